@@ -1,0 +1,137 @@
+"""Ranks: who am I, what is my share, what did the others find. Alone (no launcher), every function still works."""
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+from toolkit.errors import PollardError
+
+T = TypeVar("T")
+
+console = Console(soft_wrap=True, highlight=False)
+_alone = False  # inside `on_main`: rank 0 works by itself while the others wait
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    return 1 if _alone else int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def say(text: str = "") -> None:
+    """Prints on rank 0; the other ranks are quiet."""
+    if is_main():
+        console.print(text)
+        sys.stdout.flush()
+
+
+def progress(items: Sequence[T], description: str) -> Iterable[T]:
+    """Iterates with a progress bar on rank 0."""
+    return track(items, f"  {description}", console=console, disable=not (is_main() and console.is_terminal), transient=True)
+
+
+def start() -> None:
+    """Joins the process group the launcher describes, or makes one of a single rank (DeepSpeed needs one either way).
+
+    Raises PollardError when the launcher started more ranks than this machine has accelerators.
+    """
+    import torch
+
+    if "RANK" not in os.environ:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        alone = {
+            "RANK": 0,
+            "LOCAL_RANK": 0,
+            "WORLD_SIZE": 1,
+            "LOCAL_WORLD_SIZE": 1,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        os.environ.update({name: str(value) for name, value in alone.items()})
+    local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if 0 < gpus <= local:
+        raise PollardError(
+            f"Rank {rank()} has no GPU: this machine has {gpus}. Start with `deepspeed --num_gpus {gpus} …`, "
+            "or hide the GPUs (CUDA_VISIBLE_DEVICES=) to run on CPU."
+        )
+    if gpus:
+        torch.cuda.set_device(local)
+    if not torch.distributed.is_initialized():
+        # Rank 0 may write a large checkpoint while the others wait: the default of 30 minutes is too short.
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(hours=12))
+
+
+def stop() -> None:
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def device() -> Any:
+    """This rank's torch.device."""
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def share(items: Sequence[T]) -> list[T]:
+    """This rank's part: every `world_size`-th item."""
+    return list(items[rank() :: world_size()])
+
+
+def gather(items: T) -> list[T]:
+    """What every rank passed, in rank order, on every rank."""
+    import torch
+
+    if world_size() == 1 or not torch.distributed.is_initialized():
+        return [items]
+    found: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(found, items)
+    return found
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """Runs `function` on rank 0 alone and returns its result (which must pickle) on every rank.
+
+    Whatever `function` shares out or gathers meanwhile, rank 0 does alone. An exception on rank 0 is
+    raised on every rank, so that nobody is left waiting.
+    """
+    import torch
+
+    if world_size() == 1 or not torch.distributed.is_initialized():
+        return function()
+    outcome: list[Any] = [None, None]
+    if is_main():
+        global _alone
+        _alone = True
+        try:
+            outcome[0] = function()
+        except Exception as error:
+            torch.distributed.broadcast_object_list([None, PollardError(str(error))])
+            raise
+        finally:
+            _alone = False
+    torch.distributed.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def barrier() -> None:
+    """Waits for every rank."""
+    gather(None)

@@ -1,0 +1,79 @@
+"""What was watched: the file that calibration leaves, and every additive criterion reads.
+
+    statistics.safetensors    "model.layers.0.mlp/gate_sum/completion" -> float64 [E], …
+    statistics.json           model, task, seed, tokens and unobserved experts per block, …
+
+Sums add over tokens, batches and ranks (`max_norm` takes the maximum); means are formed only where they are used.
+Shape legend: E experts of a block.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from toolkit.errors import PollardError
+from toolkit.files import write_text
+
+Tokens = Literal["all", "prompt", "completion"]
+PARTS: tuple[Literal["prompt"], Literal["completion"]] = ("prompt", "completion")
+MAXIMA = {"max_norm"}  # every other statistic is a sum
+
+
+@dataclass
+class ExpertStatistics:
+    """Statistics per MoE block and expert.
+
+    `vectors` maps "<block>/<statistic>/<prompt|completion>" to float64 [E] (the names are those of docs/methods.md);
+    `about` holds what is not a vector: model, task, examples, seed, and under "blocks" per block its `experts`,
+    `experts_per_token` and `tokens` (prompt and completion).
+    """
+
+    vectors: dict[str, torch.Tensor] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def blocks(self) -> list[str]:
+        return list(self.about["blocks"])
+
+    def get(self, block: str, statistic: str, tokens: Tokens = "all") -> torch.Tensor:
+        """One statistic of one block over the chosen tokens, float64 [E]. Raises PollardError if it was not watched."""
+        try:
+            parts = [self.vectors[f"{block}/{statistic}/{part}"] for part in (PARTS if tokens == "all" else (tokens,))]
+        except KeyError:
+            raise PollardError(
+                f"The statistics hold no `{statistic}` of {tokens} tokens for block {block}. Calibrate again with this version."
+            ) from None
+        stacked = torch.stack(parts)
+        return stacked.amax(0) if statistic in MAXIMA else stacked.sum(0)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes both files into `folder`; the JSON, written last, is what says that they are whole."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._summarise()
+        partial = folder / "statistics.safetensors.tmp"
+        save_file({name: vector.contiguous() for name, vector in self.vectors.items()}, partial)
+        partial.replace(folder / "statistics.safetensors")
+        write_text(folder / "statistics.json", json.dumps(self.about, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "ExpertStatistics":
+        """Raises PollardError where `folder` holds no whole statistics."""
+        folder = Path(folder)
+        try:
+            about = json.loads((folder / "statistics.json").read_text())
+            return cls(load_file(folder / "statistics.safetensors"), about)
+        except (OSError, ValueError) as error:
+            raise PollardError(f"No readable statistics in {folder} ({error}). Run the calibration first.") from None
+
+    def _summarise(self) -> None:
+        """Adds what a reader asks first: per block the experts no token reached, and the entropy of their use in bits."""
+        for block, about in self.about["blocks"].items():
+            count = self.get(block, "count")
+            use = count / count.sum().clamp(min=1)
+            about["unobserved"] = (count == 0).nonzero().flatten().tolist()
+            about["entropy_bits"] = round(float(-(use * use.clamp(min=1e-30).log2()).sum()), 4)
