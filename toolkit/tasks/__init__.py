@@ -1,0 +1,19 @@
+"""What the model is for: examples, prompts, answer extraction, scoring."""
+
+from toolkit.tasks.batches import padded_batches
+from toolkit.tasks.prompts import Encoded, encode, encode_all, encode_prompt
+from toolkit.tasks.scorers import SCORERS
+from toolkit.tasks.task import PRESETS, Example, Split, Task
+
+__all__ = [
+    "PRESETS",
+    "SCORERS",
+    "Encoded",
+    "Example",
+    "Split",
+    "Task",
+    "encode",
+    "encode_all",
+    "encode_prompt",
+    "padded_batches",
+]

@@ -1,0 +1,22 @@
+"""What a named task fixes in advance; a recipe's own keys win over it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+def as_it_is(row: dict) -> dict:
+    return row
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Defaults for the fields of the same names in `TaskRecipe`; `prepare` cleans a raw line before the templates."""
+
+    dataset: str | None = None
+    subset: str | None = None
+    train: str | None = None
+    test: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    scorer: str | None = None
+    prepare: Callable[[dict], dict] = as_it_is

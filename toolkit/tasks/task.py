@@ -1,0 +1,142 @@
+"""A task: its examples in three splits, and its scorer."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from toolkit.errors import PollardError
+from toolkit.recipe import TaskRecipe
+from toolkit.tasks.gsm8k import GSM8K
+from toolkit.tasks.playground import PLAYGROUND
+from toolkit.tasks.preset import Preset
+from toolkit.tasks.scorers import SCORERS
+from toolkit.tasks.sources import Row, is_local, read_hub, read_jsonl
+
+Split = Literal["train", "dev", "test"]
+PRESETS: dict[str, Preset] = {"custom": Preset(scorer="exact"), "gsm8k": GSM8K, **PLAYGROUND}
+DEV_SHARE = 5  # dev takes at most a fifth of train
+
+
+@dataclass(frozen=True)
+class Example:
+    """One item: the conversation so far, what the model should write, and the text its answer is judged by."""
+
+    messages: tuple[dict[str, str], ...]
+    completion: str
+    gold: str
+
+
+class Task:
+    """Examples and scorer of `recipe.task`; files are read when first asked for.
+
+    Raises PollardError for keys that are missing, unreadable files, empty splits and fields a line does not have.
+    """
+
+    def __init__(self, recipe: TaskRecipe) -> None:
+        preset = PRESETS[recipe.name]
+        own = {key: value for key, value in recipe.model_dump().items() if value is not None and key in Preset.__annotations__}
+        if "dataset" in own:  # another data set: the preset's subset and splits mean nothing there
+            own = {"subset": None, "train": "train", "test": "test"} | own
+        self.name = recipe.name
+        self.preset = Preset(**{**preset.__dict__, **own})
+        self.recipe = recipe
+        self.score: Callable[[str, str], bool] = SCORERS[self.preset.scorer or "exact"]
+        if not recipe.messages and not (self.preset.prompt and self.preset.completion):
+            raise PollardError(
+                'A custom task needs `task.prompt` and `task.completion` (templates such as "{question}"), or `task.messages`.'
+            )
+
+    def sources(self) -> dict[str, str]:
+        """Where train and test come from, for people and fingerprints."""
+        return {split: self._source(split) for split in ("train", "test")}
+
+    def examples(self, split: Split) -> list[Example]:
+        """All examples of a split, in the file's order (dev and train: what the carving left them)."""
+        if split == "test":
+            return self._test
+        return self._carved[split]
+
+    @cached_property
+    def _test(self) -> list[Example]:
+        return self._read("test")
+
+    @cached_property
+    def _carved(self) -> dict[str, list[Example]]:
+        """Train without its dev slice, and the slice: the same whatever the recipe's seed, so that runs compare."""
+        everything = self._read("train")
+        size = min(self.recipe.dev_examples, len(everything) // DEV_SHARE)
+        chosen = set(random.Random("dev").sample(range(len(everything)), size))
+        return {
+            "train": [example for i, example in enumerate(everything) if i not in chosen],
+            "dev": [example for i, example in enumerate(everything) if i in chosen],
+        }
+
+    def _source(self, split: Literal["train", "test"] | str) -> str:
+        source = getattr(self.preset, split)
+        if source is None or (not is_local(source) and not self.preset.dataset):
+            raise PollardError(
+                f"Task {self.name} has no {split} data: give `task.{split}`, a JSONL file (or a split of `task.dataset`)."
+            )
+        return source
+
+    def _read(self, split: str) -> list[Example]:
+        source = self._source(split)
+        if is_local(source):
+            rows = read_jsonl(source)
+        else:
+            rows = read_hub(str(self.preset.dataset), self.preset.subset, source, self.recipe.revision)
+        if not rows:
+            raise PollardError(f"{source} is empty: task {self.name} needs {split} examples.")
+        return [self._example(row) for row in rows]
+
+    def _example(self, row: Row) -> Example:
+        where, columns = row
+        columns = self.preset.prepare(columns)
+        if self.recipe.messages:
+            messages, completion = self._conversation(where, columns)
+        else:
+            messages = ({"role": "user", "content": _fill(str(self.preset.prompt), columns, where)},)
+            completion = _fill(str(self.preset.completion), columns, where)
+        if not completion.strip():
+            raise PollardError(f"{where}: the completion is empty.")
+        gold = _fill(self.recipe.answer, columns, where) if self.recipe.answer else completion
+        return Example(messages, completion, gold)
+
+    def _conversation(self, where: str, columns: dict[str, Any]) -> tuple[tuple[dict[str, str], ...], str]:
+        messages = _column(str(self.recipe.messages), columns, where)
+        well_formed = isinstance(messages, list) and len(messages) > 1
+        well_formed = well_formed and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages)
+        if not well_formed or messages[-1]["role"] != "assistant":
+            raise PollardError(
+                f"{where}: `{self.recipe.messages}` must be a list of {{role, content}} messages that ends with the assistant's."
+            )
+        turns = tuple({"role": m["role"], "content": m["content"]} for m in messages)
+        return turns[:-1], turns[-1]["content"]
+
+
+def _column(name: str, columns: dict[str, Any], where: str) -> Any:
+    if name not in columns:
+        raise PollardError(f"{where}: no field `{name}`. Fields there: {', '.join(columns) or 'none'}.")
+    return columns[name]
+
+
+class _Columns(dict):
+    """Lets `str.format_map` explain a field that a line does not have."""
+
+    def __init__(self, columns: dict[str, Any], where: str) -> None:
+        super().__init__(columns)
+        self.where = where
+
+    def __missing__(self, name: str) -> Any:
+        return _column(name, dict(self), self.where)
+
+
+def _fill(template: str, columns: dict[str, Any], where: str) -> str:
+    try:
+        return template.format_map(_Columns(columns, where))
+    except (ValueError, IndexError) as error:
+        raise PollardError(
+            f"The template {template!r} cannot be filled ({error}): write {{column}}, and {{{{ for a brace."
+        ) from None
