@@ -1,0 +1,6 @@
+"""Watch the experts on the task: run the original model over training examples and leave statistics."""
+
+from toolkit.calibration.calibrate import calibrate
+from toolkit.calibration.totals import Totals
+
+__all__ = ["Totals", "calibrate"]
