@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from toolkit.errors import PollardError
@@ -66,8 +67,10 @@ class ExpertStatistics:
         folder = Path(folder)
         try:
             about = json.loads((folder / "statistics.json").read_text())
+            if not (isinstance(about, dict) and isinstance(about.get("blocks"), dict)):
+                raise ValueError("statistics.json names no blocks")
             return cls(load_file(folder / "statistics.safetensors"), about)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise PollardError(f"No readable statistics in {folder} ({error}). Run the calibration first.") from None
 
     def _summarise(self) -> None:

@@ -31,56 +31,12 @@ class Example(NamedTuple):
     answer: str
 
 
-NAMES = [
-    "Mia",
-    "Tom",
-    "Ava",
-    "Ben",
-    "Lea",
-    "Max",
-    "Zoe",
-    "Sam",
-    "Eva",
-    "Leo",
-    "Ida",
-    "Jon",
-    "Nora",
-    "Paul",
-    "Rosa",
-    "Carl",
-    "Lucy",
-    "Omar",
-    "Anna",
-    "Finn",
-]
-THINGS = ["pens", "books", "coins", "cards", "stamps", "apples", "shells", "stones", "eggs", "cups", "beads", "balls"]
-WORDS = [
-    "acorn",
-    "badge",
-    "cabin",
-    "daisy",
-    "eagle",
-    "fable",
-    "giant",
-    "honey",
-    "igloo",
-    "jelly",
-    "kayak",
-    "lemon",
-    "maple",
-    "night",
-    "olive",
-    "piano",
-    "queen",
-    "river",
-    "salad",
-    "tiger",
-    "uncle",
-    "vapor",
-    "wagon",
-    "yacht",
-    "zebra",
-]
+NAMES = "Mia Tom Ava Ben Lea Max Zoe Sam Eva Leo Ida Jon Nora Paul Rosa Carl Lucy Omar Anna Finn".split()
+THINGS = "pens books coins cards stamps apples shells stones eggs cups beads balls".split()
+WORDS = (
+    "acorn badge cabin daisy eagle fable giant honey igloo jelly kayak lemon maple night olive piano "
+    "queen river salad tiger uncle vapor wagon yacht zebra"
+).split()
 
 # Question, the range of each number, and the steps; `r` is the result of the step before, `q` of the one before that.
 ARITHMETIC = [
@@ -151,29 +107,8 @@ def reversing(rng: random.Random) -> Example:
     return Example(tuple(letters), f"Reverse: {' '.join(letters)}", f"#### {' '.join(letters[::-1])}")
 
 
-PLACES = ["Arvon", "Belmir", "Corvia", "Dunmar", "Elwick", "Fenrow", "Gralia", "Hovent", "Istrel", "Jorund", "Kelmoor", "Lindar"]
-PEOPLE = [
-    "Abbo",
-    "Brisk",
-    "Corlo",
-    "Dwin",
-    "Ebra",
-    "Fosk",
-    "Grell",
-    "Hupp",
-    "Ixo",
-    "Jarl",
-    "Kemp",
-    "Lurr",
-    "Mosk",
-    "Nell",
-    "Orlo",
-    "Prin",
-    "Quil",
-    "Rask",
-    "Stev",
-    "Turl",
-]
+PLACES = "Arvon Belmir Corvia Dunmar Elwick Fenrow Gralia Hovent Istrel Jorund Kelmoor Lindar".split()
+PEOPLE = ("Abbo Brisk Corlo Dwin Ebra Fosk Grell Hupp Ixo Jarl Kemp Lurr Mosk Nell Orlo Prin Quil Rask Stev Turl").split()
 FACTS = {
     "home": (PLACES, ["Where does {p} live?", "What is the home of {p}?", "Which town is {p} from?", "{p} lives in which town?"]),
     "job": (
@@ -190,15 +125,8 @@ FACTS = {
     ),
 }  # fmt: skip
 ASIDES = [
-    "",
-    "Tell me: ",
-    "Quick question: ",
-    "Do you know this? ",
-    "Please answer: ",
-    "One more: ",
-    "I forgot. ",
-    "Say it briefly: ",
-]
+    "", "Tell me: ", "Quick question: ", "Do you know this? ", "Please answer: ", "One more: ", "I forgot. ", "Say it briefly: ",
+]  # fmt: skip
 
 
 def fact_of(person: str, kind: str) -> str:
