@@ -70,9 +70,12 @@ class Plan(BaseModel):
     def load(cls, path: str | os.PathLike[str]) -> "Plan":
         """Reads and checks a plan file; raises PollardError naming the file and every fault."""
         try:
-            return cls.model_validate_json(Path(path).read_text())
+            return cls.model_validate_json(Path(path).read_bytes())
         except OSError as error:
             raise PollardError(f"No plan at {path}: {error.strerror}.") from None
         except ValidationError as error:
-            faults = "\n".join(f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            faults = "\n".join(
+                f"  {'.'.join(map(str, e['loc'])) or 'as a whole'}: {e['msg'].removeprefix('Value error, ')}"
+                for e in error.errors()
+            )
             raise PollardError(f"{path} is not a valid plan:\n{faults}") from None

@@ -107,10 +107,10 @@ class FinetuningRecipe(Section):
     trainer: dict[str, Any] = {}
     """Any field of TRL's SFTConfig (learning_rate, max_steps, optim: adamw_bnb_8bit, …)."""
 
-    @field_validator("zero", mode="after")
+    @field_validator("zero", mode="before")
     @classmethod
     def _preset_or_file(cls, zero: Any) -> Any:
-        if zero not in ZERO_PRESETS and not str(zero).endswith(".json"):
+        if isinstance(zero, bool) or (zero not in ZERO_PRESETS and not str(zero).endswith(".json")):
             raise ValueError(f"{zero!r} is neither a ZeRO preset (0, 1, 2, 3, 3-offload) nor a path to a .json file")
         return zero
 
@@ -130,9 +130,9 @@ class EvaluationRecipe(Section):
 class Recipe(Section):
     """One whole job."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str
     """Results go to runs/<name>."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     model: ModelRecipe
     task: TaskRecipe
     calibration: CalibrationRecipe = CalibrationRecipe()
@@ -144,23 +144,58 @@ class Recipe(Section):
     @classmethod
     def _expand_shorthands(cls, values: Any) -> Any:
         if isinstance(values, dict):
-            values = dict(values)
+            # A section whose keys are all commented out reads as null: nothing is said, so its defaults hold
+            values = {key: value for key, value in values.items() if value is not None or key not in cls.model_fields}
             for key, field in SHORTHANDS.items():
                 if isinstance(values.get(key), str):
                     values[key] = {field: values[key]}
         return values
+
+    @field_validator("name", mode="after")
+    @classmethod
+    def _name_makes_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError("a name is a folder's: letters, digits, _ . and -, beginning with a letter or digit")
+        return name
 
 
 SHORTHANDS = {"model": "path", "task": "name"}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-5 as text; everyone who writes a learning rate means a number."""
+    """YAML as people mean it, and an error where of two equal keys the last would win in silence."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key `{key.value}` stands here twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would read as something else."""
+
+
+def _as_people_mean_it(yaml_class: Any) -> None:
+    """YAML 1.1 reads `eval_strategy: no` as false and 1e-5 as text."""
+    boolean, real = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+    yaml_class.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in found if tag != boolean]
+        for first, found in yaml_class.yaml_implicit_resolvers.items()
+    }
+    yaml_class.add_implicit_resolver(boolean, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+    yaml_class.add_implicit_resolver(real, re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+
+
+_as_people_mean_it(_Loader)
+_as_people_mean_it(_Dumper)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, every default filled in; `load_recipe` reads the same recipe back."""
+    return yaml.dump(recipe.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -170,13 +205,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=_Loader)
         values = yaml.load(text, Loader=_Loader)
     except OSError as error:
-        there = ", ".join(sorted(map(str, path.parent.glob("*.yaml")))) or "none"
+        folder = path if path.is_dir() else path.parent
+        there = ", ".join(sorted(map(str, folder.glob("*.yaml")))) or "none"
         raise PollardError(f"No recipe at {path} ({error.strerror}). Recipes in that folder: {there}.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PollardError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise PollardError(f"{path} must hold keys such as `model:` and `task:`, not {type(values).__name__}.")
@@ -184,6 +220,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         key = _override(values, override)
         lines[key] = f"command line ({override})"
+        for n in range(1, len(key)):
+            lines.setdefault(key[:n], lines[key])
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -197,10 +235,7 @@ def _override(values: dict[str, Any], override: str) -> tuple[str, ...]:
     key = tuple(name.split("."))
     if not equals or not all(key):
         raise PollardError(f"`{override}` is not an override: write key.path=value, e.g. pruning.keep=2.")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        value = text
+    value = _value(key, text)
     for part in key[:-1]:
         if isinstance(values.get(part), str) and part in SHORTHANDS:
             values[part] = {SHORTHANDS[part]: values[part]}
@@ -209,6 +244,18 @@ def _override(values: dict[str, Any], override: str) -> tuple[str, ...]:
         values = values[part]
     values[key[-1]] = value
     return key
+
+
+def _value(key: tuple[str, ...], text: str) -> Any:
+    """YAML, except where a field takes text: `task.prompt={question}` and `model.revision=12e5` are meant as they stand."""
+    section = _section_at(key[:-1])
+    field = section.model_fields.get(key[-1]) if section else None
+    if field and field.annotation in (str, str | None) and text[:1] not in ("", '"', "'") and text != "null":
+        return text
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        return text
 
 
 def _lines_of(node: Any, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
@@ -224,13 +271,12 @@ def _lines_of(node: Any, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], 
 
 def _explain(fault: dict[str, Any], lines: dict[tuple[str, ...], str], file: str) -> str:
     """One fault as one line: where, which key, what is wrong, what to write instead."""
-    location = tuple(
-        str(part) for part in fault["loc"] if not str(part).startswith(("literal[", "function-", "str", "int", "float"))
-    )
+    location = tuple(map(str, fault["loc"]))
     where = next((lines[location[:n]] for n in range(len(location), 0, -1) if location[:n] in lines), file)
     key = ".".join(location) or "the recipe"
     if fault["type"] == "extra_forbidden":
-        allowed = _fields_at(location[:-1])
+        section = _section_at(location[:-1])
+        allowed = list(section.model_fields) if section else []
         return (
             f"{where}: `{key}` is not a key of a recipe{did_you_mean(location[-1], allowed)} Allowed here: {', '.join(allowed)}."
         )
@@ -240,15 +286,22 @@ def _explain(fault: dict[str, Any], lines: dict[tuple[str, ...], str], file: str
         allowed = [str(value) for value in re.findall(r"'([^']*)'|(\d+)", fault["ctx"]["expected"]) for value in value if value]
         given = fault["input"]
         return f"{where}: `{key}` cannot be {given!r}{did_you_mean(str(given), allowed)} Allowed: {', '.join(allowed)}."
+    if fault["type"] == "model_type" and (section := _section_at(location)):
+        return f"{where}: `{key}` takes keys ({', '.join(section.model_fields)}), not {fault['input']!r}."
+    if fault["type"] == "string_type":
+        return f"{where}: `{key}` must be text: put it in quotes (given: {fault['input']!r})."
     message = fault["msg"].removeprefix("Value error, ")
     return f"{where}: `{key}`: {message} (given: {fault['input']!r})."
 
 
-def _fields_at(location: tuple[str, ...]) -> list[str]:
+def _section_at(location: tuple[str, ...]) -> type[Section] | None:
+    """The section that these keys lead to; None where they lead elsewhere."""
     section: Any = Recipe
     for part in location:
-        section = section.model_fields[part].annotation
-    return list(section.model_fields)
+        section = getattr(section.model_fields.get(part), "annotation", None)
+        if not (isinstance(section, type) and issubclass(section, Section)):
+            return None
+    return section
 
 
 def did_you_mean(word: str, allowed: Sequence[str]) -> str:

@@ -54,7 +54,9 @@ def select(
         observed = (count > 0).tolist() if criterion != "random" else [True] * len(count)
         order = sorted(range(len(scores)), key=lambda e: (not observed[e], -scores[e].item(), e))
         blocks[block] = BlockPlan(experts=len(scores), kept=sorted(order[:number]), scores=scores.tolist())
-    calibration: dict[str, Any] = {key: statistics.about[key] for key in ("task", "examples", "fingerprint") if key in statistics.about}
+    calibration: dict[str, Any] = {
+        key: statistics.about[key] for key in ("task", "examples", "fingerprint") if key in statistics.about
+    }
     calibration["tokens"] = sum(about["tokens"].values())
     return Plan(
         model=statistics.about["model"], criterion=criterion, tokens=tokens, seed=seed, keep=number,

@@ -7,6 +7,7 @@ line. The completion ends with the end-of-sequence token, which is learnt like a
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import PollardError
@@ -27,7 +28,7 @@ class Encoded(NamedTuple):
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
     """The tokens a model is asked to continue."""
     if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(list(example.messages), tokenize=False, add_generation_prompt=True)
+        text = _render(tokenizer, example.messages, add_generation_prompt=True)
         return tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes its own special tokens
     return tokenizer("\n".join(m["content"] for m in example.messages) + "\n")["input_ids"]
 
@@ -58,11 +59,20 @@ def _completion_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> st
     """What the template itself would write for the assistant after the generation prompt (think tags, channels, …)."""
     if not tokenizer.chat_template:
         return example.completion
-    turns = list(example.messages)
-    prompt = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    prompt = _render(tokenizer, example.messages, add_generation_prompt=True)
     answer = {"role": "assistant", "content": example.completion}
-    whole = str(tokenizer.apply_chat_template([*turns, answer], tokenize=False))
+    whole = _render(tokenizer, [*example.messages, answer], add_generation_prompt=False)
     if not whole.startswith(prompt):
         return example.completion
     text, end, _ = whole[len(prompt) :].rpartition(tokenizer.eos_token)
     return text + end if end else whole[len(prompt) :].rstrip("\n")
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
+    """What the chat template writes. Raises PollardError where it refuses (many know no system message, for one)."""
+    try:
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+    except TemplateError as error:
+        roles = ", ".join(m["role"] for m in messages)
+        raise PollardError(f"The model's chat template refuses a conversation of {roles}: {error}") from None
+    return str(text)

@@ -18,7 +18,7 @@ def read_jsonl(path: str) -> list[Row]:
     """The objects of a JSONL file; raises PollardError naming file and line of the first that is none."""
     rows: list[Row] = []
     try:
-        with Path(path).open(encoding="utf-8") as lines:
+        with Path(path).open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue

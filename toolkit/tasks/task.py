@@ -11,7 +11,7 @@ from toolkit.recipe import TaskRecipe
 from toolkit.tasks.gsm8k import GSM8K
 from toolkit.tasks.playground import PLAYGROUND
 from toolkit.tasks.preset import Preset
-from toolkit.tasks.scorers import SCORERS
+from toolkit.tasks.scorers import SCORERS, final_part
 from toolkit.tasks.sources import Row, is_local, read_hub, read_jsonl
 
 Split = Literal["train", "dev", "test"]
@@ -89,7 +89,16 @@ class Task:
             rows = read_hub(str(self.preset.dataset), self.preset.subset, source, self.recipe.revision)
         if not rows:
             raise PollardError(f"{source} is empty: task {self.name} needs {split} examples.")
-        return [self._example(row) for row in rows]
+        examples = [self._example(row) for row in rows]
+        if split == "test":
+            for (where, _), example in zip(rows, examples, strict=True):
+                self._check_gold(where, example.gold)
+        return examples
+
+    def _check_gold(self, where: str, gold: str) -> None:
+        """Raises PollardError for a text by which no answer could be right (`numeric` without a number), or every one."""
+        if not final_part(gold) or not self.score(gold, gold):
+            raise PollardError(f"{where}: scorer `{self.preset.scorer}` finds nothing to compare with in the answer {gold!r}.")
 
     def _example(self, row: Row) -> Example:
         where, columns = row
@@ -107,10 +116,13 @@ class Task:
     def _conversation(self, where: str, columns: dict[str, Any]) -> tuple[tuple[dict[str, str], ...], str]:
         messages = _column(str(self.recipe.messages), columns, where)
         well_formed = isinstance(messages, list) and len(messages) > 1
-        well_formed = well_formed and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages)
+        well_formed = well_formed and all(
+            isinstance(m, dict) and "role" in m and isinstance(m.get("content"), str) for m in messages
+        )
         if not well_formed or messages[-1]["role"] != "assistant":
             raise PollardError(
-                f"{where}: `{self.recipe.messages}` must be a list of {{role, content}} messages that ends with the assistant's."
+                f"{where}: `{self.recipe.messages}` must be a list of {{role, content}} messages, each content a text, "
+                "that ends with the assistant's."
             )
         turns = tuple({"role": m["role"], "content": m["content"]} for m in messages)
         return turns[:-1], turns[-1]["content"]
@@ -119,24 +131,27 @@ class Task:
 def _column(name: str, columns: dict[str, Any], where: str) -> Any:
     if name not in columns:
         raise PollardError(f"{where}: no field `{name}`. Fields there: {', '.join(columns) or 'none'}.")
+    if columns[name] is None:
+        raise PollardError(f"{where}: the field `{name}` is null.")
     return columns[name]
 
 
-class _Columns(dict):
+@dataclass(frozen=True)
+class _Columns:
     """Lets `str.format_map` explain a field that a line does not have."""
 
-    def __init__(self, columns: dict[str, Any], where: str) -> None:
-        super().__init__(columns)
-        self.where = where
+    columns: dict[str, Any]
+    where: str
 
-    def __missing__(self, name: str) -> Any:
-        return _column(name, dict(self), self.where)
+    def __getitem__(self, name: str) -> Any:
+        return _column(name, self.columns, self.where)
 
 
 def _fill(template: str, columns: dict[str, Any], where: str) -> str:
     try:
         return template.format_map(_Columns(columns, where))
-    except (ValueError, IndexError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
         raise PollardError(
-            f"The template {template!r} cannot be filled ({error}): write {{column}}, and {{{{ for a brace."
+            f"{where}: the template {template!r} cannot be filled ({what}): write {{column}}, and {{{{ for a brace."
         ) from None
