@@ -63,6 +63,8 @@ def start() -> None:
         }
         os.environ.update({name: str(value) for name, value in alone.items()})
     local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if not gpus:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed looks for others, and warns
     if 0 < gpus <= local:
         raise PollardError(
             f"Rank {rank()} has no GPU: this machine has {gpus}. Start with `deepspeed --num_gpus {gpus} …`, "

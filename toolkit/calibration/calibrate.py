@@ -4,6 +4,7 @@ Shape legend: B sequences, S positions, T = B * S tokens.
 """
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -16,7 +17,7 @@ from toolkit.moe import find_blocks, load_model, watching
 
 
 @torch.no_grad()
-def calibrate(model: PreTrainedModel | str, batches: Iterable[Mapping[str, torch.Tensor]]) -> ExpertStatistics:
+def calibrate(model: PreTrainedModel | str | Path, batches: Iterable[Mapping[str, torch.Tensor]]) -> ExpertStatistics:
     """Watches the experts of `model` (or of the checkpoint at that path) over `batches`.
 
     Each batch holds `input_ids` [B, S], `attention_mask` [B, S] and optionally `completion_mask` [B, S]; without one
@@ -24,8 +25,8 @@ def calibrate(model: PreTrainedModel | str, batches: Iterable[Mapping[str, torch
     get the statistics of all. Raises PollardError for a dense model, for no tokens at all and for sums that are not
     finite (a model that overflows in its dtype).
     """
-    if isinstance(model, str):
-        model = load_model(model, device=device())
+    if isinstance(model, str | Path):
+        model = load_model(str(model), device=device())
     model.eval()
     blocks = find_blocks(model)
     totals = Totals(blocks)

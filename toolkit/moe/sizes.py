@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from toolkit.moe.blocks import find_blocks
-from toolkit.moe.load import meta_model
+from toolkit.moe.load import load_config, meta_model
 
 
 class Sizes(NamedTuple):
@@ -25,10 +25,11 @@ def sizes(model: PreTrainedModel) -> Sizes:
     return Sizes(total, total - idle)
 
 
-def checkpoint_bytes(folder: str | Path) -> int | None:
-    """Bytes of the weight files in a local folder; None for a hub id."""
-    folder = Path(folder)
-    return sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder.is_dir() else None
+def checkpoint_bytes(path: str | Path, revision: str | None = None) -> int:
+    """Bytes of the weights on disk: of the files of a local folder, or what the configuration of a hub model makes them."""
+    if Path(path).is_dir():
+        return sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
+    return weight_bytes(load_config(str(path), revision))
 
 
 def weight_bytes(config: Any, dtype: str = "checkpoint") -> int:
