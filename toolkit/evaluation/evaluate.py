@@ -1,0 +1,126 @@
+"""Greedy generation over a split, shared by all ranks. Shape legend: B prompts, S positions."""
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from toolkit.distributed import barrier, device, gather, progress, share, world_size
+from toolkit.errors import PollardError
+from toolkit.evaluation.scores import Item, Scores
+from toolkit.moe import load_model, load_tokenizer
+from toolkit.tasks import Split, Task, encode_prompt
+
+
+def evaluate(
+    model: PreTrainedModel | str | os.PathLike[str],
+    tokenizer: PreTrainedTokenizerBase | None,
+    task: Task,
+    split: Split = "test",
+    examples: int | None = None,
+    batch_size: int = 32,
+    max_new_tokens: int = 512,
+) -> Scores:
+    """Answers the first `examples` items of `split` (all unless given) and scores them with the task's scorer.
+
+    Prompts are sorted by length, batched, padded on the left, and dealt out to the ranks by whole batches; every rank
+    returns the scores of all. `model` may be a path (its own tokenizer serves unless one is given). Raises PollardError
+    for an empty split.
+    """
+    if isinstance(model, str | os.PathLike):
+        tokenizer = tokenizer or load_tokenizer(os.fspath(model))
+        model = load_model(os.fspath(model), device=device())
+    if tokenizer is None:
+        raise PollardError("evaluate() needs the tokenizer of a model that is already loaded.")
+    chosen = task.examples(split)[:examples]
+    if not chosen:
+        raise PollardError(f"Task {task.name} has no {split} examples.")
+    prompts = [encode_prompt(tokenizer, example) for example in chosen]
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    settings = greedy(model, tokenizer, max_new_tokens)
+    reset_peak_memory(model.device)
+    barrier()
+    started = time.monotonic()
+    items = []
+    for batch in progress(share(batches), "answering"):
+        answers = generate(model, [prompts[i] for i in batch], settings)
+        for i, answer in zip(batch, answers, strict=True):
+            text = str(tokenizer.decode(answer, skip_special_tokens=True))
+            ended = bool(answer) and answer[-1] in _as_list(settings.eos_token_id)
+            question = "\n".join(m["content"] for m in chosen[i].messages)
+            gold = chosen[i].gold
+            items.append(Item(i, question, gold, text, task.score(text, gold), len(answer), ended))
+    everyone = gather((items, time.monotonic() - started, peak_memory(model.device)))
+    everything = sorted((item for share_of_one, _, _ in everyone for item in share_of_one), key=lambda item: item.index)
+    seconds = max(seconds for _, seconds, _ in everyone)
+    about = {
+        "task": task.name,
+        "split": split,
+        "seconds": round(seconds, 2),
+        "tokens_per_second": round(sum(item.tokens for item in everything) / seconds, 1),
+        "peak_memory_bytes": max(peak for _, _, peak in everyone),
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+        "ranks": world_size(),
+        "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu",
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    return Scores(everything, about)
+
+
+def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
+    """Greedy decoding whatever the checkpoint's generation config says, but with its own end tokens."""
+    ends = (
+        {*_as_list(model.generation_config.eos_token_id), tokenizer.eos_token_id}
+        if model.generation_config
+        else {tokenizer.eos_token_id}
+    )
+    return GenerationConfig(
+        do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=sorted(end for end in ends if end is not None),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def generate(model: PreTrainedModel, prompts: list[list[int]], settings: GenerationConfig) -> list[list[int]]:
+    """The generated tokens of each prompt, up to and including its end token."""
+    length = max(map(len, prompts))
+    pad: Any = settings.pad_token_id
+    ids_BS = torch.tensor([[pad] * (length - len(p)) + p for p in prompts], device=model.device)
+    mask_BS = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    theirs, model.generation_config = model.generation_config, settings  # transformers fills ours up with the checkpoint's
+    try:
+        out = cast(Any, model).generate(input_ids=ids_BS, attention_mask=mask_BS, generation_config=settings)
+    finally:
+        model.generation_config = theirs
+    ends = set(_as_list(settings.eos_token_id))
+    answers = []
+    for row in out[:, length:].tolist():
+        stop = next((position + 1 for position, token in enumerate(row) if token in ends), len(row))
+        answers.append(row[:stop])
+    return answers
+
+
+def reset_peak_memory(where: torch.device) -> None:
+    if where.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(where)
+        return
+    with suppress(OSError):  # where it may not be written, the peak is that since the process began
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(where: torch.device) -> int:
+    """Bytes, since the reset: the most GPU memory allocated, or the most the whole process held (libraries and all)."""
+    if where.type == "cuda":
+        return torch.cuda.max_memory_allocated(where)
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def _as_list(ids: int | list[int] | None) -> list[int]:
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
