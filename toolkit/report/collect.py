@@ -1,0 +1,192 @@
+"""From a run directory to one dictionary of facts, report.json: the only source of the page and of the table.
+
+A file counts when the manifest says that its stage is finished and the recipe asks for it; what is missing is None, and
+nothing is guessed. Shape legend: E experts of a block.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+
+from toolkit.errors import PollardError
+from toolkit.expert_statistics import PARTS, ExpertStatistics, Tokens
+from toolkit.plan import Plan
+from toolkit.report.words import comparison, headline, warnings
+from toolkit.run_directory import RunDirectory
+
+T = TypeVar("T")
+ROLES = ("original", "pruned", "recovered")
+MEASURES = (
+    "score", "correct", "n", "interval", "split", "truncated", "empty", "generated_tokens", "seconds", "tokens_per_second",
+    "peak_memory_bytes", "parameters", "active_parameters", "checkpoint_bytes", "max_new_tokens", "batch_size", "ranks",
+    "device", "dtype",
+)  # fmt: skip
+# Not the speed: a ratio of two passes measured once each would be mostly noise
+RATIOS = ("parameters", "active_parameters", "checkpoint_bytes")
+
+
+def collect(run_path: Path) -> dict[str, Any]:
+    """The facts of a run as plain JSON values. Raises PollardError for a file that is there but damaged."""
+    run = RunDirectory(run_path.name, run_path.parent)
+    manifest = run.read_manifest()
+    stages = {name: entry for name, entry in manifest["stages"].items() if name != "report"}
+    recipe = _read(run.recipe, yaml.safe_load) or {}
+    plan = Plan.load(run.plan) if "select" in stages and run.plan.exists() else None
+    statistics = _statistics(run) if "calibrate" in stages else None
+    models, left_out = _models(run, recipe, stages)
+    latest = list(stages.values())[-1] if stages else {}
+    facts: dict[str, Any] = {
+        "format": 1,
+        "name": recipe.get("name", run_path.name),
+        "model": manifest.get("model"),
+        "task": manifest.get("task"),
+        "seed": recipe.get("seed"),
+        "pruning": _pruning(plan),
+        "calibration": _calibration(stages, statistics),
+        "models": models,
+        "ratios": _ratios(models),
+        "paired": _paired(run, models),
+        "blocks": _blocks(statistics, plan),
+        "training": _training(run, stages["recover"]) if "recover" in stages else None,
+        "stages": stages,
+        "versions": latest.get("versions"),
+        "git_commit": latest.get("git_commit"),
+        "recipe": recipe or None,
+        "recipe_path": str(run.recipe),
+    }
+    return facts | {
+        "headline": headline(facts),
+        "comparison": comparison(facts),
+        "warnings": [*warnings(facts), *left_out],
+    }
+
+
+def _read(path: Path, parse: Callable[[str], T]) -> T | None:
+    """The parsed content of a file; None where there is none."""
+    if not path.exists():
+        return None
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise PollardError(f"{path} is damaged ({error}). Remove it and run the stage that writes it again (--fresh).") from None
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]] | None:
+    return _read(path, lambda text: [json.loads(line) for line in text.splitlines() if line.strip()])
+
+
+def _statistics(run: RunDirectory) -> ExpertStatistics | None:
+    return ExpertStatistics.load(run.statistics) if (run.statistics / "statistics.json").exists() else None
+
+
+def _pruning(plan: Plan | None) -> dict[str, Any] | None:
+    if plan is None:
+        return None
+    experts = next(iter(plan.blocks.values())).experts
+    chosen = plan.model_dump(include={"keep", "experts_per_token", "criterion", "mode", "tokens", "seed"})
+    return chosen | {"experts": experts, "blocks": len(plan.blocks)}
+
+
+def _calibration(stages: dict[str, Any], statistics: ExpertStatistics | None) -> dict[str, Any] | None:
+    if "calibrate" not in stages:
+        return None
+    blocks = statistics.about["blocks"].values() if statistics else ()
+    tokens = next((about["tokens"] for about in blocks), None)  # every block sees the same tokens
+    return {key: stages["calibrate"].get(key) for key in ("examples", "left_out")} | {"tokens": tokens}
+
+
+def _models(run: RunDirectory, recipe: dict[str, Any], stages: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Per role its measures (None: not evaluated), and why any file was left out."""
+    asked = recipe.get("evaluation", {}).get("models", ROLES)
+    models, left_out = {}, []
+    for role in ROLES:
+        path = run.evaluation / f"{role}.json"
+        found = _read(path, json.loads)
+        if found and f"evaluate/{role}" not in stages:
+            left_out.append(f"{path.name} is left out: its evaluation was started again and has not finished.")
+        elif found and role not in asked:
+            left_out.append(f"{path.name} is left out: the recipe does not ask for it, so it may belong to an earlier recipe.")
+        else:
+            models[role] = found and {key: found.get(key) for key in MEASURES}
+    return {role: models.get(role) for role in ROLES}, left_out
+
+
+def _ratios(models: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Sizes of the pruned and the recovered model as fractions of the original's."""
+    original = models["original"] or {}
+    return {
+        role: {key: found[key] / original[key] for key in RATIOS if found[key] and original.get(key)}
+        for role, found in models.items()
+        if found and role != "original"
+    }
+
+
+def _paired(run: RunDirectory, models: dict[str, Any]) -> dict[str, int] | None:
+    """Question by question, who was right: the same questions were put to both, so this says more than two scores."""
+    original, recovered = models["original"], models["recovered"]
+    if not (original and recovered) or original["split"] != recovered["split"]:
+        return None
+    before, after = (
+        {item["index"]: item["correct"] for item in _read_lines(run.evaluation / f"{role}.predictions.jsonl") or ()}
+        for role in ("original", "recovered")
+    )
+    if not before or before.keys() != after.keys():
+        return None
+    right = [(before[index], after[index]) for index in before]
+    names = {"both": (True, True), "only_original": (True, False), "only_recovered": (False, True), "neither": (False, False)}
+    return {name: right.count(outcome) for name, outcome in names.items()}
+
+
+def _blocks(statistics: ExpertStatistics | None, plan: Plan | None) -> dict[str, dict[str, Any]]:
+    """Per block what was watched and what was chosen; either may be missing."""
+    watched = statistics.about["blocks"] if statistics else {}
+    chosen = plan.blocks if plan else {}
+    blocks = {}
+    for name in watched or chosen:
+        about, choice = watched.get(name, {}), chosen.get(name)
+        block: dict[str, Any] = {
+            "experts": about["experts"] if about else chosen[name].experts,
+            "kept": choice.kept if choice else None,
+            "share": None, "kept_share": None, "kept_unobserved": None,
+            "unobserved": about.get("unobserved"),
+            "entropy_bits": about.get("entropy_bits"),
+        }  # fmt: skip
+        if statistics and about:
+            counts = {tokens: statistics.get(name, "count", tokens) for tokens in ("all", *PARTS)}
+            block["share"] = {tokens: _share(count) for tokens, count in counts.items()}
+            if plan and choice:
+                count = counts[_tokens(plan)]
+                block["kept_share"] = _short(float(count[choice.kept].sum() / count.sum())) if count.any() else None
+                block["kept_unobserved"] = int((count[choice.kept] == 0).sum())
+        blocks[name] = block
+    return blocks
+
+
+def _tokens(plan: Plan) -> Tokens:
+    return plan.tokens if plan.tokens in PARTS else "all"  # type: ignore[return-value]
+
+
+def _share(count_E: torch.Tensor) -> list[float] | None:
+    """Each expert's part of the routing choices, adding up to 1; None where no token of this kind was seen."""
+    return [_short(share) for share in (count_E / count_E.sum()).tolist()] if count_E.any() else None
+
+
+def _short(number: float) -> float:
+    """Six significant digits, so that 128 experts in 48 blocks stay a readable file (and only zero becomes zero)."""
+    return float(f"{number:.6g}")
+
+
+def _training(run: RunDirectory, entry: dict[str, Any]) -> dict[str, Any]:
+    """What the recovery said when it finished, and its losses as [step, loss]; a loss that is not finite is None."""
+    log = _read_lines(run.training_log) or []
+
+    def curve(key: str) -> list[list[float | None]]:
+        return [[line["step"], line[key] if math.isfinite(line[key]) else None] for line in log if key in line]
+
+    facts = {key: entry.get(key) for key in ("steps", "examples", "left_out")}
+    return facts | {"loss": curve("loss"), "dev_loss": curve("eval_loss")}

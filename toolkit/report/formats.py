@@ -1,0 +1,48 @@
+"""Numbers as the page and the terminal write them: one place, so that both say the same. None becomes a dash."""
+
+from collections.abc import Mapping
+from typing import Any
+
+NOTHING = "–"
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """0.962 -> "96.2 %"."""
+    return NOTHING if fraction is None else f"{100 * fraction:.{digits}f} %"
+
+
+def interval(found: Mapping[str, Any]) -> str:
+    """The interval of a model's measures: "94.1–97.6 %"."""
+    low, high = found["interval"]
+    return f"{100 * low:.1f}–{100 * high:.1f} %"
+
+
+def amount(number: int | None) -> str:
+    """4_190_000 -> "4.19 M"."""
+    if number is None:
+        return NOTHING
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:,.2f} {unit}"
+    return f"{number:,}"
+
+
+def size(count: int | None) -> str:
+    """Bytes: 16_777_216 -> "16.0 MiB"; from 10 GiB on in GiB."""
+    if count is None:
+        return NOTHING
+    return f"{count / 2**30:,.1f} GiB" if count >= 10 * 2**30 else f"{count / 2**20:,.1f} MiB"
+
+
+def speed(tokens_per_second: float | None) -> str:
+    return NOTHING if tokens_per_second is None else f"{tokens_per_second:,.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    """5.23 -> "5.2 s"; 200 -> "3 min 20 s"; 8040 -> "2 h 14 min"."""
+    if seconds is None:
+        return NOTHING
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

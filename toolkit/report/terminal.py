@@ -1,0 +1,44 @@
+"""The result in the terminal: readable in colour, and as plain text in a job's log file."""
+
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from toolkit.distributed import console, is_main, say
+from toolkit.report.formats import NOTHING, amount, interval, percent, size, speed
+
+COLUMNS = ("score", "95 % interval", "n", "parameters", "checkpoint", "tokens/s")
+
+
+def show(report: dict[str, Any]) -> None:
+    """Prints, on rank 0, the headline, one row per model, and every warning."""
+    if not is_main():
+        return
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("model", no_wrap=True)
+    for column in COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
+    for role, found in report["models"].items():
+        table.add_row(role, *(_cells(found) if found else (NOTHING, "not evaluated")))
+    say()
+    say(f"[bold]{escape(report['headline'])}[/]")
+    say()
+    console.print(table)
+    say()
+    if report["comparison"]:
+        say(escape(report["comparison"]))
+    for warning in report["warnings"]:
+        say(f"[yellow]warning:[/] {escape(warning)}")
+
+
+def _cells(found: dict[str, Any]) -> list[str]:
+    return [
+        percent(found["score"]),
+        interval(found),
+        f"{found['n']:,}",
+        amount(found["parameters"]),
+        size(found["checkpoint_bytes"]),
+        speed(found["tokens_per_second"]),
+    ]

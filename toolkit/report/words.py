@@ -1,0 +1,146 @@
+"""The sentences of the report: computed from its facts, each with its numbers, and claiming no more than they show."""
+
+from typing import Any
+
+from toolkit.report.formats import interval, percent
+
+Facts = dict[str, Any]
+
+
+def headline(facts: Facts) -> str:
+    """The answer in one sentence: what was cut, how much smaller that is, and what it did to the score."""
+    cut, models = facts["pruning"], facts["models"]
+    what = f"{cut['keep']} of {cut['experts']} experts per block" if cut else "No experts chosen yet"
+    ratio = next((ratios["parameters"] for ratios in facts["ratios"].values() if "parameters" in ratios), None)
+    if ratio:
+        what += f", {1 / ratio:.1f} times smaller"
+    evaluated = [found for found in models.values() if found]
+    if not evaluated:
+        return f"{what}; no model has been evaluated."
+    scores = [f"{percent(found['score'])} {role}" if found else f"{role} not evaluated" for role, found in models.items()]
+    sizes = sorted({found["n"] for found in evaluated})
+    n = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
+    splits = " and ".join(sorted({str(found["split"]) for found in evaluated}))
+    return f"{what}: {' -> '.join(scores)}, on {n} {splits} questions of {facts['task']}."
+
+
+def comparison(facts: Facts) -> str | None:
+    """Whether the evaluation tells the recovered model from the original; None where they cannot be compared."""
+    before, after = facts["models"]["original"], facts["models"]["recovered"]
+    if not (before and after) or before["split"] != after["split"]:
+        return None
+    intervals = f"The 95 % intervals of original ({interval(before)}) and recovered ({interval(after)})"
+    if before["interval"][0] <= after["interval"][1] and after["interval"][0] <= before["interval"][1]:
+        verdict = (
+            f"{intervals} overlap. That is no proof that the two are equally good: "
+            f"{after['n']:,} questions may be too few to tell them apart."
+        )
+    else:
+        better = "better" if after["score"] > before["score"] else "worse"
+        verdict = f"{intervals} do not overlap: the recovered model is {better}, by more than the choice of questions explains."
+    if facts["paired"]:
+        alone = facts["paired"]
+        verdict += (
+            f" Question by question, the original alone is right on {alone['only_original']:,} "
+            f"and the recovered model alone on {alone['only_recovered']:,}."
+        )
+    return verdict
+
+
+def warnings(facts: Facts) -> list[str]:
+    """What a reader of the scores must know before believing them."""
+    return [
+        *_about_selection(facts), *_about_data(facts), *_about_training(facts), *_about_answers(facts),
+        *_about_likeness(facts), *_about_versions(facts),
+    ]  # fmt: skip
+
+
+def _about_selection(facts: Facts) -> list[str]:
+    idle = [block["kept_unobserved"] for block in facts["blocks"].values() if block["kept_unobserved"]]
+    if not idle:
+        return []
+    cut = facts["pruning"]
+    kind = "token" if cut["tokens"] == "all" else f"{cut['tokens']} token"
+    where = f"{sum(idle):,} of {cut['keep'] * cut['blocks']:,}, in {len(idle)} of {cut['blocks']} blocks"
+    why = "`random` does not look" if cut["criterion"] == "random" else "`keep` is larger than what the task was seen to use"
+    return [f"Kept experts that no {kind} of calibration chose: {where} ({why})."]
+
+
+def _about_data(facts: Facts) -> list[str]:
+    said = []
+    for stage, section, found in (
+        ("Calibration", "calibration", facts["calibration"]),
+        ("Training", "finetuning", facts["training"]),
+    ):
+        if found and found["left_out"]:
+            longest = (facts["recipe"] or {}).get(section, {}).get("max_length")
+            limit = f"longer than {longest:,} tokens" if longest else "too long"
+            of = f" of {found['left_out'] + found['examples']:,}" if found["examples"] is not None else ""
+            said.append(f"{stage} left out {found['left_out']:,}{of} examples: they are {limit} ({section}.max_length).")
+    return said
+
+
+def _about_training(facts: Facts) -> list[str]:
+    losses = (facts["training"] or {}).get("loss", [])
+    broken = [step for step, loss in losses if loss is None]
+    if not broken:
+        return []
+    return [f"The training loss was not finite at {len(broken):,} of {len(losses):,} logged steps, first at step {broken[0]:,}."]
+
+
+def _about_answers(facts: Facts) -> list[str]:
+    evaluated = {role: found for role, found in facts["models"].items() if found}
+    said = []
+    dev = [role for role, found in evaluated.items() if found["split"] == "dev"]
+    if dev:
+        said.append(
+            f"The scores of {_list(dev)} are on the dev split (held-out training examples, there to choose settings by), "
+            "not on the test set."
+        )
+    limit = (facts["recipe"] or {}).get("evaluation", {}).get("examples")
+    if limit and any(found["n"] == limit for found in evaluated.values()):
+        said.append(f"The evaluation stops after the first {limit:,} questions of its split (evaluation.examples).")
+    limits = {found["max_new_tokens"] for found in evaluated.values() if found["truncated"] and found["max_new_tokens"]}
+    within = f"{limits.pop():,} tokens" if len(limits) == 1 else "the token limit"
+    for key, what in (("truncated", f"that did not end within {within}"), ("empty", "that are empty")):
+        counts = [f"{found[key]:,} of {found['n']:,} ({role})" for role, found in evaluated.items() if found[key]]
+        if counts:
+            said.append(f"Answers {what}: {', '.join(counts)}.")
+    return said
+
+
+def _about_likeness(facts: Facts) -> list[str]:
+    """Models that were not measured in the same way must not be compared without saying so."""
+    said = []
+    for keys, what in (
+        (("split", "n", "max_new_tokens", "dtype"), "scores"),
+        (("device", "ranks", "batch_size"), "speeds and memory"),
+    ):
+        for key in keys:
+            values = {role: found[key] for role, found in facts["models"].items() if found}
+            if len({str(value) for value in values.values()}) > 1:
+                each = ", ".join(f"{value} ({role})" for role, value in values.items())
+                said.append(f"The {what} were not measured alike: {key} is {each}.")
+    return said
+
+
+def _about_versions(facts: Facts) -> list[str]:
+    """One line per package (and for the toolkit's commit) that changed between the stages."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for stage, entry in facts["stages"].items():
+        for package, version in {
+            **(entry.get("versions") or {}),
+            "toolkit commit": (entry.get("git_commit") or "none")[:12],
+        }.items():
+            found.setdefault(package, {}).setdefault(version, []).append(stage)
+    return [
+        f"Stages ran with different versions of {package}: "
+        + "; ".join(f"{version} ({', '.join(stages)})" for version, stages in by_version.items())
+        + "."
+        for package, by_version in found.items()
+        if len(by_version) > 1
+    ]
+
+
+def _list(words: list[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
