@@ -1,0 +1,95 @@
+"""pollard VERB RECIPE [key.path=value …]: the recipe as far as one stage, on one rank.
+
+pollard calibrate recipes/playground.yaml
+pollard select    recipes/playground.yaml pruning.keep=2
+pollard criteria
+"""
+
+import argparse
+import os
+import sys
+import warnings
+
+from toolkit.distributed import console, is_main, say, start, stop
+from toolkit.errors import PollardError
+from toolkit.recipe import load_recipe
+
+VERBS = {  # verb: the last stage it runs
+    "calibrate": "calibrate",
+    "select": "select",
+    "prune": "prune",
+    "recover": "recover",
+    "evaluate": "evaluate/recovered",
+    "report": "report",
+}
+
+
+def arguments_of_a_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a YAML file, e.g. recipes/playground.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="e.g. pruning.keep=2 model=path/to/checkpoint")
+    parser.add_argument("--fresh", action="store_true", help="do everything again")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # passed by the deepspeed launcher
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line, with overrides wherever they stand (argparse alone refuses them behind an option)."""
+    arguments, rest = parser.parse_known_args()
+    overrides = [word for word in rest if "=" in word and not word.startswith("-")]
+    if len(overrides) < len(rest):
+        parser.error(f"unrecognized arguments: {' '.join(word for word in rest if word not in overrides)}")
+    if overrides:
+        arguments.overrides += overrides
+    return arguments
+
+
+def guarded(arguments: argparse.Namespace, until: str | None) -> int:
+    """Runs the recipe; a PollardError becomes one message on rank 0 and exit status 1 everywhere."""
+    _quieten()
+    try:
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        start()
+        from transformers.utils import logging
+
+        from toolkit.pipeline import run
+
+        logging.disable_progress_bar()  # there is one of our own
+        run(recipe, fresh=arguments.fresh, until=until)
+    except PollardError as error:
+        if is_main():
+            console.print("[bold red]error[/] ", end="")
+            console.print(str(error), markup=False)
+        return 1
+    finally:
+        if "torch" in sys.modules:
+            stop()
+    return 0
+
+
+def _quieten() -> None:
+    """Libraries talk a lot while they start; what matters is said by us."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="pollard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb, stage in VERBS.items():
+        arguments_of_a_run(verbs.add_parser(verb, help=f"run the recipe as far as `{stage}`, skipping what is done"))
+    verbs.add_parser("criteria", help="list the criteria")
+    arguments = parsed(parser)
+    if arguments.verb == "criteria":
+        from toolkit.selection import CRITERIA
+
+        for name, criterion in CRITERIA.items():
+            say(f"{name:<14} {(criterion.__doc__ or '').strip().splitlines()[0]}")
+        return 0
+    return guarded(arguments, VERBS[arguments.verb])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

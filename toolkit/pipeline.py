@@ -1,0 +1,150 @@
+"""The whole recipe in order: what is done already is skipped, what a changed key affects is done again.
+
+calibrate ─► select ─► prune ─► recover ─► report
+    evaluate/original      └ evaluate/pruned   └ evaluate/recovered
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from toolkit import stages
+from toolkit.distributed import barrier, is_main, on_main, say, world_size
+from toolkit.errors import PollardError
+from toolkit.moe import check_prunable, find_blocks, load_config, meta_model
+from toolkit.recipe import Recipe, dump_recipe
+from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_path
+from toolkit.selection import experts_to_keep
+from toolkit.tasks import Task
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step: `fingerprint` covers all that decides its result."""
+
+    name: str
+    purpose: str
+    fingerprint: str
+    run: Callable[[Recipe, RunDirectory, str], dict[str, Any]]
+
+
+def plan_stages(recipe: Recipe) -> list[Stage]:
+    """The stages of a recipe with their fingerprints, in order."""
+    evaluation = recipe.evaluation.model_dump(exclude={"models"})
+    model = fingerprint_of(_source(recipe.model.path), recipe.model.model_dump())
+    task = Task(recipe.task)
+    data = {split: _source(source) for split, source in task.sources().items()}
+    settings = recipe.task.model_dump()
+    train_data = fingerprint_of(settings, data["train"])
+    judged = fingerprint_of(
+        settings, data["train" if recipe.evaluation.split == "dev" else "test"], evaluation, recipe.model.dtype
+    )
+    calibrate = fingerprint_of(model, train_data, recipe.calibration.model_dump(), recipe.seed)
+    select = fingerprint_of(calibrate, recipe.pruning.model_dump(), recipe.seed)
+    prune = fingerprint_of(select)
+    recover = fingerprint_of(prune, train_data, recipe.finetuning.model_dump(), recipe.seed, recipe.model.dtype)
+    keep, criterion = recipe.pruning.keep, recipe.pruning.criterion
+    found = {"original": model, "pruned": prune, "recovered": recover}
+
+    def evaluation_of(role: str) -> list[Stage]:
+        if role not in recipe.evaluation.models:
+            return []
+        purpose = f"answer the {recipe.evaluation.split} questions of {recipe.task.name} with the {role} model"
+        return [Stage(f"evaluate/{role}", purpose, fingerprint_of(found[role], judged), stages.evaluate_stage(role))]
+
+    before = [
+        Stage("calibrate", f"watch which experts {recipe.task.name} uses", calibrate, stages.calibrate_stage),
+        Stage("select", f"choose the experts to keep ({keep}, {criterion})", select, stages.select_stage),
+        Stage("prune", "cut the others out of the checkpoint", prune, stages.prune_stage),
+        *evaluation_of("original"),
+        *evaluation_of("pruned"),
+    ]
+    if "recovered" in recipe.evaluation.models:
+        zero = f"ZeRO {recipe.finetuning.zero}, {world_size()} rank{'s' * (world_size() > 1)}"
+        before += [
+            Stage("recover", f"fine-tune the pruned model ({zero})", recover, stages.recover_stage),
+            *evaluation_of("recovered"),
+        ]
+    everything = fingerprint_of([stage.fingerprint for stage in before])
+    return [*before, Stage("report", "put it together", everything, stages.report_stage)]
+
+
+def _source(name: str) -> Any:
+    """Identity of a model or data source: the content of a local one, the name of one on the hub."""
+    try:
+        return fingerprint_of_path(name)
+    except OSError:
+        return name
+
+
+def check(recipe: Recipe) -> None:
+    """Everything that can be known to be wrong before the first stage starts; raises PollardError."""
+    blocks = find_blocks(meta_model(load_config(recipe.model.path, recipe.model.revision)))
+    keep = experts_to_keep(recipe.pruning.keep, blocks[0].expert_count, blocks[0].experts_per_token)
+    check_prunable(blocks, keep)
+    if recipe.model.dtype in ("bfloat16", "float16") and not torch.cuda.is_available():
+        raise PollardError(
+            f"model.dtype is {recipe.model.dtype}, but this machine has no GPU: say model.dtype=float32 (or auto)."
+        )
+    task = Task(recipe.task)
+    for split in ("train", recipe.evaluation.split):
+        task.examples(split)
+    if "recovered" in recipe.evaluation.models:
+        from toolkit.recovery import check_finetuning  # takes seconds; a run that is done needs none of it
+
+        check_finetuning(recipe, RunDirectory(recipe.name).checkpoints)
+
+
+def run(recipe: Recipe, root: str = "runs", fresh: bool = False, until: str | None = None) -> RunDirectory:
+    """Runs the recipe on every rank, as far as stage `until` (all stages unless given), skipping what is done.
+
+    `fresh` does everything again. Raises PollardError for what the user can mend; finished stages stay finished.
+    """
+    directory = RunDirectory(recipe.name, root)
+    owner = recipe.model.path, recipe.task.name
+    on_main(lambda: directory.check_owner(*owner))
+    planned = plan_stages(recipe)
+    reasons = on_main(lambda: _reasons(planned, directory, fresh))
+    todo = [name for name, reason in reasons.items() if reason]
+    if todo:
+        check(recipe)
+    on_main(lambda: directory.open(*owner, dump_recipe(recipe), todo))
+    for stage in planned:
+        _do(stage, recipe, directory, reasons[stage.name])
+        if stage.name == until:
+            break
+    return directory
+
+
+def _reasons(planned: list[Stage], directory: RunDirectory, fresh: bool) -> dict[str, str]:
+    """Per stage why it must run; empty where it is done."""
+    reasons = {}
+    for stage in planned:
+        if fresh:
+            reasons[stage.name] = "as asked by --fresh"
+        elif directory.is_done(stage.name, stage.fingerprint):
+            reasons[stage.name] = ""
+        elif directory.was_done(stage.name):
+            reasons[stage.name] = "what it depends on has changed: done again"
+        else:
+            reasons[stage.name] = "not done yet"
+    return reasons
+
+
+def _do(stage: Stage, recipe: Recipe, directory: RunDirectory, reason: str) -> None:
+    if not reason:
+        say(f"[dim]{stage.name:<20} done already, skipped[/]")
+        if stage.name == "report":  # cheap, and what the user came for
+            stage.run(recipe, directory, stage.fingerprint)
+        return
+    say(f"[bold]{stage.name:<20}[/] {stage.purpose} ({reason})")
+    started = time.monotonic()
+    facts = stage.run(recipe, directory, stage.fingerprint)
+    barrier()
+    if is_main():
+        seconds = time.monotonic() - started
+        directory.finish(stage.name, stage.fingerprint, seconds, seed=recipe.seed, ranks=world_size(), **facts)
+        say(f"  [dim]{seconds:.1f} s[/]")

@@ -1,0 +1,128 @@
+"""runs/<name>/: where everything is, and what of it is finished.
+
+A stage's entry in manifest.json is written last: the entry is what says that the stage is done. Its fingerprint covers
+everything that decides the stage's result; when it changes, the stage is done again.
+"""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import PollardError
+from toolkit.files import write_text
+
+PACKAGES = ("torch", "transformers", "trl", "deepspeed", "datasets", "accelerate", "safetensors")
+
+
+class RunDirectory:
+    """Paths and manifest of one run."""
+
+    def __init__(self, name: str, root: str | Path = "runs") -> None:
+        self.path = Path(root) / name
+        self.recipe = self.path / "recipe.yaml"
+        self.statistics = self.path / "calibration"
+        self.plan = self.path / "plan.json"
+        self.pruned = self.path / "pruned"
+        self.recovered = self.path / "recovered"
+        self.checkpoints = self.path / "checkpoints"
+        self.training_log = self.path / "training_log.jsonl"
+        self.evaluation = self.path / "evaluation"
+        self.manifest = self.path / "manifest.json"
+
+    def read_manifest(self) -> dict[str, Any]:
+        """The manifest, or a new one. Raises PollardError for a file that cannot be understood."""
+        if not self.manifest.exists():
+            return {"format": 1, "stages": {}}
+        try:
+            manifest = json.loads(self.manifest.read_text())
+            if not isinstance(manifest.get("stages"), dict):
+                raise ValueError("it lists no stages")
+            return manifest
+        except (ValueError, AttributeError) as error:
+            raise PollardError(f"{self.manifest} is damaged ({error}). Remove {self.path}, or choose another `name`.") from None
+
+    def check_owner(self, model: str, task: str) -> None:
+        """Raises PollardError if the folder holds the run of another model or task."""
+        manifest = self.read_manifest()
+        for key, mine in (("model", model), ("task", task)):
+            theirs = manifest.get(key, mine)
+            if theirs != mine:
+                raise PollardError(
+                    f"{self.path} holds a run with {key} {theirs}, and this recipe says {mine}. "
+                    "Give the new run another name (name=…), or remove that folder."
+                )
+
+    def open(self, model: str, task: str, recipe: str, todo: Iterable[str]) -> None:
+        """Makes the folder this run's, with `recipe` (YAML), and forgets the stages that are to be done.
+
+        Removes what killed stages left under temporary names. Forgetting comes first: a kill in the middle must not
+        leave old entries beside new files.
+        """
+        manifest = self.read_manifest() | {"model": model, "task": task}
+        manifest["stages"] = {name: entry for name, entry in manifest["stages"].items() if name not in set(todo)}
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._write(manifest)
+        write_text(self.recipe, recipe)
+        for left in [*self.path.glob("*.tmp"), *self.path.glob("*/*.tmp")]:
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+    def is_done(self, stage: str, fingerprint: str) -> bool:
+        return self.read_manifest()["stages"].get(stage, {}).get("fingerprint") == fingerprint
+
+    def was_done(self, stage: str) -> bool:
+        """Whether the stage was once finished, perhaps under other settings."""
+        return stage in self.read_manifest()["stages"]
+
+    def finish(self, stage: str, fingerprint: str, seconds: float, **facts: Any) -> None:
+        manifest = self.read_manifest()
+        manifest["stages"][stage] = {
+            "fingerprint": fingerprint,
+            "status": "done",
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": round(seconds, 1),
+            "versions": {package: version(package) for package in PACKAGES},
+            "git_commit": git_commit(),
+            **facts,
+        }
+        self._write(manifest)
+
+    def _write(self, manifest: dict[str, Any]) -> None:
+        write_text(self.manifest, json.dumps(manifest, indent=1) + "\n")
+
+
+def fingerprint_of(*parts: Any) -> str:
+    """A short hash of JSON-able values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def fingerprint_of_path(path: str | Path) -> Any:
+    """What identifies a local file or folder: contents, or size and time of files too large to read for this."""
+    path = Path(path)
+    if path.is_dir():
+        return {file.name: fingerprint_of_path(file) for file in sorted(path.iterdir()) if file.is_file()}
+    stat = path.stat()
+    if stat.st_size > 64 * 2**20:
+        return [stat.st_size, stat.st_mtime_ns]
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def git_commit() -> str | None:
+    """The toolkit's own commit, where it stands in a git checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

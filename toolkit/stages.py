@@ -1,0 +1,131 @@
+"""What each stage does: files in, files out, on every rank."""
+
+import random
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from toolkit.calibration import calibrate
+from toolkit.distributed import device, is_main, on_main, progress, say, share
+from toolkit.evaluation import evaluate
+from toolkit.expert_statistics import ExpertStatistics
+from toolkit.moe import checkpoint_bytes, load_config, load_model, load_tokenizer, prune_checkpoint, sizes, weight_bytes
+from toolkit.plan import Plan
+from toolkit.recipe import Recipe
+from toolkit.report import show, write_report
+from toolkit.run_directory import RunDirectory
+from toolkit.selection import kept_unobserved, select
+from toolkit.tasks import Task, encode_all, padded_batches
+
+T = TypeVar("T")
+HEADROOM = 1.2  # weights times this must fit on one GPU, or the layers are spread over all of them
+
+
+def calibrate_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
+    """The original model over a sample of training examples -> statistics."""
+    tokenizer = load_tokenizer(recipe.model.path, recipe.model.revision)
+    settings, examples = recipe.calibration, Task(recipe.task).examples("train")
+    chosen = random.Random(recipe.seed).sample(examples, min(settings.examples, len(examples)))
+    encoded, too_long = encode_all(tokenizer, chosen, settings.max_length)
+    batches = padded_batches(encoded, settings.batch_size, int(tokenizer.pad_token_id))
+    tokens = sum(len(e.input_ids) for e in encoded)
+    left_out = f"; {too_long:,} longer than {settings.max_length} tokens left out" if too_long else ""
+    say(f"  {len(encoded):,} examples, {tokens:,} tokens{left_out}")
+
+    def watch(model: PreTrainedModel) -> None:
+        statistics = calibrate(model, progress(share(batches), "watching the experts"))
+        about = {
+            "model": recipe.model.path, "task": recipe.task.name, "examples": len(encoded), "left_out": too_long,
+            "seed": recipe.seed, "fingerprint": fingerprint,
+        }  # fmt: skip
+        statistics.about |= about
+        on_main(lambda: statistics.save(run.statistics))
+
+    with_model(recipe, recipe.model.path, recipe.model.revision, watch)
+    blocks = ExpertStatistics.load(run.statistics).about["blocks"]
+    idle = sum(len(block["unobserved"]) for block in blocks.values())
+    say(f"  {len(blocks)} MoE blocks watched" + (f"; {idle} experts were never chosen" if idle else ""))
+    return {"examples": len(encoded), "left_out": too_long, "tokens": tokens}
+
+
+def select_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
+    """Statistics -> plan."""
+
+    def choose() -> None:
+        statistics, pruning = ExpertStatistics.load(run.statistics), recipe.pruning
+        plan = select(statistics, pruning.criterion, pruning.keep, pruning.tokens, recipe.seed)
+        plan.save(run.plan)
+        unobserved = kept_unobserved(statistics, plan)
+        if unobserved:
+            say(
+                f"  [bold]{unobserved} kept experts were never chosen in calibration[/]: "
+                f"the task uses fewer than {plan.keep} in some blocks."
+            )
+        experts = next(iter(plan.blocks.values())).experts
+        say(f"  {experts} -> {plan.keep} experts in each of {len(plan.blocks)} blocks, by {plan.criterion}")
+
+    on_main(choose)
+    return {}
+
+
+def prune_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
+    """Plan and original checkpoint -> pruned checkpoint, verified."""
+    on_main(lambda: prune_checkpoint(recipe.model.path, Plan.load(run.plan), run.pruned, recipe.model.revision))
+    size = checkpoint_bytes(run.pruned)
+    say(f"  {run.pruned}: {size / 2**20:,.1f} MiB; reloads identically and answers as the masked original")
+    return {"checkpoint_bytes": size}
+
+
+def recover_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
+    """Pruned checkpoint and training examples -> recovered checkpoint."""
+    from toolkit.recovery import recover  # takes seconds; a run that is done needs none of it
+
+    return recover(recipe, str(run.path.parent))
+
+
+def evaluate_stage(role: str) -> Callable[[Recipe, RunDirectory, str], dict[str, Any]]:
+    """The stage that evaluates the original, pruned or recovered model."""
+
+    def stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
+        path, revision = (recipe.model.path, recipe.model.revision) if role == "original" else (str(run.path / role), None)
+        settings, task = recipe.evaluation, Task(recipe.task)
+        tokenizer = load_tokenizer(path, revision)
+
+        def measure(model: PreTrainedModel) -> dict[str, Any]:
+            scores = evaluate(
+                model, tokenizer, task, settings.split, settings.examples, settings.batch_size, settings.max_new_tokens
+            )
+            total, active = sizes(model)
+            scores.about |= {
+                "model": path,
+                "parameters": total,
+                "active_parameters": active,
+                "checkpoint_bytes": checkpoint_bytes(path, revision),
+            }
+            if is_main():
+                scores.save(run.evaluation, role)
+            low, high = scores.interval
+            say(f"  {scores.score:.1%} of {scores.n:,} right (95 % interval {low:.1%} to {high:.1%})")
+            return {"score": scores.score, "n": scores.n}
+
+        return with_model(recipe, path, revision, measure)
+
+    return stage
+
+
+def report_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
+    """Everything the run directory holds -> report.html, report.json and the table."""
+    show(on_main(lambda: write_report(run.path)))
+    say(f"Report: {run.path / 'report.html'}")
+    return {}
+
+
+def with_model(recipe: Recipe, path: str, revision: str | None, use: Callable[[PreTrainedModel], T]) -> T:
+    """Calls `use` with the model: a copy for every rank where it fits, else rank 0 alone with its layers on all GPUs."""
+    here, dtype = device(), recipe.model.dtype
+    if here.type == "cuda" and HEADROOM * weight_bytes(load_config(path, revision), dtype) > torch.cuda.mem_get_info()[1]:
+        say("  larger than one GPU: one copy, its layers spread over all GPUs")
+        return on_main(lambda: use(load_model(path, revision, dtype, spread=True)))
+    return use(load_model(path, revision, dtype, here))

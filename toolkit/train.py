@@ -1,0 +1,24 @@
+"""The whole recipe, on every rank.
+
+deepspeed toolkit/train.py RECIPE [key.path=value …] [--fresh]
+python toolkit/train.py RECIPE                                     # one rank
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+# Run as a script, Python puts this folder first on the import path; what is wanted there is the folder above.
+sys.path[0] = str(Path(__file__).parents[1])
+
+from toolkit.cli import arguments_of_a_run, guarded, parsed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments_of_a_run(parser)
+    return guarded(parsed(parser), until=None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
