@@ -1,0 +1,93 @@
+"""Shared by all tests: tiny random models of every supported family, and the CPU they run on."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel, one per core
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from toolkit.moe import find_blocks
+from toolkit.plan import BlockPlan, Plan
+
+ROOT = Path(__file__).parents[1]
+PLAYGROUND = ROOT / "data" / "playground"
+
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 16,
+    "moe_intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+FAMILIES = {
+    "mixtral": {"num_local_experts": 8},
+    "qwen2_moe": {"num_experts": 8, "shared_expert_intermediate_size": 16},
+    "qwen3_moe": {"num_experts": 8, "head_dim": 16},
+    "olmoe": {"num_experts": 8},
+    "deepseek_v2": {
+        "n_routed_experts": 8, "n_shared_experts": 1, "first_k_dense_replace": 1, "num_hidden_layers": 3, "kv_lora_rank": 16,
+        "q_lora_rank": None, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16, "head_dim": 16,
+        "topk_method": "greedy", "n_group": 1, "topk_group": 1,
+    },
+    "gpt_oss": {"num_local_experts": 8, "head_dim": 16, "layer_types": ["full_attention", "full_attention"]},
+}  # fmt: skip
+
+
+def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: object) -> PreTrainedModel:
+    """A random model whose routers really choose (routers start at zero in several families)."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(family, **(SMALL | FAMILIES.get(family, {}) | changes))
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    if dtype == torch.float64:
+        model.set_experts_implementation("eager")  # grouped_mm has no float64
+    return model
+
+
+def plan_for(model: PreTrainedModel, kept: list[int]) -> Plan:
+    """The same choice in every block."""
+    blocks = find_blocks(model)
+    choice = {block.name: BlockPlan(experts=block.expert_count, kept=kept) for block in blocks}
+    return Plan(model="tiny", criterion="by hand", keep=len(kept), experts_per_token=2, blocks=choice)
+
+
+@torch.no_grad()
+def logits_of(model: PreTrainedModel, length: int = 24) -> torch.Tensor:
+    """Logits [2, length, V] for two fixed random sequences."""
+    ids = torch.randint(3, 64, (2, length), generator=torch.Generator().manual_seed(1))
+    return model(ids, use_cache=False).logits
+
+
+@pytest.fixture
+def tiny_checkpoint(tmp_path: Path) -> Callable[..., Path]:
+    """Saves a tiny random model, with the playground's tokenizer unless its vocabulary is smaller."""
+
+    def save(family: str = "mixtral", **changes: object) -> Path:
+        folder = tmp_path / f"tiny_{family}"
+        model = tiny_model(family, **({"vocab_size": 768, "eos_token_id": 1} | changes))  # type: ignore[arg-type]
+        model.save_pretrained(folder)
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            (folder / name).write_bytes((PLAYGROUND / "model" / name).read_bytes())
+        return folder
+
+    return save
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param

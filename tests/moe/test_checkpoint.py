@@ -1,0 +1,100 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, logits_of, plan_for, tiny_model
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from toolkit.errors import PollardError
+from toolkit.moe import checkpoint, masked, prune_checkpoint, slice_model, tensor_shapes
+from toolkit.plan import BlockPlan, Plan
+
+KEPT = [0, 3, 5, 6]
+NAEE = ROOT / "tests" / "reference" / "naee"
+
+
+def test_a_pruned_checkpoint_is_the_sliced_model_to_any_stock_reader(family: str, tmp_path: Path) -> None:
+    model = tiny_model(family)
+    model.save_pretrained(tmp_path / "original")
+    plan = plan_for(model, KEPT)
+    with masked(model, plan):
+        expected = logits_of(model)
+    prune_checkpoint(str(tmp_path / "original"), plan, tmp_path / "pruned")
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
+    assert torch.equal(logits_of(stock), logits_of(slice_model(model, plan)))  # save and reload: exactly nothing changes
+    assert (logits_of(stock) - expected).abs().max() <= 1e-5
+
+
+def test_every_spelling_of_the_expert_count_is_written(family: str, tmp_path: Path) -> None:
+    model = tiny_model(family)
+    model.save_pretrained(tmp_path / "original")
+    prune_checkpoint(str(tmp_path / "original"), plan_for(model, KEPT), tmp_path / "pruned")
+    written = json.loads((tmp_path / "pruned" / "config.json").read_text())
+    names = {*AutoConfig.for_model(family).attribute_map.items()}
+    spellings = {
+        name for pair in names for name in pair if name.endswith(("num_experts", "num_local_experts", "n_routed_experts"))
+    }
+    assert {written[name] for name in spellings or {"num_experts"}} == {4}
+    assert written["num_experts_per_tok"] == 2
+
+
+def test_tensors_keep_their_dtype_and_only_the_kept_experts(tmp_path: Path) -> None:
+    model = tiny_model("mixtral", torch.bfloat16)
+    model.save_pretrained(tmp_path / "original")
+    prune_checkpoint(str(tmp_path / "original"), plan_for(model, KEPT), tmp_path / "pruned")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("original", "pruned"))
+    assert {tensor.dtype for tensor in after.values()} == {torch.bfloat16}
+    path = "model.layers.1.block_sparse_moe"
+    for new, old in enumerate(KEPT):
+        assert torch.equal(after[f"{path}.experts.{new}.w2.weight"], before[f"{path}.experts.{old}.w2.weight"])
+    assert torch.equal(after[f"{path}.gate.weight"], before[f"{path}.gate.weight"][KEPT])
+    assert f"{path}.experts.4.w2.weight" not in after
+    assert torch.equal(after["lm_head.weight"], before["lm_head.weight"])
+
+
+def test_tokenizer_chat_template_and_generation_settings_come_along(tiny_checkpoint, tmp_path: Path) -> None:
+    source = tiny_checkpoint()
+    settings = GenerationConfig.from_pretrained(source)
+    settings.max_new_tokens = 77
+    settings.save_pretrained(source)
+    prune_checkpoint(str(source), plan_for(AutoModelForCausalLM.from_pretrained(source), KEPT), tmp_path / "pruned")
+    before, after = (AutoTokenizer.from_pretrained(folder) for folder in (source, tmp_path / "pruned"))
+    assert after.chat_template == before.chat_template
+    assert after("6 * 4 = 24").input_ids == before("6 * 4 = 24").input_ids
+    assert GenerationConfig.from_pretrained(tmp_path / "pruned").max_new_tokens == 77
+
+
+def test_a_checkpoint_that_would_come_out_wrong_is_not_left_behind(monkeypatch, tmp_path: Path) -> None:
+    model = tiny_model("mixtral")
+    model.save_pretrained(tmp_path / "original")
+
+    def slice_wrongly(model, plan):
+        other = plan_for(model, [1, 2, 4, 7])
+        return slice_model(model, other)
+
+    monkeypatch.setattr(checkpoint, "slice_model", slice_wrongly)
+    with pytest.raises(PollardError, match="not the original without its pruned experts"):
+        prune_checkpoint(str(tmp_path / "original"), plan_for(model, KEPT), tmp_path / "pruned")
+    assert not (tmp_path / "pruned").exists()
+
+
+@pytest.mark.parametrize("case", ["case_a", "case_b"])
+@pytest.mark.parametrize("keep", [6, 4, 2])
+def test_pruned_models_answer_as_those_of_the_published_naee_code(case: str, keep: int, tmp_path: Path) -> None:
+    expected = json.loads((NAEE / case / "expected.json").read_text())
+    choice = expected["layerwise"][str(keep)]["layers"]
+    blocks = {f"model.layers.{layer}.mlp": BlockPlan(experts=8, kept=found["kept"]) for layer, found in choice.items()}
+    plan = Plan(model=case, criterion="naee", keep=keep, experts_per_token=2, blocks=blocks)
+    prune_checkpoint(str(NAEE / case / "model"), plan, tmp_path / "pruned")
+    ids = load_file(NAEE / case / "calibration.safetensors")["input_ids"][:2]
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")(ids).logits
+    assert (logits - load_file(NAEE / case / "logits.safetensors")[f"layerwise_r{keep}"]).abs().max() <= 2e-5
+
+
+def test_tensor_shapes_are_read_from_headers(tmp_path: Path) -> None:
+    model = tiny_model("gpt_oss")
+    model.save_pretrained(tmp_path)
+    assert tensor_shapes(tmp_path)["model.layers.0.mlp.experts.down_proj"] == (8, 16, 32)

@@ -1,0 +1,55 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from toolkit.errors import PollardError
+from toolkit.moe import load_config, load_model, load_tokenizer, meta_model
+
+
+def test_dtype_auto_is_float32_without_a_gpu_and_checkpoint_is_its_own(tiny_checkpoint) -> None:
+    folder = tiny_checkpoint(dtype=torch.bfloat16)
+    expected = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    assert load_model(str(folder)).dtype == expected
+    assert load_model(str(folder), dtype="checkpoint").dtype == torch.bfloat16
+
+
+def test_eos_pads_where_there_is_no_pad_token(tiny_checkpoint) -> None:
+    folder = tiny_checkpoint()
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    del settings["pad_token"]
+    path.write_text(json.dumps(settings))
+    tokenizer = load_tokenizer(str(folder))
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    assert tokenizer.padding_side == "left"
+
+
+def test_a_model_that_cannot_be_had_says_what_to_try() -> None:
+    with pytest.raises(PollardError, match=r"Cannot open the model nobody/nothing.*model\.revision.*HF_TOKEN.*model=…"):
+        load_config("nobody/nothing")
+
+
+def test_an_incomplete_folder_is_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(PollardError, match="no complete transformers checkpoint"):
+        load_config(str(tmp_path))
+
+
+def test_an_unknown_family_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "hypermoe"}')
+    with pytest.raises(PollardError, match=r"newer than the installed transformers(.|\n)*hypermoe"):
+        load_config(str(tmp_path))
+
+
+def test_other_quantized_checkpoints_are_refused(tiny_checkpoint) -> None:
+    folder = tiny_checkpoint()
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    with pytest.raises(PollardError, match=r"quantized \(gptq\).*Use its unquantized checkpoint"):
+        load_model(str(folder))
+
+
+def test_a_meta_model_has_shapes_and_no_weights(tiny_checkpoint) -> None:
+    model = meta_model(load_config(str(tiny_checkpoint())))
+    assert {p.device.type for p in model.parameters()} == {"meta"}

@@ -1,0 +1,84 @@
+"""Real ranks, real DeepSpeed: what fine-tuning leaves must not depend on how ZeRO spread it out."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PLAYGROUND, ROOT, tiny_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from toolkit.recovery import deepspeed_config
+
+ZERO = {"zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3, "offload": "3-offload", "partitioned": "partitioned.json", "bnb8": 2}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One launch of two ranks that recovers the same tiny pruned model under every preset."""
+    root = tmp_path_factory.mktemp("recover")
+    raw = deepspeed_config(3)  # small tensors stay whole by default: here everything is partitioned
+    raw["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    (root / "partitioned.json").write_text(json.dumps(raw))
+    model = tiny_model("mixtral", vocab_size=768, eos_token_id=1)
+    recipes = {}
+    for name, zero in ZERO.items():
+        pruned = root / name / "pruned"
+        model.save_pretrained(pruned)
+        for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            shutil.copy(PLAYGROUND / "model" / file, pruned)
+        trainer = {"max_steps": 4, "per_device_train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-3, "eval_steps": 2}
+        trainer |= {"eval_strategy": "steps", "optim": "adamw_bnb_8bit" if name == "bnb8" else "adamw_torch"}
+        recipes[name] = {
+            "name": name,
+            "model": "the/original",
+            "task": {"name": "playground/arithmetic", "dev_examples": 8},
+            "finetuning": {"zero": str(root / zero) if str(zero).endswith("json") else zero, "examples": 40, "trainer": trainer},
+        }
+    (root / "recipes.json").write_text(json.dumps(recipes))
+    command = ["deepspeed", "--num_gpus", "2", str(ROOT / "tests" / "recovery" / "every_stage.py"), str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=540, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return root
+
+
+def facts(root: Path, name: str) -> dict:
+    return json.loads((root / name / "facts.json").read_text())
+
+
+@pytest.mark.launcher
+def test_the_first_loss_is_the_same_under_every_stage(root: Path) -> None:
+    first = {name: facts(root, name)["first_loss"] for name in ZERO}
+    assert all(loss == pytest.approx(first["zero0"], rel=1e-5) for loss in first.values()), first
+
+
+@pytest.mark.launcher
+@pytest.mark.parametrize("name", ZERO)
+def test_a_stock_reader_finds_a_whole_trained_checkpoint(root: Path, name: str) -> None:
+    before, after = (load_file(root / name / which / "model.safetensors") for which in ("pruned", "recovered"))
+    assert {key: tensor.shape for key, tensor in before.items()} == {key: tensor.shape for key, tensor in after.items()}
+    assert all((after[key] != before[key]).any() for key in before if "experts" in key or "gate" in key)
+    AutoModelForCausalLM.from_pretrained(root / name / "recovered")
+    assert AutoTokenizer.from_pretrained(root / name / "recovered").chat_template
+    configs = [json.loads((root / name / which / "config.json").read_text()) for which in ("pruned", "recovered")]
+    for key in ("router_aux_loss_coef", "output_router_logits", "num_local_experts", "dtype"):
+        assert configs[0][key] == configs[1][key]
+
+
+@pytest.mark.launcher
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "offload", "partitioned"])
+def test_training_leaves_the_same_weights_under_every_stage(root: Path, name: str) -> None:
+    reference, found = (load_file(root / which / "recovered" / "model.safetensors") for which in ("zero0", name))
+    # Adam turns a rounding difference in a near-zero gradient into a step of full size: a few entries, by 4 steps of 1e-3
+    apart = torch.cat([(reference[key] - found[key]).abs().flatten() for key in reference])
+    assert apart.max() <= 4e-3 and apart.mean() <= 1e-6
+
+
+@pytest.mark.launcher
+def test_the_training_log_tells_train_and_dev_loss(root: Path) -> None:
+    log = [json.loads(line) for line in (root / "zero2" / "training_log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3, 4]
+    assert [entry["step"] for entry in log if "eval_loss" in entry] == [2, 4]

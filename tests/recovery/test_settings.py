@@ -1,0 +1,66 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from toolkit.errors import PollardError
+from toolkit.recipe import Recipe
+from toolkit.recovery import check_finetuning, deepspeed_config, extension, sft_config
+
+
+def recipe(dtype: str = "auto", **finetuning) -> Recipe:
+    values = {"name": "t", "model": {"path": "m", "dtype": dtype}, "task": "gsm8k", "finetuning": finetuning}
+    return Recipe.model_validate(values)
+
+
+def test_any_field_of_sftconfig_passes_through_and_wins_over_our_defaults(tmp_path: Path) -> None:
+    found = sft_config(recipe(trainer={"learning_rate": 0.5, "adam_beta2": 0.9, "optim": "adamw_bnb_8bit"}), tmp_path)
+    assert (found.learning_rate, found.adam_beta2, found.optim) == (0.5, 0.9, "adamw_bnb_8bit")
+    assert (found.num_train_epochs, found.router_aux_loss_coef) == (3, 0.0)
+
+
+def test_all_faulty_trainer_keys_are_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(PollardError) as error:
+        sft_config(recipe(trainer={"learning_rat": 1, "output_dir": "x", "deepspeed": "x.json", "warmup_ratio": 0.1}), tmp_path)
+    said = str(error.value)
+    assert "finetuning.trainer.learning_rat is not a field of trl's SFTConfig. Did you mean `learning_rate`?" in said
+    assert "finetuning.trainer.deepspeed is not yours to set here: set `finetuning.zero` instead" in said
+    assert "finetuning.trainer.output_dir is not yours to set here: set `name` instead" in said
+    assert "finetuning.trainer.warmup_ratio is not a field" in said
+
+
+def test_what_sftconfig_itself_refuses_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(PollardError, match=r"SFTConfig refuses this.*sometimes"):
+        sft_config(recipe(trainer={"eval_strategy": "sometimes"}), tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that the recipe asks for")
+@pytest.mark.parametrize("asks", [{"bf16": True}, {"fp16": True}, {"use_cpu": False}])
+def test_asking_for_a_gpu_that_is_not_there_is_refused(asks: dict, tmp_path: Path) -> None:
+    with pytest.raises(PollardError, match=r"asks for a GPU .* this machine has none"):
+        sft_config(recipe(trainer=asks), tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="GPU ranks need nothing compiled")
+def test_a_machine_without_a_compiler_is_told_before_the_first_stage(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(extension.shutil, "which", lambda name: None)
+    with pytest.raises(PollardError, match=r"finds no C\+\+ compiler: install one"):
+        check_finetuning(recipe(), tmp_path)
+
+
+def test_presets_differ_in_stage_and_offload() -> None:
+    for zero in (0, 1, 2, 3):
+        assert deepspeed_config(zero)["zero_optimization"]["stage"] == zero
+    offloaded = deepspeed_config("3-offload")["zero_optimization"]
+    assert offloaded["stage"] == 3 and offloaded["offload_param"]["device"] == "cpu"
+    assert offloaded["stage3_gather_16bit_weights_on_model_save"]
+
+
+def test_a_raw_deepspeed_file_is_taken_as_it_is_and_a_broken_one_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 1}, "steps_per_print": 7}))
+    assert deepspeed_config(str(path))["steps_per_print"] == 7
+    path.write_text("{")
+    with pytest.raises(PollardError, match=r"finetuning\.zero: cannot read the DeepSpeed configuration .*mine\.json"):
+        deepspeed_config(str(path))

@@ -1,0 +1,78 @@
+"""A small run directory, written by the project's own classes: what a run leaves that got as far as `roles` says."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from toolkit.evaluation import Item, Scores
+from toolkit.expert_statistics import ExpertStatistics
+from toolkit.plan import BlockPlan, Plan
+from toolkit.recipe import Recipe
+from toolkit.run_directory import RunDirectory
+
+BLOCKS = ("model.layers.0.mlp", "model.layers.1.mlp")
+ROLES = ("original", "pruned", "recovered")
+KEPT = ([0, 1], [1, 3])
+PROMPT = ([10, 20, 0, 10], [0, 30, 10, 0])  # per block, how many prompt tokens chose each expert
+COMPLETION = ([30, 20, 0, 10], [0, 10, 50, 0])
+RIGHT = {"original": 19, "pruned": 9, "recovered": 18}  # of 20
+LOG = [{"step": 10, "loss": 1.5}, {"step": 20, "loss": 0.5}, {"step": 20, "eval_loss": 0.7}, {"step": 20, "train_runtime": 3.1}]
+
+
+def make_run(folder: Path, roles: Sequence[str] = ROLES, until: str = "evaluate", **changes: Any) -> RunDirectory:
+    """A run under `folder` that stopped after stage `until`; `changes` are keys of the recipe."""
+    recipe = Recipe.model_validate(
+        {"name": "small", "seed": 7, "model": "path/of/model", "task": "playground/logic", "pruning": {"keep": 2}} | changes
+    )
+    run = RunDirectory(recipe.name, folder)
+    run.open(recipe.model.path, recipe.task.name)
+    run.recipe.write_text(yaml.safe_dump(recipe.model_dump(), sort_keys=False))
+    for stage, write in (("calibrate", _calibrate), ("select", _select), ("prune", lambda *_: {}), ("recover", _recover)):
+        if stage != "recover" or "recovered" in roles:
+            run.finish(stage, stage, 2.5, seed=7, ranks=2, **write(run, recipe))
+        if stage == until:
+            return run
+    for role in roles:
+        evaluate_role(run, role)
+    return run
+
+
+def _calibrate(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
+    vectors, blocks = {}, {}
+    for block, *counts in zip(BLOCKS, PROMPT, COMPLETION, strict=True):
+        for part, count in zip(("prompt", "completion"), counts, strict=True):
+            vectors[f"{block}/count/{part}"] = torch.tensor(count, dtype=torch.float64)
+        blocks[block] = {"experts": 4, "experts_per_token": 1, "tokens": {"prompt": 40, "completion": 60}}
+    ExpertStatistics(vectors, {"model": recipe.model.path, "blocks": blocks}).save(run.statistics)
+    return {"examples": 8, "left_out": 0, "tokens": 100}
+
+
+def _select(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
+    blocks = {block: BlockPlan(experts=4, kept=kept) for block, kept in zip(BLOCKS, KEPT, strict=True)}
+    Plan(
+        model=recipe.model.path, criterion=recipe.pruning.criterion, tokens=recipe.pruning.tokens, seed=7, keep=2,
+        experts_per_token=1, blocks=blocks,
+    ).save(run.plan)  # fmt: skip
+    return {}
+
+
+def _recover(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
+    run.training_log.write_text("".join(json.dumps(entry) + "\n" for entry in LOG))
+    return {"steps": 20, "examples": 90, "left_out": 0}
+
+
+def evaluate_role(run: RunDirectory, role: str, n: int = 20, **about: Any) -> None:
+    """Saves a result; the first questions are the ones answered rightly."""
+    size = 1.0 if role == "original" else 0.5
+    measures = {
+        "split": "test", "tokens_per_second": 123.4, "peak_memory_bytes": 300 * 2**20, "parameters": int(4_000_000 * size),
+        "active_parameters": 1_000_000, "checkpoint_bytes": int(16 * 2**20 * size), "device": "cpu", "dtype": "float32",
+        "max_new_tokens": 64, "batch_size": 4, "ranks": 2,
+    }  # fmt: skip
+    items = [Item(i, "?", "yes", "yes", i < RIGHT[role] * n // 20, 5, ended=True) for i in range(n)]
+    Scores(items, measures | about).save(run.evaluation, role)
+    run.finish(f"evaluate/{role}", role, 1.25, seed=7, ranks=2)

@@ -1,0 +1,136 @@
+"""Law: report.json says what the run directory holds, and None where it holds nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+from made_up_run import BLOCKS, KEPT, RIGHT, ROLES, evaluate_role, make_run
+
+from toolkit.errors import PollardError
+from toolkit.report import collect, write_report
+from toolkit.report.collect import MEASURES
+
+
+def test_every_measure_is_the_one_the_evaluation_wrote(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    models = collect(run.path)["models"]
+    for role in ROLES:
+        written = json.loads((run.evaluation / f"{role}.json").read_text())
+        assert {key: written[key] for key in MEASURES if key in written} == {
+            key: value for key, value in models[role].items() if key in written
+        }
+        assert (models[role]["correct"], models[role]["n"]) == (RIGHT[role], 20)
+
+
+def test_who_and_what_is_named(tmp_path: Path) -> None:
+    report = collect(make_run(tmp_path).path)
+    assert (report["name"], report["model"], report["task"], report["seed"]) == ("small", "path/of/model", "playground/logic", 7)
+    assert report["pruning"] == {
+        "keep": 2, "experts": 4, "blocks": 2, "experts_per_token": 1, "criterion": "weighted_ean", "mode": None, "tokens": "all",
+        "seed": 7,
+    }  # fmt: skip
+    assert report["recipe"]["pruning"]["keep"] == 2
+    assert "torch" in report["versions"]
+    assert {name: (stage["seconds"], stage["ranks"]) for name, stage in report["stages"].items()}["recover"] == (2.5, 2)
+
+
+def test_sizes_are_compared_with_the_original_and_speed_is_not(tmp_path: Path) -> None:
+    same_size = {"parameters": 0.5, "active_parameters": 1.0, "checkpoint_bytes": 0.5}
+    assert collect(make_run(tmp_path).path)["ratios"] == {"pruned": same_size, "recovered": same_size}
+
+
+def test_a_size_nobody_knows_has_no_ratio(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    evaluate_role(run, "original", checkpoint_bytes=None)  # a model on the hub
+    assert "checkpoint_bytes" not in collect(run.path)["ratios"]["pruned"]
+
+
+def test_shares_of_a_block_are_its_counts_over_their_sum(tmp_path: Path) -> None:
+    block = collect(make_run(tmp_path).path)["blocks"][BLOCKS[0]]
+    assert block["share"]["all"] == [0.4, 0.4, 0.0, 0.2]
+    assert block["share"]["prompt"] == [0.25, 0.5, 0.0, 0.25]
+    assert block["kept"] == KEPT[0]
+    assert block["kept_share"] == 0.8
+    assert block["unobserved"] == [2]
+    assert block["entropy_bits"] == pytest.approx(1.5219, abs=1e-4)
+
+
+def test_training_losses_are_the_logged_ones(tmp_path: Path) -> None:
+    training = collect(make_run(tmp_path).path)["training"]
+    assert training["loss"] == [[10, 1.5], [20, 0.5]]
+    assert training["dev_loss"] == [[20, 0.7]]
+    assert training["steps"] == 20
+
+
+def test_the_same_questions_are_compared_one_by_one(tmp_path: Path) -> None:
+    # the made-up models answer the first 19 and the first 18 of 20 rightly
+    assert collect(make_run(tmp_path).path)["paired"] == {"both": 18, "only_original": 1, "only_recovered": 0, "neither": 1}
+
+
+def test_other_questions_are_not_compared(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    evaluate_role(run, "recovered", n=10)
+    assert collect(run.path)["paired"] is None
+
+
+@pytest.mark.parametrize("until", ["calibrate", "select", "prune", "recover"])
+def test_a_run_that_stopped_early_reports_what_there_is(tmp_path: Path, until: str) -> None:
+    report = write_report(make_run(tmp_path, until=until).path)
+    assert report["models"] == dict.fromkeys(ROLES)
+    assert (report["pruning"] is None) == (until == "calibrate")
+    assert (report["training"] is None) == (until != "recover")
+
+
+def test_an_empty_folder_is_a_run_that_has_done_nothing(tmp_path: Path) -> None:
+    report = write_report(tmp_path)
+    assert report["headline"] == "No experts chosen yet; no model has been evaluated."
+    assert report["warnings"] == []
+
+
+def test_a_stage_that_is_being_done_again_has_no_result(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.forget("evaluate/pruned")
+    report = collect(run.path)
+    assert report["models"]["pruned"] is None
+    assert report["warnings"][-1] == "pruned.json is left out: its evaluation was started again and has not finished."
+
+
+def test_a_result_the_recipe_does_not_ask_for_is_left_out(tmp_path: Path) -> None:
+    # it may have been made with another `keep`: the pipeline does not do it again
+    report = collect(make_run(tmp_path, evaluation={"models": ["original", "pruned"]}).path)
+    assert report["models"]["recovered"] is None
+    assert "recovered.json is left out" in report["warnings"][-1]
+
+
+def test_files_that_were_removed_to_save_space_are_missing_facts(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for file in (run.plan, run.recipe, run.training_log, run.statistics / "statistics.json"):
+        file.unlink()
+    report = write_report(run.path)
+    assert (report["pruning"], report["recipe"], report["blocks"], report["training"]["loss"]) == (None, None, {}, [])
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    (run.evaluation / "pruned.json").write_text('{"score": ')
+    with pytest.raises(PollardError, match=r"pruned\.json is damaged"):
+        collect(run.path)
+
+
+def test_the_file_holds_what_is_returned_and_writing_again_changes_nothing(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    report = write_report(run.path)
+    files = [run.path / "report.json", run.path / "report.html"]
+    assert json.loads(files[0].read_text()) == report
+    before = [file.read_text() for file in files]
+    run.finish("report", "report", 0.1)  # as the pipeline does next
+    write_report(run.path)
+    assert [file.read_text() for file in files] == before
+
+
+def test_a_loss_that_is_not_finite_leaves_valid_json(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.training_log.write_text('{"step": 10, "loss": 2.0}\n{"step": 20, "loss": NaN}\n')
+    report = write_report(run.path)
+    assert report["training"]["loss"] == [[10, 2.0], [20, None]]
+    assert "The training loss was not finite at 1 of 2 logged steps, first at step 20." in report["warnings"]

@@ -1,0 +1,152 @@
+"""Law: the page is report.json, readable; it stands alone, and nothing in it can break out of its place."""
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from made_up_run import KEPT, ROLES, evaluate_role, make_run
+
+from toolkit.report import collect, formats, render, write_report
+
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+
+
+class Balanced(HTMLParser):
+    """Fails on a tag that is not closed, or closed in the wrong place."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.feed(page)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes nothing here"
+
+
+def drawings(page: str) -> list[ElementTree.Element]:
+    """The outermost <svg> elements, parsed as XML."""
+    found, depth, start = [], 0, 0
+    for tag in re.finditer(r"<(/?)svg\b", page):
+        start = tag.start() if depth == 0 else start
+        depth += -1 if tag[1] else 1
+        if depth == 0:
+            found.append(ElementTree.fromstring(page[start : page.index(">", tag.start()) + 1]))
+    return found
+
+
+def test_numbers_on_the_page_are_those_of_report_json(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    write_report(run.path)
+    report = json.loads((run.path / "report.json").read_text())
+    page = (run.path / "report.html").read_text()
+    assert page == render(report)  # nothing but report.json went into it
+    for role in ROLES:
+        found = report["models"][role]
+        row = re.search(rf'<tr><th scope="row">{role}</th>.*?</tr>', page, re.DOTALL)
+        assert row
+        for text in (
+            formats.percent(found["score"]),
+            formats.interval(found),
+            str(found["n"]),
+            formats.amount(found["parameters"]),
+            formats.amount(found["active_parameters"]),
+            formats.size(found["checkpoint_bytes"]),
+            formats.speed(found["tokens_per_second"]),
+            formats.size(found["peak_memory_bytes"]),
+        ):
+            assert f">{text}<" in re.sub(r">\s+", ">", row[0]), text
+    words = page.replace("\N{NO-BREAK SPACE}", " ").replace("→", "-&gt;").replace("&#39;", "'")
+    for sentence in (report["headline"], report["comparison"], *report["warnings"]):
+        assert sentence.replace("->", "-&gt;") in words
+
+
+def test_a_bar_is_as_long_as_the_score_and_its_whiskers_as_the_interval(tmp_path: Path) -> None:
+    report = collect(make_run(tmp_path).path)
+    chart = drawings(render(report))[0]
+    bars = {bar.get("class"): bar for bar in chart.iter("rect")}
+    whiskers = [line for line in chart.iter("line") if line.get("class") == "whisker" and line.get("y1") == line.get("y2")]
+    for role, whisker in zip(ROLES, whiskers, strict=True):
+        found = report["models"][role]
+        drawn = [
+            float(str(length).rstrip("%")) / 100 for length in (bars[role].get("width"), whisker.get("x1"), whisker.get("x2"))
+        ]
+        assert drawn == pytest.approx([found["score"], *found["interval"]], abs=1e-4)
+
+
+def test_exactly_the_kept_experts_are_marked(tmp_path: Path) -> None:
+    page = render(collect(make_run(tmp_path).path))
+    rects = [rect for drawing in drawings(page) for rect in drawing.iter("rect") if rect.find("title") is not None]
+    titles = {str(rect.findtext("title")): rect.get("class") for rect in rects if "expert" in str(rect.findtext("title"))}
+    assert len(titles) == 8
+    expected = {f"block {block}, expert {expert}" for block, kept in enumerate(KEPT) for expert in kept}
+    assert {title.split(":")[0] for title, mark in titles.items() if mark == "kept"} == expected
+    assert {title.split(":")[0] for title in titles if title.endswith(", kept")} == expected  # not by the outline alone
+
+
+@pytest.mark.parametrize("until", ["nothing", "calibrate", "select", "prune", "recover", "evaluate"])
+def test_the_page_is_well_formed_however_far_the_run_got(tmp_path: Path, until: str) -> None:
+    page = render(collect(tmp_path if until == "nothing" else make_run(tmp_path, until=until).path))
+    Balanced(page)
+    drawings(page)
+    assert ("not evaluated" in page) == (until != "evaluate")
+
+
+def test_a_run_without_recovery_says_so(tmp_path: Path) -> None:
+    page = render(collect(make_run(tmp_path, roles=("original", "pruned")).path))
+    assert re.search(r'<th scope="row">recovered</th><td[^>]*>not evaluated', page)
+    assert "Not fine-tuned." in page
+
+
+def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
+    page = render(collect(make_run(tmp_path).path))
+    names = [name for name, _ in Balanced(page).attributes]
+    assert not {"src", "href", "xlink:href", "onload", "onclick"} & set(names)
+    for reference in ("<script", "http://", "https://", "@import", "url(", "<link", "<iframe"):
+        assert reference not in page
+
+
+def test_other_peoples_text_stays_text(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    evil = "<script>alert(1)</script>&\"'<b>"
+    report = json.loads(json.dumps(collect(run.path)).replace("path/of/model", json.dumps(evil)[1:-1]))
+    report |= {"name": evil, "task": evil, "headline": evil, "comparison": evil, "warnings": [evil]}
+    report["blocks"] = {f"{evil}.{name}.{evil}": block for name, block in report["blocks"].items()}
+    report["versions"] = {evil: evil}
+    page = render(report)
+    assert "<script" not in page and "<b>" not in page
+    Balanced(page)
+    drawings(page)
+
+
+def test_the_recipe_and_the_command_to_repeat_it_are_there(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    page = render(collect(run.path))
+    assert run.recipe.read_text() in page
+    assert f"./launch.sh {run.recipe} --fresh" in page
+
+
+def test_random_is_called_a_control(tmp_path: Path) -> None:
+    page = render(collect(make_run(tmp_path, pruning={"keep": 2, "criterion": "random"}).path))
+    assert "Experts drawn at random (seed 7)" in page
+
+
+def test_memory_of_a_gpu_needs_no_footnote(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert "Peak memory on CPU" in render(collect(run.path))
+    for role in ROLES:
+        evaluate_role(run, role, device="NVIDIA H100")
+    assert "Peak memory on CPU" not in render(collect(run.path))

@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+from toolkit.expert_statistics import ExpertStatistics, Tokens
+from toolkit.selection import CRITERIA
+
+# Per statistic what the prompt and the completion tokens left for experts 0…3; nothing reached expert 3.
+WATCHED = {
+    "count": ([4, 2, 0, 0], [1, 3, 2, 0]),
+    "gate_sum": ([2.0, 1.5, 0, 0], [0.5, 1.0, 1.5, 0]),
+    "norm_sum": ([8.0, 6.0, 0, 0], [1.0, 3.0, 10.0, 0]),
+    "gated_norm_sum": ([4.0, 4.5, 0, 0], [0.5, 1.0, 7.5, 0]),
+}
+
+
+def watched(block: str = "mlp") -> ExpertStatistics:
+    vectors = {
+        f"{block}/{name}/{part}": torch.tensor(values, dtype=torch.float64)
+        for name, both in WATCHED.items()
+        for part, values in zip(("prompt", "completion"), both, strict=True)
+    }
+    return ExpertStatistics(vectors, {"blocks": {block: {"experts": 4, "experts_per_token": 2}}})
+
+
+@pytest.mark.parametrize(
+    ("criterion", "tokens", "scores"),
+    [
+        ("frequency", "all", [5, 5, 2, 0]),
+        ("frequency", "prompt", [4, 2, 0, 0]),
+        ("frequency", "completion", [1, 3, 2, 0]),
+        ("gate_weight", "all", [2.5, 2.5, 1.5, 0]),
+        ("gate_weight", "completion", [0.5, 1.0, 1.5, 0]),
+        ("ean", "all", [9, 9, 10, 0]),
+        ("ean", "prompt", [8, 6, 0, 0]),
+        ("weighted_ean", "all", [4.5, 5.5, 7.5, 0]),
+        ("weighted_ean", "prompt", [4.0, 4.5, 0, 0]),
+        ("reap", "all", [4.5 / 5, 5.5 / 5, 7.5 / 2, 0]),
+        ("reap", "prompt", [4.0 / 4, 4.5 / 2, 0, 0]),
+        ("reap", "completion", [0.5 / 1, 1.0 / 3, 7.5 / 2, 0]),
+    ],
+)
+def test_a_criterion_is_its_formula(criterion: str, tokens: Tokens, scores: list[float]) -> None:
+    found = CRITERIA[criterion](watched(), "mlp", tokens, 0)
+    assert found.dtype == torch.float64 and found.tolist() == pytest.approx(scores, rel=1e-15)
+
+
+def test_random_depends_on_seed_and_block_and_on_nothing_else() -> None:
+    random = CRITERIA["random"]
+    scores = random(watched(), "mlp", "all", 3)
+    other = watched()
+    for vector in other.vectors.values():
+        vector += 1
+    assert torch.equal(random(other, "mlp", "prompt", 3), scores)
+    assert not torch.equal(random(watched(), "mlp", "all", 4), scores)
+    assert not torch.equal(random(watched("other"), "other", "all", 3), scores)
+
+
+def test_random_leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    CRITERIA["random"](watched(), "mlp", "all", 3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_says_what_it_is_in_one_line(criterion: str) -> None:
+    summary = (CRITERIA[criterion].__doc__ or "").splitlines()
+    assert len(summary) == 1 and summary[0].endswith(".")

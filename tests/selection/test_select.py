@@ -1,0 +1,131 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from toolkit.errors import PollardError
+from toolkit.expert_statistics import ExpertStatistics
+from toolkit.plan import Plan
+from toolkit.selection import CRITERIA, experts_to_keep, kept_unobserved, select
+
+STATISTICS = ("count", "gate_sum", "norm_sum", "gated_norm_sum")
+
+
+def watched(
+    completion: list[float], prompt: list[float] | None = None, blocks: int = 1, **changes: list[float]
+) -> ExpertStatistics:
+    """Every statistic is `completion` and `prompt` (zeros unless given), but for the completion's `changes`."""
+    parts = {"prompt": prompt or [0.0] * len(completion), "completion": completion}
+    names = [f"layers.{i}.mlp" for i in range(blocks)]
+    vectors = {
+        f"{block}/{statistic}/{part}": torch.tensor(
+            changes.get(statistic, values) if part == "completion" else values, dtype=torch.float64
+        )
+        for block in names
+        for statistic in STATISTICS
+        for part, values in parts.items()
+    }
+    about = {"experts": len(completion), "experts_per_token": 1, "tokens": {"prompt": 3, "completion": 4}}
+    return ExpertStatistics(vectors, {"model": "some/model", "task": "gsm8k", "blocks": {name: about for name in names}})
+
+
+def kept(plan: Plan) -> list[int]:
+    return plan.blocks["layers.0.mlp"].kept
+
+
+@pytest.mark.parametrize("criterion", sorted(CRITERIA.keys() - {"random", "reap"}))
+def test_the_highest_scores_stay_in_ascending_order(criterion: str) -> None:
+    plan = select(watched([5, 1, 7, 2, 6]), criterion, keep=3)
+    assert kept(plan) == [0, 2, 4]
+    assert plan.blocks["layers.0.mlp"].scores == [5, 1, 7, 2, 6]
+
+
+def test_reap_prefers_a_rare_strong_expert_where_sums_prefer_a_busy_one() -> None:
+    statistics = watched([100, 1, 10], gated_norm_sum=[100, 9, 10])
+    assert (kept(select(statistics, "reap", 1)), kept(select(statistics, "weighted_ean", 1))) == ([1], [0])
+
+
+@pytest.mark.parametrize("criterion", sorted(CRITERIA.keys() - {"random"}))
+def test_of_equal_scores_the_lower_index_stays(criterion: str) -> None:
+    assert kept(select(watched([2, 3, 2, 3, 2]), criterion, keep=3)) == ([0, 1, 3] if criterion != "reap" else [0, 1, 2])
+
+
+# An observed expert of score 0 says something; an unobserved one says nothing, whatever a criterion makes of it.
+@pytest.mark.parametrize("criterion", sorted(CRITERIA.keys() - {"random", "frequency"}))
+def test_an_unobserved_expert_ranks_below_every_observed_one(criterion: str) -> None:
+    nothing = {name: [0.0, 0.0, 0.0, 0.0] for name in STATISTICS}
+    assert kept(select(watched([0, 0, 0, 0], **(nothing | {"count": [0, 1, 0, 1]})), criterion, keep=3)) == [0, 1, 3]
+    assert kept(select(watched([0, 0, 0, 0], **(nothing | {"count": [0, 1, 0, 1]})), criterion, keep=2)) == [1, 3]
+    claimed = {name: [9.0, 1.0, 9.0, 1.0] for name in STATISTICS}
+    assert kept(select(watched([0, 0, 0, 0], **(claimed | {"count": [0, 1, 0, 1]})), criterion, keep=2)) == [1, 3]
+
+
+def test_random_does_not_look_at_the_statistics() -> None:
+    seeds = range(20)
+    blind = [kept(select(watched([1, 1, 1, 1]), "random", 2, seed=seed)) for seed in seeds]
+    seeing = [kept(select(watched([0, 1, 0, 1]), "random", 2, tokens="prompt", seed=seed)) for seed in seeds]
+    assert blind == seeing and len(set(map(tuple, blind))) > 3
+
+
+def test_random_chooses_anew_in_every_block_and_again_for_the_same_seed() -> None:
+    statistics = watched([1] * 16, blocks=4)
+    plan = select(statistics, "random", keep=8, seed=3)
+    assert len({tuple(block.kept) for block in plan.blocks.values()}) == 4
+    assert select(statistics, "random", keep=8, seed=3) == plan
+
+
+def test_only_the_chosen_tokens_decide() -> None:
+    statistics = watched(completion=[0, 1, 2, 9], prompt=[8, 1, 2, 0])
+    choices = {tokens: kept(select(statistics, "frequency", 2, tokens=tokens)) for tokens in ("all", "prompt", "completion")}
+    assert choices == {"all": [0, 3], "prompt": [0, 2], "completion": [2, 3]}
+
+
+def test_kept_experts_that_no_chosen_token_reached_are_counted() -> None:
+    statistics = watched(completion=[0, 1, 2, 0], prompt=[8, 0, 0, 0], blocks=2)
+    counts = {
+        tokens: kept_unobserved(statistics, select(statistics, keep=3, tokens=tokens))
+        for tokens in ("all", "prompt", "completion")
+    }
+    assert counts == {"all": 0, "prompt": 4, "completion": 2}  # over both blocks
+
+
+def test_a_plan_says_how_it_came_about_and_survives_its_file(tmp_path: Path) -> None:
+    statistics = watched([1, 2, 3, 4], blocks=2)
+    statistics.about |= {"examples": 512, "fingerprint": "f"}
+    plan = select(statistics, "reap", 0.5, tokens="completion", seed=3)
+    assert (plan.model, plan.criterion, plan.tokens, plan.seed) == ("some/model", "reap", "completion", 3)
+    assert (plan.keep, plan.experts_per_token, list(plan.blocks)) == (2, 1, statistics.blocks)
+    assert plan.calibration == {"task": "gsm8k", "examples": 512, "fingerprint": "f", "tokens": 7}
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+
+
+@pytest.mark.parametrize(
+    ("keep", "experts", "number"),
+    [(4, 8, 4), (8, 8, 8), (1, 8, 1), (0.5, 8, 4), (0.3, 8, 2), (0.35, 8, 3), (0.999, 8, 8), (0.01, 8, 1), (0.25, 6, 2)],
+)
+def test_a_fraction_means_the_nearest_number_and_at_least_one(keep: float, experts: int, number: int) -> None:
+    assert experts_to_keep(keep, experts, experts_per_token=1) == number
+
+
+@pytest.mark.parametrize("keep", [9, 0, -1, 1.5, 0.0, 1.0, float("nan")])
+def test_an_impossible_keep_is_refused_with_what_is_possible(keep: Any) -> None:
+    with pytest.raises(PollardError, match=rf"pruning\.keep is {keep}.* 1…8, or a fraction in \(0, 1\)\."):
+        experts_to_keep(keep, 8, experts_per_token=1)
+
+
+@pytest.mark.parametrize("keep", [2, 0.25])
+def test_fewer_experts_than_a_token_activates_is_not_built_yet(keep: float) -> None:
+    told = (
+        rf"pruning\.keep {keep} means 2 experts, but this model activates 4 per token\. "
+        r"Activating fewer per token is not built yet: keep at least 4\."
+    )
+    with pytest.raises(PollardError, match=told):
+        experts_to_keep(keep, 8, experts_per_token=4)
+    assert experts_to_keep(4, 8, experts_per_token=4) == 4
+
+
+def test_an_unknown_criterion_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(PollardError, match=r"Unknown criterion 'reep'\. Did you mean `reap`\? Criteria: random, frequency,"):
+        select(watched([1, 2]), "reep", 1)

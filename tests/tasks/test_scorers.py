@@ -1,0 +1,87 @@
+from decimal import Decimal
+
+import pytest
+
+from toolkit.tasks.scorers import SCORERS, contains, exact, final_part, number_in, numeric
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("#### 72", "72"),
+        ("He pays 3 + 4 = 7.\n#### 72", "72"),
+        ("####72.", "72"),
+        ("#### 1,000", "1000"),
+        ("#### 1,234,567.50", "1234567.5"),
+        ("#### $12.50", "12.5"),
+        ("#### -5", "-5"),
+        ("#### -$5", "-5"),
+        ("#### $-5", "-5"),
+        ("#### .5", "0.5"),
+        ("#### 25%", "25"),
+        ("#### 25 % of 40", "25"),
+        ("#### 12 dollars and 3 cents", "12"),
+        ("####\n72", "72"),
+        ("#### 72\n\nQuestion: 3 pens and 4 more?\n#### 7", "72"),  # runaway text does not count
+        ("#### 72 #### 7", "72"),
+        ("#### unknown\n7", None),  # a mark decides, even where no number follows it
+        ("####", None),
+        ("She has 3 + 4 = 7 pens.", "7"),  # without a mark, the last number
+        ("The answer is 72.", "72"),
+        ("The answer is $1,000.", "1000"),
+        ("3 - 8 = -5", "-5"),
+        ("pages 10-12", "12"),
+        ("seven", None),
+        ("", None),
+        ("-", None),
+        ("$,.", None),
+    ],
+)
+def test_the_number_of_an_answer(text: str, number: str | None) -> None:
+    assert number_in(text) == (None if number is None else Decimal(number))
+
+
+@pytest.mark.parametrize("same", ["1000", "1000.0", "1,000", "$1,000.00", "1000.", "1000 pens", "01000", "+1000"])
+def test_a_number_is_right_however_it_is_written(same: str) -> None:
+    assert numeric(f"#### {same}", "So 1,000.\n#### 1000") and numeric(f"It is {same}", "1,000.0")
+
+
+@pytest.mark.parametrize("other", ["#### 1001", "#### -1000", "#### 1000.01", "#### 100", "#### 1000000", "a thousand", ""])
+def test_another_number_or_none_is_wrong(other: str) -> None:
+    assert not numeric(other, "#### 1000")
+
+
+def test_without_a_number_to_compare_with_nothing_is_right() -> None:
+    assert not numeric("#### none", "#### none")
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("steps. #### acorn  badge \n", "acorn badge"),
+        ("#### Mia\n#### Tom", "Mia"),
+        ("no mark,\n  two lines", "no mark, two lines"),
+        ("####", ""),
+    ],
+)
+def test_the_final_part_is_the_rest_of_the_first_marked_line(text: str, part: str) -> None:
+    assert final_part(text) == part
+
+
+@pytest.mark.parametrize(
+    ("prediction", "right"),
+    [("so #### p o", True), ("####  p  o\n#### x", True), ("p o", True), ("#### p O", False), ("p o\n####", False), ("", False)],
+)
+def test_exact_compares_final_parts_apart_from_white_space(prediction: str, right: bool) -> None:
+    assert exact(prediction, "#### p o") is right
+
+
+@pytest.mark.parametrize(("prediction", "right"), [("It is PARIS, I think.", True), ("Par is", False), ("", False)])
+def test_contains_looks_everywhere_and_ignores_case(prediction: str, right: bool) -> None:
+    assert contains(prediction, "#### Paris") is right
+
+
+@pytest.mark.parametrize("score", SCORERS.values(), ids=SCORERS)
+def test_every_scorer_accepts_the_gold_answer_itself(score) -> None:
+    gold = "2 + 2 = <<2+2=4>>4, and 4 * 300 = 1,200.\n#### 1,200"
+    assert score(gold, gold) and not score("#### 1,201", gold)

@@ -1,0 +1,152 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toolkit.errors import PollardError
+from toolkit.recipe import TaskRecipe
+from toolkit.tasks import PRESETS, Example, Task
+
+ROW = {"question": "one or two?", "answer": "two"}
+
+
+def task_of(folder: Path, rows: list[Any], **recipe: Any) -> Task:
+    """A custom task whose train and test are the same file."""
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {"train": str(path), "test": str(path), "prompt": "{question}", "completion": "{answer}"} | recipe
+    return Task(TaskRecipe(**given))
+
+
+def fault_of(folder: Path, rows: list[Any], **recipe: Any) -> str:
+    with pytest.raises(PollardError) as caught:
+        task_of(folder, rows, **recipe).examples("test")
+    return str(caught.value).replace(f"{folder}/", "")
+
+
+def numbered(count: int) -> list[dict[str, str]]:
+    return [{"question": f"q{i}", "answer": f"a{i}"} for i in range(count)]
+
+
+def test_templates_make_examples_in_the_order_of_the_file(tmp_path: Path) -> None:
+    rows = [
+        {"q": {"text": "one", "options": ["a", "b"]}, "label": 1},
+        {"q": {"text": "{two}", "options": ["c", "d"]}, "label": 2},
+    ]
+    task = task_of(tmp_path, rows, prompt="{q[text]}: {q[options][0]} {{or}}", completion="It is {label}.", answer="{label}")
+    assert task.examples("test") == [
+        Example(({"role": "user", "content": "one: a {or}"},), "It is 1.", "1"),
+        Example(({"role": "user", "content": "{two}: c {or}"},), "It is 2.", "2"),
+    ]
+
+
+def test_messages_end_with_the_completion(tmp_path: Path) -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi?", "name": "Mia"},
+        {"role": "assistant", "content": "Ho."},
+    ]
+    (example,) = task_of(tmp_path, [{"chat": messages}], messages="chat", prompt=None, completion=None).examples("test")
+    assert example.messages == ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi?"})
+    assert example.completion == example.gold == "Ho."
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        "Hi?",
+        [],
+        [{"role": "assistant", "content": "Ho."}],
+        [{"role": "user", "content": "Hi?"}],
+        [{"role": "user", "content": "Hi?"}, {"role": "user", "content": "Hi??"}],
+        [{"from": "user", "value": "Hi?"}, {"from": "assistant", "value": "Ho."}],
+        [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": None}],
+        [{"role": "user", "content": [{"type": "text", "text": "Hi?"}]}, {"role": "assistant", "content": "Ho."}],
+        ["Hi?", "Ho."],
+    ],
+)
+def test_other_shapes_of_messages_are_refused(tmp_path: Path, messages: Any) -> None:
+    fault = fault_of(tmp_path, [{"chat": messages}], messages="chat")
+    assert fault.startswith("rows.jsonl, line 1: `chat` must be a list of {role, content} messages, each content a text,")
+
+
+@pytest.mark.parametrize(
+    ("row", "recipe", "fault"),
+    [
+        ({"text": "one"}, {}, "line 2: no field `question`. Fields there: text."),
+        ({}, {}, "line 2: no field `question`. Fields there: none."),
+        (ROW, {"answer": "{label}"}, "line 1: no field `label`. Fields there: question, answer."),
+        (ROW, {"messages": "chat"}, "line 1: no field `chat`. Fields there: question, answer."),
+        (ROW | {"answer": None}, {}, "line 2: the field `answer` is null."),
+        (ROW | {"answer": " \n"}, {}, "line 2: the completion is empty."),
+        (ROW, {"prompt": "{question"}, "line 1: the template '{question' cannot be filled (ValueError: expected '}'"),
+        (ROW, {"prompt": "{}"}, "line 1: the template '{}' cannot be filled (ValueError: Format string contains positional"),
+        (ROW, {"prompt": "{question.text}"}, "the template '{question.text}' cannot be filled (AttributeError: "),
+        (ROW, {"prompt": "{question[text]}"}, "the template '{question[text]}' cannot be filled (TypeError: "),
+        (ROW | {"question": {}}, {"prompt": "{question!s:.9}{question[text]}"}, "cannot be filled"),
+        (ROW, {"prompt": "{question:d}"}, "): write {column}, and {{ for a brace."),
+        (ROW, {"scorer": "numeric"}, "line 1: scorer `numeric` finds nothing to compare with in the answer 'two'."),
+        (ROW | {"answer": "I do not know. ####"}, {"scorer": "contains"}, "line 2: scorer `contains` finds nothing"),
+    ],
+)
+def test_a_line_that_does_not_serve_is_named(tmp_path: Path, row: dict[str, Any], recipe: dict[str, str], fault: str) -> None:
+    assert fault in fault_of(tmp_path, [ROW, row], **recipe)
+
+
+# Training text need not have an answer that the scorer can read: only what is judged must.
+def test_only_test_answers_must_suit_the_scorer(tmp_path: Path) -> None:
+    assert task_of(tmp_path, [ROW], scorer="numeric").examples("train")
+
+
+def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
+    assert fault_of(tmp_path, []) == "rows.jsonl is empty: task custom needs test examples."
+
+
+@pytest.mark.parametrize("recipe", [{}, {"prompt": "{question}"}, {"completion": "{answer}"}])
+def test_a_custom_task_says_what_it_needs(recipe: dict[str, str]) -> None:
+    with pytest.raises(
+        PollardError, match=r"A custom task needs `task\.prompt` and `task\.completion` .*, or `task\.messages`\."
+    ):
+        Task(TaskRecipe(**recipe))
+
+
+@pytest.mark.parametrize("test", [None, "test", "test.csv"])
+def test_data_that_is_not_given_is_asked_for(tmp_path: Path, test: str | None) -> None:
+    assert "Task custom has no test data: give `task.test`, a JSONL file" in fault_of(tmp_path, [ROW], test=test)
+
+
+# Choices are made with dev: it must be the same in every run, and never be trained on.
+def test_dev_is_carved_from_train_once_and_for_all(tmp_path: Path) -> None:
+    one, other = (task_of(tmp_path, numbered(100), dev_examples=7) for _ in range(2))
+    assert one.examples("dev") == other.examples("dev") and len(one.examples("dev")) == 7
+    train, dev = ([example.gold for example in one.examples(split)] for split in ("train", "dev"))
+    assert not set(train) & set(dev)
+    assert set(train) | set(dev) == {row["answer"] for row in numbered(100)}
+    assert train == sorted(train, key=lambda gold: int(gold[1:])) and dev == sorted(dev, key=lambda gold: int(gold[1:]))
+
+
+@pytest.mark.parametrize(("count", "asked", "dev"), [(100, 500, 20), (100, 20, 20), (9, 5, 1), (4, 5, 0), (1, 1, 0)])
+def test_dev_takes_at_most_a_fifth(tmp_path: Path, count: int, asked: int, dev: int) -> None:
+    task = task_of(tmp_path, numbered(count), dev_examples=asked)
+    assert (len(task.examples("dev")), len(task.examples("train"))) == (dev, count - dev)
+
+
+def test_test_is_left_whole(tmp_path: Path) -> None:
+    assert len(task_of(tmp_path, numbered(100)).examples("test")) == 100
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("playground/")])
+def test_every_playground_task_is_there_and_accepts_its_own_answers(name: str) -> None:
+    task = Task(TaskRecipe(name=name))
+    examples = task.examples("test")[:100]
+    assert len(examples) == 100 and all(task.score(example.completion, example.gold) for example in examples)
+    assert not any(task.score("", example.gold) for example in examples)
+
+
+def test_a_recipes_own_keys_win_over_the_preset() -> None:
+    task = Task(TaskRecipe(name="gsm8k", dataset="other/data", test="validation", prompt="{problem}", scorer="exact"))
+    assert task.sources() == {"train": "train", "test": "validation"}
+    preset = task.preset
+    assert (preset.dataset, preset.subset, preset.prompt, preset.completion) == ("other/data", None, "{problem}", "{answer}")
+    assert task.score("x", "x")

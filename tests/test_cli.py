@@ -1,0 +1,94 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from toolkit import cli
+from toolkit.selection import CRITERIA
+
+
+@pytest.fixture
+def pollard(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs `pollard …` in this process: exit status, what it printed, what argparse complained about."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pollard", *arguments])
+        try:
+            status = cli.main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        return status, *capsys.readouterr()
+
+    monkeypatch.setattr(cli, "_quieten", lambda: None)  # settings of a process that this one, with its other tests, is not
+    return run
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "r.yaml"
+    path.write_text("name: try\nmodel: no/model\ntask: playground/sorting\n")
+    return str(path)
+
+
+def test_help_names_every_verb(pollard) -> None:
+    status, out, _ = pollard("--help")
+    assert status == 0
+    assert all(verb in out for verb in [*cli.VERBS, "criteria"])
+
+
+def test_criteria_lists_each_with_one_line(pollard) -> None:
+    status, out, _ = pollard("criteria")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == list(CRITERIA)
+    assert all(len(line.split()) > 3 for line in out.splitlines())
+
+
+@pytest.mark.parametrize("arguments", [[], ["prun", "r.yaml"], ["select"], ["select", "r.yaml", "--frsh"]])
+def test_wrong_usage_is_told_with_the_usage(pollard, arguments: list[str]) -> None:
+    status, _, err = pollard(*arguments)
+    assert status == 2 and err.startswith("usage: pollard")
+
+
+def test_a_mistake_in_the_recipe_is_one_message_and_exit_status_1(pollard, recipe: str) -> None:
+    status, out, err = pollard("select", recipe, "pruning.keeep=2")
+    assert (status, err) == (1, "")
+    assert out == (
+        "error command line (pruning.keeep=2): `pruning.keeep` is not a key of a recipe. Did you mean `keep`? "
+        "Allowed here: criterion, keep, tokens.\n"
+    )
+
+
+# Rich would take [8] for markup and swallow it.
+def test_a_message_is_printed_as_it_is(pollard, recipe: str) -> None:
+    assert "(given: [8])" in pollard("select", recipe, "pruning.keep=[8]")[1]
+
+
+def test_a_missing_recipe_is_an_error(pollard, tmp_path: Path) -> None:
+    status, out, _ = pollard("prune", str(tmp_path / "none.yaml"))
+    assert status == 1 and out.startswith("error No recipe at ")
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_a_verb_runs_the_pipeline_as_far_as_its_stage(pollard, recipe: str, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from toolkit import pipeline
+
+    called = {}
+    monkeypatch.setattr(cli, "start", lambda: None)
+    monkeypatch.setattr(pipeline, "run", lambda recipe, **how: called.update(how, keep=recipe.pruning.keep))
+    for arguments in (["pruning.keep=2", "--fresh"], ["--fresh", "pruning.keep=2"]):
+        assert pollard(verb, recipe, *arguments)[0] == 0
+        assert called == {"fresh": True, "until": cli.VERBS[verb], "keep": 2}
+        called.clear()
+
+
+# The whole command in its own process, started elsewhere than in the checkout.
+def test_a_model_that_cannot_be_had_ends_training_with_one_message(recipe: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "toolkit" / "train.py"), recipe]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout.startswith("error Cannot open the model no/model. No such folder, and the hub does not have it")
+    assert "Traceback" not in done.stdout + done.stderr

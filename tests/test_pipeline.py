@@ -1,0 +1,154 @@
+"""One small run in this process, then what a second one does with it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import PLAYGROUND, tiny_model
+
+from toolkit import distributed
+from toolkit.errors import PollardError
+from toolkit.pipeline import run
+from toolkit.recipe import Recipe
+from toolkit.run_directory import RunDirectory
+
+STAGES = [
+    "calibrate", "select", "prune", "evaluate/original", "evaluate/pruned", "recover", "evaluate/recovered", "report",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A tiny original model, data files, and a finished run of `small()`."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    tiny_model("mixtral", vocab_size=768, eos_token_id=1).save_pretrained(folder / "original")
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / "original" / file).write_bytes((PLAYGROUND / "model" / file).read_bytes())
+    for split, lines in (("train", 60), ("test", 6)):
+        text = (PLAYGROUND / "arithmetic" / f"{split}.jsonl").read_text().splitlines(keepends=True)
+        (folder / f"{split}.jsonl").write_text("".join(text[:lines]))
+    distributed.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run(small())
+        yield folder
+    distributed.stop()
+
+
+def small(**changes: object) -> Recipe:
+    trainer = {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "eval_strategy": "no"}
+    task = {"train": "train.jsonl", "test": "test.jsonl", "prompt": "{question}", "completion": "{answer}", "dev_examples": 4}
+    values: dict = {
+        "name": "small",
+        "model": "original",
+        "task": task,
+        "calibration": {"examples": 8, "batch_size": 4},
+        "pruning": {"keep": 4},
+        "finetuning": {"zero": 0, "examples": 8, "trainer": trainer},
+        "evaluation": {"batch_size": 3, "max_new_tokens": 4},
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        values[section] = {**values[section], name: value} if name else value
+    return Recipe.model_validate(values)
+
+
+def done_by(recipe: Recipe, capsys: pytest.CaptureFixture[str], **options: object) -> dict[str, bool]:
+    """Runs the recipe; per stage whether it was really done (else skipped)."""
+    capsys.readouterr()
+    run(recipe, **options)  # type: ignore[arg-type]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.split()[:1] and line.split()[0] in STAGES]
+    return {line.split()[0]: "done already, skipped" not in line for line in lines}
+
+
+def test_a_run_leaves_what_the_contract_promises(folder: Path) -> None:
+    run_path = folder / "runs" / "small"
+    for name in (
+        "recipe.yaml", "manifest.json", "plan.json", "calibration/statistics.safetensors", "calibration/statistics.json",
+        "pruned/model.safetensors", "recovered/model.safetensors", "report.html", "report.json",
+        "evaluation/original.json", "evaluation/pruned.predictions.jsonl", "evaluation/recovered.json",
+    ):  # fmt: skip
+        assert (run_path / name).is_file(), name
+    stages = RunDirectory("small").read_manifest()["stages"]
+    assert list(stages) == STAGES
+    for stage in stages.values():
+        assert {"fingerprint", "status", "seconds", "versions", "seed", "git_commit"} <= stage.keys()
+    assert not list(run_path.rglob("*.tmp"))
+
+
+def test_what_is_done_is_not_done_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (folder / "runs" / "small" / "manifest.json").read_text()
+    assert done_by(small(), capsys) == dict.fromkeys(STAGES, False)
+    assert (folder / "runs" / "small" / "manifest.json").read_text() == before
+
+
+def test_a_changed_key_redoes_from_the_first_stage_it_affects(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def redone(recipe: Recipe) -> list[str]:
+        return [stage for stage, done in done_by(recipe, capsys).items() if done]
+
+    after_selection = ["select", "prune", "evaluate/pruned", "recover", "evaluate/recovered", "report"]
+    assert redone(small(pruning__keep=5)) == after_selection
+    assert redone(small(finetuning__examples=9, pruning__keep=5)) == ["recover", "evaluate/recovered", "report"]
+    assert redone(small(evaluation__max_new_tokens=5, finetuning__examples=9, pruning__keep=5)) == [
+        "evaluate/original", "evaluate/pruned", "evaluate/recovered", "report",
+    ]  # fmt: skip
+    assert redone(small()) == [stage for stage in STAGES if stage != "calibrate"]  # back again: nothing older is kept
+
+
+def test_a_changed_data_file_is_noticed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (folder / "test.jsonl").read_text()
+    (folder / "test.jsonl").write_text(text.replace("How many", "Count: how many"))
+    redone = done_by(small(), capsys)
+    assert [stage for stage, done in redone.items() if done] == [s for s in STAGES if s.startswith(("evaluate", "report"))]
+    (folder / "test.jsonl").write_text(text)
+    run(small())
+
+
+def test_fresh_does_everything_again_and_until_stops(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert done_by(small(), capsys, fresh=True, until="select") == {"calibrate": True, "select": True}
+    run(small())
+
+
+def test_another_model_or_task_in_the_same_run_directory_is_refused(folder: Path) -> None:
+    with pytest.raises(PollardError, match=r"runs/small holds a run with model original, and this recipe says elsewhere"):
+        run(small(model="elsewhere"))
+    with pytest.raises(PollardError, match=r"holds a run with task custom, and this recipe says gsm8k"):
+        run(small(task={"name": "gsm8k", "train": "train.jsonl", "test": "test.jsonl"}))
+
+
+def test_leftovers_of_a_killed_run_are_removed_and_its_stage_repeated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = RunDirectory("small")
+    directory.open("original", "custom", directory.recipe.read_text(), ["prune"])  # what a run does first
+    (directory.path / "pruned.tmp").mkdir()
+    (directory.path / "pruned.tmp" / "half").write_text("half")
+    redone = done_by(small(), capsys)
+    assert [stage for stage, done in redone.items() if done] == ["prune"]
+    assert not (directory.path / "pruned.tmp").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"pruning__keep": 9}, "pruning.keep is 9, but the model has 8 experts per block"),
+        ({"pruning__keep": 1}, "activates 2 per token. Activating fewer per token is not built yet: keep at least 2"),
+        ({"model": "nowhere"}, "Cannot open the model nowhere"),
+        ({"finetuning__trainer": {"learning_rat": 1}}, "Did you mean `learning_rate`?"),
+        ({"task__train": "missing.jsonl"}, "Cannot read missing.jsonl"),
+        ({"task__prompt": "{problem}"}, "train.jsonl, line 1: no field `problem`. Fields there: question, answer"),
+    ],
+)
+def test_mistakes_are_told_before_the_first_stage(
+    folder: Path, changes: dict, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(PollardError) as error:
+        run(small(name="wrong", **changes))
+    assert said in str(error.value)
+    assert "calibrate" not in capsys.readouterr().out
+
+
+def test_scores_in_the_report_are_those_of_the_evaluations(folder: Path) -> None:
+    run_path = folder / "runs" / "small"
+    report = json.loads((run_path / "report.json").read_text())
+    for role in ("original", "pruned", "recovered"):
+        assert f'"score": {json.loads((run_path / "evaluation" / f"{role}.json").read_text())["score"]}' in json.dumps(report)
