@@ -52,6 +52,8 @@ test)
     [ "$gpus" -gt 0 ] || export DS_ACCELERATOR=cpu # or DeepSpeed looks for others, and warns
     # Ranks share the cores: more threads than cores only wait for each other
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + ranks - 1) / ranks))}
-    exec deepspeed --quiet --num_gpus "$ranks" "$here/toolkit/train.py" "$@"
+    # A port of its own, so that two runs on one machine do not meet
+    port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+    exec deepspeed --quiet --num_gpus "$ranks" --master_port "$port" "$here/toolkit/train.py" "$@"
     ;;
 esac

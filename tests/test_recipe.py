@@ -29,13 +29,13 @@ def fault_of(folder: Path, text: str, *overrides: str) -> str:
     return str(caught.value).replace(f"{folder}/", "")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_committed_recipe_loads(path: Path) -> None:
     assert load_recipe(path).task.name in PRESETS
 
 
 # A run writes down its resolved recipe: run again, it must be the same job.
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_a_resolved_recipe_reads_back_as_itself(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path, ["finetuning.trainer.learning_rate=3e-7", "pruning.keep=0.5"])
     assert recipe_of(tmp_path, yaml.safe_dump(recipe.model_dump(), sort_keys=False)) == recipe

@@ -5,9 +5,11 @@ ever. Here the kernel guards (flock dies with its holder), in a folder of our ow
 """
 
 import fcntl
+import io
 import os
 import shutil
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
@@ -41,3 +43,7 @@ def build_communication() -> None:
                 say("[dim]compiling DeepSpeed's communication module (about a minute, once)[/]")
             builder.load(verbose=False)
     barrier()
+    import deepspeed
+
+    with redirect_stdout(io.StringIO()):  # each rank would print that it has loaded the module
+        deepspeed.init_distributed("gloo", verbose=False)
