@@ -10,6 +10,7 @@ from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_p
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
     run = RunDirectory("try", tmp_path)
+    run.path.mkdir()
     run.open("some/model", "gsm8k", "name: try\n", [])
     return run
 
@@ -32,6 +33,16 @@ def test_another_model_or_task_is_refused(run: RunDirectory, model: str, task: s
     with pytest.raises(PollardError, match=rf"{told}\. Give the new run another name \(name=…\), or remove that folder\."):
         run.check_owner(model, task)
     assert run.manifest.read_text() == before
+
+
+def test_two_runs_never_work_in_one_folder(run: RunDirectory) -> None:
+    run.lock()
+    other = RunDirectory(run.path.name, run.path.parent)
+    with pytest.raises(PollardError, match=rf"Another run is at work in {run.path}"):
+        other.lock()
+    run.unlock()
+    other.lock()
+    other.unlock()
 
 
 def test_a_stage_is_done_only_under_its_own_fingerprint(run: RunDirectory) -> None:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PLAYGROUND, ROOT
+from conftest import PLAYGROUND, ROOT, free_port
 
 SMALL = [
     f"model={PLAYGROUND / 'model'}", "calibration.examples=16", "evaluation.examples=8", "evaluation.batch_size=4",
@@ -20,7 +20,8 @@ RECIPE = str(ROOT / "recipes" / "playground.yaml")
 
 
 def launched(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = ["deepspeed", "--num_gpus", "2", str(ROOT / "toolkit" / "train.py"), RECIPE, *SMALL, *arguments]
+    command = ["deepspeed", "--num_gpus", "2", "--master_port", free_port()]
+    command += [str(ROOT / "toolkit" / "train.py"), RECIPE, *SMALL, *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500, check=False)
 
 

@@ -15,6 +15,7 @@ from toolkit.errors import PollardError
 T = TypeVar("T")
 
 console = Console(soft_wrap=True, highlight=False)
+_own_launch: dict[str, str] = {}  # what `start` put into the environment where no launcher had
 _alone = False  # inside `on_main`: rank 0 works by itself while the others wait
 
 
@@ -53,15 +54,9 @@ def start() -> None:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
-        alone = {
-            "RANK": 0,
-            "LOCAL_RANK": 0,
-            "WORLD_SIZE": 1,
-            "LOCAL_WORLD_SIZE": 1,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
-        os.environ.update({name: str(value) for name, value in alone.items()})
+        _own_launch.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
+        _own_launch.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(_own_launch)
     local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if not gpus:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed looks for others, and warns
@@ -78,10 +73,14 @@ def start() -> None:
 
 
 def stop() -> None:
+    """Leaves the group, and the environment as `start` found it."""
     import torch
 
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    for name in _own_launch:
+        os.environ.pop(name, None)
+    _own_launch.clear()
 
 
 def device() -> Any:

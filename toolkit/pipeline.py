@@ -111,11 +111,15 @@ def run(recipe: Recipe, root: str = "runs", fresh: bool = False, until: str | No
     todo = [name for name, reason in reasons.items() if reason]
     if todo:
         check(recipe)
-    on_main(lambda: directory.open(*owner, dump_recipe(recipe), todo))
-    for stage in planned:
-        _do(stage, recipe, directory, reasons[stage.name])
-        if stage.name == until:
-            break
+    on_main(directory.lock)
+    try:
+        on_main(lambda: directory.open(*owner, dump_recipe(recipe), todo))
+        for stage in planned:
+            _do(stage, recipe, directory, reasons[stage.name])
+            if stage.name == until:
+                break
+    finally:
+        directory.unlock()
     return directory
 
 

@@ -4,6 +4,7 @@ A stage's entry in manifest.json is written last: the entry is what says that th
 everything that decides the stage's result; when it changes, the stage is done again.
 """
 
+import fcntl
 import hashlib
 import json
 import shutil
@@ -12,7 +13,7 @@ import time
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from toolkit.errors import PollardError
 from toolkit.files import write_text
@@ -34,6 +35,7 @@ class RunDirectory:
         self.training_log = self.path / "training_log.jsonl"
         self.evaluation = self.path / "evaluation"
         self.manifest = self.path / "manifest.json"
+        self._lock: IO[str] | None = None
 
     def read_manifest(self) -> dict[str, Any]:
         """The manifest, or a new one. Raises PollardError for a file that cannot be understood."""
@@ -46,6 +48,27 @@ class RunDirectory:
             return manifest
         except (ValueError, AttributeError) as error:
             raise PollardError(f"{self.manifest} is damaged ({error}). Remove {self.path}, or choose another `name`.") from None
+
+    def lock(self) -> None:
+        """Takes the folder for this process until `unlock` or its death; raises PollardError while another has it.
+
+        A killed launcher can leave ranks behind that still write.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / "lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.unlock()
+            raise PollardError(
+                f"Another run is at work in {self.path}: wait for it, stop it (`pkill -f toolkit/train.py` ends all of them), "
+                "or give this one another name (name=…)."
+            ) from None
+
+    def unlock(self) -> None:
+        if self._lock:
+            self._lock.close()
+            self._lock = None
 
     def check_owner(self, model: str, task: str) -> None:
         """Raises PollardError if the folder holds the run of another model or task."""
@@ -66,7 +89,6 @@ class RunDirectory:
         """
         manifest = self.read_manifest() | {"model": model, "task": task}
         manifest["stages"] = {name: entry for name, entry in manifest["stages"].items() if name not in set(todo)}
-        self.path.mkdir(parents=True, exist_ok=True)
         self._write(manifest)
         write_text(self.recipe, recipe)
         for left in [*self.path.glob("*.tmp"), *self.path.glob("*/*.tmp")]:

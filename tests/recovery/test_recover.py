@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PLAYGROUND, ROOT, tiny_model
+from conftest import PLAYGROUND, ROOT, free_port, tiny_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -39,7 +39,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "finetuning": {"zero": str(root / zero) if str(zero).endswith("json") else zero, "examples": 40, "trainer": trainer},
         }
     (root / "recipes.json").write_text(json.dumps(recipes))
-    command = ["deepspeed", "--num_gpus", "2", str(ROOT / "tests" / "recovery" / "every_stage.py"), str(root)]
+    command = ["deepspeed", "--num_gpus", "2", "--master_port", free_port()]
+    command += [str(ROOT / "tests" / "recovery" / "every_stage.py"), str(root)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=540, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return root
