@@ -6,7 +6,7 @@ import torch
 
 from toolkit.errors import PollardError
 from toolkit.recipe import Recipe
-from toolkit.recovery import check_finetuning, deepspeed_config, extension, sft_config
+from toolkit.recovery import deepspeed_config, sft_config
 
 
 def recipe(dtype: str = "auto", **finetuning) -> Recipe:
@@ -40,13 +40,6 @@ def test_what_sftconfig_itself_refuses_is_reported(tmp_path: Path) -> None:
 def test_asking_for_a_gpu_that_is_not_there_is_refused(asks: dict, tmp_path: Path) -> None:
     with pytest.raises(PollardError, match=r"asks for a GPU .* this machine has none"):
         sft_config(recipe(trainer=asks), tmp_path)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="GPU ranks need nothing compiled")
-def test_a_machine_without_a_compiler_is_told_before_the_first_stage(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(extension.shutil, "which", lambda name: None)
-    with pytest.raises(PollardError, match=r"finds no C\+\+ compiler: install one"):
-        check_finetuning(recipe(), tmp_path)
 
 
 def test_presets_differ_in_stage_and_offload() -> None:

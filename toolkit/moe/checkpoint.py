@@ -20,13 +20,14 @@ PROBE_TOKENS = 32
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 
 
-def prune_checkpoint(source: str, plan: Plan, target: str | Path, revision: str | None = None) -> None:
+def prune_checkpoint(source: str | Path, plan: Plan, target: str | Path, revision: str | None = None) -> None:
     """Writes the checkpoint `source` without the pruned experts to `target`, as a stock checkpoint in the same dtype.
 
     Verified before it gets its name: reloaded by stock transformers, its logits are those of the sliced model exactly,
     and those of the masked original up to rounding (1e-5 of the largest logit in float32). Raises PollardError when the
     plan does not fit the model or the verification fails; nothing is left at `target` then.
     """
+    source = str(source)
     model = load_model(source, revision, dtype="checkpoint")
     vocabulary = int(model.config.get_text_config().vocab_size)
     probe = torch.randint(vocabulary, (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(0))

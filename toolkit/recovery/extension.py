@@ -9,7 +9,8 @@ import io
 import os
 import shutil
 import sys
-from contextlib import redirect_stdout
+import time
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ import torch
 from toolkit.distributed import barrier, say
 from toolkit.errors import PollardError
 
+MOMENT = 5  # seconds: who only loads the finished module holds the lock for less
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "pollard"
 FOLDER = CACHE / f"python{sys.version_info.major}.{sys.version_info.minor}-torch{torch.__version__}"
 
@@ -38,7 +40,7 @@ def build_communication() -> None:
         with (FOLDER / f"{builder.NAME}.flock").open("w") as guard:
             fcntl.flock(guard, fcntl.LOCK_EX)
             folder = FOLDER / builder.NAME
-            (folder / "lock").unlink(missing_ok=True)  # whoever left it is dead: this process holds the guard
+            _remove_stale(folder / "lock")
             if not (folder / f"{builder.NAME}.so").exists():
                 say("[dim]compiling DeepSpeed's communication module (about a minute, once)[/]")
             builder.load(verbose=False)
@@ -47,3 +49,11 @@ def build_communication() -> None:
 
     with redirect_stdout(io.StringIO()):  # each rank would print that it has loaded the module
         deepspeed.init_distributed("gloo", verbose=False)
+
+
+def _remove_stale(lock: Path) -> None:
+    """Nobody compiles while this process holds the guard: a lock that stays was left by the dead."""
+    with suppress(FileNotFoundError):
+        while time.time() - lock.stat().st_mtime < MOMENT:
+            time.sleep(0.1)
+        lock.unlink()

@@ -1,0 +1,59 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from toolkit.distributed import gather, is_main, on_main, share, start, stop, world_size
+from toolkit.errors import PollardError
+
+
+def test_alone_every_function_still_works() -> None:
+    assert share([1, 2, 3]) == [1, 2, 3]
+    assert gather("mine") == ["mine"]
+    assert on_main(lambda: 7) == 7
+    assert is_main() and world_size() == 1
+
+
+def test_starting_alone_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    before = dict(os.environ)
+    start()
+    assert torch.distributed.get_world_size() == 1
+    stop()
+    assert {k: v for k, v in os.environ.items() if k != "DS_ACCELERATOR"} == {
+        k: v for k, v in before.items() if k != "DS_ACCELERATOR"
+    }
+
+
+def test_more_ranks_than_gpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(PollardError, match=r"Rank 3 has no GPU: this machine has 2\. Start with `deepspeed --num_gpus 2"):
+        start()
+
+
+def _rank(rank: int, folder: str) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    assert share([0, 1, 2, 3, 4]) == ([0, 2, 4] if rank == 0 else [1, 3])
+    assert gather(rank * 10) == [0, 10]
+    # rank 0 by itself: nothing inside may wait for the other
+    assert on_main(lambda: (gather(rank), share([1, 2]))) == ([0], [1, 2])
+
+    def fail() -> None:
+        raise PollardError("rank 0 cannot")
+
+    with pytest.raises(PollardError, match="rank 0 cannot"):
+        on_main(fail)
+    assert gather("still together") == ["still together"] * 2
+    Path(folder, f"done{rank}").touch()
+    stop()
+
+
+@pytest.mark.launcher
+def test_two_ranks_share_gather_and_fail_together(tmp_path: Path) -> None:
+    mp.spawn(_rank, (str(tmp_path),), nprocs=2)
+    assert (tmp_path / "done0").exists() and (tmp_path / "done1").exists()
