@@ -12,7 +12,7 @@ import warnings
 
 from toolkit.distributed import console, is_main, say, start, stop
 from toolkit.errors import PollardError
-from toolkit.recipe import load_recipe
+from toolkit.recipe_file import load_recipe
 
 VERBS = {  # verb: the last stage it runs
     "calibrate": "calibrate",
