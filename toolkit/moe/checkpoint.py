@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -9,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from toolkit.errors import PollardError
 from toolkit.files import whole_folder, write_text
-from toolkit.moe.blocks import EXPERT_KEYS
+from toolkit.moe.blocks import EXPERT_KEYS, TOP_K_KEYS
 from toolkit.moe.load import load_model
 from toolkit.moe.mask import masked
 from toolkit.moe.slice import slice_model
@@ -60,17 +61,20 @@ def _logits(model: PreTrainedModel, probe: torch.Tensor) -> torch.Tensor:
 def write_checkpoint(model: PreTrainedModel, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
     """`save_pretrained`, and the number of experts under every name a reader of this family may look for."""
     model.save_pretrained(folder, state_dict=state_dict)
-    _complete_config(folder, model.config.attribute_map)
-
-
-def _complete_config(folder: Path, attribute_map: dict[str, str]) -> None:
-    """transformers 5 saves one spelling of the expert count; version 4 reads another, and its default without it."""
     path = folder / "config.json"
-    config = json.loads(path.read_text())
-    for alias, name in attribute_map.items():
-        if alias in EXPERT_KEYS and name in config:
-            config[alias] = config[name]
-    write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    written = json.loads(path.read_text())
+    _complete(written, model.config)
+    write_text(path, json.dumps(written, indent=2, sort_keys=True) + "\n")
+
+
+def _complete(written: dict[str, Any], config: Any) -> None:
+    """transformers 5 saves one spelling of each count; version 4 reads another, and its default without it."""
+    for alias, name in config.attribute_map.items():
+        if alias in EXPERT_KEYS + TOP_K_KEYS and name in written:
+            written[alias] = written[name]
+    for part in config.sub_configs:  # text_config of a multimodal model
+        if isinstance(written.get(part), dict):
+            _complete(written[part], getattr(config, part))
 
 
 def copy_companions(source: str, folder: Path, revision: str | None = None) -> None:
