@@ -50,11 +50,9 @@ def find_blocks(model: nn.Module) -> list[MoEBlock]:
         router_name = _router_of(modules[parent], parent)
         router: Any = getattr(modules[parent], router_name)
         groups = None if getattr(router, "topk_method", None) == "greedy" else getattr(router, "num_group", None)
+        routing = groups, (router.topk_group if groups else 1)
         blocks.append(
-            MoEBlock(
-                parent, modules[parent], experts, router_name, experts.num_experts, _top_k(router, parent),
-                groups, router.topk_group if groups else 1,
-            )  # fmt: skip
+            MoEBlock(parent, modules[parent], experts, router_name, experts.num_experts, top_k(router, parent), *routing)
         )
     if not blocks:
         config: Any = getattr(model, "config", None)
@@ -81,7 +79,8 @@ def _router_of(block: nn.Module, name: str) -> str:
     return found[0]
 
 
-def _top_k(router: Any, name: str) -> int:
+def top_k(router: Any, name: str) -> int:
+    """How many experts `router` (of the block `name`) chooses for a token."""
     value = router.top_k if hasattr(router, "top_k") else next((value for _, value in settings(router, TOP_K_KEYS)), None)
     if not isinstance(value, int):
         raise PollardError(f"{name}: cannot tell how many experts its router chooses. This family is not supported yet.")

@@ -44,13 +44,13 @@ def check_prunable(blocks: Sequence[MoEBlock], keep: int, experts_per_token: int
         if block.groups is None:
             continue
         groups, each = block.groups, keep // block.groups
+        needed = groups * max(2, -(-experts_per_token // block.groups_per_token))
         wish = f"{keep} experts cannot be kept: {block.name} routes within {groups} group{'s' * (groups > 1)} of experts"
         if keep % groups:
             raise PollardError(f"{wish} of equal size. Give a multiple of {groups}.")
         if each < 2:
-            raise PollardError(f"{wish}, ranked by the two best of each. Keep at least {2 * groups}.")
+            raise PollardError(f"{wish}, ranked by the two best of each. Keep at least {needed}.")
         if block.groups_per_token * each < experts_per_token:
-            needed = -(-experts_per_token // block.groups_per_token) * groups
             raise PollardError(
                 f"{wish} and takes {experts_per_token} experts per token from the best {block.groups_per_token}, which hold "
                 f"only {block.groups_per_token * each}. Keep at least {needed}, or lower pruning.experts_per_token."
