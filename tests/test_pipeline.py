@@ -9,7 +9,7 @@ from conftest import PLAYGROUND, tiny_model
 
 from toolkit import distributed
 from toolkit.errors import PollardError
-from toolkit.pipeline import run
+from toolkit.pipeline import plan_stages, run
 from toolkit.recipe import Recipe
 from toolkit.run_directory import RunDirectory
 
@@ -96,6 +96,16 @@ def test_a_changed_key_redoes_from_the_first_stage_it_affects(folder: Path, caps
     assert redone(small()) == [stage for stage in STAGES if stage != "calibrate"]  # back again: nothing older is kept
 
 
+# Criteria score what the pruned model will do; with as many experts per token as before, that is the same calibration.
+def test_fewer_experts_per_token_are_another_calibration(folder: Path) -> None:
+    def calibration(**pruning: int) -> str:
+        return plan_stages(small(**{f"pruning__{key}": value for key, value in pruning.items()}))[0].fingerprint
+
+    same = [calibration(), calibration(keep=2), calibration(experts_per_token=2)]
+    fewer = [calibration(keep=1), calibration(experts_per_token=1), calibration(keep=2, experts_per_token=1)]
+    assert len(set(same)) == len(set(fewer)) == 1 and same[0] != fewer[0]
+
+
 def test_a_changed_data_file_is_noticed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (folder / "test.jsonl").read_text()
     (folder / "test.jsonl").write_text(text.replace("How many", "Count: how many"))
@@ -131,7 +141,7 @@ def test_leftovers_of_a_killed_run_are_removed_and_its_stage_repeated(folder: Pa
     ("changes", "said"),
     [
         ({"pruning__keep": 9}, "pruning.keep is 9, but the model has 8 experts per block"),
-        ({"pruning__keep": 1}, "activates 2 per token. Activating fewer per token is not built yet: keep at least 2"),
+        ({"pruning__experts_per_token": 3}, "experts_per_token is 3: the model activates 2 experts per token and keeps 4, so"),
         ({"model": "nowhere"}, "Cannot open the model nowhere"),
         ({"finetuning__trainer": {"learning_rat": 1}}, "Did you mean `learning_rate`?"),
         ({"task__train": "missing.jsonl"}, "Cannot read missing.jsonl"),

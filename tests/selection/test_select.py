@@ -124,7 +124,7 @@ def test_a_token_activates_as_many_as_now_where_enough_are_kept(asked: int | Non
 
 @pytest.mark.parametrize(("asked", "keep", "most"), [(0, 4, 8), (5, 4, 8), (9, 16, 8)])
 def test_an_impossible_number_per_token_is_refused_with_what_is_possible(asked: int, keep: int, most: int) -> None:
-    told = rf"experts_per_token is {asked}: the model activates {most} experts per token and keeps {keep}, so give 1…{min(most, keep)}"
+    told = rf"is {asked}: the model activates {most} experts per token and keeps {keep}, so give 1…{min(most, keep)}"
     with pytest.raises(PollardError, match=told):
         experts_to_activate(asked, keep, most)
 
