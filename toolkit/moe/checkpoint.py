@@ -17,6 +17,9 @@ from toolkit.moe.slice import slice_model
 from toolkit.plan import Plan
 
 PROBE_TOKENS = 32
+# Layers that predict further tokens are no part of the model that transformers loads and saves: written without them,
+# a checkpoint must not promise them
+FURTHER_TOKENS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
 # The sliced model sums the same products as the masked one, perhaps in another order: rounding of the dtype.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 
@@ -83,6 +86,7 @@ def _complete(written: dict[str, Any], config: Any) -> None:
     for alias, name in config.attribute_map.items():
         if alias in EXPERT_KEYS + TOP_K_KEYS and name in written:
             written[alias] = written[name]
+    written.update({key: 0 for key in FURTHER_TOKENS if written.get(key)})
     for part in config.sub_configs:  # text_config of a multimodal model
         if isinstance(written.get(part), dict):
             _complete(written[part], getattr(config, part))
