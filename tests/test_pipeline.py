@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PLAYGROUND, tiny_model
+from families import tiny_family
 
 from toolkit import distributed
 from toolkit.errors import PollardError
@@ -106,6 +107,16 @@ def test_fewer_experts_per_token_are_another_calibration(folder: Path) -> None:
     assert len(set(same)) == len(set(fewer)) == 1 and same[0] != fewer[0]
 
 
+def test_fewer_experts_than_a_token_activates_go_the_whole_way(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = run(small(name="one", pruning__keep=1), until="recover")
+    out = capsys.readouterr().out
+    assert "watched with 1 expert per token, as the pruned model will have" in out
+    assert "8 -> 1 experts (1 per token) in each of 2 blocks" in out
+    assert "every kept expert serves every token: a load-balancing loss would be constant, and is off" in out
+    for checkpoint in (directory.pruned, directory.recovered):
+        assert json.loads((checkpoint / "config.json").read_text())["num_experts_per_tok"] == 1
+
+
 def test_a_changed_data_file_is_noticed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (folder / "test.jsonl").read_text()
     (folder / "test.jsonl").write_text(text.replace("How many", "Count: how many"))
@@ -155,6 +166,18 @@ def test_mistakes_are_told_before_the_first_stage(
         run(small(name="wrong", **changes))
     assert said in str(error.value)
     assert "calibrate" not in capsys.readouterr().out
+
+
+def test_groups_that_the_budget_breaks_are_told_before_the_first_stage(folder: Path) -> None:
+    tiny_family("deepseek_v3").save_pretrained(folder / "grouped")
+    for pruning, said in (
+        ({"pruning__keep": 3}, "within 2 groups of experts of equal size. Give a multiple of 2."),
+        ({"pruning__keep": 2}, "ranked by the two best of each. Keep at least 4."),
+    ):
+        with pytest.raises(PollardError) as error:
+            run(small(name="grouped", model=str(folder / "grouped"), **pruning))
+        assert said in str(error.value)
+    assert not (folder / "runs" / "grouped").exists()
 
 
 def test_scores_in_the_report_are_those_of_the_evaluations(folder: Path) -> None:
