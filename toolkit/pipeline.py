@@ -14,7 +14,8 @@ import torch
 from toolkit import stages
 from toolkit.distributed import barrier, is_main, on_main, say, world_size
 from toolkit.errors import PollardError
-from toolkit.recipe import Recipe, dump_recipe
+from toolkit.recipe import Recipe
+from toolkit.recipe_file import dump_recipe
 from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_path
 from toolkit.tasks import Task
 

@@ -89,7 +89,7 @@ def test_an_empty_folder_is_a_run_that_has_done_nothing(tmp_path: Path) -> None:
 
 def test_a_stage_that_is_being_done_again_has_no_result(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    run.forget("evaluate/pruned")
+    run.open("path/of/model", "playground/logic", run.recipe.read_text(), ["evaluate/pruned"])
     report = collect(run.path)
     assert report["models"]["pruned"] is None
     assert report["warnings"][-1] == "pruned.json is left out: its evaluation was started again and has not finished."
