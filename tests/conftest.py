@@ -64,7 +64,7 @@ def plan_for(model: PreTrainedModel, kept: list[int]) -> Plan:
     """The same choice in every block."""
     blocks = find_blocks(model)
     choice = {block.name: BlockPlan(experts=block.expert_count, kept=kept) for block in blocks}
-    return Plan(model="tiny", criterion="by hand", keep=len(kept), experts_per_token=2, blocks=choice)
+    return Plan(model="tiny", criterion="by hand", keep=len(kept), experts_per_token=min(2, len(kept)), blocks=choice)
 
 
 @torch.no_grad()

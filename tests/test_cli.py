@@ -36,7 +36,7 @@ def recipe(tmp_path: Path) -> str:
 def test_help_names_every_verb(pollard) -> None:
     status, out, _ = pollard("--help")
     assert status == 0
-    assert all(verb in out for verb in [*cli.VERBS, "criteria"])
+    assert all(verb in out for verb in [*cli.VERBS, "criteria", "inspect"])
 
 
 def test_criteria_lists_each_with_one_line(pollard) -> None:
@@ -46,7 +46,22 @@ def test_criteria_lists_each_with_one_line(pollard) -> None:
     assert all(len(line.split()) > 3 for line in out.splitlines())
 
 
-@pytest.mark.parametrize("arguments", [[], ["prun", "r.yaml"], ["select"], ["select", "r.yaml", "--frsh"]])
+def test_inspect_shows_a_model_as_plain_text(pollard) -> None:
+    status, out, _ = pollard("inspect", str(ROOT / "data" / "playground" / "model"))
+    assert status == 0
+    assert "family          mixtral\nMoE blocks      4, with 8 experts each\nper token       2 experts\n" in out
+    assert "\x1b" not in out
+
+
+def test_inspect_refuses_a_dense_model_and_none(pollard, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 32}')
+    status, out, _ = pollard("inspect", str(tmp_path))
+    assert status == 1 and out.startswith("error llama has no MoE block")
+    status, out, _ = pollard("inspect", "no/such-model")
+    assert status == 1 and out.startswith("error Cannot open the model no/such-model.")
+
+
+@pytest.mark.parametrize("arguments", [[], ["inspect"], ["prun", "r.yaml"], ["select"], ["select", "r.yaml", "--frsh"]])
 def test_wrong_usage_is_told_with_the_usage(pollard, arguments: list[str]) -> None:
     status, _, err = pollard(*arguments)
     assert status == 2 and err.startswith("usage: pollard")
@@ -57,7 +72,7 @@ def test_a_mistake_in_the_recipe_is_one_message_and_exit_status_1(pollard, recip
     assert (status, err) == (1, "")
     assert out == (
         "error command line (pruning.keeep=2): `pruning.keeep` is not a key of a recipe. Did you mean `keep`? "
-        "Allowed here: criterion, keep, tokens.\n"
+        "Allowed here: criterion, keep, experts_per_token, tokens.\n"
     )
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 from conftest import PLAYGROUND, tiny_model
+from families import tiny_family
 from transformers import LlamaConfig
 
 from toolkit import distributed
 from toolkit.errors import PollardError
-from toolkit.pipeline import run
+from toolkit.pipeline import plan_stages, run
 from toolkit.recipe import Recipe
 from toolkit.run_directory import RunDirectory
 
@@ -99,6 +100,26 @@ def test_a_changed_key_redoes_from_the_first_stage_it_affects(folder: Path, caps
     assert redone(small()) == [stage for stage in STAGES if stage != "calibrate"]  # back again: nothing older is kept
 
 
+# Criteria score what the pruned model will do; with as many experts per token as before, that is the same calibration.
+def test_fewer_experts_per_token_are_another_calibration(folder: Path) -> None:
+    def calibration(**pruning: int) -> str:
+        return plan_stages(small(**{f"pruning__{key}": value for key, value in pruning.items()}))[0].fingerprint
+
+    same = [calibration(), calibration(keep=2), calibration(experts_per_token=2)]
+    fewer = [calibration(keep=1), calibration(experts_per_token=1), calibration(keep=2, experts_per_token=1)]
+    assert len(set(same)) == len(set(fewer)) == 1 and same[0] != fewer[0]
+
+
+def test_fewer_experts_than_a_token_activates_go_the_whole_way(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = run(small(name="one", pruning__keep=1), until="recover")
+    out = capsys.readouterr().out
+    assert "watched with 1 expert per token, as the pruned model will have" in out
+    assert "8 -> 1 experts (1 per token) in each of 2 blocks" in out
+    assert "every kept expert serves every token: a load-balancing loss would be constant, and is off" in out
+    for checkpoint in (directory.pruned, directory.recovered):
+        assert json.loads((checkpoint / "config.json").read_text())["num_experts_per_tok"] == 1
+
+
 def test_a_changed_data_file_is_noticed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (folder / "test.jsonl").read_text()
     (folder / "test.jsonl").write_text(text.replace("How many", "Count: how many"))
@@ -134,7 +155,7 @@ def test_leftovers_of_a_killed_run_are_removed_and_its_stage_repeated(folder: Pa
     ("changes", "said"),
     [
         ({"pruning__keep": 9}, "pruning.keep is 9, but the model has 8 experts per block"),
-        ({"pruning__keep": 1}, "activates 2 per token. Activating fewer per token is not built yet: keep at least 2"),
+        ({"pruning__experts_per_token": 3}, "experts_per_token is 3: the model activates 2 experts per token and keeps 4, so"),
         ({"model": "nowhere"}, "Cannot open the model nowhere"),
         ({"model": "dense"}, "llama has no MoE block"),
         ({"model": {"path": "original", "dtype": "bfloat16"}}, "this machine has no GPU: say model.dtype=float32 (or auto)"),
@@ -150,6 +171,18 @@ def test_mistakes_are_told_before_the_first_stage(
         run(small(name="wrong", **changes))
     assert said in str(error.value)
     assert "calibrate" not in capsys.readouterr().out
+
+
+def test_groups_that_the_budget_breaks_are_told_before_the_first_stage(folder: Path) -> None:
+    tiny_family("deepseek_v3").save_pretrained(folder / "grouped")
+    for pruning, said in (
+        ({"pruning__keep": 3}, "within 2 groups of experts of equal size. Give a multiple of 2."),
+        ({"pruning__keep": 2}, "ranked by the two best of each. Keep at least 4."),
+    ):
+        with pytest.raises(PollardError) as error:
+            run(small(name="grouped", model=str(folder / "grouped"), **pruning))
+        assert said in str(error.value)
+    assert not (folder / "runs" / "grouped").exists()
 
 
 def test_scores_in_the_report_are_those_of_the_evaluations(folder: Path) -> None:

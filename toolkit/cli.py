@@ -2,6 +2,7 @@
 
 pollard calibrate recipes/playground.yaml
 pollard select    recipes/playground.yaml pruning.keep=2
+pollard inspect   mistralai/Mixtral-8x7B-v0.1
 pollard criteria
 """
 
@@ -56,14 +57,31 @@ def guarded(arguments: argparse.Namespace, until: str | None) -> int:
             logging.disable_progress_bar()
         run(recipe, fresh=arguments.fresh, until=until)
     except PollardError as error:
-        if is_main():
-            console.print("[bold red]error[/] ", end="")
-            console.print(str(error), markup=False)
-        return 1
+        return _explain(error)
     finally:
         if "torch" in sys.modules:
             stop()
     return 0
+
+
+def inspect(model: str) -> int:
+    """Shows what a model is made of."""
+    _quieten()
+    from toolkit.moe import anatomy
+    from toolkit.report.anatomy import show_anatomy
+
+    try:
+        show_anatomy(anatomy(model))
+    except PollardError as error:
+        return _explain(error)
+    return 0
+
+
+def _explain(error: PollardError) -> int:
+    if is_main():
+        console.print("[bold red]error[/] ", end="")
+        console.print(str(error), markup=False)
+    return 1
 
 
 def _quieten() -> None:
@@ -82,7 +100,11 @@ def main() -> int:
     for verb, stage in VERBS.items():
         arguments_of_a_run(verbs.add_parser(verb, help=f"run the recipe as far as `{stage}`, skipping what is done"))
     verbs.add_parser("criteria", help="list the criteria")
+    inspected = verbs.add_parser("inspect", help="what a model is made of, and its size with fewer experts; reads no weights")
+    inspected.add_argument("model", help="a folder with a transformers checkpoint, or a hub id")
     arguments = parsed(parser)
+    if arguments.verb == "inspect":
+        return inspect(arguments.model)
     if arguments.verb == "criteria":
         from toolkit.selection import CRITERIA
 

@@ -14,11 +14,9 @@ import torch
 from toolkit import stages
 from toolkit.distributed import barrier, is_main, on_main, say, world_size
 from toolkit.errors import PollardError
-from toolkit.moe import check_prunable, find_blocks, load_config, meta_model
 from toolkit.recipe import Recipe
 from toolkit.recipe_file import dump_recipe
 from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_path
-from toolkit.selection import experts_to_keep
 from toolkit.tasks import Task
 
 
@@ -43,7 +41,10 @@ def plan_stages(recipe: Recipe) -> list[Stage]:
     judged = fingerprint_of(
         settings, data["train" if recipe.evaluation.split == "dev" else "test"], evaluation, recipe.model.dtype
     )
-    calibrate = fingerprint_of(model, train_data, recipe.calibration.model_dump(), recipe.seed)
+    budget = stages.budget(recipe)
+    # Criteria score what the pruned model will do: with fewer experts per token, calibration is another one
+    routing = [budget.experts_per_token] if budget.fewer_active else []
+    calibrate = fingerprint_of(model, train_data, recipe.calibration.model_dump(), recipe.seed, *routing)
     select = fingerprint_of(calibrate, recipe.pruning.model_dump(), recipe.seed)
     prune = fingerprint_of(select)
     recover = fingerprint_of(prune, train_data, recipe.finetuning.model_dump(), recipe.seed, recipe.model.dtype)
@@ -83,9 +84,7 @@ def _source(name: str) -> Any:
 
 def check(recipe: Recipe) -> None:
     """Everything that can be known to be wrong before the first stage starts; raises PollardError."""
-    blocks = find_blocks(meta_model(load_config(recipe.model.path, recipe.model.revision)))
-    keep = experts_to_keep(recipe.pruning.keep, blocks[0].expert_count, blocks[0].experts_per_token)
-    check_prunable(blocks, keep)
+    stages.budget(recipe)
     if recipe.model.dtype in ("bfloat16", "float16") and not torch.cuda.is_available():
         raise PollardError(
             f"model.dtype is {recipe.model.dtype}, but this machine has no GPU: say model.dtype=float32 (or auto)."

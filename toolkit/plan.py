@@ -60,6 +60,8 @@ class Plan(BaseModel):
         uneven = {name: len(block.kept) for name, block in self.blocks.items() if len(block.kept) != self.keep}
         if uneven:
             raise ValueError(f"every block must keep {self.keep} experts (a checkpoint has one count for all), but: {uneven}")
+        if not 1 <= self.experts_per_token <= self.keep:
+            raise ValueError(f"experts_per_token must be in 1…{self.keep} (the experts kept), not {self.experts_per_token}")
         return self
 
     def save(self, path: str | os.PathLike[str]) -> None:

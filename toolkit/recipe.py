@@ -74,6 +74,8 @@ class PruningRecipe(Section):
     criterion: Criterion = "weighted_ean"
     keep: int | float = 0.5
     """Experts per block: a number, or a fraction in (0, 1)."""
+    experts_per_token: int | None = Field(default=None, ge=1)
+    """How many experts the pruned model activates per token, at most as many as now: as many where enough are kept."""
     tokens: Literal["all", "prompt", "completion"] = "all"
     """Which tokens' statistics decide."""
 
@@ -85,6 +87,12 @@ class PruningRecipe(Section):
         if (isinstance(keep, int) and keep < 1) or (isinstance(keep, float) and not 0 < keep < 1):
             raise ValueError("keep must be an integer of at least 1 or a fraction in (0, 1)")
         return keep
+
+    @model_validator(mode="after")
+    def _active_are_kept(self) -> "PruningRecipe":
+        if isinstance(self.keep, int) and (self.experts_per_token or 0) > self.keep:
+            raise ValueError(f"experts_per_token {self.experts_per_token} is more than the {self.keep} experts kept")
+        return self
 
 
 class FinetuningRecipe(Section):

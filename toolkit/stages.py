@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -11,16 +11,45 @@ from toolkit.calibration import calibrate
 from toolkit.distributed import device, is_main, on_main, progress, say, share
 from toolkit.evaluation import evaluate
 from toolkit.expert_statistics import ExpertStatistics
-from toolkit.moe import checkpoint_bytes, load_config, load_model, load_tokenizer, prune_checkpoint, sizes, weight_bytes
+from toolkit.moe import (
+    check_prunable,
+    checkpoint_bytes,
+    find_blocks,
+    load_config,
+    load_model,
+    load_tokenizer,
+    meta_model,
+    prune_checkpoint,
+    sizes,
+    weight_bytes,
+)
 from toolkit.plan import Plan
 from toolkit.recipe import Recipe
 from toolkit.report import show, write_report
 from toolkit.run_directory import RunDirectory
-from toolkit.selection import kept_unobserved, select
+from toolkit.selection import experts_to_activate, experts_to_keep, kept_unobserved, select
 from toolkit.tasks import Task, encode_all, padded_batches
 
 T = TypeVar("T")
 HEADROOM = 1.2  # weights times this must fit on one GPU, or the layers are spread over all of them
+
+
+class Budget(NamedTuple):
+    """What the numbers of a recipe mean for its model."""
+
+    keep: int
+    experts_per_token: int
+    fewer_active: bool  # than in the original
+
+
+def budget(recipe: Recipe) -> Budget:
+    """From the model's configuration alone; raises PollardError where its routers cannot do what the recipe asks."""
+    blocks = find_blocks(meta_model(load_config(recipe.model.path, recipe.model.revision)))
+    now = blocks[0].experts_per_token
+    keep = experts_to_keep(recipe.pruning.keep, blocks[0].expert_count, blocks[0].groups or 1)
+    active = experts_to_activate(recipe.pruning.experts_per_token, keep, now)
+    check_prunable(blocks, keep, active)
+    return Budget(keep, active, active < now)
 
 
 def calibrate_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
@@ -33,9 +62,12 @@ def calibrate_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict
     tokens = sum(len(e.input_ids) for e in encoded)
     left_out = f"; {too_long:,} longer than {settings.max_length} tokens left out" if too_long else ""
     say(f"  {len(encoded):,} examples, {tokens:,} tokens{left_out}")
+    _, active, fewer_active = budget(recipe)
+    if fewer_active:
+        say(f"  watched with {active} expert{'s' * (active > 1)} per token, as the pruned model will have")
 
     def watch(model: PreTrainedModel) -> None:
-        statistics = calibrate(model, progress(share(batches), "watching the experts"))
+        statistics = calibrate(model, progress(share(batches), "watching the experts"), active)
         about = {
             "model": recipe.model.path, "task": recipe.task.name, "examples": len(encoded), "left_out": too_long,
             "seed": recipe.seed, "fingerprint": fingerprint,
@@ -55,7 +87,7 @@ def select_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[st
 
     def choose() -> None:
         statistics, pruning = ExpertStatistics.load(run.statistics), recipe.pruning
-        plan = select(statistics, pruning.criterion, pruning.keep, pruning.tokens, recipe.seed)
+        plan = select(statistics, pruning.criterion, pruning.keep, pruning.tokens, recipe.seed, pruning.experts_per_token)
         plan.save(run.plan)
         unobserved = kept_unobserved(statistics, plan)
         if unobserved:
@@ -64,7 +96,8 @@ def select_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[st
                 f"the task uses fewer than {plan.keep} in some blocks."
             )
         experts = next(iter(plan.blocks.values())).experts
-        say(f"  {experts} -> {plan.keep} experts in each of {len(plan.blocks)} blocks, by {plan.criterion}")
+        active = f"{plan.experts_per_token} per token"
+        say(f"  {experts} -> {plan.keep} experts ({active}) in each of {len(plan.blocks)} blocks, by {plan.criterion}")
 
     on_main(choose)
     return {}
@@ -82,6 +115,9 @@ def recover_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[s
     """Pruned checkpoint and training examples -> recovered checkpoint."""
     from toolkit.recovery import recover  # takes seconds; a run that is done needs none of it
 
+    plan = Plan.load(run.plan)
+    if plan.experts_per_token == plan.keep and not recipe.finetuning.trainer.get("router_aux_loss_coef"):
+        say("  every kept expert serves every token: a load-balancing loss would be constant, and is off")
     return recover(recipe, str(run.path.parent))
 
 

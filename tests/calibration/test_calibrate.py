@@ -6,12 +6,14 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from conftest import ROOT, tiny_model
+from families import tiny_family
 from safetensors.torch import load_file
 
 from toolkit.calibration import calibrate
 from toolkit.distributed import share
 from toolkit.errors import PollardError
 from toolkit.expert_statistics import ExpertStatistics
+from toolkit.moe import find_blocks
 from toolkit.selection import CRITERIA, select
 
 NAEE = ROOT / "tests" / "reference" / "naee"
@@ -53,6 +55,21 @@ def test_padding_never_counts(family: str, dtype: torch.dtype, tolerance: float)
     assert_same(padded, unpadded, tolerance)
     tokens = {"prompt": 5 * len(lengths), "completion": sum(lengths) - 5 * len(lengths)}
     assert all(about["tokens"] == tokens for about in padded.about["blocks"].values())
+
+
+# Zaya has one class more than experts; a token that chooses it skips them, and arrives as expert 0 with weight 0.
+def test_a_token_that_skips_the_experts_counts_for_none() -> None:
+    model = tiny_family("zaya")
+    for block in find_blocks(model):
+        block.router.balancing_biases[-1] = 9.0
+    statistics = calibrate(model, batches_of([24], 1))
+    assert all(not statistics.get(block, name).any() for block in statistics.blocks for name in (*EXACT, *SUMS))
+
+
+def test_a_block_that_no_token_enters_has_unobserved_experts_only() -> None:
+    statistics = calibrate(tiny_family("ernie4_5_vl_moe"), batches_of([24], 1))
+    for block in statistics.blocks:
+        assert bool(statistics.get(block, "count").any()) == ("text_moe" in block)
 
 
 PRECISIONS = {torch.float32: 1e-5, torch.float64: 1e-9}

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, logits_of, plan_for, tiny_model
+from families import tiny_family
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -38,6 +39,23 @@ def test_every_spelling_of_the_expert_count_is_written(family: str, tmp_path: Pa
     }
     assert {written[name] for name in spellings or {"num_experts"}} == {4}
     assert written["num_experts_per_tok"] == 2
+
+
+# transformers neither loads nor saves the layers of DeepSeek-V3 that predict further tokens; a promise of them would stay.
+def test_layers_that_are_not_written_are_not_promised(tmp_path: Path) -> None:
+    model = tiny_family("deepseek_v3")
+    model.save_pretrained(tmp_path / "original")
+    assert json.loads((tmp_path / "original" / "config.json").read_text())["num_nextn_predict_layers"] == 1
+    prune_checkpoint(str(tmp_path / "original"), plan_for(model, KEPT), tmp_path / "pruned")
+    assert json.loads((tmp_path / "pruned" / "config.json").read_text())["num_nextn_predict_layers"] == 0
+
+
+def test_nested_configurations_are_written_in_every_spelling(tmp_path: Path) -> None:
+    model = tiny_family("qwen3_vl_moe")
+    model.save_pretrained(tmp_path / "original")
+    prune_checkpoint(str(tmp_path / "original"), plan_for(model, KEPT), tmp_path / "pruned")
+    text = json.loads((tmp_path / "pruned" / "config.json").read_text())["text_config"]
+    assert {value for key, value in text.items() if key in ("num_experts", "num_local_experts")} == {4}
 
 
 def test_tensors_keep_their_dtype_and_only_the_kept_experts(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def make_run(folder: Path, roles: Sequence[str] = ROLES, until: str = "evaluate"
         {"name": "small", "seed": 7, "model": "path/of/model", "task": "playground/logic", "pruning": {"keep": 2}} | changes
     )
     run = RunDirectory(recipe.name, folder)
-    run.path.mkdir(parents=True)
+    run.path.mkdir(parents=True, exist_ok=True)
     run.open(recipe.model.path, recipe.task.name, yaml.safe_dump(recipe.model_dump(), sort_keys=False), [])
     for stage, write in (("calibrate", _calibrate), ("select", _select), ("prune", lambda *_: {}), ("recover", _recover)):
         if stage != "recover" or "recovered" in roles:

@@ -7,7 +7,7 @@ import torch
 from toolkit.errors import PollardError
 from toolkit.expert_statistics import ExpertStatistics
 from toolkit.plan import Plan
-from toolkit.selection import CRITERIA, experts_to_keep, kept_unobserved, select
+from toolkit.selection import CRITERIA, experts_to_activate, experts_to_keep, kept_unobserved, select
 
 STATISTICS = ("count", "gate_sum", "norm_sum", "gated_norm_sum")
 
@@ -106,24 +106,45 @@ def test_a_plan_says_how_it_came_about_and_survives_its_file(tmp_path: Path) -> 
     [(4, 8, 4), (8, 8, 8), (1, 8, 1), (0.5, 8, 4), (0.3, 8, 2), (0.35, 8, 3), (0.999, 8, 8), (0.01, 8, 1), (0.25, 6, 2)],
 )
 def test_a_fraction_means_the_nearest_number_and_at_least_one(keep: float, experts: int, number: int) -> None:
-    assert experts_to_keep(keep, experts, experts_per_token=1) == number
+    assert experts_to_keep(keep, experts) == number
 
 
 @pytest.mark.parametrize("keep", [9, 0, -1, 1.5, 0.0, 1.0, float("nan")])
 def test_an_impossible_keep_is_refused_with_what_is_possible(keep: Any) -> None:
     with pytest.raises(PollardError, match=rf"pruning\.keep is {keep}.* 1…8, or a fraction in \(0, 1\)\."):
-        experts_to_keep(keep, 8, experts_per_token=1)
+        experts_to_keep(keep, 8)
 
 
-@pytest.mark.parametrize("keep", [2, 0.25])
-def test_fewer_experts_than_a_token_activates_is_not_built_yet(keep: float) -> None:
-    told = (
-        rf"pruning\.keep {keep} means 2 experts, but this model activates 4 per token\. "
-        r"Activating fewer per token is not built yet: keep at least 4\."
-    )
+@pytest.mark.parametrize(
+    ("asked", "keep", "most", "number"), [(None, 4, 8, 4), (None, 16, 8, 8), (2, 4, 8, 2), (1, 1, 8, 1), (8, 8, 8, 8)]
+)
+def test_a_token_activates_as_many_as_now_where_enough_are_kept(asked: int | None, keep: int, most: int, number: int) -> None:
+    assert experts_to_activate(asked, keep, most) == number
+
+
+@pytest.mark.parametrize(("asked", "keep", "most"), [(0, 4, 8), (5, 4, 8), (9, 16, 8)])
+def test_an_impossible_number_per_token_is_refused_with_what_is_possible(asked: int, keep: int, most: int) -> None:
+    told = rf"is {asked}: the model activates {most} experts per token and keeps {keep}, so give 1…{min(most, keep)}"
     with pytest.raises(PollardError, match=told):
-        experts_to_keep(keep, 8, experts_per_token=4)
-    assert experts_to_keep(4, 8, experts_per_token=4) == 4
+        experts_to_activate(asked, keep, most)
+
+
+def test_a_plan_carries_how_many_a_token_activates() -> None:
+    statistics = watched([1, 2, 3, 4])
+    statistics.about["blocks"]["layers.0.mlp"]["experts_per_token"] = 3
+    assert select(statistics, keep=2).experts_per_token == 2
+    assert select(statistics, keep=4).experts_per_token == 3
+    assert select(statistics, keep=4, experts_per_token=1).experts_per_token == 1
+
+
+# The best eight are all in the first group: ranked across groups, they would be all that stays.
+def test_every_group_keeps_equally_many_ranked_within_it() -> None:
+    statistics = watched([16, 15, 14, 13, 9, 1, 2, 8])
+    statistics.about["blocks"]["layers.0.mlp"]["groups"] = 2
+    assert kept(select(statistics, keep=4)) == [0, 1, 4, 7]
+    assert kept(select(statistics, keep=0.6)) == [0, 1, 4, 7]  # nearest to 4.8 with as many in each
+    with pytest.raises(PollardError, match=r"keep is 3, but the model has 2 groups of experts: give a multiple of it"):
+        select(statistics, keep=3)
 
 
 def test_an_unknown_criterion_is_refused_with_those_that_exist() -> None:

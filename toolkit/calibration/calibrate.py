@@ -13,25 +13,32 @@ from toolkit.calibration.totals import Totals
 from toolkit.distributed import device, gather
 from toolkit.errors import PollardError
 from toolkit.expert_statistics import ExpertStatistics
-from toolkit.moe import find_blocks, load_model, watching
+from toolkit.moe import activating, find_blocks, load_model, watching
 
 
 @torch.no_grad()
-def calibrate(model: PreTrainedModel | str | Path, batches: Iterable[Mapping[str, torch.Tensor]]) -> ExpertStatistics:
+def calibrate(
+    model: PreTrainedModel | str | Path,
+    batches: Iterable[Mapping[str, torch.Tensor]],
+    experts_per_token: int | None = None,
+) -> ExpertStatistics:
     """Watches the experts of `model` (or of the checkpoint at that path) over `batches`.
 
     Each batch holds `input_ids` [B, S], `attention_mask` [B, S] and optionally `completion_mask` [B, S]; without one
-    every token counts as completion. Padding never counts. Under a launcher each rank passes its own batches and all
-    get the statistics of all. Raises PollardError for a dense model, for no tokens at all and for sums that are not
-    finite (a model that overflows in its dtype).
+    every token counts as completion. Padding never counts. `experts_per_token` is how many experts the pruned model will
+    activate, where that is fewer than now: the model runs with that many, so that criteria score what it will do. Under
+    a launcher each rank passes its own batches and all get the statistics of all. Raises PollardError for a dense model,
+    for no tokens at all and for sums that are not finite (a model that overflows in its dtype).
     """
     if isinstance(model, str | Path):
         model = load_model(str(model), device=device())
     model.eval()
     blocks = find_blocks(model)
+    if experts_per_token is not None and not 1 <= experts_per_token <= blocks[0].experts_per_token:
+        raise PollardError(f"experts_per_token is {experts_per_token}: give 1…{blocks[0].experts_per_token}.")
     totals = Totals(blocks)
     tokens = {"prompt": 0, "completion": 0}
-    with watching(model, totals):
+    with activating(model, experts_per_token), watching(model, totals):
         for batch in batches:
             there = {name: tensor.to(model.device) for name, tensor in batch.items()}
             real = there["attention_mask"].bool()
@@ -50,8 +57,14 @@ def calibrate(model: PreTrainedModel | str | Path, batches: Iterable[Mapping[str
         raise PollardError(
             f"The experts' outputs are not finite ({broken[0]} and {len(broken) - 1} more). Try model.dtype=float32."
         )
+    for name in list(vectors):
+        for block in blocks:  # one that no token entered (Ernie 4.5 VL's experts for images) has an unobserved expert each
+            vectors.setdefault(f"{block.name}/{'/'.join(name.split('/')[-2:])}", torch.zeros(block.expert_count).double())
     per_block = {
-        block.name: {"experts": block.expert_count, "experts_per_token": block.experts_per_token, "tokens": tokens}
+        block.name: {
+            "experts": block.expert_count, "experts_per_token": experts_per_token or block.experts_per_token,
+            "groups": block.groups or 1, "tokens": tokens,
+        }
         for block in blocks
-    }
+    }  # fmt: skip
     return ExpertStatistics(vectors, {"model": model.config._name_or_path, "blocks": per_block})

@@ -30,8 +30,10 @@ class Totals:
     def __call__(self, seen: Seen) -> None:
         norms = torch.linalg.vector_norm(seen.outputs_TKH, dim=-1, dtype=torch.float64)
         gates = seen.gate_TK.double()
+        routed = gates != 0  # Zaya's token that skips stands as expert 0 with weight 0
+        norms = norms * routed
         values_TK = {
-            "count": torch.ones_like(gates),
+            "count": routed.double(),
             "gate_sum": gates,
             "norm_sum": norms,
             "gated_norm_sum": gates * norms,

@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from toolkit.errors import PollardError
 
@@ -15,6 +23,25 @@ T = TypeVar("T")
 def load_config(path: str, revision: str | None = None) -> Any:
     """The configuration; raises PollardError when `path` is no checkpoint and no reachable hub model."""
     return _explained(lambda: AutoConfig.from_pretrained(path, revision=revision), path)
+
+
+def model_class(config_class: type) -> Any:
+    """transformers' own door to a language model (a multimodal one answers to text alone, too); None where it has none."""
+    for door in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        model: Any = door._model_mapping.get(config_class, object)
+        if issubclass(model[0] if isinstance(model, tuple) else model, GenerationMixin):
+            return door
+    return None
+
+
+def _door(config: Any) -> Any:
+    door = model_class(type(config))
+    if door is None:
+        raise PollardError(
+            f"{config.model_type} is no family that transformers writes text with, token by token. "
+            "Of a model with several parts, give the checkpoint of its language model."
+        )
+    return door
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -53,16 +80,17 @@ def load_model(
         from transformers import Mxfp4Config  # type: ignore[attr-defined]
 
         options["quantization_config"] = Mxfp4Config(dequantize=True)
+    door = _door(config)
     if spread:
         options["device_map"] = "auto"
-    model = _explained(lambda: AutoModelForCausalLM.from_pretrained(path, **options), path)
+    model = _explained(lambda: door.from_pretrained(path, **options), path)
     return model.eval() if spread else model.to(device).eval()  # type: ignore[arg-type]
 
 
 def meta_model(config: Any) -> PreTrainedModel:
     """The model without its weights: built on the meta device from the configuration alone, in no time."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return _door(config).from_config(config)
 
 
 def _explained(load: Callable[[], T], path: str) -> T:

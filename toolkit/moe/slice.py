@@ -1,5 +1,6 @@
 """Cut a model in memory down to the experts of a plan."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,51 +8,44 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from toolkit.errors import PollardError
-from toolkit.moe.blocks import EXPERT_KEYS, MoEBlock, find_blocks
+from toolkit.moe.blocks import EXPERT_KEYS, TOP_K_KEYS, activate, find_blocks, set_numbers
+from toolkit.moe.check import check_plan
 from toolkit.plan import Plan
 
-
-def check_plan(blocks: Sequence[MoEBlock], plan: Plan) -> None:
-    """Raises PollardError unless `plan` speaks of exactly these blocks, and can be routed in them."""
-    ours, theirs = {block.name: block for block in blocks}, set(plan.blocks)
-    if ours.keys() != theirs:
-        missing, unknown = sorted(ours.keys() - theirs), sorted(theirs - ours.keys())
-        raise PollardError(
-            f"The plan is for another model: blocks it does not name {missing}, blocks the model does not have {unknown}."
-        )
-    for name, block in ours.items():
-        if plan.blocks[name].experts != block.expert_count:
-            raise PollardError(
-                f"The plan says {plan.blocks[name].experts} experts in {name}; the model has {block.expert_count}."
-            )
-    check_prunable(blocks, plan.keep)
+# Counts of routers with rows behind the experts': gates of shared experts (Inkling), a class that skips (Zaya)
+TOTAL_KEYS = ("n_total_experts", "num_router_classes")
 
 
-def check_prunable(blocks: Sequence[MoEBlock], keep: int) -> None:
-    """Raises PollardError unless these blocks can be routed with `keep` experts each."""
-    for block in blocks:
-        if keep < block.experts_per_token:
-            raise PollardError(
-                f"{keep} experts cannot serve a model that activates {block.experts_per_token} per token. "
-                "Activating fewer experts per token is not built yet: keep at least that many."
-            )
-        groups = next((getattr(block.router, key) for key in ("num_group", "n_group") if getattr(block.router, key, None)), 1)
-        if groups > 1:
-            raise PollardError(
-                f"{block.name} routes within {groups} groups of experts; pruning group-limited routers is not built yet."
-            )
+def kept_rows(rows: int, kept: Sequence[int], experts: int) -> list[int]:
+    """Indices of the rows that stay of an axis that holds the experts, and perhaps more behind them."""
+    return [*kept, *range(experts, rows)]
 
 
-def slice_rows(module: nn.Module, kept: Sequence[int], experts: int) -> None:
-    """Keeps rows `kept` of every parameter and buffer of `module` that has one row per expert, and its count."""
-    index = torch.tensor(list(kept))
+def slice_tensors(module: nn.Module, kept: Sequence[int], experts: int, totals: set[int]) -> None:
+    """Keeps what belongs to `kept` of the parameters and buffers `module` itself holds with one row per expert."""
     for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-        if tensor.ndim and tensor.shape[0] == experts:
-            rows = tensor.data.index_select(0, index.to(tensor.device))
-            setattr(module, name, nn.Parameter(rows, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else rows)
-    if getattr(module, "num_experts", None) == experts:
-        module.num_experts = len(kept)  # type: ignore[assignment]
+        axis = next((axis for axis, size in enumerate(tensor.shape) if size > 1), 0)  # Ernie's bias is [1, experts]
+        if not tensor.ndim or tensor.shape[axis] not in totals:
+            continue
+        index = torch.tensor(kept_rows(tensor.shape[axis], kept, experts), device=tensor.device)
+        rows = tensor.data.index_select(axis, index)
+        setattr(module, name, nn.Parameter(rows, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else rows)
+        if isinstance(module, nn.Linear) and name == "weight":
+            module.out_features = len(rows)
+
+
+def slice_router(router: Any, kept: Sequence[int], experts: int, experts_per_token: int) -> None:
+    """Makes `router` choose `experts_per_token` of the kept experts only, numbered 0, 1, …"""
+    totals = {experts} | {getattr(router, key) for key in TOTAL_KEYS if hasattr(router, key)}
+    for module in router.modules():
+        slice_tensors(module, kept, experts, totals)
+    for key in (*EXPERT_KEYS, *TOTAL_KEYS):
+        if isinstance(getattr(router, key, None), int):
+            setattr(router, key, getattr(router, key) - experts + len(kept))
+    if hasattr(router, "config"):  # some look their numbers up while they route
+        router.config = copy.copy(router.config)
+        set_numbers(router.config, EXPERT_KEYS, len(kept))
+    activate(router, experts_per_token)
 
 
 def slice_model(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
@@ -60,21 +54,21 @@ def slice_model(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     check_plan(blocks, plan)
     for block in blocks:
         kept = plan.blocks[block.name].kept
-        for module in (block.experts, block.router):
-            slice_rows(module, kept, block.expert_count)
+        for module in (block.module, block.experts):  # some blocks hold the router's correction bias
+            slice_tensors(module, kept, block.expert_count, {block.expert_count})
+        slice_router(block.router, kept, block.expert_count, plan.experts_per_token)
     # Counts are also kept by blocks and by the model itself (for its load-balancing loss).
+    old, new = blocks[0], plan
     for module in model.modules():
-        for key in EXPERT_KEYS:
-            if getattr(module, key, None) == blocks[0].expert_count and not isinstance(
-                getattr(type(module), key, None), property
-            ):
-                setattr(module, key, plan.keep)
-    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
-        _set_count(config, plan.keep)
+        for keys, was, becomes in (
+            (EXPERT_KEYS, old.expert_count, new.keep),
+            (("top_k", *TOP_K_KEYS), old.experts_per_token, new.experts_per_token),
+        ):
+            for key in keys:
+                if getattr(module, key, None) == was and not isinstance(getattr(type(module), key, None), property):
+                    setattr(module, key, becomes)
+    configs = [model.config, model.config.get_text_config(), *(block.experts.config for block in blocks)]
+    for config in {id(config): config for config in configs}.values():
+        set_numbers(config, EXPERT_KEYS, plan.keep)
+        set_numbers(config, TOP_K_KEYS, plan.experts_per_token)
     return model
-
-
-def _set_count(config: Any, keep: int) -> None:
-    for key in EXPERT_KEYS:
-        if isinstance(getattr(config, key, None), int):  # attribute_map resolves each family's own spelling
-            setattr(config, key, keep)

@@ -8,22 +8,31 @@ from toolkit.plan import BlockPlan, Plan
 from toolkit.selection.criteria import CRITERIA
 
 
-def experts_to_keep(keep: int | float, experts: int, experts_per_token: int) -> int:
+def experts_to_keep(keep: int | float, experts: int, groups: int = 1) -> int:
     """The number of experts `keep` means: itself, or the nearest number to that fraction of `experts`.
 
-    Raises PollardError when it is more than there are or fewer than a token activates.
+    With expert groups, a fraction means as many in each. Raises PollardError when it is more than there are.
     """
     if isinstance(keep, float) and not 0 < keep < 1:
         raise PollardError(f"pruning.keep is {keep}: give an integer in 1…{experts}, or a fraction in (0, 1).")
-    number = max(1, round(keep * experts)) if isinstance(keep, float) else keep
+    number = groups * max(1, round(keep * experts / groups)) if isinstance(keep, float) else keep
     if not 1 <= number <= experts:
         raise PollardError(
             f"pruning.keep is {keep}, but the model has {experts} experts per block: give 1…{experts}, or a fraction in (0, 1)."
         )
-    if number < experts_per_token:
+    return number
+
+
+def experts_to_activate(experts_per_token: int | None, keep: int, most: int) -> int:
+    """How many experts the pruned model activates per token: as asked, or as many as now where enough are kept.
+
+    Raises PollardError when that is none, or more than are kept or than the model activates now (`most`).
+    """
+    number = min(most, keep) if experts_per_token is None else experts_per_token
+    if not 1 <= number <= min(most, keep):
         raise PollardError(
-            f"pruning.keep {keep} means {number} experts, but this model activates {experts_per_token} per token. "
-            f"Activating fewer per token is not built yet: keep at least {experts_per_token}."
+            f"pruning.experts_per_token is {number}: the model activates {most} experts per token and keeps {keep}, "
+            f"so give 1…{min(most, keep)}."
         )
     return number
 
@@ -34,33 +43,46 @@ def select(
     keep: int | float = 0.5,
     tokens: Tokens = "all",
     seed: int = 0,
+    experts_per_token: int | None = None,
 ) -> Plan:
-    """Keeps, in every block, the `keep` experts the criterion scores highest.
+    """Keeps, in every block, the `keep` experts the criterion scores highest (of each expert group equally many).
 
     Ties: the lower index stays. An expert no token reached ranks below every other, whatever its score (except under
-    `random`, which does not look). Raises PollardError for an unknown criterion and an impossible `keep`.
+    `random`, which does not look). `experts_per_token`: how many the pruned model activates; as many as calibration did
+    where enough are kept, unless given. Raises PollardError for an unknown criterion and an impossible number.
     """
     if criterion not in CRITERIA:
         raise PollardError(
             f"Unknown criterion {criterion!r}{did_you_mean(criterion, list(CRITERIA))} Criteria: {', '.join(CRITERIA)}."
         )
     about = next(iter(statistics.about["blocks"].values()))
-    number = experts_to_keep(keep, about["experts"], about["experts_per_token"])
+    groups = about.get("groups", 1)
+    number = experts_to_keep(keep, about["experts"], groups)
+    if number % groups:
+        raise PollardError(f"pruning.keep is {number}, but the model has {groups} groups of experts: give a multiple of it.")
     blocks = {}
     for block in statistics.blocks:
         scores = CRITERIA[criterion](statistics, block, tokens, seed)
         count = statistics.get(block, "count", tokens)
         observed = (count > 0).tolist() if criterion != "random" else [True] * len(count)
         order = sorted(range(len(scores)), key=lambda e: (not observed[e], -scores[e].item(), e))
-        blocks[block] = BlockPlan(experts=len(scores), kept=sorted(order[:number]), scores=scores.tolist())
+        kept = best_of_each_group(order, number, groups)
+        blocks[block] = BlockPlan(experts=len(scores), kept=kept, scores=scores.tolist())
     calibration: dict[str, Any] = {
         key: statistics.about[key] for key in ("task", "examples", "fingerprint") if key in statistics.about
     }
     calibration["tokens"] = sum(about["tokens"].values())
+    active = experts_to_activate(experts_per_token, number, about["experts_per_token"])
     return Plan(
         model=statistics.about["model"], criterion=criterion, tokens=tokens, seed=seed, keep=number,
-        experts_per_token=about["experts_per_token"], blocks=blocks, calibration=calibration,
+        experts_per_token=active, blocks=blocks, calibration=calibration,
     )  # fmt: skip
+
+
+def best_of_each_group(order: list[int], number: int, groups: int) -> list[int]:
+    """The first `number` experts of `order`, equally many of each of `groups` ranges of indices, ascending."""
+    size = len(order) // groups
+    return sorted(expert for g in range(groups) for expert in [e for e in order if e // size == g][: number // groups])
 
 
 def kept_unobserved(statistics: ExpertStatistics, plan: Plan) -> int:

@@ -1,0 +1,84 @@
+"""What a model is made of and what pruning would leave of it, from its configuration alone."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from toolkit.errors import PollardError
+from toolkit.moe.blocks import MoEBlock, find_blocks
+from toolkit.moe.check import check_prunable
+from toolkit.moe.load import load_config, meta_model
+from toolkit.moe.sizes import Sizes, sizes
+from toolkit.moe.slice import slice_model
+from toolkit.plan import BlockPlan, Plan
+
+SHARES = (0.75, 0.5, 0.25, 0.125)  # of the experts kept, in the table of sizes
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The numbers of an MoE model; parameters are counted once where they are tied."""
+
+    family: str
+    blocks: int
+    experts: int  # per block
+    experts_per_token: int
+    groups: int
+    groups_per_token: int
+    parameters: int
+    active_parameters: int
+    expert_parameters: int
+    shared_parameters: int  # in shared experts, which serve every token and are never pruned
+    dtype: torch.dtype  # of the checkpoint
+    pruned: dict[int, Sizes]  # experts kept per block -> what is left
+
+    @property
+    def bytes_per_parameter(self) -> int:
+        return self.dtype.itemsize
+
+
+def anatomy(path: str) -> Anatomy:
+    """Opens the configuration of a checkpoint folder or hub model, no weights. Raises PollardError for a dense model."""
+    return anatomy_of(load_config(path))
+
+
+def anatomy_of(config: Any) -> Anatomy:
+    """The same of a configuration; seconds for any size, since nothing is allocated."""
+    model = meta_model(config)
+    blocks = find_blocks(model)
+    block, total = blocks[0], sizes(model)
+    keeps = [round(share * block.expert_count) for share in SHARES]
+    return Anatomy(
+        family=config.model_type, blocks=len(blocks), experts=block.expert_count, experts_per_token=block.experts_per_token,
+        groups=block.groups or 1, groups_per_token=block.groups_per_token, parameters=total.parameters,
+        active_parameters=total.active_parameters,
+        expert_parameters=sum(p.numel() for b in blocks for p in b.experts.parameters()),
+        shared_parameters=sum(_shared(b) for b in blocks), dtype=config.dtype or torch.float32,
+        pruned={keep: _sizes_with(config, keep) for keep in dict.fromkeys(keeps) if _possible(blocks, keep)},
+    )  # fmt: skip
+
+
+def _shared(block: MoEBlock) -> int:
+    modules = [child for name, child in block.module.named_children() if name.startswith("shared")]
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def _possible(blocks: list[MoEBlock], keep: int) -> bool:
+    try:
+        check_prunable(blocks, keep, min(keep, blocks[0].experts_per_token))
+    except PollardError:
+        return False
+    return keep > 0
+
+
+def _sizes_with(config: Any, keep: int) -> Sizes:
+    """By cutting a model without weights: the same code that prunes counts."""
+    model = meta_model(copy.deepcopy(config))
+    blocks = find_blocks(model)
+    groups, experts = blocks[0].groups or 1, blocks[0].expert_count
+    kept = [expert for expert in range(experts) if expert % (experts // groups) < keep // groups]
+    choice = {block.name: BlockPlan(experts=experts, kept=kept) for block in blocks}
+    active = min(keep, blocks[0].experts_per_token)
+    return sizes(slice_model(model, Plan(model="", criterion="", keep=keep, experts_per_token=active, blocks=choice)))
