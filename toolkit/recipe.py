@@ -17,7 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from toolkit.errors import PollardError
 
-Criterion = Literal["random", "frequency", "gate_weight", "ean", "weighted_ean", "reap"]
+Criterion = Literal[
+    "random", "frequency", "gate_weight", "soft_activation", "ean", "weighted_ean", "reap", "easy_ep", "max_activation",
+]  # fmt: skip
 TaskName = Literal[
     "custom", "gsm8k", "playground/arithmetic", "playground/sorting", "playground/reversing", "playground/facts",
     "playground/logic", "playground/code",

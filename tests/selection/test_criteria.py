@@ -10,6 +10,9 @@ WATCHED = {
     "gate_sum": ([2.0, 1.5, 0, 0], [0.5, 1.0, 1.5, 0]),
     "norm_sum": ([8.0, 6.0, 0, 0], [1.0, 3.0, 10.0, 0]),
     "gated_norm_sum": ([4.0, 4.5, 0, 0], [0.5, 1.0, 7.5, 0]),
+    "probability_sum": ([1.5, 1.0, 0.5, 0.25], [1.0, 1.0, 0.5, 0.25]),
+    "residual_shift_sum": ([0.5, 1.5, 0, 0], [0.25, 0.5, 2.0, 0]),
+    "max_norm": ([3.0, 4.0, 0, 0], [1.0, 5.0, 6.0, 0]),
 }
 
 
@@ -37,6 +40,10 @@ def watched(block: str = "mlp") -> ExpertStatistics:
         ("reap", "all", [4.5 / 5, 5.5 / 5, 7.5 / 2, 0]),
         ("reap", "prompt", [4.0 / 4, 4.5 / 2, 0, 0]),
         ("reap", "completion", [0.5 / 1, 1.0 / 3, 7.5 / 2, 0]),
+        ("soft_activation", "all", [2.5, 2.0, 1.0, 0.5]),
+        ("easy_ep", "all", [0.75, 2.0, 2.0, 0]),
+        ("easy_ep", "prompt", [0.5, 1.5, 0, 0]),
+        ("max_activation", "all", [3.0, 5.0, 6.0, 0]),
     ],
 )
 def test_a_criterion_is_its_formula(criterion: str, tokens: Tokens, scores: list[float]) -> None:

@@ -9,7 +9,9 @@ from toolkit.expert_statistics import ExpertStatistics
 from toolkit.plan import Plan
 from toolkit.selection import CRITERIA, experts_to_keep, kept_unobserved, select
 
-STATISTICS = ("count", "gate_sum", "norm_sum", "gated_norm_sum")
+STATISTICS = (
+    "count", "gate_sum", "norm_sum", "gated_norm_sum", "max_norm", "residual_shift_sum", "probability_sum",
+)  # fmt: skip
 
 
 def watched(

@@ -36,11 +36,12 @@ def calibrate(model: PreTrainedModel | str | Path, batches: Iterable[Mapping[str
             there = {name: tensor.to(model.device) for name, tensor in batch.items()}
             real = there["attention_mask"].bool()
             completion = there["completion_mask"].bool() & real if "completion_mask" in there else real
-            totals.mask = {"prompt": (real & ~completion).flatten(), "completion": completion.flatten()}
+            mask = {"prompt": (real & ~completion).flatten(), "completion": completion.flatten()}
+            totals.begin(mask)
             # The base model: logits over the vocabulary are not needed
             model.base_model(there["input_ids"], attention_mask=there["attention_mask"], use_cache=False)
-            for part, mask in totals.mask.items():
-                tokens[part] += int(mask.sum())
+            for part in mask:
+                tokens[part] += int(mask[part].sum())
     vectors = totals.reduced()
     tokens = {part: sum(found[part] for found in gather(tokens)) for part in tokens}
     if not sum(tokens.values()):

@@ -46,6 +46,24 @@ def reap(statistics: ExpertStatistics, block: str, tokens: Tokens, seed: int) ->
     return statistics.get(block, "gated_norm_sum", tokens) / statistics.get(block, "count", tokens).clamp(min=1)
 
 
+def soft_activation(statistics: ExpertStatistics, block: str, tokens: Tokens, seed: int) -> torch.Tensor:
+    """Σ p over all tokens: the router's whole distribution (SEER-MoE, arXiv 2404.05089; Unified-MoE-Compression)."""
+    return statistics.get(block, "probability_sum", tokens)
+
+
+def easy_ep(statistics: ExpertStatistics, block: str, tokens: Tokens, seed: int) -> torch.Tensor:
+    """Σ g‖f‖ max(1 − cos(h, h + y), 0): heavier where the block turns the residual stream (EASY-EP, arXiv 2504.06792)."""
+    return statistics.get(block, "residual_shift_sum", tokens)
+
+
+def max_activation(statistics: ExpertStatistics, block: str, tokens: Tokens, seed: int) -> torch.Tensor:
+    """max ‖f‖: keeps the super experts, rare but extreme (arXiv 2507.23279)."""
+    return statistics.get(block, "max_norm", tokens)
+
+
 CRITERIA: dict[str, Criterion] = {
-    criterion.__name__: criterion for criterion in (random, frequency, gate_weight, ean, weighted_ean, reap)
-}
+    criterion.__name__: criterion
+    for criterion in (
+        random, frequency, gate_weight, soft_activation, ean, weighted_ean, reap, easy_ep, max_activation,
+    )
+}  # fmt: skip
