@@ -23,26 +23,21 @@ import torch
 
 from toolkit.calibration.token_errors import TokenErrors, token_errors
 from toolkit.distributed import gather
-from toolkit.moe import MoEBlock, Rerouter, Seen
+from toolkit.moe import MoEBlock, Rerouter, Seen, same_choice
 
 TABLE_LIMIT = 1000  # subsets per `keep` that are written into statistics.json one by one
-TRIAL_SUBSETS = 12
 
 
 class EverySubset:
     """Adds up, batch by batch, the losses [2^E] by the set of removed experts."""
 
-    def __init__(self, block: MoEBlock) -> None:
-        self.block, self.E, self.K = block, block.expert_count, block.experts_per_token
+    def __init__(self, block: MoEBlock, rerouter: Rerouter, by_rank: bool) -> None:
+        self.E, self.K = block.expert_count, block.experts_per_token
+        self.rerouter, self.by_rank = rerouter, by_rank
         self.losses = torch.zeros(2**self.E, dtype=torch.float64)
-        self.rerouter: Rerouter | None = None
-        self.by_rank = False
 
     def add(self, seen: Seen, rows: torch.Tensor, target_TH: torch.Tensor | None = None) -> None:
         """One batch's tokens `rows`; `target_TH` is y where it is not this batch's own output."""
-        if self.rerouter is None:
-            self.rerouter = Rerouter(self.block, seen)
-            self.by_rank = self.rerouter.from_logits and self._choice_goes_by_rank(self.rerouter, seen.logits_TE)
         squares = torch.zeros(2**self.E, dtype=torch.float64, device=rows.device)
         for chunk, errors in token_errors(seen, rows, self.E, target_TH):
             inputs = self.rerouter.inputs(seen)[chunk]
@@ -59,7 +54,6 @@ class EverySubset:
         self.losses += squares.clamp(min=0).sqrt().cpu()
 
     def _add_by_rank(self, squares: torch.Tensor, errors: TokenErrors, inputs: torch.Tensor) -> None:
-        assert self.rerouter is not None
         order_TE = inputs.argsort(dim=1, descending=True, stable=True)
         bits_TE = 1 << order_TE
         before_TE = bits_TE.cumsum(1)  # the sets of the best 1, 2, … experts
@@ -71,23 +65,6 @@ class EverySubset:
             for size in range(self.K + 1):
                 for also in combinations(ranks, size):
                     squares.index_add_(0, removed_T + bits_TE[:, list(also)].sum(1), error_T, alpha=(-1) ** size)
-
-    def _choice_goes_by_rank(self, rerouter: Rerouter, logits_TE: torch.Tensor | None) -> bool:
-        """Whether over any subset the K largest logits are chosen, with weights that depend on nothing else."""
-        assert logits_TE is not None
-        order = logits_TE.argsort(dim=1, descending=True, stable=True)
-        subsets = [s for s in _subsets(self.E, range(self.K, self.E + 1))]
-        for kept in subsets[:: max(1, len(subsets) // TRIAL_SUBSETS)]:
-            there = torch.isin(order, torch.tensor(kept, device=order.device))
-            first = order[there].view(len(order), len(kept))[:, : self.K]
-            spread = [
-                torch.zeros_like(logits_TE, dtype=torch.float64).scatter_(1, index, gate.double())
-                for index, gate in (rerouter(logits_TE, list(kept)), rerouter.gates_of(logits_TE, first))
-            ]
-            wide = 64 * torch.finfo(logits_TE.dtype).eps
-            if not torch.allclose(*spread, rtol=wide, atol=wide):
-                return False
-        return True
 
     def found(self, keeps: list[int]) -> dict[str, dict[str, object]]:
         """Over all ranks, per number of kept experts the best set, its loss, and (up to TABLE_LIMIT) all losses."""
@@ -104,6 +81,22 @@ class EverySubset:
                 table = {",".join(map(str, kept)): loss for kept, loss in zip(subsets, these.tolist(), strict=True)}
                 found[str(keep)]["table"] = table
         return found
+
+
+def goes_by_rank(block: MoEBlock, rerouter: Rerouter, seen: Seen) -> bool:
+    """Whether over any subset the K largest logits are chosen, with weights that depend on nothing else."""
+    if not rerouter.from_logits:
+        return False
+    logits_TE, k = rerouter.inputs(seen), block.experts_per_token
+    order_TE = logits_TE.argsort(dim=1, descending=True, stable=True)
+    generator = torch.Generator().manual_seed(0)
+    for size in range(k, block.expert_count + 1):
+        kept = sorted(torch.randperm(block.expert_count, generator=generator)[:size].tolist())
+        there = torch.isin(order_TE, torch.tensor(kept, device=order_TE.device))
+        first_TK = order_TE[there].view(len(order_TE), size)[:, :k]
+        if not same_choice(rerouter(logits_TE, kept), rerouter.gates_of(logits_TE, first_TK), block.expert_count):
+            return False
+    return True
 
 
 def _subsets(experts: int, sizes: range) -> Iterator[tuple[int, ...]]:

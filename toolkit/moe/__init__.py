@@ -6,16 +6,18 @@ for one family.
 
 from toolkit.moe.blocks import MoEBlock, find_blocks
 from toolkit.moe.checkpoint import copy_companions, prune_checkpoint, tensor_shapes, write_checkpoint
+from toolkit.moe.layers import LayerCalls, recording_layers
 from toolkit.moe.load import load_config, load_model, load_tokenizer, meta_model
-from toolkit.moe.mask import masked
+from toolkit.moe.mask import masked, restricted
 from toolkit.moe.outputs import every_output
-from toolkit.moe.reroute import Rerouter
+from toolkit.moe.reroute import Rerouter, same_choice
 from toolkit.moe.sizes import Sizes, checkpoint_bytes, sizes, weight_bytes
 from toolkit.moe.slice import check_plan, check_prunable, slice_model
 from toolkit.moe.watch import Seen, watching
 
 __all__ = [
-    "MoEBlock", "Rerouter", "Seen", "Sizes", "check_plan", "check_prunable", "checkpoint_bytes", "copy_companions",
-    "every_output", "find_blocks", "load_config", "load_model", "load_tokenizer", "masked", "meta_model", "prune_checkpoint", "sizes",
-    "slice_model", "tensor_shapes", "watching", "weight_bytes", "write_checkpoint",
+    "LayerCalls", "MoEBlock", "Rerouter", "Seen", "Sizes", "check_plan", "check_prunable", "checkpoint_bytes",
+    "copy_companions", "every_output", "find_blocks", "load_config", "load_model", "load_tokenizer", "masked",
+    "meta_model", "prune_checkpoint", "recording_layers", "restricted", "same_choice", "sizes", "slice_model",
+    "tensor_shapes", "watching", "weight_bytes", "write_checkpoint",
 ]  # fmt: skip

@@ -5,14 +5,14 @@ Shape legend: T tokens, E experts, H hidden size.
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from toolkit.moe.blocks import find_blocks
+from toolkit.moe.blocks import MoEBlock, find_blocks
 from toolkit.moe.slice import check_plan, slice_rows
 from toolkit.plan import Plan
 
@@ -33,16 +33,22 @@ class RestrictedRouter(nn.Module):
 
 
 @contextmanager
+def restricted(block: MoEBlock, kept: list[int]) -> Iterator[None]:
+    """`block` as if only `kept` experts were there inside the context."""
+    router = block.router
+    setattr(block.module, block.router_name, RestrictedRouter(router, kept, block.expert_count))
+    try:
+        yield
+    finally:
+        setattr(block.module, block.router_name, router)
+
+
+@contextmanager
 def masked(model: PreTrainedModel, plan: Plan) -> Iterator[PreTrainedModel]:
     """`model` as if pruned by `plan` inside the context, unchanged after it (weights are neither copied nor removed)."""
     blocks = find_blocks(model)
     check_plan(blocks, plan)
-    routers = [block.router for block in blocks]
-    try:
+    with ExitStack() as stack:
         for block in blocks:
-            restricted = RestrictedRouter(block.router, plan.blocks[block.name].kept, block.expert_count)
-            setattr(block.module, block.router_name, restricted)
+            stack.enter_context(restricted(block, plan.blocks[block.name].kept))
         yield model
-    finally:
-        for block, router in zip(blocks, routers, strict=True):
-            setattr(block.module, block.router_name, router)

@@ -36,8 +36,8 @@ class Rerouter:
         small = _logits_to_choice(block.router, seen)
         self.from_logits = small is not None
         self.router = small or _bare(block.router)
-        index, gate = self(self.inputs(seen), list(range(self.experts)))
-        if not _same(index, gate, seen.index_TK, seen.gate_TK, self.experts):
+        everything = self(self.inputs(seen), list(range(self.experts)))
+        if not same_choice(everything, (seen.index_TK, seen.gate_TK), self.experts):
             raise PollardError(
                 f"{block.name}: its router, called by itself, does not choose as it did in the model. The reconstruction "
                 "search cannot serve this family: choose another criterion."
@@ -86,19 +86,19 @@ def _logits_to_choice(router: nn.Module, seen: Seen) -> nn.Module | None:
         if type(value) is int and value == hidden and "hidden" in name:
             setattr(small, name, experts)
     try:
-        index, gate = _choice(small(logits))
+        choice = _choice(small(logits))
     except (RuntimeError, IndexError, TypeError):
         return None
-    return small if _same(index, gate, seen.index_TK, seen.gate_TK, experts) else None
+    return small if same_choice(choice, (seen.index_TK, seen.gate_TK), experts) else None
 
 
-def _same(index: torch.Tensor, gate: torch.Tensor, index_TK: torch.Tensor, gate_TK: torch.Tensor, experts: int) -> bool:
-    """Whether two choices give every token the same gate weights."""
-    if index.shape != index_TK.shape:
+def same_choice(one: tuple[torch.Tensor, torch.Tensor], other: tuple[torch.Tensor, torch.Tensor], experts: int) -> bool:
+    """Whether two choices, each experts [T, K] and gate weights [T, K], give every token the same weights, to rounding."""
+    if one[0].shape != other[0].shape:
         return False
-    spread = [
-        torch.zeros(len(i), experts, dtype=torch.float64, device=i.device).scatter_(1, i, g.double())
-        for i, g in ((index, gate), (index_TK, gate_TK))
-    ]
-    wide = 64 * torch.finfo(gate_TK.dtype).eps
-    return torch.allclose(*spread, rtol=wide, atol=wide)
+    ours, theirs = (
+        torch.zeros(len(index), experts, dtype=torch.float64, device=index.device).scatter_(1, index, gate.double())
+        for index, gate in (one, other)
+    )
+    wide = 64 * torch.finfo(one[1].dtype).eps
+    return torch.allclose(ours, theirs, rtol=wide, atol=wide)
