@@ -42,11 +42,13 @@ def plan_stages(recipe: Recipe) -> list[Stage]:
     judged = fingerprint_of(
         settings, data["train" if recipe.evaluation.split == "dev" else "test"], evaluation, recipe.model.dtype
     )
-    calibrate = fingerprint_of(model, train_data, recipe.calibration.model_dump(), recipe.seed)
+    # The reconstruction search needs the experts' outputs, so it is part of calibration where the criterion asks for it
+    calibrate = fingerprint_of(model, train_data, recipe.calibration.model_dump(), recipe.seed, *stages.search_of(recipe))
     select = fingerprint_of(calibrate, recipe.pruning.model_dump(), recipe.seed)
     prune = fingerprint_of(select)
     recover = fingerprint_of(prune, train_data, recipe.finetuning.model_dump(), recipe.seed, recipe.model.dtype)
     keep, criterion = recipe.pruning.keep, recipe.pruning.criterion
+    searching = f" and search the best sets ({recipe.pruning.mode})" if criterion == "reconstruction" else ""
     found = {"original": model, "pruned": prune, "recovered": recover}
 
     def evaluation_of(role: str) -> list[Stage]:
@@ -56,7 +58,7 @@ def plan_stages(recipe: Recipe) -> list[Stage]:
         return [Stage(f"evaluate/{role}", purpose, fingerprint_of(found[role], judged), stages.evaluate_stage(role))]
 
     before = [
-        Stage("calibrate", f"watch which experts {recipe.task.name} uses", calibrate, stages.calibrate_stage),
+        Stage("calibrate", f"watch which experts {recipe.task.name} uses{searching}", calibrate, stages.calibrate_stage),
         Stage("select", f"choose the experts to keep ({keep}, {criterion})", select, stages.select_stage),
         Stage("prune", "cut the others out of the checkpoint", prune, stages.prune_stage),
         *evaluation_of("original"),

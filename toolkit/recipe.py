@@ -19,6 +19,7 @@ from toolkit.errors import PollardError
 
 Criterion = Literal[
     "random", "frequency", "gate_weight", "soft_activation", "ean", "weighted_ean", "reap", "easy_ep", "max_activation",
+    "reconstruction",
 ]  # fmt: skip
 TaskName = Literal[
     "custom", "gsm8k", "playground/arithmetic", "playground/sorting", "playground/reversing", "playground/facts",
@@ -86,6 +87,8 @@ class PruningRecipe(Section):
     """Experts per block: a number, or a fraction in (0, 1)."""
     tokens: Literal["all", "prompt", "completion"] = "all"
     """Which tokens' statistics decide."""
+    mode: Literal["layerwise", "progressive"] = "layerwise"
+    """Of `reconstruction`: every block by itself, or one after the other on what the pruned ones before it pass on."""
 
     @field_validator("keep", mode="before")
     @classmethod
@@ -95,6 +98,12 @@ class PruningRecipe(Section):
         if (isinstance(keep, int) and keep < 1) or (isinstance(keep, float) and not 0 < keep < 1):
             raise ValueError("keep must be an integer of at least 1 or a fraction in (0, 1)")
         return keep
+
+    @model_validator(mode="after")
+    def _reconstruction_takes_all_tokens(self) -> "PruningRecipe":
+        if self.criterion == "reconstruction" and self.tokens != "all":
+            raise ValueError("reconstruction compares the block's output on all tokens: say tokens: all")
+        return self
 
 
 class FinetuningRecipe(Section):

@@ -9,18 +9,37 @@ from transformers import PreTrainedModel
 
 from toolkit.calibration import calibrate
 from toolkit.distributed import device, is_main, on_main, progress, say, share
+from toolkit.errors import PollardError
 from toolkit.evaluation import evaluate
 from toolkit.expert_statistics import ExpertStatistics
-from toolkit.moe import checkpoint_bytes, load_config, load_model, load_tokenizer, prune_checkpoint, sizes, weight_bytes
+from toolkit.moe import (
+    checkpoint_bytes,
+    find_blocks,
+    load_config,
+    load_model,
+    load_tokenizer,
+    prune_checkpoint,
+    sizes,
+    weight_bytes,
+)
 from toolkit.plan import Plan
 from toolkit.recipe import Recipe
 from toolkit.report import show, write_report
 from toolkit.run_directory import RunDirectory
-from toolkit.selection import kept_unobserved, select
+from toolkit.selection import experts_to_keep, kept_unobserved, select
 from toolkit.tasks import Task, encode_all, padded_batches
 
 T = TypeVar("T")
 HEADROOM = 1.2  # weights times this must fit on one GPU, or the layers are spread over all of them
+
+
+def search_of(recipe: Recipe) -> list[Any]:
+    """What of the recipe decides the reconstruction search: nothing where the criterion needs none; one progressive
+    search serves one `keep`, a layerwise one all."""
+    pruning = recipe.pruning
+    if pruning.criterion != "reconstruction":
+        return []
+    return [pruning.mode, *([pruning.keep] if pruning.mode == "progressive" else [])]
 
 
 def calibrate_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
@@ -35,7 +54,13 @@ def calibrate_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict
     say(f"  {len(encoded):,} examples, {tokens:,} tokens{left_out}")
 
     def watch(model: PreTrainedModel) -> None:
-        statistics = calibrate(model, progress(share(batches), "watching the experts"))
+        block = find_blocks(model)[0]
+        statistics = calibrate(
+            model,
+            progress(share(batches), "watching the experts"),
+            reconstruction=recipe.pruning.mode if search_of(recipe) else False,
+            keep=experts_to_keep(recipe.pruning.keep, block.expert_count, block.experts_per_token),
+        )
         about = {
             "model": recipe.model.path, "task": recipe.task.name, "examples": len(encoded), "left_out": too_long,
             "seed": recipe.seed, "fingerprint": fingerprint,
@@ -55,7 +80,8 @@ def select_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[st
 
     def choose() -> None:
         statistics, pruning = ExpertStatistics.load(run.statistics), recipe.pruning
-        plan = select(statistics, pruning.criterion, pruning.keep, pruning.tokens, recipe.seed)
+        _check_match(statistics, run)
+        plan = select(statistics, pruning.criterion, pruning.keep, pruning.tokens, pruning.mode, recipe.seed)
         plan.save(run.plan)
         unobserved = kept_unobserved(statistics, plan)
         if unobserved:
@@ -68,6 +94,17 @@ def select_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[st
 
     on_main(choose)
     return {}
+
+
+def _check_match(statistics: ExpertStatistics, run: RunDirectory) -> None:
+    """Raises PollardError where the statistics are not those that this run's calibration left."""
+    theirs = run.read_manifest()["stages"].get("calibrate", {}).get("fingerprint")
+    ours = statistics.about.get("fingerprint")
+    if ours != theirs:
+        raise PollardError(
+            f"The statistics in {run.statistics} are not this run's: their fingerprint is {ours}, its calibration's is "
+            f"{theirs}. Calibrate again (--fresh), or use them by hand: toolkit.select(toolkit.ExpertStatistics.load(…), …)."
+        )
 
 
 def prune_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from toolkit.calibration import calibrate
 from toolkit.distributed import share
 from toolkit.errors import PollardError
 from toolkit.expert_statistics import ExpertStatistics
-from toolkit.selection import CRITERIA, select
+from toolkit.selection import SCORES, select
 
 NAEE = ROOT / "tests" / "reference" / "naee"
 EXACT = ("count",)
@@ -40,7 +40,7 @@ def assert_same(one: ExpertStatistics, other: ExpertStatistics, tolerance: float
             assert torch.equal(vector, other.vectors[name])
         else:
             torch.testing.assert_close(vector, other.vectors[name], rtol=tolerance, atol=0)
-    for criterion in CRITERIA:
+    for criterion in SCORES:
         kept = [[block.kept for block in select(s, criterion, 4).blocks.values()] for s in (one, other)]
         assert kept[0] == kept[1]
 
@@ -111,7 +111,7 @@ def test_statistics_agree_with_the_reference_worked_out_from_first_principles(ca
     for block, layer in zip(statistics.blocks, expected["layers"].values(), strict=True):
         for ours, theirs in names.items():
             torch.testing.assert_close(statistics.get(block, ours), torch.tensor(layer[theirs]).double(), rtol=5e-6, atol=0)
-        reap = CRITERIA["reap"](statistics, block, "all", 0)
+        reap = SCORES["reap"](statistics, block, "all", 0)
         torch.testing.assert_close(reap, torch.tensor(layer["reap"]).double(), rtol=5e-6, atol=0)
 
 

@@ -25,6 +25,7 @@ from toolkit.calibration.token_errors import TokenErrors, token_errors
 from toolkit.distributed import gather
 from toolkit.moe import MoEBlock, Rerouter, Seen, same_choice
 
+ROUNDING = 1e-13
 TABLE_LIMIT = 1000  # subsets per `keep` that are written into statistics.json one by one
 
 
@@ -51,7 +52,9 @@ class EverySubset:
             for expert in range(self.E):
                 halves = squares.view(-1, 2, 2**expert)
                 halves[:, 1] += halves[:, 0]
-        self.losses += squares.clamp(min=0).sqrt().cpu()
+        # The sums leave rounding where nothing is lost, and its root would look like a loss
+        squares[squares < ROUNDING * squares.max()] = 0
+        self.losses += squares.sqrt().cpu()
 
     def _add_by_rank(self, squares: torch.Tensor, errors: TokenErrors, inputs: torch.Tensor) -> None:
         order_TE = inputs.argsort(dim=1, descending=True, stable=True)

@@ -69,6 +69,7 @@ class Tokens:
         self.E, self.K, self.rerouter = block.expert_count, block.experts_per_token, rerouter
         self.limit = max(1, GRAM_BYTES // (blocks * world_size() * self.E**2 * 4))
         self.stride = 1  # every how many-th token of a batch is kept
+        self.used = 0  # tokens searched
         self.batches: list[_Batch] = []
 
     def add(self, seen: Seen, rows: torch.Tensor, target_TH: torch.Tensor | None = None) -> None:

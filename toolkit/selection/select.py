@@ -6,7 +6,7 @@ from toolkit.errors import PollardError
 from toolkit.expert_statistics import ExpertStatistics, Tokens
 from toolkit.plan import BlockPlan, Plan
 from toolkit.recipe import did_you_mean
-from toolkit.selection.criteria import CRITERIA
+from toolkit.selection.criteria import CRITERIA, SCORES, Mode, reconstruction
 
 
 def experts_to_keep(keep: int | float, experts: int, experts_per_token: int) -> int:
@@ -34,12 +34,14 @@ def select(
     criterion: str = "weighted_ean",
     keep: int | float = 0.5,
     tokens: Tokens = "all",
+    mode: Mode = "layerwise",
     seed: int = 0,
 ) -> Plan:
-    """Keeps, in every block, the `keep` experts the criterion scores highest.
+    """Keeps, in every block, the `keep` experts the criterion scores highest, or the set that `reconstruction` found.
 
     Ties: the lower index stays. An expert no token reached ranks below every other, whatever its score (except under
-    `random`, which does not look). Raises PollardError for an unknown criterion and an impossible `keep`.
+    `random`, which does not look). `mode` belongs to `reconstruction`, whose plan has no scores. Raises PollardError for an
+    unknown criterion, an impossible `keep`, and for what the statistics do not hold.
     """
     if criterion not in CRITERIA:
         raise PollardError(
@@ -47,21 +49,31 @@ def select(
         )
     about = next(iter(statistics.about["blocks"].values()))
     number = experts_to_keep(keep, about["experts"], about["experts_per_token"])
+    if criterion == "reconstruction" and tokens != "all":
+        raise PollardError(f"reconstruction compares the block's output on all tokens: pruning.tokens must be all, not {tokens}.")
     blocks = {}
     for block in statistics.blocks:
-        scores = CRITERIA[criterion](statistics, block, tokens, seed)
-        count = statistics.get(block, "count", tokens)
-        observed = (count > 0).tolist() if criterion != "random" else [True] * len(count)
-        order = sorted(range(len(scores)), key=lambda e: (not observed[e], -scores[e].item(), e))
-        blocks[block] = BlockPlan(experts=len(scores), kept=sorted(order[:number]), scores=scores.tolist())
+        if criterion == "reconstruction":
+            blocks[block] = BlockPlan(experts=about["experts"], kept=reconstruction(statistics, block, number, mode))
+        else:
+            blocks[block] = _best_scores(statistics, block, criterion, number, tokens, seed)
     calibration: dict[str, Any] = {
         key: statistics.about[key] for key in ("task", "examples", "fingerprint") if key in statistics.about
     }
     calibration["tokens"] = sum(about["tokens"].values())
     return Plan(
-        model=statistics.about["model"], criterion=criterion, tokens=tokens, seed=seed, keep=number,
-        experts_per_token=about["experts_per_token"], blocks=blocks, calibration=calibration,
+        model=statistics.about["model"], criterion=criterion, mode=mode if criterion == "reconstruction" else None,
+        tokens=tokens, seed=seed, keep=number, experts_per_token=about["experts_per_token"], blocks=blocks,
+        calibration=calibration,
     )  # fmt: skip
+
+
+def _best_scores(statistics: ExpertStatistics, block: str, criterion: str, number: int, tokens: Tokens, seed: int) -> BlockPlan:
+    scores = SCORES[criterion](statistics, block, tokens, seed)
+    count = statistics.get(block, "count", tokens)
+    observed = (count > 0).tolist() if criterion != "random" else [True] * len(count)
+    order = sorted(range(len(scores)), key=lambda e: (not observed[e], -scores[e].item(), e))
+    return BlockPlan(experts=len(scores), kept=sorted(order[:number]), scores=scores.tolist())
 
 
 def kept_unobserved(statistics: ExpertStatistics, plan: Plan) -> int:
