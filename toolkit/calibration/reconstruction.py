@@ -22,6 +22,8 @@ from toolkit.moe import MoEBlock, Rerouter, Seen
 ENUMERABLE = 16  # experts, where a token's errors go by the rank of its experts (see every_subset)
 ENUMERABLE_ONE_BY_ONE = 10
 
+EXHAUSTIVE, GREEDY = "exhaustive", "greedy and swaps"
+
 
 class BlockSearch:
     """The search in one block; the first batch decides how. Every rank must call `found`."""
@@ -42,23 +44,28 @@ class BlockSearch:
 
     def _suited(self, seen: Seen) -> EverySubset | Tokens:
         rerouter = Rerouter(self.block, seen)
-        by_rank = self.block.expert_count <= ENUMERABLE and goes_by_rank(self.block, rerouter, seen)
-        if by_rank or self.block.expert_count <= ENUMERABLE_ONE_BY_ONE:
+        by_rank = goes_by_rank(self.block, rerouter, seen)
+        if self.block.expert_count <= (ENUMERABLE if by_rank else ENUMERABLE_ONE_BY_ONE):
             return EverySubset(self.block, rerouter, by_rank)
-        return Tokens(self.block, rerouter, self.blocks)
+        return Tokens(self.block, rerouter, by_rank, self.blocks)
+
+    def _kind(self) -> str | None:
+        if self.losses is None:
+            return None
+        return EXHAUSTIVE if isinstance(self.losses, EverySubset) else GREEDY
 
     def found(self, keeps: list[int]) -> dict[str, Any]:
         """How was searched, over how many tokens, and per number of kept experts what was found."""
-        kind = next((kind for kind in gather(type(self.losses)) if kind is not type(None)), None)
-        if kind is None:
+        kinds = [kind for kind in gather(self._kind()) if kind]
+        if not kinds:
             raise PollardError("The reconstruction search saw no tokens: the batches are empty.")
         if self.losses is None:  # this rank had no batches; the others need it to add up
-            rerouter: Any = None
-            self.losses = EverySubset(self.block, rerouter, True) if kind is EverySubset else Tokens(self.block, rerouter)
+            nothing: Any = None
+            self.losses = (EverySubset if kinds[0] == EXHAUSTIVE else Tokens)(self.block, nothing, True)
         found = self.losses.found(keeps)
         used = self.losses.used if isinstance(self.losses, Tokens) else self.tokens
         return {
-            "search": "exhaustive" if kind is EverySubset else "greedy and swaps",
+            "search": kinds[0],
             "tokens": sum(gather(self.tokens)),
             "tokens_searched": sum(gather(used)),
             "keep": found,

@@ -3,10 +3,11 @@
 Tokens with their inner products G [E, E] are kept during the pass (a subsample of every batch where E^2 T grows too
 large, `Tokens.stride`), then searched block by block:
 
-    greedy   remove the expert whose removal costs least, again and again; only tokens routed to it are looked at
-    swaps    at half the experts: take one in, put the cheapest one out, until no such swap helps
-    nested   from the swapped half downwards by removal, upwards by removing from all experts but never from the half;
-             so a set for fewer experts lies within the set for more
+    greedy   remove the expert whose removal costs least, again and again; where gate weights are normalised over the
+             top k only tokens routed to it are looked at, elsewhere (OLMoE, Qwen2) every token's weights change
+    swaps    at half, a quarter, … of the experts: take one in, put the cheapest one out, until no such swap helps
+    nested   a quarter is sought within the half, and sets between the two by removing from the half but never from the
+             quarter: so a set for fewer experts lies within the set for more
 
 Ranks hold their own batches and add up the candidates' losses, so all take the same step.
 
@@ -37,7 +38,7 @@ class Routing(NamedTuple):
 
 
 class Removal(NamedTuple):
-    """What changes when an expert goes: for the tokens `rows` that had chosen it."""
+    """What changes when an expert goes: for the tokens `rows` that it touches."""
 
     square_N: torch.Tensor
     rows: torch.Tensor
@@ -65,8 +66,9 @@ class _Batch:
 class Tokens:
     """The tokens of a block's calibration, ready for the search; also the objective itself: `loss(kept)`."""
 
-    def __init__(self, block: MoEBlock, rerouter: Rerouter, blocks: int = 1) -> None:
-        self.E, self.K, self.rerouter = block.expert_count, block.experts_per_token, rerouter
+    def __init__(self, block: MoEBlock, rerouter: Rerouter, by_rank: bool, blocks: int = 1) -> None:
+        self.E, self.K = block.expert_count, block.experts_per_token
+        self.rerouter, self.by_rank = rerouter, by_rank
         self.limit = max(1, GRAM_BYTES // (blocks * world_size() * self.E**2 * 4))
         self.stride = 1  # every how many-th token of a batch is kept
         self.used = 0  # tokens searched
@@ -129,7 +131,8 @@ class Tokens:
         return self.losses([self.routing(kept).square_N])[0]
 
     def removal(self, now: Routing, expert: int) -> Removal:
-        rows = (now.index_TK == expert).any(1).nonzero().flatten()
+        touched_T = (now.index_TK == expert).any(1) | (not self.by_rank)
+        rows = touched_T.nonzero().flatten()
         if not len(rows):
             return Removal(now.square_N, rows, now.index_TK[rows], now.gate_TK[rows], now.error_T[rows])
         index, gate = self.rerouter(self.inputs[rows], [e for e in now.kept if e != expert])
@@ -162,10 +165,10 @@ class Tokens:
             steps.append(now)
         return steps
 
-    def swapped(self, now: Routing) -> Routing:
-        """Swaps until none helps."""
+    def swapped(self, now: Routing, within: list[int]) -> Routing:
+        """Swaps with experts of `within` until none helps."""
         loss, failed = self.losses([now.square_N])[0], 0
-        outside = [e for e in range(self.E) if e not in now.kept]
+        outside = [e for e in within if e not in now.kept]
         while outside and failed < len(outside):
             expert = outside.pop(0)
             more = self.routing(sorted([*now.kept, expert]))
@@ -181,11 +184,12 @@ class Tokens:
     def found(self, keeps: list[int]) -> dict[str, dict[str, object]]:
         """Per number of kept experts the set, the loss it reaches, and a bound no set of that size can go below."""
         self.ready()
-        everyone = self.routing(list(range(self.E)))
-        half = max(self.K, self.E // 2)
-        middle = self.swapped([everyone, *self.reduced(everyone, half)][-1])
-        above = self.reduced(everyone, half + 1, never=frozenset(middle.kept))
-        chain = [everyone, *above, middle, *self.reduced(middle, self.K)]
+        chain = [self.routing(list(range(self.E)))]
+        while len(chain[-1].kept) > self.K:
+            larger = chain[-1]
+            size = max(self.K, len(larger.kept) // 2)
+            goal = self.swapped(self.reduced(larger, size)[-1], larger.kept)
+            chain += [*self.reduced(larger, size + 1, never=frozenset(goal.kept)), goal]
         bounds = self.lower_bounds()
         found: dict[str, dict[str, object]] = {}
         for now in chain:
