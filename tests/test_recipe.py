@@ -74,6 +74,10 @@ def test_short_forms_and_defaults(tmp_path: Path) -> None:
         ("model.str: 4\n", "r.yaml, line 4: `model.str` is not a key of a recipe."),
         ("pruning:\n  criterion: reep\n", "line 5: `pruning.criterion` cannot be 'reep'. Did you mean `reap`? Allowed: random,"),
         ("pruning:\n  tokens: answers\n", "line 5: `pruning.tokens` cannot be 'answers'. Allowed: all, prompt, completion."),
+        (
+            "pruning:\n  criterion: reconstruction\n  tokens: prompt\n",
+            "line 4: `pruning`: reconstruction compares the block's output on all tokens: say tokens: all",
+        ),
         ("seed: soon\n", "line 4: `seed`: Input should be a valid integer"),
         ("seed: -1\n", "line 4: `seed`: Input should be greater than or equal to 0 (given: -1)."),
         ("pruning: 4\n", "line 4: `pruning` takes keys (criterion, keep, tokens, mode), not 4."),
