@@ -38,7 +38,7 @@ def test_the_search_comes_within_one_per_cent_of_the_best_of_sixteen(monkeypatch
                 of_this.append(entry["loss"] / expected["keep"][keep]["loss"] - 1)
                 assert entry["lower_bound"] <= expected["keep"][keep]["loss"] <= entry["loss"] * (1 + 1e-6)
     for of_this in gaps.values():
-        assert numbers.median(of_this) <= 0.01 and max(of_this) <= 0.1
+        assert numbers.median(of_this) <= 0.01 and max(of_this) <= 0.02
 
 
 def test_the_losses_are_those_of_running_the_block(family: str, not_enumerated: None) -> None:

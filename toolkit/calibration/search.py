@@ -6,8 +6,8 @@ large, `Tokens.stride`), then searched block by block:
     greedy   remove the expert whose removal costs least, again and again; where gate weights are normalised over the
              top k only tokens routed to it are looked at, elsewhere (OLMoE, Qwen2) every token's weights change
     swaps    at half, a quarter, … of the experts: take one in, put the cheapest one out, until no such swap helps
-    nested   a quarter is sought within the half, and sets between the two by removing from the half but never from the
-             quarter: so a set for fewer experts lies within the set for more
+    nested   a quarter is sought within the half, and so on; sets of sizes between two goals by bisection, within the
+             larger and around the smaller: so a set for fewer experts always lies within the set for more
 
 Ranks hold their own batches and add up the candidates' losses, so all take the same step.
 
@@ -165,14 +165,14 @@ class Tokens:
             steps.append(now)
         return steps
 
-    def swapped(self, now: Routing, within: list[int]) -> Routing:
-        """Swaps with experts of `within` until none helps."""
+    def swapped(self, now: Routing, within: list[int], never: frozenset[int] = frozenset()) -> Routing:
+        """Swaps with experts of `within` until none helps; those of `never` do not go."""
         loss, failed = self.losses([now.square_N])[0], 0
         outside = [e for e in within if e not in now.kept]
         while outside and failed < len(outside):
             expert = outside.pop(0)
             more = self.routing(sorted([*now.kept, expert]))
-            least, gone = self.cheapest(more, now.kept)
+            least, gone = self.cheapest(more, [e for e in now.kept if e not in never])
             if least < loss * (1 - GAIN):
                 now, loss, failed = self.without(more, gone), least, 0
                 outside.append(gone)
@@ -180,6 +180,15 @@ class Tokens:
                 failed += 1
                 outside.append(expert)
         return now
+
+    def between(self, larger: Routing, smaller: Routing) -> list[Routing]:
+        """A set of every size between the two, each within the one before."""
+        size = (len(larger.kept) + len(smaller.kept)) // 2
+        if size == len(smaller.kept):
+            return []
+        inner = frozenset(smaller.kept)
+        middle = self.swapped(self.reduced(larger, size, inner)[-1], larger.kept, inner)
+        return [*self.between(larger, middle), middle, *self.between(middle, smaller)]
 
     def found(self, keeps: list[int]) -> dict[str, dict[str, object]]:
         """Per number of kept experts the set, the loss it reaches, and a bound no set of that size can go below."""
@@ -189,7 +198,7 @@ class Tokens:
             larger = chain[-1]
             size = max(self.K, len(larger.kept) // 2)
             goal = self.swapped(self.reduced(larger, size)[-1], larger.kept)
-            chain += [*self.reduced(larger, size + 1, never=frozenset(goal.kept)), goal]
+            chain += [*self.between(larger, goal), goal]
         bounds = self.lower_bounds()
         found: dict[str, dict[str, object]] = {}
         for now in chain:
