@@ -40,7 +40,7 @@ class BlockSearch:
         if self.losses is None:
             self.losses = self._suited(seen)
         self.tokens += len(rows)
-        self.losses.add(seen, rows, target_TH)
+        self.losses.add(seen, rows.to(seen.index_TK.device), target_TH)  # a model may be spread over several devices
 
     def _suited(self, seen: Seen) -> EverySubset | Tokens:
         rerouter = Rerouter(self.block, seen)
@@ -84,7 +84,7 @@ class Reconstruction:
         self.rows = torch.stack(list(mask.values())).any(0).nonzero().flatten()
 
     def __call__(self, seen: Seen) -> None:
-        self.searches[seen.block].add(seen, self.rows.to(seen.index_TK.device))
+        self.searches[seen.block].add(seen, self.rows)
 
     def found(self) -> dict[str, Any]:
         """Per block what was found, for every number of experts from the model's top k to all."""

@@ -45,7 +45,7 @@ class Totals:
         names = ["count", *(f"{v}_{s}" for s in ("sum", "square_sum") for v in values_TK)]
         stacked_TKS = torch.stack([torch.ones_like(gates), *values_TK.values(), *(v**2 for v in values_TK.values())], -1)
         for part in PARTS:
-            rows = self.mask[part]
+            rows = self.mask[part].to(gates.device)  # a model may be spread over several
             index = seen.index_TK[rows].flatten()
             sums_ES = gates.new_zeros(self.experts[seen.block], len(names))
             sums_ES.index_add_(0, index, stacked_TKS[rows].flatten(0, 1))
