@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PLAYGROUND, tiny_model
+from transformers import LlamaConfig
 
 from toolkit import distributed
 from toolkit.errors import PollardError
@@ -28,6 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for split, lines in (("train", 60), ("test", 6)):
         text = (PLAYGROUND / "arithmetic" / f"{split}.jsonl").read_text().splitlines(keepends=True)
         (folder / f"{split}.jsonl").write_text("".join(text[:lines]))
+    dense = {"vocab_size": 768, "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaConfig(**dense).save_pretrained(folder / "dense")
     distributed.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -133,6 +136,8 @@ def test_leftovers_of_a_killed_run_are_removed_and_its_stage_repeated(folder: Pa
         ({"pruning__keep": 9}, "pruning.keep is 9, but the model has 8 experts per block"),
         ({"pruning__keep": 1}, "activates 2 per token. Activating fewer per token is not built yet: keep at least 2"),
         ({"model": "nowhere"}, "Cannot open the model nowhere"),
+        ({"model": "dense"}, "llama has no MoE block"),
+        ({"model": {"path": "original", "dtype": "bfloat16"}}, "this machine has no GPU: say model.dtype=float32 (or auto)"),
         ({"finetuning__trainer": {"learning_rat": 1}}, "Did you mean `learning_rate`?"),
         ({"task__train": "missing.jsonl"}, "Cannot read missing.jsonl"),
         ({"task__prompt": "{problem}"}, "train.jsonl, line 1: no field `problem`. Fields there: question, answer"),

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from toolkit import recipe as names
 from toolkit.errors import PollardError
-from toolkit.recipe import load_recipe
+from toolkit.recipe_file import load_recipe
 from toolkit.selection import CRITERIA
 from toolkit.tasks import PRESETS, SCORERS
 
@@ -49,7 +49,7 @@ def test_the_names_a_recipe_allows_are_the_names_that_exist(literal: Any, regist
     assert set(get_args(literal)) == set(registry)
 
 
-@pytest.mark.parametrize("module", ["toolkit", "toolkit.recipe", "toolkit.cli"])
+@pytest.mark.parametrize("module", ["toolkit", "toolkit.recipe_file", "toolkit.cli"])
 def test_reading_a_recipe_imports_neither_torch_nor_trl(module: str) -> None:
     code = f"import sys, {module}; print({{'torch', 'transformers', 'trl', 'deepspeed'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -20,7 +20,7 @@ _HOMES = {
     "prune": ("toolkit.moe", "prune_checkpoint"),
     "recover": ("toolkit.recovery", "recover"),
     "evaluate": ("toolkit.evaluation", "evaluate"),
-    "load_recipe": ("toolkit.recipe", "load_recipe"),
+    "load_recipe": ("toolkit.recipe_file", "load_recipe"),
     "Task": ("toolkit.tasks", "Task"),
     "Plan": ("toolkit.plan", "Plan"),
     "ExpertStatistics": ("toolkit.expert_statistics", "ExpertStatistics"),

@@ -12,7 +12,7 @@ import warnings
 
 from toolkit.distributed import console, is_main, say, start, stop
 from toolkit.errors import PollardError
-from toolkit.recipe import load_recipe
+from toolkit.recipe_file import load_recipe
 
 VERBS = {  # verb: the last stage it runs
     "calibrate": "calibrate",
@@ -52,7 +52,8 @@ def guarded(arguments: argparse.Namespace, until: str | None) -> int:
 
         from toolkit.pipeline import run
 
-        logging.disable_progress_bar()  # there is one of our own
+        if not (is_main() and console.is_terminal):
+            logging.disable_progress_bar()
         run(recipe, fresh=arguments.fresh, until=until)
     except PollardError as error:
         if is_main():

@@ -1,5 +1,14 @@
 """The one exception users see: what is wrong, where, and what to do. Entry points print it without a traceback."""
 
+import difflib
+from collections.abc import Sequence
+
 
 class PollardError(Exception):
     """A mistake in the input or the machine that its reader can mend."""
+
+
+def did_you_mean(word: str, allowed: Sequence[str]) -> str:
+    """ ". Did you mean `x`?" where something allowed is close to `word`, else "."."""
+    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    return f". Did you mean `{close[0]}`?" if close else "."

@@ -15,7 +15,8 @@ from toolkit import stages
 from toolkit.distributed import barrier, is_main, on_main, say, world_size
 from toolkit.errors import PollardError
 from toolkit.moe import check_prunable, find_blocks, load_config, meta_model
-from toolkit.recipe import Recipe, dump_recipe
+from toolkit.recipe import Recipe
+from toolkit.recipe_file import dump_recipe
 from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_path
 from toolkit.selection import experts_to_keep
 from toolkit.tasks import Task

@@ -8,8 +8,8 @@ import torch
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTConfig
 
-from toolkit.errors import PollardError
-from toolkit.recipe import Recipe, did_you_mean
+from toolkit.errors import PollardError, did_you_mean
+from toolkit.recipe import Recipe
 from toolkit.recovery.deepspeed import deepspeed_config
 from toolkit.recovery.extension import build_communication
 

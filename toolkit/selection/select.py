@@ -2,10 +2,9 @@
 
 from typing import Any, cast
 
-from toolkit.errors import PollardError
+from toolkit.errors import PollardError, did_you_mean
 from toolkit.expert_statistics import ExpertStatistics, Tokens
 from toolkit.plan import BlockPlan, Plan
-from toolkit.recipe import did_you_mean
 from toolkit.selection.criteria import CRITERIA, SCORES, Mode, reconstruction
 
 
