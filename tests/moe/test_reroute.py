@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import logits_of, tiny_model
 
+from toolkit.errors import PollardError
 from toolkit.moe import Rerouter, Seen, find_blocks, restricted, same_choice, watching
 
 KEPT = [0, 3, 5, 6]
@@ -49,3 +50,11 @@ def test_a_choice_with_other_weights_is_not_the_same() -> None:
     assert same_choice((index, gate), (index.flip(1), gate.flip(1)), 3)
     assert not same_choice((index, gate), (index, gate.flip(1)), 3)
     assert not same_choice((index, gate), (index[:, :1], gate[:, :1]), 3)
+
+
+def test_a_router_that_cannot_be_called_alone_is_refused() -> None:
+    block, seen = first_block(tiny_model("mixtral"))
+    with pytest.raises(PollardError, match=r"does not choose as it did in the model\. .* choose another criterion\."):
+        Rerouter(block, seen._replace(gate_TK=seen.gate_TK * 2))
+    with pytest.raises(PollardError, match="did not run before its experts"):
+        Rerouter(block, seen._replace(logits_TE=None, router_input_TH=None))

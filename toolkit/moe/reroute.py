@@ -17,6 +17,9 @@ from toolkit.moe.blocks import MoEBlock
 from toolkit.moe.mask import RestrictedRouter
 from toolkit.moe.watch import Seen
 
+# What a router raises that needs more than its first input, or returns something else than a choice
+CANNOT = (RuntimeError, IndexError, TypeError, StopIteration, AttributeError)
+
 
 class Rerouter:
     """`rerouter(inputs, kept)` gives the experts [T, K] (in the original numbers) and gate weights [T, K] over `kept`.
@@ -36,8 +39,12 @@ class Rerouter:
         small = _logits_to_choice(block.router, seen)
         self.from_logits = small is not None
         self.router = small or _bare(block.router)
-        everything = self(self.inputs(seen), list(range(self.experts)))
-        if not same_choice(everything, (seen.index_TK, seen.gate_TK), self.experts):
+        try:
+            everything = self(self.inputs(seen), list(range(self.experts)))
+            agrees = same_choice(everything, (seen.index_TK, seen.gate_TK), self.experts)
+        except CANNOT:
+            agrees = False
+        if not agrees:
             raise PollardError(
                 f"{block.name}: its router, called by itself, does not choose as it did in the model. The reconstruction "
                 "search cannot serve this family: choose another criterion."
@@ -62,8 +69,10 @@ class Rerouter:
 
 
 def _choice(out: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Experts and their gate weights, as every family's router returns them: (logits, weights, indices)."""
-    return out[2], out[1]
+    """Experts and their gate weights, from what a router returns: the integers, and the last numbers of their shape."""
+    index = next(part for part in out if torch.is_tensor(part) and not part.is_floating_point())
+    gate = [part for part in out if torch.is_tensor(part) and part.is_floating_point() and part.shape == index.shape][-1]
+    return index, gate
 
 
 def _bare(router: nn.Module) -> nn.Module:
@@ -87,7 +96,7 @@ def _logits_to_choice(router: nn.Module, seen: Seen) -> nn.Module | None:
             setattr(small, name, experts)
     try:
         choice = _choice(small(logits))
-    except (RuntimeError, IndexError, TypeError):
+    except CANNOT:
         return None
     return small if same_choice(choice, (seen.index_TK, seen.gate_TK), experts) else None
 

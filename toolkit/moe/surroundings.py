@@ -27,9 +27,10 @@ class Surroundings:
         self.softmax: bool | None = None  # whether the gate weights are a softmax of the logits; the first batch tells
 
     def routed(self, router: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.router_input_TH = args[0].reshape(-1, args[0].shape[-1])
+        if args and isinstance(args[0], torch.Tensor):
+            self.router_input_TH = args[0].reshape(-1, args[0].shape[-1])
         logits = output[0] if isinstance(output, tuple) else output
-        whole = isinstance(logits, torch.Tensor) and logits.is_floating_point() and logits.shape[-1] == self.experts
+        whole = isinstance(logits, torch.Tensor) and logits.is_floating_point() and logits.shape[-1:] == (self.experts,)
         self.logits_TE = logits.reshape(-1, self.experts) if whole else None
 
     def passed(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -45,7 +46,7 @@ class Surroundings:
 
     def probabilities(self, index_TK: torch.Tensor, gate_TK: torch.Tensor) -> torch.Tensor | None:
         """p [T, E], the softmax of the logits, where the gate weights follow it (up to a factor per token)."""
-        if self.logits_TE is None or self.softmax is False:
+        if self.logits_TE is None or self.softmax is False or len(self.logits_TE) != len(index_TK):
             return None
         p_TE = self.logits_TE.softmax(-1, dtype=torch.float64)
         if self.softmax is None:
