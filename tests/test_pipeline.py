@@ -185,6 +185,33 @@ def test_groups_that_the_budget_breaks_are_told_before_the_first_stage(folder: P
     assert not (folder / "runs" / "grouped").exists()
 
 
+def test_reconstruction_is_searched_in_calibration_only_where_it_is_asked_for(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def redone(**changes: object) -> list[str]:
+        recipe = small(name="search", pruning__criterion="reconstruction", **changes)
+        return [stage for stage, done in done_by(recipe, capsys, until="select").items() if done]
+
+    run_path, both = folder / "runs" / "search", ["calibrate", "select"]
+    assert redone() == both
+    plan = json.loads((run_path / "plan.json").read_text())
+    assert (plan["criterion"], plan["mode"], plan["keep"]) == ("reconstruction", "layerwise", 4)
+    assert redone(pruning__keep=3) == ["select"]  # one layerwise search serves every keep
+    assert redone(pruning__mode="progressive") == both
+    assert json.loads((run_path / "plan.json").read_text())["mode"] == "progressive"
+    assert redone(pruning__mode="progressive", pruning__keep=3) == both
+    assert "reconstruction" not in json.loads((folder / "runs" / "small" / "calibration" / "statistics.json").read_text())
+
+
+def test_statistics_of_another_run_are_refused(folder: Path) -> None:
+    run(small(name="swapped"), until="calibrate")
+    path = folder / "runs" / "swapped" / "calibration" / "statistics.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps(about | {"fingerprint": "of another"}))
+    with pytest.raises(PollardError, match=r"not this run's: their fingerprint is of another.* Calibrate again \(--fresh\)"):
+        run(small(name="swapped"), until="select")
+
+
 def test_scores_in_the_report_are_those_of_the_evaluations(folder: Path) -> None:
     run_path = folder / "runs" / "small"
     report = json.loads((run_path / "report.json").read_text())

@@ -68,15 +68,19 @@ def test_short_forms_and_defaults(tmp_path: Path) -> None:
         (
             "pruning:\n  keeep: 4\n",
             "r.yaml, line 5: `pruning.keeep` is not a key of a recipe. Did you mean `keep`? "
-            "Allowed here: criterion, keep, experts_per_token, tokens.",
+            "Allowed here: criterion, keep, experts_per_token, tokens, mode.",
         ),
         ("string: 4\n", "r.yaml, line 4: `string` is not a key of a recipe. Did you mean `pruning`? Allowed here: name, seed,"),
         ("model.str: 4\n", "r.yaml, line 4: `model.str` is not a key of a recipe."),
         ("pruning:\n  criterion: reep\n", "line 5: `pruning.criterion` cannot be 'reep'. Did you mean `reap`? Allowed: random,"),
         ("pruning:\n  tokens: answers\n", "line 5: `pruning.tokens` cannot be 'answers'. Allowed: all, prompt, completion."),
+        (
+            "pruning:\n  criterion: reconstruction\n  tokens: prompt\n",
+            "line 4: `pruning`: reconstruction compares the block's output on all tokens: say tokens: all",
+        ),
         ("seed: soon\n", "line 4: `seed`: Input should be a valid integer"),
         ("seed: -1\n", "line 4: `seed`: Input should be greater than or equal to 0 (given: -1)."),
-        ("pruning: 4\n", "line 4: `pruning` takes keys (criterion, keep, experts_per_token, tokens), not 4."),
+        ("pruning: 4\n", "line 4: `pruning` takes keys (criterion, keep, experts_per_token, tokens, mode), not 4."),
         ("evaluation:\n  models: [orignal]\n", "line 5: `evaluation.models.0` cannot be 'orignal'. Did you mean `original`?"),
         ("finetuning:\n  zero: 4\n", "line 5: `finetuning.zero`: 4 is neither a ZeRO preset (0, 1, 2, 3, 3-offload) nor"),
         ("finetuning:\n  zero: true\n", "`finetuning.zero`: True is neither a ZeRO preset"),

@@ -109,7 +109,7 @@ def main() -> int:
         from toolkit.selection import CRITERIA
 
         for name, criterion in CRITERIA.items():
-            say(f"{name:<14} {(criterion.__doc__ or '').strip().splitlines()[0]}")
+            say(f"{name:<15} {(criterion.__doc__ or '').strip().splitlines()[0]}")
         return 0
     return guarded(arguments, VERBS[arguments.verb])
 

@@ -22,6 +22,10 @@ from toolkit.files import write_text
 Tokens = Literal["all", "prompt", "completion"]
 PARTS: tuple[Literal["prompt"], Literal["completion"]] = ("prompt", "completion")
 MAXIMA = {"max_norm"}  # every other statistic is a sum
+NOT_EVERY_FAMILY_SHOWS = {
+    "probability_sum": "its router's scores are no softmax that transformers returns",
+    "residual_shift_sum": "its layers do not show the residual stream",
+}
 
 
 @dataclass
@@ -46,7 +50,8 @@ class ExpertStatistics:
             parts = [self.vectors[f"{block}/{statistic}/{part}"] for part in (PARTS if tokens == "all" else (tokens,))]
         except KeyError:
             raise PollardError(
-                f"The statistics hold no `{statistic}` of {tokens} tokens for block {block}. Calibrate again with this version."
+                f"The statistics hold no `{statistic}` of {tokens} tokens for block {block}{_why_missing(statistic)}. "
+                "Calibrate again with this version, or choose another criterion."
             ) from None
         stacked = torch.stack(parts)
         return stacked.amax(0) if statistic in MAXIMA else stacked.sum(0)
@@ -80,3 +85,8 @@ class ExpertStatistics:
             use = count / count.sum().clamp(min=1)
             about["unobserved"] = (count == 0).nonzero().flatten().tolist()
             about["entropy_bits"] = round(float(-(use * use.clamp(min=1e-30).log2()).sum()), 4)
+
+
+def _why_missing(statistic: str) -> str:
+    why = NOT_EVERY_FAMILY_SHOWS.get(statistic.replace("_square", ""))
+    return f" (perhaps this model family cannot have it: {why})" if why else ""

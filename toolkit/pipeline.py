@@ -44,11 +44,14 @@ def plan_stages(recipe: Recipe) -> list[Stage]:
     budget = stages.budget(recipe)
     # Criteria score what the pruned model will do: with fewer experts per token, calibration is another one
     routing = [budget.experts_per_token] if budget.fewer_active else []
-    calibrate = fingerprint_of(model, train_data, recipe.calibration.model_dump(), recipe.seed, *routing)
+    # The reconstruction search needs the experts' outputs, so it is part of calibration where the criterion asks for it
+    watched = [*routing, *stages.search_of(recipe)]
+    calibrate = fingerprint_of(model, train_data, recipe.calibration.model_dump(), recipe.seed, *watched)
     select = fingerprint_of(calibrate, recipe.pruning.model_dump(), recipe.seed)
     prune = fingerprint_of(select)
     recover = fingerprint_of(prune, train_data, recipe.finetuning.model_dump(), recipe.seed, recipe.model.dtype)
     keep, criterion = recipe.pruning.keep, recipe.pruning.criterion
+    searching = f" and search the best sets ({recipe.pruning.mode})" if criterion == "reconstruction" else ""
     found = {"original": model, "pruned": prune, "recovered": recover}
 
     def evaluation_of(role: str) -> list[Stage]:
@@ -58,7 +61,7 @@ def plan_stages(recipe: Recipe) -> list[Stage]:
         return [Stage(f"evaluate/{role}", purpose, fingerprint_of(found[role], judged), stages.evaluate_stage(role))]
 
     before = [
-        Stage("calibrate", f"watch which experts {recipe.task.name} uses", calibrate, stages.calibrate_stage),
+        Stage("calibrate", f"watch which experts {recipe.task.name} uses{searching}", calibrate, stages.calibrate_stage),
         Stage("select", f"choose the experts to keep ({keep}, {criterion})", select, stages.select_stage),
         Stage("prune", "cut the others out of the checkpoint", prune, stages.prune_stage),
         *evaluation_of("original"),

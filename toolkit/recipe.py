@@ -9,7 +9,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Criterion = Literal["random", "frequency", "gate_weight", "ean", "weighted_ean", "reap"]
+Criterion = Literal[
+    "random", "frequency", "gate_weight", "soft_activation", "ean", "weighted_ean", "reap", "easy_ep", "max_activation",
+    "reconstruction",
+]  # fmt: skip
 TaskName = Literal[
     "custom", "gsm8k", "playground/arithmetic", "playground/sorting", "playground/reversing", "playground/facts",
     "playground/logic", "playground/code",
@@ -78,6 +81,8 @@ class PruningRecipe(Section):
     """How many experts the pruned model activates per token, at most as many as now: as many where enough are kept."""
     tokens: Literal["all", "prompt", "completion"] = "all"
     """Which tokens' statistics decide."""
+    mode: Literal["layerwise", "progressive"] = "layerwise"
+    """Of `reconstruction`: every block by itself, or one after the other on what the pruned ones before it pass on."""
 
     @field_validator("keep", mode="before")
     @classmethod
@@ -89,9 +94,11 @@ class PruningRecipe(Section):
         return keep
 
     @model_validator(mode="after")
-    def _active_are_kept(self) -> "PruningRecipe":
+    def _keys_agree(self) -> "PruningRecipe":
         if isinstance(self.keep, int) and (self.experts_per_token or 0) > self.keep:
             raise ValueError(f"experts_per_token {self.experts_per_token} is more than the {self.keep} experts kept")
+        if self.criterion == "reconstruction" and self.tokens != "all":
+            raise ValueError("reconstruction compares the block's output on all tokens: say tokens: all")
         return self
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from toolkit.calibration import calibrate
 from toolkit.distributed import device, is_main, on_main, progress, say, share
+from toolkit.errors import PollardError
 from toolkit.evaluation import evaluate
 from toolkit.expert_statistics import ExpertStatistics
 from toolkit.moe import (
@@ -52,6 +53,15 @@ def budget(recipe: Recipe) -> Budget:
     return Budget(keep, active, active < now)
 
 
+def search_of(recipe: Recipe) -> list[Any]:
+    """What of the recipe decides the reconstruction search: nothing where the criterion needs none; one progressive
+    search serves one `keep`, a layerwise one all."""
+    pruning = recipe.pruning
+    if pruning.criterion != "reconstruction":
+        return []
+    return [pruning.mode, *([pruning.keep] if pruning.mode == "progressive" else [])]
+
+
 def calibrate_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
     """The original model over a sample of training examples -> statistics."""
     tokenizer = load_tokenizer(recipe.model.path, recipe.model.revision)
@@ -62,12 +72,13 @@ def calibrate_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict
     tokens = sum(len(e.input_ids) for e in encoded)
     left_out = f"; {too_long:,} longer than {settings.max_length} tokens left out" if too_long else ""
     say(f"  {len(encoded):,} examples, {tokens:,} tokens{left_out}")
-    _, active, fewer_active = budget(recipe)
+    keep, active, fewer_active = budget(recipe)
     if fewer_active:
         say(f"  watched with {active} expert{'s' * (active > 1)} per token, as the pruned model will have")
 
     def watch(model: PreTrainedModel) -> None:
-        statistics = calibrate(model, progress(share(batches), "watching the experts"), active)
+        mode = recipe.pruning.mode if search_of(recipe) else False
+        statistics = calibrate(model, progress(share(batches), "watching the experts"), mode, keep, active)
         about = {
             "model": recipe.model.path, "task": recipe.task.name, "examples": len(encoded), "left_out": too_long,
             "seed": recipe.seed, "fingerprint": fingerprint,
@@ -87,7 +98,10 @@ def select_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[st
 
     def choose() -> None:
         statistics, pruning = ExpertStatistics.load(run.statistics), recipe.pruning
-        plan = select(statistics, pruning.criterion, pruning.keep, pruning.tokens, recipe.seed, pruning.experts_per_token)
+        _check_match(statistics, run)
+        plan = select(
+            statistics, pruning.criterion, pruning.keep, pruning.tokens, pruning.mode, recipe.seed, pruning.experts_per_token
+        )
         plan.save(run.plan)
         unobserved = kept_unobserved(statistics, plan)
         if unobserved:
@@ -101,6 +115,17 @@ def select_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[st
 
     on_main(choose)
     return {}
+
+
+def _check_match(statistics: ExpertStatistics, run: RunDirectory) -> None:
+    """Raises PollardError where the statistics are not those that this run's calibration left."""
+    theirs = run.read_manifest()["stages"].get("calibrate", {}).get("fingerprint")
+    ours = statistics.about.get("fingerprint")
+    if ours != theirs:
+        raise PollardError(
+            f"The statistics in {run.statistics} are not this run's: their fingerprint is {ours}, its calibration's is "
+            f"{theirs}. Calibrate again (--fresh), or use them by hand: toolkit.select(toolkit.ExpertStatistics.load(…), …)."
+        )
 
 
 def prune_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:

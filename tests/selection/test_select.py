@@ -7,9 +7,11 @@ import torch
 from toolkit.errors import PollardError
 from toolkit.expert_statistics import ExpertStatistics
 from toolkit.plan import Plan
-from toolkit.selection import CRITERIA, experts_to_activate, experts_to_keep, kept_unobserved, select
+from toolkit.selection import SCORES, experts_to_activate, experts_to_keep, kept_unobserved, select
 
-STATISTICS = ("count", "gate_sum", "norm_sum", "gated_norm_sum")
+STATISTICS = (
+    "count", "gate_sum", "norm_sum", "gated_norm_sum", "max_norm", "residual_shift_sum", "probability_sum",
+)  # fmt: skip
 
 
 def watched(
@@ -34,7 +36,7 @@ def kept(plan: Plan) -> list[int]:
     return plan.blocks["layers.0.mlp"].kept
 
 
-@pytest.mark.parametrize("criterion", sorted(CRITERIA.keys() - {"random", "reap"}))
+@pytest.mark.parametrize("criterion", sorted(SCORES.keys() - {"random", "reap"}))
 def test_the_highest_scores_stay_in_ascending_order(criterion: str) -> None:
     plan = select(watched([5, 1, 7, 2, 6]), criterion, keep=3)
     assert kept(plan) == [0, 2, 4]
@@ -46,13 +48,13 @@ def test_reap_prefers_a_rare_strong_expert_where_sums_prefer_a_busy_one() -> Non
     assert (kept(select(statistics, "reap", 1)), kept(select(statistics, "weighted_ean", 1))) == ([1], [0])
 
 
-@pytest.mark.parametrize("criterion", sorted(CRITERIA.keys() - {"random"}))
+@pytest.mark.parametrize("criterion", sorted(SCORES.keys() - {"random"}))
 def test_of_equal_scores_the_lower_index_stays(criterion: str) -> None:
     assert kept(select(watched([2, 3, 2, 3, 2]), criterion, keep=3)) == ([0, 1, 3] if criterion != "reap" else [0, 1, 2])
 
 
 # An observed expert of score 0 says something; an unobserved one says nothing, whatever a criterion makes of it.
-@pytest.mark.parametrize("criterion", sorted(CRITERIA.keys() - {"random", "frequency"}))
+@pytest.mark.parametrize("criterion", sorted(SCORES.keys() - {"random", "frequency"}))
 def test_an_unobserved_expert_ranks_below_every_observed_one(criterion: str) -> None:
     nothing = {name: [0.0, 0.0, 0.0, 0.0] for name in STATISTICS}
     assert kept(select(watched([0, 0, 0, 0], **(nothing | {"count": [0, 1, 0, 1]})), criterion, keep=3)) == [0, 1, 3]
@@ -150,3 +152,17 @@ def test_every_group_keeps_equally_many_ranked_within_it() -> None:
 def test_an_unknown_criterion_is_refused_with_those_that_exist() -> None:
     with pytest.raises(PollardError, match=r"Unknown criterion 'reep'\. Did you mean `reap`\? Criteria: random, frequency,"):
         select(watched([1, 2]), "reep", 1)
+
+
+def test_reconstruction_takes_the_set_that_was_found() -> None:
+    statistics = watched([5, 1, 7, 2, 6], blocks=2)
+    sets = {"layers.0.mlp": [0, 3], "layers.1.mlp": [1, 4]}
+    statistics.about["reconstruction"] = {
+        "layerwise": {name: {"keep": {"2": {"kept": kept, "loss": 1.0}}} for name, kept in sets.items()}
+    }
+    plan = select(statistics, "reconstruction", keep=2)
+    assert {name: block.kept for name, block in plan.blocks.items()} == sets
+    assert (plan.mode, plan.blocks["layers.0.mlp"].scores) == ("layerwise", None)
+    assert select(statistics, "frequency", keep=2).mode is None
+    with pytest.raises(PollardError, match=r"pruning\.tokens must be all, not prompt"):
+        select(statistics, "reconstruction", keep=2, tokens="prompt")

@@ -5,7 +5,7 @@ Shape legend: T tokens, E experts, H hidden size.
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -23,9 +23,10 @@ from toolkit.plan import Plan
 class RestrictedRouter(nn.Module):
     """The family's own router over the kept rows, speaking in the original experts' numbers."""
 
-    def __init__(self, block: MoEBlock, kept: list[int], experts_per_token: int) -> None:
+    def __init__(self, block: MoEBlock, kept: list[int], experts_per_token: int, router: nn.Module | None = None) -> None:
+        """`router` stands in for the block's own."""
         super().__init__()
-        self.router = copy.deepcopy(block.router)
+        self.router = copy.deepcopy(router or block.router)
         self.name, self.experts = block.name, block.expert_count
         self.register_buffer("kept", torch.tensor(kept, device=next(self.router.parameters()).device), persistent=False)
         slice_router(self.router, kept, block.expert_count, experts_per_token)
@@ -43,19 +44,25 @@ class RestrictedRouter(nn.Module):
 
 
 @contextmanager
+def restricted(block: MoEBlock, kept: list[int], experts_per_token: int | None = None) -> Iterator[None]:
+    """`block` as if only `kept` experts were there inside the context, as many active per token as now unless given."""
+    router = block.router
+    setattr(block.module, block.router_name, RestrictedRouter(block, kept, experts_per_token or block.experts_per_token))
+    try:
+        yield
+    finally:
+        setattr(block.module, block.router_name, router)
+
+
+@contextmanager
 def masked(model: PreTrainedModel, plan: Plan) -> Iterator[PreTrainedModel]:
     """`model` as if pruned by `plan` inside the context, unchanged after it (weights are neither copied nor removed)."""
     blocks = find_blocks(model)
     check_plan(blocks, plan)
-    routers = [block.router for block in blocks]
-    try:
+    with ExitStack() as stack:
         for block in blocks:
-            restricted = RestrictedRouter(block, plan.blocks[block.name].kept, plan.experts_per_token)
-            setattr(block.module, block.router_name, restricted)
+            stack.enter_context(restricted(block, plan.blocks[block.name].kept, plan.experts_per_token))
         yield model
-    finally:
-        for block, router in zip(blocks, routers, strict=True):
-            setattr(block.module, block.router_name, router)
 
 
 @contextmanager

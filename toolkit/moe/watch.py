@@ -1,6 +1,6 @@
 """Watch the experts while a model runs, through transformers' registered experts implementation.
 
-Shape legend: T tokens (batch and sequence flattened), K experts per token, H hidden size.
+Shape legend: T tokens (batch and sequence flattened), E experts, K experts per token, H hidden size.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from toolkit.moe.blocks import find_blocks
+from toolkit.moe.surroundings import surrounded
 
 IMPLEMENTATION = "pollard_watch"
 
@@ -24,6 +25,13 @@ class Seen(NamedTuple):
     index_TK: torch.Tensor  # chosen experts
     gate_TK: torch.Tensor  # their final gate weights
     outputs_TKH: torch.Tensor  # their outputs, before weighting
+    routed_TH: torch.Tensor  # y: the weighted sum of the outputs, without shared experts
+    hidden_TH: torch.Tensor  # x: what the experts got
+    residual_TH: torch.Tensor | None  # h: the residual stream before the block's output is added
+    router_input_TH: torch.Tensor | None
+    logits_TE: torch.Tensor | None
+    probability_TE: torch.Tensor | None  # p: the router's full distribution, where it is a softmax
+    run_expert: Callable[[torch.Tensor, int], torch.Tensor]  # (hidden [T', H], expert) -> its unweighted outputs [T', H]
 
 
 Watcher = Callable[[Seen], None]
@@ -32,7 +40,8 @@ Watcher = Callable[[Seen], None]
 @contextmanager
 def watching(model: PreTrainedModel, watcher: Watcher) -> Iterator[None]:
     """Calls `watcher` for every MoE block of every forward pass inside the context; the logits stay the model's own."""
-    names = {id(block.experts): block.name for block in find_blocks(model)}
+    blocks = find_blocks(model)
+    names = {id(block.experts): block.name for block in blocks}
     before = model.config._experts_implementation
 
     def watch(experts: nn.Module, hidden_TH: torch.Tensor, index_TK: torch.Tensor, gate_TK: torch.Tensor) -> torch.Tensor:
@@ -40,15 +49,28 @@ def watching(model: PreTrainedModel, watcher: Watcher) -> Iterator[None]:
         # returns every expert's unweighted output, whatever its activation, biases or layout.
         tokens, k = index_TK.shape
         run: Any = ALL_EXPERTS_FUNCTIONS.get_interface(before, cast(Any, type(experts).forward).__wrapped__)
-        pairs = hidden_TH.repeat_interleave(k, dim=0)
-        ones = gate_TK.new_ones(tokens * k, 1)
-        outputs_TKH = run(experts, pairs, index_TK.reshape(-1, 1), ones).view(tokens, k, -1)
-        watcher(Seen(names[id(experts)], index_TK, gate_TK, outputs_TKH))
-        return (outputs_TKH * gate_TK.unsqueeze(-1)).sum(1).to(hidden_TH.dtype)
+
+        def outputs_of(hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+            return run(experts, hidden, index.unsqueeze(1), gate_TK.new_ones(len(index), 1))
+
+        outputs_TKH = outputs_of(hidden_TH.repeat_interleave(k, dim=0), index_TK.flatten()).view(tokens, k, -1)
+        routed_TH = (outputs_TKH * gate_TK.unsqueeze(-1)).sum(1)
+        name = names[id(experts)]
+        here = around[name]
+        watcher(
+            Seen(
+                name, index_TK, gate_TK, outputs_TKH, routed_TH, hidden_TH, here.residual(hidden_TH), here.router_input_TH,
+                here.logits_TE, here.probabilities(index_TK, gate_TK),
+                lambda hidden, expert: outputs_of(hidden, index_TK.new_full((len(hidden),), expert)),
+            )
+        )  # fmt: skip
+        here.clear()
+        return routed_TH.to(hidden_TH.dtype)
 
     ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, watch)
     model.set_experts_implementation(IMPLEMENTATION)
     try:
-        yield
+        with surrounded(model, blocks) as around:
+            yield
     finally:
         model.set_experts_implementation(before)

@@ -5,7 +5,7 @@ from typing import Any, cast
 from toolkit.errors import PollardError, did_you_mean
 from toolkit.expert_statistics import ExpertStatistics, Tokens
 from toolkit.plan import BlockPlan, Plan
-from toolkit.selection.criteria import CRITERIA
+from toolkit.selection.criteria import CRITERIA, SCORES, Mode, reconstruction
 
 
 def experts_to_keep(keep: int | float, experts: int, groups: int = 1) -> int:
@@ -42,14 +42,17 @@ def select(
     criterion: str = "weighted_ean",
     keep: int | float = 0.5,
     tokens: Tokens = "all",
+    mode: Mode = "layerwise",
     seed: int = 0,
     experts_per_token: int | None = None,
 ) -> Plan:
-    """Keeps, in every block, the `keep` experts the criterion scores highest (of each expert group equally many).
+    """Keeps, in every block, the `keep` experts the criterion scores highest (of each expert group equally many), or the
+    set that `reconstruction` found.
 
     Ties: the lower index stays. An expert no token reached ranks below every other, whatever its score (except under
-    `random`, which does not look). `experts_per_token`: how many the pruned model activates; as many as calibration did
-    where enough are kept, unless given. Raises PollardError for an unknown criterion and an impossible number.
+    `random`, which does not look). `mode` belongs to `reconstruction`, whose plan has no scores. `experts_per_token`: how
+    many the pruned model activates; as many as calibration did where enough are kept, unless given. Raises PollardError
+    for an unknown criterion, an impossible number, and for what the statistics do not hold.
     """
     if criterion not in CRITERIA:
         raise PollardError(
@@ -60,23 +63,32 @@ def select(
     number = experts_to_keep(keep, about["experts"], groups)
     if number % groups:
         raise PollardError(f"pruning.keep is {number}, but the model has {groups} groups of experts: give a multiple of it.")
+    if criterion == "reconstruction" and tokens != "all":
+        raise PollardError(f"reconstruction compares the block's output on all tokens: pruning.tokens must be all, not {tokens}.")
     blocks = {}
     for block in statistics.blocks:
-        scores = CRITERIA[criterion](statistics, block, tokens, seed)
-        count = statistics.get(block, "count", tokens)
-        observed = (count > 0).tolist() if criterion != "random" else [True] * len(count)
-        order = sorted(range(len(scores)), key=lambda e: (not observed[e], -scores[e].item(), e))
-        kept = best_of_each_group(order, number, groups)
-        blocks[block] = BlockPlan(experts=len(scores), kept=kept, scores=scores.tolist())
+        if criterion == "reconstruction":
+            blocks[block] = BlockPlan(experts=about["experts"], kept=reconstruction(statistics, block, number, mode))
+        else:
+            blocks[block] = _best_scores(statistics, block, criterion, number, tokens, seed)
     calibration: dict[str, Any] = {
         key: statistics.about[key] for key in ("task", "examples", "fingerprint") if key in statistics.about
     }
     calibration["tokens"] = sum(about["tokens"].values())
     active = experts_to_activate(experts_per_token, number, about["experts_per_token"])
     return Plan(
-        model=statistics.about["model"], criterion=criterion, tokens=tokens, seed=seed, keep=number,
-        experts_per_token=active, blocks=blocks, calibration=calibration,
+        model=statistics.about["model"], criterion=criterion, mode=mode if criterion == "reconstruction" else None,
+        tokens=tokens, seed=seed, keep=number, experts_per_token=active, blocks=blocks, calibration=calibration,
     )  # fmt: skip
+
+
+def _best_scores(statistics: ExpertStatistics, block: str, criterion: str, number: int, tokens: Tokens, seed: int) -> BlockPlan:
+    scores = SCORES[criterion](statistics, block, tokens, seed)
+    count = statistics.get(block, "count", tokens)
+    observed = (count > 0).tolist() if criterion != "random" else [True] * len(count)
+    order = sorted(range(len(scores)), key=lambda e: (not observed[e], -scores[e].item(), e))
+    kept = best_of_each_group(order, number, statistics.about["blocks"][block].get("groups", 1))
+    return BlockPlan(experts=len(scores), kept=kept, scores=scores.tolist())
 
 
 def best_of_each_group(order: list[int], number: int, groups: int) -> list[int]:

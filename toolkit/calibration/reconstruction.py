@@ -1,0 +1,95 @@
+"""NAEE's reconstruction search (arXiv 2402.14800) while the experts' outputs are in memory.
+
+`Reconstruction` is a watcher for layerwise mode: inputs and targets of every block are those of the original model, so
+one pass serves every `keep`. progressive.py goes layer by layer instead.
+
+What it leaves in statistics.json, per mode (docs/files.md):
+
+    {"layerwise": {"model.layers.0.mlp": {"search": "exhaustive", "tokens": 1024,
+        "keep": {"4": {"kept": [0, 2, 5, 7], "loss": 12.3, "table": {"0,1,2,3": 45.6, …}}, …}}}}
+"""
+
+from typing import Any
+
+import torch
+
+from toolkit.calibration.every_subset import EverySubset, goes_by_rank
+from toolkit.calibration.search import Tokens
+from toolkit.distributed import gather
+from toolkit.errors import PollardError
+from toolkit.moe import MoEBlock, Rerouter, Seen
+
+ENUMERABLE = 16  # experts, where a token's errors go by the rank of its experts (see every_subset)
+ENUMERABLE_ONE_BY_ONE = 10
+
+EXHAUSTIVE, GREEDY = "exhaustive", "greedy and swaps"
+
+
+class BlockSearch:
+    """The search in one block; the first batch decides how. Every rank must call `found`."""
+
+    def __init__(self, block: MoEBlock, blocks: int = 1) -> None:
+        self.block, self.blocks = block, blocks
+        self.tokens = 0
+        self.losses: EverySubset | Tokens | None = None
+
+    def add(self, seen: Seen, rows: torch.Tensor, target_TH: torch.Tensor | None = None) -> None:
+        """One batch's tokens `rows`; `target_TH` is the original block's output where it is not this batch's own."""
+        if not len(rows):
+            return
+        if self.losses is None:
+            self.losses = self._suited(seen)
+        self.tokens += len(rows)
+        self.losses.add(seen, rows.to(seen.index_TK.device), target_TH)  # a model may be spread over several devices
+
+    def _suited(self, seen: Seen) -> EverySubset | Tokens:
+        rerouter = Rerouter(self.block, seen)
+        by_rank = goes_by_rank(self.block, rerouter, seen)
+        if self.block.expert_count <= (ENUMERABLE if by_rank else ENUMERABLE_ONE_BY_ONE):
+            return EverySubset(self.block, rerouter, by_rank)
+        return Tokens(self.block, rerouter, by_rank, self.blocks)
+
+    def _kind(self) -> str | None:
+        if self.losses is None:
+            return None
+        return EXHAUSTIVE if isinstance(self.losses, EverySubset) else GREEDY
+
+    def found(self, keeps: list[int]) -> dict[str, Any]:
+        """How was searched, over how many tokens, and per number of kept experts what was found."""
+        kinds = [kind for kind in gather(self._kind()) if kind]
+        if not kinds:
+            raise PollardError("The reconstruction search saw no tokens: the batches are empty.")
+        if self.losses is None:  # this rank had no batches; the others need it to add up
+            nothing: Any = None
+            self.losses = (EverySubset if kinds[0] == EXHAUSTIVE else Tokens)(self.block, nothing, True)
+        found = self.losses.found(keeps)
+        used = self.losses.used if isinstance(self.losses, Tokens) else self.tokens
+        return {
+            "search": kinds[0],
+            "tokens": sum(gather(self.tokens)),
+            "tokens_searched": sum(gather(used)),
+            "keep": found,
+        }
+
+
+class Reconstruction:
+    """The watcher for layerwise mode; `begin` before every forward pass, `found` after the last."""
+
+    def __init__(self, blocks: list[MoEBlock]) -> None:
+        self.searches = {block.name: BlockSearch(block, len(blocks)) for block in blocks}
+        self.rows = torch.zeros(0, dtype=torch.long)
+
+    def begin(self, mask: dict[str, torch.Tensor]) -> None:
+        """`mask`: which of the coming batch's flattened tokens [T] are "prompt" and which "completion"; padding is neither."""
+        self.rows = torch.stack(list(mask.values())).any(0).nonzero().flatten()
+
+    def __call__(self, seen: Seen) -> None:
+        self.searches[seen.block].add(seen, self.rows)
+
+    def found(self) -> dict[str, Any]:
+        """Per block what was found, for every number of experts from the model's top k to all."""
+        return {name: search.found(every_keep(search.block)) for name, search in self.searches.items()}
+
+
+def every_keep(block: MoEBlock) -> list[int]:
+    return list(range(block.experts_per_token, block.expert_count + 1))
