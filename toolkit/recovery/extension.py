@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from toolkit.distributed import say
+from toolkit.distributed import console
 from toolkit.errors import PollardError
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "pollard"
@@ -44,7 +44,7 @@ def build_communication() -> None:
     with guard():
         (folder / "lock").unlink(missing_ok=True)  # whoever left it is dead: the living hold the guard
         if not (folder / f"{builder.NAME}.so").exists():
-            say("[dim]compiling DeepSpeed's communication module (about a minute, once)[/]")
+            console.print("[dim]compiling DeepSpeed's communication module (about a minute, once)[/]")
         builder.load(verbose=False)
     with redirect_stdout(io.StringIO()):  # each rank would print that it has loaded the module
         deepspeed.init_distributed("gloo", verbose=False)
