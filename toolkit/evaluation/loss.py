@@ -17,6 +17,11 @@ class Loss(NamedTuple):
     mean: float  # nats per token
     tokens: int
 
+    @property
+    def finite(self) -> float | None:
+        """The mean for a JSON file, which knows no NaN."""
+        return self.mean if math.isfinite(self.mean) else None
+
 
 @torch.no_grad()
 def completion_loss(model: PreTrainedModel, batches: Sequence[dict[str, torch.Tensor]]) -> Loss:
