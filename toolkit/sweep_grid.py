@@ -41,22 +41,25 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
     Only `random` looks at the seed, so only it has a cell for each. Raises PollardError as `load_recipe` does, and where
     there is nothing to compare.
     """
-    fixed = [override for override in overrides if not _is_list(override)]
-    lists = {key: values.split(",") for key, _, values in (o.partition("=") for o in overrides if _is_list(o))}
-    recipe = load_recipe(path, fixed)
+    fixed: dict[str, str] = {}
+    lists: dict[str, list[str]] = {}
+    for override in overrides:  # of one key, what is said last holds
+        key, _, value = override.partition("=")
+        fixed.pop(key, None)
+        lists.pop(key, None)
+        if "," in value and (key == "seed" or key.startswith("pruning.")):
+            lists[key] = value.split(",")
+        else:
+            fixed[key] = override
+    recipe = load_recipe(path, list(fixed.values()))
     if not lists:
         raise PollardError("A sweep needs something to compare: e.g. pruning.keep=6,4,2 pruning.criterion=random,reap.")
-    seeds = [load_recipe(path, [*fixed, f"seed={seed}"]).seed for seed in lists.pop("seed", [str(recipe.seed)])]
+    seeds = [load_recipe(path, [*fixed.values(), f"seed={seed}"]).seed for seed in lists.pop("seed", [str(recipe.seed)])]
     cells = []
     for values in product(*lists.values()):
         chosen = dict(zip(lists, values, strict=True))
-        varied = load_recipe(path, [*fixed, *(f"{key}={value}" for key, value in chosen.items())])
+        varied = load_recipe(path, [*fixed.values(), *(f"{key}={value}" for key, value in chosen.items())])
         others = [f"{key.removeprefix('pruning.')} {value}" for key, value in chosen.items() if key not in AXES]
         label = ", ".join([varied.pruning.criterion, *others])
         cells += [Cell(varied, seed, label) for seed in (seeds if varied.pruning.criterion == "random" else [recipe.seed])]
     return Grid(recipe, list({(cell.recipe.pruning.model_dump_json(), cell.seed): cell for cell in cells}.values()))
-
-
-def _is_list(override: str) -> bool:
-    key, _, value = override.partition("=")
-    return "," in value and (key == "seed" or key.startswith("pruning."))

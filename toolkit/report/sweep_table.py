@@ -49,6 +49,10 @@ def _recommendation(original: Row, cells: Sequence[Row], holding: dict[str, int 
     reference = (
         f"the original's ({_told(original['task'])}), on {original['task']['n']:,} dev questions of {original['task']['name']}"
     )
+    if not original["task"]["correct"]:
+        return (
+            f"The original itself is right on none of {reference.rpartition('on ')[2]}: by accuracy there is nothing to compare."
+        )
     chosen = {label: keep for label, keep in holding.items() if keep and not _random(label)}
     each = "Fewest that hold: " + ", ".join(f"{label} {keep or 'none'}" for label, keep in holding.items()) + "."
     if not chosen:
