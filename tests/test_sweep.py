@@ -1,11 +1,14 @@
 """Laws of a sweep: a cell is what the pruned checkpoint would score; resumed is undisturbed; only the dev slice is asked."""
 
 import json
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT, free_port
 from small_run import TASK, make_small, small_values
 
 from toolkit import distributed, sweep
@@ -164,3 +167,18 @@ def test_an_off_task_task_has_accuracy_too(folder: Path) -> None:
     table = swept("name=other", f"sweep.off_task={other}", "pruning.criterion=reap", "pruning.keep=4,3")
     assert [row["off_task"]["n"] for row in table["rows"]] == [5, 5, 5]
     assert all(row["off_task"]["score"] is not None for row in table["rows"])
+
+
+@pytest.mark.launcher
+def test_two_ranks_find_what_one_finds(folder: Path) -> None:
+    command = ["deepspeed", "--num_gpus", "2", "--master_port", free_port(), "--module", "toolkit.cli", "sweep", "r.yaml"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, *LISTS, "name=two"], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    one, two = files(), files("two")
+    assert len(two) == 7 and two.keys() <= one.keys()  # other tests have added to the one rank's
+    for name, cell in two.items():
+        assert cell["ranks"] == 2 and cell["task"]["right"] == one[name]["task"]["right"]
+        assert cell["task"]["loss"] == pytest.approx(one[name]["task"]["loss"], rel=1e-5)
