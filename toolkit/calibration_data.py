@@ -27,8 +27,9 @@ class Source:
     name: str
     encoded: list[Encoded]
     weight: float
-    told: str  # what was left out, for people
-    left_out: int = 0
+    told: str  # what is missing, for people
+    left_out: int = 0  # too long
+    not_kept: int = 0  # the model's own answers that were not right, or too long
 
 
 def sources_of(recipe: Recipe) -> list[SourceRecipe]:
@@ -47,8 +48,8 @@ def identity_of_data(recipe: Recipe) -> list[Any]:
 
 
 def check_data(recipe: Recipe) -> None:
-    """Raises PollardError for a source that cannot be read."""
-    for source in sources_of(recipe):
+    """Raises PollardError for a source of a mix that cannot be read, and where own answers have nothing to answer."""
+    for source in recipe.calibration.data or ():
         if source.task:
             Task(source.task).examples("train")
         else:
@@ -79,7 +80,7 @@ def read_source(
         return Source(source.name, encoded, source.weight or len(encoded), told, too_long)
     encoded = right_answers(model, tokenizer, task, asked, recipe)
     told = f"; the model's own answers, {len(encoded):,} of {len(asked):,} kept: right, within {settings.max_length} tokens"
-    return Source(source.name, encoded, source.weight or len(encoded), told, len(asked) - len(encoded))
+    return Source(source.name, encoded, source.weight or len(encoded), told, not_kept=len(asked) - len(encoded))
 
 
 def right_answers(
