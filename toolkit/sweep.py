@@ -59,7 +59,7 @@ def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> dict[str, Any]
 
     `fresh` measures all of them again. Raises PollardError before anything is measured for cells that cannot be.
     """
-    recipe, started = grid.recipe, time.monotonic()
+    recipe = grid.recipe
     directory = RunDirectory(recipe.name, root)
     owner = recipe.model.path, recipe.task.name
     on_main(lambda: directory.check_owner(*owner))
@@ -73,7 +73,7 @@ def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> dict[str, Any]
         say(f"[bold]{'sweep':<20}[/] {len(choices)} cells, {len(choices) - len(missing)} of them measured already")
         if missing:
             _measure(recipe, list({choice.file: choice for choice in missing}.values()), directory.sweep)
-        table = on_main(lambda: _finish(recipe, choices, directory, time.monotonic() - started))
+        table = on_main(lambda: _finish(recipe, choices, directory))
         show_sweep(table)
         on_main(lambda: write_report(directory.path))
         say(f"Report: {directory.path / 'report.html'}")
@@ -187,11 +187,12 @@ def _probed(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: 
     return found
 
 
-def _finish(recipe: Recipe, choices: list[Choice], directory: RunDirectory, seconds: float) -> dict[str, Any]:
+def _finish(recipe: Recipe, choices: list[Choice], directory: RunDirectory) -> dict[str, Any]:
     """Puts the cells' files together and writes the table, then the stage's entry."""
-    rows = []
+    rows, seconds = [], {}
     for choice in choices:
         found = json.loads((directory.sweep / choice.file).read_text())
+        seconds[choice.file] = found["seconds"]
         pruning = choice.cell.recipe.pruning.model_dump(exclude={"keep"}) if choice.cell else {}
         rows.append(
             {"label": choice.label, "keep": found["keep"], **pruning}
@@ -203,5 +204,5 @@ def _finish(recipe: Recipe, choices: list[Choice], directory: RunDirectory, seco
     write_text(directory.sweep / "table.json", json.dumps(table, indent=1) + "\n")
     fingerprint = fingerprint_of(table)
     if not directory.is_done("sweep", fingerprint):
-        directory.finish("sweep", fingerprint, seconds, seed=recipe.seed, ranks=world_size(), cells=len(rows))
+        directory.finish("sweep", fingerprint, sum(seconds.values()), seed=recipe.seed, ranks=world_size(), cells=len(rows))
     return table
