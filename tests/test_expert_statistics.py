@@ -123,3 +123,10 @@ def test_a_mix_survives_saving(tmp_path: Path) -> None:
     assert torch.equal(loaded.get(BLOCK, "count"), mixed.get(BLOCK, "count"))
     assert loaded.about["sources"][1] == {"name": "b", "share": 0.5, "tokens": {"prompt": 0, "completion": 40}}
     assert set(load_file(tmp_path / "statistics.safetensors")) >= {f"0/{BLOCK}/count/prompt", f"1/{BLOCK}/count/completion"}
+
+
+# A search over one source's outputs is no search over the mix.
+def test_what_does_not_add_up_is_not_carried_into_a_mix() -> None:
+    first = source([3, 1])
+    first.about["reconstruction"] = {"layerwise": {}}
+    assert "reconstruction" not in mix([first, source([0, 40])], ["a", "b"], [1, 1]).about

@@ -100,11 +100,11 @@ class ExpertStatistics:
 def mix(parts: Sequence[ExpertStatistics], names: Sequence[str], weights: Sequence[float]) -> ExpertStatistics:
     """The statistics of several sources as one: kept apart in the file, weighted where they are used (`get`).
 
-    A single source is returned as it is.
+    A single source is returned as it is. What was found for a source alone and does not add up is not carried over.
     """
     if len(parts) == 1:
         return parts[0]
-    about: dict[str, Any] = {**parts[0].about, "blocks": {}, "sources": []}
+    about: dict[str, Any] = {"model": parts[0].about["model"], "blocks": {}, "sources": []}
     for block, facts in parts[0].about["blocks"].items():
         tokens = {name: sum(part.about["blocks"][block]["tokens"][name] for part in parts) for name in PARTS}
         about["blocks"][block] = {**facts, "tokens": tokens}
