@@ -129,6 +129,15 @@ def test_all_experts_are_the_original_and_one_choice_is_measured_once(folder: Pa
     assert len(files("all")) == len({json.dumps(cell["kept"]) for cell in files("all").values()})
 
 
+def test_a_damaged_cell_is_measured_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = next(Path("runs/small/sweep").glob("keep4*.json"))
+    before = path.read_text()
+    path.write_text(before[:40])
+    swept("pruning.keep=5,4")
+    assert "7 cells, 6 of them measured already" in capsys.readouterr().out
+    assert json.loads(path.read_text())["task"] == json.loads(before)["task"]
+
+
 def test_fresh_measures_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     swept(fresh=True)
     assert "7 cells, 0 of them measured already" in capsys.readouterr().out

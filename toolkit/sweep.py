@@ -69,7 +69,7 @@ def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> dict[str, Any]
         on_main(lambda: _open(directory, recipe, fresh))
         folders = [_calibrated(cell.recipe, directory) for cell in grid.cells]
         choices = on_main(lambda: _choose(grid, folders))
-        missing = on_main(lambda: [choice for choice in choices if not (directory.sweep / choice.file).exists()])
+        missing = on_main(lambda: [choice for choice in choices if not _measured(directory.sweep / choice.file)])
         say(f"[bold]{'sweep':<20}[/] {len(choices)} cells, {len(choices) - len(missing)} of them measured already")
         if missing:
             _measure(recipe, list({choice.file: choice for choice in missing}.values()), directory.sweep)
@@ -146,6 +146,14 @@ def _off_task_source(recipe: Recipe) -> Any:
     if other is None:
         return None
     return fingerprint_of_source(Task(other.task).sources(("train",))["train"] if other.task else str(other.text))
+
+
+def _measured(path: Path) -> dict[str, Any] | None:
+    """What a cell's file holds; None where there is none, or none that can be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _measure(recipe: Recipe, choices: list[Choice], folder: Path) -> None:
