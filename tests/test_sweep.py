@@ -78,7 +78,7 @@ def test_finished_cells_are_never_measured_again(folder: Path, capsys: pytest.Ca
 
 
 def test_a_sweep_killed_on_the_way_ends_as_if_undisturbed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    probed, seen = sweep._probed, []
+    probed, seen = sweep.probed, []
 
     def killed(*arguments: object) -> dict:
         seen.append(arguments)
@@ -86,11 +86,11 @@ def test_a_sweep_killed_on_the_way_ends_as_if_undisturbed(folder: Path, monkeypa
             raise KeyboardInterrupt
         return probed(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sweep, "_probed", killed)
+    monkeypatch.setattr(sweep, "probed", killed)
     with pytest.raises(KeyboardInterrupt):
         swept("name=killed")
     assert 0 < len(files("killed")) < 7 and not Path("runs/killed/sweep/table.json").exists()
-    monkeypatch.setattr(sweep, "_probed", probed)
+    monkeypatch.setattr(sweep, "probed", probed)
     table = swept("name=killed")
     swept("name=undisturbed")
     assert files("killed") == files("undisturbed")

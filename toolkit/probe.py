@@ -1,11 +1,13 @@
 """What the cells of a sweep are measured on: the dev slice of a task, or the beginning of a text."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.errors import PollardError
+from toolkit.evaluation import completion_loss, evaluate
 from toolkit.recipe import DataRecipe, Recipe
 from toolkit.tasks import Task, encode_all, encode_texts, padded_batches, read_texts
 
@@ -39,3 +41,15 @@ def check_probe(data: DataRecipe) -> None:
         read_texts(data.text)
     elif data.task and not Task(data.task).examples("dev"):
         raise PollardError(f"Task {data.name} has no dev examples: a fifth of its training data is carved for them.")
+
+
+def probed(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, probe: Probe) -> dict[str, Any]:
+    """The model's loss, and for a task its score and, question by question, whether it was right (to compare cells by)."""
+    mean = completion_loss(model, probe.batches)
+    found: dict[str, Any] = {"name": probe.name, "loss": mean.finite, "loss_tokens": mean.tokens, "left_out": probe.left_out}
+    if probe.task:
+        settings = recipe.evaluation
+        scores = evaluate(model, tokenizer, probe.task, "dev", probe.examples, settings.batch_size, settings.max_new_tokens)
+        found |= {"score": scores.score, "correct": scores.correct, "n": scores.n, "interval": list(scores.interval)}
+        found["right"] = "".join(str(int(item.correct)) for item in scores.items)
+    return found

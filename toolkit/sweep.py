@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from toolkit.distributed import barrier, is_main, on_main, say, world_size
-from toolkit.evaluation import completion_loss, evaluate
 from toolkit.expert_statistics import ExpertStatistics
 from toolkit.files import write_text
 from toolkit.moe import find_blocks, load_config, load_tokenizer, masked, meta_model
 from toolkit.pipeline import check, do_stage, plan_stages
 from toolkit.plan import BlockPlan, Plan
-from toolkit.probe import Probe, check_probe, probe_of
+from toolkit.probe import check_probe, probe_of, probed
 from toolkit.recipe import DataRecipe, Recipe
 from toolkit.recipe_file import dump_recipe
 from toolkit.report import show_sweep, tabulate, write_report
@@ -167,7 +166,7 @@ def _measure(recipe: Recipe, choices: list[Choice], folder: Path) -> None:
         for number, choice in enumerate(choices, start=1):
             started = time.monotonic()
             with masked(model, choice.plan):
-                found = {name: probe and _probed(model, tokenizer, recipe, probe) for name, probe in probes.items()}
+                found = {name: probe and probed(model, tokenizer, recipe, probe) for name, probe in probes.items()}
             seconds = round(time.monotonic() - started, 1)
             facts = {
                 "format": 1, "keep": choice.plan.keep, "experts_per_token": choice.plan.experts_per_token,
@@ -182,17 +181,6 @@ def _measure(recipe: Recipe, choices: list[Choice], folder: Path) -> None:
 
     with_model(recipe, recipe.model.path, recipe.model.revision, measure)
     barrier()
-
-
-def _probed(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, probe: Probe) -> dict[str, Any]:
-    mean = completion_loss(model, probe.batches)
-    found: dict[str, Any] = {"name": probe.name, "loss": mean.finite, "loss_tokens": mean.tokens, "left_out": probe.left_out}
-    if probe.task:
-        settings = recipe.evaluation
-        scores = evaluate(model, tokenizer, probe.task, "dev", probe.examples, settings.batch_size, settings.max_new_tokens)
-        found |= {"score": scores.score, "correct": scores.correct, "n": scores.n, "interval": list(scores.interval)}
-        found["right"] = "".join(str(int(item.correct)) for item in scores.items)  # question by question, to compare cells
-    return found
 
 
 def _finish(recipe: Recipe, choices: list[Choice], directory: RunDirectory) -> dict[str, Any]:
