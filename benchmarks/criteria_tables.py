@@ -138,7 +138,7 @@ def recovered_tables(recovered: Sequence[Recovered]) -> list[str]:
     if pairs:
         parts.append(
             "Question by question: how many the first alone and the second alone answers rightly, and the exact two-sided p of "
-            f"McNemar's test. {count} tests: of as many between equals, about {count / 20:.0f} would fall below 0.05."
+            f"McNemar's test. {count} of them: between equals, about one in twenty falls below 0.05."
         )
         parts.append(_markdown(["keep", "first", "second", *names], pairs))
     return parts
