@@ -3,6 +3,7 @@
 #
 #     ./launch.sh                                     recipes/playground.yaml: the whole job with the embedded model
 #     ./launch.sh recipes/math.yaml [key=value …]     another recipe, with overrides
+#     ./launch.sh sweep recipes/math.yaml pruning.keep=6,4,2 …    how far can it be pruned?
 #     ./launch.sh test                                formatting, lint, types and tests
 #     ./launch.sh setup                               only sets up
 #
@@ -54,6 +55,7 @@ test)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + ranks - 1) / ranks))}
     # A port of its own, so that two runs on one machine do not meet
     port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-    exec deepspeed --quiet --num_gpus "$ranks" --master_port "$port" "$here/toolkit/train.py" "$@"
+    [ "$1" = sweep ] && entry=(--module toolkit.cli) || entry=("$here/toolkit/train.py")
+    exec deepspeed --quiet --num_gpus "$ranks" --master_port "$port" "${entry[@]}" "$@"
     ;;
 esac

@@ -36,7 +36,7 @@ def recipe(tmp_path: Path) -> str:
 def test_help_names_every_verb(pollard) -> None:
     status, out, _ = pollard("--help")
     assert status == 0
-    assert all(verb in out for verb in [*cli.VERBS, "criteria", "inspect"])
+    assert all(verb in out for verb in [*cli.VERBS, "sweep", "criteria", "inspect"])
 
 
 def test_criteria_lists_each_with_one_line(pollard) -> None:
@@ -97,6 +97,23 @@ def test_a_verb_runs_the_pipeline_as_far_as_its_stage(pollard, recipe: str, verb
         assert pollard(verb, recipe, *arguments)[0] == 0
         assert called == {"fresh": True, "until": cli.VERBS[verb], "keep": 2}
         called.clear()
+
+
+# The launcher puts --local_rank before the verb: deepspeed --module toolkit.cli sweep …
+@pytest.mark.parametrize("launcher", [[], ["--local_rank=0"]])
+def test_sweep_reads_lists_and_runs_the_sweep(pollard, recipe: str, launcher: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from toolkit import sweep
+
+    called = {}
+    monkeypatch.setattr(cli, "start", lambda: None)
+    monkeypatch.setattr(sweep, "sweep", lambda grid, fresh: called.update(cells=len(grid.cells), fresh=fresh))
+    assert pollard(*launcher, "sweep", recipe, "pruning.keep=4,2", "--fresh", "pruning.criterion=random,reap")[0] == 0
+    assert called == {"cells": 4, "fresh": True}
+
+
+def test_a_sweep_of_nothing_is_an_error(pollard, recipe: str) -> None:
+    status, out, _ = pollard("sweep", recipe)
+    assert status == 1 and out.startswith("error A sweep needs something to compare")
 
 
 # The whole command in its own process, started elsewhere than in the checkout.

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from toolkit.errors import PollardError
-from toolkit.expert_statistics import ExpertStatistics
+from toolkit.expert_statistics import ExpertStatistics, mix
 
 BLOCK = "model.layers.0.mlp"
 
@@ -72,3 +72,61 @@ def test_damaged_statistics_are_explained(tmp_path: Path, name: str, content: by
     (tmp_path / name).write_bytes(content)
     with pytest.raises(PollardError, match=r"No readable statistics in "):
         ExpertStatistics.load(tmp_path)
+
+
+def source(completion: list[float], prompt: list[float] | None = None, **changes: list[float]) -> ExpertStatistics:
+    """One block of two experts, one per token, so that counts are tokens; every sum is its count unless in `changes`."""
+    prompt = prompt or [0.0, 0.0]
+    vectors = {}
+    for statistic in ("count", "gated_norm_sum", "max_norm"):
+        for part, values in (("prompt", prompt), ("completion", changes.get(statistic, completion))):
+            vectors[f"{BLOCK}/{statistic}/{part}"] = torch.tensor(values, dtype=torch.float64)
+    tokens = {"prompt": sum(prompt), "completion": sum(completion)}
+    about = {BLOCK: {"experts": 2, "experts_per_token": 1, "tokens": tokens}}
+    return ExpertStatistics(vectors, {"model": "some/model", "blocks": about})
+
+
+def test_a_mix_of_one_is_that_one() -> None:
+    only = source([3, 1])
+    assert mix([only], ["a"], [0.2]) is only
+
+
+# Texts ten times as long must not make a source ten times as heavy.
+def test_in_a_mix_a_source_counts_by_its_share_not_by_its_tokens() -> None:
+    short, long = source([3, 1]), source([0, 40])
+    mixed = mix([short, long], ["short", "long"], [1, 1])
+    assert mixed.get(BLOCK, "count").tolist() == pytest.approx([44 * (0.5 * 0.75), 44 * (0.5 * 0.25 + 0.5)])
+    assert mixed.get(BLOCK, "count").sum() == pytest.approx(44)  # every token is still counted
+    assert mix([short, long], ["s", "l"], [3, 1]).get(BLOCK, "count")[0] == pytest.approx(44 * 0.75 * 0.75)
+    assert mixed.get(BLOCK, "max_norm").tolist() == [3, 40]  # a maximum has no share
+
+
+def test_in_a_mix_every_kind_of_token_has_the_shares_to_itself() -> None:
+    talkative, terse = source([10, 0], prompt=[0, 90]), source([0, 90], prompt=[10, 0])
+    mixed = mix([talkative, terse], ["a", "b"], [1, 1])
+    for tokens in ("prompt", "completion", "all"):
+        count = mixed.get(BLOCK, "count", tokens)
+        assert count.sum() == pytest.approx(100 if tokens != "all" else 200)
+        if tokens != "all":
+            assert count.tolist() == pytest.approx([50, 50])
+
+
+def test_a_source_without_prompts_leaves_its_share_of_them_to_the_others() -> None:
+    mixed = mix([source([3, 1], prompt=[2, 4]), source([0, 40])], ["task", "text"], [1, 3])
+    assert mixed.get(BLOCK, "count", "prompt").tolist() == pytest.approx([2, 4])
+
+
+def test_a_mix_survives_saving(tmp_path: Path) -> None:
+    mixed = mix([source([3, 1]), source([0, 40])], ["a", "b"], [1, 1])
+    mixed.save(tmp_path)
+    loaded = ExpertStatistics.load(tmp_path)
+    assert torch.equal(loaded.get(BLOCK, "count"), mixed.get(BLOCK, "count"))
+    assert loaded.about["sources"][1] == {"name": "b", "share": 0.5, "tokens": {"prompt": 0, "completion": 40}}
+    assert set(load_file(tmp_path / "statistics.safetensors")) >= {f"0/{BLOCK}/count/prompt", f"1/{BLOCK}/count/completion"}
+
+
+# A search over one source's outputs is no search over the mix.
+def test_what_does_not_add_up_is_not_carried_into_a_mix() -> None:
+    first = source([3, 1])
+    first.about["reconstruction"] = {"layerwise": {}}
+    assert "reconstruction" not in mix([first, source([0, 40])], ["a", "b"], [1, 1]).about

@@ -82,6 +82,26 @@ def test_short_forms_and_defaults(tmp_path: Path) -> None:
         ("seed: -1\n", "line 4: `seed`: Input should be greater than or equal to 0 (given: -1)."),
         ("pruning: 4\n", "line 4: `pruning` takes keys (criterion, keep, experts_per_token, tokens, mode), not 4."),
         ("evaluation:\n  models: [orignal]\n", "line 5: `evaluation.models.0` cannot be 'orignal'. Did you mean `original`?"),
+        (
+            "calibration:\n  data:\n  - gsm8k\n  - gsm9k\n",
+            "line 7: `calibration.data.1.task.name` cannot be 'gsm9k'. Did you mean `gsm8k`?",
+        ),
+        (
+            "calibration:\n  data: [{text: a.txt, exmples: 3}]\n",
+            "line 5: `calibration.data.0.exmples` is not a key of a recipe. Did you mean `examples`? Allowed here: task, text,",
+        ),
+        (
+            "calibration:\n  data: [{text: a.txt, weight: 0}]\n",
+            "line 5: `calibration.data.0.weight`: Input should be greater than 0",
+        ),
+        ("calibration:\n  data: [{text: a.txt, task: gsm8k}]\n", "`calibration.data.0`: give either a `task` or a `text`"),
+        ("calibration:\n  data: [{examples: 3}]\n", "`calibration.data.0`: give either a `task` or a `text`"),
+        ("calibration:\n  data: []\n", "line 5: `calibration.data`: List should have at least 1 item"),
+        (
+            "calibration:\n  data: [{text: a.txt, weight: 2}, gsm8k]\n",
+            "`calibration.data`: some sources have a weight and some have none: give every source one, or none",
+        ),
+        ("sweep:\n  off_task: gsm9k\n", "line 5: `sweep.off_task.task.name` cannot be 'gsm9k'. Did you mean `gsm8k`?"),
         ("finetuning:\n  zero: 4\n", "line 5: `finetuning.zero`: 4 is neither a ZeRO preset (0, 1, 2, 3, 3-offload) nor"),
         ("finetuning:\n  zero: true\n", "`finetuning.zero`: True is neither a ZeRO preset"),
         ("finetuning:\n  trainer: fast\n", "line 5: `finetuning.trainer`: Input should be a valid dictionary (given: 'fast')."),
@@ -207,3 +227,16 @@ def test_a_file_that_is_no_text_is_explained(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_bytes(b"\xff\xfename: x")
     with pytest.raises(PollardError, match=r"r\.yaml is not valid YAML: 'utf-8' codec can't decode"):
         load_recipe(tmp_path / "r.yaml")
+
+
+def test_data_has_short_forms_and_names_itself(tmp_path: Path) -> None:
+    data = "calibration:\n  data: [gsm8k, {task: gsm8k, examples: 3}, {text: a.txt}]\nsweep: {off_task: playground/logic}\n"
+    recipe = recipe_of(tmp_path, SMALLEST + data)
+    assert [(source.name, source.examples) for source in recipe.calibration.data] == [
+        ("gsm8k", None),
+        ("gsm8k", 3),
+        ("a.txt", None),
+    ]
+    assert recipe.sweep.off_task.task.name == "playground/logic"
+    assert recipe_of(tmp_path, SMALLEST, "sweep.off_task.text=b.txt").sweep.off_task.name == "b.txt"
+    assert recipe_of(tmp_path, yaml.safe_dump(recipe.model_dump(), sort_keys=False)) == recipe

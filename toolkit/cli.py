@@ -3,6 +3,7 @@
 pollard calibrate recipes/playground.yaml
 pollard select    recipes/playground.yaml pruning.keep=2
 pollard inspect   mistralai/Mixtral-8x7B-v0.1
+pollard sweep     recipes/playground.yaml pruning.keep=6,4,2 pruning.criterion=random,frequency,reap seed=0,1,2
 pollard criteria
 """
 
@@ -10,10 +11,12 @@ import argparse
 import os
 import sys
 import warnings
+from collections.abc import Callable
 
 from toolkit.distributed import console, is_main, say, start, stop
 from toolkit.errors import PollardError
 from toolkit.recipe_file import load_recipe
+from toolkit.sweep_grid import load_grid
 
 VERBS = {  # verb: the last stage it runs
     "calibrate": "calibrate",
@@ -29,7 +32,12 @@ def arguments_of_a_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a YAML file, e.g. recipes/playground.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="e.g. pruning.keep=2 model=path/to/checkpoint")
     parser.add_argument("--fresh", action="store_true", help="do everything again")
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # passed by the deepspeed launcher
+    _local_rank(parser)
+
+
+def _local_rank(parser: argparse.ArgumentParser) -> None:
+    """What the deepspeed launcher passes, and its environment says already."""
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
 
 
 def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -43,19 +51,17 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return arguments
 
 
-def guarded(arguments: argparse.Namespace, until: str | None) -> int:
-    """Runs the recipe; a PollardError becomes one message on rank 0 and exit status 1 everywhere."""
+def guarded(arguments: argparse.Namespace, until: str | None, sweep: bool = False) -> int:
+    """Runs the recipe, or its sweep; a PollardError becomes one message on rank 0 and exit status 1 everywhere."""
     _quieten()
     try:
-        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        work = _sweep(arguments) if sweep else _run(arguments, until)
         start()
         from transformers.utils import logging
 
-        from toolkit.pipeline import run
-
         if not (is_main() and console.is_terminal):
             logging.disable_progress_bar()
-        run(recipe, fresh=arguments.fresh, until=until)
+        work()
     except PollardError as error:
         return _explain(error)
     finally:
@@ -84,6 +90,29 @@ def _explain(error: PollardError) -> int:
     return 1
 
 
+def _run(arguments: argparse.Namespace, until: str | None) -> Callable[[], object]:
+    """Reads the recipe, whose mistakes are told before anything is imported; returns what runs it."""
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+
+    def work() -> None:
+        from toolkit.pipeline import run
+
+        run(recipe, fresh=arguments.fresh, until=until)
+
+    return work
+
+
+def _sweep(arguments: argparse.Namespace) -> Callable[[], object]:
+    grid = load_grid(arguments.recipe, arguments.overrides)
+
+    def work() -> None:
+        from toolkit.sweep import sweep
+
+        sweep(grid, fresh=arguments.fresh)
+
+    return work
+
+
 def _quieten() -> None:
     """Libraries talk a lot while they start; what matters is said by us."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -96,9 +125,11 @@ def _quieten() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="pollard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    _local_rank(parser)  # deepspeed --module toolkit.cli VERB …: the launcher puts it before the verb
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, stage in VERBS.items():
         arguments_of_a_run(verbs.add_parser(verb, help=f"run the recipe as far as `{stage}`, skipping what is done"))
+    arguments_of_a_run(verbs.add_parser("sweep", help="compare pruned models on the dev slice: pruning.keep=6,4,2 …"))
     verbs.add_parser("criteria", help="list the criteria")
     inspected = verbs.add_parser("inspect", help="what a model is made of, and its size with fewer experts; reads no weights")
     inspected.add_argument("model", help="a folder with a transformers checkpoint, or a hub id")
@@ -111,6 +142,8 @@ def main() -> int:
         for name, criterion in CRITERIA.items():
             say(f"{name:<15} {(criterion.__doc__ or '').strip().splitlines()[0]}")
         return 0
+    if arguments.verb == "sweep":
+        return guarded(arguments, None, sweep=True)
     return guarded(arguments, VERBS[arguments.verb])
 
 

@@ -3,11 +3,14 @@
     statistics.safetensors    "model.layers.0.mlp/gate_sum/completion" -> float64 [E], …
     statistics.json           model, task, seed, tokens and unobserved experts per block, …
 
+Calibrated on a mix, every name begins with its source's number ("1/model.layers.0.mlp/gate_sum/completion").
+
 Sums add over tokens, batches and ranks (`max_norm` takes the maximum); means are formed only where they are used.
 Shape legend: E experts of a block.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +48,19 @@ class ExpertStatistics:
         return list(self.about["blocks"])
 
     def get(self, block: str, statistic: str, tokens: Tokens = "all") -> torch.Tensor:
-        """One statistic of one block over the chosen tokens, float64 [E]. Raises PollardError if it was not watched."""
+        """One statistic of one block over the chosen tokens, float64 [E]. Raises PollardError if it was not watched.
+
+        Of a mix: every source counts by its share, as if it had brought that part of all the tokens of this kind.
+        """
+        sources = self.about.get("sources")
+        if not sources:
+            return self._get(block, statistic, tokens)
+        found = torch.stack([self._get(f"{number}/{block}", statistic, tokens) for number in range(len(sources))])
+        if statistic in MAXIMA:
+            return found.amax(0)
+        return (found * torch.tensor(_scales(sources, tokens), dtype=found.dtype).unsqueeze(1)).sum(0)
+
+    def _get(self, block: str, statistic: str, tokens: Tokens) -> torch.Tensor:
         try:
             parts = [self.vectors[f"{block}/{statistic}/{part}"] for part in (PARTS if tokens == "all" else (tokens,))]
         except KeyError:
@@ -85,6 +100,34 @@ class ExpertStatistics:
             use = count / count.sum().clamp(min=1)
             about["unobserved"] = (count == 0).nonzero().flatten().tolist()
             about["entropy_bits"] = round(float(-(use * use.clamp(min=1e-30).log2()).sum()), 4)
+
+
+def mix(parts: Sequence[ExpertStatistics], names: Sequence[str], weights: Sequence[float]) -> ExpertStatistics:
+    """The statistics of several sources as one: kept apart in the file, weighted where they are used (`get`).
+
+    A single source is returned as it is. What was found for a source alone and does not add up is not carried over.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    about: dict[str, Any] = {"model": parts[0].about["model"], "blocks": {}, "sources": []}
+    for block, facts in parts[0].about["blocks"].items():
+        tokens = {name: sum(part.about["blocks"][block]["tokens"][name] for part in parts) for name in PARTS}
+        about["blocks"][block] = {**facts, "tokens": tokens}
+    for name, weight, part in zip(names, weights, parts, strict=True):
+        seen = next(iter(part.about["blocks"].values()))["tokens"]  # every block sees the same tokens
+        about["sources"].append({"name": name, "share": weight / sum(weights), "tokens": seen})
+    vectors = {f"{n}/{name}": vector for n, part in enumerate(parts) for name, vector in part.vectors.items()}
+    return ExpertStatistics(vectors, about)
+
+
+def _scales(sources: list[dict[str, Any]], tokens: Tokens) -> list[float]:
+    """Per source what its sums are multiplied with: share / (its part of all tokens of this kind).
+
+    A source without such tokens (plain text has no prompt) leaves its share to the others.
+    """
+    seen = [sum(source["tokens"][part] for part in (PARTS if tokens == "all" else (tokens,))) for source in sources]
+    shares = sum(source["share"] for source, n in zip(sources, seen, strict=True) if n)
+    return [source["share"] / shares * sum(seen) / n if n else 0.0 for source, n in zip(sources, seen, strict=True)]
 
 
 def _why_missing(statistic: str) -> str:

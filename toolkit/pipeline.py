@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from toolkit import stages
+from toolkit.calibration_data import check_data, identity_of_data, sources_of
 from toolkit.distributed import barrier, is_main, on_main, say, world_size
 from toolkit.errors import PollardError
 from toolkit.recipe import Recipe
 from toolkit.recipe_file import dump_recipe
-from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_path
+from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
 from toolkit.tasks import Task
 
 
@@ -33,9 +34,9 @@ class Stage:
 def plan_stages(recipe: Recipe) -> list[Stage]:
     """The stages of a recipe with their fingerprints, in order."""
     evaluation = recipe.evaluation.model_dump(exclude={"models"})
-    model = fingerprint_of(_source(recipe.model.path), recipe.model.model_dump())
+    model = fingerprint_of(fingerprint_of_source(recipe.model.path), recipe.model.model_dump())
     task = Task(recipe.task)
-    data = {split: _source(source) for split, source in task.sources().items()}
+    data = {split: fingerprint_of_source(source) for split, source in task.sources().items()}
     settings = recipe.task.model_dump()
     train_data = fingerprint_of(settings, data["train"])
     judged = fingerprint_of(
@@ -45,8 +46,8 @@ def plan_stages(recipe: Recipe) -> list[Stage]:
     # Criteria score what the pruned model will do: with fewer experts per token, calibration is another one
     routing = [budget.experts_per_token] if budget.fewer_active else []
     # The reconstruction search needs the experts' outputs, so it is part of calibration where the criterion asks for it
-    watched = [*routing, *stages.search_of(recipe)]
-    calibrate = fingerprint_of(model, train_data, recipe.calibration.model_dump(), recipe.seed, *watched)
+    how = [*routing, *stages.search_of(recipe)]
+    calibrate = fingerprint_of(model, identity_of_data(recipe), recipe.calibration.model_dump(), recipe.seed, *how)
     select = fingerprint_of(calibrate, recipe.pruning.model_dump(), recipe.seed)
     prune = fingerprint_of(select)
     recover = fingerprint_of(prune, train_data, recipe.finetuning.model_dump(), recipe.seed, recipe.model.dtype)
@@ -60,8 +61,14 @@ def plan_stages(recipe: Recipe) -> list[Stage]:
         purpose = f"answer the {recipe.evaluation.split} questions of {recipe.task.name} with the {role} model"
         return [Stage(f"evaluate/{role}", purpose, fingerprint_of(found[role], judged), stages.evaluate_stage(role))]
 
+    watched = [source.name for source in sources_of(recipe)]
     before = [
-        Stage("calibrate", f"watch which experts {recipe.task.name} uses{searching}", calibrate, stages.calibrate_stage),
+        Stage(
+            "calibrate",
+            f"watch which experts {' + '.join(watched)} use{'s' * (len(watched) == 1)}{searching}",
+            calibrate,
+            stages.calibrate_stage,
+        ),
         Stage("select", f"choose the experts to keep ({keep}, {criterion})", select, stages.select_stage),
         Stage("prune", "cut the others out of the checkpoint", prune, stages.prune_stage),
         *evaluation_of("original"),
@@ -77,14 +84,6 @@ def plan_stages(recipe: Recipe) -> list[Stage]:
     return [*before, Stage("report", "put it together", everything, stages.report_stage)]
 
 
-def _source(name: str) -> Any:
-    """Identity of a model or data source: the content of a local one, the name of one on the hub."""
-    try:
-        return fingerprint_of_path(name)
-    except OSError:
-        return name
-
-
 def check(recipe: Recipe) -> None:
     """Everything that can be known to be wrong before the first stage starts; raises PollardError."""
     stages.budget(recipe)
@@ -95,6 +94,7 @@ def check(recipe: Recipe) -> None:
     task = Task(recipe.task)
     for split in ("train", recipe.evaluation.split):
         task.examples(split)
+    check_data(recipe)
     if "recovered" in recipe.evaluation.models:
         from toolkit.recovery import check_finetuning  # takes seconds; a run that is done needs none of it
 
@@ -118,7 +118,7 @@ def run(recipe: Recipe, root: str = "runs", fresh: bool = False, until: str | No
     try:
         on_main(lambda: directory.open(*owner, dump_recipe(recipe), todo))
         for stage in planned:
-            _do(stage, recipe, directory, reasons[stage.name])
+            do_stage(stage, recipe, directory, reasons[stage.name])
             if stage.name == until:
                 break
     finally:
@@ -141,7 +141,8 @@ def _reasons(planned: list[Stage], directory: RunDirectory, fresh: bool) -> dict
     return reasons
 
 
-def _do(stage: Stage, recipe: Recipe, directory: RunDirectory, reason: str) -> None:
+def do_stage(stage: Stage, recipe: Recipe, directory: RunDirectory, reason: str) -> None:
+    """Runs one stage on every rank and writes its entry; without a `reason` it only says that it is done."""
     if not reason:
         say(f"[dim]{stage.name:<20} done already, skipped[/]")
         if stage.name == "report":  # cheap, and what the user came for

@@ -5,7 +5,7 @@ stand here as literals; a test keeps both in step.
 """
 
 import re
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -62,13 +62,60 @@ class TaskRecipe(Section):
     """Carved from train (at most a fifth of it), never trained on: what choices are made with."""
 
 
+class DataRecipe(Section):
+    """A task, in the grammar of the recipe's own, or plain text. `gsm8k` is short for `{task: {name: gsm8k}}`."""
+
+    task: TaskRecipe | None = None
+    text: str | None = None
+    """A .jsonl file (every line's `text`) or a .txt file (its paragraphs); all of it counts as completion."""
+    examples: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_shorthands(cls, values: Any) -> Any:
+        values = {"task": values} if isinstance(values, str) else values
+        if isinstance(values, dict) and isinstance(values.get("task"), str):
+            values = values | {"task": {"name": values["task"]}}
+        return values
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.task is None) == (self.text is None):
+            raise ValueError("give either a `task` or a `text` (a .jsonl or .txt file)")
+        return self
+
+    @property
+    def name(self) -> str:
+        """For people: the task's name, or the text's file."""
+        return self.task.name if self.task else str(self.text)
+
+
+class SourceRecipe(DataRecipe):
+    """One part of a calibration mix."""
+
+    weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Its share in the mix, against the others' weights; its number of examples unless given."""
+
+
 class CalibrationRecipe(Section):
-    """Watching the experts on the task's training examples."""
+    """Watching the experts on the task's training examples, or on a mix."""
 
     examples: int = Field(default=512, ge=1)
+    """From the task, and from every source of a mix that does not say its own number."""
+    data: list[SourceRecipe] | None = Field(default=None, min_length=1)
+    """A mix instead of the task: however long its texts, each source counts by its share (docs/methods.md)."""
+    self_generated: bool = False
+    """Watch the original model's own answers to the tasks' prompts, those that the scorer finds right."""
     batch_size: int = Field(default=8, ge=1)
     max_length: int = Field(default=1024, ge=2)
-    """Longer examples are left out, and counted."""
+    """Longer examples are left out, and counted (plain text is cut into pieces)."""
+
+    @field_validator("data", mode="after")
+    @classmethod
+    def _all_weights_or_none(cls, data: list[SourceRecipe] | None) -> list[SourceRecipe] | None:
+        if len({source.weight is None for source in data or ()}) > 1:
+            raise ValueError("some sources have a weight and some have none: give every source one, or none")
+        return data
 
 
 class PruningRecipe(Section):
@@ -134,6 +181,13 @@ class EvaluationRecipe(Section):
     max_new_tokens: int = Field(default=512, ge=1)
 
 
+class SweepRecipe(Section):
+    """`pollard sweep`: how far can it be pruned? Which cells is said on the command line."""
+
+    off_task: DataRecipe | None = None
+    """What the pruned models are measured on beside the task: what pruning for one task costs elsewhere."""
+
+
 class Recipe(Section):
     """One whole job."""
 
@@ -146,6 +200,7 @@ class Recipe(Section):
     pruning: PruningRecipe = PruningRecipe()
     finetuning: FinetuningRecipe = FinetuningRecipe()
     evaluation: EvaluationRecipe = EvaluationRecipe()
+    sweep: SweepRecipe = SweepRecipe()
 
     @model_validator(mode="before")
     @classmethod

@@ -6,7 +6,7 @@ deepspeed toolkit/train.py recipes/math.yaml pruning.keep=2 model=data/playgroun
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -119,6 +119,11 @@ def _lines_of(node: Any, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], 
             where = (*prefix, key.value)
             lines[where] = key.start_mark.line + 1
             lines |= _lines_of(value, where)
+    elif isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            where = (*prefix, str(number))
+            lines[where] = item.start_mark.line + 1
+            lines |= _lines_of(item, where)
     return lines
 
 
@@ -151,7 +156,16 @@ def _section_at(location: tuple[str, ...]) -> type[Section] | None:
     """The section that these keys lead to; None where they lead elsewhere."""
     section: Any = Recipe
     for part in location:
-        section = getattr(section.model_fields.get(part), "annotation", None)
-        if not (isinstance(section, type) and issubclass(section, Section)):
+        if part.isdigit():  # an item of a list: the key before it has led to its section
+            continue
+        found = getattr(section.model_fields.get(part), "annotation", None)
+        section = next((kind for kind in _kinds(found) if isinstance(kind, type) and issubclass(kind, Section)), None)
+        if section is None:
             return None
     return section
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """The types an annotation is made of: `list[SourceRecipe] | None` is made of SourceRecipe and None."""
+    inner = [kind for argument in get_args(annotation) for kind in _kinds(argument)]
+    return inner or [annotation]

@@ -34,6 +34,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.training_log = self.path / "training_log.jsonl"
         self.evaluation = self.path / "evaluation"
+        self.sweep = self.path / "sweep"
         self.manifest = self.path / "manifest.json"
         self._lock: IO[str] | None = None
 
@@ -132,6 +133,14 @@ def fingerprint_of_path(path: str | Path) -> Any:
     if stat.st_size > 64 * 2**20:
         return [stat.st_size, stat.st_mtime_ns]
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def fingerprint_of_source(name: str) -> Any:
+    """Identity of a model or data source: the content of a local one, the name of one on the hub."""
+    try:
+        return fingerprint_of_path(name)
+    except OSError:
+        return name
 
 
 def git_commit() -> str | None:

@@ -1,6 +1,5 @@
 """What each stage does: files in, files out, on every rank."""
 
-import random
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -8,10 +7,11 @@ import torch
 from transformers import PreTrainedModel
 
 from toolkit.calibration import calibrate
+from toolkit.calibration_data import read_source, sources_of
 from toolkit.distributed import device, is_main, on_main, progress, say, share
 from toolkit.errors import PollardError
 from toolkit.evaluation import evaluate
-from toolkit.expert_statistics import ExpertStatistics
+from toolkit.expert_statistics import ExpertStatistics, mix
 from toolkit.moe import (
     check_prunable,
     checkpoint_bytes,
@@ -29,7 +29,7 @@ from toolkit.recipe import Recipe
 from toolkit.report import show, write_report
 from toolkit.run_directory import RunDirectory
 from toolkit.selection import experts_to_activate, experts_to_keep, kept_unobserved, select
-from toolkit.tasks import Task, encode_all, padded_batches
+from toolkit.tasks import Task, padded_batches
 
 T = TypeVar("T")
 HEADROOM = 1.2  # weights times this must fit on one GPU, or the layers are spread over all of them
@@ -65,32 +65,42 @@ def search_of(recipe: Recipe) -> list[Any]:
 def calibrate_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
     """The original model over a sample of training examples -> statistics."""
     tokenizer = load_tokenizer(recipe.model.path, recipe.model.revision)
-    settings, examples = recipe.calibration, Task(recipe.task).examples("train")
-    chosen = random.Random(recipe.seed).sample(examples, min(settings.examples, len(examples)))
-    encoded, too_long = encode_all(tokenizer, chosen, settings.max_length)
-    batches = padded_batches(encoded, settings.batch_size, int(tokenizer.pad_token_id))
-    tokens = sum(len(e.input_ids) for e in encoded)
-    left_out = f"; {too_long:,} longer than {settings.max_length} tokens left out" if too_long else ""
-    say(f"  {len(encoded):,} examples, {tokens:,} tokens{left_out}")
+    settings = recipe.calibration
     keep, active, fewer_active = budget(recipe)
     if fewer_active:
         say(f"  watched with {active} expert{'s' * (active > 1)} per token, as the pruned model will have")
+    mode = recipe.pruning.mode if search_of(recipe) else False
 
     def watch(model: PreTrainedModel) -> None:
-        mode = recipe.pruning.mode if search_of(recipe) else False
-        statistics = calibrate(model, progress(share(batches), "watching the experts"), mode, keep, active)
-        about = {
-            "model": recipe.model.path, "task": recipe.task.name, "examples": len(encoded), "left_out": too_long,
-            "seed": recipe.seed, "fingerprint": fingerprint,
+        answering = model if settings.self_generated else None
+        sources = [read_source(source, recipe, tokenizer, answering) for source in sources_of(recipe)]
+        found, everything = [], []
+        for source in sources:
+            named = f"{source.name}: " if len(sources) > 1 else ""
+            tokens = sum(len(e.input_ids) for e in source.encoded)
+            say(f"  {named}{len(source.encoded):,} examples, {tokens:,} tokens{source.told}")
+            batches = padded_batches(source.encoded, settings.batch_size, int(tokenizer.pad_token_id))
+            search = mode if len(sources) == 1 else False
+            found.append(calibrate(model, progress(share(batches), "watching the experts"), search, keep, active))
+            everything += batches
+        statistics = mix(found, [source.name for source in sources], [source.weight for source in sources])
+        if mode and len(sources) > 1:  # subsets are judged on all sources' batches together
+            searched = calibrate(model, progress(share(everything), "searching subsets"), mode, keep, active)
+            statistics.about["reconstruction"] = searched.about["reconstruction"]
+        statistics.about |= {
+            "model": recipe.model.path, "task": recipe.task.name, "seed": recipe.seed, "fingerprint": fingerprint,
+            "examples": sum(len(source.encoded) for source in sources),
+            "left_out": sum(source.left_out for source in sources), "not_kept": sum(source.not_kept for source in sources),
         }  # fmt: skip
-        statistics.about |= about
         on_main(lambda: statistics.save(run.statistics))
 
     with_model(recipe, recipe.model.path, recipe.model.revision, watch)
-    blocks = ExpertStatistics.load(run.statistics).about["blocks"]
+    about = ExpertStatistics.load(run.statistics).about
+    blocks = about["blocks"]
     idle = sum(len(block["unobserved"]) for block in blocks.values())
     say(f"  {len(blocks)} MoE blocks watched" + (f"; {idle} experts were never chosen" if idle else ""))
-    return {"examples": len(encoded), "left_out": too_long, "tokens": tokens}
+    tokens = sum(next(iter(blocks.values()))["tokens"].values())
+    return {"tokens": tokens} | {key: about[key] for key in ("examples", "left_out", "not_kept")}
 
 
 def select_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:

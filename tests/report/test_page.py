@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from made_up_run import KEPT, ROLES, evaluate_role, make_run
+from test_sweep_table import row
 
-from toolkit.report import collect, formats, render, write_report
+from toolkit.report import collect, formats, render, tabulate, write_report
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
@@ -150,3 +151,20 @@ def test_memory_of_a_gpu_needs_no_footnote(tmp_path: Path) -> None:
     for role in ROLES:
         evaluate_role(run, role, device="NVIDIA H100")
     assert "Peak memory on CPU" not in render(collect(run.path))
+
+
+def test_a_sweep_is_a_curve_a_recommendation_and_every_cell(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert "Sweep" not in render(collect(run.path))
+    run.sweep.mkdir()
+    table = tabulate([row("original", 4, 95, off=90), row("a<b", 2, 50, off=9), row("random", 2, 3, 1, off=0)])
+    (run.sweep / "table.json").write_text(json.dumps(table))
+    assert collect(run.path)["sweep"] is None  # the entry is what says that it is whole
+    run.finish("sweep", "sweep", 1.0, seed=7, ranks=1)
+    page = render(collect(run.path))
+    Balanced(page)
+    drawing = next(d for d in drawings(page) if "Accuracy over" in d.attrib.get("aria-label", ""))
+    assert sum(part.tag == "polyline" for part in drawing.iter()) == 2
+    assert sum(part.tag == "circle" for part in drawing.iter()) == 2
+    assert "a&lt;b" in page and "a<b" not in page
+    assert formats.percent(0.5) in page and "No criterion holds" in page

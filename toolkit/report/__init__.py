@@ -7,9 +7,10 @@ from typing import Any
 from toolkit.files import write_text
 from toolkit.report.collect import collect
 from toolkit.report.page import render
+from toolkit.report.sweep_table import show_sweep, tabulate
 from toolkit.report.terminal import show
 
-__all__ = ["collect", "render", "show", "write_report"]
+__all__ = ["collect", "render", "show", "show_sweep", "tabulate", "write_report"]
 
 
 def write_report(run_path: str | Path) -> dict[str, Any]:

@@ -5,10 +5,11 @@ page's width while its text keeps its size. Shape legend: E experts of a block, 
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from toolkit.report.formats import percent
+from toolkit.report.formats import interval, percent
 
 
 class Tick(NamedTuple):
@@ -121,6 +122,69 @@ def loss_curve(training: dict[str, Any] | None) -> LossCurve | None:
         steps=[Tick(100 * step / last, f"{step:,.0f}") for step in nice_ticks(0, last) if step <= last],
         losses=[Tick(100 * (high - loss) / (high - low), f"{loss:.{digits}f}") for loss in losses],
     )
+
+
+@dataclass(frozen=True)
+class KeepLine:
+    """One criterion: `points` is a polyline (the mean, where there are several seeds), `band` a polygon from worst to best."""
+
+    label: str
+    style: int  # which of the page's line styles
+    points: str
+    band: str
+    dots: list[tuple[float, float, str]]  # percent, percent, title
+
+
+@dataclass(frozen=True)
+class KeepCurve:
+    """Accuracy over the number of kept experts; `original` is the top and the height of its interval, in percent."""
+
+    lines: list[KeepLine]
+    keeps: list[Tick]
+    original: tuple[float, float]
+
+
+def keep_curve(sweep: dict[str, Any] | None) -> KeepCurve | None:
+    """None where nothing was swept. Every line ends at the original, on the right."""
+    if not sweep:
+        return None
+    original, *cells = sweep["rows"]
+    keeps = sorted({row["keep"] for row in sweep["rows"]})
+    few, all_ = keeps[0], keeps[-1]
+
+    def place(keep: int, score: float) -> tuple[float, float]:
+        return round(100 * (keep - few) / (all_ - few or 1), 2), round(100 * (1 - score), 2)
+
+    lines = []
+    for style, label in enumerate(dict.fromkeys(row["label"] for row in cells)):
+        own = [row for row in cells if row["label"] == label]
+        scores: dict[int, list[float]] = {}
+        for row in [*own, original]:
+            scores.setdefault(row["keep"], []).append(row["task"]["score"])
+        order = sorted(scores)
+        worst, best = ([place(keep, end(scores[keep])) for keep in order] for end in (min, max))
+        lines.append(
+            KeepLine(
+                label=label,
+                style=style,
+                points=_points(place(keep, sum(scores[keep]) / len(scores[keep])) for keep in order),
+                band=_points([*worst, *reversed(best)]) if worst != best else "",
+                dots=[(*place(row["keep"], row["task"]["score"]), _dot_title(row)) for row in own],
+            )
+        )
+    low, high = original["task"]["interval"]
+    ticks = [Tick(place(keep, 0)[0], str(keep)) for keep in keeps]
+    return KeepCurve(lines, ticks, (round(100 * (1 - high), 2), round(100 * (high - low), 2)))
+
+
+def _points(places: Iterable[tuple[float, float]]) -> str:
+    return " ".join(f"{x},{y}" for x, y in places)
+
+
+def _dot_title(row: dict[str, Any]) -> str:
+    found = row["task"]
+    seed = f", seed {row['seed']}" if row["label"].startswith("random") else ""
+    return f"{row['label']}, keep {row['keep']}{seed}: {percent(found['score'])}, 95 % interval {interval(found)}"
 
 
 def nice_ticks(low: float, high: float) -> list[float]:

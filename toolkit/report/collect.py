@@ -53,6 +53,7 @@ def collect(run_path: Path) -> dict[str, Any]:
         "paired": _paired(run, models),
         "blocks": _blocks(statistics, plan),
         "training": _training(run, stages["recover"]) if "recover" in stages else None,
+        "sweep": _read(run.sweep / "table.json", json.loads) if "sweep" in stages else None,
         "stages": stages,
         "versions": latest.get("versions"),
         "git_commit": latest.get("git_commit"),

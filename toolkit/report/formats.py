@@ -17,6 +17,11 @@ def interval(found: Mapping[str, Any]) -> str:
     return f"{100 * low:.1f}–{100 * high:.1f} %"
 
 
+def loss(nats: float | None) -> str:
+    """Nats per token, with four digits: 0.0017 is a good model's."""
+    return NOTHING if nats is None else f"{nats:.4f}"
+
+
 def amount(number: int | None) -> str:
     """4_190_000 -> "4.19 M"."""
     if number is None:

@@ -9,7 +9,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from toolkit.report import formats
-from toolkit.report.charts import heat_map, loss_curve
+from toolkit.report.charts import heat_map, keep_curve, loss_curve
 
 
 def render(report: dict[str, Any]) -> str:
@@ -19,6 +19,7 @@ def render(report: dict[str, Any]) -> str:
         evaluated=[found for found in report["models"].values() if found],
         heat=heat_map(report),
         curve=loss_curve(report["training"]),
+        sweep=keep_curve(report["sweep"]),
         kept_shares=[block["kept_share"] for block in report["blocks"].values() if block["kept_share"] is not None],
         recipe=yaml.safe_dump(report["recipe"], sort_keys=False) if report["recipe"] else None,
         command=f"./launch.sh {shlex.quote(report['recipe_path'])} --fresh",
@@ -34,7 +35,16 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for write in (formats.percent, formats.interval, formats.amount, formats.size, formats.speed, formats.duration, typeset):
+    for write in (
+        formats.percent,
+        formats.interval,
+        formats.loss,
+        formats.amount,
+        formats.size,
+        formats.speed,
+        formats.duration,
+        typeset,
+    ):
         environment.filters[write.__name__] = write
     return environment.get_template("report.html.j2")
 

@@ -4,6 +4,7 @@ from toolkit.tasks.batches import padded_batches
 from toolkit.tasks.prompts import Encoded, encode, encode_all, encode_prompt
 from toolkit.tasks.scorers import SCORERS
 from toolkit.tasks.task import PRESETS, Example, Split, Task
+from toolkit.tasks.texts import encode_texts, read_texts
 
 __all__ = [
     "PRESETS",
@@ -15,5 +16,7 @@ __all__ = [
     "encode",
     "encode_all",
     "encode_prompt",
+    "encode_texts",
     "padded_batches",
+    "read_texts",
 ]

@@ -1,7 +1,7 @@
 """A task: its examples in three splits, and its scorer."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -48,9 +48,9 @@ class Task:
                 'A custom task needs `task.prompt` and `task.completion` (templates such as "{question}"), or `task.messages`.'
             )
 
-    def sources(self) -> dict[str, str]:
+    def sources(self, splits: Sequence[Literal["train", "test"]] = ("train", "test")) -> dict[str, str]:
         """Where train and test come from, for people and fingerprints."""
-        return {split: self._source(split) for split in ("train", "test")}
+        return {split: self._source(split) for split in splits}
 
     def examples(self, split: Split) -> list[Example]:
         """All examples of a split, in the file's order (dev and train: what the carving left them)."""

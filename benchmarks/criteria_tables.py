@@ -1,0 +1,168 @@
+"""The tables of docs/criteria-study.md, from finished runs; what is not finished is named there."""
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from toolkit.files import write_text
+from toolkit.report.formats import NOTHING, interval, percent
+
+BEGIN, END = "<!-- tables: written by benchmarks/criteria_study.py -->", "<!-- end of tables -->"
+
+
+@dataclass(frozen=True)
+class Swept:
+    """One sweep: all criteria, all keeps."""
+
+    subject: str
+    calibration: str
+    tokens: str
+    run: Path
+    arguments: list[str]
+
+    @property
+    def table(self) -> dict[str, Any] | None:
+        path = self.run / "sweep" / "table.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """One fine-tuned model."""
+
+    criterion: str
+    keep: int
+    seed: int
+    run: Path
+    arguments: list[str]
+
+    @property
+    def scores(self) -> dict[str, Any] | None:
+        """None until the manifest says that its evaluation is finished."""
+        manifest = self.run / "manifest.json"
+        if not manifest.exists() or "evaluate/recovered" not in json.loads(manifest.read_text())["stages"]:
+            return None
+        return json.loads((self.run / "evaluation" / "recovered.json").read_text())
+
+    @property
+    def right(self) -> dict[int, bool]:
+        """Per question, whether it was answered rightly."""
+        lines = (self.run / "evaluation" / "recovered.predictions.jsonl").read_text().splitlines()
+        return {item["index"]: item["correct"] for item in map(json.loads, lines)}
+
+
+def mcnemar(only_one: int, only_other: int) -> float:
+    """Exact two-sided p of McNemar's paired test (1947): were it chance which of two models is alone right, how often would
+    it fall at least this unevenly? Binomial with 1/2 over the questions that exactly one of them answers rightly."""
+    n, fewer = only_one + only_other, min(only_one, only_other)
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(fewer + 1)) / 2**n)
+
+
+def write_tables(document: Path, swept: Sequence[Swept], recovered: Sequence[Recovered]) -> list[str]:
+    """Replaces what stands between the marks in `document` (makes one where there is none); returns the missing cells."""
+    missing = [cell.run.name for cell in swept if cell.table is None]
+    missing += [cell.run.name for cell in recovered if cell.scores is None]
+    parts = [*pruned_tables(swept), *recovered_tables(recovered)]
+    if missing:
+        parts.append("### Not finished\n\n" + ", ".join(f"`{name}`" for name in missing) + ".")
+    text = document.read_text(encoding="utf-8") if document.exists() else f"{BEGIN}\n{END}\n"
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    write_text(document, f"{before}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}")
+    return missing
+
+
+def pruned_tables(swept: Sequence[Swept]) -> list[str]:
+    """Per task: criteria and tokens down, calibration and keep across."""
+    parts = []
+    for subject in dict.fromkeys(cell.subject for cell in swept):
+        there = {(cell.calibration, cell.tokens): cell.table for cell in swept if cell.subject == subject}
+        tables = [table for table in there.values() if table]
+        if not tables:
+            continue
+        original = tables[0]["rows"][0]["task"]
+        parts.append(
+            f"### {subject}, pruned and not fine-tuned\n\n{original['n']:,} dev questions; the original: "
+            f"{percent(original['score'])} ({interval(original)}). `random`: mean of the seeds, lowest to highest."
+        )
+        calibrations = list(dict.fromkeys(calibration for calibration, _ in there))
+        for calibration in calibrations:
+            rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+            for (at, tokens), table in there.items():
+                for row in table["rows"][1:] if table and at == calibration else ():
+                    rows.setdefault((row["label"], tokens), []).append(row)
+            keeps = sorted({row["keep"] for found in rows.values() for row in found}, reverse=True)
+            body = [
+                [f"`{label}`", "all" if tokens == "reconstruction" else tokens]
+                + [_cell([row["task"] for row in found if row["keep"] == keep]) for keep in keeps]
+                for (label, tokens), found in rows.items()
+            ]
+            if body:
+                parts.append(f"Calibrated on {calibration}:")
+                parts.append(_markdown(["criterion", "tokens", *(f"keep {keep}" for keep in keeps)], body))
+    return parts
+
+
+def recovered_tables(recovered: Sequence[Recovered]) -> list[str]:
+    """The scores, and between every two criteria at the same keep and seed the paired test."""
+    done = [cell for cell in recovered if cell.scores]
+    if not done:
+        return []
+    keeps, criteria = (list(dict.fromkeys(getattr(cell, name) for cell in done)) for name in ("keep", "criterion"))
+    seeds = sorted({cell.seed for cell in done})
+    at = {(cell.criterion, cell.keep, cell.seed): cell for cell in done}
+    scores, pairs = [], []
+    for keep in keeps:
+        for criterion in criteria:
+            found = [at[criterion, keep, seed].scores if (criterion, keep, seed) in at else None for seed in seeds]
+            known = [scored["score"] for scored in found if scored]
+            if known:
+                each = [f"{percent(scored['score'])} ({interval(scored)})" if scored else NOTHING for scored in found]
+                scores.append([str(keep), f"`{criterion}`", *each, percent(statistics.mean(known))])
+        for one, other in combinations(criteria, 2):
+            tests = [_paired(at.get((one, keep, seed)), at.get((other, keep, seed))) for seed in seeds]
+            if any(test != NOTHING for test in tests):
+                pairs.append([str(keep), f"`{one}`", f"`{other}`", *tests])
+    names = [f"seed {seed}" for seed in seeds]
+    sizes = ", ".join(f"{n:,}" for n in sorted({cell.scores["n"] for cell in done if cell.scores}))
+    count = sum(test != NOTHING for row in pairs for test in row[3:])
+    parts = [
+        f"### Fine-tuned\n\n{sizes} test questions, 95 % Wilson intervals.",
+        _markdown(["keep", "criterion", *names, "mean"], scores),
+    ]
+    if pairs:
+        parts.append(
+            "Question by question: how many the first alone and the second alone answers rightly, and the exact two-sided p of "
+            f"McNemar's test. {count} of them: between equals, about one in twenty falls below 0.05."
+        )
+        parts.append(_markdown(["keep", "first", "second", *names], pairs))
+    return parts
+
+
+def _cell(found: Sequence[dict[str, Any]]) -> str:
+    scores = [task["score"] for task in found]
+    if not scores:
+        return NOTHING
+    if len(scores) == 1:
+        return f"{percent(scores[0])} ({interval(found[0])})"
+    return f"{percent(statistics.mean(scores))} ({percent(min(scores))} to {percent(max(scores))})"
+
+
+def _paired(one: Recovered | None, other: Recovered | None) -> str:
+    if one is None or other is None:
+        return NOTHING
+    mine, theirs = one.right, other.right
+    if mine.keys() != theirs.keys():
+        return NOTHING
+    first = sum(mine[i] and not theirs[i] for i in mine)
+    second = sum(theirs[i] and not mine[i] for i in mine)
+    return f"{first} / {second}, p = {mcnemar(first, second):.2g}"
+
+
+def _markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body))

@@ -1,0 +1,40 @@
+"""A tiny random model and a small task in the working folder, and recipes for them."""
+
+from pathlib import Path
+
+from conftest import PLAYGROUND, tiny_model
+
+from toolkit.recipe import Recipe
+
+
+def make_small(folder: Path) -> None:
+    """`original/`, `train.jsonl` (60 lines: 48 to train on, 12 dev) and `test.jsonl`."""
+    tiny_model("mixtral", vocab_size=768, eos_token_id=1).save_pretrained(folder / "original")
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (folder / "original" / file).write_bytes((PLAYGROUND / "model" / file).read_bytes())
+    for split, lines in (("train", 60), ("test", 6)):
+        text = (PLAYGROUND / "arithmetic" / f"{split}.jsonl").read_text().splitlines(keepends=True)
+        (folder / f"{split}.jsonl").write_text("".join(text[:lines]))
+
+
+TASK = {"train": "train.jsonl", "test": "test.jsonl", "prompt": "{question}", "completion": "{answer}", "scorer": "contains"}
+
+
+def small_values(**changes: object) -> dict:
+    """The keys of a recipe; `calibration__data=…` changes one key of a section."""
+    values: dict = {
+        "name": "small",
+        "model": "original",
+        "task": TASK,
+        "calibration": {"examples": 8, "batch_size": 4},
+        "pruning": {"keep": 4},
+        "evaluation": {"batch_size": 3, "max_new_tokens": 4, "models": ["original", "pruned"]},
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        values[section] = {**values.get(section, {}), name: value} if name else value
+    return values
+
+
+def small_recipe(**changes: object) -> Recipe:
+    return Recipe.model_validate(small_values(**changes))

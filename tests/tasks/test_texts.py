@@ -1,0 +1,42 @@
+import json
+from pathlib import Path
+
+import pytest
+from conftest import PLAYGROUND
+
+from toolkit.errors import PollardError
+from toolkit.moe import load_tokenizer
+from toolkit.tasks import encode_texts, read_texts
+
+
+def test_paragraphs_of_a_text_file_and_lines_of_a_jsonl_file_are_texts(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("One line,\nanother.\n\n \n\nThe second.\n")
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "One."}) + "\n\n" + json.dumps({"text": "Two.", "more": 1}) + "\n")
+    assert read_texts(str(tmp_path / "a.txt")) == ["One line,\nanother.", "The second."]
+    assert read_texts(str(tmp_path / "a.jsonl")) == ["One.", "Two."]
+
+
+def test_a_long_text_is_cut_into_pieces_that_lose_nothing_and_all_of_it_is_completion() -> None:
+    tokenizer = load_tokenizer(str(PLAYGROUND / "model"))
+    texts = ["Mia has 6 boxes with 4 pens each and gives away 9 pens.", "Why?"]
+    whole = [tokenizer(text)["input_ids"] for text in texts]
+    pieces = encode_texts(tokenizer, texts, 5)
+    assert [token for piece in pieces for token in piece.input_ids] == [token for ids in whole for token in ids]
+    assert max(len(piece.input_ids) for piece in pieces) == 5
+    assert all(piece.completion_mask == [1] * len(piece.input_ids) for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.txt", b" \n\n", "is empty: it holds no text"),
+        ("a.jsonl", b"", "is empty: it holds no text"),
+        ("a.jsonl", b'{"text": 5}\n', r"line 1: plain text is read from the field `text`\. Fields there: text\."),
+        ("a.txt", b"\xff\xfe\xff", "Cannot read .*a.txt"),
+        ("a.pdf", b"%PDF", r"is no text file: plain text is a \.jsonl file"),
+    ],
+)
+def test_what_is_no_text_is_an_error(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(PollardError, match=said):
+        read_texts(str(tmp_path / name))

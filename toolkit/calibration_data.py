@@ -1,0 +1,111 @@
+"""What the original model is watched on: the task's training examples, or a mix of tasks and plain texts.
+
+calibration:
+  data: [{task: gsm8k, examples: 256}, {text: notes.jsonl, examples: 128}]
+  self_generated: true
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from toolkit.distributed import gather, progress, share
+from toolkit.errors import PollardError
+from toolkit.evaluation import generate, greedy
+from toolkit.recipe import Recipe, SourceRecipe
+from toolkit.run_directory import fingerprint_of_source
+from toolkit.tasks import Encoded, Example, Task, encode_all, encode_prompt, encode_texts, read_texts
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source, read and tokenized."""
+
+    name: str
+    encoded: list[Encoded]
+    weight: float
+    told: str  # what is missing, for people
+    left_out: int = 0  # too long
+    not_kept: int = 0  # the model's own answers that were not right, or too long
+
+
+def sources_of(recipe: Recipe) -> list[SourceRecipe]:
+    """The mix, or the recipe's task alone."""
+    return recipe.calibration.data or [SourceRecipe(task=recipe.task)]
+
+
+def identity_of_data(recipe: Recipe) -> list[Any]:
+    """For the fingerprint of calibration: what its sources hold, and what decides the model's own answers."""
+    found = []
+    for source in sources_of(recipe):
+        where = Task(source.task).sources(("train",))["train"] if source.task else str(source.text)
+        found.append([source.model_dump(), fingerprint_of_source(where)])
+    own = [recipe.evaluation.max_new_tokens, recipe.model.dtype] if recipe.calibration.self_generated else []
+    return [found, own]
+
+
+def check_data(recipe: Recipe) -> None:
+    """Raises PollardError for a source of a mix that cannot be read, and where own answers have nothing to answer."""
+    for source in recipe.calibration.data or ():
+        if source.task:
+            Task(source.task).examples("train")
+        else:
+            read_texts(str(source.text))
+    if recipe.calibration.self_generated and not any(source.task for source in sources_of(recipe)):
+        raise PollardError(
+            "calibration.self_generated has the model answer a task's prompts, but calibration.data holds only plain text: "
+            "add a task to it, or leave self_generated out."
+        )
+
+
+def read_source(
+    source: SourceRecipe, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None
+) -> Source:
+    """A seeded sample of the source; with a `model`, its own right answers instead of a task's completions."""
+    settings = recipe.calibration
+    number, draw = source.examples or settings.examples, random.Random(recipe.seed)
+    if source.task is None:
+        pieces = encode_texts(tokenizer, read_texts(str(source.text)), settings.max_length)
+        chosen = draw.sample(pieces, min(number, len(pieces)))
+        return Source(source.name, chosen, source.weight or len(chosen), "")
+    task = Task(source.task)
+    examples = task.examples("train")
+    asked = draw.sample(examples, min(number, len(examples)))
+    if model is None:
+        encoded, too_long = encode_all(tokenizer, asked, settings.max_length)
+        told = f"; {too_long:,} longer than {settings.max_length} tokens left out" if too_long else ""
+        return Source(source.name, encoded, source.weight or len(encoded), told, too_long)
+    encoded = right_answers(model, tokenizer, task, asked, recipe)
+    told = f"; the model's own answers, {len(encoded):,} of {len(asked):,} kept: right, within {settings.max_length} tokens"
+    return Source(source.name, encoded, source.weight or len(encoded), told, not_kept=len(asked) - len(encoded))
+
+
+def right_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, asked: Sequence[Example], recipe: Recipe
+) -> list[Encoded]:
+    """The model's greedy answers to the examples' prompts, those that the task's scorer finds right, in their order.
+
+    Raises PollardError where none is.
+    """
+    longest = recipe.calibration.max_length
+    prompts = [encode_prompt(tokenizer, example) for example in asked]
+    order = sorted((i for i in range(len(prompts)) if len(prompts[i]) < longest), key=lambda i: (len(prompts[i]), i))
+    size, settings = recipe.evaluation.batch_size, greedy(model, tokenizer, recipe.evaluation.max_new_tokens)
+    mine = []
+    for batch in progress(share([order[start : start + size] for start in range(0, len(order), size)]), "answering"):
+        answers = generate(model, [prompts[i] for i in batch], settings)
+        for i, answer in zip(batch, answers, strict=True):
+            text = str(tokenizer.decode(answer, skip_special_tokens=True))
+            if task.score(text, asked[i].gold) and len(prompts[i]) + len(answer) <= longest:
+                mine.append((i, Encoded(prompts[i] + answer, len(prompts[i]))))
+    kept = [encoded for _, encoded in sorted(found for part in gather(mine) for found in part)]
+    if not kept:
+        raise PollardError(
+            f"The original model answered none of {len(asked):,} training prompts of {task.name} rightly within "
+            f"{recipe.evaluation.max_new_tokens} new tokens: watch it on the data's own completions "
+            "(calibration.self_generated=false), or raise evaluation.max_new_tokens."
+        )
+    return kept
