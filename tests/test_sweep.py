@@ -163,9 +163,9 @@ def test_what_cannot_be_swept_is_said_before_anything_starts(
 def test_a_criterion_that_the_statistics_cannot_serve_is_one_error_and_nothing_is_measured(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from toolkit.selection import CRITERIA
+    from toolkit.selection import SCORES
 
-    monkeypatch.setitem(CRITERIA, "reap", lambda statistics, block, tokens, seed: statistics.get(block, "unheard_of", tokens))
+    monkeypatch.setitem(SCORES, "reap", lambda statistics, block, tokens, seed: statistics.get(block, "unheard_of", tokens))
     with pytest.raises(PollardError, match="The statistics hold no `unheard_of` of all tokens"):
         swept("name=unserved")
     assert not files("unserved")
