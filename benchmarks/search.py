@@ -1,0 +1,116 @@
+"""How near the greedy search comes where every subset can be counted, and what it does where none could be.
+
+    OMP_NUM_THREADS=1 python benchmarks/search.py
+
+Gaps are those of the loss found to the smallest loss of all subsets: 16 experts (random blocks) and 8 (the playground's
+trained ones, on its own task). 64 -> 32 and 128 -> 16 are compared with the scores' choices on the objective itself.
+"""
+
+import random
+import resource
+import statistics
+import time
+from pathlib import Path
+from unittest import mock
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from toolkit import Task, calibrate, select
+from toolkit.calibration import reconstruction
+from toolkit.moe import find_blocks, load_model, load_tokenizer, restricted
+from toolkit.recipe import TaskRecipe
+from toolkit.tasks import encode_all, padded_batches
+
+PLAYGROUND = str(Path(__file__).parents[1] / "data" / "playground" / "model")
+Batches = list[dict[str, torch.Tensor]]
+
+
+def random_model(seed: int, experts: int, top_k: int, layers: int, hidden: int = 64) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(
+        "qwen3_moe", vocab_size=512, hidden_size=hidden, moe_intermediate_size=hidden, num_experts=experts, head_dim=16,
+        num_experts_per_tok=top_k, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=4,
+        norm_topk_prob=True,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def random_batches(seed: int, count: int, size: int, length: int) -> Batches:
+    ids = torch.randint(512, (count, size, length), generator=torch.Generator().manual_seed(seed))
+    return [{"input_ids": batch, "attention_mask": torch.ones_like(batch)} for batch in ids]
+
+
+def playground_batches() -> Batches:
+    tokenizer = load_tokenizer(PLAYGROUND)
+    examples = random.Random(0).sample(Task(TaskRecipe(name="playground/arithmetic")).examples("train"), 64)
+    return padded_batches(encode_all(tokenizer, examples, 256)[0], 16, int(tokenizer.pad_token_id))
+
+
+def gaps(models: list[tuple[PreTrainedModel, Batches]], keeps: tuple[int, ...]) -> dict[int, list[float]]:
+    """Per `keep` and block: loss found / smallest loss - 1."""
+    found: dict[int, list[float]] = {keep: [] for keep in keeps}
+    for model, batches in models:
+        best = calibrate(model, batches, reconstruction=True).about["reconstruction"]["layerwise"]
+        with mock.patch.multiple(reconstruction, ENUMERABLE=0, ENUMERABLE_ONE_BY_ONE=0):
+            searched = calibrate(model, batches, reconstruction=True).about["reconstruction"]["layerwise"]
+        for block, expected in best.items():
+            for keep in keeps:
+                loss, least = (entry["keep"][str(keep)]["loss"] for entry in (searched[block], expected))
+                found[keep].append(max(0.0, loss / least - 1))  # equal sets differ by rounding
+    return found
+
+
+def show_gaps(what: str, found: dict[int, list[float]]) -> None:
+    for keep, values in found.items():
+        print(
+            f"{what} -> {keep}: gap median {statistics.median(values):.2%}, largest {max(values):.2%}, "
+            f"{sum(value < 1e-6 for value in values)} of {len(values)} blocks the best of all"
+        )
+
+
+@torch.no_grad()
+def loss_of(model: PreTrainedModel, batches: Batches, kept: list[int]) -> float:
+    """The objective of the only block, by running it again."""
+    block = find_blocks(model)[0]
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    handle = block.module.register_forward_hook(lambda module, args, out: seen.append((args[0], out)))
+    for batch in batches:
+        model.base_model(batch["input_ids"], use_cache=False)
+    handle.remove()
+    with restricted(block, kept):
+        return sum(float(torch.linalg.vector_norm(y - block.module(x))) for x, y in seen)
+
+
+def large(experts: int, top_k: int, keep: int, batches: Batches) -> None:
+    model = random_model(0, experts, top_k, layers=1, hidden=256)
+    tokens = sum(batch["input_ids"].numel() for batch in batches)
+    started = time.perf_counter()
+    found = calibrate(model, batches, reconstruction=True)
+    seconds = time.perf_counter() - started
+    losses = {
+        criterion: loss_of(model, batches, select(found, criterion, keep).blocks[found.blocks[0]].kept)
+        for criterion in ("reconstruction", "frequency", "reap", "weighted_ean", "random")
+    }
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    print(
+        f"{experts} -> {keep} (top {top_k}, {tokens:,} tokens, every keep at once): {seconds:.0f} s per block, process peak "
+        f"{peak:,.0f} MiB; loss {', '.join(f'{name} {loss:.1f}' for name, loss in losses.items())}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    print(f"{torch.get_num_threads()} thread(s), torch {torch.__version__}, float32")
+    sixteen = [(random_model(seed, 16, 2, layers=4), random_batches(seed, 4, 4, 32)) for seed in range(4)]
+    show_gaps("16 experts, random", gaps(sixteen, (4, 8, 12)))
+    show_gaps("8 experts, playground", gaps([(load_model(PLAYGROUND), playground_batches())], (3, 4, 6)))
+    large(64, 4, 32, random_batches(0, 4, 4, 64))
+    large(128, 8, 16, random_batches(0, 4, 4, 64))
+
+
+if __name__ == "__main__":
+    main()
