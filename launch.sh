@@ -44,7 +44,7 @@ test)
     ruff format --check .
     ruff check .
     mypy
-    exec pytest -n 2
+    exec pytest -n 2 --dist loadfile # a file's launches are shared by its tests
     ;;
 *)
     [ $# -gt 0 ] || { cd "$here" && set -- recipes/playground.yaml; }
