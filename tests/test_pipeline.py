@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PLAYGROUND, tiny_model
 from families import tiny_family
+from small_run import make_small, small_recipe
 from transformers import LlamaConfig
 
 from toolkit import distributed
@@ -24,12 +24,7 @@ STAGES = [
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A tiny original model, data files, and a finished run of `small()`."""
     folder = tmp_path_factory.mktemp("pipeline")
-    tiny_model("mixtral", vocab_size=768, eos_token_id=1).save_pretrained(folder / "original")
-    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        (folder / "original" / file).write_bytes((PLAYGROUND / "model" / file).read_bytes())
-    for split, lines in (("train", 60), ("test", 6)):
-        text = (PLAYGROUND / "arithmetic" / f"{split}.jsonl").read_text().splitlines(keepends=True)
-        (folder / f"{split}.jsonl").write_text("".join(text[:lines]))
+    make_small(folder)
     dense = {"vocab_size": 768, "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     LlamaConfig(**dense).save_pretrained(folder / "dense")
     distributed.start()
@@ -42,20 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def small(**changes: object) -> Recipe:
     trainer = {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "eval_strategy": "no"}
-    task = {"train": "train.jsonl", "test": "test.jsonl", "prompt": "{question}", "completion": "{answer}", "dev_examples": 4}
-    values: dict = {
-        "name": "small",
-        "model": "original",
-        "task": task,
-        "calibration": {"examples": 8, "batch_size": 4},
-        "pruning": {"keep": 4},
-        "finetuning": {"zero": 0, "examples": 8, "trainer": trainer},
-        "evaluation": {"batch_size": 3, "max_new_tokens": 4},
-    }
-    for key, value in changes.items():
-        section, _, name = key.partition("__")
-        values[section] = {**values[section], name: value} if name else value
-    return Recipe.model_validate(values)
+    finetuning = {"zero": 0, "examples": 8, "trainer": trainer}
+    return small_recipe(finetuning=finetuning, evaluation={"batch_size": 3, "max_new_tokens": 4}, **changes)
 
 
 def done_by(recipe: Recipe, capsys: pytest.CaptureFixture[str], **options: object) -> dict[str, bool]:
