@@ -35,8 +35,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     distributed.stop()
 
 
-def calibrated(name: str, **calibration: object) -> ExpertStatistics:
+def calibrated(name: str, reconstruct: bool = False, **calibration: object) -> ExpertStatistics:
     changes = {f"calibration__{key}": value for key, value in calibration.items()}
+    if reconstruct:
+        changes["pruning__criterion"] = "reconstruction"
     return ExpertStatistics.load(run(small_recipe(name=name, **changes), until="calibrate").statistics)
 
 
@@ -59,6 +61,23 @@ def test_sources_count_by_their_share_and_all_tokens_are_still_counted(folder: P
     assert mix.get(BLOCK, "count").sum() == pytest.approx(2 * sum(mix.about["blocks"][BLOCK]["tokens"].values()))
     use = [part.get(BLOCK, "count") / part.get(BLOCK, "count").sum() for part in alone]
     torch.testing.assert_close(mix.get(BLOCK, "count") / mix.get(BLOCK, "count").sum(), 0.25 * use[0] + 0.75 * use[1])
+
+
+def test_subsets_of_a_mix_are_searched_on_all_its_batches_together(folder: Path) -> None:
+    data = [{"task": TASK, "examples": 8}, {"text": "notes.jsonl", "examples": 4}]
+    recipe = small_recipe(name="search-mix", calibration__data=data, pruning__criterion="reconstruction")
+    directory = run(recipe, until="select")
+    mix = ExpertStatistics.load(directory.statistics)
+    found = mix.about["reconstruction"]["layerwise"][BLOCK]
+    assert found["tokens"] == sum(mix.about["blocks"][BLOCK]["tokens"].values())
+    # A loss is a sum over batches: two of the task, one of notes
+    alone = [
+        calibrated("search-task", data=data[:1], reconstruct=True),
+        calibrated("search-notes", data=data[1:], reconstruct=True),
+    ]
+    parts = [part.about["reconstruction"]["layerwise"][BLOCK]["keep"]["4"]["table"] for part in alone]
+    for subset, loss in found["keep"]["4"]["table"].items():
+        assert loss == pytest.approx(sum(part[subset] for part in parts), rel=1e-5)
 
 
 def test_without_weights_sources_count_by_their_examples(folder: Path) -> None:
