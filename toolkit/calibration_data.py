@@ -12,9 +12,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.distributed import gather, progress, share
+from toolkit.distributed import gather
 from toolkit.errors import PollardError
-from toolkit.evaluation import generate, greedy
+from toolkit.evaluation import greedy, share_of_answers
 from toolkit.recipe import Recipe, SourceRecipe
 from toolkit.run_directory import fingerprint_of_source
 from toolkit.tasks import Encoded, Example, Task, encode_all, encode_prompt, encode_texts, read_texts
@@ -91,16 +91,14 @@ def right_answers(
     Raises PollardError where none is.
     """
     longest = recipe.calibration.max_length
-    prompts = [encode_prompt(tokenizer, example) for example in asked]
-    order = sorted((i for i in range(len(prompts)) if len(prompts[i]) < longest), key=lambda i: (len(prompts[i]), i))
-    size, settings = recipe.evaluation.batch_size, greedy(model, tokenizer, recipe.evaluation.max_new_tokens)
+    pairs = [(encode_prompt(tokenizer, example), example) for example in asked]
+    pairs = [(prompt, example) for prompt, example in pairs if len(prompt) < longest]
+    settings = greedy(model, tokenizer, recipe.evaluation.max_new_tokens)
     mine = []
-    for batch in progress(share([order[start : start + size] for start in range(0, len(order), size)]), "answering"):
-        answers = generate(model, [prompts[i] for i in batch], settings)
-        for i, answer in zip(batch, answers, strict=True):
-            text = str(tokenizer.decode(answer, skip_special_tokens=True))
-            if task.score(text, asked[i].gold) and len(prompts[i]) + len(answer) <= longest:
-                mine.append((i, Encoded(prompts[i] + answer, len(prompts[i]))))
+    for i, answer in share_of_answers(model, [prompt for prompt, _ in pairs], recipe.evaluation.batch_size, settings):
+        (prompt, example), text = pairs[i], str(tokenizer.decode(answer, skip_special_tokens=True))
+        if task.score(text, example.gold) and len(prompt) + len(answer) <= longest:
+            mine.append((i, Encoded(prompt + answer, len(prompt))))
     kept = [encoded for _, encoded in sorted(found for part in gather(mine) for found in part)]
     if not kept:
         raise PollardError(

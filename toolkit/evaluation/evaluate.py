@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -40,21 +41,17 @@ def evaluate(
     if not chosen:
         raise PollardError(f"Task {task.name} has no {split} examples.")
     prompts = [encode_prompt(tokenizer, example) for example in chosen]
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     settings = greedy(model, tokenizer, max_new_tokens)
     reset_peak_memory(model.device)
     barrier()
     started = time.monotonic()
     items = []
-    for batch in progress(share(batches), "answering"):
-        answers = generate(model, [prompts[i] for i in batch], settings)
-        for i, answer in zip(batch, answers, strict=True):
-            text = str(tokenizer.decode(answer, skip_special_tokens=True))
-            ended = bool(answer) and answer[-1] in _as_list(settings.eos_token_id)
-            question = "\n".join(m["content"] for m in chosen[i].messages)
-            gold = chosen[i].gold
-            items.append(Item(i, question, gold, text, task.score(text, gold), len(answer), ended))
+    for i, answer in share_of_answers(model, prompts, batch_size, settings):
+        text = str(tokenizer.decode(answer, skip_special_tokens=True))
+        ended = bool(answer) and answer[-1] in _as_list(settings.eos_token_id)
+        question = "\n".join(m["content"] for m in chosen[i].messages)
+        gold = chosen[i].gold
+        items.append(Item(i, question, gold, text, task.score(text, gold), len(answer), ended))
     everyone = gather((items, time.monotonic() - started, peak_memory(model.device)))
     everything = sorted((item for share_of_one, _, _ in everyone for item in share_of_one), key=lambda item: item.index)
     seconds = max(seconds for _, seconds, _ in everyone)
@@ -84,6 +81,16 @@ def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_t
         do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=sorted(end for end in ends if end is not None),
     )  # fmt: skip
+
+
+def share_of_answers(
+    model: PreTrainedModel, prompts: list[list[int]], batch_size: int, settings: GenerationConfig
+) -> Iterator[tuple[int, list[int]]]:
+    """This rank's part of the prompts, sorted by length and dealt out by whole batches: index and generated tokens."""
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    for batch in progress(share(batches), "answering"):
+        yield from zip(batch, generate(model, [prompts[i] for i in batch], settings), strict=True)
 
 
 @torch.no_grad()
