@@ -30,6 +30,11 @@ class Swept:
         path = self.run / "sweep" / "table.json"
         return json.loads(path.read_text()) if path.exists() else None
 
+    def right(self, row: dict[str, Any]) -> dict[int, bool]:
+        """Per question, whether the masked model of this row of the table answered it rightly."""
+        measured = json.loads((self.run / "sweep" / row["file"]).read_text())
+        return {i: mark == "1" for i, mark in enumerate(measured["task"]["right"])}
+
 
 @dataclass(frozen=True)
 class Recovered:
@@ -67,7 +72,7 @@ def write_tables(document: Path, swept: Sequence[Swept], recovered: Sequence[Rec
     """Replaces what stands between the marks in `document` (makes one where there is none); returns the missing cells."""
     missing = [cell.run.name for cell in swept if cell.table is None]
     missing += [cell.run.name for cell in recovered if cell.scores is None]
-    parts = [*pruned_tables(swept), *recovered_tables(recovered)]
+    parts = [*pruned_tables(swept), *whose_data_tables(swept), *recovered_tables(recovered)]
     if missing:
         parts.append("### Not finished\n\n" + ", ".join(f"`{name}`" for name in missing) + ".")
     text = document.read_text(encoding="utf-8") if document.exists() else f"{BEGIN}\n{END}\n"
@@ -108,6 +113,37 @@ def pruned_tables(swept: Sequence[Swept]) -> list[str]:
     return parts
 
 
+def whose_data_tables(swept: Sequence[Swept]) -> list[str]:
+    """Per task, criterion and keep the paired test between calibration on the task and on the mix (`random` needs neither)."""
+    parts, count = [], 0
+    for subject in dict.fromkeys(cell.subject for cell in swept):
+        body = []
+        for tokens in dict.fromkeys(cell.tokens for cell in swept):
+            both = [cell for cell in swept if (cell.subject, cell.tokens) == (subject, tokens) and cell.table]
+            if len(both) < 2:
+                continue
+            rows = [
+                {(row["label"], row["keep"]): row for row in (cell.table or {})["rows"][1:] if row["label"] != "random"}
+                for cell in both
+            ]
+            keeps = sorted({keep for _, keep in rows[0]}, reverse=True)
+            for label in dict.fromkeys(label for label, _ in rows[0]):
+                tests = [
+                    _paired(*(cell.right(found[label, keep]) for cell, found in zip(both, rows, strict=True))) for keep in keeps
+                ]
+                count += len(tests)
+                body.append([f"`{label}`", "all" if tokens == "reconstruction" else tokens, *tests])
+        if body:
+            parts += [f"{subject}:", _markdown(["criterion", "tokens", *(f"keep {keep}" for keep in keeps)], body)]
+    head = (
+        "### Whose data: the task's own, or all six tasks'\n\nQuestion by question of the dev slice, pruned and not "
+        "fine-tuned: how many only the model calibrated on its own task answers rightly, how many only the one calibrated on "
+        f"all six, and the exact two-sided p of McNemar's test. {count} tests: between equals, about one in twenty falls "
+        "below 0.05."
+    )
+    return [head, *parts] if parts else []
+
+
 def recovered_tables(recovered: Sequence[Recovered]) -> list[str]:
     """The scores, and between every two criteria at the same keep and seed the paired test."""
     done = [cell for cell in recovered if cell.scores]
@@ -125,7 +161,8 @@ def recovered_tables(recovered: Sequence[Recovered]) -> list[str]:
                 each = [f"{percent(scored['score'])} ({interval(scored)})" if scored else NOTHING for scored in found]
                 scores.append([str(keep), f"`{criterion}`", *each, percent(statistics.mean(known))])
         for one, other in combinations(criteria, 2):
-            tests = [_paired(at.get((one, keep, seed)), at.get((other, keep, seed))) for seed in seeds]
+            both = [[at.get((criterion, keep, seed)) for criterion in (one, other)] for seed in seeds]
+            tests = [_paired(*(cell.right if cell else None for cell in cells)) for cells in both]
             if any(test != NOTHING for test in tests):
                 pairs.append([str(keep), f"`{one}`", f"`{other}`", *tests])
     names = [f"seed {seed}" for seed in seeds]
@@ -153,14 +190,12 @@ def _cell(found: Sequence[dict[str, Any]]) -> str:
     return f"{percent(statistics.mean(scores))} ({percent(min(scores))} to {percent(max(scores))})"
 
 
-def _paired(one: Recovered | None, other: Recovered | None) -> str:
-    if one is None or other is None:
+def _paired(one: dict[int, bool] | None, other: dict[int, bool] | None) -> str:
+    """How many questions only the first and only the second answers rightly, and how likely that is between equals."""
+    if one is None or other is None or one.keys() != other.keys():
         return NOTHING
-    mine, theirs = one.right, other.right
-    if mine.keys() != theirs.keys():
-        return NOTHING
-    first = sum(mine[i] and not theirs[i] for i in mine)
-    second = sum(theirs[i] and not mine[i] for i in mine)
+    first = sum(one[i] and not other[i] for i in one)
+    second = sum(other[i] and not one[i] for i in one)
     return f"{first} / {second}, p = {mcnemar(first, second):.2g}"
 
 

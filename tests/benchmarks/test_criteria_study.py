@@ -89,3 +89,18 @@ def test_tables_hold_what_is_finished_name_what_is_not_and_leave_the_text(tmp_pa
     assert "| `random` | all | 30.0 % (20.0 % to 40.0 %) | – |" in text
     assert "| `reap` | all | 70.0 % (0.0–50.0 %) | 10.0 % (0.0–50.0 %) |" in text
     assert "Not finished\n\n`absent`." in text
+
+
+def test_calibration_on_the_task_is_compared_with_the_mix_question_by_question(tmp_path: Path) -> None:
+    cells = []
+    for calibration, right in (("its own task", "1111111110"), ("all six tasks", "0000000011")):
+        cell = criteria_tables.Swept("sorting", calibration, "all", tmp_path / calibration, [])
+        (cell.run / "sweep").mkdir(parents=True)
+        (cell.run / "sweep" / "keep4.json").write_text(json.dumps({"task": {"right": right}}))
+        rows = [{"label": label, "keep": 4, "file": "keep4.json"} for label in ("original", "random", "reap")]
+        (cell.run / "sweep" / "table.json").write_text(json.dumps({"rows": rows}))
+        cells.append(cell)
+    head, subject, table = criteria_tables.whose_data_tables(cells)
+    assert subject == "sorting:" and "1 tests" in head
+    assert table.splitlines()[2:] == ["| `reap` | all | 8 / 1, p = 0.039 |"]
+    assert not criteria_tables.whose_data_tables(cells[:1])
