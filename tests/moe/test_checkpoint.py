@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from toolkit.errors import PollardError
-from toolkit.moe import checkpoint, masked, prune_checkpoint, slice_model, tensor_shapes
+from toolkit.moe import layout, masked, prune_checkpoint, slice_model, stream, tensor_shapes
 from toolkit.plan import BlockPlan, Plan
 
 KEPT = [0, 3, 5, 6]
@@ -87,13 +87,11 @@ def test_tokenizer_chat_template_and_generation_settings_come_along(tiny_checkpo
 def test_a_checkpoint_that_would_come_out_wrong_is_not_left_behind(monkeypatch, tmp_path: Path) -> None:
     model = tiny_model("mixtral")
     model.save_pretrained(tmp_path / "original")
-
-    def slice_wrongly(model, plan):
-        other = plan_for(model, [1, 2, 4, 7])
-        return slice_model(model, other)
-
-    monkeypatch.setattr(checkpoint, "slice_model", slice_wrongly)
-    with pytest.raises(PollardError, match="not the original without its pruned experts"):
+    other = plan_for(model, [1, 2, 4, 7])
+    monkeypatch.setattr(stream, "cut", lambda stored, model, sliced, plan: layout.cut(stored, model, sliced, other))
+    with pytest.raises(
+        PollardError, match=r"not the original without its pruned experts: outputs of model\.layers\.0\.mlp differ"
+    ):
         prune_checkpoint(str(tmp_path / "original"), plan_for(model, KEPT), tmp_path / "pruned")
     assert not (tmp_path / "pruned").exists()
 
