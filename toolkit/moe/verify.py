@@ -81,7 +81,11 @@ def check_bytes(file: Path, pieces: Sequence[Piece]) -> None:
         for piece in pieces:
             old, new = files[piece.source.file].get_tensor(piece.source.name), files[file].get_tensor(piece.name)
             if old.dtype != new.dtype or not all(torch.equal(_bits(a), _bits(b)) for a, b in _pairs(old, new, piece)):
-                raise PollardError(WRONG.format(f"{piece.name} in {file.name} differs"))
+                file.unlink()
+                raise PollardError(
+                    f"{piece.name} in {file} is not what was written there: is the disk sound? The file is removed, and the "
+                    "same command writes it again."
+                )
 
 
 def _pairs(old: torch.Tensor, new: torch.Tensor, piece: Piece) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
