@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from toolkit.errors import PollardError
-from toolkit.moe import layout, masked, prune_checkpoint, slice_model, stream, tensor_shapes
+from toolkit.moe import layout, masked, prune_checkpoint, rewrite, slice_model, tensor_shapes
 from toolkit.plan import BlockPlan, Plan
 
 KEPT = [0, 3, 5, 6]
@@ -89,7 +89,7 @@ def test_a_checkpoint_that_would_come_out_wrong_is_not_left_behind(monkeypatch, 
     model = tiny_model("mixtral")
     model.save_pretrained(tmp_path / "original")
     other = plan_for(model, [1, 2, 4, 7])
-    monkeypatch.setattr(stream, "cut", lambda stored, model, sliced, plan: layout.cut(stored, model, sliced, other))
+    monkeypatch.setattr(rewrite, "cut", lambda stored, model, sliced, plan: layout.cut(stored, model, sliced, other))
     with pytest.raises(
         PollardError, match=r"not the original without its pruned experts: outputs of model\.layers\.0\.mlp differ"
     ):

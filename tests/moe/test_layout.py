@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from toolkit.errors import PollardError
 from toolkit.moe import load_config, load_model, prune_checkpoint, slice_model
 from toolkit.moe.layout import UnknownLayoutError
-from toolkit.moe.stream import plan_job
+from toolkit.moe.rewrite import plan_job
 from toolkit.moe.tensor_files import SINGLE
 
 KEPT = [0, 3, 5, 6]

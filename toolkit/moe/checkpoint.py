@@ -16,8 +16,8 @@ from toolkit.moe.blocks import EXPERT_KEYS, TOP_K_KEYS
 from toolkit.moe.layout import UnknownLayoutError
 from toolkit.moe.load import DEQUANTIZED, checkpoint_folder, load_config, load_model, quantization_of
 from toolkit.moe.mask import masked
+from toolkit.moe.rewrite import Job, plan_job, rewrite
 from toolkit.moe.slice import slice_model
-from toolkit.moe.stream import plan_job, stream
 from toolkit.moe.verify import TOLERANCE, WRONG, sample, verify
 from toolkit.plan import Plan
 
@@ -48,9 +48,7 @@ def prune_checkpoint(source: str | Path, plan: Plan, target: str | Path, revisio
         say(f"  the whole model is loaded, for its files alone do not say which experts are where: {reason}")
         on_main(lambda: _prune_in_memory(source, plan, target, revision))
         return
-    config = json.loads((folder / "config.json").read_text())
-    _complete(config, job.sliced.config)
-    stream(job, config, target, partial(verify, job, oracle=not quantized))
+    rewrite(job, pruned_config(job), target, partial(verify, job, oracle=not quantized))
     blocks = f"; {', '.join(sample(job.model))} answer as the masked original's" * (not quantized)
     say(f"  every tensor of the pruned checkpoint is the original's, bit for bit{blocks}")
     if quantized:
@@ -105,6 +103,13 @@ def write_checkpoint(model: PreTrainedModel, folder: Path, state_dict: dict[str,
     written = json.loads(path.read_text())
     _complete(written, model.config)
     write_text(path, json.dumps(written, indent=2, sort_keys=True) + "\n")
+
+
+def pruned_config(job: Job) -> dict[str, Any]:
+    """The original's configuration file as it is, but for the numbers that pruning changes."""
+    written: dict[str, Any] = json.loads((job.folder / "config.json").read_text())
+    _complete(written, job.sliced.config)
+    return written
 
 
 def _complete(written: dict[str, Any], config: Any) -> None:

@@ -21,7 +21,7 @@ from toolkit.moe.layout import Names
 from toolkit.moe.load import load_config, meta_model
 from toolkit.moe.mask import restricted
 from toolkit.moe.reroute import choice_of
-from toolkit.moe.stream import Job
+from toolkit.moe.rewrite import Job
 from toolkit.moe.tensor_files import Piece, StoredTensor, stored_tensors
 
 # The sliced model sums the same products as the masked one, perhaps in another order: rounding of the dtype.
@@ -126,7 +126,11 @@ def load_block(model: PreTrainedModel, stored: Mapping[str, StoredTensor], name:
         settings = LoadStateDictConfig(dtype=model.dtype, weight_mapping=get_model_conversion_mapping(model))  # type: ignore[arg-type]
         convert_and_load_state_dict_in_model(model, weights, settings)
     model.eval().set_experts_implementation("eager")  # the others do not know every dtype
-    return next(block for block in find_blocks(model) if block.name == name)
+    block = next(block for block in find_blocks(model) if block.name == name)
+    missing = [part for part, tensor in block.module.state_dict().items() if tensor.is_meta]
+    if missing:
+        raise PollardError(f"{name} cannot be loaded by itself: {len(missing)} tensors ({missing[0]}, …) were not read.")
+    return block
 
 
 @torch.no_grad()

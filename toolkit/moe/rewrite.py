@@ -67,7 +67,7 @@ def _packed(pieces: list[Piece]) -> dict[str, list[Piece]]:
     return {f"model-{n:05}-of-{len(shards):05}.safetensors": shard for n, shard in enumerate(shards, 1)}
 
 
-def stream(job: Job, config: dict[str, Any], target: Path, verify: Callable[[Path], None]) -> None:
+def rewrite(job: Job, config: dict[str, Any], target: Path, verify: Callable[[Path], None]) -> None:
     """Writes the pruned checkpoint with that configuration to `target`, by all ranks.
 
     `verify` looks at the written folder before it gets its name, also on every rank. Raises PollardError where the disk is

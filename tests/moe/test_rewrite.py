@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from toolkit.distributed import stop
 from toolkit.errors import PollardError
-from toolkit.moe import prune_checkpoint, slice_model, stream, tensor_files
+from toolkit.moe import prune_checkpoint, rewrite, slice_model, tensor_files
 from toolkit.plan import Plan
 
 KEPT = [0, 3, 5, 6]
@@ -24,7 +24,7 @@ KEPT = [0, 3, 5, 6]
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint in several files, to be written in several others."""
     tiny_model("mixtral").save_pretrained(tmp_path / "original", max_shard_size="60KB")
-    monkeypatch.setattr(stream, "SHARD_BYTES", 40_000)
+    monkeypatch.setattr(rewrite, "SHARD_BYTES", 40_000)
     return tmp_path / "original"
 
 
@@ -88,7 +88,7 @@ def _rank(rank: int, ranks: int, folder: str, plan: Plan) -> None:
 
 def _fail_on_one_rank(rank: int, folder: str, plan: Plan) -> None:
     if rank == 1:
-        stream.write_file = lambda path, pieces: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
+        rewrite.write_file = lambda path, pieces: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(PollardError, match="No space left on device"):
         prune_checkpoint(f"{folder}/original", plan, f"{folder}/failed")
     assert not Path(folder, "failed").exists()
@@ -118,7 +118,7 @@ def stop_at(number: int, monkeypatch: pytest.MonkeyPatch, error: Exception) -> l
         whole(path, pieces)
         written.append(path.name)
 
-    monkeypatch.setattr(stream, "write_file", write)
+    monkeypatch.setattr(rewrite, "write_file", write)
     return written
 
 
