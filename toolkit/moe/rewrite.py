@@ -74,17 +74,23 @@ def rewrite(job: Job, config: dict[str, Any], target: Path, verify: Callable[[Pa
     too small or cannot be written; nothing is left at `target` then.
     """
     partial = target.with_name(target.name + ".tmp")
-    with explained_writing(target):
-        on_main(lambda: _open(job, partial))
-        together(lambda: _write(job, partial))
-        on_main(lambda: _write_rest(job, partial, config))
-        together(lambda: verify(partial))
 
-        def finish() -> None:
-            (partial / MARKER).unlink()
-            put_in_place(partial, target)
+    def step(where: Callable[[Callable[[], None]], None], work: Callable[[], None]) -> None:
+        def explained() -> None:  # on the rank that fails: the others are told its words
+            with explained_writing(target):
+                work()
 
-        on_main(finish)
+        where(explained)
+
+    def finish() -> None:
+        (partial / MARKER).unlink()
+        put_in_place(partial, target)
+
+    step(on_main, lambda: _open(job, partial))
+    step(together, lambda: _write(job, partial))
+    step(on_main, lambda: _write_rest(job, partial, config))
+    step(together, lambda: verify(partial))
+    step(on_main, finish)
 
 
 def _open(job: Job, partial: Path) -> None:
@@ -99,7 +105,8 @@ def _open(job: Job, partial: Path) -> None:
     needed = sum(piece.bytes for pieces in todo for piece in pieces)
     free = shutil.disk_usage(partial).free
     if needed > free:
-        shutil.rmtree(partial) if len(todo) == len(job.shards) else None
+        if len(todo) == len(job.shards):
+            shutil.rmtree(partial)
         raise PollardError(
             f"The pruned checkpoint needs {needed / 1e9:,.1f} GB more in {partial.parent}, where {free / 1e9:,.1f} GB are free. "
             "Make room, or give another place."
@@ -112,7 +119,7 @@ def _fingerprint(job: Job) -> str:
     files = sorted({tensor.file for tensor in job.stored.values()})
     source = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
     kept = {name: block.kept for name, block in job.plan.blocks.items()}
-    facts = [source, (job.folder / "config.json").read_text(), kept, job.plan.experts_per_token, list(job.shards)]
+    facts = [source, (job.folder / "config.json").read_text(), kept, job.plan.experts_per_token, SHARD_BYTES]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -130,17 +137,17 @@ def _write_rest(job: Job, partial: Path, config: dict[str, Any]) -> None:
         where = {piece.name: file for file, pieces in job.shards.items() for piece in pieces}
         write_text(partial / INDEX, json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2) + "\n")
     write_text(partial / "config.json", json.dumps(config, indent=2) + "\n")
+    ours = {tensor.file.name for tensor in job.stored.values()} | {INDEX, "config.json"}
     skipped = []
     for path in sorted(job.folder.iterdir()):
-        if path.is_dir() and path.name == TEMPLATES:
+        if path.name.startswith(".") or path.name in ours:
+            continue
+        if path.name == TEMPLATES:
             shutil.copytree(path, partial / path.name, dirs_exist_ok=True)
-        elif path.is_dir() or path.name.startswith("."):
-            skipped += [f"{path.name}/"] if not path.name.startswith(".") else []
-        elif not path.name.endswith(OTHER_WEIGHTS):
-            if path.name != "config.json":
-                shutil.copyfile(path, partial / path.name)
-        elif path not in {tensor.file for tensor in job.stored.values()} and path.name != INDEX:
-            skipped.append(path.name)
+        elif path.is_dir() or path.name.endswith(OTHER_WEIGHTS):
+            skipped.append(path.name + "/" * path.is_dir())
+        else:
+            shutil.copyfile(path, partial / path.name)
     if job.left:
         say(f"  left out: {len(job.left)} tensors of layers that predict further tokens, such as {job.left[0]}")
     if skipped:
