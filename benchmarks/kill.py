@@ -1,17 +1,19 @@
 """Kill the command at random times and start it again, until it is done; then compare with an undisturbed run:
 
-    python benchmarks/kill.py --kills 20
+    OMP_NUM_THREADS=1 python benchmarks/kill.py --kills 20
 
-A generated checkpoint, the real command line in a process group of its own, SIGKILL. Each run is killed again and again,
-at times between its first line and the undisturbed run's last, until it ends before its time comes; then the next run
-begins. Statistics, plan and the pruned files must be those of the undisturbed run. Exit status 1 where they are not.
+A generated checkpoint, the command line itself, SIGKILL to its process group. Each run is killed again and again, at times
+between its first line and the undisturbed run's last, until it ends before its time comes; then the next run begins.
+Statistics, plan and the pruned files must be those of the undisturbed run. Exit status 1 where they are not.
+
+Every attempt is forked from this process, which has imported all libraries: kills fall on work, not on imports.
 """
 
 import argparse
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -21,10 +23,12 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import toolkit.pipeline  # noqa: F401  imported here once for all attempts
+from toolkit import cli
+from toolkit.moe import rewrite
+
 ROOT = Path(__file__).parents[1]
 COMPARED = ("calibration/statistics.safetensors", "plan.json", "pruned/*.safetensors", "pruned/*.json")
-# The command line itself, writing smaller files than it would
-START = "import sys; from toolkit.moe import rewrite; rewrite.SHARD_BYTES = {}; from toolkit.cli import main; sys.exit(main())"
 
 
 def make(folder: Path, layers: int, hidden: int) -> None:
@@ -40,7 +44,7 @@ def make(folder: Path, layers: int, hidden: int) -> None:
 
 
 class Command:
-    """One verb of the command line on the generated checkpoint, in `folder`."""
+    """One verb of the command line on the generated checkpoint, in `folder`, writing files of at most `file_bytes`."""
 
     def __init__(self, folder: Path, verb: str, overrides: list[str], file_bytes: int) -> None:
         self.folder, self.verb, self.overrides, self.file_bytes = folder, verb, overrides, file_bytes
@@ -50,32 +54,35 @@ class Command:
 
         Raises RuntimeError with what it printed where it fails.
         """
-        recipe = str(ROOT / "recipes" / "playground.yaml")
-        values = [f"name={name}", f"model={self.folder / 'original'}", "pruning.keep=4", *self.overrides]
-        times, timer = [], None
-        with (self.folder / "errors").open("w+") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-c", START.format(self.file_bytes), self.verb, recipe, *values],
-                cwd=self.folder, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-            )  # fmt: skip
-            assert process.stdout is not None
-            printed = []
-            for line in process.stdout:
+        reader, writer = os.pipe()
+        process = multiprocessing.get_context("fork").Process(target=self._main, args=(name, writer))
+        process.start()
+        os.close(writer)
+        times, printed, timer = [], [], None
+        with os.fdopen(reader) as lines:
+            for line in lines:
                 if not times and kill_after is not None:
                     timer = threading.Timer(kill_after, os.killpg, (process.pid, signal.SIGKILL))
                     timer.start()
                 times.append(time.monotonic())
                 printed.append(line)
-            process.wait()
-            if timer:
-                timer.cancel()
-            if process.returncode == -signal.SIGKILL:
-                return None
-            if process.returncode:
-                errors.seek(0)
-                raise RuntimeError("".join(printed) + errors.read())
+        process.join()
+        if timer:
+            timer.cancel()
+        if process.exitcode == -signal.SIGKILL:
+            return None
+        if process.exitcode:
+            raise RuntimeError("".join(printed) + (self.folder / "errors").read_text())
         return times[-1] - times[0]
+
+    def _main(self, name: str, writer: int) -> None:
+        os.setsid()  # a group of its own, with all that it may start
+        os.chdir(self.folder)
+        sys.stdout, sys.stderr = os.fdopen(writer, "w"), open("errors", "w")  # noqa: SIM115
+        rewrite.SHARD_BYTES = self.file_bytes
+        recipe, model = str(ROOT / "recipes" / "playground.yaml"), str(self.folder / "original")
+        sys.argv = ["pollard", self.verb, recipe, f"name={name}", f"model={model}", "pruning.keep=4", *self.overrides]
+        sys.exit(cli.main())
 
     def results(self, name: str) -> dict[str, bytes]:
         run = self.folder / "runs" / name
