@@ -22,17 +22,20 @@ EXCEPTIONS = {
     "diffusion_gemma": "no: writes blocks by diffusion, so there are no next-token logits to compare or train with",
     "openai_privacy_filter": "no: labels tokens, and has no language model",
 }
+WHOLE = ("ernie4_5_vl_moe",)  # pruned by loading the model: its text and image experts stand in one list
 NOTES = {
     "deepseek_v4": "its layers that look experts up by token id (`hash_moe`) are refused",
-    "ernie4_5_vl_moe": "text never enters its experts for images: calibrated on text, these are kept by index",
+    "ernie4_5_vl_moe": "text never enters its experts for images: calibrated on text, these are kept by index; "
+    "pruned by loading the whole model, not file by file",
     "qwen3_omni_moe": "its thinker",
 }
 HEAD = """# Families
 
 What `pollard` prunes: every family of the installed transformers whose experts stand behind the experts interface, found
 in the package, not listed by hand. Each of the {works} (of {all}) that work is shown to in
-[tests/moe/test_families.py](../tests/moe/test_families.py), as a tiny random model: calibrate, select, prune, reload by
-stock transformers (logits exactly equal), compare with the masked original (1e-5), one training step, generate.
+[tests/moe/test_families.py](../tests/moe/test_families.py), as a tiny random model: calibrate, select, prune (file by file),
+reload by stock transformers (tensors and logits exactly those of the sliced model), compare with the masked original (1e-5),
+one training step, generate.
 Multimodal families are pruned whole; text is what they are calibrated, trained and judged on.
 
 This page is written by `python tests/families.py > docs/families.md`, and a test keeps it in step.

@@ -5,14 +5,14 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from toolkit.distributed import gather, is_main, on_main, share, start, stop, world_size
+from toolkit.distributed import gather, is_main, on_main, share, start, stop, together, world_size
 from toolkit.errors import PollardError
 
 
 def test_alone_every_function_still_works() -> None:
     assert share([1, 2, 3]) == [1, 2, 3]
     assert gather("mine") == ["mine"]
-    assert on_main(lambda: 7) == 7
+    assert on_main(lambda: 7) == together(lambda: 7) == 7
     assert is_main() and world_size() == 1
 
 
@@ -48,6 +48,15 @@ def _rank(rank: int, folder: str) -> None:
 
     with pytest.raises(PollardError, match="rank 0 cannot"):
         on_main(fail)
+
+    def fail_on_second() -> str:
+        if rank == 1:
+            raise OSError("rank 1 cannot")
+        return "could"
+
+    with pytest.raises(OSError if rank == 1 else PollardError, match="rank 1 cannot"):
+        together(fail_on_second)
+    assert together(lambda: rank) == rank
     assert gather("still together") == ["still together"] * 2
     Path(folder, f"done{rank}").touch()
     stop()

@@ -73,13 +73,15 @@ def test_a_damaged_manifest_is_explained(run: RunDirectory, content: bytes) -> N
         run.check_owner("some/model", "gsm8k")
 
 
-def test_leftovers_of_killed_stages_are_removed(run: RunDirectory) -> None:
-    (run.path / "pruned.tmp").mkdir()
-    (run.path / "pruned.tmp" / "model.safetensors").write_text("half")
-    (run.path / "evaluation").mkdir()
-    (run.path / "evaluation" / "original.json.tmp").write_text("half")
+def test_leftovers_of_killed_stages_are_removed_but_for_a_pruning_that_goes_on(run: RunDirectory) -> None:
+    for folder in ("pruned.tmp", "recovered.tmp", "evaluation"):
+        (run.path / folder).mkdir()
+    for half in ("pruned.tmp/model-00002-of-00003.safetensors.tmp", "recovered.tmp/config.json", "evaluation/original.json.tmp"):
+        (run.path / half).write_text("half")
+    (run.path / "pruned.tmp" / "model-00001-of-00003.safetensors").write_text("whole")
     run.open("some/model", "gsm8k", "name: try\n", [])
-    assert not [*run.path.rglob("*.tmp")]
+    assert [path.name for path in run.path.rglob("*.tmp")] == ["pruned.tmp"]
+    assert [path.name for path in (run.path / "pruned.tmp").iterdir()] == ["model-00001-of-00003.safetensors"]
 
 
 def test_a_fingerprint_sees_values_and_not_the_order_of_keys() -> None:

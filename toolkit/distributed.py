@@ -133,6 +133,25 @@ def on_main(function: Callable[[], T]) -> T:
     return outcome[0]
 
 
+def together(function: Callable[[], T]) -> T:
+    """Runs `function` on every rank and waits for all; what one rank raises is raised on every rank.
+
+    `function` itself must not wait for other ranks.
+    """
+    outcome: T | None = None
+    error: Exception | None = None
+    try:
+        outcome = function()
+    except Exception as raised:
+        error = raised
+    failed = [found for found in gather(None if error is None else str(error)) if found is not None]
+    if error is not None:
+        raise error
+    if failed:
+        raise PollardError(failed[0])
+    return outcome  # type: ignore[return-value]
+
+
 def barrier() -> None:
     """Waits for every rank."""
     gather(None)

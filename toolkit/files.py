@@ -22,5 +22,10 @@ def whole_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
+    put_in_place(partial, target)
+
+
+def put_in_place(partial: Path, target: Path) -> None:
+    """A folder that is whole gets its name, in place of what was there."""
     shutil.rmtree(target, ignore_errors=True)
     partial.replace(target)

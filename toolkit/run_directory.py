@@ -92,7 +92,8 @@ class RunDirectory:
         manifest["stages"] = {name: entry for name, entry in manifest["stages"].items() if name not in set(todo)}
         self._write(manifest)
         write_text(self.recipe, recipe)
-        for left in [*self.path.glob("*.tmp"), *self.path.glob("*/*.tmp")]:
+        started = self.pruned.with_name(self.pruned.name + ".tmp")  # pruning goes on from there, or removes it itself
+        for left in {*self.path.glob("*.tmp"), *self.path.glob("*/*.tmp")} - {started}:
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
     def is_done(self, stage: str, fingerprint: str) -> bool:

@@ -5,11 +5,12 @@ import pytest
 import torch
 from conftest import ROOT, logits_of, plan_for, tiny_model
 from families import tiny_family
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from toolkit.errors import PollardError
-from toolkit.moe import checkpoint, masked, prune_checkpoint, slice_model, tensor_shapes
+from toolkit.moe import layout, masked, prune_checkpoint, rewrite, slice_model, tensor_shapes
 from toolkit.plan import BlockPlan, Plan
 
 KEPT = [0, 3, 5, 6]
@@ -87,15 +88,37 @@ def test_tokenizer_chat_template_and_generation_settings_come_along(tiny_checkpo
 def test_a_checkpoint_that_would_come_out_wrong_is_not_left_behind(monkeypatch, tmp_path: Path) -> None:
     model = tiny_model("mixtral")
     model.save_pretrained(tmp_path / "original")
-
-    def slice_wrongly(model, plan):
-        other = plan_for(model, [1, 2, 4, 7])
-        return slice_model(model, other)
-
-    monkeypatch.setattr(checkpoint, "slice_model", slice_wrongly)
-    with pytest.raises(PollardError, match="not the original without its pruned experts"):
+    other = plan_for(model, [1, 2, 4, 7])
+    monkeypatch.setattr(rewrite, "cut", lambda stored, model, sliced, plan: layout.cut(stored, model, sliced, other))
+    with pytest.raises(
+        PollardError, match=r"not the original without its pruned experts: outputs of model\.layers\.0\.mlp differ"
+    ):
         prune_checkpoint(str(tmp_path / "original"), plan_for(model, KEPT), tmp_path / "pruned")
     assert not (tmp_path / "pruned").exists()
+
+
+def test_weights_that_are_not_in_safetensors_are_loaded_whole_and_that_is_said(tmp_path: Path, capsys) -> None:
+    model = tiny_model("mixtral")
+    model.save_pretrained(tmp_path / "original")
+    (tmp_path / "original" / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "original" / "pytorch_model.bin")
+    prune_checkpoint(str(tmp_path / "original"), plan_for(model, KEPT), tmp_path / "pruned")
+    assert "the whole model is loaded, for its files alone do not say" in capsys.readouterr().out
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
+    assert torch.equal(logits_of(stock), logits_of(slice_model(model, plan_for(model, KEPT))))
+
+
+def test_a_hub_model_is_pruned_from_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("mixtral")
+    repository = tmp_path / "models--someone--tiny"
+    model.save_pretrained(repository / "snapshots" / "0123abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "first").write_text("0123abc")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    prune_checkpoint("someone/tiny", plan_for(model, KEPT), tmp_path / "pruned", revision="first")
+    assert tensor_shapes(tmp_path / "pruned")["model.layers.0.block_sparse_moe.gate.weight"] == (4, 32)
+    with pytest.raises(PollardError, match=r"Cannot open the model someone/other\. No such folder, and the hub does not have it"):
+        prune_checkpoint("someone/other", plan_for(model, KEPT), tmp_path / "other")
 
 
 @pytest.mark.parametrize("case", ["case_a", "case_b"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from families import EXCEPTIONS, EXPERTS, config_class, families, minus_infinity, table, text_logits, tiny_family
+from families import EXCEPTIONS, EXPERTS, WHOLE, config_class, families, minus_infinity, table, text_logits, tiny_family
 from transformers import PreTrainedModel
 
 from toolkit.calibration import calibrate
@@ -30,7 +30,7 @@ def plan_by_hand(model: PreTrainedModel) -> Plan:
 
 
 @pytest.mark.parametrize("family", [family for family in families() if family not in EXCEPTIONS])
-def test_a_family_goes_the_whole_way(family: str, tmp_path: Path) -> None:
+def test_a_family_goes_the_whole_way(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny_family(family)
     assert all(block.expert_count == EXPERTS for block in find_blocks(model))
     model.save_pretrained(tmp_path / "original")
@@ -45,9 +45,13 @@ def test_a_family_goes_the_whole_way(family: str, tmp_path: Path) -> None:
     assert (expected - whole).abs().max() > 1e-3 * size  # or the mask would prove nothing
 
     prune_checkpoint(tmp_path / "original", plan, tmp_path / "pruned")
+    assert ("the whole model is loaded" in capsys.readouterr().out) == (family in WHOLE)  # else file by file
     stock = aligned(model_class(config_class(family)).from_pretrained(tmp_path / "pruned"))
     sliced = aligned(slice_model(model, plan))
-    assert torch.equal(text_logits(stock), text_logits(sliced))  # saved and reloaded: exactly nothing changes
+    ours = stock.state_dict()
+    assert ours.keys() == sliced.state_dict().keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in sliced.state_dict().items())
+    assert torch.equal(text_logits(stock), text_logits(sliced))  # cut and reloaded: exactly nothing else changes
     assert (text_logits(stock) - expected).abs().max() <= 1e-5 * size
 
     stock.train()

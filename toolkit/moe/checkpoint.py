@@ -1,6 +1,7 @@
 """Checkpoint folders: prune one into another, write one so that every reader finds what it looks for."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,30 +9,56 @@ import torch
 from safetensors import safe_open
 from transformers import AutoTokenizer, PreTrainedModel
 
+from toolkit.distributed import on_main, say, together
 from toolkit.errors import PollardError
 from toolkit.files import whole_folder, write_text
 from toolkit.moe.blocks import EXPERT_KEYS, TOP_K_KEYS
-from toolkit.moe.load import load_model
+from toolkit.moe.layout import UnknownLayoutError
+from toolkit.moe.load import DEQUANTIZED, checkpoint_folder, load_config, load_model, quantization_of
 from toolkit.moe.mask import masked
+from toolkit.moe.rewrite import Job, plan_job, rewrite
 from toolkit.moe.slice import slice_model
+from toolkit.moe.verify import TOLERANCE, WRONG, sample, verify
 from toolkit.plan import Plan
 
 PROBE_TOKENS = 32
 # Layers that predict further tokens are no part of the model that transformers loads and saves: written without them,
 # a checkpoint must not promise them
 FURTHER_TOKENS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
-# The sliced model sums the same products as the masked one, perhaps in another order: rounding of the dtype.
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 
 
 def prune_checkpoint(source: str | Path, plan: Plan, target: str | Path, revision: str | None = None) -> None:
-    """Writes the checkpoint `source` without the pruned experts to `target`, as a stock checkpoint in the same dtype.
+    """Writes the checkpoint `source` (a folder or a hub id) without the pruned experts to `target`, on every rank together.
 
-    Verified before it gets its name: reloaded by stock transformers, its logits are those of the sliced model exactly,
-    and those of the masked original up to rounding (1e-5 of the largest logit in float32). Raises PollardError when the
-    plan does not fit the model or the verification fails; nothing is left at `target` then.
+    Tensors keep their names, dtypes and, where they are quantized, their scales; memory holds no more than one MoE block.
+    A checkpoint whose layout can only be understood by loading it is loaded whole, by rank 0, and that is said. Verified
+    before it gets its name. Raises PollardError when the plan does not fit the model, the source is damaged, the target cannot
+    be written or the verification fails; nothing is left at `target` then.
     """
-    source = str(source)
+    source, target = str(source), Path(target)
+    folder = together(lambda: checkpoint_folder(source, revision))
+    if target.resolve() == folder.resolve():
+        raise PollardError(f"The pruned checkpoint would replace the original, {folder}. Give another place.")
+    quantized = quantization_of(load_config(str(folder)))
+    try:
+        job = together(lambda: plan_job(folder, plan))
+    except UnknownLayoutError as reason:
+        if quantized:
+            raise PollardError(f"{source} is quantized ({quantized}) in a layout that cannot be pruned: {reason}.") from None
+        say(f"  the whole model is loaded, for its files alone do not say which experts are where: {reason}")
+        on_main(lambda: _prune_in_memory(source, plan, target, revision))
+        return
+    rewrite(job, pruned_config(job), target, partial(verify, job, oracle=not quantized))
+    blocks = f"; {', '.join(sample(job.model))} answer as the masked original's" * (not quantized)
+    say(f"  every tensor of the pruned checkpoint is the original's, bit for bit{blocks}")
+    if quantized:
+        trained = "fine-tuning dequantizes it" if quantized in DEQUANTIZED else "it cannot be fine-tuned here as it is"
+        say(f"  it stays quantized ({quantized}) as the original is; {trained}")
+
+
+def _prune_in_memory(source: str, plan: Plan, target: Path, revision: str | None = None) -> None:
+    """The same by loading, slicing and saving the model: verified by its logits, those of the reloaded model exactly, and
+    those of the masked original up to rounding (1e-5 of the largest logit in float32)."""
     model = load_model(source, revision, dtype="checkpoint")
     vocabulary = int(model.config.get_text_config().vocab_size)
     probe = torch.randint(vocabulary, (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(0))
@@ -50,10 +77,7 @@ def prune_checkpoint(source: str | Path, plan: Plan, target: str | Path, revisio
             )
         gap = ((sliced - expected).abs().max() / expected.abs().max().clamp(min=1.0)).item()
         if not gap <= TOLERANCE[expected.dtype]:
-            raise PollardError(
-                f"The pruned model is not the original without its pruned experts (logits differ by {gap:.3g}): "
-                f"this family is not sliced rightly. Please report this."
-            )
+            raise PollardError(WRONG.format(f"logits differ by {gap:.3g}"))
 
 
 def aligned(model: PreTrainedModel) -> PreTrainedModel:
@@ -81,12 +105,20 @@ def write_checkpoint(model: PreTrainedModel, folder: Path, state_dict: dict[str,
     write_text(path, json.dumps(written, indent=2, sort_keys=True) + "\n")
 
 
+def pruned_config(job: Job) -> dict[str, Any]:
+    """The original's configuration file as it is, but for the numbers that pruning changes."""
+    written: dict[str, Any] = json.loads((job.folder / "config.json").read_text())
+    _complete(written, job.sliced.config)
+    return written
+
+
 def _complete(written: dict[str, Any], config: Any) -> None:
     """transformers 5 saves one spelling of each count; version 4 reads another, and its default without it."""
-    for alias, name in config.attribute_map.items():
-        if alias in EXPERT_KEYS + TOP_K_KEYS and name in written:
-            written[alias] = written[name]
-    written.update({key: 0 for key in FURTHER_TOKENS if written.get(key)})
+    for key in EXPERT_KEYS + TOP_K_KEYS:  # an alias in attribute_map is an attribute, too
+        value = getattr(config, key, None)
+        if isinstance(value, int | list):
+            written[key] = value
+    written.update({key: 0 for key in FURTHER_TOKENS if written.get(key) or getattr(config, key, None)})
     for part in config.sub_configs:  # text_config of a multimodal model
         if isinstance(written.get(part), dict):
             _complete(written[part], getattr(config, part))

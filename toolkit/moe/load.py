@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,6 +19,19 @@ from transformers import (
 from toolkit.errors import PollardError
 
 T = TypeVar("T")
+
+# Weights in other formats, and folders of other tools (gpt-oss has all its weights twice more, in original/ and metal/)
+NOT_FETCHED = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf", "*.onnx", "original/*", "metal/*"]
+
+DEQUANTIZED = ("mxfp4",)  # what `load_model` makes plain numbers of
+
+
+def checkpoint_folder(path: str, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint; a hub model is fetched into the hub's cache first, but for weights in other formats
+    than safetensors. Raises PollardError when it is neither."""
+    if Path(path).is_dir():
+        return Path(path)
+    return Path(_explained(lambda: snapshot_download(path, revision=revision, ignore_patterns=NOT_FETCHED), path))
 
 
 def load_config(path: str, revision: str | None = None) -> Any:
@@ -70,12 +84,12 @@ def load_model(
         dtype = "checkpoint" if torch.cuda.is_available() else "float32"
     config = load_config(path, revision)
     options: dict[str, Any] = {"revision": revision, "dtype": "auto" if dtype == "checkpoint" else dtype}
-    quantization = getattr(config, "quantization_config", None)
-    if quantization:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
-        if method != "mxfp4":
+    method = quantization_of(config)
+    if method:
+        if method not in DEQUANTIZED:
             raise PollardError(
-                f"{path} is quantized ({method}), which cannot be pruned and trained. Use its unquantized checkpoint."
+                f"{path} is quantized ({method}): its checkpoint can be pruned, but not be run, watched or trained here. "
+                "Use its unquantized checkpoint."
             )
         from transformers import Mxfp4Config  # type: ignore[attr-defined]
 
@@ -85,6 +99,12 @@ def load_model(
         options["device_map"] = "auto"
     model = _explained(lambda: door.from_pretrained(path, **options), path)
     return model.eval() if spread else model.to(device).eval()  # type: ignore[arg-type]
+
+
+def quantization_of(config: Any) -> str | None:
+    """How the checkpoint's weights are quantized ("mxfp4", "fp8", …), or None."""
+    found = getattr(config, "quantization_config", None)
+    return str(found.get("quant_method") if isinstance(found, dict) else found.quant_method) if found else None
 
 
 def meta_model(config: Any) -> PreTrainedModel:

@@ -57,7 +57,7 @@ class Rerouter:
         return found
 
     def __call__(self, inputs: torch.Tensor, kept: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        return _choice(RestrictedRouter(self.block, kept, self.block.experts_per_token, self.router)(inputs))
+        return choice_of(RestrictedRouter(self.block, kept, self.block.experts_per_token, self.router)(inputs))
 
     def gates_of(self, inputs: torch.Tensor, chosen_TK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As if per token just the experts `chosen_TK` were there (for routers that work from logits)."""
@@ -67,7 +67,7 @@ class Rerouter:
         return chosen_TK.gather(1, index), gate
 
 
-def _choice(out: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+def choice_of(out: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """Experts and their gate weights, from what a router returns: the integers, and the last numbers of their shape."""
     index = next(part for part in out if torch.is_tensor(part) and not part.is_floating_point())
     gate = [part for part in out if torch.is_tensor(part) and part.is_floating_point() and part.shape == index.shape][-1]
@@ -94,7 +94,7 @@ def _logits_to_choice(router: nn.Module, seen: Seen) -> nn.Module | None:
         if type(value) is int and value == hidden and "hidden" in name:
             setattr(small, name, experts)
     try:
-        choice = _choice(small(logits))
+        choice = choice_of(small(logits))
     except CANNOT:
         return None
     return small if same_choice(choice, (seen.index_TK, seen.gate_TK), experts) else None

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import random
 import shutil
 import time
@@ -17,7 +18,7 @@ from trl import SFTTrainer
 from toolkit.distributed import is_main, on_main, say
 from toolkit.errors import PollardError
 from toolkit.files import whole_folder, write_text
-from toolkit.moe import copy_companions, load_model, load_tokenizer, tensor_shapes, write_checkpoint
+from toolkit.moe import copy_companions, load_config, load_model, load_tokenizer, tensor_shapes, write_checkpoint
 from toolkit.recipe import Recipe
 from toolkit.recovery.extension import build_communication
 from toolkit.recovery.settings import sft_config
@@ -90,14 +91,17 @@ def _save(trainer: SFTTrainer, model: PreTrainedModel, run: RunDirectory) -> Non
         setattr(model.config.get_text_config(), key, value)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # every rank takes part: ZeRO-3 gathers here
 
+    needed = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())  # tied ones once
+
     def write() -> None:
         tied = getattr(model, "all_tied_weights_keys", {})  # stored once, as in every stock checkpoint
         with whole_folder(run.recovered) as folder:
             write_checkpoint(model, folder, {name: tensor for name, tensor in weights.items() if name not in tied})
             copy_companions(str(run.pruned), folder)
-            if tensor_shapes(folder) != tensor_shapes(run.pruned):
+            stored = sum(math.prod(shape) for shape in tensor_shapes(folder).values())
+            if stored < needed:
                 raise PollardError(
-                    "The recovered checkpoint lacks tensors of the pruned one. "
+                    "The recovered checkpoint lacks tensors of the model. "
                     "Is `stage3_gather_16bit_weights_on_model_save` set in the DeepSpeed configuration?"
                 )
         shutil.rmtree(run.checkpoints, ignore_errors=True)
@@ -106,8 +110,8 @@ def _save(trainer: SFTTrainer, model: PreTrainedModel, run: RunDirectory) -> Non
 
 
 def _pruned_config(run: RunDirectory) -> dict[str, Any]:
-    config = json.loads((run.pruned / "config.json").read_text())
-    return {key: config[key] for key in ("router_aux_loss_coef", "output_router_logits") if key in config}
+    config = load_config(str(run.pruned)).get_text_config()
+    return {key: getattr(config, key) for key in ("router_aux_loss_coef", "output_router_logits") if hasattr(config, key)}
 
 
 class ProgressLines(TrainerCallback):

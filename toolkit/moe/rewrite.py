@@ -1,0 +1,154 @@
+"""Prune a checkpoint file by file: bytes are copied, no model is built.
+
+The same source and plan give the same bytes on any number of ranks, which share the files. Files that are whole stay in
+`<target>.tmp` when something stops the work, and the same command goes on from there.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedModel
+
+from toolkit.distributed import on_main, progress, say, share, together
+from toolkit.errors import PollardError
+from toolkit.files import put_in_place, write_text
+from toolkit.moe.layout import UnknownLayoutError, cut
+from toolkit.moe.load import load_config, meta_model
+from toolkit.moe.slice import slice_model
+from toolkit.moe.tensor_files import INDEX, SINGLE, Piece, StoredTensor, explained_writing, stored_tensors, write_file
+from toolkit.plan import Plan
+
+SHARD_BYTES = 5 * 10**9  # a rerun after a stop repeats at most one such file per rank
+MARKER = "pruning.json"  # in the unfinished folder: what it is to become
+OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".index.json")
+TEMPLATES = "additional_chat_templates"
+
+
+class Job(NamedTuple):
+    """What is pruned into what; the same on every rank."""
+
+    folder: Path
+    plan: Plan
+    stored: dict[str, StoredTensor]
+    model: PreTrainedModel  # the original and the pruned model, without weights
+    sliced: PreTrainedModel
+    shards: dict[str, list[Piece]]
+    left: list[str]
+
+
+def plan_job(folder: Path, plan: Plan) -> Job:
+    """Decides every tensor from headers and configuration. Raises PollardError as `slice_model` and `stored_tensors` do,
+    and UnknownLayoutError."""
+    if not any((folder / name).exists() for name in (SINGLE, INDEX)):
+        raise UnknownLayoutError(f"it has no {SINGLE}")
+    model, sliced = (meta_model(load_config(str(folder))) for _ in range(2))
+    slice_model(sliced, plan)
+    stored = stored_tensors(folder)
+    pieces, left = cut(stored, model, sliced, plan)
+    return Job(folder, plan, stored, model, sliced, _packed(pieces), left)
+
+
+def _packed(pieces: list[Piece]) -> dict[str, list[Piece]]:
+    """Files of at most SHARD_BYTES each, unless one tensor is larger."""
+    shards: list[list[Piece]] = [[]]
+    size = 0
+    for piece in pieces:
+        if shards[-1] and size + piece.bytes > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(piece)
+        size += piece.bytes
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{n:05}-of-{len(shards):05}.safetensors": shard for n, shard in enumerate(shards, 1)}
+
+
+def rewrite(job: Job, config: dict[str, Any], target: Path, verify: Callable[[Path], None]) -> None:
+    """Writes the pruned checkpoint with that configuration to `target`, by all ranks.
+
+    `verify` looks at the written folder before it gets its name, also on every rank. Raises PollardError where the disk is
+    too small or cannot be written; nothing is left at `target` then.
+    """
+    partial = target.with_name(target.name + ".tmp")
+
+    def step(where: Callable[[Callable[[], None]], None], work: Callable[[], None]) -> None:
+        def explained() -> None:  # on the rank that fails: the others are told its words
+            with explained_writing(target):
+                work()
+
+        where(explained)
+
+    def finish() -> None:
+        (partial / MARKER).unlink()
+        put_in_place(partial, target)
+
+    step(on_main, lambda: _open(job, partial))
+    step(together, lambda: _write(job, partial))
+    step(on_main, lambda: _write_rest(job, partial, config))
+    step(together, lambda: verify(partial))
+    step(on_main, finish)
+
+
+def _open(job: Job, partial: Path) -> None:
+    """Makes the folder, or takes over what an earlier attempt at the same left. Raises PollardError where the rest of the
+    files does not fit on the disk."""
+    marker = json.dumps({"format": 1, "fingerprint": _fingerprint(job)})
+    if not (partial / MARKER).exists() or (partial / MARKER).read_text() != marker:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_text(partial / MARKER, marker)
+    todo = [pieces for name, pieces in job.shards.items() if not (partial / name).exists()]
+    needed = sum(piece.bytes for pieces in todo for piece in pieces)
+    free = shutil.disk_usage(partial).free
+    if needed > free:
+        if len(todo) == len(job.shards):
+            shutil.rmtree(partial)
+        raise PollardError(
+            f"The pruned checkpoint needs {needed / 1e9:,.1f} GB more in {partial.parent}, where {free / 1e9:,.1f} GB are free. "
+            "Make room, or give another place."
+        )
+    if len(todo) < len(job.shards):
+        say(f"  {len(job.shards) - len(todo)} of {len(job.shards)} files are there already: going on")
+
+
+def _fingerprint(job: Job) -> str:
+    files = sorted({tensor.file for tensor in job.stored.values()})
+    source = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+    kept = {name: block.kept for name, block in job.plan.blocks.items()}
+    facts = [source, (job.folder / "config.json").read_text(), kept, job.plan.experts_per_token, SHARD_BYTES]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _write(job: Job, partial: Path) -> None:
+    """This rank's share of the files."""
+    for name in progress(share(list(job.shards)), "writing"):
+        if not (partial / name).exists():
+            write_file(partial / name, job.shards[name])
+
+
+def _write_rest(job: Job, partial: Path, config: dict[str, Any]) -> None:
+    """Index and configuration, and what else lies beside the weights, as it is."""
+    if len(job.shards) > 1:
+        total = sum(piece.bytes for pieces in job.shards.values() for piece in pieces)
+        where = {piece.name: file for file, pieces in job.shards.items() for piece in pieces}
+        write_text(partial / INDEX, json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2) + "\n")
+    write_text(partial / "config.json", json.dumps(config, indent=2) + "\n")
+    ours = {tensor.file.name for tensor in job.stored.values()} | {INDEX, "config.json"}
+    skipped = []
+    for path in sorted(job.folder.iterdir()):
+        if path.name.startswith(".") or path.name in ours:
+            continue
+        if path.name == TEMPLATES:
+            shutil.copytree(path, partial / path.name, dirs_exist_ok=True)
+        elif path.is_dir() or path.name.endswith(OTHER_WEIGHTS):
+            skipped.append(path.name + "/" * path.is_dir())
+        else:
+            shutil.copyfile(path, partial / path.name)
+    if job.left:
+        say(f"  left out: {len(job.left)} tensors of layers that predict further tokens, such as {job.left[0]}")
+    if skipped:
+        say(f"  left out: {', '.join(skipped)}")

@@ -1,0 +1,179 @@
+"""Safetensors files as what they are: a header that says where each tensor's bytes lie, then the bytes.
+
+    8 bytes: length of the header
+    {"lm_head.weight": {"dtype": "BF16", "shape": [32000, 4096], "data_offsets": [0, 262144000]}, …}
+    the bytes
+
+The library reads and writes tensors; to copy some rows of a file larger than memory into another one, whatever their type
+(torch need not know it), the bytes are enough. Format: https://huggingface.co/docs/safetensors
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from errno import EDQUOT, ENOSPC
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from toolkit.errors import PollardError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+BUFFER = 2**20  # bytes; of its size and in the processor's cache, copying is as fast as the kernel's own
+
+
+class StoredTensor(NamedTuple):
+    """Where a tensor lies."""
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int  # bytes from the file's start
+    end: int
+
+    @property
+    def bytes(self) -> int:
+        return self.end - self.begin
+
+
+class Piece(NamedTuple):
+    """A tensor to be written: `source` under a new name, or some of its rows."""
+
+    name: str
+    source: StoredTensor
+    rows: Sequence[int] | None = None  # along the first axis longer than 1; None: all of it
+
+    @property
+    def axis(self) -> int:
+        return row_axis(self.source.shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        if self.rows is None:
+            return self.source.shape
+        return (*self.source.shape[: self.axis], len(self.rows), *self.source.shape[self.axis + 1 :])
+
+    @property
+    def bytes(self) -> int:
+        if self.rows is None:
+            return self.source.bytes
+        return self.source.bytes // self.source.shape[self.axis] * len(self.rows)
+
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """Begin and length of what to copy, in the source file's bytes; neighbours are one range."""
+        if self.rows is None:
+            yield self.source.begin, self.source.bytes
+            return
+        each = self.source.bytes // self.source.shape[self.axis]
+        first = 0
+        for after in range(1, len(self.rows) + 1):
+            if after == len(self.rows) or self.rows[after] != self.rows[after - 1] + 1:
+                yield self.source.begin + self.rows[first] * each, (after - first) * each
+                first = after
+
+
+def row_axis(shape: Sequence[int]) -> int:
+    """The first axis longer than 1 (Ernie's correction bias is [1, experts]): rows along it are neighbours in memory."""
+    return next((axis for axis, size in enumerate(shape) if size > 1), 0)
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """All tensors of a checkpoint folder, from its index (or its only file) and the files' headers.
+
+    Raises PollardError where a file that the index names is missing, cut off or damaged, or lacks a tensor.
+    """
+    if (folder / INDEX).exists():
+        try:
+            index: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise PollardError(f"{folder / INDEX} is damaged ({error!r}). Fetch it again.") from None
+        files = sorted({folder / file for file in index.values()})
+        found = {name: tensor for file in files for name, tensor in read_header(file).items()}
+        absent = sorted(name for name, file in index.items() if name not in found or found[name].file.name != file)
+        if absent:
+            raise PollardError(
+                f"{folder / INDEX} names {len(absent)} tensor(s) that are not in their file, such as {absent[0]} in "
+                f"{index[absent[0]]}. The checkpoint is damaged: fetch it again."
+            )
+        return {name: found[name] for name in index}
+    return read_header(folder / SINGLE)
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of one file. Raises PollardError where it is missing, cut off or no safetensors file."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            size = os.fstat(stream.fileno()).st_size
+            if not 2 <= length <= size - 8:
+                raise ValueError("no header")
+            header = json.loads(stream.read(length))
+        start = 8 + length
+        tensors = {
+            name: StoredTensor(file, name, part["dtype"], tuple(part["shape"]), *(start + at for at in part["data_offsets"]))
+            for name, part in header.items()
+            if name != "__metadata__"
+        }
+    except OSError as error:
+        raise PollardError(f"Cannot read {file}: {error.strerror}. Is the checkpoint complete?") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise PollardError(f"{file} is no whole safetensors file: its header is damaged. Fetch it again.") from None
+    needed = max((tensor.end for tensor in tensors.values()), default=start)
+    if size < needed:
+        raise PollardError(f"{file} is cut off: it has {size:,} bytes of {needed:,}. Fetch it again.")
+    return tensors
+
+
+def write_file(path: Path, pieces: Iterable[Piece]) -> None:
+    """Writes one file, buffer by buffer, under a temporary name that it loses when it is whole and on the disk."""
+    # Wide numbers first, and a header of whole words: every tensor is aligned to its type for those who map the file
+    ordered = sorted(pieces, key=lambda piece: -piece.bytes / max(math.prod(piece.shape), 1))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for piece in ordered:
+        header[piece.name] = {
+            "dtype": piece.source.dtype,
+            "shape": list(piece.shape),
+            "data_offsets": [at, at := at + piece.bytes],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    partial = path.with_name(path.name + ".tmp")
+    with ExitStack() as stack, partial.open("wb") as target:
+        target.write(len(text).to_bytes(8, "little") + text)
+        sources: dict[Path, IO[bytes]] = {}
+        buffer = memoryview(bytearray(BUFFER))
+        for piece in ordered:
+            file = piece.source.file
+            if file not in sources:
+                sources[file] = stack.enter_context(file.open("rb", buffering=0))
+            for begin, count in piece.ranges():
+                _copy(sources[file], target, begin, count, buffer)
+        target.flush()
+        os.fsync(target.fileno())
+    partial.replace(path)
+
+
+def _copy(source: IO[bytes], target: IO[bytes], begin: int, count: int, buffer: memoryview) -> None:
+    source.seek(begin)
+    while count:
+        got: int = source.readinto(buffer[: min(count, BUFFER)])  # type: ignore[attr-defined]
+        if not got:
+            raise PollardError(f"{source.name} became shorter while it was read.")
+        target.write(buffer[:got])
+        count -= got
+
+
+@contextmanager
+def explained_writing(target: Path) -> Iterator[None]:
+    """What the operating system refuses, as a PollardError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (ENOSPC, EDQUOT):
+            what = "The disk is full. Files that are whole are kept: make room, and the same command goes on from there."
+        else:
+            what = "Give a place where this user may write."
+        raise PollardError(f"Cannot write {error.filename or target}: {error.strerror or error}. {what}") from error
