@@ -45,7 +45,7 @@ def test_all_batches_through_one_layer_after_another_is_the_model(family: str) -
 # Gemma 4's later layers use the keys and values of earlier ones: each pass has its own, whatever else runs between.
 @torch.no_grad()
 def test_a_layer_may_run_again_and_other_passes_do_not_notice() -> None:
-    model = tiny_family("gemma4")
+    model = tiny_family("gemma4", layer_types=["sliding_attention", "full_attention"] * 2, num_kv_shared_layers=2)
     layers = layers_of(model, find_blocks(model))[1]
     batches, ends = batches_of(2), {}
     expected = [model.base_model(**batch, use_cache=False).last_hidden_state for batch in batches]
