@@ -50,6 +50,8 @@ class ProgressiveSearch:
             self.pruned[number].output()
             self.pruned[number].rest()
         for name, seen in self.seen.items():
+            if not targets_TH[name][self.rows].isfinite().all():
+                raise PollardError(f"The experts' outputs are not finite ({name}). Try model.dtype=float32.")
             self.searches[name].add(seen, self.rows, targets_TH[name])
         self.seen = {}
 
