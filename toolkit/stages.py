@@ -6,13 +6,15 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from toolkit.calibration import calibrate
+from toolkit.calibration import calibrate_sources
 from toolkit.calibration_data import read_source, sources_of
-from toolkit.distributed import device, is_main, on_main, progress, say, share
+from toolkit.distributed import device, is_main, on_main, say, share
 from toolkit.errors import PollardError
 from toolkit.evaluation import evaluate
 from toolkit.expert_statistics import ExpertStatistics, mix
 from toolkit.moe import (
+    CannotStream,
+    StreamedModel,
     check_prunable,
     checkpoint_bytes,
     find_blocks,
@@ -71,22 +73,18 @@ def calibrate_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict
         say(f"  watched with {active} expert{'s' * (active > 1)} per token, as the pruned model will have")
     mode = recipe.pruning.mode if search_of(recipe) else False
 
-    def watch(model: PreTrainedModel) -> None:
-        answering = model if settings.self_generated else None
-        sources = [read_source(source, recipe, tokenizer, answering) for source in sources_of(recipe)]
-        found, everything = [], []
+    def watch(model: PreTrainedModel | StreamedModel) -> None:
+        answering = model if isinstance(model, PreTrainedModel) and settings.self_generated else None
+        sources, watched = [read_source(source, recipe, tokenizer, answering) for source in sources_of(recipe)], []
         for source in sources:
             named = f"{source.name}: " if len(sources) > 1 else ""
             tokens = sum(len(e.input_ids) for e in source.encoded)
             say(f"  {named}{len(source.encoded):,} examples, {tokens:,} tokens{source.told}")
-            batches = padded_batches(source.encoded, settings.batch_size, int(tokenizer.pad_token_id))
-            search = mode if len(sources) == 1 else False
-            found.append(calibrate(model, progress(share(batches), "watching the experts"), search, keep, active))
-            everything += batches
-        statistics = mix(found, [source.name for source in sources], [source.weight for source in sources])
-        if mode and len(sources) > 1:  # subsets are judged on all sources' batches together
-            searched = calibrate(model, progress(share(everything), "searching subsets"), mode, keep, active)
-            statistics.about["reconstruction"] = searched.about["reconstruction"]
+            watched.append(share(padded_batches(source.encoded, settings.batch_size, int(tokenizer.pad_token_id))))
+        parts = calibrate_sources(model, watched, mode, keep, active)
+        statistics = mix(parts, [source.name for source in sources], [source.weight for source in sources])
+        if mode:  # subsets are judged on all sources' batches together
+            statistics.about["reconstruction"] = parts[0].about["reconstruction"]
         statistics.about |= {
             "model": recipe.model.path, "task": recipe.task.name, "seed": recipe.seed, "fingerprint": fingerprint,
             "examples": sum(len(source.encoded) for source in sources),
@@ -94,7 +92,7 @@ def calibrate_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict
         }  # fmt: skip
         on_main(lambda: statistics.save(run.statistics))
 
-    with_model(recipe, recipe.model.path, recipe.model.revision, watch)
+    with_layers(recipe, watch, whole="it answers the prompts itself" if settings.self_generated else "")
     about = ExpertStatistics.load(run.statistics).about
     blocks = about["blocks"]
     idle = sum(len(block["unobserved"]) for block in blocks.values())
@@ -191,6 +189,21 @@ def report_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[st
     show(on_main(lambda: write_report(run.path)))
     say(f"Report: {run.path / 'report.html'}")
     return {}
+
+
+def with_layers(recipe: Recipe, use: Callable[[PreTrainedModel | StreamedModel], T], whole: str = "") -> T:
+    """Calls `use` with the original model, of which every rank holds one decoder layer at a time; or with the whole model
+    where that cannot be, for a reason that is said (`whole`: the caller's)."""
+    path, revision = recipe.model.path, recipe.model.revision
+    if not whole:
+        try:
+            model = StreamedModel(path, revision, recipe.model.dtype, device())
+        except CannotStream as reason:
+            whole = str(reason)
+        else:
+            return use(model)
+    say(f"  the whole model is loaded: {whole}")
+    return with_model(recipe, path, revision, use)
 
 
 def with_model(recipe: Recipe, path: str, revision: str | None, use: Callable[[PreTrainedModel], T]) -> T:

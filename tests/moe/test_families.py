@@ -21,6 +21,8 @@ from toolkit.selection import select
 
 KEPT = [0, 3, 5, 6]  # two in each half: some of these families choose within groups
 ids = torch.randint(3, 64, (4, 24), generator=torch.Generator().manual_seed(2))
+batches = [{"input_ids": ids[:2], "attention_mask": torch.ones_like(ids[:2])}]
+batches.append({"input_ids": ids[2:], "attention_mask": (torch.arange(24) >= torch.tensor([[7], [0]])).long()})
 
 
 def plan_by_hand(model: PreTrainedModel) -> Plan:
@@ -36,7 +38,11 @@ def test_a_family_goes_the_whole_way(family: str, tmp_path: Path, capsys: pytest
     model.save_pretrained(tmp_path / "original")
     whole = text_logits(model)
 
-    statistics = calibrate(model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
+    statistics = calibrate(load_model(str(tmp_path / "original")), batches)
+    layer_by_layer = calibrate(tmp_path / "original", batches).vectors  # exactly the same, and never the whole model
+    assert layer_by_layer.keys() == statistics.vectors.keys()
+    assert all(torch.equal(layer_by_layer[name], vector) for name, vector in statistics.vectors.items())
+    assert "loaded whole" not in capsys.readouterr().out
     plan = select(statistics, "weighted_ean", 4)
     with masked(model, plan):
         expected = text_logits(model)

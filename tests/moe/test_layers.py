@@ -1,34 +1,96 @@
+import threading
+
 import pytest
 import torch
 from conftest import tiny_model
+from families import tiny_family
 
-from toolkit.moe import find_blocks, recording_layers
+from toolkit.errors import PollardError
+from toolkit.moe import blocks_by_layer, find_blocks, layers_of, one_layer_at_a_time
+
+
+def batches_of(count: int) -> list[dict[str, torch.Tensor]]:
+    """Batches of two sequences; the first begins with padding."""
+    ids = torch.randint(3, 64, (2 * count, 24), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[::2, :7] = 0
+    return [{"input_ids": i, "attention_mask": m} for i, m in zip(ids.split(2), mask.split(2), strict=True)]
+
+
+def open_model(family: str):
+    model = tiny_model(family)
+    return model, layers_of(model, find_blocks(model))[1]
+
+
+def nothing_is_left(model) -> bool:
+    return len(threading.enumerate()) == 1 and not any("forward" in vars(module) for module in model.modules())
 
 
 @torch.no_grad()
-def test_the_layers_one_by_one_are_the_model(family: str) -> None:
-    model = tiny_model(family)
-    batches = torch.randint(3, 64, (4, 24)).split(2)
-    with recording_layers(model, find_blocks(model)) as calls:
-        expected = [model.base_model(ids, use_cache=False).last_hidden_state for ids in batches]
-    for batch, end in enumerate(expected):
-        hidden = calls.inputs_BSH[batch]
-        for number in range(len(calls.layers)):
-            hidden = calls.run(number, batch, hidden)
-        assert torch.equal(model.base_model.norm(hidden), end)
+def test_all_batches_through_one_layer_after_another_is_the_model(family: str) -> None:
+    model, layers = open_model(family)
+    batches, ends = batches_of(3), []
+    expected = [model.base_model(**batch, use_cache=False).last_hidden_state for batch in batches]
+    model.base_model.register_forward_hook(lambda module, args, out: ends.append(out.last_hidden_state))
+    with one_layer_at_a_time(model, layers) as at:
+        passes = [at.begin(batch) for batch in batches]
+        for number in range(len(layers)):
+            at.check(number)
+            for one in passes:
+                one.go_on(one.output())
+    assert all(torch.equal(end, whole) for end, whole in zip(ends, expected, strict=True))
+    assert nothing_is_left(model)
 
 
-def test_a_block_knows_its_layer_and_nothing_stays_on_the_model(family: str) -> None:
-    model = tiny_model(family)
-    blocks = find_blocks(model)
-    with recording_layers(model, blocks) as calls:
-        pass
-    assert [calls.number_of(block) for block in blocks] == [int(block.name.split(".")[2]) for block in blocks]
-    assert not any(module._forward_pre_hooks for module in model.modules())
+# Gemma 4's later layers use the keys and values of earlier ones: each pass has its own, whatever else runs between.
+@torch.no_grad()
+def test_a_layer_may_run_again_and_other_passes_do_not_notice() -> None:
+    model = tiny_family("gemma4", layer_types=["sliding_attention", "full_attention"] * 2, num_kv_shared_layers=2)
+    layers = layers_of(model, find_blocks(model))[1]
+    batches, ends = batches_of(2), {}
+    expected = [model.base_model(**batch, use_cache=False).last_hidden_state for batch in batches]
+    hook = model.base_model.register_forward_hook
+    hook(lambda module, args, out: ends.update({threading.current_thread(): out.last_hidden_state}))
+    with one_layer_at_a_time(model, layers) as at:
+        passes, others = [at.begin(batch) for batch in batches], [at.begin(batch) for batch in batches]
+        for _ in layers:
+            for one, other in zip(passes, others, strict=True):
+                one.output()
+                other.go_on(other.output())
+                one.go_on(one.output())
+    assert all(torch.equal(ends[one], whole) for one, whole in zip(passes, expected, strict=True))
 
 
-def test_an_error_leaves_no_hooks() -> None:
-    model = tiny_model("mixtral")
-    with pytest.raises(RuntimeError, match="stop"), recording_layers(model, find_blocks(model)):
+def test_a_block_knows_its_layer(family: str) -> None:
+    model, layers = open_model(family)
+    by_layer = blocks_by_layer(find_blocks(model), layers)
+    assert len(by_layer) == len(layers)
+    assert all(int(block.name.split(".")[2]) == number for number, blocks in enumerate(by_layer) for block in blocks)
+    assert sum(map(len, by_layer)) == len(find_blocks(model))
+
+
+def test_an_error_leaves_neither_threads_nor_doors() -> None:
+    model, layers = open_model("mixtral")
+    with pytest.raises(RuntimeError, match="stop"), one_layer_at_a_time(model, layers) as at:
+        for batch in batches_of(2):
+            at.begin(batch)
         raise RuntimeError("stop")
-    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert nothing_is_left(model)
+    with pytest.raises(IndexError), one_layer_at_a_time(model, layers) as at:  # one in the model's own code is raised here
+        at.begin({"input_ids": torch.tensor([[9999]]), "attention_mask": torch.ones(1, 1).long()})
+    assert nothing_is_left(model)
+
+
+def test_layers_that_a_model_does_not_call_in_order_are_refused() -> None:
+    model, layers = open_model("mixtral")
+    forward = model.model.forward
+    model.model.forward = lambda *args, **kwargs: (
+        model.model.layers.insert(0, model.model.layers.pop(1)),
+        forward(*args, **kwargs),
+    )
+    with one_layer_at_a_time(model, layers) as at:
+        at.begin(batches_of(1)[0])
+        with pytest.raises(
+            PollardError, match=r"MixtralForCausalLM does not call its decoder layers in order \(layer 0 was next"
+        ):
+            at.check(0)

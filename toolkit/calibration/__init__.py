@@ -1,6 +1,7 @@
 """Watch the experts on the task: run the original model over training examples and leave statistics."""
 
-from toolkit.calibration.calibrate import Watcher, calibrate, watch
+from toolkit.calibration.calibrate import calibrate, calibrate_sources
 from toolkit.calibration.totals import Totals
+from toolkit.calibration.watch import Watcher, watch
 
-__all__ = ["Totals", "Watcher", "calibrate", "watch"]
+__all__ = ["Totals", "Watcher", "calibrate", "calibrate_sources", "watch"]

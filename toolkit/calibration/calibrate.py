@@ -1,47 +1,37 @@
 """One pass of the original model over the calibration batches.
 
-Shape legend: B sequences, S positions, T = B * S tokens.
+Shape legend: B sequences, S positions.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
 
-from toolkit.calibration.progressive import check_keep, progressive_search
+from toolkit.calibration.progressive import ProgressiveSearch, check_keep
 from toolkit.calibration.reconstruction import Reconstruction
 from toolkit.calibration.totals import Totals
-from toolkit.distributed import device, gather
+from toolkit.calibration.walk import walk
+from toolkit.calibration.watch import Batch, Mask, Watcher, watch
+from toolkit.distributed import device, gather, progress, say
 from toolkit.errors import PollardError
 from toolkit.expert_statistics import ExpertStatistics
-from toolkit.moe import MoEBlock, Seen, activating, find_blocks, load_model, recording_layers, watching
+from toolkit.moe import CannotStream, MoEBlock, StreamedModel, activating, find_blocks, load_model
 
-Batch = Mapping[str, torch.Tensor]
-Mask = dict[str, torch.Tensor]  # "prompt" and "completion": which flattened tokens [T] of a batch are which
-
-
-class Watcher(Protocol):
-    """Something that wants to see what the experts do."""
-
-    def begin(self, mask: Mask) -> None:
-        """A batch begins."""
-
-    def __call__(self, seen: Seen) -> None:
-        """A block has worked on it."""
+Search = bool | Literal["layerwise", "progressive"]
 
 
-@torch.no_grad()
 def calibrate(
-    model: PreTrainedModel | str | Path,
+    model: PreTrainedModel | StreamedModel | str | Path,
     batches: Iterable[Batch],
-    reconstruction: bool | Literal["layerwise", "progressive"] = False,
+    reconstruction: Search = False,
     keep: int | None = None,
     experts_per_token: int | None = None,
 ) -> ExpertStatistics:
-    """Watches the experts of `model` (or of the checkpoint at that path) over `batches`.
+    """Watches the experts of `model` over `batches`: of a loaded model, or of the checkpoint at a path, of which one decoder
+    layer at a time is in memory (where it must be loaded whole, a line says why). The statistics are the same.
 
     Each batch holds `input_ids` [B, S], `attention_mask` [B, S] and optionally `completion_mask` [B, S]; without one
     every token counts as completion. Padding never counts. Under a launcher each rank passes its own batches and all
@@ -53,30 +43,66 @@ def calibrate(
     Raises PollardError for a dense model, for no tokens at all, for sums that are not finite (a model that overflows in
     its dtype), for numbers that the model cannot serve, and for a router that the search cannot call.
     """
+    return calibrate_sources(model, [batches], reconstruction, keep, experts_per_token)[0]
+
+
+@torch.no_grad()
+def calibrate_sources(
+    model: PreTrainedModel | StreamedModel | str | Path,
+    sources: Sequence[Iterable[Batch]],
+    reconstruction: Search = False,
+    keep: int | None = None,
+    experts_per_token: int | None = None,
+) -> list[ExpertStatistics]:
+    """`calibrate` over several sources in one pass: the statistics of each. Subsets are searched on the batches of all
+    together, and every result says what was found."""
     mode = "layerwise" if reconstruction is True else reconstruction
     if mode not in (False, "layerwise", "progressive"):
         raise PollardError(f"Reconstruction is searched layerwise or progressive, not {mode!r}.")
     if isinstance(model, str | Path):
-        model = load_model(str(model), device=device())
-    model.eval()
-    now = find_blocks(model)[0].experts_per_token
+        model = _opened(str(model))
+    whole = model.model if isinstance(model, StreamedModel) else model.eval()
+    now = find_blocks(whole)[0].experts_per_token
     if experts_per_token is not None and not 1 <= experts_per_token <= now:
         raise PollardError(f"experts_per_token is {experts_per_token}: give 1…{now}.")
-    with activating(model, experts_per_token):
-        return _statistics(model, find_blocks(model), batches, mode, keep)
+    with activating(whole, experts_per_token):
+        return _statistics(model, whole, [list(batches) for batches in sources], mode, keep)
+
+
+def _opened(path: str) -> StreamedModel | PreTrainedModel:
+    try:
+        return StreamedModel(path, device=device())
+    except CannotStream as reason:
+        say(f"  {path} is loaded whole: {reason}")
+        return load_model(path, device=device())
 
 
 def _statistics(
-    model: PreTrainedModel, blocks: list[MoEBlock], batches: Iterable[Batch], mode: str | bool, keep: int | None
-) -> ExpertStatistics:
-    totals, search = Totals(blocks), Reconstruction(blocks)
-    watchers: list[Watcher] = [totals, search] if mode == "layerwise" else [totals]
+    model: PreTrainedModel | StreamedModel, whole: PreTrainedModel, sources: list[list[Batch]], mode: str | bool, keep: int | None
+) -> list[ExpertStatistics]:
+    blocks = find_blocks(whole)
+    totals, search = [Totals(blocks) for _ in sources], Reconstruction(blocks)
+    watched: list[tuple[list[Batch], list[Watcher]]] = [
+        (batches, [mine, search] if mode == "layerwise" else [mine]) for batches, mine in zip(sources, totals, strict=True)
+    ]
     found: dict[str, Any] = {}
-    with ExitStack() as stack:
-        if mode == "progressive":
-            keep = check_keep(keep, blocks[0].expert_count, blocks[0].experts_per_token)
-            calls = stack.enter_context(recording_layers(model, blocks))
-        masks = watch(model, batches, watchers)
+    if mode == "progressive":
+        progressive = ProgressiveSearch(check_keep(keep, blocks[0].expert_count, blocks[0].experts_per_token))
+        masks, found = walk(model, watched, progressive), progressive.found
+    elif isinstance(model, StreamedModel):
+        masks = walk(model, watched)
+    else:
+        masks = [watch(model, progress(batches, "watching the experts"), watchers) for batches, watchers in watched]
+    statistics = [_reduced(blocks, mine, seen) for mine, seen in zip(totals, masks, strict=True)]
+    if mode == "layerwise":
+        found = search.found()
+    for one in statistics:
+        one.about |= {"model": whole.config._name_or_path} | ({"reconstruction": {mode: found}} if mode else {})
+    return statistics
+
+
+def _reduced(blocks: list[MoEBlock], totals: Totals, masks: list[Mask]) -> ExpertStatistics:
+    """Over all ranks."""
     tokens = {part: sum(gather(sum(int(mask[part].sum()) for mask in masks))) for part in ("prompt", "completion")}
     vectors = totals.reduced()
     if not sum(tokens.values()):
@@ -90,10 +116,6 @@ def _statistics(
     for block in blocks:  # one that no token entered (Ernie 4.5 VL's experts for images) has unobserved experts only
         if block.name not in entered:
             vectors |= {f"{block.name}/{name}": torch.zeros(block.expert_count).double() for name in statistics}
-    if mode == "layerwise":
-        found = search.found()
-    elif mode == "progressive":
-        found = progressive_search(model, calls, [mask["prompt"] | mask["completion"] for mask in masks], keep or 0)
     per_block = {
         block.name: {
             "experts": block.expert_count, "experts_per_token": block.experts_per_token,
@@ -101,27 +123,4 @@ def _statistics(
         }
         for block in blocks
     }  # fmt: skip
-    about: dict[str, Any] = {"model": model.config._name_or_path, "blocks": per_block}
-    return ExpertStatistics(vectors, about | ({"reconstruction": {mode: found}} if mode else {}))
-
-
-def watch(model: PreTrainedModel, batches: Iterable[Batch], watchers: Sequence[Watcher]) -> list[Mask]:
-    """Runs the model over the batches while all watchers look; returns every batch's mask."""
-    masks = []
-
-    def show(seen: Seen) -> None:
-        for watcher in watchers:
-            watcher(seen)
-
-    with watching(model, show):
-        for batch in batches:
-            there = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            real = there["attention_mask"].bool()
-            completion = there["completion_mask"].bool() & real if "completion_mask" in there else real
-            mask = {"prompt": (real & ~completion).flatten(), "completion": completion.flatten()}
-            for watcher in watchers:
-                watcher.begin(mask)
-            # The base model: logits over the vocabulary are not needed
-            model.base_model(there["input_ids"], attention_mask=there["attention_mask"], use_cache=False)
-            masks.append(mask)
-    return masks
+    return ExpertStatistics(vectors, {"blocks": per_block})

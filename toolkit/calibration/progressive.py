@@ -1,49 +1,68 @@
 """Progressive mode of the reconstruction search: layer by layer, each block chosen for what the pruned blocks before it
 really pass on, against the original model's output on its own inputs.
 
-One walk through the layers per `keep`; two hidden states per token are kept, the original's and the pruned model's.
+Two forward passes per batch walk side by side, the original's and the pruned model's; one walk per `keep`.
 
-Shape legend: T tokens, B sequences, S positions, H hidden size.
+Shape legend: T tokens, H hidden size.
 """
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from toolkit.calibration.reconstruction import BlockSearch
+from toolkit.calibration.watch import Mask
 from toolkit.errors import PollardError
-from toolkit.moe import LayerCalls, Seen, find_blocks, restricted, watching
+from toolkit.moe import ForwardPass, MoEBlock, Seen, restricted
 
 
-def progressive_search(
-    model: PreTrainedModel, calls: LayerCalls, masks: list[torch.Tensor], keep: int
-) -> dict[str, dict[str, Any]]:
-    """Per block what was found for `keep` experts; `masks` says per batch which flattened tokens [T] are real.
+class ProgressiveSearch:
+    """A watcher for the walk (`toolkit.calibration.walk`), which calls the rest, too. Every rank must take part."""
 
-    Every rank brings its own batches and must call it.
-    """
-    by_layer = {calls.number_of(block): block for block in find_blocks(model)}
-    original, pruned = list(calls.inputs_BSH), list(calls.inputs_BSH)
-    found: dict[str, dict[str, Any]] = {}
-    latest: list[Seen] = []
-    for number in range(max(by_layer) + 1):
-        block = by_layer.get(number)
-        search = BlockSearch(block) if block else None
-        with watching(model, latest.append):
-            for batch, real_T in enumerate(masks):
-                original[batch] = calls.run(number, batch, original[batch])
-                if search:
-                    target_TH = latest.pop().routed_TH
-                    calls.run(number, batch, pruned[batch])
-                    search.add(latest.pop(), real_T.nonzero().flatten(), target_TH)
-        if block and search:
-            found[block.name] = search.found([keep])
-            with restricted(block, found[block.name]["keep"][str(keep)]["kept"]):
-                pruned = [calls.run(number, batch, hidden) for batch, hidden in enumerate(pruned)]
-        else:
-            pruned = [calls.run(number, batch, hidden) for batch, hidden in enumerate(pruned)]
-    return found
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
+        self.found: dict[str, dict[str, Any]] = {}  # per block, for `keep` experts
+        self.pruned: list[ForwardPass] = []
+        self.searches: dict[str, BlockSearch] = {}  # of the layer at hand
+        self.seen: dict[str, Seen] = {}
+        self.rows = torch.zeros(0, dtype=torch.long)
+
+    def follow(self, forward_pass: ForwardPass) -> None:
+        """The next batch's second forward pass, which becomes the pruned model's."""
+        self.pruned.append(forward_pass)
+
+    def enter(self, blocks: list[MoEBlock]) -> None:
+        """The walk comes to the layer of these blocks."""
+        self.searches = {block.name: BlockSearch(block) for block in blocks}
+
+    def begin(self, mask: Mask) -> None:
+        self.rows = (mask["prompt"] | mask["completion"]).nonzero().flatten()
+
+    def __call__(self, seen: Seen) -> None:
+        self.seen[seen.block] = seen
+
+    def compare(self, number: int) -> None:
+        """The original has run over batch `number`: runs its blocks on the pruned model's inputs."""
+        targets_TH = {name: seen.routed_TH for name, seen in self.seen.items()}
+        self.seen = {}
+        if self.searches:
+            self.pruned[number].output()
+            self.pruned[number].rest()
+        for name, seen in self.seen.items():
+            if not targets_TH[name][self.rows].isfinite().all():
+                raise PollardError(f"The experts' outputs are not finite ({name}). Try model.dtype=float32.")
+            self.searches[name].add(seen, self.rows, targets_TH[name])
+        self.seen = {}
+
+    def leave(self) -> None:
+        """Every batch has been compared: chooses, and lets the pruned model's passes go on with the chosen experts."""
+        with ExitStack() as stack:
+            for name, search in self.searches.items():
+                self.found[name] = search.found([self.keep])
+                stack.enter_context(restricted(search.block, self.found[name]["keep"][str(self.keep)]["kept"]))
+            for forward_pass in self.pruned:
+                forward_pass.go_on(forward_pass.output())
 
 
 def check_keep(keep: int | None, experts: int, experts_per_token: int) -> int:

@@ -31,12 +31,12 @@ def checkpoint_folder(path: str, revision: str | None = None) -> Path:
     than safetensors. Raises PollardError when it is neither."""
     if Path(path).is_dir():
         return Path(path)
-    return Path(_explained(lambda: snapshot_download(path, revision=revision, ignore_patterns=NOT_FETCHED), path))
+    return Path(explained(lambda: snapshot_download(path, revision=revision, ignore_patterns=NOT_FETCHED), path))
 
 
 def load_config(path: str, revision: str | None = None) -> Any:
     """The configuration; raises PollardError when `path` is no checkpoint and no reachable hub model."""
-    return _explained(lambda: AutoConfig.from_pretrained(path, revision=revision), path)
+    return explained(lambda: AutoConfig.from_pretrained(path, revision=revision), path)
 
 
 def model_class(config_class: type) -> Any:
@@ -60,7 +60,7 @@ def _door(config: Any) -> Any:
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer, padding on the left; eos pads where there is no pad token."""
-    tokenizer = _explained(lambda: AutoTokenizer.from_pretrained(path, revision=revision), path)
+    tokenizer = explained(lambda: AutoTokenizer.from_pretrained(path, revision=revision), path)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -80,10 +80,8 @@ def load_model(
     on CPUs). `spread` puts the layers on all visible GPUs instead, for a model larger than one.
     MXFP4 checkpoints (gpt-oss) are dequantized: what is trained and sliced afterwards must be plain numbers.
     """
-    if dtype == "auto":
-        dtype = "checkpoint" if torch.cuda.is_available() else "float32"
     config = load_config(path, revision)
-    options: dict[str, Any] = {"revision": revision, "dtype": "auto" if dtype == "checkpoint" else dtype}
+    options: dict[str, Any] = {"revision": revision, "dtype": number_type(dtype, config) or "auto"}
     method = quantization_of(config)
     if method:
         if method not in DEQUANTIZED:
@@ -97,7 +95,7 @@ def load_model(
     door = _door(config)
     if spread:
         options["device_map"] = "auto"
-    model = _explained(lambda: door.from_pretrained(path, **options), path)
+    model = explained(lambda: door.from_pretrained(path, **options), path)
     return model.eval() if spread else model.to(device).eval()  # type: ignore[arg-type]
 
 
@@ -107,13 +105,21 @@ def quantization_of(config: Any) -> str | None:
     return str(found.get("quant_method") if isinstance(found, dict) else found.quant_method) if found else None
 
 
-def meta_model(config: Any) -> PreTrainedModel:
+def number_type(dtype: str, config: Any) -> torch.dtype | None:
+    """What `dtype` (as in `load_model`) means for this checkpoint; None where its configuration does not say."""
+    if dtype == "auto":
+        dtype = "checkpoint" if torch.cuda.is_available() else "float32"
+    return config.dtype if dtype == "checkpoint" else getattr(torch, dtype)
+
+
+def meta_model(config: Any, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """The model without its weights: built on the meta device from the configuration alone, in no time."""
     with torch.device("meta"):
-        return _door(config).from_config(config)
+        return _door(config).from_config(config, **({"dtype": dtype} if dtype else {}))
 
 
-def _explained(load: Callable[[], T], path: str) -> T:
+def explained(load: Callable[[], T], path: str) -> T:
+    """What `load` returns; its errors, as PollardErrors that say what to do."""
     try:
         return load()
     except (OSError, ValueError) as error:

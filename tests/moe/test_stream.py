@@ -1,0 +1,99 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_model
+from families import tiny_family
+from safetensors.torch import load_file, save_file
+
+from toolkit.calibration import calibrate
+from toolkit.errors import PollardError
+from toolkit.moe import CannotStream, StreamedModel, load_model
+
+
+def saved(folder: Path, family: str = "mixtral", **changes: object) -> Path:
+    tiny_model(family, **changes).save_pretrained(folder, max_shard_size="20KB")
+    return folder
+
+
+def test_a_layer_is_there_inside_its_context_only(family: str, tmp_path: Path) -> None:
+    path = saved(tmp_path, family)
+    whole, streamed = load_model(str(path)), StreamedModel(str(path))
+    assert streamed.model.config._name_or_path == str(path)
+    for number, layer in enumerate(streamed.layers):
+        assert all(tensor.is_meta for tensor in layer.state_dict().values())
+        with streamed.layer(number):
+            there = [number for number, other in enumerate(streamed.layers) if not next(other.parameters()).is_meta]
+            assert there == [number]
+            expected = whole.base_model.layers[number].state_dict()
+            assert expected.keys() == layer.state_dict().keys()
+            assert all(torch.equal(tensor, expected[name]) for name, tensor in layer.state_dict().items())
+        assert all(tensor.is_meta for tensor in layer.state_dict().values())
+    assert streamed.model.lm_head.weight.is_meta  # nobody asks for logits
+
+
+# Some parameters stay in float32 whatever the model's dtype; buffers that no file holds are computed.
+@pytest.mark.parametrize("family", ["deepseek_v3", "qwen3_next", "gemma4"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_dtypes_and_buffers_are_those_of_a_loaded_model(family: str, dtype: str, tmp_path: Path) -> None:
+    tiny_family(family, torch.bfloat16).save_pretrained(tmp_path)
+    whole, streamed = load_model(str(tmp_path), dtype=dtype), StreamedModel(str(tmp_path), dtype=dtype)
+    tensors = dict([*whole.base_model.named_parameters(), *whole.base_model.named_buffers()])
+    seen = set()
+    for number in range(len(streamed.layers)):
+        with streamed.layer(number):
+            for name, tensor in [*streamed.model.base_model.named_parameters(), *streamed.model.base_model.named_buffers()]:
+                if not tensor.is_meta:
+                    assert tensor.dtype == tensors[name].dtype and torch.equal(tensor, tensors[name])
+                    seen.add(name)
+    assert seen == tensors.keys()
+
+
+def test_a_single_file_and_a_configuration_without_dtype_will_do(tmp_path: Path) -> None:
+    tiny_model("mixtral", torch.bfloat16).save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").exists()
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["dtype"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert StreamedModel(str(tmp_path), dtype="checkpoint").dtype == torch.bfloat16
+
+
+def test_what_must_be_loaded_whole_says_why_and_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_model("mixtral").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(CannotStream, match="it has no safetensors files"):
+        StreamedModel(str(tmp_path))
+    ids = torch.randint(3, 64, (2, 9))
+    statistics = calibrate(tmp_path, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
+    assert statistics.get(statistics.blocks[0], "count").sum() == 2 * 18
+    assert "is loaded whole: it has no safetensors files" in capsys.readouterr().out
+
+
+def test_missing_and_wrong_tensors_and_files_are_told(tmp_path: Path) -> None:
+    tiny_model("mixtral").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors, name = load_file(file), "model.layers.1.self_attn.q_proj.weight"
+    save_file({key: tensor for key, tensor in tensors.items() if key != name}, file, {"format": "pt"})
+    with pytest.raises(CannotStream, match=r"its files hold no model\.layers\.1\.self_attn\.q_proj\.weight"):
+        StreamedModel(str(tmp_path))
+    save_file(tensors | {name: tensors[name][:-1].clone()}, file, {"format": "pt"})
+    told = rf"tensors in layer 1 are not those of its configuration: {name}"
+    with pytest.raises(PollardError, match=told), StreamedModel(str(tmp_path)).layer(1):
+        pass
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(PollardError, match=r"model\.safetensors is missing or damaged .*get this file of the checkpoint again"):
+        StreamedModel(str(tmp_path))
+
+
+def test_a_dense_model_is_refused_as_ever(tmp_path: Path) -> None:
+    from conftest import SMALL
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model("llama", **{k: v for k, v in SMALL.items() if "moe" not in k and "experts" not in k})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(PollardError, match="llama has no MoE block") as error:
+        StreamedModel(str(tmp_path))
+    assert not isinstance(error.value, CannotStream)

@@ -1,0 +1,183 @@
+"""A model larger than memory: its decoder layers come from the checkpoint's files one at a time.
+
+    model.layers.3.mlp.experts.0.w1.weight ┐
+    …                                      ├─► model.layers.3.mlp.experts.gate_up_proj
+    model.layers.3.mlp.experts.7.w3.weight ┘
+
+transformers' own renaming and conversion say which tensors of the files belong to which layer, and make its parameters
+of them: per-expert and fused checkpoints of every family, without code per family. Files are memory-mapped.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+)
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
+from transformers.utils.hub import get_checkpoint_shard_files
+
+from toolkit.errors import PollardError
+from toolkit.moe.blocks import find_blocks
+from toolkit.moe.layers import layers_of
+from toolkit.moe.load import explained, load_config, meta_model, number_type
+
+REST, UNUSED = -1, -2  # parts of the model that are no decoder layer
+
+
+class CannotStream(PollardError):
+    """This checkpoint must be loaded whole; the message says why."""
+
+
+class StreamedModel:
+    """`model` has everything its base model needs but the decoder layers, which are there inside `layer(number)` only.
+
+    Raises CannotStream where transformers must see the whole checkpoint to load it.
+    """
+
+    def __init__(self, path: str, revision: str | None = None, dtype: str = "auto", device: torch.device | str = "cpu") -> None:
+        """`dtype` as for `load_model`."""
+        config = load_config(path, revision)
+        if getattr(config, "quantization_config", None):
+            raise CannotStream("its weights are quantized")
+        self.path, self.device = path, torch.device(device)
+        self.files = [_opened(file) for file in safetensors_files(path, revision)]
+        self.dtype = number_type(dtype, config) or self._first_dtype()
+        self.model: PreTrainedModel = meta_model(config, self.dtype).eval()
+        blocks = find_blocks(self.model)
+        try:
+            self.layers_path, self.layers = layers_of(self.model, blocks)
+        except PollardError as error:
+            raise CannotStream("its decoder layers do not stand in one list") from error
+        self.conversions: list[Any] = get_model_conversion_mapping(self.model)
+        self.keys = self._keys_by_layer()
+        self.owners: dict[int, PreTrainedModel] = {}  # each module's innermost model
+        for model in self.model.modules():
+            if isinstance(model, PreTrainedModel):
+                self.owners |= {id(module): model for module in model.modules()}
+        inside = {id(module) for module in self.layers.modules()}
+        self._load(REST, [module for module in self.model.base_model.modules() if id(module) not in inside])
+
+    @contextmanager
+    def layer(self, number: int) -> Iterator[nn.Module]:
+        """The layer with its weights on the device; afterwards they are gone."""
+        layer = self.layers[number]
+        try:
+            self._load(number, list(layer.modules()))
+            yield layer
+        finally:
+            layer.to("meta")
+
+    def _first_dtype(self) -> torch.dtype:
+        """Of a checkpoint whose configuration does not say."""
+        tensors = (file.get_tensor(key) for file in self.files for key in file.keys())  # noqa: SIM118
+        return next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
+
+    def _keys_by_layer(self) -> dict[int, list[tuple[Any, str]]]:
+        """Per layer the tensors of the files (file, key) that become its parameters; REST: the rest of the base model's.
+
+        Raises CannotStream where a parameter of the base model comes from none.
+        """
+        renamings = [entry for entry in self.conversions if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in self.conversions if isinstance(entry, WeightConverter)]
+        made_of = {pattern: entry for entry in converters for pattern in entry.source_patterns}
+        shapes, prefix = self.model.state_dict(), self.model.base_model_prefix
+        keys: dict[int, list[tuple[Any, str]]] = {number: [] for number in range(REST, len(self.layers))}
+        made: set[str] = set()
+        for file in self.files:
+            for key in file.keys():  # noqa: SIM118
+                name, pattern = rename_source_key(key, renamings, converters, prefix, shapes)
+                if name not in shapes and key in shapes:
+                    name, pattern = key, None
+                targets = made_of[pattern].target_patterns if pattern else [""]  # of which `name` has the first
+                made |= {name.replace(targets[0], target) if pattern else name for target in targets}
+                part = self._part(name)
+                if part in keys:
+                    keys[part].append((file, key))
+        needed = [name for name, _ in self.model.named_parameters() if self._part(name) != UNUSED]
+        missing = [name for name in needed if name not in made]
+        if missing:
+            raise CannotStream(f"its files hold no {missing[0]} (and {len(missing) - 1} more parameters)")
+        return keys
+
+    def _part(self, name: str) -> int:
+        """The number of the layer that a parameter belongs to (one past the last: layers that predict further tokens, which
+        transformers does without), REST, or UNUSED: the head."""
+        if name.startswith(f"{self.layers_path}."):
+            return int(name.removeprefix(f"{self.layers_path}.").partition(".")[0])
+        base = "" if self.model.base_model is self.model else f"{self.model.base_model_prefix}."
+        return REST if name.startswith(base) else UNUSED
+
+    @torch.no_grad()
+    def _load(self, part: int, modules: list[nn.Module]) -> None:
+        """Fills `modules`, all that belongs to this part. Raises PollardError for tensors of another shape."""
+        settings = LoadStateDictConfig(
+            device_map={"": self.device}, dtype=self.dtype, dtype_plan=self.model._get_dtype_plan(self.dtype),
+            weight_mapping=self.conversions,
+        )  # fmt: skip
+        slices = {key: file.get_slice(key) for file, key in self.keys[part]}
+        with quiet():
+            info, _ = convert_and_load_state_dict_in_model(self.model, slices, settings)
+        where = "outside its layers" if part == REST else f"in layer {part}"
+        if info.mismatched_keys or info.conversion_errors or info.error_msgs:
+            broken = [*(key[0] for key in info.mismatched_keys), *info.conversion_errors, *info.error_msgs]
+            raise PollardError(
+                f"{self.path}: tensors {where} are not those of its configuration: {', '.join(map(str, broken[:3]))}."
+            )
+        missing = [name for module in modules for name, p in module.named_parameters(recurse=False) if p.is_meta]
+        if missing:
+            raise PollardError(f"{self.path}: {len(missing)} parameters {where} were not read. Please report this.")
+        self._compute_buffers(modules)
+
+    def _compute_buffers(self, modules: Iterable[nn.Module]) -> None:
+        """What no file holds (rotary frequencies, …), by the family's own initialization; weights that are there stay."""
+        with init.guard_torch_init_functions():
+            for module in reversed(list(modules)):  # children first, as transformers does
+                for name, buffer in module.named_buffers(recurse=False):
+                    if buffer.is_meta:
+                        module.register_buffer(
+                            name, torch.empty_like(buffer, device=self.device), name not in module._non_persistent_buffers_set
+                        )
+                self.owners[id(module)]._init_weights(module)
+
+
+def safetensors_files(path: str, revision: str | None = None) -> list[str]:
+    """The files of a checkpoint folder, or of a hub model once they are downloaded; as transformers finds them."""
+    options: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    single = explained(lambda: cached_file(path, SAFE_WEIGHTS_NAME, **options), path)
+    if single:
+        return [single]
+    index = explained(lambda: cached_file(path, SAFE_WEIGHTS_INDEX_NAME, **options), path)
+    if not index:
+        raise CannotStream("it has no safetensors files")
+    return explained(lambda: get_checkpoint_shard_files(path, index, revision=revision), path)[0]
+
+
+def _opened(file: str) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise PollardError(f"{file} is missing or damaged ({error}): get this file of the checkpoint again.") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bar for every layer."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
