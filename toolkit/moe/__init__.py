@@ -8,18 +8,22 @@ from toolkit.moe.anatomy import Anatomy, anatomy, anatomy_of
 from toolkit.moe.blocks import MoEBlock, find_blocks
 from toolkit.moe.check import check_plan, check_prunable
 from toolkit.moe.checkpoint import copy_companions, prune_checkpoint, tensor_shapes, write_checkpoint
+from toolkit.moe.checksum import check_loaded
 from toolkit.moe.layers import LayerCalls, recording_layers
 from toolkit.moe.load import load_config, load_model, load_tokenizer, meta_model
 from toolkit.moe.mask import activating, masked, restricted
 from toolkit.moe.outputs import every_output
+from toolkit.moe.partition import is_partitioned, partitioned_model
+from toolkit.moe.partition_writer import write_partitioned
 from toolkit.moe.reroute import Rerouter, same_choice
 from toolkit.moe.sizes import Sizes, checkpoint_bytes, sizes, weight_bytes
 from toolkit.moe.slice import slice_model
 from toolkit.moe.watch import Seen, watching
 
 __all__ = [
-    "Anatomy", "LayerCalls", "MoEBlock", "Rerouter", "Seen", "Sizes", "activating", "anatomy", "anatomy_of", "check_plan",
-    "check_prunable", "checkpoint_bytes", "copy_companions", "every_output", "find_blocks", "load_config", "load_model",
-    "load_tokenizer", "masked", "meta_model", "prune_checkpoint", "recording_layers", "restricted", "same_choice", "sizes",
-    "slice_model", "tensor_shapes", "watching", "weight_bytes", "write_checkpoint",
+    "Anatomy", "LayerCalls", "MoEBlock", "Rerouter", "Seen", "Sizes", "activating", "anatomy", "anatomy_of", "check_loaded",
+    "check_plan", "check_prunable", "checkpoint_bytes", "copy_companions", "every_output", "find_blocks", "is_partitioned",
+    "load_config", "load_model", "load_tokenizer", "masked", "meta_model", "partitioned_model", "prune_checkpoint",
+    "recording_layers", "restricted", "same_choice", "sizes", "slice_model", "tensor_shapes", "watching", "weight_bytes",
+    "write_checkpoint", "write_partitioned",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from toolkit.errors import PollardError
 
@@ -84,7 +85,15 @@ def load_model(
     if spread:
         options["device_map"] = "auto"
     model = _explained(lambda: door.from_pretrained(path, **options), path)
-    return model.eval() if spread else model.to(device).eval()  # type: ignore[arg-type]
+    there = spread or is_deepspeed_zero3_enabled()  # ZeRO-3 puts the parts where it wants them
+    return model.eval() if there else model.to(device).eval()  # type: ignore[arg-type]
+
+
+def dtype_of(config: Any, dtype: str) -> torch.dtype:
+    """What `load_model` makes of its `dtype`."""
+    if dtype == "auto":
+        dtype = "checkpoint" if torch.cuda.is_available() else "float32"
+    return (config.dtype or torch.float32) if dtype == "checkpoint" else getattr(torch, dtype)
 
 
 def meta_model(config: Any) -> PreTrainedModel:
