@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets everything up in .venv and runs a recipe through the DeepSpeed launcher.
+# Sets everything up in .venv and runs a recipe on one GPU, all GPUs of this machine, or those of several machines.
 #
 #     ./launch.sh                                     recipes/playground.yaml: the whole job with the embedded model
 #     ./launch.sh recipes/math.yaml [key=value …]     another recipe, with overrides
@@ -7,11 +7,26 @@
 #     ./launch.sh test                                formatting, lint, types and tests
 #     ./launch.sh setup                               only sets up
 #
-# One rank per visible GPU; two ranks on a machine without one.
+#     ./launch.sh --ranks 4 RECIPE …                  four ranks instead of one per visible GPU (without a GPU: two)
+#     CUDA_VISIBLE_DEVICES=2,3 ./launch.sh RECIPE …   these GPUs
+#     ./launch.sh --hostfile HOSTS RECIPE …           several machines: a line `name slots=8` for each (slots: ranks)
+#     sbatch -N 2 --gpus-per-node 8 launch.sh RECIPE …    a SLURM job, one torchrun on each of its nodes
+#
+# Several machines share this folder and the one it is called in, at the same paths: docs/running.md.
 set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 stop() { echo "launch.sh: $*" >&2; exit 1; }
+
+# What sbatch was given runs as a copy in a spool folder: SLURM knows where it was.
+find_home() {
+    local folder submitted=""
+    [ -z "${SLURM_JOB_ID:-}" ] ||
+        submitted=$(scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/^ *Command=\([^ ]*\).*/\1/p') || true
+    for folder in "$(dirname "${BASH_SOURCE[0]}")" "${submitted%/*}" "${SLURM_SUBMIT_DIR:-}"; do
+        if [ -f "$folder/toolkit/train.py" ]; then cd "$folder" && pwd && return; fi
+    done
+    stop "cannot find the folder it belongs to: submit it from there (sbatch launch.sh …)"
+}
 
 find_python() {
     for python in "${PYTHON:-python3}" python3.13 python3.12 python3.11; do
@@ -35,8 +50,53 @@ set_up() {
     echo "$wanted" >"$here/.venv/pollard-set-up"
 }
 
+# A port of its own, so that two runs on one machine do not meet
+free_port() { python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'; }
+
+on_this_machine() {
+    local gpus where
+    gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
+    ranks=${ranks:-$((gpus > 0 ? gpus : 2))}
+    [ "$gpus" -gt 0 ] || export DS_ACCELERATOR=cpu # or DeepSpeed looks for others, and warns
+    where=(--num_gpus "$ranks")
+    if [ "$gpus" -gt 0 ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then # which DeepSpeed would forget beside --num_gpus
+        [[ $CUDA_VISIBLE_DEVICES =~ ^[0-9,]+$ ]] || stop "DeepSpeed takes GPUs by number only, e.g. CUDA_VISIBLE_DEVICES=0,1"
+        where=(--include "localhost:$(cut -d, -f "1-$ranks" <<<"$CUDA_VISIBLE_DEVICES")")
+        unset CUDA_VISIBLE_DEVICES
+    fi
+    exec deepspeed --quiet "${where[@]}" --master_port "$(free_port)" "${deepspeed_entry[@]}" "$@"
+}
+
+on_the_hosts() {
+    [ -z "$ranks" ] || stop "--ranks and --hostfile exclude each other: the hostfile's slots are the ranks of each machine"
+    python "$here/toolkit/nodes.py" hostfile "$hostfile" "$recipe"
+    exec deepspeed --quiet --hostfile "$hostfile" --force_multi --master_port "$(free_port)" "${deepspeed_entry[@]}" "$@"
+}
+
+on_the_job() {
+    local first
+    read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    ranks=$(python "$here/toolkit/nodes.py" slurm ${ranks:+--ranks "$ranks"} "$recipe")
+    local cores=$((${SLURM_CPUS_ON_NODE:-1} / ranks))
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 1 ? cores : 1))}
+    # --overlap: also from a shell that is a step of the job. The port: another for another job, below those the system gives away
+    exec srun --overlap --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpu-bind=none --kill-on-bad-exit=1 \
+        "$here/.venv/bin/torchrun" --nnodes="$SLURM_NNODES" --nproc-per-node="$ranks" --rdzv-backend=c10d \
+        --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$first:$((20000 + SLURM_JOB_ID % 10000))" "${torchrun_entry[@]}" "$@"
+}
+
+here=$(find_home)
 set_up
 export PATH="$here/.venv/bin:$PATH" # ninja and deepspeed are found there
+ranks="" hostfile=""
+while true; do
+    case "${1:-}" in
+    --ranks) ranks=${2:-} && [[ $ranks =~ ^[1-9][0-9]*$ ]] || stop "--ranks takes a number, e.g. --ranks 4" ;;
+    --hostfile) hostfile=${2:-} && [ -n "$hostfile" ] || stop "--hostfile takes a file with a line \`name slots=8\` for each machine" ;;
+    *) break ;;
+    esac
+    shift 2
+done
 case "${1:-}" in
 setup) echo "Ready: $here/.venv" ;;
 test)
@@ -48,14 +108,14 @@ test)
     ;;
 *)
     [ $# -gt 0 ] || { cd "$here" && set -- recipes/playground.yaml; }
-    gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
-    ranks=$((gpus > 0 ? gpus : 2))
-    [ "$gpus" -gt 0 ] || export DS_ACCELERATOR=cpu # or DeepSpeed looks for others, and warns
-    # Ranks share the cores: more threads than cores only wait for each other
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + ranks - 1) / ranks))}
-    # A port of its own, so that two runs on one machine do not meet
-    port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-    [ "$1" = sweep ] && entry=(--module toolkit.cli) || entry=("$here/toolkit/train.py")
-    exec deepspeed --quiet --num_gpus "$ranks" --master_port "$port" "${entry[@]}" "$@"
+    deepspeed_entry=("$here/toolkit/train.py") torchrun_entry=("$here/toolkit/train.py") recipe=$1
+    [ "$1" != sweep ] || { deepspeed_entry=(--module toolkit.cli) torchrun_entry=(-m toolkit.cli) recipe=${2:-}; }
+    if [ -n "$hostfile" ]; then
+        on_the_hosts "$@"
+    elif [ -n "${SLURM_JOB_ID:-}" ]; then
+        on_the_job "$@"
+    else
+        on_this_machine "$@"
+    fi
     ;;
 esac

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 from conftest import ROOT
 
 from toolkit import cli
+from toolkit.errors import PollardError
 from toolkit.selection import CRITERIA
 
 
@@ -124,3 +126,14 @@ def test_a_model_that_cannot_be_had_ends_training_with_one_message(recipe: str, 
     assert done.returncode == 1
     assert done.stdout.startswith("error Cannot open the model no/model. No such folder, and the hub does not have it")
     assert "Traceback" not in done.stdout + done.stderr
+
+
+# What only one rank finds (it has no GPU, it does not see a file) would else be a run that ends without a word.
+def test_a_mistake_that_rank_0_does_not_find_is_told_by_the_rank_that_does(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setattr(cli, "PATIENCE", 0)
+    error = PollardError("no GPU")
+    assert cli._explain(error) == 1
+    assert re.fullmatch(r"error rank 3 on \S+: no GPU\n", capsys.readouterr().out)
+    error.told = True  # by rank 0
+    assert cli._explain(error) == 1 and capsys.readouterr().out == ""

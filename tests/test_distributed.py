@@ -4,8 +4,21 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from conftest import free_port
 
-from toolkit.distributed import gather, is_main, on_main, share, start, stop, together, world_size
+from toolkit import distributed
+from toolkit.distributed import (
+    check_shared,
+    gather,
+    is_main,
+    on_main,
+    share,
+    share_in_step,
+    start,
+    stop,
+    together,
+    world_size,
+)
 from toolkit.errors import PollardError
 
 
@@ -31,8 +44,27 @@ def test_more_ranks_than_gpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     for name, value in {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(PollardError, match=r"Rank 3 has no GPU: this machine has 2\. Start with `deepspeed --num_gpus 2"):
+    with pytest.raises(PollardError, match=r"Rank 3 has no GPU: .* has 2\. Start with `deepspeed --num_gpus 2"):
         start()
+
+
+# Without the launcher's word on threads, ranks of one machine share its cores.
+def test_ranks_on_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)))
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    start()
+    stop()
+    assert asked == [3]
 
 
 def _rank(rank: int, folder: str) -> None:
@@ -58,6 +90,15 @@ def _rank(rank: int, folder: str) -> None:
         together(fail_on_second)
     assert together(lambda: rank) == rank
     assert gather("still together") == ["still together"] * 2
+
+    assert len(share_in_step([0, 1, 2], -1)) == 2  # as many on both
+    distributed.PATIENCE = 1
+    private = Path(folder, f"of{rank}")
+    private.mkdir()
+    check_shared(Path(folder))
+    with pytest.raises(PollardError, match=r"is not the same folder on all machines: .* cannot see what rank 0 \(.*\) writes"):
+        check_shared(private)
+    assert not list(Path(folder).rglob("*.tmp"))
     Path(folder, f"done{rank}").touch()
     stop()
 

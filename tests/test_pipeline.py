@@ -93,6 +93,14 @@ def test_fewer_experts_per_token_are_another_calibration(folder: Path) -> None:
     assert len(set(same)) == len(set(fewer)) == 1 and same[0] != fewer[0]
 
 
+# Results do not depend on where a model is held while it answers.
+def test_another_placement_redoes_nothing(folder: Path) -> None:
+    there, elsewhere = ([stage.fingerprint for stage in plan_stages(small(model=model))] for model in (
+        "original", {"path": "original", "placement": "spread"},
+    ))  # fmt: skip
+    assert there == elsewhere
+
+
 def test_fewer_experts_than_a_token_activates_go_the_whole_way(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = run(small(name="one", pruning__keep=1), until="recover")
     out = capsys.readouterr().out

@@ -118,7 +118,7 @@ def test_a_fault_is_named_with_file_line_key_and_what_is_allowed(tmp_path: Path,
     [
         ("name: try\nmodel: m\ntask: gsmk8\n", "line 3: `task.name` cannot be 'gsmk8'. Did you mean `gsm8k`? Allowed: custom,"),
         ("name: try\nmodel: m\ntask: {prompt: {question}}\n", "`task.prompt` must be text: put it in quotes (given: {'question'"),
-        ("name: try\nmodel: 5\ntask: gsm8k\n", "line 2: `model` takes keys (path, revision, dtype), not 5."),
+        ("name: try\nmodel: 5\ntask: gsm8k\n", "line 2: `model` takes keys (path, revision, dtype, placement), not 5."),
         ("name: try\nmodel:\ntask: gsm8k\n", "r.yaml, line 2: `model` is missing."),
         ("name: try\nmodel: {dtype: float32}\ntask: gsm8k\n", "line 2: `model.path` is missing."),
         ("name: ../try\nmodel: m\ntask: gsm8k\n", "line 1: `name`: a name is a folder's: letters, digits"),

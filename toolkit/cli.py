@@ -9,11 +9,13 @@ pollard criteria
 
 import argparse
 import os
+import socket
 import sys
+import time
 import warnings
 from collections.abc import Callable
 
-from toolkit.distributed import console, is_main, say, start, stop
+from toolkit.distributed import PATIENCE, console, is_main, rank, say, start, stop
 from toolkit.errors import PollardError
 from toolkit.recipe_file import load_recipe
 from toolkit.sweep_grid import load_grid
@@ -84,9 +86,14 @@ def inspect(model: str) -> int:
 
 
 def _explain(error: PollardError) -> int:
-    if is_main():
-        console.print("[bold red]error[/] ", end="")
-        console.print(str(error), markup=False)
+    if error.told and not is_main():
+        return 1
+    where = ""
+    if not is_main():  # what all ranks find rank 0 tells; then the launcher ends the others
+        time.sleep(PATIENCE)
+        where = f"rank {rank()} on {socket.gethostname()}: "
+    console.print("[bold red]error[/] ", end="")
+    console.print(where + str(error), markup=False)
     return 1
 
 

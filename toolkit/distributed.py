@@ -3,8 +3,11 @@
 import os
 import socket
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -16,6 +19,7 @@ T = TypeVar("T")
 
 console = Console(soft_wrap=True, highlight=False)
 _own_launch: dict[str, str] = {}  # what `start` put into the environment where no launcher had
+PATIENCE = 10  # seconds; a network file system may show a file to other machines a little later
 _alone = False  # inside `on_main`: rank 0 works by itself while the others wait
 
 
@@ -58,11 +62,14 @@ def start() -> None:
         _own_launch.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         os.environ.update(_own_launch)
     local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", 1)))  # torchrun's word, DeepSpeed's word
+    if beside > 1 and "OMP_NUM_THREADS" not in os.environ:  # more threads than cores only wait for each other
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // beside))
     if not gpus:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed looks for others, and warns
     if 0 < gpus <= local:
         raise PollardError(
-            f"Rank {rank()} has no GPU: this machine has {gpus}. Start with `deepspeed --num_gpus {gpus} …`, "
+            f"Rank {rank()} has no GPU: {socket.gethostname()} has {gpus}. Start with `deepspeed --num_gpus {gpus} …`, "
             "or hide the GPUs (CUDA_VISIBLE_DEVICES=) to run on CPU."
         )
     if gpus:
@@ -93,6 +100,12 @@ def device() -> Any:
 def share(items: Sequence[T]) -> list[T]:
     """This rank's part: every `world_size`-th item."""
     return list(items[rank() :: world_size()])
+
+
+def share_in_step(items: Sequence[T], filler: T) -> list[T]:
+    """This rank's part, filled up to the length of the longest."""
+    mine = share(items)
+    return mine + [filler] * (-(-len(items) // world_size()) - len(mine))
 
 
 def gather(items: T) -> list[T]:
@@ -129,6 +142,7 @@ def on_main(function: Callable[[], T]) -> T:
             _alone = False
     torch.distributed.broadcast_object_list(outcome)
     if outcome[1] is not None:
+        outcome[1].told = True
         raise outcome[1]
     return outcome[0]
 
@@ -150,6 +164,25 @@ def together(function: Callable[[], T]) -> T:
     if failed:
         raise PollardError(failed[0])
     return outcome  # type: ignore[return-value]
+
+
+def check_shared(folder: Path) -> None:
+    """Raises PollardError, on every rank, where some machine does not see what rank 0 writes into `folder`."""
+    if world_size() == 1:
+        return
+    probe = folder / f"{on_main(lambda: uuid.uuid4().hex)}.tmp"
+    on_main(probe.touch)
+    patient_until = time.monotonic() + PATIENCE
+    while not (seen := probe.exists()) and time.monotonic() < patient_until:
+        time.sleep(0.2)
+    everyone = gather((socket.gethostname(), seen))
+    on_main(probe.unlink)
+    blind = sorted({host for host, seen in everyone if not seen})
+    if blind:
+        raise PollardError(
+            f"{folder.absolute()} is not the same folder on all machines: {', '.join(blind)} cannot see what rank 0 "
+            f"({everyone[0][0]}) writes there. Stages talk through files: start in a folder that all machines share."
+        )
 
 
 def barrier() -> None:

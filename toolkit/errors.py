@@ -7,6 +7,9 @@ from collections.abc import Sequence
 class PollardError(Exception):
     """A mistake in the input or the machine that its reader can mend."""
 
+    told = False
+    """Rank 0 raises it, too, and tells it."""
+
 
 def did_you_mean(word: str, allowed: Sequence[str]) -> str:
     """ ". Did you mean `x`?" where something allowed is close to `word`, else "."."""

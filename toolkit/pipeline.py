@@ -13,7 +13,7 @@ import torch
 
 from toolkit import stages
 from toolkit.calibration_data import check_data, identity_of_data, sources_of
-from toolkit.distributed import barrier, is_main, on_main, say, world_size
+from toolkit.distributed import barrier, check_shared, is_main, on_main, say, world_size
 from toolkit.errors import PollardError
 from toolkit.recipe import Recipe
 from toolkit.recipe_file import dump_recipe
@@ -34,7 +34,7 @@ class Stage:
 def plan_stages(recipe: Recipe) -> list[Stage]:
     """The stages of a recipe with their fingerprints, in order."""
     evaluation = recipe.evaluation.model_dump(exclude={"models"})
-    model = fingerprint_of(fingerprint_of_source(recipe.model.path), recipe.model.model_dump())
+    model = fingerprint_of(fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}))
     task = Task(recipe.task)
     data = {split: fingerprint_of_source(source) for split, source in task.sources().items()}
     settings = recipe.task.model_dump()
@@ -116,6 +116,7 @@ def run(recipe: Recipe, root: str = "runs", fresh: bool = False, until: str | No
         check(recipe)
     on_main(directory.lock)
     try:
+        check_shared(directory.path)
         on_main(lambda: directory.open(*owner, dump_recipe(recipe), todo))
         for stage in planned:
             do_stage(stage, recipe, directory, reasons[stage.name])

@@ -35,6 +35,10 @@ class ModelRecipe(Section):
     """Branch, tag or commit of a hub model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: float32 on CPU (bfloat16 is slow there), the checkpoint's own on GPU."""
+    placement: Literal["auto", "copies", "spread", "zero3"] = "auto"
+    """Where a model that answers is held: a copy for every rank; one, its layers spread over the first node's GPUs; or in
+    parts over all ranks (ZeRO-3, with `finetuning.zero`'s own settings and offload where that is stage 3). auto: copies
+    where they fit, else spread, else zero3. Results do not depend on it."""
 
 
 class TaskRecipe(Section):

@@ -1,40 +1,34 @@
 """What each stage does: files in, files out, on every rank."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import torch
 from transformers import PreTrainedModel
 
 from toolkit.calibration import calibrate_sources
 from toolkit.calibration_data import read_source, sources_of
-from toolkit.distributed import device, is_main, on_main, say, share
+from toolkit.distributed import is_main, on_main, say
 from toolkit.errors import PollardError
 from toolkit.evaluation import evaluate
 from toolkit.expert_statistics import ExpertStatistics, mix
 from toolkit.moe import (
-    CannotStream,
     StreamedModel,
     check_prunable,
     checkpoint_bytes,
     find_blocks,
     load_config,
-    load_model,
     load_tokenizer,
     meta_model,
     prune_checkpoint,
     sizes,
-    weight_bytes,
 )
+from toolkit.placement import share_of, with_layers, with_model
 from toolkit.plan import Plan
 from toolkit.recipe import Recipe
 from toolkit.report import show, write_report
 from toolkit.run_directory import RunDirectory
 from toolkit.selection import experts_to_activate, experts_to_keep, kept_unobserved, select
 from toolkit.tasks import Task, padded_batches
-
-T = TypeVar("T")
-HEADROOM = 1.2  # weights times this must fit on one GPU, or the layers are spread over all of them
 
 
 class Budget(NamedTuple):
@@ -80,7 +74,8 @@ def calibrate_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict
             named = f"{source.name}: " if len(sources) > 1 else ""
             tokens = sum(len(e.input_ids) for e in source.encoded)
             say(f"  {named}{len(source.encoded):,} examples, {tokens:,} tokens{source.told}")
-            watched.append(share(padded_batches(source.encoded, settings.batch_size, int(tokenizer.pad_token_id))))
+            batches = padded_batches(source.encoded, settings.batch_size, int(tokenizer.pad_token_id))
+            watched.append(share_of(model, batches))
         parts = calibrate_sources(model, watched, mode, keep, active)
         statistics = mix(parts, [source.name for source in sources], [source.weight for source in sources])
         if mode:  # subsets are judged on all sources' batches together
@@ -92,7 +87,9 @@ def calibrate_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict
         }  # fmt: skip
         on_main(lambda: statistics.save(run.statistics))
 
-    with_layers(recipe, watch, whole="it answers the prompts itself" if settings.self_generated else "")
+    in_one_piece = "the reconstruction search routes by copies of the routers" if mode else None
+    answering = "it answers the prompts itself" if settings.self_generated else None
+    with_layers(recipe, watch, answering, in_one_piece)
     about = ExpertStatistics.load(run.statistics).about
     blocks = about["blocks"]
     idle = sum(len(block["unobserved"]) for block in blocks.values())
@@ -161,18 +158,14 @@ def evaluate_stage(role: str) -> Callable[[Recipe, RunDirectory, str], dict[str,
         path, revision = (recipe.model.path, recipe.model.revision) if role == "original" else (str(run.path / role), None)
         settings, task = recipe.evaluation, Task(recipe.task)
         tokenizer = load_tokenizer(path, revision)
+        total, active = sizes(meta_model(load_config(path, revision)))
+        size = checkpoint_bytes(path, revision)
 
         def measure(model: PreTrainedModel) -> dict[str, Any]:
             scores = evaluate(
                 model, tokenizer, task, settings.split, settings.examples, settings.batch_size, settings.max_new_tokens
             )
-            total, active = sizes(model)
-            scores.about |= {
-                "model": path,
-                "parameters": total,
-                "active_parameters": active,
-                "checkpoint_bytes": checkpoint_bytes(path, revision),
-            }
+            scores.about |= {"model": path, "parameters": total, "active_parameters": active, "checkpoint_bytes": size}
             if is_main():
                 scores.save(run.evaluation, role)
             low, high = scores.interval
@@ -189,27 +182,3 @@ def report_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[st
     show(on_main(lambda: write_report(run.path)))
     say(f"Report: {run.path / 'report.html'}")
     return {}
-
-
-def with_layers(recipe: Recipe, use: Callable[[PreTrainedModel | StreamedModel], T], whole: str = "") -> T:
-    """Calls `use` with the original model, of which every rank holds one decoder layer at a time; or with the whole model
-    where that cannot be, for a reason that is said (`whole`: the caller's)."""
-    path, revision = recipe.model.path, recipe.model.revision
-    if not whole:
-        try:
-            model = StreamedModel(path, revision, recipe.model.dtype, device())
-        except CannotStream as reason:
-            whole = str(reason)
-        else:
-            return use(model)
-    say(f"  the whole model is loaded: {whole}")
-    return with_model(recipe, path, revision, use)
-
-
-def with_model(recipe: Recipe, path: str, revision: str | None, use: Callable[[PreTrainedModel], T]) -> T:
-    """Calls `use` with the model: a copy for every rank where it fits, else rank 0 alone with its layers on all GPUs."""
-    here, dtype = device(), recipe.model.dtype
-    if here.type == "cuda" and HEADROOM * weight_bytes(load_config(path, revision), dtype) > torch.cuda.mem_get_info()[1]:
-        say("  larger than one GPU: one copy, its layers spread over all GPUs")
-        return on_main(lambda: use(load_model(path, revision, dtype, spread=True)))
-    return use(load_model(path, revision, dtype, here))

@@ -15,11 +15,12 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from toolkit.distributed import barrier, is_main, on_main, say, world_size
+from toolkit.distributed import barrier, check_shared, is_main, on_main, say, world_size
 from toolkit.expert_statistics import ExpertStatistics
 from toolkit.files import write_text
 from toolkit.moe import find_blocks, load_config, load_tokenizer, masked, meta_model
 from toolkit.pipeline import check, do_stage, plan_stages
+from toolkit.placement import with_model
 from toolkit.plan import BlockPlan, Plan
 from toolkit.probe import check_probe, probe_of, probed
 from toolkit.recipe import DataRecipe, Recipe
@@ -28,7 +29,6 @@ from toolkit.report import show_sweep, tabulate, write_report
 from toolkit.report.formats import loss, percent
 from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
 from toolkit.selection import kept_unobserved, select
-from toolkit.stages import with_model
 from toolkit.sweep_grid import Cell, Grid
 from toolkit.tasks import Task
 
@@ -65,6 +65,7 @@ def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> dict[str, Any]
     _check(grid)
     on_main(directory.lock)
     try:
+        check_shared(directory.path)
         on_main(lambda: _open(directory, recipe, fresh))
         folders = [_calibrated(cell.recipe, directory) for cell in grid.cells]
         choices = on_main(lambda: _choose(grid, folders))
@@ -115,7 +116,7 @@ def _choose(grid: Grid, folders: list[Path]) -> list[Choice]:
     """The original, then every cell's choice. Raises PollardError for a criterion that the statistics cannot serve."""
     recipe = grid.recipe
     judged = [
-        fingerprint_of_source(recipe.model.path), recipe.model.model_dump(), recipe.task.model_dump(),
+        fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}), recipe.task.model_dump(),
         fingerprint_of_source(Task(recipe.task).sources(("train",))["train"]), recipe.calibration.max_length,
         recipe.evaluation.model_dump(exclude={"models", "split"}), recipe.sweep.model_dump(), _off_task_source(recipe),
     ]  # fmt: skip
@@ -179,7 +180,7 @@ def _measure(recipe: Recipe, choices: list[Choice], folder: Path) -> None:
             result = f"{percent(task['score'])}, loss {loss(task['loss'])}"
             say(f"  {number}/{len(choices)} {choice.name}: {result} [dim]{seconds} s[/]")
 
-    with_model(recipe, recipe.model.path, recipe.model.revision, measure)
+    with_model(recipe, recipe.model.path, recipe.model.revision, measure, whole="a sweep masks the routers of a whole model")
     barrier()
 
 

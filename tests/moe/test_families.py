@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from toolkit.calibration import calibrate
 from toolkit.errors import PollardError
-from toolkit.moe import find_blocks, load_model, masked, meta_model, prune_checkpoint, slice_model
+from toolkit.moe import check_loaded, find_blocks, load_model, masked, meta_model, prune_checkpoint, slice_model
 from toolkit.moe.checkpoint import aligned
 from toolkit.moe.load import model_class
 from toolkit.plan import BlockPlan, Plan
@@ -52,7 +52,9 @@ def test_a_family_goes_the_whole_way(family: str, tmp_path: Path, capsys: pytest
 
     prune_checkpoint(tmp_path / "original", plan, tmp_path / "pruned")
     assert ("the whole model is loaded" in capsys.readouterr().out) == (family in WHOLE)  # else file by file
-    stock = aligned(model_class(config_class(family)).from_pretrained(tmp_path / "pruned"))
+    stock = model_class(config_class(family)).from_pretrained(tmp_path / "pruned")
+    check_loaded(stock, str(tmp_path / "pruned"))  # what loading renames and fuses keeps its sum of squares
+    stock = aligned(stock)
     sliced = aligned(slice_model(model, plan))
     ours = stock.state_dict()
     assert ours.keys() == sliced.state_dict().keys()

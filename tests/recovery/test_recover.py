@@ -41,7 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "recipes.json").write_text(json.dumps(recipes))
     command = ["deepspeed", "--num_gpus", "2", "--master_port", free_port()]
     command += [str(ROOT / "tests" / "recovery" / "every_stage.py"), str(root)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=540, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return root
 
@@ -83,3 +83,28 @@ def test_the_training_log_tells_train_and_dev_loss(root: Path) -> None:
     log = [json.loads(line) for line in (root / "zero2" / "training_log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3, 4]
     assert [entry["step"] for entry in log if "eval_loss" in entry] == [2, 4]
+
+
+@pytest.fixture(scope="module")
+def in_parts(root: Path) -> dict:
+    """What two ranks found that loaded the model under ZeRO-3."""
+    return json.loads((root / "in_parts.json").read_text())
+
+
+@pytest.mark.launcher
+def test_no_rank_holds_the_model_whole(in_parts: dict) -> None:
+    assert sum(in_parts["without_padding"]) == in_parts["total"]
+    assert max(in_parts["held"]) <= in_parts["total"] / 2 + 64  # an odd tensor is padded to even parts
+
+
+@pytest.mark.launcher
+def test_a_load_that_forgets_the_experts_is_noticed_before_training_on_every_rank(in_parts: dict) -> None:
+    assert len(in_parts["forgotten"]) == 2
+    for said in in_parts["forgotten"]:
+        assert "the model was loaded, but its weights are not those in" in said.lower()
+        assert "model.layers.0, model.layers.1 (sum of squares of model.layers.0" in said
+
+
+@pytest.mark.launcher
+def test_initialised_experts_of_one_layer_are_noticed_and_named(in_parts: dict) -> None:
+    assert ": model.layers.1 (sum of squares of model.layers.1" in in_parts["initialised"]

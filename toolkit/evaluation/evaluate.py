@@ -10,10 +10,10 @@ from typing import Any, cast
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.distributed import barrier, device, gather, progress, share, world_size
+from toolkit.distributed import barrier, device, gather, progress, share, share_in_step, world_size
 from toolkit.errors import PollardError
 from toolkit.evaluation.scores import Item, Scores
-from toolkit.moe import load_model, load_tokenizer
+from toolkit.moe import is_partitioned, load_model, load_tokenizer
 from toolkit.tasks import Split, Task, encode_prompt
 
 
@@ -89,8 +89,11 @@ def share_of_answers(
     """This rank's part of the prompts, sorted by length and dealt out by whole batches: index and generated tokens."""
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    for batch in progress(share(batches), "answering"):
-        yield from zip(batch, generate(model, [prompts[i] for i in batch], settings), strict=True)
+    # In parts on all ranks, every rank must take part in every forward pass: one without a batch helps with any prompt
+    mine = share_in_step(batches, []) if is_partitioned(model) else share(batches)
+    for batch in progress(mine, "answering"):
+        answers = generate(model, [prompts[i] for i in batch or order[:1]], settings)
+        yield from zip(batch, answers, strict=bool(batch))
 
 
 @torch.no_grad()

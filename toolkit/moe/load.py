@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from toolkit.errors import PollardError
 
@@ -96,7 +97,8 @@ def load_model(
     if spread:
         options["device_map"] = "auto"
     model = explained(lambda: door.from_pretrained(path, **options), path)
-    return model.eval() if spread else model.to(device).eval()  # type: ignore[arg-type]
+    there = spread or is_deepspeed_zero3_enabled()  # ZeRO-3 puts the parts where it wants them
+    return model.eval() if there else model.to(device).eval()  # type: ignore[arg-type]
 
 
 def quantization_of(config: Any) -> str | None:

@@ -34,3 +34,12 @@ def deepspeed_config(zero: int | str) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
+
+
+def partitioning(zero: int | str) -> dict[str, Any]:
+    """The `zero_optimization` section for a model that only answers: that of `finetuning.zero` where it is stage 3."""
+    theirs = deepspeed_config(zero).get("zero_optimization", {})
+    if theirs.get("stage") != 3:
+        theirs = deepspeed_config(3)["zero_optimization"]
+    # Nothing is optimized, and "auto" is for the trainer to fill in
+    return {key: value for key, value in theirs.items() if key != "offload_optimizer" and value != "auto"}

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import io
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Iterator
@@ -20,8 +21,8 @@ from toolkit.distributed import console
 from toolkit.errors import PollardError
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "pollard"
-# Another environment has other headers: in one folder, two would compile by turns
-FOLDER = CACHE / hashlib.sha256(f"{sys.prefix} {sys.version} {torch.__version__}".encode()).hexdigest()[:12]
+# Another environment has other headers, and another machine, with which a home folder may be shared, another processor
+FOLDER = CACHE / hashlib.sha256(f"{platform.node()} {sys.prefix} {sys.version} {torch.__version__}".encode()).hexdigest()[:12]
 
 
 def build_communication() -> None:
@@ -35,6 +36,8 @@ def build_communication() -> None:
         raise PollardError(
             "DeepSpeed compiles its communication module and finds no C++ compiler: install one, e.g. `apt install g++`."
         )
+    # ninja stands beside the Python that runs this, which a launcher on another machine need not have on its PATH
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     import deepspeed
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 

@@ -6,6 +6,8 @@ import math
 import random
 import shutil
 import time
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +20,17 @@ from trl import SFTTrainer
 from toolkit.distributed import is_main, on_main, say
 from toolkit.errors import PollardError
 from toolkit.files import whole_folder, write_text
-from toolkit.moe import copy_companions, load_config, load_model, load_tokenizer, tensor_shapes, write_checkpoint
+from toolkit.moe import (
+    check_loaded,
+    copy_companions,
+    is_partitioned,
+    load_config,
+    load_model,
+    load_tokenizer,
+    tensor_shapes,
+    write_checkpoint,
+    write_partitioned,
+)
 from toolkit.recipe import Recipe
 from toolkit.recovery.extension import build_communication
 from toolkit.recovery.settings import sft_config
@@ -51,6 +63,7 @@ def recover(recipe: Recipe, root: str = "runs") -> dict[str, Any]:
         if arguments.eval_strategy != "no":
             dev_data, _ = _dataset("dev", tokenizer, task.examples("dev"), recipe.finetuning.max_length)
         model = load_model(str(run.pruned), dtype=recipe.model.dtype)
+        check_loaded(model, str(run.pruned))
         trainer = SFTTrainer(model, arguments, train_dataset=train_data, eval_dataset=dev_data, processing_class=tokenizer)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(ProgressLines())
@@ -87,26 +100,47 @@ def _labels(encoded: Encoded) -> list[int]:
 
 def _save(trainer: SFTTrainer, model: PreTrainedModel, run: RunDirectory) -> None:
     """A stock checkpoint under every ZeRO stage, with the pruned model's own configuration, checked before it is named."""
+    needed = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())  # tied ones once
+    if is_partitioned(model):
+        with whole_folder(run.recovered) if is_main() else nullcontext(run.recovered) as folder:
+            write_partitioned(model, folder)
+            on_main(lambda: _complete(model, folder, run, needed))
+        on_main(lambda: shutil.rmtree(run.checkpoints, ignore_errors=True))
+        return
     for key, value in _pruned_config(run).items():  # TRL switches the balancing loss off in the model's configuration
         setattr(model.config.get_text_config(), key, value)
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # every rank takes part: ZeRO-3 gathers here
-
-    needed = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())  # tied ones once
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
 
     def write() -> None:
         tied = getattr(model, "all_tied_weights_keys", {})  # stored once, as in every stock checkpoint
         with whole_folder(run.recovered) as folder:
             write_checkpoint(model, folder, {name: tensor for name, tensor in weights.items() if name not in tied})
             copy_companions(str(run.pruned), folder)
-            stored = sum(math.prod(shape) for shape in tensor_shapes(folder).values())
-            if stored < needed:
-                raise PollardError(
-                    "The recovered checkpoint lacks tensors of the model. "
-                    "Is `stage3_gather_16bit_weights_on_model_save` set in the DeepSpeed configuration?"
-                )
+            _check_whole(folder, needed)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
 
     on_main(write)
+
+
+def _complete(model: PreTrainedModel, folder: Path, run: RunDirectory, needed: int) -> None:
+    """All of the pruned checkpoint but its weights."""
+    for file in run.pruned.iterdir():
+        if file.is_file() and "safetensors" not in file.name:
+            shutil.copy(file, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("quantization_config", None)  # what is trained was dequantized
+    config["dtype"] = str(model.dtype).removeprefix("torch.")
+    write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    _check_whole(folder, needed)
+
+
+def _check_whole(folder: Path, needed: int) -> None:
+    """Raises PollardError unless the folder holds `needed` numbers."""
+    if sum(math.prod(shape) for shape in tensor_shapes(folder).values()) < needed:
+        raise PollardError(
+            "The recovered checkpoint lacks tensors of the model. "
+            "Is `stage3_gather_16bit_weights_on_model_save` set in the DeepSpeed configuration?"
+        )
 
 
 def _pruned_config(run: RunDirectory) -> dict[str, Any]:

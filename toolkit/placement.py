@@ -1,0 +1,108 @@
+"""Where a model is held while it works: a copy for every rank, spread over one node's GPUs, or in parts over all ranks; and
+for watching, where it can be, one layer at a time."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from toolkit.distributed import device, gather, on_main, say, share, share_in_step
+from toolkit.errors import PollardError
+from toolkit.moe import (
+    CannotStream,
+    StreamedModel,
+    check_loaded,
+    is_partitioned,
+    load_config,
+    load_model,
+    partitioned_model,
+    weight_bytes,
+)
+from toolkit.recipe import Recipe
+
+T = TypeVar("T")
+HEADROOM = 1.2  # weights times this must fit: activations and the cache of keys and values want room, too
+Placement = Literal["copies", "spread", "zero3"]
+
+
+def with_model(
+    recipe: Recipe, path: str, revision: str | None, use: Callable[[PreTrainedModel], T], whole: str | None = None
+) -> T:
+    """Calls `use` with the model, placed as `model.placement` says. Call it on every rank.
+
+    `whole`: why `use` needs a model that is not in parts, where it does. Raises PollardError for a model that fits nowhere,
+    and for one whose weights, loaded in parts, are not the checkpoint's.
+    """
+    dtype, asked = recipe.model.dtype, recipe.model.placement
+    placement = automatic(weight_bytes(load_config(path, revision), dtype)) if asked == "auto" else asked
+    if placement == "copies":
+        return use(load_model(path, revision, dtype, device()))
+    if placement == "spread":
+        say("  one copy, its layers spread over the GPUs of the first node (model.placement)")
+        return on_main(lambda: use(load_model(path, revision, dtype, spread=True)))
+    if whole:
+        raise PollardError(
+            f"{whole}, and model.placement {asked} {'is' if asked == 'zero3' else 'leads to'} zero3, which holds it in parts: "
+            "say model.placement=spread (layers that do not fit on the GPUs stay on the host, slowly)."
+        )
+    # These two live with the trainer, whose import takes seconds
+    from toolkit.recovery.deepspeed import partitioning
+    from toolkit.recovery.extension import build_communication
+
+    say("  in parts over all ranks (model.placement: ZeRO-3)")
+    build_communication()
+    with partitioned_model(path, revision, dtype, partitioning(recipe.finetuning.zero)) as model:
+        check_loaded(model, path, revision)
+        return use(model)
+
+
+def with_layers(
+    recipe: Recipe, use: Callable[[PreTrainedModel | StreamedModel], T], loaded: str | None = None, whole: str | None = None
+) -> T:
+    """Calls `use` with the original model, of which every rank holds one decoder layer at a time; or with the loaded model
+    where that cannot be, for a reason that is said (`loaded`: the caller's own; `whole` as for `with_model`)."""
+    path, revision = recipe.model.path, recipe.model.revision
+    if not loaded:
+        try:
+            model = StreamedModel(path, revision, recipe.model.dtype, device())
+        except CannotStream as reason:
+            loaded = str(reason)
+        else:
+            return use(model)
+    say(f"  the whole model is loaded: {loaded}")
+    return with_model(recipe, path, revision, use, whole)
+
+
+def share_of(model: PreTrainedModel | StreamedModel, batches: Sequence[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+    """This rank's batches; of a model in parts every rank runs as many, the last perhaps with nothing but padding."""
+    if isinstance(model, StreamedModel) or not is_partitioned(model):
+        return share(batches)
+    padding = {name: tensor if name == "input_ids" else torch.zeros_like(tensor) for name, tensor in batches[0].items()}
+    return share_in_step(batches, padding)
+
+
+def automatic(size: int) -> Placement:
+    """The plainest placement that has room for weights of `size` bytes. Raises PollardError where none has.
+
+    On a machine without a GPU always copies.
+    """
+    if device().type != "cuda":
+        return "copies"
+    one = torch.cuda.mem_get_info()[1]
+    node = sum(torch.cuda.mem_get_info(number)[1] for number in range(torch.cuda.device_count()))
+    memory = gather((one, node))
+    wanted = HEADROOM * size
+    if wanted <= min(one for one, _ in memory):
+        return "copies"
+    if wanted <= memory[0][1]:
+        return "spread"
+    everything = sum(one for one, _ in memory)
+    if wanted <= everything:
+        return "zero3"
+    raise PollardError(
+        f"The model's {size / 1e9:,.0f} GB of weights fit neither on one GPU, nor on the first node's, nor on those of all ranks "
+        f"({everything / 1e9:,.0f} GB; a fifth is left for activations). Use more GPUs or nodes; or keep the parts on the "
+        "hosts (finetuning.zero=3-offload model.placement=zero3); or leave this model out of the evaluation, e.g. "
+        "evaluation.models=[pruned,recovered]."
+    )
