@@ -81,6 +81,17 @@ def test_an_error_leaves_neither_threads_nor_doors() -> None:
     assert nothing_is_left(model)
 
 
+def test_a_system_without_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, layers = open_model("mixtral")
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(PollardError, match="Make fewer, larger batches"), one_layer_at_a_time(model, layers) as at:
+        at.begin(batches_of(1)[0])
+
+
 def test_layers_that_a_model_does_not_call_in_order_are_refused() -> None:
     model, layers = open_model("mixtral")
     forward = model.model.forward

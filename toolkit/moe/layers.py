@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
 from queue import SimpleQueue
-from threading import Thread, current_thread
+from threading import Thread, active_count, current_thread
 from typing import Any, NamedTuple
 
 import torch
@@ -74,7 +74,13 @@ class ForwardPass(Thread):
         self.spot = Spot(layers.parking)
         self._calls: SimpleQueue[Any] = SimpleQueue()
         self._outputs: SimpleQueue[Any] = SimpleQueue()
-        self.start()
+        try:
+            self.start()
+        except RuntimeError as error:
+            raise PollardError(
+                f"This system does not let a process have a thread for each batch (after {active_count()}: {error}). "
+                "Make fewer, larger batches: calibration.batch_size."
+            ) from error
         self._listen()
 
     # The thread that owns the layers calls these
