@@ -4,7 +4,7 @@ transformers 5 gives every family the same fused experts module behind a registe
 for one family.
 """
 
-from toolkit.moe.anatomy import Anatomy, anatomy, anatomy_of
+from toolkit.moe.anatomy import Anatomy, anatomy, anatomy_of, pruned_meta_model
 from toolkit.moe.blocks import MoEBlock, find_blocks
 from toolkit.moe.check import check_plan, check_prunable
 from toolkit.moe.checkpoint import copy_companions, prune_checkpoint, tensor_shapes, write_checkpoint
@@ -20,6 +20,6 @@ from toolkit.moe.watch import Seen, watching
 __all__ = [
     "Anatomy", "LayerCalls", "MoEBlock", "Rerouter", "Seen", "Sizes", "activating", "anatomy", "anatomy_of", "check_plan",
     "check_prunable", "checkpoint_bytes", "copy_companions", "every_output", "find_blocks", "load_config", "load_model",
-    "load_tokenizer", "masked", "meta_model", "prune_checkpoint", "recording_layers", "restricted", "same_choice", "sizes",
-    "slice_model", "tensor_shapes", "watching", "weight_bytes", "write_checkpoint",
+    "load_tokenizer", "masked", "meta_model", "prune_checkpoint", "pruned_meta_model", "recording_layers", "restricted",
+    "same_choice", "sizes", "slice_model", "tensor_shapes", "watching", "weight_bytes", "write_checkpoint",
 ]  # fmt: skip
