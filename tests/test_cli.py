@@ -38,7 +38,7 @@ def recipe(tmp_path: Path) -> str:
 def test_help_names_every_verb(pollard) -> None:
     status, out, _ = pollard("--help")
     assert status == 0
-    assert all(verb in out for verb in [*cli.VERBS, "sweep", "criteria", "inspect"])
+    assert all(verb in out for verb in [*cli.VERBS, "sweep", "criteria", "inspect", "estimate"])
 
 
 def test_criteria_lists_each_with_one_line(pollard) -> None:
@@ -61,6 +61,33 @@ def test_inspect_refuses_a_dense_model_and_none(pollard, tmp_path: Path) -> None
     assert status == 1 and out.startswith("error llama has no MoE block")
     status, out, _ = pollard("inspect", "no/such-model")
     assert status == 1 and out.startswith("error Cannot open the model no/such-model.")
+
+
+# The last line is what a script looks at: `pollard estimate … | tail -1`.
+@pytest.mark.parametrize(
+    ("gpu_memory", "last"), [("80G", "fits"), ("1M", "does not fit: calibrate (GPU memory); evaluate/original (GPU memory)")]
+)
+def test_estimate_shows_a_plan_and_whether_it_fits(pollard, gpu_memory: str, last: str) -> None:
+    recipe = str(ROOT / "recipes" / "playground.yaml")
+    there = ["--gpus", "2", "--gpu-memory", gpu_memory, "--cpu-memory", "64G", "--nodes", "2"]
+    model = f"model={ROOT / 'data' / 'playground' / 'model'}"
+    status, out, _ = pollard("estimate", recipe, *there, model, "evaluation.models=[original]")
+    lines = out.splitlines()
+    assert status == 0 and "\x1b" not in out
+    assert lines[0] == "Estimates, not measurements"
+    assert lines[-1].startswith(last)
+    stages = [line.split()[0] for line in lines if line.endswith((" yes", " no: GPU"))]
+    assert stages == ["calibrate", "select", "prune", "evaluate/original"]
+    assert "parameters      3.51 M -> 1.94 M (4 of 8 experts per block)" in lines
+
+
+def test_estimate_refuses_a_size_without_a_unit_and_a_dense_model(pollard, recipe: str, tmp_path: Path) -> None:
+    status, out, _ = pollard("estimate", recipe, "--gpu-memory", "80")
+    assert status == 1
+    assert out == "error --gpu-memory 80: write a number and its unit (M, G or T), e.g. --gpu-memory 80G.\n"
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 32}')
+    status, out, _ = pollard("estimate", recipe, f"model={tmp_path}")
+    assert status == 1 and out.startswith("error llama has no MoE block")
 
 
 @pytest.mark.parametrize("arguments", [[], ["inspect"], ["prun", "r.yaml"], ["select"], ["select", "r.yaml", "--frsh"]])

@@ -21,7 +21,7 @@ from toolkit.errors import PollardError
 from toolkit.evaluation import evaluate
 from toolkit.nodes import check, checkout, parse_hostfile
 from toolkit.recipe import Recipe
-from toolkit.recovery.deepspeed import deepspeed_config
+from toolkit.zero import deepspeed_config
 from toolkit.tasks import Task
 
 SHIMS = ROOT / "tests" / "shims"

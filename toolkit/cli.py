@@ -4,6 +4,7 @@ pollard calibrate recipes/playground.yaml
 pollard select    recipes/playground.yaml pruning.keep=2
 pollard inspect   mistralai/Mixtral-8x7B-v0.1
 pollard sweep     recipes/playground.yaml pruning.keep=6,4,2 pruning.criterion=random,frequency,reap seed=0,1,2
+pollard estimate  recipes/math.yaml --gpus 8 --gpu h100 --cpu-memory 1T
 pollard criteria
 """
 
@@ -35,6 +36,19 @@ def arguments_of_a_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="e.g. pruning.keep=2 model=path/to/checkpoint")
     parser.add_argument("--fresh", action="store_true", help="do everything again")
     _local_rank(parser)
+
+
+def _machine_of(parser: argparse.ArgumentParser) -> None:
+    """A recipe, and a machine to plan for: this one unless described."""
+    parser.add_argument(
+        "recipe", help="a YAML file, e.g. recipes/math.yaml; a folder with config.json alone will do as its model"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="e.g. finetuning.zero=3")
+    parser.add_argument("--gpus", type=int, help="on each node (default: those of this machine)")
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--gpu", help="their kind, e.g. a100 or h100: memory and speed")
+    parser.add_argument("--gpu-memory", help="of each, e.g. 80G")
+    parser.add_argument("--cpu-memory", help="RAM of each node, e.g. 512G (default: this machine's)")
 
 
 def _local_rank(parser: argparse.ArgumentParser) -> None:
@@ -80,6 +94,23 @@ def inspect(model: str) -> int:
 
     try:
         show_anatomy(anatomy(model))
+    except PollardError as error:
+        return _explain(error)
+    return 0
+
+
+def estimate(arguments: argparse.Namespace) -> int:
+    """Shows what a recipe takes on this machine, or on the one described; exit status 0 whether it fits or not."""
+    _quieten()
+    try:
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        from toolkit.estimate import Estimator, advice, machine
+        from toolkit.report.estimate import show_estimate
+
+        there = machine(arguments.gpus, arguments.nodes, arguments.gpu, arguments.gpu_memory, arguments.cpu_memory)
+        estimator = Estimator(there)
+        found = estimator.estimate(recipe)
+        show_estimate(found, advice(estimator, recipe, found))
     except PollardError as error:
         return _explain(error)
     return 0
@@ -140,7 +171,10 @@ def main() -> int:
     verbs.add_parser("criteria", help="list the criteria")
     inspected = verbs.add_parser("inspect", help="what a model is made of, and its size with fewer experts; reads no weights")
     inspected.add_argument("model", help="a folder with a transformers checkpoint, or a hub id")
+    _machine_of(verbs.add_parser("estimate", help="memory, time and disk of every stage, before anything runs; needs no GPU"))
     arguments = parsed(parser)
+    if arguments.verb == "estimate":
+        return estimate(arguments)
     if arguments.verb == "inspect":
         return inspect(arguments.model)
     if arguments.verb == "criteria":

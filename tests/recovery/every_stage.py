@@ -20,7 +20,7 @@ from toolkit.moe import check_loaded, find_blocks, partitioned_model
 from toolkit.moe.partition import own_part
 from toolkit.recipe import Recipe
 from toolkit.recovery import recover
-from toolkit.recovery.deepspeed import partitioning
+from toolkit.zero import partitioning
 
 root = Path(sys.argv[-1])
 start()

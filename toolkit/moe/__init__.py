@@ -4,7 +4,7 @@ transformers 5 gives every family the same fused experts module behind a registe
 for one family.
 """
 
-from toolkit.moe.anatomy import Anatomy, anatomy, anatomy_of
+from toolkit.moe.anatomy import Anatomy, anatomy, anatomy_of, pruned_meta_model
 from toolkit.moe.blocks import MoEBlock, find_blocks
 from toolkit.moe.check import check_plan, check_prunable
 from toolkit.moe.checkpoint import copy_companions, prune_checkpoint, tensor_shapes, write_checkpoint
@@ -27,6 +27,6 @@ __all__ = [
     "activating", "anatomy", "anatomy_of", "blocks_by_layer", "check_loaded", "check_plan", "check_prunable",
     "checkpoint_bytes", "copy_companions", "every_output", "find_blocks", "is_partitioned", "layers_of", "load_config",
     "load_model", "load_tokenizer", "masked", "meta_model", "one_layer_at_a_time", "partitioned_model", "prune_checkpoint",
-    "restricted", "same_choice", "sizes", "slice_model", "tensor_shapes", "watching", "weight_bytes", "write_checkpoint",
-    "write_partitioned",
+    "pruned_meta_model", "restricted", "same_choice", "sizes", "slice_model", "tensor_shapes", "watching", "weight_bytes",
+    "write_checkpoint", "write_partitioned",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from toolkit.errors import PollardError
 from toolkit.moe.blocks import MoEBlock, find_blocks
@@ -74,11 +75,18 @@ def _possible(blocks: list[MoEBlock], keep: int) -> bool:
 
 
 def _sizes_with(config: Any, keep: int) -> Sizes:
-    """By cutting a model without weights: the same code that prunes counts."""
+    return sizes(pruned_meta_model(config, keep))
+
+
+def pruned_meta_model(config: Any, keep: int, experts_per_token: int | None = None) -> PreTrainedModel:
+    """The model with `keep` experts per block, without weights; as many active as now where enough are kept, unless given.
+
+    Cut by the code that prunes, so that the same is counted.
+    """
     model = meta_model(copy.deepcopy(config))
     blocks = find_blocks(model)
     groups, experts = blocks[0].groups or 1, blocks[0].expert_count
     kept = [expert for expert in range(experts) if expert % (experts // groups) < keep // groups]
     choice = {block.name: BlockPlan(experts=experts, kept=kept) for block in blocks}
-    active = min(keep, blocks[0].experts_per_token)
-    return sizes(slice_model(model, Plan(model="", criterion="", keep=keep, experts_per_token=active, blocks=choice)))
+    active = experts_per_token or min(keep, blocks[0].experts_per_token)
+    return slice_model(model, Plan(model="", criterion="", keep=keep, experts_per_token=active, blocks=choice))

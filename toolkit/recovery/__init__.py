@@ -1,7 +1,7 @@
 """Win the accuracy back: fine-tune the pruned model under DeepSpeed ZeRO. Importing it takes seconds (trl)."""
 
-from toolkit.recovery.deepspeed import deepspeed_config
 from toolkit.recovery.recover import recover
 from toolkit.recovery.settings import check_finetuning, sft_config
+from toolkit.zero import deepspeed_config
 
 __all__ = ["check_finetuning", "deepspeed_config", "recover", "sft_config"]

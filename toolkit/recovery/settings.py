@@ -10,8 +10,9 @@ from trl import SFTConfig
 
 from toolkit.errors import PollardError, did_you_mean
 from toolkit.recipe import Recipe
-from toolkit.recovery.deepspeed import deepspeed_config
 from toolkit.recovery.extension import build_communication
+from toolkit.trainer_defaults import trainer_defaults
+from toolkit.zero import deepspeed_config
 
 # What the toolkit itself decides; a recipe that sets them would break a promise elsewhere.
 OURS = {
@@ -27,28 +28,7 @@ def sft_config(recipe: Recipe, output_dir: Path) -> SFTConfig:
     itself refuses.
     """
     _check_keys(recipe.finetuning.trainer)
-    gpu, dtype = torch.cuda.is_available(), recipe.model.dtype
-    defaults: dict[str, Any] = {
-        "learning_rate": 2e-5,
-        "num_train_epochs": 3,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.03,  # below 1: a share of all steps
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-        "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 8,
-        "logging_steps": 10,
-        "eval_strategy": "epoch",
-        "save_strategy": "no",
-        "report_to": "none",
-        "optim": "adamw_torch",
-        "gradient_checkpointing": gpu,  # memory is what a GPU lacks, time what a CPU lacks
-        "bf16": gpu and dtype in ("auto", "bfloat16"),
-        "fp16": gpu and dtype == "float16",
-        "use_cpu": not gpu,
-        # The balancing loss spreads tokens evenly over experts: it works against the specialisation just selected.
-        "router_aux_loss_coef": 0.0,
-    }
+    gpu = torch.cuda.is_available()
     ours = {
         "output_dir": str(output_dir),
         "deepspeed": deepspeed_config(recipe.finetuning.zero),
@@ -58,7 +38,7 @@ def sft_config(recipe: Recipe, output_dir: Path) -> SFTConfig:
         "completion_only_loss": False,  # the labels say already which tokens count
         "disable_tqdm": True,  # a progress line of our own
     }
-    settings = defaults | recipe.finetuning.trainer | ours
+    settings = trainer_defaults(gpu, recipe.model.dtype) | recipe.finetuning.trainer | ours
     if not gpu and (settings["bf16"] or settings["fp16"] or not settings["use_cpu"]):
         raise PollardError(
             "finetuning.trainer asks for a GPU (bf16, fp16 or use_cpu: false), and this machine has none: "

@@ -27,4 +27,5 @@ GSM8K = Preset(
     completion="{answer}",
     scorer="numeric",
     prepare=without_annotations,
+    sizes={"train": 7473, "test": 1319},
 )

@@ -1,7 +1,7 @@
 """What a named task fixes in advance; a recipe's own keys win over it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 
 def as_it_is(row: dict) -> dict:
@@ -10,7 +10,8 @@ def as_it_is(row: dict) -> dict:
 
 @dataclass(frozen=True)
 class Preset:
-    """Defaults for the fields of the same names in `TaskRecipe`; `prepare` cleans a raw line before the templates."""
+    """Defaults for the fields of the same names in `TaskRecipe`; `prepare` cleans a raw line before the templates, `sizes`
+    says how many lines a hub data set's splits have."""
 
     dataset: str | None = None
     subset: str | None = None
@@ -20,3 +21,4 @@ class Preset:
     completion: str | None = None
     scorer: str | None = None
     prepare: Callable[[dict], dict] = as_it_is
+    sizes: Mapping[str, int] = field(default_factory=dict)

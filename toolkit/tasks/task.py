@@ -38,7 +38,7 @@ class Task:
         preset = PRESETS[recipe.name]
         own = {key: value for key, value in recipe.model_dump().items() if value is not None and key in Preset.__annotations__}
         if "dataset" in own:  # another data set: the preset's subset and splits mean nothing there
-            own = {"subset": None, "train": "train", "test": "test"} | own
+            own = {"subset": None, "train": "train", "test": "test", "sizes": {}} | own
         self.name = recipe.name
         self.preset = Preset(**{**preset.__dict__, **own})
         self.recipe = recipe
@@ -58,6 +58,19 @@ class Task:
             return self._test
         return self._carved[split]
 
+    def known_size(self, split: Split) -> int | None:
+        """How many examples a split of the preset's hub data set has, without fetching it; None where that is not known."""
+        if split == "test":
+            return self.preset.sizes.get(str(self.preset.test))
+        everything = self.preset.sizes.get(str(self.preset.train))
+        if everything is None:
+            return None
+        dev = self._dev_size(everything)
+        return dev if split == "dev" else everything - dev
+
+    def _dev_size(self, everything: int) -> int:
+        return min(self.recipe.dev_examples, everything // DEV_SHARE)
+
     @cached_property
     def _test(self) -> list[Example]:
         return self._read("test")
@@ -66,8 +79,7 @@ class Task:
     def _carved(self) -> dict[str, list[Example]]:
         """Train without its dev slice, and the slice: the same whatever the recipe's seed, so that runs compare."""
         everything = self._read("train")
-        size = min(self.recipe.dev_examples, len(everything) // DEV_SHARE)
-        chosen = set(random.Random("dev").sample(range(len(everything)), size))
+        chosen = set(random.Random("dev").sample(range(len(everything)), self._dev_size(len(everything))))
         return {
             "train": [example for i, example in enumerate(everything) if i not in chosen],
             "dev": [example for i, example in enumerate(everything) if i in chosen],

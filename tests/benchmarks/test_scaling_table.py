@@ -1,0 +1,14 @@
+import sys
+
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import scaling_table
+
+
+# One model's section, made anew, stands for the page: the others come from the same code, and take longer.
+def test_the_page_is_what_the_command_writes() -> None:
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    assert page.startswith(scaling_table.head())
+    assert scaling_table.section("mixtral-8x7b") in page
+    assert all(f"## {name}\n" in page for name in scaling_table.MODELS.values())

@@ -1,0 +1,173 @@
+"""A recipe's estimate: against what the model and the pipeline's own stages do, and in what it advises."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import PLAYGROUND, plan_for, tiny_model
+from small_run import make_small, small_recipe
+
+from toolkit.errors import PollardError
+from toolkit.estimate import Estimate, Estimator, advice, machine
+from toolkit.estimate.advice import changed
+from toolkit.estimate.finetuning import trainer_of
+from toolkit.moe import checkpoint_bytes, load_model, prune_checkpoint
+from toolkit.recipe import Recipe
+
+LARGE = {"gpus": 8, "gpu": "h100", "cpu_memory": "1T"}
+SMALL = {"hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+
+
+@pytest.fixture
+def config_only(tmp_path: Path) -> str:
+    """A folder with nothing but a config.json."""
+    (tmp_path / "mixtral").mkdir()
+    config = {"model_type": "mixtral", "dtype": "bfloat16", "vocab_size": 64, **SMALL}
+    (tmp_path / "mixtral" / "config.json").write_text(json.dumps(config))
+    return str(tmp_path / "mixtral")
+
+
+def recipe_of(model: str, **sections: Any) -> Recipe:
+    return Recipe.model_validate({"name": "try", "model": model, "task": "gsm8k", **sections})
+
+
+def estimated(recipe: Recipe, **there: Any) -> Estimate:
+    return Estimator(machine(**(LARGE | there))).estimate(recipe)
+
+
+def test_sizes_are_those_of_the_pruned_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_small(tmp_path)
+    found = estimated(small_recipe(evaluation__models=["original", "pruned", "recovered"]), gpus=0)
+    prune_checkpoint("original", plan_for(tiny_model("mixtral", vocab_size=768), [0, 1, 2, 3]), "pruned")
+    whole = [sum(p.numel() for p in load_model(path).parameters()) for path in ("original", "pruned")]
+    assert found.parameters == tuple(whole)
+    written = {stage.name: stage.disk for stage in found.stages}
+    assert written["prune"] == pytest.approx(checkpoint_bytes("pruned"), rel=0.05)  # the file's header is not counted
+    assert written["recover"] == written["prune"]
+    assert [stage.name for stage in found.stages][-2:] == ["recover", "evaluate/recovered"]
+
+
+def test_local_data_is_counted_and_tokenized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_small(tmp_path)
+    recipe = small_recipe(finetuning={"trainer": {"per_device_train_batch_size": 4, "num_train_epochs": 2}})
+    found = estimated(recipe, gpus=1)
+    assert found.steps == 2 * 48 // 4  # 60 lines, 12 of them dev
+    assert "those of a sample" in found.assumptions[0]
+    assert found.tokens_per_step < 4 * 100 < 4 * recipe.finetuning.max_length
+
+
+def test_hub_data_is_bounded(config_only: str) -> None:
+    found = estimated(recipe_of(config_only, finetuning={"max_length": 512}))
+    assert found.steps == 3 * -(-(7473 - 500) // 64)  # GSM8K's size is known, its dev slice is not trained on
+    assert found.tokens_per_step == 64 * 512
+    assert "upper bound" in found.assumptions[0]
+
+
+def test_hub_data_of_unknown_size_leaves_steps_and_time_open(config_only: str) -> None:
+    task = {"dataset": "some/data", "prompt": "{a}", "completion": "{b}"}
+    unknown = estimated(recipe_of(config_only, task=task))
+    recover = next(stage for stage in unknown.stages if stage.name == "recover")
+    assert (unknown.steps, recover.flops, recover.seconds) == (None, None, None)
+    assert recover.gpu_bytes > 0
+    known = estimated(recipe_of(config_only, task=task, finetuning={"examples": 640}))
+    assert known.steps == 3 * 10
+
+
+def test_operations_are_eight_per_active_parameter_and_trained_token(config_only: str) -> None:
+    trainer = {"max_steps": 5, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}
+    found = estimated(recipe_of(config_only, finetuning={"max_length": 100, "trainer": trainer}))
+    tokens = 5 * 2 * 3 * 8 * 100
+    flops = {stage.name: stage.flops for stage in found.stages}
+    assert flops["recover"] == 8 * found.active[1] * tokens  # forward 2, backward 4, and once more for checkpointing
+    without = recipe_of(config_only, finetuning={"max_length": 100, "trainer": trainer | {"gradient_checkpointing": False}})
+    assert next(stage.flops for stage in estimated(without).stages if stage.name == "recover") == 6 * found.active[1] * tokens
+
+
+def test_a_search_evaluates_every_expert(config_only: str) -> None:
+    def calibration(**pruning: Any) -> tuple[float, int]:
+        stage = estimated(recipe_of(config_only, pruning={"keep": 4, **pruning})).stages[0]
+        assert stage.flops
+        return stage.flops, stage.host_bytes
+
+    plain, layerwise = calibration(), calibration(criterion="reconstruction")
+    progressive = calibration(criterion="reconstruction", mode="progressive")
+    assert plain[0] < layerwise[0] < progressive[0]
+    assert progressive[1] == 2 * plain[1]  # two hidden states per token
+
+
+def test_fewer_experts_per_token_are_fewer_active_parameters(config_only: str) -> None:
+    found = estimated(recipe_of(config_only, pruning={"keep": 0.25, "experts_per_token": 1}))
+    assert found.experts == (8, 2)
+    assert found.active[1] < found.active[0]
+
+
+def test_checkpoints_are_counted_as_far_as_they_are_kept(config_only: str) -> None:
+    def written(**trainer: Any) -> int:
+        stage = next(s for s in estimated(recipe_of(config_only, finetuning={"trainer": trainer})).stages if s.name == "recover")
+        return stage.disk
+
+    none, every = written(), written(save_strategy="epoch")
+    assert every - none == 3 * (written(save_strategy="epoch", save_total_limit=1) - none)
+    assert written(save_strategy="epoch", save_total_limit=1) - none > 7 * none  # weights twice, master copy, two states
+
+
+def test_the_trainer_is_as_the_fine_tuning_sets_it_up(config_only: str) -> None:
+    on_gpu, on_cpu = machine(**LARGE), machine(gpus=0)
+    assert trainer_of(recipe_of(config_only), on_gpu).dtype == torch.bfloat16
+    assert trainer_of(recipe_of(config_only), on_gpu).checkpointing
+    assert trainer_of(recipe_of(config_only), on_cpu).dtype == torch.float32
+    half = recipe_of({"path": config_only, "dtype": "float16"})  # type: ignore[arg-type]
+    assert trainer_of(half, on_gpu).dtype == torch.float16
+
+
+def test_what_does_not_fit_comes_with_changes_that_make_it_fit() -> None:
+    path = str(PLAYGROUND / "model")
+    recipe = recipe_of(path, task="playground/sorting", pruning={"keep": 7})
+    recipe = changed(recipe, {"finetuning.zero": 0, "finetuning.trainer.per_device_train_batch_size": 16})
+    there = machine(gpus=4, gpu_memory="80M", cpu_memory="64G")
+    estimator = Estimator(there)
+    found = estimator.estimate(recipe)
+    assert found.lacking["recover"] == ["GPU"]
+    remedies = advice(estimator, recipe, found)["recover"]
+    assert remedies
+    for remedy in remedies:
+        change: dict[str, Any] = dict(pair.split("=") for pair in remedy.split())
+        change = {key: int(value) if value.isdigit() else value for key, value in change.items()}
+        assert "recover" not in Estimator(there).estimate(changed(recipe, change)).lacking
+
+
+def test_where_nothing_helps_nothing_is_advised(config_only: str) -> None:
+    estimator = Estimator(machine(gpus=1, gpu_memory="1M", cpu_memory="1M"))
+    recipe = recipe_of(config_only)
+    found = estimator.estimate(recipe)
+    assert {"recover", "calibrate"} <= found.lacking.keys()
+    assert advice(estimator, recipe, found)["recover"] == []
+
+
+def test_the_original_is_spread_over_the_gpus_where_one_is_too_small(config_only: str) -> None:
+    def first(gpu_memory: str) -> tuple[int, str]:
+        stages = {s.name: s for s in estimated(recipe_of(config_only), gpu_memory=gpu_memory).stages}
+        return stages["evaluate/original"].gpu["weights"], stages["evaluate/original"].work
+
+    whole, spread = first("80G"), first("0.02M")
+    assert "8 copies" in whole[1] and "one copy over 8 GPUs" in spread[1]
+    assert spread[0] == -(-whole[0] // 8)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"pruning": {"keep": 9}}, "the model has 8 experts per block"),
+        ({"pruning": {"keep": 4, "experts_per_token": 3}}, "the model activates 2 experts per token"),
+        ({"finetuning": {"zero": "none.json"}}, "cannot read the DeepSpeed configuration none.json"),
+        ({"finetuning": {"trainer": {"optim": "galore"}}}, "galore"),
+        ({"task": {"train": "none.jsonl", "test": "none.jsonl", "prompt": "{a}", "completion": "{b}"}}, "none.jsonl"),
+    ],
+)
+def test_what_the_stages_would_refuse_is_refused(config_only: str, sections: dict, message: str) -> None:
+    with pytest.raises(PollardError, match=message):
+        estimated(recipe_of(config_only, **sections))

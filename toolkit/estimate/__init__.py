@@ -1,0 +1,11 @@
+"""Before the bill: what a recipe takes in memory, time and disk on a given machine, from the model's configuration alone.
+
+Everything is an estimate. Nothing is fetched, no weights are read, no GPU is needed.
+"""
+
+from toolkit.estimate.advice import advice
+from toolkit.estimate.estimator import Estimator
+from toolkit.estimate.figures import Estimate, StageEstimate
+from toolkit.estimate.machine import GPUS, Machine, machine
+
+__all__ = ["GPUS", "Estimate", "Estimator", "Machine", "StageEstimate", "advice", "machine"]

@@ -1,0 +1,134 @@
+"""A recipe on a machine, stage by stage, from the model's configuration alone."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from toolkit.estimate.amounts import Amounts, amounts
+from toolkit.estimate.figures import BANDWIDTH_SHARE, DISK, Estimate, StageEstimate, on_machine
+from toolkit.estimate.finetuning import estimate_recover, lasting, trainer_of
+from toolkit.estimate.machine import USABLE, UTILISATION, Machine
+from toolkit.estimate.model import ModelNumbers, numbers_of
+from toolkit.estimate.stages import estimate_calibrate, estimate_evaluate, estimate_prune, estimate_select
+from toolkit.moe import find_blocks, load_config, meta_model, pruned_meta_model
+from toolkit.recipe import Recipe
+from toolkit.stages import Budget, budget
+
+T = TypeVar("T")
+
+
+class Estimator:
+    """Estimates a recipe, and variants of it, on one machine; what variants share is counted once."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self._known: dict[tuple[Any, ...], Any] = {}
+
+    def on(self, machine: Machine) -> "Estimator":
+        """The same for another machine, without counting the models anew."""
+        other = Estimator(machine)
+        other._known = self._known
+        return other
+
+    def estimate(self, recipe: Recipe) -> Estimate:
+        """Raises PollardError as the stages would: for a dense model, for numbers its routers cannot serve, for local data
+        that is not there."""
+        roles = [f"evaluate/{role}" for role in ("original", "pruned", "recovered") if role in recipe.evaluation.models]
+        names = ["calibrate", "select", "prune", *roles]  # in the pipeline's order
+        if "evaluate/recovered" in roles:
+            names.insert(-1, "recover")
+        original, pruned = self._original(recipe), self._pruned(recipe, self._dtype(recipe))
+        trainer, data = trainer_of(recipe, self.machine), self._amounts(recipe)
+        examples = trainer.micro_batch * trainer.accumulation * self.machine.ranks
+        return Estimate(
+            machine=self.machine,
+            parameters=(original.parameters, pruned.parameters),
+            active=(original.active, pruned.active),
+            experts=(find_blocks(original.model)[0].expert_count, self.kept(recipe)),
+            tokens_per_step=round(examples * data.training.mean),
+            steps=trainer.steps(data.training.examples, self.machine.ranks),
+            stages=[self.stage(recipe, name) for name in names],
+            assumptions=[_lengths(data), *self.assumptions()],
+        )
+
+    def stage(self, recipe: Recipe, name: str) -> StageEstimate:
+        """One of the pipeline's stages, by its name there."""
+        here, data, dtype = self.machine, self._amounts(recipe), self._dtype(recipe)
+        if name == "calibrate":
+            return estimate_calibrate(recipe, here, self._original(recipe), data.calibration, data.evaluation)
+        if name == "select":
+            return estimate_select()
+        if name == "prune":
+            return estimate_prune(recipe, here, self._original(recipe), self._pruned(recipe, dtype))
+        if name == "recover":
+            trained = self._pruned(recipe, trainer_of(recipe, here).dtype)
+            return estimate_recover(recipe, here, trained, data.training)
+        role = name.partition("/")[2]
+        model = self._original(recipe) if role == "original" else self._pruned(recipe, dtype)
+        return estimate_evaluate(recipe, here, role, model, data.evaluation)
+
+    def hopeless(self, recipe: Recipe) -> bool:
+        """Whether fine-tuning cannot fit even without activations; quick."""
+        here, trainer = self.machine, trainer_of(recipe, self.machine)
+        memory = lasting(recipe, here, self._pruned(recipe, trainer.dtype))
+        gpu, host = on_machine(here, memory.device, {"offloaded": here.ranks_per_node * memory.host})
+        return bool(StageEstimate("recover", "", gpu, host).lacks(here))
+
+    def kept(self, recipe: Recipe) -> int:
+        """Experts per block."""
+        return self._budget(recipe).keep
+
+    def _dtype(self, recipe: Recipe) -> torch.dtype:
+        """As `load_model` decides."""
+        if recipe.model.dtype != "auto":
+            return getattr(torch, recipe.model.dtype)
+        return (self._config(recipe).dtype or torch.float32) if self.machine.gpus else torch.float32
+
+    def _original(self, recipe: Recipe) -> ModelNumbers:
+        dtype = self._dtype(recipe)
+        return self._once(("original", recipe.model, dtype), lambda: numbers_of(meta_model(self._config(recipe)), dtype))
+
+    def _pruned(self, recipe: Recipe, dtype: torch.dtype) -> ModelNumbers:
+        keep, active, _ = self._budget(recipe)
+        return self._once(
+            ("pruned", recipe.model, keep, active, dtype),
+            lambda: numbers_of(pruned_meta_model(self._config(recipe), keep, active), dtype),
+        )
+
+    def _budget(self, recipe: Recipe) -> Budget:
+        return self._once(("budget", recipe.model, recipe.pruning), lambda: budget(recipe))
+
+    def _config(self, recipe: Recipe) -> Any:
+        return self._once(("config", recipe.model), lambda: load_config(recipe.model.path, recipe.model.revision))
+
+    def _amounts(self, recipe: Recipe) -> Amounts:
+        key = recipe.task, recipe.calibration.model_dump_json(), recipe.finetuning.max_length, recipe.finetuning.examples
+        return self._once(("amounts", *key, recipe.evaluation.model_dump_json()), lambda: amounts(recipe))
+
+    def _once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key]
+
+    def assumptions(self) -> list[str]:
+        """Whatever the recipe."""
+        said = [
+            f"memory: {1 - USABLE:.0%} of every GPU and host is left to CUDA, the system and fragments",
+            f"disk: {DISK / 1e9:.0f} GB/s",
+        ]
+        if self.machine.gpu:
+            gpu = self.machine.gpu
+            said.append(
+                f"time: {UTILISATION:.0%} of {gpu.name}'s {gpu.flops / 1e12:,.0f} TFLOP/s; while generating, "
+                f"{BANDWIDTH_SHARE:.0%} of its {gpu.bandwidth / 1e12:.2f} TB/s if that is slower"
+            )
+        elif self.machine.gpus:
+            said.append("time: not estimated, for the kind of GPU is not known (--gpu h100)")
+        return said
+
+
+def _lengths(data: Amounts) -> str:
+    if all(amount.measured for amount in (data.calibration, data.training, data.evaluation)):
+        return "lengths: those of a sample of the data"
+    return "lengths: max_length tokens for every example, an upper bound, where data or tokenizer are not on this machine"

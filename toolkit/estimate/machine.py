@@ -1,0 +1,129 @@
+"""The machine that is planned for: this one unless told otherwise."""
+
+import os
+import re
+from dataclasses import dataclass
+
+import torch
+
+from toolkit.errors import PollardError, did_you_mean
+
+GIB = 2**30
+CPU_RANKS = 2  # what launch.sh starts where there is no GPU
+# Of the peak, with everything that stands in its way (communication, padding, small products, Python)
+UTILISATION = 0.3
+USABLE = 0.92  # of a GPU's memory, or a host's: the rest is CUDA's, the system's and fragments
+UNITS = {"M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class GPU:
+    """One kind of GPU, from its vendor's data sheet."""
+
+    name: str
+    memory: int  # bytes
+    flops: float  # per second: peak of dense bfloat16 (float16 on V100, which has no bfloat16)
+    bandwidth: float  # bytes per second
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        GPU("v100", 32 * GIB, 125e12, 0.90e12),
+        GPU("rtx3090", 24 * GIB, 71e12, 0.94e12),
+        GPU("rtx4090", 24 * GIB, 165e12, 1.01e12),
+        GPU("l4", 24 * GIB, 121e12, 0.30e12),
+        GPU("a10", 24 * GIB, 125e12, 0.60e12),
+        GPU("l40s", 48 * GIB, 362e12, 0.86e12),
+        GPU("a100", 80 * GIB, 312e12, 2.04e12),
+        GPU("h100", 80 * GIB, 989e12, 3.35e12),
+        GPU("h200", 141 * GIB, 989e12, 4.80e12),
+        GPU("b200", 180 * GIB, 2250e12, 8.00e12),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`gpus` per node, each with `gpu_memory` bytes; `cpu_memory` bytes per node. `gpu` is None where its kind is unknown."""
+
+    gpus: int
+    nodes: int
+    gpu_memory: int
+    cpu_memory: int
+    gpu: GPU | None
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.gpus or CPU_RANKS
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+    def room_for(self, size: int) -> bool:
+        """Whether so many bytes fit on each GPU."""
+        return not self.gpus or size <= USABLE * self.gpu_memory
+
+    def seconds(self, flops: float | None, other: float, gpus: int | None = None) -> float | None:
+        """Of so many operations on all GPUs (or so many of them), after `other` seconds; None where either is unknown."""
+        if flops is None or self.gpu is None:
+            return None
+        return other + flops / (UTILISATION * self.gpu.flops * (gpus or self.gpus * self.nodes))
+
+
+def machine(
+    gpus: int | None = None, nodes: int = 1, gpu: str | None = None, gpu_memory: str | None = None, cpu_memory: str | None = None
+) -> Machine:
+    """This machine, with what is given in its place; raises PollardError for what is no number of bytes or no known GPU,
+    and for GPUs of which neither kind nor memory is known."""
+    if nodes < 1 or (gpus is not None and gpus < 0):
+        raise PollardError(f"--nodes {nodes} --gpus {gpus}: give at least one node, and no fewer than 0 GPUs on each.")
+    here = torch.cuda.device_count()
+    gpus = gpus if gpus is not None else here or (1 if gpu or gpu_memory else 0)
+    kind, memory = None, 0
+    if gpu is not None:
+        kind = GPUS.get(gpu.lower())
+        if kind is None:
+            raise PollardError(f"--gpu {gpu} is no GPU of the table{did_you_mean(gpu.lower(), list(GPUS))}")
+        memory = kind.memory
+    elif here:
+        kind = _kind_of(torch.cuda.get_device_name())
+        memory = torch.cuda.get_device_properties(0).total_memory
+    memory = parse_bytes("--gpu-memory", gpu_memory) if gpu_memory is not None else memory
+    if gpus and not memory:
+        raise PollardError(
+            "This machine has no GPU to look at: say what to plan for, --gpu h100 (with hours) or --gpu-memory 80G (without). "
+            f"Known: {', '.join(GPUS)}."
+        )
+    host = parse_bytes("--cpu-memory", cpu_memory) if cpu_memory is not None else this_memory()
+    return Machine(gpus, nodes, memory if gpus else 0, host, kind if gpus else None)
+
+
+def parse_bytes(option: str, text: str) -> int:
+    """ "80G" -> 80 * 2**30; raises PollardError without a unit, and for what is no size."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    unit = found[2].upper().removesuffix("IB").removesuffix("B") if found else ""
+    if not found or unit not in UNITS:
+        number = found[1] if found and not unit else "80"
+        raise PollardError(f"{option} {text}: write a number and its unit (M, G or T), e.g. {option} {number}G.")
+    size = int(float(found[1]) * UNITS[unit])
+    if not size:
+        raise PollardError(f"{option} {text} is no memory at all.")
+    return size
+
+
+def this_memory() -> int:
+    """Bytes of RAM this process may use: the machine's, or less where a container limits it."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        with open("/sys/fs/cgroup/memory.max") as file:
+            return min(there, int(file.read()))
+    except (OSError, ValueError):  # no limit reads "max"
+        return there
+
+
+def _kind_of(device_name: str) -> GPU | None:
+    """ "NVIDIA A100-SXM4-80GB" -> a100; the longest name that fits (a10 is in a100)."""
+    plain = re.sub(r"[^a-z0-9]", "", device_name.lower())
+    return max((gpu for gpu in GPUS.values() if gpu.name in plain), key=lambda gpu: len(gpu.name), default=None)

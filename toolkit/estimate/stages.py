@@ -1,0 +1,122 @@
+"""Every stage but fine-tuning: what it holds, reads, computes and writes."""
+
+import math
+from pathlib import Path
+
+from toolkit.calibration.search import GRAM_BYTES
+from toolkit.calibration.token_errors import CHUNK_BYTES
+from toolkit.estimate.amounts import Amount
+from toolkit.estimate.figures import BANDWIDTH_SHARE, DISK, StageEstimate, on_machine
+from toolkit.estimate.machine import GIB, Machine
+from toolkit.estimate.model import ModelNumbers
+from toolkit.moe import find_blocks
+from toolkit.recipe import Recipe
+from toolkit.stages import HEADROOM
+
+PRUNING_ROOM = GIB // 2  # beside the largest shard
+SHARD = 5 * GIB  # of a hub checkpoint, as most are cut
+STATISTICS = 32 * 8  # bytes per expert: at most 8 sums and their squares, for prompt and completion, float64
+
+
+def estimate_calibrate(recipe: Recipe, machine: Machine, original: ModelNumbers, data: Amount, prompts: Amount) -> StageEstimate:
+    """Layer at a time: the embeddings and two decoder layers (one at work, one arriving) per rank; the hidden states of the
+    rank's tokens in RAM, the weights mapped from their files."""
+    settings, tokens = recipe.calibration, data.tokens
+    searching, progressive = recipe.pruning.criterion == "reconstruction", recipe.pruning.mode == "progressive"
+    weight, blocks = original.weight_bytes, find_blocks(original.model)
+    longest = min(data.longest, settings.max_length)
+    gpu = {
+        "weights": weight * (original.embeddings + 2 * original.largest_layer),
+        "activations": original.working(settings.batch_size, longest) or 0,
+    }
+    passes = 1
+    if searching:
+        experts = blocks[0].expert_count
+        # Every expert's outputs in chunks, in the model's dtype and in float64; their inner products, for the search
+        gpu["search"] = 2 * CHUNK_BYTES + min(GRAM_BYTES, (tokens or GRAM_BYTES) * experts**2 * 4 // machine.ranks)
+        passes = 3 if progressive else 1  # the original's layer, the pruned model's over all experts and over the kept ones
+    states = weight * original.hidden_size * (tokens or 0) // machine.nodes * (2 if searching and progressive else 1)
+    flops = None
+    if tokens is not None:
+        flops = passes * 2.0 * tokens * (original.active - original.head)
+        if searching:  # every expert for every token, and the products of their outputs
+            flops += 2.0 * tokens * (original.experts - original.active_experts)
+            flops += 2.0 * tokens * len(blocks) * blocks[0].expert_count ** 2 * original.hidden_size
+    seconds = machine.seconds(flops, original.bytes / DISK)
+    notes = []
+    if settings.self_generated:
+        answers = generation(recipe, machine, original, prompts.limited(data.examples))
+        gpu = max(gpu, answers.gpu, key=lambda parts: sum(parts.values()))
+        flops = None if flops is None or answers.flops is None else flops + answers.flops
+        seconds = None if seconds is None or answers.seconds is None else seconds + answers.seconds
+        notes.append(f"the model's own answers first: {answers.work}")
+    how = f", {recipe.pruning.mode} search over every expert" if searching else ""
+    on_gpu, in_ram = on_machine(machine, gpu, {"hidden states": states})
+    return StageEstimate(
+        name="calibrate",
+        gpu=on_gpu,
+        host=in_ram,
+        work=f"{_count(data.examples)} examples, {_count(tokens)} tokens{how}",
+        disk=STATISTICS * len(blocks) * blocks[0].expert_count * len(settings.data or [None]),
+        flops=flops,
+        seconds=seconds,
+        notes=tuple(notes),
+    )
+
+
+def estimate_select() -> StageEstimate:
+    return StageEstimate(name="select", work="reads the statistics", seconds=0.0)
+
+
+def estimate_prune(recipe: Recipe, machine: Machine, original: ModelNumbers, pruned: ModelNumbers) -> StageEstimate:
+    """Tensor by tensor, a shard at a time on every rank."""
+    shards = [file.stat().st_size for file in Path(recipe.model.path).glob("*.safetensors")]
+    shard = min(max(shards, default=SHARD), original.bytes)
+    return StageEstimate(
+        name="prune",
+        work=f"{original.bytes / GIB:,.1f} GiB read, {pruned.bytes / GIB:,.1f} GiB written",
+        host={"shards": machine.ranks_per_node * (shard + PRUNING_ROOM)},
+        disk=pruned.bytes,
+        flops=0.0,
+        seconds=(original.bytes + pruned.bytes) / DISK,
+    )
+
+
+def estimate_evaluate(recipe: Recipe, machine: Machine, role: str, model: ModelNumbers, prompts: Amount) -> StageEstimate:
+    found = generation(recipe, machine, model, prompts)
+    return StageEstimate(f"evaluate/{role}", found.work, found.gpu, found.host, 0, found.flops, found.seconds, found.notes)
+
+
+def generation(recipe: Recipe, machine: Machine, model: ModelNumbers, prompts: Amount) -> StageEstimate:
+    """Greedy answers to all prompts: a copy of the model on every rank, or one spread over the first node's GPUs."""
+    settings, new = recipe.evaluation, recipe.evaluation.max_new_tokens
+    spread = machine.gpus > 0 and HEADROOM * model.bytes > machine.gpu_memory
+    parts, copies = (machine.gpus, 1) if spread else (1, machine.ranks)
+    batch = settings.batch_size
+    gpu = {
+        "weights": -(-model.bytes // parts),
+        "cache": -(-batch * (prompts.longest + new) * model.cache_per_token // parts),
+        "activations": (model.working(batch, prompts.longest) or 0) + 4 * batch * model.vocabulary,
+    }
+    flops = seconds = None
+    if prompts.examples is not None:
+        flops = 2.0 * model.active * prompts.examples * (prompts.mean + new)
+        if machine.gpu:  # each new token reads every weight (all experts, in a batch) and is as fast as that
+            forwards = math.ceil(prompts.examples / (batch * copies)) * new
+            reading = forwards * model.bytes / (BANDWIDTH_SHARE * machine.gpu.bandwidth)
+            compute = machine.seconds(flops, 0.0, gpus=copies) or 0.0
+            seconds = model.bytes / DISK + max(reading, compute)
+    where = f"one copy over {parts} GPUs" if spread else f"{copies} cop{'ies' if copies > 1 else 'y'}"
+    on_gpu, in_ram = on_machine(machine, gpu, {})
+    return StageEstimate(
+        name="generate",
+        gpu=on_gpu,
+        host=in_ram,
+        work=f"{_count(prompts.examples)} questions, {new:,} new tokens each at most, {where}",
+        flops=flops,
+        seconds=seconds,
+    )
+
+
+def _count(number: int | None) -> str:
+    return "unknown" if number is None else f"{number:,}"
