@@ -47,8 +47,8 @@ def with_model(
             "say model.placement=spread (layers that do not fit on the GPUs stay on the host, slowly)."
         )
     # These two live with the trainer, whose import takes seconds
-    from toolkit.zero import partitioning
     from toolkit.recovery.extension import build_communication
+    from toolkit.zero import partitioning
 
     say("  in parts over all ranks (model.placement: ZeRO-3)")
     build_communication()

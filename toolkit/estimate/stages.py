@@ -10,8 +10,8 @@ from toolkit.estimate.figures import BANDWIDTH_SHARE, DISK, StageEstimate, on_ma
 from toolkit.estimate.machine import GIB, Machine
 from toolkit.estimate.model import ModelNumbers
 from toolkit.moe import find_blocks
+from toolkit.placement import HEADROOM
 from toolkit.recipe import Recipe
-from toolkit.stages import HEADROOM
 
 PRUNING_ROOM = GIB // 2  # beside the largest shard
 SHARD = 5 * GIB  # of a hub checkpoint, as most are cut
