@@ -18,7 +18,8 @@ TINY = memory.Size(layers=2, hidden=64, width=48, vocabulary=100, batches=2, len
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("memory")
+    folder = tmp_path_factory.mktemp("memory") / "checkpoint"
+    folder.mkdir()
     memory.write_checkpoint(folder, TINY)
     return folder
 

@@ -6,7 +6,7 @@ from conftest import tiny_model
 from families import tiny_family
 
 from toolkit.errors import PollardError
-from toolkit.moe import blocks_by_layer, find_blocks, layers_of, one_layer_at_a_time
+from toolkit.moe import ForwardPass, blocks_by_layer, find_blocks, layers_of, one_layer_at_a_time
 
 
 def batches_of(count: int) -> list[dict[str, torch.Tensor]]:
@@ -23,7 +23,9 @@ def open_model(family: str):
 
 
 def nothing_is_left(model) -> bool:
-    return len(threading.enumerate()) == 1 and not any("forward" in vars(module) for module in model.modules())
+    return not any(isinstance(thread, ForwardPass) for thread in threading.enumerate()) and not any(
+        "forward" in vars(module) for module in model.modules()
+    )
 
 
 @torch.no_grad()
