@@ -4,12 +4,14 @@
 
 A generated checkpoint, the command line itself, SIGKILL to its process group. Each run is killed again and again, at times
 between its first line and the undisturbed run's last, until it ends before its time comes; then the next run begins.
-Statistics, plan and the pruned files must be those of the undisturbed run. Exit status 1 where they are not.
+Statistics, plan, the pruned files and, with `--verb recover`, the recovered ones and the training log must be those of the
+undisturbed run. Exit status 1 where they are not.
 
 Every attempt is forked from this process, which has imported all libraries: kills fall on work, not on imports.
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import random
@@ -26,9 +28,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import toolkit.pipeline  # noqa: F401  imported here once for all attempts
 from toolkit import cli
 from toolkit.moe import rewrite
+from toolkit.recovery.checkpoints import COMPLETE, newest_first
 
 ROOT = Path(__file__).parents[1]
-COMPARED = ("calibration/statistics.safetensors", "plan.json", "pruned/*.safetensors", "pruned/*.json")
+COMPARED = (
+    "calibration/statistics.safetensors", "plan.json", "pruned/*.safetensors", "pruned/*.json", "recovered/*.safetensors",
+    "recovered/*.json",
+)  # fmt: skip
+CLOCK = ("per_second", "runtime", "train_loss")  # what a training log tells of the time, or of one process alone
 
 
 def make(folder: Path, layers: int, hidden: int) -> None:
@@ -86,11 +93,20 @@ class Command:
 
     def results(self, name: str) -> dict[str, bytes]:
         run = self.folder / "runs" / name
-        return {str(path.relative_to(run)): path.read_bytes() for part in COMPARED for path in sorted(run.glob(part))}
+        found = {str(path.relative_to(run)): path.read_bytes() for part in COMPARED for path in sorted(run.glob(part))}
+        for log in run.glob("training_log.jsonl"):
+            lines = [json.loads(line) for line in log.read_text().splitlines()]
+            kept = [{key: line[key] for key in sorted(line) if not any(part in key for part in CLOCK)} for line in lines]
+            found[log.name] = json.dumps(kept).encode()
+        return found
 
     def stands(self, name: str) -> str:
         """How far a killed run has come."""
         run = self.folder / "runs" / name
+        if (run / "recovered").exists() or (run / "recovered.tmp").exists():
+            return "recovered" if (run / "recovered").exists() else "trained, saving the result"
+        for checkpoint in newest_first(run / "checkpoints" / "recovered"):
+            return f"training, {checkpoint.name}{'' if (checkpoint / COMPLETE).exists() else ' half written'}"
         if (run / "pruned").exists():
             return "pruned"
         if (run / "pruned.tmp").exists():

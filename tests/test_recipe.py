@@ -68,7 +68,7 @@ def test_short_forms_and_defaults(tmp_path: Path) -> None:
         (
             "pruning:\n  keeep: 4\n",
             "r.yaml, line 5: `pruning.keeep` is not a key of a recipe. Did you mean `keep`? "
-            "Allowed here: criterion, keep, experts_per_token, tokens, mode.",
+            "Allowed here: criterion, keep, schedule, experts_per_token, tokens, mode.",
         ),
         ("string: 4\n", "r.yaml, line 4: `string` is not a key of a recipe. Did you mean `pruning`? Allowed here: name, seed,"),
         ("model.str: 4\n", "r.yaml, line 4: `model.str` is not a key of a recipe."),
@@ -80,7 +80,7 @@ def test_short_forms_and_defaults(tmp_path: Path) -> None:
         ),
         ("seed: soon\n", "line 4: `seed`: Input should be a valid integer"),
         ("seed: -1\n", "line 4: `seed`: Input should be greater than or equal to 0 (given: -1)."),
-        ("pruning: 4\n", "line 4: `pruning` takes keys (criterion, keep, experts_per_token, tokens, mode), not 4."),
+        ("pruning: 4\n", "line 4: `pruning` takes keys (criterion, keep, schedule, experts_per_token, tokens, mode), not 4."),
         ("evaluation:\n  models: [orignal]\n", "line 5: `evaluation.models.0` cannot be 'orignal'. Did you mean `original`?"),
         (
             "calibration:\n  data:\n  - gsm8k\n  - gsm9k\n",
@@ -240,3 +240,28 @@ def test_data_has_short_forms_and_names_itself(tmp_path: Path) -> None:
     assert recipe.sweep.off_task.task.name == "playground/logic"
     assert recipe_of(tmp_path, SMALLEST, "sweep.off_task.text=b.txt").sweep.off_task.name == "b.txt"
     assert recipe_of(tmp_path, yaml.safe_dump(recipe.model_dump(), sort_keys=False)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("pruning: {schedule: [6, 4, 2], keep: 4}", "keep 4 is not where the schedule [6, 4, 2] ends: leave keep out"),
+        ("pruning: {schedule: [4, 6]}", "a schedule is numbers of experts that fall from round to round, not [4, 6]"),
+        ("pruning: {schedule: [4, 0]}", "keep must be an integer of at least 1"),
+        ("finetuning: {early_stopping: 3}", "early_stopping needs something to stop by: say select_by: dev_loss"),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(tmp_path: Path, lines: str, said: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(f"name: x\nmodel: m\ntask: gsm8k\n{lines}\n")
+    with pytest.raises(PollardError) as error:
+        load_recipe(path)
+    assert said in str(error.value)
+
+
+def test_a_schedule_says_what_is_kept_in_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("name: x\nmodel: m\ntask: gsm8k\npruning: {schedule: [6, 4, 2]}\n")
+    assert load_recipe(path).pruning.keep == 2
+    assert load_recipe(path, ["pruning.keep=2"]).pruning.schedule == [6, 4, 2]
+    assert load_recipe(path, ["pruning.schedule=null", "pruning.keep=4"]).pruning.keep == 4

@@ -26,7 +26,7 @@ VERBS = {  # verb: the last stage it runs
     "select": "select",
     "prune": "prune",
     "recover": "recover",
-    "evaluate": "evaluate/recovered",
+    "evaluate": "evaluate",  # the last of them
     "report": "report",
 }
 

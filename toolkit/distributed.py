@@ -84,7 +84,11 @@ def stop() -> None:
     import torch
 
     if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        deepspeed = sys.modules.get("deepspeed")
+        if deepspeed and deepspeed.comm.is_initialized():
+            deepspeed.comm.destroy_process_group()  # and what it keeps of it: a training in the next group would use that
+        else:
+            torch.distributed.destroy_process_group()
     for name in _own_launch:
         os.environ.pop(name, None)
     _own_launch.clear()

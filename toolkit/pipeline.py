@@ -1,7 +1,7 @@
 """The whole recipe in order: what is done already is skipped, what a changed key affects is done again.
 
-calibrate ─► select ─► prune ─► recover ─► report
-    evaluate/original      └ evaluate/pruned   └ evaluate/recovered
+(rounds/… ─►) calibrate ─► select ─► prune ─► recover ─► (control ─►) report
+    evaluate/original                 └ evaluate/pruned └ evaluate/recovered └ evaluate/control
 """
 
 import time
@@ -17,8 +17,11 @@ from toolkit.distributed import barrier, check_shared, is_main, on_main, say, wo
 from toolkit.errors import PollardError
 from toolkit.recipe import Recipe
 from toolkit.recipe_file import dump_recipe
+from toolkit.rounds import early_rounds, recipe_of_last_round, recipe_of_round
 from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
 from toolkit.tasks import Task
+
+Do = Callable[[Recipe, RunDirectory, str], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Stage:
     name: str
     purpose: str
     fingerprint: str
-    run: Callable[[Recipe, RunDirectory, str], dict[str, Any]]
+    run: Do
+    scratch: str = ""  # what it needs in the run directory only until it is done
 
 
 def plan_stages(recipe: Recipe) -> list[Stage]:
@@ -47,46 +51,82 @@ def plan_stages(recipe: Recipe) -> list[Stage]:
     routing = [budget.experts_per_token] if budget.fewer_active else []
     # The reconstruction search needs the experts' outputs, so it is part of calibration where the criterion asks for it
     how = [*routing, *stages.search_of(recipe)]
-    calibrate = fingerprint_of(model, identity_of_data(recipe), recipe.calibration.model_dump(), recipe.seed, *how)
-    select = fingerprint_of(calibrate, recipe.pruning.model_dump(), recipe.seed)
+    watching = [identity_of_data(recipe), recipe.calibration.model_dump(), recipe.seed, *how]
+    choosing = recipe.pruning.model_dump(exclude={"schedule"})
+    training = [train_data, recipe.finetuning.model_dump(), recipe.seed, recipe.model.dtype, *_answering(recipe)]
+    before: list[Stage] = []
+    watched_model = model  # of the last round; without a schedule it is the only one
+    for fewer in early_rounds(recipe):
+        watched_model = fingerprint_of(watched_model, watching, choosing | {"keep": fewer}, training)
+        purpose = f"on the way: prune to {fewer} experts and recover"
+        before.append(Stage(f"rounds/{fewer}", purpose, watched_model, _round_stage(fewer)))
+    calibrate = fingerprint_of(watched_model, *watching)
+    select = fingerprint_of(calibrate, choosing, recipe.seed)
     prune = fingerprint_of(select)
-    recover = fingerprint_of(prune, train_data, recipe.finetuning.model_dump(), recipe.seed, recipe.model.dtype)
+    recover, control = fingerprint_of(prune, *training), fingerprint_of(model, *training)
     keep, criterion = recipe.pruning.keep, recipe.pruning.criterion
     searching = f" and search the best sets ({recipe.pruning.mode})" if criterion == "reconstruction" else ""
-    found = {"original": model, "pruned": prune, "recovered": recover}
+    found = {"original": model, "pruned": prune, "recovered": recover, "control": control}
 
     def evaluation_of(role: str) -> list[Stage]:
-        if role not in recipe.evaluation.models:
+        if role not in (*recipe.evaluation.models, "control"):
             return []
         purpose = f"answer the {recipe.evaluation.split} questions of {recipe.task.name} with the {role} model"
         return [Stage(f"evaluate/{role}", purpose, fingerprint_of(found[role], judged), stages.evaluate_stage(role))]
 
     watched = [source.name for source in sources_of(recipe)]
-    before = [
+    before += [
         Stage(
             "calibrate",
             f"watch which experts {' + '.join(watched)} use{'s' * (len(watched) == 1)}{searching}",
             calibrate,
-            stages.calibrate_stage,
+            _in_last_round(stages.calibrate_stage),
         ),
         Stage("select", f"choose the experts to keep ({keep}, {criterion})", select, stages.select_stage),
-        Stage("prune", "cut the others out of the checkpoint", prune, stages.prune_stage),
+        Stage("prune", "cut the others out of the checkpoint", prune, _in_last_round(stages.prune_stage)),
         *evaluation_of("original"),
         *evaluation_of("pruned"),
     ]
+    zero = f"ZeRO {recipe.finetuning.zero}, {world_size()} rank{'s' * (world_size() > 1)}"
     if "recovered" in recipe.evaluation.models:
-        zero = f"ZeRO {recipe.finetuning.zero}, {world_size()} rank{'s' * (world_size() > 1)}"
+        how_to = f"fine-tune the pruned model ({zero})"
         before += [
-            Stage("recover", f"fine-tune the pruned model ({zero})", recover, stages.recover_stage),
+            Stage("recover", how_to, recover, stages.recover_stage, scratch="checkpoints/recovered"),
             *evaluation_of("recovered"),
+        ]
+    if recipe.control:
+        how_to = f"fine-tune the original in the same way ({zero})"
+        before += [
+            Stage("control", how_to, control, stages.control_stage, scratch="checkpoints/control"),
+            *evaluation_of("control"),
         ]
     everything = fingerprint_of([stage.fingerprint for stage in before])
     return [*before, Stage("report", "put it together", everything, stages.report_stage)]
 
 
+def _answering(recipe: Recipe) -> list[Any]:
+    """What decides the answers by which a checkpoint is selected."""
+    return [recipe.evaluation.max_new_tokens] if recipe.finetuning.select_by == "dev_accuracy" else []
+
+
+def _round_stage(keep: int) -> Do:
+    """A round before the last is a run of its own, in the run directory: its finished stages are skipped like any run's."""
+
+    def stage(recipe: Recipe, directory: RunDirectory, fingerprint: str) -> dict[str, Any]:
+        run(recipe_of_round(recipe, directory, keep), str(directory.rounds), until="recover")
+        return {"keep": keep}
+
+    return stage
+
+
+def _in_last_round(do: Do) -> Do:
+    return lambda recipe, directory, fingerprint: do(recipe_of_last_round(recipe, directory), directory, fingerprint)
+
+
 def check(recipe: Recipe) -> None:
     """Everything that can be known to be wrong before the first stage starts; raises PollardError."""
-    stages.budget(recipe)
+    for keep in (*early_rounds(recipe), recipe.pruning.keep):
+        stages.budget(recipe.model_copy(update={"pruning": recipe.pruning.model_copy(update={"keep": keep})}))
     if recipe.model.dtype in ("bfloat16", "float16") and not torch.cuda.is_available():
         raise PollardError(
             f"model.dtype is {recipe.model.dtype}, but this machine has no GPU: say model.dtype=float32 (or auto)."
@@ -95,7 +135,7 @@ def check(recipe: Recipe) -> None:
     for split in ("train", recipe.evaluation.split):
         task.examples(split)
     check_data(recipe)
-    if "recovered" in recipe.evaluation.models:
+    if "recovered" in recipe.evaluation.models or recipe.control or recipe.pruning.schedule:
         from toolkit.recovery import check_finetuning  # takes seconds; a run that is done needs none of it
 
         check_finetuning(recipe, RunDirectory(recipe.name).checkpoints)
@@ -118,13 +158,19 @@ def run(recipe: Recipe, root: str = "runs", fresh: bool = False, until: str | No
     try:
         check_shared(directory.path)
         on_main(lambda: directory.open(*owner, dump_recipe(recipe), todo))
-        for stage in planned:
+        if fresh:
+            on_main(directory.forget)
+        for stage in planned[: _end(planned, until)]:
             do_stage(stage, recipe, directory, reasons[stage.name])
-            if stage.name == until:
-                break
     finally:
         directory.unlock()
     return directory
+
+
+def _end(planned: list[Stage], until: str | None) -> int:
+    """How many stages there are up to `until` (`evaluate`: the last evaluation); all of them without it."""
+    ends = [number for number, stage in enumerate(planned, start=1) if until in (stage.name, stage.name.partition("/")[0])]
+    return max(ends, default=len(planned))
 
 
 def _reasons(planned: list[Stage], directory: RunDirectory, fresh: bool) -> dict[str, str]:
@@ -156,4 +202,5 @@ def do_stage(stage: Stage, recipe: Recipe, directory: RunDirectory, reason: str)
     if is_main():
         seconds = time.monotonic() - started
         directory.finish(stage.name, stage.fingerprint, seconds, seed=recipe.seed, ranks=world_size(), **facts)
+        directory.clear(stage.scratch)
         say(f"  [dim]{seconds:.1f} s[/]")

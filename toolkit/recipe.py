@@ -5,6 +5,7 @@ stand here as literals; a test keeps both in step.
 """
 
 import re
+from itertools import pairwise
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -128,12 +129,21 @@ class PruningRecipe(Section):
     criterion: Criterion = "weighted_ean"
     keep: int | float = 0.5
     """Experts per block: a number, or a fraction in (0, 1)."""
+    schedule: list[int] | None = Field(default=None, min_length=2)
+    """Prune in rounds, each of them recovered and watched anew: [6, 4, 2]. `keep` is then the last of them."""
     experts_per_token: int | None = Field(default=None, ge=1)
     """How many experts the pruned model activates per token, at most as many as now: as many where enough are kept."""
     tokens: Literal["all", "prompt", "completion"] = "all"
     """Which tokens' statistics decide."""
     mode: Literal["layerwise", "progressive"] = "layerwise"
     """Of `reconstruction`: every block by itself, or one after the other on what the pruned ones before it pass on."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _schedule_says_keep(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("schedule"), list) and values["schedule"]:
+            return {"keep": values["schedule"][-1]} | values
+        return values
 
     @field_validator("keep", mode="before")
     @classmethod
@@ -146,6 +156,10 @@ class PruningRecipe(Section):
 
     @model_validator(mode="after")
     def _keys_agree(self) -> "PruningRecipe":
+        if self.schedule and any(more <= fewer for more, fewer in pairwise(self.schedule)):
+            raise ValueError(f"a schedule is numbers of experts that fall from round to round, not {self.schedule}")
+        if self.schedule and self.keep != self.schedule[-1]:
+            raise ValueError(f"keep {self.keep} is not where the schedule {self.schedule} ends: leave keep out")
         if isinstance(self.keep, int) and (self.experts_per_token or 0) > self.keep:
             raise ValueError(f"experts_per_token {self.experts_per_token} is more than the {self.keep} experts kept")
         if self.criterion == "reconstruction" and self.tokens != "all":
@@ -162,6 +176,10 @@ class FinetuningRecipe(Section):
     """Longer examples are left out, and counted."""
     examples: int | None = Field(default=None, ge=1)
     """How many training examples to use; all of them unless given."""
+    select_by: Literal["last", "dev_loss", "dev_accuracy"] = "last"
+    """Which checkpoint becomes the result: the last, or the best on the dev slice (measured at every save)."""
+    early_stopping: int | None = Field(default=None, ge=1)
+    """Stop after so many measurements on the dev slice in a row without a better one."""
     trainer: dict[str, Any] = {}
     """Any field of TRL's SFTConfig (learning_rate, max_steps, optim: adamw_bnb_8bit, …)."""
 
@@ -171,6 +189,12 @@ class FinetuningRecipe(Section):
         if isinstance(zero, bool) or (zero not in ZERO_PRESETS and not str(zero).endswith(".json")):
             raise ValueError(f"{zero!r} is neither a ZeRO preset (0, 1, 2, 3, 3-offload) nor a path to a .json file")
         return zero
+
+    @model_validator(mode="after")
+    def _stopping_needs_a_measure(self) -> Self:
+        if self.early_stopping and self.select_by == "last":
+            raise ValueError("early_stopping needs something to stop by: say select_by: dev_loss (or dev_accuracy)")
+        return self
 
 
 class EvaluationRecipe(Section):
@@ -203,6 +227,8 @@ class Recipe(Section):
     calibration: CalibrationRecipe = CalibrationRecipe()
     pruning: PruningRecipe = PruningRecipe()
     finetuning: FinetuningRecipe = FinetuningRecipe()
+    control: bool = False
+    """Fine-tune the original with the same recipe, too: the honest upper bound."""
     evaluation: EvaluationRecipe = EvaluationRecipe()
     sweep: SweepRecipe = SweepRecipe()
 

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -31,8 +32,11 @@ class RunDirectory:
         self.plan = self.path / "plan.json"
         self.pruned = self.path / "pruned"
         self.recovered = self.path / "recovered"
+        self.control = self.path / "control"
         self.checkpoints = self.path / "checkpoints"
         self.training_log = self.path / "training_log.jsonl"
+        self.control_log = self.path / "control_log.jsonl"
+        self.rounds = self.path / "rounds"
         self.evaluation = self.path / "evaluation"
         self.sweep = self.path / "sweep"
         self.manifest = self.path / "manifest.json"
@@ -95,6 +99,18 @@ class RunDirectory:
         started = self.pruned.with_name(self.pruned.name + ".tmp")  # pruning goes on from there, or removes it itself
         for left in {*self.path.glob("*.tmp"), *self.path.glob("*/*.tmp")} - {started}:
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+    def forget(self) -> None:
+        """Removes what a stage would go on from instead of beginning again."""
+        for left in (self.checkpoints, self.rounds):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def clear(self, scratch: str) -> None:
+        """Removes a folder that a stage needed, and the one it stands in where nothing else does."""
+        if scratch:
+            shutil.rmtree(self.path / scratch, ignore_errors=True)
+            with suppress(OSError):
+                (self.path / scratch).parent.rmdir()
 
     def is_done(self, stage: str, fingerprint: str) -> bool:
         return self.read_manifest()["stages"].get(stage, {}).get("fingerprint") == fingerprint

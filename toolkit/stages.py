@@ -26,6 +26,7 @@ from toolkit.placement import share_of, with_layers, with_model
 from toolkit.plan import Plan
 from toolkit.recipe import Recipe
 from toolkit.report import show, write_report
+from toolkit.rounds import composed_plan, early_rounds
 from toolkit.run_directory import RunDirectory
 from toolkit.selection import experts_to_activate, experts_to_keep, kept_unobserved, select
 from toolkit.tasks import Task, padded_batches
@@ -108,6 +109,8 @@ def select_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[st
             statistics, pruning.criterion, pruning.keep, pruning.tokens, pruning.mode, recipe.seed, pruning.experts_per_token
         )
         plan.save(run.plan)
+        if early_rounds(recipe):
+            composed_plan(recipe, run).save(run.rounds / "plan.json")
         unobserved = kept_unobserved(statistics, plan)
         if unobserved:
             say(
@@ -148,11 +151,32 @@ def recover_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[s
     plan = Plan.load(run.plan)
     if plan.experts_per_token == plan.keep and not recipe.finetuning.trainer.get("router_aux_loss_coef"):
         say("  every kept expert serves every token: a load-balancing loss would be constant, and is off")
-    return recover(recipe, str(run.path.parent))
+    return recover(recipe, str(run.path.parent), "recovered", fingerprint, dev_accuracy(recipe))
+
+
+def control_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
+    """Original checkpoint and training examples -> control."""
+    from toolkit.recovery import recover
+
+    return recover(recipe, str(run.path.parent), "control", fingerprint, dev_accuracy(recipe))
+
+
+def dev_accuracy(recipe: Recipe) -> Callable[[PreTrainedModel], float] | None:
+    """Measures a model while it trains: the share of the dev slice that it answers rightly, on every rank. None where the
+    recipe does not select by it."""
+    if recipe.finetuning.select_by != "dev_accuracy":
+        return None
+    task, settings = Task(recipe.task), recipe.evaluation
+    tokenizer = load_tokenizer(recipe.model.path, recipe.model.revision)
+
+    def measure(model: PreTrainedModel) -> float:
+        return evaluate(model, tokenizer, task, "dev", None, settings.batch_size, settings.max_new_tokens).score
+
+    return measure
 
 
 def evaluate_stage(role: str) -> Callable[[Recipe, RunDirectory, str], dict[str, Any]]:
-    """The stage that evaluates the original, pruned or recovered model."""
+    """The stage that evaluates the original, pruned or recovered model, or the control."""
 
     def stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
         path, revision = (recipe.model.path, recipe.model.revision) if role == "original" else (str(run.path / role), None)

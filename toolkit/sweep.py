@@ -86,7 +86,7 @@ def _check(grid: Grid) -> None:
     """Everything that can be known to be wrong before the calibration starts."""
     for recipe in {cell.recipe.pruning.model_dump_json(exclude={"criterion"}): cell.recipe for cell in grid.cells}.values():
         evaluation = recipe.evaluation.model_copy(update={"models": ["pruned"], "split": "dev"})
-        check(recipe.model_copy(update={"evaluation": evaluation}))
+        check(recipe.model_copy(update={"evaluation": evaluation, "control": False}))
     if grid.recipe.sweep.off_task:
         check_probe(grid.recipe.sweep.off_task)
 
@@ -135,7 +135,7 @@ def _choose(grid: Grid, folders: list[Path]) -> list[Choice]:
     loaded = {folder: ExpertStatistics.load(folder) for folder in set(folders)}
     for cell, folder in zip(grid.cells, folders, strict=True):
         statistics = loaded[folder]
-        plan = select(statistics, seed=cell.seed, **cell.recipe.pruning.model_dump())
+        plan = select(statistics, seed=cell.seed, **cell.recipe.pruning.model_dump(exclude={"schedule"}))
         if file_of(plan) != file_of(original):  # keep = all of them
             choices[cell.label, plan.keep, cell.seed] = Choice(cell, plan, kept_unobserved(statistics, plan), file_of(plan))
     return list(choices.values())

@@ -54,6 +54,10 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
     recipe = load_recipe(path, list(fixed.values()))
     if not lists:
         raise PollardError("A sweep needs something to compare: e.g. pruning.keep=6,4,2 pruning.criterion=random,reap.")
+    if recipe.pruning.schedule:
+        raise PollardError(
+            "A sweep masks the original, and a schedule prunes what rounds before have recovered: say pruning.schedule=null."
+        )
     seeds = [load_recipe(path, [*fixed.values(), f"seed={seed}"]).seed for seed in lists.pop("seed", [str(recipe.seed)])]
     cells = []
     for values in product(*lists.values()):

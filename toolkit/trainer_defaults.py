@@ -2,9 +2,14 @@
 
 from typing import Any
 
+from toolkit.recipe import Recipe
 
-def trainer_defaults(gpu: bool, dtype: str) -> dict[str, Any]:
-    """On a machine with or without a GPU; `dtype` is the recipe's `model.dtype`."""
+SHARE = 0.1  # of all steps: what a kill costs at most
+
+
+def trainer_defaults(gpu: bool, recipe: Recipe) -> dict[str, Any]:
+    """On a machine with or without a GPU."""
+    dtype = recipe.model.dtype
     return {
         "learning_rate": 2e-5,
         "num_train_epochs": 3,
@@ -15,8 +20,10 @@ def trainer_defaults(gpu: bool, dtype: str) -> dict[str, Any]:
         "per_device_train_batch_size": 8,
         "per_device_eval_batch_size": 8,
         "logging_steps": 10,
+        "run_name": recipe.name,  # for trackers
         "eval_strategy": "epoch",
-        "save_strategy": "no",
+        **_saving(recipe),
+        "logging_nan_inf_filter": False,  # a loss that is no number must be seen
         "report_to": "none",
         "optim": "adamw_torch",
         "gradient_checkpointing": gpu,  # memory is what a GPU lacks, time what a CPU lacks
@@ -26,3 +33,13 @@ def trainer_defaults(gpu: bool, dtype: str) -> dict[str, Any]:
         # The balancing loss spreads tokens evenly over experts: it works against the specialisation just selected.
         "router_aux_loss_coef": 0.0,
     }
+
+
+def _saving(recipe: Recipe) -> dict[str, Any]:
+    """A checkpoint every tenth of the training; where the best is looked for, one with every evaluation."""
+    defaults: dict[str, Any] = {"save_strategy": "steps", "save_steps": SHARE, "save_total_limit": 2}
+    if recipe.finetuning.select_by != "last":
+        trainer = recipe.finetuning.trainer
+        defaults |= {"save_strategy": trainer.get("eval_strategy", "epoch"), "eval_steps": SHARE}
+        defaults["save_steps"] = trainer.get("eval_steps", SHARE)
+    return defaults

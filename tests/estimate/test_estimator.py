@@ -40,7 +40,8 @@ def estimated(recipe: Recipe, **there: Any) -> Estimate:
 def test_sizes_are_those_of_the_pruned_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_small(tmp_path)
-    found = estimated(small_recipe(evaluation__models=["original", "pruned", "recovered"]), gpus=0)
+    unsaved = {"trainer": {"save_strategy": "no"}}
+    found = estimated(small_recipe(evaluation__models=["original", "pruned", "recovered"], finetuning=unsaved), gpus=0)
     prune_checkpoint("original", plan_for(tiny_model("mixtral", vocab_size=768), [0, 1, 2, 3]), "pruned")
     whole = [sum(p.numel() for p in load_model(path).parameters()) for path in ("original", "pruned")]
     assert found.parameters == tuple(whole)
@@ -110,9 +111,10 @@ def test_checkpoints_are_counted_as_far_as_they_are_kept(config_only: str) -> No
         stage = next(s for s in estimated(recipe_of(config_only, finetuning={"trainer": trainer})).stages if s.name == "recover")
         return stage.disk
 
-    none, every = written(), written(save_strategy="epoch")
-    assert every - none == 3 * (written(save_strategy="epoch", save_total_limit=1) - none)
-    assert written(save_strategy="epoch", save_total_limit=1) - none > 7 * none  # weights twice, master copy, two states
+    none, one = written(save_strategy="no"), written(save_strategy="epoch", save_total_limit=1)
+    assert written() - none == 3 * (one - none) / 2  # two are kept, and the third is written; of one, two
+    assert written(save_strategy="epoch", save_total_limit=9) == written()  # three epochs make three
+    assert one - none > 2 * 6 * none  # weights, master copy, two states
 
 
 def test_the_trainer_is_as_the_fine_tuning_sets_it_up(config_only: str) -> None:

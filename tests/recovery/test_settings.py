@@ -35,6 +35,36 @@ def test_what_sftconfig_itself_refuses_is_reported(tmp_path: Path) -> None:
         sft_config(recipe(trainer={"eval_strategy": "sometimes"}), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("trainer", "said"),
+    [
+        ({"learning_rate": "fast"}, "learning_rate must be a valid number, unable to parse string as a number (given: 'fast')"),
+        ({"max_steps": 2.5}, "max_steps must be a valid integer"),
+        ({"bf16": "perhaps"}, "bf16 must be a valid boolean"),
+    ],
+)
+def test_a_value_of_another_type_is_told_before_it_breaks_the_training(trainer: dict, said: str, tmp_path: Path) -> None:
+    with pytest.raises(PollardError) as error:
+        sft_config(recipe(trainer=trainer), tmp_path)
+    assert f"finetuning.trainer.{said}" in str(error.value)
+
+
+def test_a_kill_costs_a_tenth_of_the_training_at_most(tmp_path: Path) -> None:
+    found = sft_config(recipe(), tmp_path)
+    assert (found.save_strategy, found.save_steps, found.save_total_limit) == ("steps", 0.1, 2)
+    assert not found.load_best_model_at_end
+    assert sft_config(recipe(trainer={"save_strategy": "no"}), tmp_path).save_strategy == "no"
+
+
+@pytest.mark.parametrize(("by", "metric", "greater"), [("dev_loss", "eval_loss", False), ("dev_accuracy", "eval_accuracy", True)])
+def test_every_checkpoint_that_may_be_selected_is_measured(by: str, metric: str, greater: bool, tmp_path: Path) -> None:
+    for trainer in ({}, {"eval_strategy": "steps", "eval_steps": 50}, {"eval_strategy": "steps"}):
+        found = sft_config(recipe(select_by=by, trainer=trainer), tmp_path)
+        assert found.save_strategy == found.eval_strategy == trainer.get("eval_strategy", "epoch")
+        assert found.save_strategy == "epoch" or found.save_steps == found.eval_steps
+        assert (found.metric_for_best_model, found.greater_is_better, found.load_best_model_at_end) == (metric, greater, True)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the GPU that the recipe asks for")
 @pytest.mark.parametrize("asks", [{"bf16": True}, {"fp16": True}, {"use_cpu": False}])
 def test_asking_for_a_gpu_that_is_not_there_is_refused(asks: dict, tmp_path: Path) -> None:

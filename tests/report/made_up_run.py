@@ -19,7 +19,7 @@ ROLES = ("original", "pruned", "recovered")
 KEPT = ([0, 1], [1, 3])
 PROMPT = ([10, 20, 0, 10], [0, 30, 10, 0])  # per block, how many prompt tokens chose each expert
 COMPLETION = ([30, 20, 0, 10], [0, 10, 50, 0])
-RIGHT = {"original": 19, "pruned": 9, "recovered": 18}  # of 20
+RIGHT = {"original": 19, "pruned": 9, "recovered": 18, "control": 20}  # of 20
 LOG = [{"step": 10, "loss": 1.5}, {"step": 20, "loss": 0.5}, {"step": 20, "eval_loss": 0.7}, {"step": 20, "train_runtime": 3.1}]
 
 
@@ -67,7 +67,7 @@ def _recover(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
 
 def evaluate_role(run: RunDirectory, role: str, n: int = 20, **about: Any) -> None:
     """Saves a result; the first questions are the ones answered rightly."""
-    size = 1.0 if role == "original" else 0.5
+    size = 1.0 if role in ("original", "control") else 0.5
     measures = {
         "split": "test", "tokens_per_second": 123.4, "peak_memory_bytes": 300 * 2**20, "parameters": int(4_000_000 * size),
         "active_parameters": 1_000_000, "checkpoint_bytes": int(16 * 2**20 * size), "device": "cpu", "dtype": "float32",

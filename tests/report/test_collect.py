@@ -7,6 +7,7 @@ import pytest
 from made_up_run import BLOCKS, KEPT, RIGHT, ROLES, evaluate_role, make_run
 
 from toolkit.errors import PollardError
+from toolkit.plan import BlockPlan, Plan
 from toolkit.report import collect, write_report
 from toolkit.report.collect import MEASURES
 
@@ -27,7 +28,7 @@ def test_who_and_what_is_named(tmp_path: Path) -> None:
     assert (report["name"], report["model"], report["task"], report["seed"]) == ("small", "path/of/model", "playground/logic", 7)
     assert report["pruning"] == {
         "keep": 2, "experts": 4, "blocks": 2, "experts_per_token": 1, "criterion": "weighted_ean", "mode": None, "tokens": "all",
-        "seed": 7,
+        "seed": 7, "schedule": None,
     }  # fmt: skip
     assert report["recipe"]["pruning"]["keep"] == 2
     assert "torch" in report["versions"]
@@ -65,6 +66,29 @@ def test_training_losses_are_the_logged_ones(tmp_path: Path) -> None:
 def test_the_same_questions_are_compared_one_by_one(tmp_path: Path) -> None:
     # the made-up models answer the first 19 and the first 18 of 20 rightly
     assert collect(make_run(tmp_path).path)["paired"] == {"both": 18, "only_original": 1, "only_recovered": 0, "neither": 1}
+
+
+def test_a_control_is_a_fourth_model_and_compared_question_by_question(tmp_path: Path) -> None:
+    report = collect(make_run(tmp_path, roles=(*ROLES, "control"), control=True).path)
+    assert list(report["models"]) == [*ROLES, "control"]
+    assert report["models"]["control"]["correct"] == RIGHT["control"] == 20
+    assert report["ratios"]["control"]["parameters"] == 1.0
+    assert report["paired_with_control"] == {"both": 18, "only_control": 2, "only_recovered": 0, "neither": 0}
+
+
+def test_without_a_control_nothing_is_missing(tmp_path: Path) -> None:
+    report = collect(make_run(tmp_path).path)
+    assert list(report["models"]) == list(ROLES) and report["paired_with_control"] is None
+
+
+def test_a_schedule_is_told_from_the_original_to_the_last_round(tmp_path: Path) -> None:
+    run = make_run(tmp_path, pruning={"schedule": [3, 2]})
+    plan = Plan.load(run.plan)  # of the last round: 2 of the 3 that the first left
+    run.rounds.mkdir()
+    plan.model_copy(update={"blocks": {b: BlockPlan(experts=6, kept=[1, 5]) for b in plan.blocks}}).save(run.rounds / "plan.json")
+    report = collect(run.path)
+    assert (report["pruning"]["experts"], report["pruning"]["keep"], report["pruning"]["schedule"]) == (6, 2, [3, 2])
+    assert report["headline"].startswith("2 of 6 experts per block (in rounds: 3, 2), 2.0 times smaller")
 
 
 def test_other_questions_are_not_compared(tmp_path: Path) -> None:

@@ -38,6 +38,14 @@ def test_intervals_apart_are_called_a_difference(tmp_path: Path) -> None:
     assert "do not overlap: the recovered model is worse, by more than the choice of questions explains." in said
 
 
+def test_the_recovered_model_is_compared_with_the_control_too(tmp_path: Path) -> None:
+    report = collect(make_run(tmp_path, roles=("original", "pruned", "recovered", "control"), control=True).path)
+    assert "90.0 % recovered (100.0 % control), on 20 test questions" in report["headline"]
+    said = report["comparison"]
+    assert "intervals of control, the original fine-tuned alike, (83.9–100.0 %)" in said
+    assert "the control alone is right on 2 and the recovered model alone on 0." in said
+
+
 def test_models_on_different_splits_are_not_compared(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     evaluate_role(run, "recovered", split="dev")

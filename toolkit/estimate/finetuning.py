@@ -10,7 +10,7 @@ from toolkit.estimate.amounts import Amount
 from toolkit.estimate.figures import DISK, StageEstimate, on_machine
 from toolkit.estimate.machine import Machine
 from toolkit.estimate.model import ModelNumbers
-from toolkit.estimate.training import Trained, TrainingMemory, checkpoint_bytes, training_memory
+from toolkit.estimate.training import Trained, TrainingMemory, engine_bytes, training_memory
 from toolkit.recipe import Recipe
 from toolkit.trainer_defaults import trainer_defaults
 from toolkit.zero import deepspeed_config
@@ -51,7 +51,7 @@ class Trainer:
         return math.ceil(float(self.settings["num_train_epochs"]) * max(1, math.ceil(batches / self.accumulation)))
 
     def checkpoints(self, steps: int | None) -> int:
-        """How many lie on the disk at the end of training."""
+        """How many lie on the disk at most: one more than are kept, while the next is written."""
         kind = str(self.settings["save_strategy"])
         if kind == "no":
             return 0
@@ -60,11 +60,11 @@ class Trainer:
             number = math.ceil(1 / every) if every < 1 else math.ceil((steps or 0) / every)
         else:
             number = math.ceil(float(self.settings["num_train_epochs"]))
-        return min(number, int(self.settings.get("save_total_limit") or number))
+        return min(number, int(self.settings.get("save_total_limit") or number) + 1)
 
 
 def trainer_of(recipe: Recipe, machine: Machine) -> Trainer:
-    return Trainer(trainer_defaults(machine.gpus > 0, recipe.model.dtype) | recipe.finetuning.trainer)
+    return Trainer(trainer_defaults(machine.gpus > 0, recipe) | recipe.finetuning.trainer)
 
 
 def lasting(recipe: Recipe, machine: Machine, pruned: ModelNumbers) -> TrainingMemory:
@@ -91,9 +91,7 @@ def estimate_recover(recipe: Recipe, machine: Machine, pruned: ModelNumbers, dat
     steps, mean = trainer.steps(data.examples, ranks), data.mean
     seen = None if steps is None else steps * trainer.micro_batch * trainer.accumulation * ranks * mean
     flops = None if seen is None else (8 if trainer.checkpointing else 6) * pruned.active * seen
-    saved = checkpoint_bytes(pruned.parameters, stage, weight, optimizer)
-    if trainer.settings.get("save_only_model"):
-        saved = pruned.bytes
+    saved = engine_bytes(pruned.parameters, stage, weight, optimizer)
     per_step = trainer.micro_batch * trainer.accumulation * ranks
     notes = []
     if working is None:

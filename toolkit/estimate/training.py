@@ -119,13 +119,9 @@ def _number(zero: dict[str, Any], key: str, default: int, auto: int) -> int:
     return auto if value == "auto" else int(value)
 
 
-def checkpoint_bytes(parameters: int, stage: int, weight: int, optimizer: str) -> int:
-    """Bytes on disk of one of the trainer's checkpoints, over all ranks: the model, and what DeepSpeed goes on from
-    (weights except under stage 3, master copy, states)."""
-    return weight * parameters + engine_bytes(parameters, stage, weight, optimizer)
-
-
 def engine_bytes(parameters: int, stage: int, weight: int, optimizer: str) -> int:
+    """Bytes on disk of one of the trainer's checkpoints, over all ranks: what DeepSpeed goes on from (weights except under
+    stage 3, master copy, states)."""
     states = int(state_bytes(optimizer) * parameters)
     master = 0 if weight == 4 and stage == 0 else 4 * parameters
     return (0 if stage == 3 else weight * parameters) + master + states

@@ -20,13 +20,14 @@ from toolkit.moe.reroute import Rerouter, same_choice
 from toolkit.moe.sizes import Sizes, checkpoint_bytes, sizes, weight_bytes
 from toolkit.moe.slice import slice_model
 from toolkit.moe.stream import CannotStream, StreamedModel
+from toolkit.moe.use import ExpertUse
 from toolkit.moe.watch import Seen, watching
 
 __all__ = [
-    "Anatomy", "CannotStream", "ForwardPass", "MoEBlock", "Parking", "Rerouter", "Seen", "Sizes", "StreamedModel",
-    "activating", "anatomy", "anatomy_of", "blocks_by_layer", "check_loaded", "check_plan", "check_prunable",
-    "checkpoint_bytes", "copy_companions", "every_output", "find_blocks", "is_partitioned", "layers_of", "load_config",
-    "load_model", "load_tokenizer", "masked", "meta_model", "one_layer_at_a_time", "partitioned_model", "prune_checkpoint",
-    "pruned_meta_model", "restricted", "same_choice", "sizes", "slice_model", "tensor_shapes", "watching", "weight_bytes",
-    "write_checkpoint", "write_partitioned",
+    "Anatomy", "CannotStream", "ExpertUse", "ForwardPass", "MoEBlock", "Parking", "Rerouter", "Seen", "Sizes",
+    "StreamedModel", "activating", "anatomy", "anatomy_of", "blocks_by_layer", "check_loaded", "check_plan",
+    "check_prunable", "checkpoint_bytes", "copy_companions", "every_output", "find_blocks", "is_partitioned", "layers_of",
+    "load_config", "load_model", "load_tokenizer", "masked", "meta_model", "one_layer_at_a_time", "partitioned_model",
+    "prune_checkpoint", "pruned_meta_model", "restricted", "same_choice", "sizes", "slice_model", "tensor_shapes",
+    "watching", "weight_bytes", "write_checkpoint", "write_partitioned",
 ]  # fmt: skip

@@ -1,20 +1,20 @@
-"""Fine-tune the pruned checkpoint on the task's training split: TRL's SFTTrainer under DeepSpeed, on every rank."""
+"""Fine-tune the pruned checkpoint (or, as control, the original) on the task's training split: TRL under DeepSpeed."""
 
 import gc
 import json
 import math
 import random
 import shutil
-import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-from transformers.trainer_callback import PrinterCallback
+from transformers.utils import cached_file
 from trl import SFTTrainer
 
 from toolkit.distributed import is_main, on_main, say
@@ -32,27 +32,46 @@ from toolkit.moe import (
     write_partitioned,
 )
 from toolkit.recipe import Recipe
+from toolkit.recovery.checkpoints import last_checkpoint
 from toolkit.recovery.extension import build_communication
+from toolkit.recovery.roles import TrainedRole, Training, training_of
 from toolkit.recovery.settings import sft_config
-from toolkit.run_directory import RunDirectory
+from toolkit.recovery.trainer import RecoveryTrainer, prepare, tensorboard_in
+from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
 from toolkit.tasks import Encoded, Example, Task, encode_all
 
 IGNORED = -100  # the label that does not count in the loss
+COMPANIONS = (".json", ".jinja", ".model", ".txt")  # configurations, tokenizer, chat template
 
 
-def recover(recipe: Recipe, root: str = "runs") -> dict[str, Any]:
-    """Trains `pruned/` of the recipe's run directory into `recovered/`; call it on every rank, under the launcher.
+def recover(
+    recipe: Recipe,
+    root: str = "runs",
+    role: TrainedRole = "recovered",
+    fingerprint: str | None = None,
+    accuracy: Callable[[PreTrainedModel], float] | None = None,
+) -> dict[str, Any]:
+    """Trains `pruned/` of the recipe's run directory into `recovered/` (role control: the original into `control/`); call it
+    on every rank, under the launcher. Goes on from the last checkpoint of a training with the same `fingerprint`.
 
-    Returns what happened: steps, examples, how many were left out for their length, first and last loss. The loss counts
-    completion tokens only. Writes training_log.jsonl beside the checkpoint. Raises PollardError for settings that
-    SFTConfig refuses, a machine without a compiler, and a checkpoint that did not come out whole.
+    `accuracy` measures a model on the dev slice, on every rank: what `select_by: dev_accuracy` selects by.
+    Returns what happened: steps, examples, how many were left out for their length, first and last loss, the step whose
+    checkpoint became the result. The loss counts completion tokens only. Writes training_log.jsonl beside the checkpoint.
+    Raises PollardError for settings that SFTConfig refuses, a machine without a compiler, a disk without room, checkpoints of
+    another number of ranks, a loss that is no number, and a checkpoint that did not come out whole.
     """
     build_communication()
     run = RunDirectory(recipe.name, root)
+    training = training_of(recipe, run, role)
+    if recipe.finetuning.select_by == "dev_accuracy" and accuracy is None:
+        raise PollardError("finetuning.select_by is dev_accuracy: give recover() a function of the model that measures it.")
+    fingerprint = fingerprint or _identity(recipe, training)
+    begun = last_checkpoint(training.checkpoints, fingerprint)
     set_seed(recipe.seed)
-    arguments = sft_config(recipe, run.checkpoints)  # first: under ZeRO-3 its existence makes loading partition the model
+    # Before the model: under ZeRO-3 the existence of these makes loading partition it
+    arguments = sft_config(recipe, training.checkpoints)
     try:
-        task, tokenizer = Task(recipe.task), load_tokenizer(str(run.pruned))
+        task, tokenizer = Task(recipe.task), load_tokenizer(training.source, training.revision)
         examples = task.examples("train")
         if recipe.finetuning.examples is not None:
             examples = random.Random(recipe.seed).sample(examples, min(recipe.finetuning.examples, len(examples)))
@@ -62,18 +81,20 @@ def recover(recipe: Recipe, root: str = "runs") -> dict[str, Any]:
             arguments.eval_strategy = "no"
         if arguments.eval_strategy != "no":
             dev_data, _ = _dataset("dev", tokenizer, task.examples("dev"), recipe.finetuning.max_length)
-        model = load_model(str(run.pruned), dtype=recipe.model.dtype)
-        check_loaded(model, str(run.pruned))
-        trainer = SFTTrainer(model, arguments, train_dataset=train_data, eval_dataset=dev_data, processing_class=tokenizer)
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(ProgressLines())
-        trainer.train()
-        _save(trainer, model, run)
-        history = trainer.state.log_history
-        on_main(lambda: write_text(run.training_log, "".join(json.dumps(entry) + "\n" for entry in history)))
-        losses = [entry["loss"] for entry in history if "loss" in entry]
+        model = load_model(training.source, training.revision, dtype=recipe.model.dtype)
+        check_loaded(model, training.source, training.revision)
+        with tensorboard_in(run.path / "tensorboard" / role):
+            trainer = RecoveryTrainer(
+                model, arguments, train_dataset=train_data, eval_dataset=dev_data, processing_class=tokenizer
+            )
+        continued = prepare(trainer, recipe, training, fingerprint, begun, accuracy)
+        trainer.train(resume_from_checkpoint=continued)
+        _save(trainer, model, training)
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        chosen = trainer.state.best_global_step if recipe.finetuning.select_by != "last" else None
         return {
             "steps": trainer.state.global_step,
+            "selected_step": chosen or trainer.state.global_step,
             "examples": len(train_data),
             "left_out": too_long,
             "first_loss": losses[0] if losses else None,
@@ -87,6 +108,12 @@ def recover(recipe: Recipe, root: str = "runs") -> dict[str, Any]:
             torch.cuda.empty_cache()
 
 
+def _identity(recipe: Recipe, training: Training) -> str:
+    """For a call by hand: what decides the training."""
+    how = recipe.finetuning.model_dump(), recipe.task.model_dump(), recipe.seed, recipe.model.dtype
+    return fingerprint_of(fingerprint_of_source(training.source), *how)
+
+
 def _dataset(split: str, tokenizer: PreTrainedTokenizerBase, examples: list[Example], max_length: int) -> tuple[Dataset, int]:
     encoded, too_long = encode_all(tokenizer, examples, max_length)
     say(f"  {len(encoded):,} {split} examples" + f"; {too_long:,} longer than {max_length} tokens left out" * bool(too_long))
@@ -98,34 +125,33 @@ def _labels(encoded: Encoded) -> list[int]:
     return [token if counts else IGNORED for token, counts in zip(encoded.input_ids, encoded.completion_mask, strict=True)]
 
 
-def _save(trainer: SFTTrainer, model: PreTrainedModel, run: RunDirectory) -> None:
-    """A stock checkpoint under every ZeRO stage, with the pruned model's own configuration, checked before it is named."""
+def _save(trainer: SFTTrainer, model: PreTrainedModel, training: Training) -> None:
+    """A stock checkpoint under every ZeRO stage, with the configuration of the model it began as, checked before it is named."""
     needed = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())  # tied ones once
     if is_partitioned(model):
-        with whole_folder(run.recovered) if is_main() else nullcontext(run.recovered) as folder:
+        with whole_folder(training.target) if is_main() else nullcontext(training.target) as folder:
             write_partitioned(model, folder)
-            on_main(lambda: _complete(model, folder, run, needed))
-        on_main(lambda: shutil.rmtree(run.checkpoints, ignore_errors=True))
+            on_main(lambda: _complete(model, folder, training, needed))
         return
-    for key, value in _pruned_config(run).items():  # TRL switches the balancing loss off in the model's configuration
+    for key, value in _own_config(training).items():  # TRL switches the balancing loss off in the model's configuration
         setattr(model.config.get_text_config(), key, value)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
 
     def write() -> None:
         tied = getattr(model, "all_tied_weights_keys", {})  # stored once, as in every stock checkpoint
-        with whole_folder(run.recovered) as folder:
+        with whole_folder(training.target) as folder:
             write_checkpoint(model, folder, {name: tensor for name, tensor in weights.items() if name not in tied})
-            copy_companions(str(run.pruned), folder)
+            copy_companions(training.source, folder, training.revision)
             _check_whole(folder, needed)
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
 
     on_main(write)
 
 
-def _complete(model: PreTrainedModel, folder: Path, run: RunDirectory, needed: int) -> None:
-    """All of the pruned checkpoint but its weights."""
-    for file in run.pruned.iterdir():
-        if file.is_file() and "safetensors" not in file.name:
+def _complete(model: PreTrainedModel, folder: Path, training: Training, needed: int) -> None:
+    """All of the checkpoint it began as but the weights."""
+    here = Path(str(cached_file(training.source, "config.json", revision=training.revision))).parent  # the hub's: downloaded
+    for file in here.iterdir():
+        if file.suffix in COMPANIONS and ".index." not in file.name:
             shutil.copy(file, folder)
     config = json.loads((folder / "config.json").read_text())
     config.pop("quantization_config", None)  # what is trained was dequantized
@@ -143,24 +169,6 @@ def _check_whole(folder: Path, needed: int) -> None:
         )
 
 
-def _pruned_config(run: RunDirectory) -> dict[str, Any]:
-    config = load_config(str(run.pruned)).get_text_config()
+def _own_config(training: Training) -> dict[str, Any]:
+    config = load_config(training.source, training.revision).get_text_config()
     return {key: getattr(config, key) for key in ("router_aux_loss_coef", "output_router_logits") if hasattr(config, key)}
-
-
-class ProgressLines(TrainerCallback):
-    """One line per logged step: where it stands, what the loss is, how long it will take."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.started = time.monotonic()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        logs = logs or {}
-        name = "loss" if "loss" in logs else "eval_loss"
-        if name not in logs or not is_main():
-            return
-        per_step = (time.monotonic() - self.started) / max(state.global_step, 1)
-        left = per_step * (state.max_steps - state.global_step)
-        label = "loss" if name == "loss" else "dev loss"
-        step = f"step {state.global_step:>5}/{state.max_steps}"
-        say(f"  {step}  {label} {logs[name]:.4f}  {per_step:.2f} s/step, {left / 60:.1f} min left")

@@ -2,15 +2,19 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTConfig
 
 from toolkit.errors import PollardError, did_you_mean
 from toolkit.recipe import Recipe
+from toolkit.recovery.combinations import check_combinations, check_trackers
 from toolkit.recovery.extension import build_communication
+from toolkit.recovery.selection import selection
+from toolkit.tasks import Task
 from toolkit.trainer_defaults import trainer_defaults
 from toolkit.zero import deepspeed_config
 
@@ -18,6 +22,9 @@ from toolkit.zero import deepspeed_config
 OURS = {
     "output_dir": "name", "deepspeed": "finetuning.zero", "seed": "seed", "max_length": "finetuning.max_length",
     "completion_only_loss": None, "dataset_kwargs": None, "remove_unused_columns": None,
+    "load_best_model_at_end": "finetuning.select_by", "metric_for_best_model": "finetuning.select_by",
+    "greater_is_better": "finetuning.select_by", "resume_from_checkpoint": None, "save_only_model": None,
+    "restore_callback_states_from_checkpoint": None,
 }  # fmt: skip
 
 
@@ -28,6 +35,7 @@ def sft_config(recipe: Recipe, output_dir: Path) -> SFTConfig:
     itself refuses.
     """
     _check_keys(recipe.finetuning.trainer)
+    check_combinations(recipe)
     gpu = torch.cuda.is_available()
     ours = {
         "output_dir": str(output_dir),
@@ -38,7 +46,7 @@ def sft_config(recipe: Recipe, output_dir: Path) -> SFTConfig:
         "completion_only_loss": False,  # the labels say already which tokens count
         "disable_tqdm": True,  # a progress line of our own
     }
-    settings = trainer_defaults(gpu, recipe.model.dtype) | recipe.finetuning.trainer | ours
+    settings = trainer_defaults(gpu, recipe) | recipe.finetuning.trainer | selection(recipe) | ours
     if not gpu and (settings["bf16"] or settings["fp16"] or not settings["use_cpu"]):
         raise PollardError(
             "finetuning.trainer asks for a GPU (bf16, fp16 or use_cpu: false), and this machine has none: "
@@ -53,18 +61,33 @@ def sft_config(recipe: Recipe, output_dir: Path) -> SFTConfig:
 def check_finetuning(recipe: Recipe, output_dir: Path) -> None:
     """Raises PollardError for what could be known to be wrong with the fine-tuning before the first stage starts."""
     build_communication()
-    sft_config(recipe, output_dir)
-    unset_hf_deepspeed_config()  # under ZeRO-3, the next model to be loaded would be partitioned
+    try:
+        arguments = sft_config(recipe, output_dir)
+    finally:
+        unset_hf_deepspeed_config()  # under ZeRO-3, the next model to be loaded would be partitioned
+    check_trackers(list(arguments.report_to or ()))  # SFTConfig makes it a list
+    if recipe.finetuning.select_by != "last" and not Task(recipe.task).examples("dev"):
+        raise PollardError(
+            f"finetuning.select_by is {recipe.finetuning.select_by}, but the training data is too small for a dev slice: "
+            "add examples, or say finetuning.select_by=last."
+        )
 
 
 def _check_keys(trainer: dict[str, Any]) -> None:
     allowed = [field.name for field in dataclasses.fields(SFTConfig) if field.init]
+    types = get_type_hints(SFTConfig)
     faults = []
-    for key in trainer:
+    for key, value in trainer.items():
         if key in OURS:
             instead = f"set `{OURS[key]}` instead" if OURS[key] else "the toolkit sets it"
             faults.append(f"finetuning.trainer.{key} is not yours to set here: {instead}.")
         elif key not in allowed:
             faults.append(f"finetuning.trainer.{key} is not a field of trl's SFTConfig{did_you_mean(key, allowed)}")
+        else:
+            try:  # SFTConfig itself takes anything, and breaks when it is used
+                TypeAdapter(types[key]).validate_python(value)
+            except ValidationError as error:
+                what = error.errors()[0]["msg"].removeprefix("Input should be ")
+                faults.append(f"finetuning.trainer.{key} must be {what} (given: {value!r}).")
     if faults:
         raise PollardError("\n".join(faults))

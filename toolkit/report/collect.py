@@ -20,7 +20,7 @@ from toolkit.report.words import comparison, headline, warnings
 from toolkit.run_directory import RunDirectory
 
 T = TypeVar("T")
-ROLES = ("original", "pruned", "recovered")
+ROLES = ("original", "pruned", "recovered", "control")
 MEASURES = (
     "score", "correct", "n", "interval", "split", "truncated", "empty", "generated_tokens", "seconds", "tokens_per_second",
     "peak_memory_bytes", "parameters", "active_parameters", "checkpoint_bytes", "max_new_tokens", "batch_size", "ranks",
@@ -37,6 +37,8 @@ def collect(run_path: Path) -> dict[str, Any]:
     stages = {name: entry for name, entry in manifest["stages"].items() if name != "report"}
     recipe = _read(run.recipe, yaml.safe_load) or {}
     plan = Plan.load(run.plan) if "select" in stages and run.plan.exists() else None
+    schedule = recipe.get("pruning", {}).get("schedule")
+    whole_plan = Plan.load(run.rounds / "plan.json") if plan and schedule else plan  # of all rounds together
     statistics = _statistics(run) if "calibrate" in stages else None
     models, left_out = _models(run, recipe, stages)
     latest = list(stages.values())[-1] if stages else {}
@@ -46,11 +48,12 @@ def collect(run_path: Path) -> dict[str, Any]:
         "model": manifest.get("model"),
         "task": manifest.get("task"),
         "seed": recipe.get("seed"),
-        "pruning": _pruning(plan),
+        "pruning": _pruning(whole_plan, schedule),
         "calibration": _calibration(stages, statistics),
         "models": models,
         "ratios": _ratios(models),
-        "paired": _paired(run, models),
+        "paired": _paired(run, models, "original"),
+        "paired_with_control": _paired(run, models, "control"),
         "blocks": _blocks(statistics, plan),
         "training": _training(run, stages["recover"]) if "recover" in stages else None,
         "sweep": _read(run.sweep / "table.json", json.loads) if "sweep" in stages else None,
@@ -85,12 +88,12 @@ def _statistics(run: RunDirectory) -> ExpertStatistics | None:
     return ExpertStatistics.load(run.statistics) if (run.statistics / "statistics.json").exists() else None
 
 
-def _pruning(plan: Plan | None) -> dict[str, Any] | None:
+def _pruning(plan: Plan | None, schedule: list[int] | None) -> dict[str, Any] | None:
     if plan is None:
         return None
     experts = next(iter(plan.blocks.values())).experts
     chosen = plan.model_dump(include={"keep", "experts_per_token", "criterion", "mode", "tokens", "seed"})
-    return chosen | {"experts": experts, "blocks": len(plan.blocks)}
+    return chosen | {"experts": experts, "blocks": len(plan.blocks), "schedule": schedule}
 
 
 def _calibration(stages: dict[str, Any], statistics: ExpertStatistics | None) -> dict[str, Any] | None:
@@ -103,7 +106,7 @@ def _calibration(stages: dict[str, Any], statistics: ExpertStatistics | None) ->
 
 def _models(run: RunDirectory, recipe: dict[str, Any], stages: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Per role its measures (None: not evaluated), and why any file was left out."""
-    asked = recipe.get("evaluation", {}).get("models", ROLES)
+    asked = [*recipe.get("evaluation", {}).get("models", ROLES[:3]), *(["control"] if recipe.get("control") else [])]
     models, left_out = {}, []
     for role in ROLES:
         path = run.evaluation / f"{role}.json"
@@ -114,7 +117,8 @@ def _models(run: RunDirectory, recipe: dict[str, Any], stages: dict[str, Any]) -
             left_out.append(f"{path.name} is left out: the recipe does not ask for it, so it may belong to an earlier recipe.")
         else:
             models[role] = found and {key: found.get(key) for key in MEASURES}
-    return {role: models.get(role) for role in ROLES}, left_out
+    # A control is an extra: without one nothing is missing
+    return {role: models.get(role) for role in ROLES if role != "control" or role in asked}, left_out
 
 
 def _ratios(models: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -127,19 +131,20 @@ def _ratios(models: dict[str, Any]) -> dict[str, dict[str, float]]:
     }
 
 
-def _paired(run: RunDirectory, models: dict[str, Any]) -> dict[str, int] | None:
-    """Question by question, who was right: the same questions were put to both, so this says more than two scores."""
-    original, recovered = models["original"], models["recovered"]
+def _paired(run: RunDirectory, models: dict[str, Any], other: str) -> dict[str, int] | None:
+    """Question by question, who was right, the `other` or the recovered model: the same questions were put to both, so this
+    says more than two scores."""
+    original, recovered = models.get(other), models["recovered"]
     if not (original and recovered) or original["split"] != recovered["split"]:
         return None
     before, after = (
         {item["index"]: item["correct"] for item in _read_lines(run.evaluation / f"{role}.predictions.jsonl") or ()}
-        for role in ("original", "recovered")
+        for role in (other, "recovered")
     )
     if not before or before.keys() != after.keys():
         return None
     right = [(before[index], after[index]) for index in before]
-    names = {"both": (True, True), "only_original": (True, False), "only_recovered": (False, True), "neither": (False, False)}
+    names = {"both": (True, True), f"only_{other}": (True, False), "only_recovered": (False, True), "neither": (False, False)}
     return {name: right.count(outcome) for name, outcome in names.items()}
 
 
@@ -189,5 +194,5 @@ def _training(run: RunDirectory, entry: dict[str, Any]) -> dict[str, Any]:
     def curve(key: str) -> list[list[float | None]]:
         return [[line["step"], line[key] if math.isfinite(line[key]) else None] for line in log if key in line]
 
-    facts = {key: entry.get(key) for key in ("steps", "examples", "left_out")}
+    facts = {key: entry.get(key) for key in ("steps", "examples", "left_out", "selected_step")}
     return facts | {"loss": curve("loss"), "dev_loss": curve("eval_loss")}

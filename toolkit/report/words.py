@@ -11,25 +11,35 @@ def headline(facts: Facts) -> str:
     """The answer in one sentence: what was cut, how much smaller that is, and what it did to the score."""
     cut, models = facts["pruning"], facts["models"]
     what = f"{cut['keep']} of {cut['experts']} experts per block" if cut else "No experts chosen yet"
-    ratio = next((ratios["parameters"] for ratios in facts["ratios"].values() if "parameters" in ratios), None)
+    if cut and cut["schedule"]:
+        what += f" (in rounds: {', '.join(map(str, cut['schedule']))})"
+    smaller = [facts["ratios"].get(role, {}) for role in ("pruned", "recovered")]
+    ratio = next((ratios["parameters"] for ratios in smaller if "parameters" in ratios), None)
     if ratio:
         what += f", {1 / ratio:.1f} times smaller"
     evaluated = [found for found in models.values() if found]
     if not evaluated:
         return f"{what}; no model has been evaluated."
-    scores = [f"{percent(found['score'])} {role}" if found else f"{role} not evaluated" for role, found in models.items()]
+    said = {role: f"{percent(found['score'])} {role}" if found else f"{role} not evaluated" for role, found in models.items()}
+    beside = f" ({said.pop('control')})" if "control" in said else ""
     sizes = sorted({found["n"] for found in evaluated})
     n = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
     splits = " and ".join(sorted({str(found["split"]) for found in evaluated}))
-    return f"{what}: {' -> '.join(scores)}, on {n} {splits} questions of {facts['task']}."
+    return f"{what}: {' -> '.join(said.values())}{beside}, on {n} {splits} questions of {facts['task']}."
 
 
 def comparison(facts: Facts) -> str | None:
-    """Whether the evaluation tells the recovered model from the original; None where they cannot be compared."""
-    before, after = facts["models"]["original"], facts["models"]["recovered"]
+    """Whether the evaluation tells the recovered model from the original, and from the control; None where it cannot."""
+    found = [_compared(facts, "original", facts["paired"]), _compared(facts, "control", facts["paired_with_control"])]
+    return " ".join(verdict for verdict in found if verdict) or None
+
+
+def _compared(facts: Facts, other: str, alone: dict[str, int] | None) -> str | None:
+    before, after = facts["models"].get(other), facts["models"]["recovered"]
     if not (before and after) or before["split"] != after["split"]:
         return None
-    intervals = f"The 95 % intervals of original ({interval(before)}) and recovered ({interval(after)})"
+    fine_tuned = ", the original fine-tuned alike," if other == "control" else ""
+    intervals = f"The 95 % intervals of {other}{fine_tuned} ({interval(before)}) and recovered ({interval(after)})"
     if before["interval"][0] <= after["interval"][1] and after["interval"][0] <= before["interval"][1]:
         verdict = (
             f"{intervals} overlap. That is no proof that the two are equally good: "
@@ -38,10 +48,9 @@ def comparison(facts: Facts) -> str | None:
     else:
         better = "better" if after["score"] > before["score"] else "worse"
         verdict = f"{intervals} do not overlap: the recovered model is {better}, by more than the choice of questions explains."
-    if facts["paired"]:
-        alone = facts["paired"]
+    if alone:
         verdict += (
-            f" Question by question, the original alone is right on {alone['only_original']:,} "
+            f" Question by question, the {other} alone is right on {alone[f'only_{other}']:,} "
             f"and the recovered model alone on {alone['only_recovered']:,}."
         )
     return verdict

@@ -1,0 +1,119 @@
+"""What the toolkit adds to a training step: `recover` beside a bare TRL script with the same settings.
+
+    python benchmarks/training.py --hidden 512 --steps 30 --repeats 5
+
+Both train the same generated checkpoint on the same examples, in turns, in one process; the speed is the trainer's own
+(steps per second between its first and its last step). Exit status 1 where the median ratio is below the target.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from trl import SFTTrainer
+
+from toolkit.distributed import start, stop
+from toolkit.moe import load_tokenizer
+from toolkit.recipe import Recipe
+from toolkit.recovery import recover, sft_config
+from toolkit.recovery.extension import build_communication
+from toolkit.run_directory import RunDirectory
+from toolkit.tasks import Task, encode_all
+
+ROOT = Path(__file__).parents[1]
+TARGET = 0.97
+
+
+def make(folder: Path, layers: int, hidden: int) -> None:
+    """A Mixtral-shaped checkpoint of random weights with the playground's tokenizer."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "mixtral", vocab_size=768, hidden_size=hidden, intermediate_size=2 * hidden, num_local_experts=4, num_experts_per_tok=2,
+        num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=4, eos_token_id=1,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(ROOT / "data" / "playground" / "model" / name, folder)
+
+
+def recipe_for(steps: int, batch: int) -> Recipe:
+    trainer = {
+        "max_steps": steps, "per_device_train_batch_size": batch, "logging_steps": 10, "eval_strategy": "no",
+        "save_strategy": "no",
+    }  # fmt: skip
+    finetuning = {"zero": 2, "examples": steps * batch, "trainer": trainer}
+    return Recipe.model_validate({"name": "run", "model": "m", "task": "playground/arithmetic", "finetuning": finetuning})
+
+
+def bare_speed(recipe: Recipe, run: RunDirectory) -> float:
+    """Steps per second of a script as one would write it."""
+    set_seed(recipe.seed)
+    arguments = sft_config(recipe, run.checkpoints)
+    tokenizer = load_tokenizer(str(run.pruned))
+    examples = Task(recipe.task).examples("train")[: recipe.finetuning.examples]
+    encoded, _ = encode_all(tokenizer, examples, recipe.finetuning.max_length)
+    rows = [
+        {"input_ids": e.input_ids, "labels": [t if c else -100 for t, c in zip(e.input_ids, e.completion_mask, strict=True)]}
+        for e in encoded
+    ]
+    model = AutoModelForCausalLM.from_pretrained(run.pruned, dtype=torch.float32)
+    try:
+        trainer = SFTTrainer(model, arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+        return trainer.train().metrics["train_steps_per_second"]
+    finally:
+        unset_hf_deepspeed_config()
+
+
+def own_speed(recipe: Recipe, run: RunDirectory) -> float:
+    recover(recipe, str(run.path.parent))
+    return json.loads(run.training_log.read_text().splitlines()[-1])["train_steps_per_second"]
+
+
+def measure(folder: Path, recipe: Recipe, repeats: int) -> list[float]:
+    """Per repeat the speed of `recover` as a share of the bare script's; who comes first changes from repeat to repeat."""
+    run, ratios = RunDirectory(recipe.name, folder), []
+    for number in range(repeats):
+        speeds = {}
+        for speed in (bare_speed, own_speed) if number % 2 else (own_speed, bare_speed):
+            with contextlib.redirect_stdout(io.StringIO()):
+                speeds[speed] = speed(recipe, run)
+        ratios.append(speeds[own_speed] / speeds[bare_speed])
+        print(f"repeat {number + 1}: bare {speeds[bare_speed]:.2f} steps/s, recover {speeds[own_speed]:.2f}", flush=True)
+    return ratios
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--target", type=float, default=TARGET, help="the least median ratio that passes")
+    options = parser.parse_args()
+    start()
+    try:
+        build_communication()
+        with tempfile.TemporaryDirectory() as temporary:
+            recipe = recipe_for(options.steps, options.batch)
+            make(RunDirectory(recipe.name, temporary).pruned, options.layers, options.hidden)
+            ratios = measure(Path(temporary), recipe, options.repeats)
+    finally:
+        stop()
+    median = statistics.median(ratios)
+    print(f"recover / bare: median {median:.3f} ({min(ratios):.3f} to {max(ratios):.3f}), target {options.target}")
+    return 0 if median >= options.target else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

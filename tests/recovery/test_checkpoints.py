@@ -1,0 +1,103 @@
+"""Law: only a whole checkpoint of this very training is gone on from, and the newest and the best are never removed."""
+
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from conftest import tiny_model
+
+from toolkit.errors import PollardError
+from toolkit.recovery import checkpoints
+from toolkit.recovery.checkpoints import Keeper, Space, check_space, declare_complete, last_checkpoint, newest_first, space
+
+
+def saved(folder: Path, step: int, fingerprint: str = "mine", ranks: int = 1, finished: bool = False) -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    (checkpoint / f"global_step{step}").mkdir(parents=True)
+    (checkpoint / f"global_step{step}" / "states.pt").write_bytes(bytes(100))
+    (checkpoint / "trainer_state.json").write_text("{}")
+    declare_complete(checkpoint, {"fingerprint": fingerprint, "ranks": ranks, "finished": finished})
+    return checkpoint
+
+
+def test_training_goes_on_from_the_newest_by_number(tmp_path: Path) -> None:
+    for step in (9, 10, 100):
+        saved(tmp_path, step, finished=step == 100)
+    assert last_checkpoint(tmp_path, "mine") == (tmp_path / "checkpoint-100", True)
+    assert last_checkpoint(tmp_path / "nothing", "mine") is None
+
+
+@pytest.mark.parametrize("harm", ["killed before the end", "a file is cut", "a file is gone", "complete.json is cut"])
+def test_a_damaged_checkpoint_is_skipped_and_the_one_before_serves(tmp_path: Path, harm: str) -> None:
+    saved(tmp_path, 10)
+    last = saved(tmp_path, 20)
+    if harm == "killed before the end":
+        (last / "complete.json").unlink()
+    elif harm == "a file is cut":
+        (last / "global_step20" / "states.pt").write_bytes(bytes(99))
+    elif harm == "a file is gone":
+        (last / "trainer_state.json").unlink()
+    else:
+        (last / "complete.json").write_text('{"fingerprint": "mi')
+    assert last_checkpoint(tmp_path, "mine") == (tmp_path / "checkpoint-10", False)
+    assert not last.exists()
+
+
+def test_another_recipes_checkpoints_are_not_gone_on_from(tmp_path: Path) -> None:
+    saved(tmp_path, 30, fingerprint="of a changed recipe")
+    saved(tmp_path, 20)
+    assert last_checkpoint(tmp_path, "mine") == (tmp_path / "checkpoint-20", False)
+    assert [path.name for path in newest_first(tmp_path)] == ["checkpoint-20"]
+
+
+def test_another_number_of_ranks_is_told_the_command_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path, 20, ranks=4)
+    for argv, said in (
+        (["toolkit/train.py", "--local_rank=0", "my.yaml", "pruning.keep=2"], "toolkit/train.py my.yaml pruning.keep=2`"),
+        (["/usr/bin/pollard", "recover", "my.yaml"], "--module toolkit.cli recover my.yaml`"),
+    ):
+        monkeypatch.setattr("sys.argv", argv)
+        with pytest.raises(PollardError) as error:
+            last_checkpoint(tmp_path, "mine")
+        assert f"1 rank cannot go on with them. Go on with `deepspeed --num_gpus 4 {said}" in str(error.value)
+    assert (tmp_path / "checkpoint-20").exists()
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "left"), [(1, None, [50]), (2, None, [50, 40]), (2, 10, [50, 10]), (1, 10, [50, 10]), (3, 10, [50, 40, 10])]
+)
+def test_the_newest_and_the_best_stay_within_the_limit(tmp_path: Path, limit: int, best: int | None, left: list[int]) -> None:
+    for step in (10, 20, 30, 40, 50):
+        saved(tmp_path, step)
+    Keeper("mine", limit)._rotate(tmp_path, best and str(tmp_path / f"checkpoint-{best}"))
+    assert [path.name for path in newest_first(tmp_path)] == [f"checkpoint-{step}" for step in left]
+
+
+def test_a_removal_that_is_killed_leaves_nothing_that_looks_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = saved(tmp_path, 10)
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", lambda *args, **kwargs: None)  # killed at its first file
+    checkpoints.remove(old)
+    monkeypatch.undo()
+    assert old.exists() and last_checkpoint(tmp_path, "mine") is None
+
+
+def test_a_disk_without_room_is_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 70 * 10**9))
+    check_space(tmp_path, Space(each=20 * 10**9, number=3, result=5 * 10**9))
+    with pytest.raises(PollardError) as error:
+        check_space(tmp_path, Space(each=24 * 10**9, number=3, result=5 * 10**9))
+    assert "about 77.0 GB of disk" in str(error.value) and "70.0 GB are free: 3 checkpoints of 24.0 GB" in str(error.value)
+    assert "finetuning.trainer.save_total_limit=1" in str(error.value)
+    saved(tmp_path, 10)  # is there already
+    check_space(tmp_path, Space(each=24 * 10**9, number=3, result=5 * 10**9))
+
+
+def test_what_is_frozen_has_no_optimizer_state() -> None:
+    model = tiny_model("mixtral")
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    assert space(model, "adamw_torch", 2) == (16 * numbers, 3, 4 * numbers)
+    assert space(model, "adamw_bnb_8bit", 1) == (10 * numbers, 2, 4 * numbers)
+    model.requires_grad_(False)
+    assert space(model, "adamw_torch", 2).each == 4 * numbers

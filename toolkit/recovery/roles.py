@@ -1,0 +1,27 @@
+"""Which checkpoint is trained into which: the pruned model into `recovered/`, or the original, alike, into `control/`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from toolkit.recipe import Recipe
+from toolkit.run_directory import RunDirectory
+
+TrainedRole = Literal["recovered", "control"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """Where a training starts, and where it leaves what."""
+
+    source: str  # a checkpoint's folder or hub id
+    revision: str | None
+    target: Path
+    checkpoints: Path
+    log: Path
+
+
+def training_of(recipe: Recipe, run: RunDirectory, role: TrainedRole) -> Training:
+    if role == "control":
+        return Training(recipe.model.path, recipe.model.revision, run.control, run.checkpoints / role, run.control_log)
+    return Training(str(run.pruned), None, run.recovered, run.checkpoints / role, run.training_log)
