@@ -240,3 +240,13 @@ def test_data_has_short_forms_and_names_itself(tmp_path: Path) -> None:
     assert recipe.sweep.off_task.task.name == "playground/logic"
     assert recipe_of(tmp_path, SMALLEST, "sweep.off_task.text=b.txt").sweep.off_task.name == "b.txt"
     assert recipe_of(tmp_path, yaml.safe_dump(recipe.model_dump(), sort_keys=False)) == recipe
+
+
+def test_adapters_are_described_only_where_a_method_makes_some(tmp_path: Path) -> None:
+    lora = SMALLEST + "finetuning: {method: qlora, lora: {rank: 8, router: true}}\n"
+    assert recipe_of(tmp_path, lora).finetuning.lora.model_dump() == {"rank": 8, "alpha": 32, "router": True}
+    assert "method full makes none: say method: lora, or qlora" in fault_of(tmp_path, lora.replace("method: qlora, ", ""))
+
+
+def test_a_method_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    assert "finetuning.method" in fault_of(tmp_path, SMALLEST, "finetuning.method=dora")

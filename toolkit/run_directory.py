@@ -18,7 +18,7 @@ from typing import IO, Any
 from toolkit.errors import PollardError
 from toolkit.files import write_text
 
-PACKAGES = ("torch", "transformers", "trl", "deepspeed", "datasets", "accelerate", "safetensors")
+PACKAGES = ("torch", "transformers", "trl", "peft", "deepspeed", "bitsandbytes", "datasets", "accelerate", "safetensors")
 
 
 class RunDirectory:
@@ -31,6 +31,7 @@ class RunDirectory:
         self.plan = self.path / "plan.json"
         self.pruned = self.path / "pruned"
         self.recovered = self.path / "recovered"
+        self.adapter = self.path / "adapter"
         self.checkpoints = self.path / "checkpoints"
         self.training_log = self.path / "training_log.jsonl"
         self.evaluation = self.path / "evaluation"

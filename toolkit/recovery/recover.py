@@ -17,9 +17,10 @@ from trl import SFTTrainer
 from toolkit.distributed import is_main, on_main, say
 from toolkit.errors import PollardError
 from toolkit.files import whole_folder, write_text
-from toolkit.moe import copy_companions, load_model, load_tokenizer, tensor_shapes, write_checkpoint
+from toolkit.moe import copy_companions, load_tokenizer, tensor_shapes, write_checkpoint
 from toolkit.recipe import Recipe
 from toolkit.recovery.extension import build_communication
+from toolkit.recovery.methods import ADAPTED, trainable_model
 from toolkit.recovery.settings import sft_config
 from toolkit.run_directory import RunDirectory
 from toolkit.tasks import Encoded, Example, Task, encode_all
@@ -49,12 +50,19 @@ def recover(recipe: Recipe, root: str = "runs") -> dict[str, Any]:
             arguments.eval_strategy = "no"
         if arguments.eval_strategy != "no":
             dev_data, _ = _dataset("dev", tokenizer, task.examples("dev"), recipe.finetuning.max_length)
-        model = load_model(str(run.pruned), dtype=recipe.model.dtype)
+        model = trainable_model(recipe, arguments, str(run.pruned))
         trainer = SFTTrainer(model, arguments, train_dataset=train_data, eval_dataset=dev_data, processing_class=tokenizer)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(ProgressLines())
         trainer.train()
-        _save(trainer, model, run)
+        on_main(lambda: shutil.rmtree(run.adapter, ignore_errors=True))  # of another method
+        if recipe.finetuning.method in ADAPTED:
+            from toolkit.recovery.adapters import save_merged
+
+            save_merged(recipe, arguments, model, str(run.pruned), run.recovered, run.adapter)
+            on_main(lambda: shutil.rmtree(run.checkpoints, ignore_errors=True))
+        else:
+            _save(trainer, model, run)
         history = trainer.state.log_history
         on_main(lambda: write_text(run.training_log, "".join(json.dumps(entry) + "\n" for entry in history)))
         losses = [entry["loss"] for entry in history if "loss" in entry]

@@ -12,6 +12,7 @@ from toolkit.errors import PollardError, did_you_mean
 from toolkit.recipe import Recipe
 from toolkit.recovery.deepspeed import deepspeed_config
 from toolkit.recovery.extension import build_communication
+from toolkit.recovery.methods import LEARNING_RATES, check_method
 
 # What the toolkit itself decides; a recipe that sets them would break a promise elsewhere.
 OURS = {
@@ -29,7 +30,7 @@ def sft_config(recipe: Recipe, output_dir: Path) -> SFTConfig:
     _check_keys(recipe.finetuning.trainer)
     gpu, dtype = torch.cuda.is_available(), recipe.model.dtype
     defaults: dict[str, Any] = {
-        "learning_rate": 2e-5,
+        "learning_rate": LEARNING_RATES[recipe.finetuning.method],
         "num_train_epochs": 3,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.03,  # below 1: a share of all steps
@@ -72,6 +73,7 @@ def sft_config(recipe: Recipe, output_dir: Path) -> SFTConfig:
 
 def check_finetuning(recipe: Recipe, output_dir: Path) -> None:
     """Raises PollardError for what could be known to be wrong with the fine-tuning before the first stage starts."""
+    check_method(recipe)
     build_communication()
     sft_config(recipe, output_dir)
     unset_hf_deepspeed_config()  # under ZeRO-3, the next model to be loaded would be partitioned
