@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import logits_of, tiny_model
+from families import EXCEPTIONS, families, tiny_family
 from peft import PeftModel
 
 from toolkit.errors import PollardError
@@ -55,6 +56,16 @@ def test_adapters_reach_the_experts_of_every_block_and_merge_exactly(family: str
     merged = with_adapter(before, LORA, adapter_weights(model)).merge_and_unload()
     assert set(merged.state_dict()) == names
     torch.testing.assert_close(logits_of(merged), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", sorted(set(families()) - set(EXCEPTIONS)))
+def test_adapters_reach_the_experts_of_every_family(family: str) -> None:
+    model = tiny_family(family)
+    blocks = find_blocks(model)
+    linears = decoder_linears(model, blocks)
+    adapted = adapt(model, blocks, linears, LoraRecipe(rank=2))
+    check_reached(adapted, blocks, "lora")
+    assert count_trainable(adapted, blocks)["other layers"] > 0
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])

@@ -160,6 +160,21 @@ def test_a_missing_package_is_named_before_anything_starts(method: str, missing:
         methods.check_method(recipe(method))
 
 
+@pytest.mark.parametrize("method", ["full", *METHODS])
+def test_every_method_can_train_the_playgrounds_model(method: str) -> None:
+    methods.check_method(recipe(method, PLAYGROUND / "model"))
+
+
+def test_experts_that_cannot_be_adapted_are_told_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("mixtral")
+    find_blocks(model)[1].experts.register_buffer("seen", torch.zeros(8))
+    find_blocks(model)[1].experts.register_parameter("scale", torch.nn.Parameter(torch.ones(8)))
+    monkeypatch.setattr(methods, "meta_model", lambda config: model)
+    with pytest.raises(PollardError, match=r"The experts of model\.layers\.1\.mlp hold .*'scale'.*full, router or experts"):
+        methods.check_method(recipe("qlora", PLAYGROUND / "model"))
+    methods.check_method(recipe("router", PLAYGROUND / "model"))
+
+
 def test_adapters_learn_at_ten_times_the_rate_unless_the_recipe_has_one(tmp_path: Path) -> None:
     rates = {method: sft_config(recipe(method), tmp_path).learning_rate for method in methods.LEARNING_RATES}
     assert rates["lora"] == rates["qlora"] == pytest.approx(10 * rates["full"])
