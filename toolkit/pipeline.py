@@ -75,7 +75,7 @@ def plan_stages(recipe: Recipe) -> list[Stage]:
         *evaluation_of("pruned"),
     ]
     if "recovered" in recipe.evaluation.models:
-        zero = f"ZeRO {recipe.finetuning.zero}, {world_size()} rank{'s' * (world_size() > 1)}"
+        zero = f"{recipe.finetuning.method}, ZeRO {recipe.finetuning.zero}, {world_size()} rank{'s' * (world_size() > 1)}"
         before += [
             Stage("recover", f"fine-tune the pruned model ({zero})", recover, stages.recover_stage),
             *evaluation_of("recovered"),
