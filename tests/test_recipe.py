@@ -265,3 +265,13 @@ def test_a_schedule_says_what_is_kept_in_the_end(tmp_path: Path) -> None:
     assert load_recipe(path).pruning.keep == 2
     assert load_recipe(path, ["pruning.keep=2"]).pruning.schedule == [6, 4, 2]
     assert load_recipe(path, ["pruning.schedule=null", "pruning.keep=4"]).pruning.keep == 4
+
+
+def test_adapters_are_described_only_where_a_method_makes_some(tmp_path: Path) -> None:
+    lora = SMALLEST + "finetuning: {method: qlora, lora: {rank: 8, router: true}}\n"
+    assert recipe_of(tmp_path, lora).finetuning.lora.model_dump() == {"rank": 8, "alpha": 32, "router": True}
+    assert "method full makes none: say method: lora, or qlora" in fault_of(tmp_path, lora.replace("method: qlora, ", ""))
+
+
+def test_a_method_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    assert "finetuning.method" in fault_of(tmp_path, SMALLEST, "finetuning.method=dora")

@@ -87,7 +87,7 @@ def plan_stages(recipe: Recipe) -> list[Stage]:
         *evaluation_of("original"),
         *evaluation_of("pruned"),
     ]
-    zero = f"ZeRO {recipe.finetuning.zero}, {world_size()} rank{'s' * (world_size() > 1)}"
+    zero = f"{recipe.finetuning.method}, ZeRO {recipe.finetuning.zero}, {world_size()} rank{'s' * (world_size() > 1)}"
     if "recovered" in recipe.evaluation.models:
         how_to = f"fine-tune the pruned model ({zero})"
         before += [

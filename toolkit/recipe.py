@@ -18,6 +18,7 @@ TaskName = Literal[
     "custom", "gsm8k", "playground/arithmetic", "playground/sorting", "playground/reversing", "playground/facts",
     "playground/logic", "playground/code",
 ]  # fmt: skip
+Method = Literal["full", "lora", "qlora", "router", "experts"]
 Scorer = Literal["exact", "numeric", "contains"]
 ZERO_PRESETS = (0, 1, 2, 3, "3-offload")
 ModelRole = Literal["original", "pruned", "recovered"]
@@ -167,9 +168,24 @@ class PruningRecipe(Section):
         return self
 
 
+class LoraRecipe(Section):
+    """The adapters of the methods lora and qlora."""
+
+    rank: int = Field(default=16, ge=1)
+    """Of the update of every adapted matrix; each expert has its own."""
+    alpha: float = Field(default=32, gt=0)
+    """The update counts alpha / rank times."""
+    router: bool = False
+    """Train the routers too: whole, since they are small."""
+
+
 class FinetuningRecipe(Section):
     """Winning the accuracy back: TRL's SFTTrainer under DeepSpeed."""
 
+    method: Method = "full"
+    """What is trained: everything; adapters on experts and attention (lora), on a base in 4 bits (qlora); the routers
+    alone; or experts and routers (docs/recovery.md)."""
+    lora: LoraRecipe = LoraRecipe()
     zero: int | str = 2
     """ZeRO stage (0, 1, 2, 3, 3-offload), or the path of a DeepSpeed JSON file."""
     max_length: int = Field(default=1024, ge=2)
@@ -194,6 +210,12 @@ class FinetuningRecipe(Section):
     def _stopping_needs_a_measure(self) -> Self:
         if self.early_stopping and self.select_by == "last":
             raise ValueError("early_stopping needs something to stop by: say select_by: dev_loss (or dev_accuracy)")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_where_there_are_some(self) -> Self:
+        if self.lora != LoraRecipe() and self.method not in ("lora", "qlora"):
+            raise ValueError(f"lora says how adapters are made, and method {self.method} makes none: say method: lora, or qlora")
         return self
 
 

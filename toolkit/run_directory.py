@@ -19,7 +19,7 @@ from typing import IO, Any
 from toolkit.errors import PollardError
 from toolkit.files import write_text
 
-PACKAGES = ("torch", "transformers", "trl", "deepspeed", "datasets", "accelerate", "safetensors")
+PACKAGES = ("torch", "transformers", "trl", "peft", "deepspeed", "bitsandbytes", "datasets", "accelerate", "safetensors")
 
 
 class RunDirectory:
@@ -33,6 +33,8 @@ class RunDirectory:
         self.pruned = self.path / "pruned"
         self.recovered = self.path / "recovered"
         self.control = self.path / "control"
+        self.adapter = self.path / "adapter"
+        self.control_adapter = self.path / "control_adapter"
         self.checkpoints = self.path / "checkpoints"
         self.training_log = self.path / "training_log.jsonl"
         self.control_log = self.path / "control_log.jsonl"

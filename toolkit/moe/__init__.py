@@ -7,9 +7,10 @@ for one family.
 from toolkit.moe.anatomy import Anatomy, anatomy, anatomy_of, pruned_meta_model
 from toolkit.moe.blocks import MoEBlock, find_blocks
 from toolkit.moe.check import check_plan, check_prunable
-from toolkit.moe.checkpoint import copy_companions, prune_checkpoint, tensor_shapes, write_checkpoint
+from toolkit.moe.checkpoint import check_whole, copy_companions, prune_checkpoint, tensor_shapes, write_checkpoint
 from toolkit.moe.checksum import check_loaded
 from toolkit.moe.layers import ForwardPass, blocks_by_layer, layers_of, one_layer_at_a_time
+from toolkit.moe.linears import decoder_linears
 from toolkit.moe.load import load_config, load_model, load_tokenizer, meta_model
 from toolkit.moe.mask import activating, masked, restricted
 from toolkit.moe.outputs import every_output
@@ -20,14 +21,16 @@ from toolkit.moe.reroute import Rerouter, same_choice
 from toolkit.moe.sizes import Sizes, checkpoint_bytes, sizes, weight_bytes
 from toolkit.moe.slice import slice_model
 from toolkit.moe.stream import CannotStream, StreamedModel
+from toolkit.moe.unfuse import UNFUSED, expert_weights, linear_name, unfuse
 from toolkit.moe.use import ExpertUse
 from toolkit.moe.watch import Seen, watching
 
 __all__ = [
-    "Anatomy", "CannotStream", "ExpertUse", "ForwardPass", "MoEBlock", "Parking", "Rerouter", "Seen", "Sizes",
+    "UNFUSED", "Anatomy", "CannotStream", "ExpertUse", "ForwardPass", "MoEBlock", "Parking", "Rerouter", "Seen", "Sizes",
     "StreamedModel", "activating", "anatomy", "anatomy_of", "blocks_by_layer", "check_loaded", "check_plan",
-    "check_prunable", "checkpoint_bytes", "copy_companions", "every_output", "find_blocks", "is_partitioned", "layers_of",
-    "load_config", "load_model", "load_tokenizer", "masked", "meta_model", "one_layer_at_a_time", "partitioned_model",
-    "prune_checkpoint", "pruned_meta_model", "restricted", "same_choice", "sizes", "slice_model", "tensor_shapes",
-    "watching", "weight_bytes", "write_checkpoint", "write_partitioned",
+    "check_prunable", "check_whole", "checkpoint_bytes", "copy_companions", "decoder_linears", "every_output",
+    "expert_weights", "find_blocks", "is_partitioned", "layers_of", "linear_name", "load_config", "load_model",
+    "load_tokenizer", "masked", "meta_model", "one_layer_at_a_time", "partitioned_model", "prune_checkpoint",
+    "pruned_meta_model", "restricted", "same_choice", "sizes", "slice_model", "tensor_shapes", "unfuse", "watching",
+    "weight_bytes", "write_checkpoint", "write_partitioned",
 ]  # fmt: skip

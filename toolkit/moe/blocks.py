@@ -25,6 +25,7 @@ class MoEBlock:
     module: nn.Module
     experts: nn.Module
     router_name: str  # the router's attribute in `module`
+    experts_name: str  # the path of `experts`
     expert_count: int
     experts_per_token: int
     groups: int | None = None  # expert groups the router ranks before it chooses experts; None where it knows none
@@ -33,6 +34,10 @@ class MoEBlock:
     @property
     def router(self) -> nn.Module:
         return getattr(self.module, self.router_name)
+
+    @property
+    def router_path(self) -> str:
+        return f"{self.name}.{self.router_name}"
 
 
 def find_blocks(model: nn.Module) -> list[MoEBlock]:
@@ -52,7 +57,7 @@ def find_blocks(model: nn.Module) -> list[MoEBlock]:
         groups = None if getattr(router, "topk_method", None) == "greedy" else getattr(router, "num_group", None)
         routing = groups, (router.topk_group if groups else 1)
         blocks.append(
-            MoEBlock(parent, modules[parent], experts, router_name, experts.num_experts, top_k(router, parent), *routing)
+            MoEBlock(parent, modules[parent], experts, router_name, name, experts.num_experts, top_k(router, parent), *routing)
         )
     if not blocks:
         config: Any = getattr(model, "config", None)

@@ -1,6 +1,7 @@
 """Checkpoint folders: prune one into another, write one so that every reader finds what it looks for."""
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,15 @@ def copy_companions(source: str, folder: Path, revision: str | None = None) -> N
     except (OSError, ValueError):
         return
     tokenizer.save_pretrained(folder)
+
+
+def check_whole(folder: Path, needed: int) -> None:
+    """Raises PollardError unless the checkpoint in `folder` holds `needed` numbers or more."""
+    if sum(math.prod(shape) for shape in tensor_shapes(folder).values()) < needed:
+        raise PollardError(
+            "The trained checkpoint lacks tensors of the model. "
+            "Is `stage3_gather_16bit_weights_on_model_save` set in the DeepSpeed configuration?"
+        )
 
 
 def tensor_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import math
 import random
 import shutil
 from collections.abc import Callable
@@ -21,19 +20,18 @@ from toolkit.distributed import is_main, on_main, say
 from toolkit.errors import PollardError
 from toolkit.files import whole_folder, write_text
 from toolkit.moe import (
-    check_loaded,
+    check_whole,
     copy_companions,
     is_partitioned,
     load_config,
-    load_model,
     load_tokenizer,
-    tensor_shapes,
     write_checkpoint,
     write_partitioned,
 )
 from toolkit.recipe import Recipe
 from toolkit.recovery.checkpoints import last_checkpoint
 from toolkit.recovery.extension import build_communication
+from toolkit.recovery.methods import ADAPTED, trainable_model
 from toolkit.recovery.roles import TrainedRole, Training, training_of
 from toolkit.recovery.settings import sft_config
 from toolkit.recovery.trainer import RecoveryTrainer, prepare, tensorboard_in
@@ -81,15 +79,20 @@ def recover(
             arguments.eval_strategy = "no"
         if arguments.eval_strategy != "no":
             dev_data, _ = _dataset("dev", tokenizer, task.examples("dev"), recipe.finetuning.max_length)
-        model = load_model(training.source, training.revision, dtype=recipe.model.dtype)
-        check_loaded(model, training.source, training.revision)
+        model = trainable_model(recipe, arguments, training.source, training.revision)
         with tensorboard_in(run.path / "tensorboard" / role):
             trainer = RecoveryTrainer(
                 model, arguments, train_dataset=train_data, eval_dataset=dev_data, processing_class=tokenizer
             )
         continued = prepare(trainer, recipe, training, fingerprint, begun, accuracy)
         trainer.train(resume_from_checkpoint=continued)
-        _save(trainer, model, training)
+        on_main(lambda: shutil.rmtree(training.adapter, ignore_errors=True))  # of another method
+        if recipe.finetuning.method in ADAPTED:
+            from toolkit.recovery.adapters import save_merged
+
+            save_merged(recipe, arguments, model, training)
+        else:
+            _save(trainer, model, training)
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         chosen = trainer.state.best_global_step if recipe.finetuning.select_by != "last" else None
         return {
@@ -142,7 +145,7 @@ def _save(trainer: SFTTrainer, model: PreTrainedModel, training: Training) -> No
         with whole_folder(training.target) as folder:
             write_checkpoint(model, folder, {name: tensor for name, tensor in weights.items() if name not in tied})
             copy_companions(training.source, folder, training.revision)
-            _check_whole(folder, needed)
+            check_whole(folder, needed)
 
     on_main(write)
 
@@ -157,16 +160,7 @@ def _complete(model: PreTrainedModel, folder: Path, training: Training, needed: 
     config.pop("quantization_config", None)  # what is trained was dequantized
     config["dtype"] = str(model.dtype).removeprefix("torch.")
     write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-    _check_whole(folder, needed)
-
-
-def _check_whole(folder: Path, needed: int) -> None:
-    """Raises PollardError unless the folder holds `needed` numbers."""
-    if sum(math.prod(shape) for shape in tensor_shapes(folder).values()) < needed:
-        raise PollardError(
-            "The recovered checkpoint lacks tensors of the model. "
-            "Is `stage3_gather_16bit_weights_on_model_save` set in the DeepSpeed configuration?"
-        )
+    check_whole(folder, needed)
 
 
 def _own_config(training: Training) -> dict[str, Any]:

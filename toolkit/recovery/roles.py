@@ -17,11 +17,13 @@ class Training:
     source: str  # a checkpoint's folder or hub id
     revision: str | None
     target: Path
+    adapter: Path
     checkpoints: Path
     log: Path
 
 
 def training_of(recipe: Recipe, run: RunDirectory, role: TrainedRole) -> Training:
     if role == "control":
-        return Training(recipe.model.path, recipe.model.revision, run.control, run.checkpoints / role, run.control_log)
-    return Training(str(run.pruned), None, run.recovered, run.checkpoints / role, run.training_log)
+        model, checkpoints = recipe.model, run.checkpoints / role
+        return Training(model.path, model.revision, run.control, run.control_adapter, checkpoints, run.control_log)
+    return Training(str(run.pruned), None, run.recovered, run.adapter, run.checkpoints / role, run.training_log)

@@ -13,6 +13,7 @@ from toolkit.errors import PollardError, did_you_mean
 from toolkit.recipe import Recipe
 from toolkit.recovery.combinations import check_combinations, check_trackers
 from toolkit.recovery.extension import build_communication
+from toolkit.recovery.methods import check_method
 from toolkit.recovery.selection import selection
 from toolkit.tasks import Task
 from toolkit.trainer_defaults import trainer_defaults
@@ -60,6 +61,7 @@ def sft_config(recipe: Recipe, output_dir: Path) -> SFTConfig:
 
 def check_finetuning(recipe: Recipe, output_dir: Path) -> None:
     """Raises PollardError for what could be known to be wrong with the fine-tuning before the first stage starts."""
+    check_method(recipe)
     build_communication()
     try:
         arguments = sft_config(recipe, output_dir)

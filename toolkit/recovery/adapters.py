@@ -1,0 +1,139 @@
+"""LoRA (arXiv 2106.09685) through PEFT: on the experts and on the linear layers beside them; merged at the end.
+
+On fused experts, PEFT adapts the parameters (`target_parameters`); on unfused ones, each expert's linear layers. What is
+saved is always the adapter of the fused experts, so that stock PEFT puts it on the pruned checkpoint.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import deepspeed
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.layer import LoraLayer, ParamWrapper
+from torch import nn
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from toolkit.distributed import device, on_main
+from toolkit.errors import PollardError
+from toolkit.files import whole_folder
+from toolkit.moe import (
+    UNFUSED,
+    MoEBlock,
+    check_whole,
+    copy_companions,
+    decoder_linears,
+    expert_weights,
+    find_blocks,
+    linear_name,
+    load_model,
+    write_checkpoint,
+)
+from toolkit.recipe import LoraRecipe, Recipe
+from toolkit.recovery.roles import Training
+
+# PEFT reads these names, wherever they stand, as the experts and router of transformers 4, and redirects them to the fused
+# experts at twice the rank: dense layers' MLPs go without adapters
+TAKEN_FOR_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+
+
+def adapt(model: PreTrainedModel, blocks: list[MoEBlock], linears: Iterable[str], lora: LoraRecipe) -> PeftModel:
+    """`model` with adapters on the experts of `blocks` and on the layers named `linears`; all else is frozen.
+
+    Raises PollardError where the experts cannot be adapted, and where PEFT has left something out.
+    """
+    return _with_adapters(model, blocks, linears, lora, autocast_adapter_dtype=False)  # DeepSpeed keeps the float32 copy
+
+
+def _with_adapters(
+    model: PreTrainedModel, blocks: list[MoEBlock], linears: Iterable[str], lora: LoraRecipe, **options: Any
+) -> PeftModel:
+    modules = [name for name in linears if name.rpartition(".")[2] not in TAKEN_FOR_EXPERTS]
+    parameters = []
+    for block in blocks:
+        if hasattr(block.experts, UNFUSED):
+            modules += [
+                f"{block.experts_name}.{name}" for name, module in block.experts.named_modules() if isinstance(module, nn.Linear)
+            ]
+        else:
+            parameters += [f"{block.experts_name}.{weight}" for weight in expert_weights(block)]
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=0.0,  # a parameter has no input to drop from
+        target_modules=modules,
+        target_parameters=parameters or None,
+        # Families read attributes of their routers, which adapters would hide; whole, a router is small
+        modules_to_save=[block.router_path for block in blocks] if lora.router else None,
+        task_type="CAUSAL_LM",
+    )
+    adapted = get_peft_model(model, config, **options)
+    wanted = len(modules) + len(parameters)
+    found = sum(isinstance(module, LoraLayer) for module in adapted.modules())
+    if found != wanted:
+        raise PollardError(f"PEFT has adapted {found} of {wanted} weights. Use finetuning.method full, router or experts.")
+    adapted.peft_config["default"].target_modules = set(modules)  # PEFT shortens a long list, and reads it otherwise
+    return adapted
+
+
+def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
+    """What was trained, whole and on CPU, by its name in `model`; every rank takes part, since ZeRO-3 gathers here."""
+    weights = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            with deepspeed.zero.GatheredParameters([parameter]):
+                weights[name] = parameter.detach().cpu().clone()
+    return weights
+
+
+def with_adapter(model: PreTrainedModel, lora: LoraRecipe, weights: dict[str, torch.Tensor]) -> PeftModel:
+    """The stock `model` with what training left (`adapter_weights`): an adapter of fused experts, whatever was trained."""
+    blocks = find_blocks(model)
+    adapted = _with_adapters(model, blocks, decoder_linears(model, blocks), lora)
+    weights = dict(weights)
+    for name, module in adapted.named_modules():
+        each = f"{name.partition('.base_layer')[0]}.{UNFUSED}"
+        if isinstance(module, ParamWrapper) and any(key.startswith(f"{each}.0.") for key in weights):
+            a, b = (
+                [
+                    weights.pop(f"{each}.{e}.{linear_name(module.parameter_name)}.{part}.default.weight")
+                    for e in range(module.num_experts)
+                ]
+                for part in ("lora_A", "lora_B")
+            )
+            weights[f"{name}.lora_A.default.weight"] = torch.cat(a)  # [E·r, in]: by expert, then rank
+            weights[f"{name}.lora_B.default.weight"] = torch.stack(b, -1).flatten(1)  # [out, r·E]: by rank, then expert
+    unknown = adapted.load_state_dict(weights, strict=False).unexpected_keys
+    if unknown:
+        raise PollardError(f"What was trained does not fit the pruned model: {unknown[:3]}. Please report this.")
+    return adapted
+
+
+def save_merged(recipe: Recipe, arguments: TrainingArguments, model: PeftModel, training: Training) -> None:
+    """Writes the trained adapter, and the checkpoint that training began with (as NF4 has it, if that was trained on) with
+    the adapter added in. Every rank takes part.
+
+    Raises PollardError where the checkpoint does not come out whole.
+    """
+    settings, weights = recipe.finetuning, adapter_weights(model)
+    unset_hf_deepspeed_config()  # or ZeRO-3 would partition the model that rank 0 now loads alone
+
+    def write() -> None:
+        if settings.method == "qlora":
+            from toolkit.recovery.quantize import load_to_round, round_to_nf4
+
+            stock = load_to_round(recipe, arguments, training.source, training.revision)
+            round_to_nf4(stock, find_blocks(stock), device())
+        else:
+            stock = load_model(training.source, training.revision, dtype=recipe.model.dtype)
+        needed = sum(parameter.numel() for parameter in stock.parameters())
+        adapted = with_adapter(stock, settings.lora, weights)
+        with whole_folder(training.adapter) as folder:
+            adapted.save_pretrained(str(folder), save_embedding_layers=False)
+        with whole_folder(training.target) as folder:
+            write_checkpoint(adapted.merge_and_unload(), folder)
+            copy_companions(training.source, folder, training.revision)
+            check_whole(folder, needed)
+
+    on_main(write)
