@@ -49,12 +49,13 @@ def trainable_model(recipe: Recipe, arguments: TrainingArguments, source: str, r
     should in every block.
     """
     settings = recipe.finetuning
+    model: Any
     if settings.method == "qlora":
         from toolkit.recovery.quantize import load_quantized
 
         model, blocks, linears = load_quantized(recipe, arguments, source, revision)
     else:
-        model: Any = load_model(source, revision, recipe.model.dtype)
+        model = load_model(source, revision, recipe.model.dtype)
         check_loaded(model, source, revision)
         blocks = find_blocks(model)
         linears = [*decoder_linears(model, blocks)]
