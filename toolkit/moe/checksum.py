@@ -5,7 +5,6 @@ changes the sum of squares over a decoder layer. (Nor does the order of experts:
 arrive, arrived in part, or are others.)
 """
 
-import copy
 import json
 import math
 from collections import defaultdict
@@ -15,11 +14,11 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.utils.hub import cached_file
 
 from toolkit.distributed import gather, say, share
 from toolkit.errors import PollardError
+from toolkit.moe.names import Names
 from toolkit.moe.partition import layer_of, own_part
 
 PIECE = 2**24  # elements squared at a time: 128 MiB in float64
@@ -81,14 +80,11 @@ def _sums_of_files(model: PreTrainedModel, files: Mapping[str, Path]) -> dict[st
     """The same, of what the files hold of it, in the model's dtype."""
     stored, saved = _stored(model), model.state_dict(keep_vars=True)
     names = {id(tensor): name for name, tensor in stored.items()}
-    conversions = copy.deepcopy(getattr(model, "_weight_conversions", None) or [])
-    renamings = [c for c in conversions if isinstance(c, WeightRenaming)]
-    converters = [c for c in conversions if isinstance(c, WeightConverter)]
+    home = Names(model).home
     found: dict[str, str] = {}
     first: dict[str, str] = {}  # of a tied pair that is stored twice, one counts
     for key in sorted(files):
-        name, _ = rename_source_key(key, renamings, converters, model.base_model_prefix, saved)
-        name = key if name not in saved and key in saved else name  # as the loader does where a renaming leads nowhere
+        name = home(key).parameters[0]
         if name in saved and first.setdefault(names[id(saved[name])], name) == name:
             found[key] = names[id(saved[name])]
     mine: dict[str, float] = defaultdict(float)

@@ -18,12 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    convert_and_load_state_dict_in_model,
-    rename_source_key,
-)
+from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 from transformers.utils.hub import get_checkpoint_shard_files
@@ -32,6 +27,7 @@ from toolkit.errors import PollardError
 from toolkit.moe.blocks import find_blocks
 from toolkit.moe.layers import layers_of
 from toolkit.moe.load import explained, load_config, meta_model, number_type
+from toolkit.moe.names import Names
 
 REST, UNUSED = -1, -2  # parts of the model that are no decoder layer
 
@@ -89,20 +85,14 @@ class StreamedModel:
 
         Raises CannotStream where a parameter of the base model comes from none.
         """
-        renamings = [entry for entry in self.conversions if isinstance(entry, WeightRenaming)]
-        converters = [entry for entry in self.conversions if isinstance(entry, WeightConverter)]
-        made_of = {pattern: entry for entry in converters for pattern in entry.source_patterns}
-        shapes, prefix = self.model.state_dict(), self.model.base_model_prefix
+        names = Names(self.model)
         keys: dict[int, list[tuple[Any, str]]] = {number: [] for number in range(REST, len(self.layers))}
         made: set[str] = set()
         for file in self.files:
             for key in file.keys():  # noqa: SIM118
-                name, pattern = rename_source_key(key, renamings, converters, prefix, shapes)
-                if name not in shapes and key in shapes:
-                    name, pattern = key, None
-                targets = made_of[pattern].target_patterns if pattern else [""]  # of which `name` has the first
-                made |= {name.replace(targets[0], target) if pattern else name for target in targets}
-                part = self._part(name)
+                parameters = names.home(key).parameters
+                made.update(parameters)
+                part = self._part(parameters[0])
                 if part in keys:
                     keys[part].append((file, key))
         needed = [name for name, _ in self.model.named_parameters() if self._part(name) != UNUSED]

@@ -17,9 +17,9 @@ from transformers.modeling_utils import LoadStateDictConfig
 from toolkit.distributed import share
 from toolkit.errors import PollardError
 from toolkit.moe.blocks import MoEBlock, find_blocks
-from toolkit.moe.layout import Names
 from toolkit.moe.load import load_config, meta_model
 from toolkit.moe.mask import restricted
+from toolkit.moe.names import Names
 from toolkit.moe.reroute import choice_of
 from toolkit.moe.rewrite import Job
 from toolkit.moe.tensor_files import Piece, StoredTensor, stored_tensors
