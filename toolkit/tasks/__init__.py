@@ -1,6 +1,7 @@
 """What the model is for: examples, prompts, answer extraction, scoring."""
 
 from toolkit.tasks.batches import padded_batches
+from toolkit.tasks.overlap import HeldOut, Overlap, question_of
 from toolkit.tasks.prompts import Encoded, encode, encode_all, encode_prompt
 from toolkit.tasks.scorers import SCORERS
 from toolkit.tasks.task import PRESETS, Example, Split, Task
@@ -11,6 +12,8 @@ __all__ = [
     "SCORERS",
     "Encoded",
     "Example",
+    "HeldOut",
+    "Overlap",
     "Split",
     "Task",
     "encode",
@@ -18,5 +21,6 @@ __all__ = [
     "encode_prompt",
     "encode_texts",
     "padded_batches",
+    "question_of",
     "read_texts",
 ]

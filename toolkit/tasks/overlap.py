@@ -1,0 +1,54 @@
+"""Which training text is also in the test set: the same question word for word, or 13 words in a row of one.
+
+    test      "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."
+    training  "In spring Natalia sold clips to 48 of her friends in April, and then she sold …"       # 15 words in a row
+
+13 words are the measure of GPT-3 (arXiv 2005.14165, appendix C). Only questions are compared, without the words of the
+prompt template: those stand in every one of them.
+"""
+
+import re
+from collections.abc import Iterable
+from string import Formatter
+from typing import Literal
+
+from toolkit.tasks.task import Example, Task
+
+N = 13
+WORD = re.compile(r"\w+")
+Overlap = Literal["exact", "partial"]
+
+
+def question_of(task: Task, example: Example) -> str:
+    """What the last message asks, without the fixed words of the task's prompt template."""
+    text = example.messages[-1]["content"]
+    if task.recipe.messages:
+        return text
+    for literal, *_ in Formatter().parse(str(task.preset.prompt)):
+        if literal.strip():
+            text = text.replace(literal.strip(), " ")
+    return text
+
+
+class HeldOut:
+    """The questions that training must not see."""
+
+    def __init__(self, questions: Iterable[str]) -> None:
+        words = [_words(question) for question in questions]
+        self._whole = set(words)
+        self._parts = {part for question in words for part in _parts(question)}
+
+    def overlap(self, text: str) -> Overlap | None:
+        """`exact`: the same words as a whole question (case and punctuation apart); `partial`: 13 words in a row of one."""
+        words = _words(text)
+        if words in self._whole:
+            return "exact"
+        return "partial" if any(part in self._parts for part in _parts(words)) else None
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(WORD.findall(text.casefold())) or (text.strip(),)  # signs alone are compared as they stand
+
+
+def _parts(words: tuple[str, ...]) -> Iterable[tuple[str, ...]]:
+    return (words[start : start + N] for start in range(len(words) - N + 1))
