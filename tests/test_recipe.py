@@ -105,6 +105,33 @@ def test_short_forms_and_defaults(tmp_path: Path) -> None:
         ("finetuning:\n  zero: 4\n", "line 5: `finetuning.zero`: 4 is neither a ZeRO preset (0, 1, 2, 3, 3-offload) nor"),
         ("finetuning:\n  zero: true\n", "`finetuning.zero`: True is neither a ZeRO preset"),
         ("finetuning:\n  trainer: fast\n", "line 5: `finetuning.trainer`: Input should be a valid dictionary (given: 'fast')."),
+        (
+            "finetuning:\n  data: [{weight: 1}]\n",
+            "`finetuning.data.0`: give either a `task`, a `text` (a .jsonl or .txt file), or `self_generated: true`",
+        ),
+        ("finetuning:\n  data: []\n", "line 5: `finetuning.data`: List should have at least 1 item"),
+        (
+            "finetuning:\n  data: [{self_generated: true, text: a.txt}]\n",
+            "`finetuning.data.0`: self_generated answers the prompts of a `task`, and a `text` has none",
+        ),
+        (
+            "finetuning:\n  data: [{task: gsm8k, samples: 2}]\n",
+            "`finetuning.data.0`: samples and temperature belong to answers of the model's own: add `self_generated: true`",
+        ),
+        (
+            "finetuning:\n  data: [{self_generated: true, weight: 0.5}, gsm8k]\n",
+            "`finetuning.data`: some sources have a weight and some have none",
+        ),
+        ("finetuning:\n  data: [{self_generate: true}]\n", "Did you mean `self_generated`?"),
+        ("finetuning:\n  teacher: another\n", "line 5: `finetuning.teacher` cannot be 'another'. Allowed: original."),
+        (
+            "finetuning:\n  distillation: {temperature: 3}\n",
+            "`finetuning`: distillation says how to learn from a teacher, and there is none: add `teacher: original`",
+        ),
+        (
+            "finetuning:\n  teacher: original\n  distillation: {temperature: 0}\n",
+            "line 6: `finetuning.distillation.temperature`: Input should be greater than 0",
+        ),
         ("calibration:\n  examples: 0\n", "line 5: `calibration.examples`: Input should be greater than or equal to 1"),
         ("5: 7\n", "line 4: `5`: Keys should be strings"),
     ],

@@ -21,6 +21,7 @@ TaskName = Literal[
 Method = Literal["full", "lora", "qlora", "router", "experts"]
 Scorer = Literal["exact", "numeric", "contains"]
 ZERO_PRESETS = (0, 1, 2, 3, "3-offload")
+SAMPLES, SAMPLING_TEMPERATURE = 4, 0.7  # the temperature of rejection-sampling fine-tuning (arXiv 2308.01825)
 ModelRole = Literal["original", "pruned", "recovered"]
 
 
@@ -103,6 +104,12 @@ class SourceRecipe(DataRecipe):
     """Its share in the mix, against the others' weights; its number of examples unless given."""
 
 
+def _all_weights_or_none(sources: list[Any] | None) -> list[Any] | None:
+    if len({source.weight is None for source in sources or ()}) > 1:
+        raise ValueError("some sources have a weight and some have none: give every source one, or none")
+    return sources
+
+
 class CalibrationRecipe(Section):
     """Watching the experts on the task's training examples, or on a mix."""
 
@@ -116,12 +123,7 @@ class CalibrationRecipe(Section):
     max_length: int = Field(default=1024, ge=2)
     """Longer examples are left out, and counted (plain text is cut into pieces)."""
 
-    @field_validator("data", mode="after")
-    @classmethod
-    def _all_weights_or_none(cls, data: list[SourceRecipe] | None) -> list[SourceRecipe] | None:
-        if len({source.weight is None for source in data or ()}) > 1:
-            raise ValueError("some sources have a weight and some have none: give every source one, or none")
-        return data
+    _weights = field_validator("data", mode="after")(_all_weights_or_none)
 
 
 class PruningRecipe(Section):
@@ -168,6 +170,40 @@ class PruningRecipe(Section):
         return self
 
 
+class TrainingSourceRecipe(SourceRecipe):
+    """One part of the training data."""
+
+    self_generated: bool = False
+    """The original model's own sampled answers to the prompts of `task` (the recipe's unless given): the right ones."""
+    samples: int = Field(default=SAMPLES, ge=1)
+    """Of `self_generated`: answers drawn per prompt; equal ones count once."""
+    temperature: float = Field(default=SAMPLING_TEMPERATURE, gt=0, allow_inf_nan=False)
+    """Of `self_generated`: what they are drawn with."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.self_generated and self.text:
+            raise ValueError("self_generated answers the prompts of a `task`, and a `text` has none")
+        if not self.self_generated and (self.task is None) == (self.text is None):
+            raise ValueError("give either a `task`, a `text` (a .jsonl or .txt file), or `self_generated: true`")
+        if not self.self_generated and (self.samples, self.temperature) != (SAMPLES, SAMPLING_TEMPERATURE):
+            raise ValueError("samples and temperature belong to answers of the model's own: add `self_generated: true`")
+        return self
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"own answers{f' to {self.task.name}' if self.task else ''}" if self.self_generated else super().name
+
+
+class DistillationRecipe(Section):
+    """(1 − weight) · cross entropy + weight · temperature² · KL(teacher ‖ student), over completion tokens."""
+
+    weight: float = Field(default=0.5, gt=0, le=1)
+    temperature: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    """Of both softmaxes. The teacher's cache holds what it decides: another temperature is another cache."""
+
+
 class LoraRecipe(Section):
     """The adapters of the methods lora and qlora."""
 
@@ -191,11 +227,17 @@ class FinetuningRecipe(Section):
     max_length: int = Field(default=1024, ge=2)
     """Longer examples are left out, and counted."""
     examples: int | None = Field(default=None, ge=1)
-    """How many training examples to use; all of them unless given."""
+    """From the task, and from every source of a mix that does not say its own number; all of them unless given."""
     select_by: Literal["last", "dev_loss", "dev_accuracy"] = "last"
     """Which checkpoint becomes the result: the last, or the best on the dev slice (measured at every save)."""
     early_stopping: int | None = Field(default=None, ge=1)
     """Stop after so many measurements on the dev slice in a row without a better one."""
+    data: list[TrainingSourceRecipe] | None = Field(default=None, min_length=1)
+    """A mix instead of the task's training split, without what overlaps with its test set; `weight` is a source's share of
+    the training examples (docs/recovery.md)."""
+    teacher: Literal["original"] | None = None
+    """Learn from the original model's logits too, computed once and kept in the run directory."""
+    distillation: DistillationRecipe = DistillationRecipe()
     trainer: dict[str, Any] = {}
     """Any field of TRL's SFTConfig (learning_rate, max_steps, optim: adamw_bnb_8bit, …)."""
 
@@ -210,6 +252,14 @@ class FinetuningRecipe(Section):
     def _stopping_needs_a_measure(self) -> Self:
         if self.early_stopping and self.select_by == "last":
             raise ValueError("early_stopping needs something to stop by: say select_by: dev_loss (or dev_accuracy)")
+        return self
+
+    _weights = field_validator("data", mode="after")(_all_weights_or_none)
+
+    @model_validator(mode="after")
+    def _distillation_has_a_teacher(self) -> Self:
+        if self.teacher is None and self.distillation != DistillationRecipe():
+            raise ValueError("distillation says how to learn from a teacher, and there is none: add `teacher: original`")
         return self
 
     @model_validator(mode="after")

@@ -1,0 +1,130 @@
+"""Learn from the original model's cached logits: the trainer with another loss, and no teacher in memory.
+
+    (1 - a) CE + a t^2 KL( teacher || student ),  both softmaxes at temperature t, over K logits and the rest as one
+
+Hinton et al., arXiv 1503.02531. With only the routers trainable this is router knowledge distillation (arXiv 2603.02217).
+Shape legend: N completion tokens, V vocabulary, K cached logits, B sequences, S positions.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy, kl_div
+from torch.utils.checkpoint import checkpoint
+from trl import SFTConfig
+
+from toolkit.errors import PollardError
+from toolkit.recipe import DistillationRecipe
+from toolkit.recovery.teacher import TOKENS_AT_ONCE, TeacherCache, TopAndTail, logits_at
+from toolkit.recovery.trainer import RecoveryTrainer
+
+IGNORED = -100  # the label that does not count in the loss
+COLUMNS = ("teacher_index", "teacher_offset", "teacher_tail")
+
+
+def check_distillable(arguments: SFTConfig) -> None:
+    """Raises PollardError for training arguments that mean another loss than the distilled one."""
+    others = {
+        "label_smoothing_factor": arguments.label_smoothing_factor != 0,
+        "loss_type": arguments.loss_type != "nll",
+        "router_aux_loss_coef": arguments.router_aux_loss_coef != 0,
+    }
+    for key in (key for key, says_so in others.items() if says_so):
+        raise PollardError(
+            f"finetuning.trainer.{key} is for another loss than the distilled one: leave it out, or finetuning.teacher."
+        )
+
+
+def losses(
+    logits_NV: torch.Tensor, target_N: torch.Tensor, teacher: TopAndTail, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross entropy with the targets, and KL(teacher ‖ student) at the temperature, each summed over the N tokens."""
+    logits_NV = logits_NV.float()
+    student_NV = logits_NV / temperature
+    whole_N1 = student_NV.logsumexp(-1, keepdim=True)
+    index_NK = teacher.index_NK.long()
+    student_NK = student_NV.gather(-1, index_NK) - whole_N1
+    teacher_NK = teacher.offset_NK.float() / temperature
+    if index_NK.shape[-1] < logits_NV.shape[-1]:  # else there is no rest
+        rest_N1 = student_NV.scatter(-1, index_NK, -math.inf).logsumexp(-1, keepdim=True) - whole_N1
+        student_NK = torch.cat([student_NK, rest_N1], -1)
+        teacher_NK = torch.cat([teacher_NK, teacher.tail_N.unsqueeze(-1)], -1)
+    return cross_entropy(logits_NV, target_N, reduction="sum"), kl_div(student_NK, teacher_NK.softmax(-1), reduction="sum")
+
+
+def losses_in_parts(
+    logits_NV: torch.Tensor, target_N: torch.Tensor, teacher: TopAndTail, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`losses`, with the float32 copies of [N, V] in memory for a thousand tokens at a time, forward and backward."""
+    parts = zip(*(whole.split(TOKENS_AT_ONCE) for whole in (logits_NV, target_N, *teacher)), strict=True)
+    sums = [
+        checkpoint(losses, logits, target, TopAndTail(*rows), temperature, use_reentrant=False) for logits, target, *rows in parts
+    ]
+    ce, kl = zip(*sums, strict=True)
+    return torch.stack(ce).sum(), torch.stack(kl).sum()
+
+
+class WithTeacher:
+    """A collator that adds to a batch what the teacher says of its completion tokens, example after example."""
+
+    def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]], cache: TeacherCache) -> None:
+        self.collate, self.cache = collate, cache
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collate(examples)
+        if "example" in examples[0]:  # the dev slice has no teacher
+            rows = zip(*(self.cache.rows(example["example"]) for example in examples), strict=True)
+            index, offset, tail = map(torch.cat, rows)
+            # As bits: DeepSpeed casts every floating point input to its own type
+            batch |= zip(COLUMNS, (index, offset.view(torch.int16), tail.view(torch.int32)), strict=True)
+        return batch
+
+
+class DistilledTrainer(RecoveryTrainer):
+    """The trainer whose training loss is the distilled one; the dev loss stays the cross entropy.
+
+    The training set has a column `example`: the number by which the cache knows it. Logs both parts of the loss,
+    `cross_entropy` and `divergence`, per completion token.
+    """
+
+    def __init__(self, *args: Any, cache: TeacherCache, distillation: DistillationRecipe, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.args.remove_unused_columns = False  # `example` must reach the collator
+        self.distillation = distillation
+        self.data_collator = WithTeacher(self.data_collator, cache)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        if COLUMNS[0] not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        index, offset, tail = (inputs.pop(name) for name in COLUMNS)
+        teacher = TopAndTail(index, offset.view(torch.float16), tail.view(torch.float32))
+        labels_BS = inputs.pop("labels")[:, 1:]
+        counted_BS = labels_BS != IGNORED
+        logits_NV = logits_at(model, inputs, counted_BS)
+        weight, temperature = self.distillation.weight, self.distillation.temperature
+        cross, divergence = losses_in_parts(logits_NV, labels_BS[counted_BS], teacher, temperature)
+        # As SFTTrainer: over the tokens of all ranks and accumulated batches, since gradients are averaged over ranks
+        tokens = counted_BS.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = ((1 - weight) * cross + weight * temperature**2 * divergence) / torch.as_tensor(tokens).clamp(min=1)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes
+        real_BS = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+        self._log_parts(cross, divergence, counted_BS.sum(), real_BS.sum())
+        return loss
+
+    def _log_parts(self, *sums: torch.Tensor) -> None:
+        ours = torch.stack([part.detach().double() for part in sums])
+        cross, divergence, counted, seen = self.accelerator.gather(ours).view(-1, len(sums)).sum(0).tolist()
+        self._total_train_tokens += int(seen)
+        found = self._metrics["train"]
+        found["cross_entropy"].append(cross / max(counted, 1))
+        found["divergence"].append(divergence / max(counted, 1))
+        found["num_tokens"] = [self._total_train_tokens]

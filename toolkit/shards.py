@@ -1,0 +1,49 @@
+"""Long work in pieces, one file each: dealt out to the ranks, and after a kill only the missing ones are made.
+
+teacher/about.json  teacher/00000.safetensors  teacher/00001.safetensors  …
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from toolkit.distributed import on_main, progress, share, together
+from toolkit.files import write_text
+
+ABOUT = "about.json"
+
+
+def shard_path(folder: Path, number: int, suffix: str) -> Path:
+    return folder / f"{number:05}{suffix}"
+
+
+def missing_shards(folder: Path, about: dict[str, Any], count: int, suffix: str) -> list[int]:
+    """The pieces that are still to be made; first empties a folder that was begun for something else than `about`."""
+
+    def prepare() -> list[int]:
+        path = folder / ABOUT
+        if not path.exists() or json.loads(path.read_text()) != about:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            write_text(path, json.dumps(about, indent=1) + "\n")
+        return [number for number in range(count) if not shard_path(folder, number, suffix).exists()]
+
+    return on_main(prepare)
+
+
+def make_shards(folder: Path, missing: list[int], suffix: str, make: Callable[[int, Path], None], description: str) -> None:
+    """Every rank makes its share of the `missing` pieces; `make` writes the piece of that number to the path it gets.
+
+    What one rank raises, every rank raises: nobody is left waiting. `make` must not wait for other ranks.
+    """
+
+    def make_mine() -> None:
+        for number in progress(share(missing), description):
+            path = shard_path(folder, number, suffix)
+            partial = path.with_name(path.name + ".tmp")
+            make(number, partial)
+            partial.replace(path)
+
+    together(make_mine)
