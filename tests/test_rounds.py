@@ -96,3 +96,13 @@ def test_finished_rounds_are_skipped_and_a_control_depends_on_no_pruning(
 def test_a_round_that_cannot_be_is_told_before_the_first(directory: RunDirectory) -> None:
     with pytest.raises(PollardError, match=r"pruning\.keep is 9, but the model has 8 experts per block"):
         check(scheduled((9, 4)))
+
+
+def test_every_round_learns_from_the_original_which_is_asked_once(directory: RunDirectory) -> None:
+    finetuning = scheduled().finetuning.model_dump() | {"teacher": "original"}
+    taught = run(scheduled((6, 4), name="taught", finetuning=finetuning, control=False), until="recover")
+    assert [*taught.read_manifest()["stages"]][:2] == ["teacher", "rounds/6"]
+    early = RunDirectory("6", taught.rounds)
+    assert "teacher" not in early.read_manifest()["stages"] and early.teacher.resolve() == taught.teacher.resolve()
+    for each in (early, taught):
+        assert '"divergence"' in each.training_log.read_text()

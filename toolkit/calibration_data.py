@@ -39,12 +39,17 @@ def sources_of(recipe: Recipe) -> list[SourceRecipe]:
 
 def identity_of_data(recipe: Recipe) -> list[Any]:
     """For the fingerprint of calibration: what its sources hold, and what decides the model's own answers."""
-    found = []
-    for source in sources_of(recipe):
-        where = Task(source.task).sources(("train",))["train"] if source.task else str(source.text)
-        found.append([source.model_dump(), fingerprint_of_source(where)])
     own = [recipe.evaluation.max_new_tokens, recipe.model.dtype] if recipe.calibration.self_generated else []
-    return [found, own]
+    return [identity_of_sources(recipe, sources_of(recipe)), own]
+
+
+def identity_of_sources(recipe: Recipe, sources: Sequence[SourceRecipe]) -> list[Any]:
+    """For a fingerprint: what the recipe says of each source, and what its file holds (or its name on the hub)."""
+    found = []
+    for source in sources:
+        where = source.text or Task(source.task or recipe.task).sources(("train",))["train"]
+        found.append([source.model_dump(), fingerprint_of_source(where)])
+    return found
 
 
 def check_data(recipe: Recipe) -> None:

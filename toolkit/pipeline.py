@@ -1,7 +1,9 @@
 """The whole recipe in order: what is done already is skipped, what a changed key affects is done again.
 
-(rounds/… ─►) calibrate ─► select ─► prune ─► recover ─► (control ─►) report
-    evaluate/original                 └ evaluate/pruned └ evaluate/recovered └ evaluate/control
+(rounds/… ─►) calibrate ─► select ─► prune ─► (answers ─► teacher ─►) recover ─► (control ─►) report
+    evaluate/original                 └ evaluate/pruned            └ evaluate/recovered └ evaluate/control
+
+What the original teaches serves every training of a run: with rounds, it is made before the first of them.
 """
 
 import time
@@ -11,15 +13,17 @@ from typing import Any
 
 import torch
 
-from toolkit import stages
+from toolkit import stages, teacher_stages
 from toolkit.calibration_data import check_data, identity_of_data, sources_of
 from toolkit.distributed import barrier, check_shared, is_main, on_main, say, world_size
 from toolkit.errors import PollardError
 from toolkit.recipe import Recipe
 from toolkit.recipe_file import dump_recipe
-from toolkit.rounds import early_rounds, recipe_of_last_round, recipe_of_round
+from toolkit.rounds import early_rounds, recipe_of_last_round, recipe_of_round, share_what_is_taught
 from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
 from toolkit.tasks import Task
+from toolkit.teacher_stages import Taught
+from toolkit.training_data import check_training_data
 
 Do = Callable[[Recipe, RunDirectory, str], dict[str, Any]]
 
@@ -35,8 +39,8 @@ class Stage:
     scratch: str = ""  # what it needs in the run directory only until it is done
 
 
-def plan_stages(recipe: Recipe) -> list[Stage]:
-    """The stages of a recipe with their fingerprints, in order."""
+def plan_stages(recipe: Recipe, taught: Taught | None = None) -> list[Stage]:
+    """The stages of a recipe with their fingerprints, in order; without those that make what is `taught` already."""
     evaluation = recipe.evaluation.model_dump(exclude={"models"})
     model = fingerprint_of(fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}))
     task = Task(recipe.task)
@@ -53,13 +57,17 @@ def plan_stages(recipe: Recipe) -> list[Stage]:
     how = [*routing, *stages.search_of(recipe)]
     watching = [identity_of_data(recipe), recipe.calibration.model_dump(), recipe.seed, *how]
     choosing = recipe.pruning.model_dump(exclude={"schedule"})
-    training = [train_data, recipe.finetuning.model_dump(), recipe.seed, recipe.model.dtype, *_answering(recipe)]
-    before: list[Stage] = []
+    teaching: list[Stage] = []
+    if taught is None:
+        taught = teacher_stages.fingerprints(recipe, model, train_data, data["test"])
+        teaching = _teaching(taught) if _trains(recipe) else []
+    training = [taught, recipe.finetuning.model_dump(), recipe.seed, recipe.model.dtype, *_answering(recipe)]
+    before, after = (teaching, []) if early_rounds(recipe) else ([], teaching)  # the original teaches in every round
     watched_model = model  # of the last round; without a schedule it is the only one
     for fewer in early_rounds(recipe):
         watched_model = fingerprint_of(watched_model, watching, choosing | {"keep": fewer}, training)
         purpose = f"on the way: prune to {fewer} experts and recover"
-        before.append(Stage(f"rounds/{fewer}", purpose, watched_model, _round_stage(fewer)))
+        before.append(Stage(f"rounds/{fewer}", purpose, watched_model, _round_stage(fewer, taught)))
     calibrate = fingerprint_of(watched_model, *watching)
     select = fingerprint_of(calibrate, choosing, recipe.seed)
     prune = fingerprint_of(select)
@@ -86,6 +94,7 @@ def plan_stages(recipe: Recipe) -> list[Stage]:
         Stage("prune", "cut the others out of the checkpoint", prune, _in_last_round(stages.prune_stage)),
         *evaluation_of("original"),
         *evaluation_of("pruned"),
+        *after,
     ]
     zero = f"{recipe.finetuning.method}, ZeRO {recipe.finetuning.zero}, {world_size()} rank{'s' * (world_size() > 1)}"
     if "recovered" in recipe.evaluation.models:
@@ -109,11 +118,27 @@ def _answering(recipe: Recipe) -> list[Any]:
     return [recipe.evaluation.max_new_tokens] if recipe.finetuning.select_by == "dev_accuracy" else []
 
 
-def _round_stage(keep: int) -> Do:
+def _trains(recipe: Recipe) -> bool:
+    return "recovered" in recipe.evaluation.models or recipe.control or bool(recipe.pruning.schedule)
+
+
+def _teaching(taught: Taught) -> list[Stage]:
+    stages_of_it = []
+    if taught.answers:
+        purpose = "have the original model answer training prompts"
+        stages_of_it.append(Stage("answers", purpose, taught.answers, teacher_stages.answers_stage))
+    if taught.teacher:
+        purpose = "keep what the original model says of every completion token"
+        stages_of_it.append(Stage("teacher", purpose, taught.teacher, teacher_stages.teacher_stage))
+    return stages_of_it
+
+
+def _round_stage(keep: int, taught: Taught) -> Do:
     """A round before the last is a run of its own, in the run directory: its finished stages are skipped like any run's."""
 
     def stage(recipe: Recipe, directory: RunDirectory, fingerprint: str) -> dict[str, Any]:
-        run(recipe_of_round(recipe, directory, keep), str(directory.rounds), until="recover")
+        on_main(lambda: share_what_is_taught(directory, keep))
+        run(recipe_of_round(recipe, directory, keep), str(directory.rounds), until="recover", taught=taught)
         return {"keep": keep}
 
     return stage
@@ -135,21 +160,25 @@ def check(recipe: Recipe) -> None:
     for split in ("train", recipe.evaluation.split):
         task.examples(split)
     check_data(recipe)
-    if "recovered" in recipe.evaluation.models or recipe.control or recipe.pruning.schedule:
+    if _trains(recipe):
+        check_training_data(recipe)
         from toolkit.recovery import check_finetuning  # takes seconds; a run that is done needs none of it
 
         check_finetuning(recipe, RunDirectory(recipe.name).checkpoints)
 
 
-def run(recipe: Recipe, root: str = "runs", fresh: bool = False, until: str | None = None) -> RunDirectory:
+def run(
+    recipe: Recipe, root: str = "runs", fresh: bool = False, until: str | None = None, taught: Taught | None = None
+) -> RunDirectory:
     """Runs the recipe on every rank, as far as stage `until` (all stages unless given), skipping what is done.
 
-    `fresh` does everything again. Raises PollardError for what the user can mend; finished stages stay finished.
+    `fresh` does everything again. `taught`: what an outer run has made already for this one's training. Raises
+    PollardError for what the user can mend; finished stages stay finished.
     """
     directory = RunDirectory(recipe.name, root)
     owner = recipe.model.path, recipe.task.name
     on_main(lambda: directory.check_owner(*owner))
-    planned = plan_stages(recipe)
+    planned = plan_stages(recipe, taught)
     reasons = on_main(lambda: _reasons(planned, directory, fresh))
     todo = [name for name, reason in reasons.items() if reason]
     if todo:

@@ -56,3 +56,13 @@ def composed_plan(recipe: Recipe, run: RunDirectory) -> Plan:
             kept = [kept[index] for index in plan.blocks[name].kept]
         blocks[name] = BlockPlan(experts=block.experts, kept=kept)
     return plans[-1].model_copy(update={"model": recipe.model.path, "blocks": blocks})
+
+
+def share_what_is_taught(run: RunDirectory, keep: int) -> None:
+    """Gives the round of `keep` experts the run's own answers and teacher's cache: those of the original, not of its model."""
+    folder = folder_of_round(run, keep)
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in (run.answers, run.teacher):
+        link = folder / made.name
+        if made.exists() and not link.exists():
+            link.symlink_to(Path("..", "..", made.name))

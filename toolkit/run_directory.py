@@ -33,6 +33,8 @@ class RunDirectory:
         self.pruned = self.path / "pruned"
         self.recovered = self.path / "recovered"
         self.control = self.path / "control"
+        self.teacher = self.path / "teacher"
+        self.answers = self.path / "answers"
         self.adapter = self.path / "adapter"
         self.control_adapter = self.path / "control_adapter"
         self.checkpoints = self.path / "checkpoints"
@@ -104,7 +106,7 @@ class RunDirectory:
 
     def forget(self) -> None:
         """Removes what a stage would go on from instead of beginning again."""
-        for left in (self.checkpoints, self.rounds):
+        for left in (self.checkpoints, self.rounds, self.teacher, self.answers):
             shutil.rmtree(left, ignore_errors=True)
 
     def clear(self, scratch: str) -> None:

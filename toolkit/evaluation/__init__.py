@@ -1,7 +1,7 @@
 """How good, how fast, how large: greedy answers to the task's questions, scored."""
 
-from toolkit.evaluation.evaluate import evaluate, greedy, share_of_answers
+from toolkit.evaluation.evaluate import evaluate, generate, greedy, sampled, share_of_answers
 from toolkit.evaluation.loss import Loss, completion_loss
 from toolkit.evaluation.scores import Item, Scores, wilson
 
-__all__ = ["Item", "Loss", "Scores", "completion_loss", "evaluate", "greedy", "share_of_answers", "wilson"]
+__all__ = ["Item", "Loss", "Scores", "completion_loss", "evaluate", "generate", "greedy", "sampled", "share_of_answers", "wilson"]

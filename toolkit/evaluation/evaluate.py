@@ -83,6 +83,15 @@ def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_t
     )  # fmt: skip
 
 
+def sampled(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float
+) -> GenerationConfig:
+    """Sampling from the model's whole distribution at `temperature`, ending as `greedy` does."""
+    settings = greedy(model, tokenizer, max_new_tokens)
+    settings.update(do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
+    return settings
+
+
 def share_of_answers(
     model: PreTrainedModel, prompts: list[list[int]], batch_size: int, settings: GenerationConfig
 ) -> Iterator[tuple[int, list[int]]]:

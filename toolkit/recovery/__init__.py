@@ -2,6 +2,7 @@
 
 from toolkit.recovery.recover import recover
 from toolkit.recovery.settings import check_finetuning, sft_config
+from toolkit.recovery.teacher import cache_logits
 from toolkit.zero import deepspeed_config
 
-__all__ = ["check_finetuning", "deepspeed_config", "recover", "sft_config"]
+__all__ = ["cache_logits", "check_finetuning", "deepspeed_config", "recover", "sft_config"]

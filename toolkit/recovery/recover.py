@@ -2,10 +2,10 @@
 
 import gc
 import json
-import random
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,17 @@ from toolkit.moe import (
 )
 from toolkit.recipe import Recipe
 from toolkit.recovery.checkpoints import last_checkpoint
+from toolkit.recovery.distillation import IGNORED, DistilledTrainer
 from toolkit.recovery.extension import build_communication
 from toolkit.recovery.methods import ADAPTED, trainable_model
 from toolkit.recovery.roles import TrainedRole, Training, training_of
 from toolkit.recovery.settings import sft_config
+from toolkit.recovery.teacher import TeacherCache
 from toolkit.recovery.trainer import RecoveryTrainer, prepare, tensorboard_in
 from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
 from toolkit.tasks import Encoded, Example, Task, encode_all
+from toolkit.training_data import TrainingData, read_training_data
 
-IGNORED = -100  # the label that does not count in the loss
 COMPANIONS = (".json", ".jinja", ".model", ".txt")  # configurations, tokenizer, chat template
 
 
@@ -53,7 +55,8 @@ def recover(
     on every rank, under the launcher. Goes on from the last checkpoint of a training with the same `fingerprint`.
 
     `accuracy` measures a model on the dev slice, on every rank: what `select_by: dev_accuracy` selects by.
-    Returns what happened: steps, examples, how many were left out for their length, first and last loss, the step whose
+    With `finetuning.teacher`, the teacher's cache must lie in the run directory, and with own answers those (the pipeline
+    makes both). Returns what happened: steps, examples, how many were left out and why, first and last loss, the step whose
     checkpoint became the result. The loss counts completion tokens only. Writes training_log.jsonl beside the checkpoint.
     Raises PollardError for settings that SFTConfig refuses, a machine without a compiler, a disk without room, checkpoints of
     another number of ranks, a loss that is no number, and a checkpoint that did not come out whole.
@@ -70,20 +73,17 @@ def recover(
     arguments = sft_config(recipe, training.checkpoints)
     try:
         task, tokenizer = Task(recipe.task), load_tokenizer(training.source, training.revision)
-        examples = task.examples("train")
-        if recipe.finetuning.examples is not None:
-            examples = random.Random(recipe.seed).sample(examples, min(recipe.finetuning.examples, len(examples)))
-        train_data, too_long = _dataset("train", tokenizer, examples, recipe.finetuning.max_length)
+        learnt = read_training_data(recipe, tokenizer, run.answers)
+        train_data = Dataset.from_list([{"example": i, **_row(e)} for i, e in enumerate(learnt.encoded)])
         dev_data = None
         if not task.examples("dev"):
             arguments.eval_strategy = "no"
         if arguments.eval_strategy != "no":
             dev_data, _ = _dataset("dev", tokenizer, task.examples("dev"), recipe.finetuning.max_length)
         model = trainable_model(recipe, arguments, training.source, training.revision)
+        make_trainer = _trainer_class(recipe, model, run, learnt)
         with tensorboard_in(run.path / "tensorboard" / role):
-            trainer = RecoveryTrainer(
-                model, arguments, train_dataset=train_data, eval_dataset=dev_data, processing_class=tokenizer
-            )
+            trainer = make_trainer(model, arguments, train_dataset=train_data, eval_dataset=dev_data, processing_class=tokenizer)
         continued = prepare(trainer, recipe, training, fingerprint, begun, accuracy)
         trainer.train(resume_from_checkpoint=continued)
         on_main(lambda: shutil.rmtree(training.adapter, ignore_errors=True))  # of another method
@@ -99,7 +99,8 @@ def recover(
             "steps": trainer.state.global_step,
             "selected_step": chosen or trainer.state.global_step,
             "examples": len(train_data),
-            "left_out": too_long,
+            "left_out": learnt.left_out,
+            "overlapping": learnt.overlapping,
             "first_loss": losses[0] if losses else None,
             "last_loss": losses[-1] if losses else None,
         }
@@ -117,15 +118,27 @@ def _identity(recipe: Recipe, training: Training) -> str:
     return fingerprint_of(fingerprint_of_source(training.source), *how)
 
 
+def _trainer_class(
+    recipe: Recipe, model: PreTrainedModel, run: RunDirectory, learnt: TrainingData
+) -> Callable[..., RecoveryTrainer]:
+    """The trainer, or the one that learns from the teacher's cache, which must be there."""
+    settings = recipe.finetuning
+    if settings.teacher is None:
+        return RecoveryTrainer
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    cache = TeacherCache(run.teacher, learnt.encoded, settings.distillation.temperature, vocabulary)
+    return partial(DistilledTrainer, cache=cache, distillation=settings.distillation)
+
+
 def _dataset(split: str, tokenizer: PreTrainedTokenizerBase, examples: list[Example], max_length: int) -> tuple[Dataset, int]:
     encoded, too_long = encode_all(tokenizer, examples, max_length)
     say(f"  {len(encoded):,} {split} examples" + f"; {too_long:,} longer than {max_length} tokens left out" * bool(too_long))
-    rows = [{"input_ids": e.input_ids, "labels": _labels(e)} for e in encoded]
-    return Dataset.from_list(rows), too_long
+    return Dataset.from_list([_row(e) for e in encoded]), too_long
 
 
-def _labels(encoded: Encoded) -> list[int]:
-    return [token if counts else IGNORED for token, counts in zip(encoded.input_ids, encoded.completion_mask, strict=True)]
+def _row(encoded: Encoded) -> dict[str, list[int]]:
+    counts = zip(encoded.input_ids, encoded.completion_mask, strict=True)
+    return {"input_ids": encoded.input_ids, "labels": [token if counted else IGNORED for token, counted in counts]}
 
 
 def _save(trainer: SFTTrainer, model: PreTrainedModel, training: Training) -> None:

@@ -12,6 +12,7 @@ from trl import SFTConfig
 from toolkit.errors import PollardError, did_you_mean
 from toolkit.recipe import Recipe
 from toolkit.recovery.combinations import check_combinations, check_trackers
+from toolkit.recovery.distillation import check_distillable
 from toolkit.recovery.extension import build_communication
 from toolkit.recovery.methods import check_method
 from toolkit.recovery.selection import selection
@@ -54,9 +55,12 @@ def sft_config(recipe: Recipe, output_dir: Path) -> SFTConfig:
             "leave those keys out, and float32 is used."
         )
     try:
-        return SFTConfig(**settings)
+        arguments = SFTConfig(**settings)
     except (TypeError, ValueError, ImportError) as error:
         raise PollardError(f"finetuning.trainer: SFTConfig refuses this: {error}") from None
+    if recipe.finetuning.teacher:
+        check_distillable(arguments)
+    return arguments
 
 
 def check_finetuning(recipe: Recipe, output_dir: Path) -> None:

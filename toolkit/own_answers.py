@@ -1,0 +1,86 @@
+"""Training data that the original model writes: its own sampled answers to training prompts, the right ones.
+
+Rejection-sampling fine-tuning (arXiv 2308.01825). Prompts are taken in pieces, each with a seed of its own, so that
+neither the number of ranks nor a kill changes what is drawn.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from toolkit.distributed import on_main, say
+from toolkit.errors import PollardError
+from toolkit.evaluation import generate, sampled
+from toolkit.recipe import Recipe, TrainingSourceRecipe
+from toolkit.run_directory import fingerprint_of
+from toolkit.shards import make_shards, missing_shards
+from toolkit.tasks import Task, encode_prompt
+from toolkit.training_data import training_examples, training_sources
+
+PROMPTS = 64  # per piece: what a kill loses at most
+SUFFIX = ".jsonl"
+
+
+def draw_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, folder: Path, fingerprint: str
+) -> dict[str, Any]:
+    """Writes `folder`/<number of the source>/00000.jsonl, … : `input_ids` and `prompt_length` of every right answer.
+
+    Returns how many were drawn and kept. Raises PollardError where a source has no right answer.
+    """
+    facts = {"drawn": 0, "kept": 0}
+    for number, source in enumerate(training_sources(recipe)):
+        if source.self_generated:
+            drawn, kept = _draw(model, tokenizer, recipe, source, folder / str(number), fingerprint)
+            facts = {"drawn": facts["drawn"] + drawn, "kept": facts["kept"] + kept}
+    return facts
+
+
+def _draw(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    source: TrainingSourceRecipe,
+    folder: Path,
+    fingerprint: str,
+) -> tuple[int, int]:
+    task, longest = Task(source.task or recipe.task), recipe.finetuning.max_length
+    examples, _ = training_examples(source, recipe)
+    asked = [(prompt, e.gold) for e in examples if len(prompt := encode_prompt(tokenizer, e)) < longest]
+    settings = sampled(model, tokenizer, recipe.evaluation.max_new_tokens, source.temperature)
+    ends = settings.eos_token_id
+    size = max(1, recipe.evaluation.batch_size // source.samples)  # prompts per batch, each with all its samples
+
+    def make(piece: int, path: Path) -> None:
+        torch.manual_seed(int(fingerprint_of(recipe.seed, piece), 16))
+        lines = []
+        mine = asked[piece * PROMPTS : (piece + 1) * PROMPTS]
+        for start in range(0, len(mine), size):
+            rows = [pair for pair in mine[start : start + size] for _ in range(source.samples)]
+            answers = generate(model, [prompt for prompt, _ in rows], settings)
+            right = {}  # in the order drawn, equal ones once
+            for (prompt, gold), answer in zip(rows, answers, strict=True):
+                text = str(tokenizer.decode(answer, skip_special_tokens=True))
+                ended = bool(answer) and answer[-1] in ends
+                if ended and len(prompt) + len(answer) <= longest and task.score(text, gold):
+                    right[(*prompt, *answer)] = len(prompt)
+            lines += [json.dumps({"input_ids": ids, "prompt_length": length}) + "\n" for ids, length in right.items()]
+        path.write_text("".join(lines))
+
+    count = math.ceil(len(asked) / PROMPTS)
+    missing = missing_shards(folder, {"fingerprint": fingerprint, "prompts_per_file": PROMPTS}, count, SUFFIX)
+    make_shards(folder, missing, SUFFIX, make, "drawing answers")
+    kept = on_main(lambda: sum(len(path.read_text().splitlines()) for path in folder.glob(f"*{SUFFIX}")))
+    drawn = len(asked) * source.samples
+    say(f"  {source.name}: {kept:,} of {drawn:,} answers to {len(asked):,} prompts kept: right, ended, no two the same")
+    if not kept:
+        raise PollardError(
+            f"None of the original model's {drawn:,} answers to training prompts of {task.name} is right and ends within "
+            f"{recipe.evaluation.max_new_tokens} new tokens: leave self_generated out, draw more samples, or raise "
+            "evaluation.max_new_tokens."
+        )
+    return drawn, kept
