@@ -82,7 +82,7 @@ def ran(done: subprocess.CompletedProcess[str]) -> str:
 def alone(home: Path, folder: Path) -> Path:
     """The run directory of two ranks on one machine."""
     out = ran(launch(home / "launch.sh", folder, "--ranks", "2", "recipe.yaml", "name=alone"))
-    assert "fine-tune the pruned model (ZeRO zero3.json, 2 ranks)" in out and "in parts over all ranks" in out
+    assert "fine-tune the pruned model (full, ZeRO zero3.json, 2 ranks)" in out and "in parts over all ranks" in out
     return folder / "runs" / "alone"
 
 
