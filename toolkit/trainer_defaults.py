@@ -6,6 +6,9 @@ from toolkit.recipe import Recipe
 
 # LoRA learns best at about ten times the rate of full fine-tuning (LoRA Without Regret, Thinking Machines, 2025)
 LEARNING_RATES = {"full": 2e-5, "experts": 2e-5, "router": 2e-5, "lora": 2e-4, "qlora": 2e-4}
+# PEFT reads these names, wherever they stand, as the experts and router of transformers 4, and redirects them to the fused
+# experts at twice the rank: dense layers' MLPs go without adapters
+TAKEN_FOR_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 SHARE = 0.1  # of all steps: what a kill costs at most
 
 

@@ -51,7 +51,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, in
 @pytest.mark.parametrize("name", CASES)
 def test_a_rank_holds_what_is_estimated(measured: dict[str, dict[str, int]], name: str) -> None:
     weight = 2 if name.endswith("bfloat16") else 4
-    model = Trained(NUMBERS, MODEL["hidden_size"], largest_layer=NUMBERS // 3)
+    model = Trained(NUMBERS, MODEL["hidden_size"], NUMBERS // 3, trained=NUMBERS, frozen_bytes=0)
     memory = training_memory(model, config_of(CASES[name], weight == 2), ranks=2, weight=weight, optimizer="adamw_torch")
     found, on_rank = measured[name], memory.device
     if CASES[name] == "3-offload":  # on a machine without GPUs, what is moved to the host and what is not lie side by side
@@ -88,7 +88,7 @@ def test_an_unknown_optimizer_is_an_error_that_names_the_known() -> None:
 
 
 def test_partitioned_parts_shrink_with_the_ranks_and_offloaded_ones_leave_the_gpu() -> None:
-    model = Trained(10**9, 1024, largest_layer=10**8)
+    model = Trained(10**9, 1024, 10**8, trained=10**9, frozen_bytes=0)
 
     def held(zero: int | str, ranks: int) -> dict[str, int]:
         return training_memory(model, deepspeed_config(zero), ranks, 2, "adamw_torch").device

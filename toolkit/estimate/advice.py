@@ -82,13 +82,17 @@ def _for_training(estimator: Estimator, recipe: Recipe) -> Iterator[Change]:
     eight_bit: list[Change] = [{key + "optim": "adamw_bnb_8bit"}]
     if zero == "3-offload" or "8bit" in str(trainer.settings["optim"]):
         eight_bit = []
-    on_its_own = [*checkpointing, *single, *stages, *eight_bit, *offload]
+    adapters: list[Change] = []
+    if recipe.finetuning.method == "full":
+        adapters = [{"finetuning.method": "lora"}, {"finetuning.method": "qlora"}]
+    on_its_own = [*checkpointing, *single, *stages, *eight_bit, *offload, *adapters]
     yield from on_its_own
     smallest = {k: v for change in [*checkpointing, *single[-1:]] for k, v in change.items()}
-    combined = [smallest | last for last in [*stages, *(a | b for a in stages[-1:] for b in eight_bit), *offload]]
+    combined = [smallest | last for last in [*stages, *(a | b for a in stages[-1:] for b in eight_bit), *offload, *adapters]]
+    combined += [smallest | a | b for a in adapters for b in stages[-1:]]
     yield from combined
     for keep in _halves(estimator.kept(recipe)):
-        yield from ({"pruning.keep": keep} | last for last in [{}, *on_its_own, *combined[-2:]])
+        yield from ({"pruning.keep": keep} | last for last in [{}, *on_its_own, *combined[-4:]])
 
 
 def _halves(number: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The recover stage: memory, steps, operations and checkpoints of full fine-tuning."""
+"""The recover stage: memory, steps, operations and checkpoints of fine-tuning."""
 
 import math
 from dataclasses import dataclass
@@ -9,8 +9,9 @@ import torch
 from toolkit.estimate.amounts import Amount
 from toolkit.estimate.figures import DISK, StageEstimate, on_machine
 from toolkit.estimate.machine import Machine
+from toolkit.estimate.methods import trained_by
 from toolkit.estimate.model import ModelNumbers
-from toolkit.estimate.training import Trained, TrainingMemory, engine_bytes, training_memory
+from toolkit.estimate.training import TrainingMemory, engine_bytes, training_memory
 from toolkit.recipe import Recipe
 from toolkit.trainer_defaults import trainer_defaults
 from toolkit.zero import deepspeed_config
@@ -70,10 +71,8 @@ def trainer_of(recipe: Recipe, machine: Machine) -> Trainer:
 def lasting(recipe: Recipe, machine: Machine, pruned: ModelNumbers) -> TrainingMemory:
     """All but the activations: quick, and enough to tell that something cannot fit."""
     trainer, config = trainer_of(recipe, machine), deepspeed_config(recipe.finetuning.zero)
-    # Another method than full fine-tuning enters here: what it trains, and what stays frozen
-    trained = Trained(pruned.parameters, pruned.hidden_size, pruned.largest_layer)
     optimizer = str(trainer.settings["optim"])
-    return training_memory(trained, config, machine.ranks, pruned.weight_bytes, optimizer, machine.gpus > 0)
+    return training_memory(trained_by(recipe, pruned), config, machine.ranks, pruned.weight_bytes, optimizer, machine.gpus > 0)
 
 
 def estimate_recover(recipe: Recipe, machine: Machine, pruned: ModelNumbers, data: Amount) -> StageEstimate:
@@ -85,13 +84,19 @@ def estimate_recover(recipe: Recipe, machine: Machine, pruned: ModelNumbers, dat
     tokens = trainer.micro_batch * data.longest
     loss = 4 * (pruned.head + tokens * pruned.hidden_size + min(tokens, TILE_TOKENS) * min(pruned.vocabulary, TILE_WORDS))
     gpu = memory.device | {"activations": max((working or 0) + loss, memory.step)}
+    method = trained_by(recipe, pruned)
     # ZeRO 0 to 2: every rank reads the whole model before it goes to the GPU. 3: rank 0 gathers it, to save it.
-    whole = pruned.bytes * (machine.ranks_per_node if stage < 3 else 1)
+    # qlora: the ranks read it in turns.
+    whole = pruned.bytes * (machine.ranks_per_node if stage < 3 and not method.whole else 1)
     host = {"offloaded": machine.ranks_per_node * memory.host, "model": whole if machine.gpus or stage == 3 else 0}
     steps, mean = trainer.steps(data.examples, ranks), data.mean
     seen = None if steps is None else steps * trainer.micro_batch * trainer.accumulation * ranks * mean
-    flops = None if seen is None else (8 if trainer.checkpointing else 6) * pruned.active * seen
-    saved = engine_bytes(pruned.parameters, stage, weight, optimizer)
+    # Forward 2, backward 2 for the inputs and 2 for the weights (frozen ones need none), forward again with checkpointing
+    per_weight = (2 if trainer.checkpointing else 0) + (6 if method.trained == pruned.parameters else 4)
+    flops = None if seen is None else per_weight * pruned.active * seen
+    saved = engine_bytes(method.trained, stage, weight, optimizer)
+    if recipe.finetuning.method in ("router", "experts"):  # DeepSpeed leaves out what is frozen for adapters only
+        saved += method.frozen_bytes
     per_step = trainer.micro_batch * trainer.accumulation * ranks
     notes = []
     if working is None:
@@ -104,7 +109,7 @@ def estimate_recover(recipe: Recipe, machine: Machine, pruned: ModelNumbers, dat
         gpu=on_gpu,
         host=in_ram,
         work=f"{'unknown' if steps is None else f'{steps:,}'} steps of {per_step:,} examples ({trainer.micro_batch} x "
-        f"{trainer.accumulation} x {ranks} ranks), ZeRO {recipe.finetuning.zero}, {optimizer}, "
+        f"{trainer.accumulation} x {ranks} ranks), {recipe.finetuning.method}, ZeRO {recipe.finetuning.zero}, {optimizer}, "
         f"{str(trainer.dtype).removeprefix('torch.')}{', checkpointing' if trainer.checkpointing else ''}",
         disk=pruned.bytes + trainer.checkpoints(steps) * saved,
         flops=flops,

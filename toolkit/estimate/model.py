@@ -34,6 +34,10 @@ class ModelNumbers:
         return sum(p.numel() for block in find_blocks(self.model) for p in block.experts.parameters())
 
     @cached_property
+    def routers(self) -> int:
+        return sum(p.numel() for block in find_blocks(self.model) for p in block.router.parameters())
+
+    @cached_property
     def active_experts(self) -> int:
         block = find_blocks(self.model)[0]
         return self.experts * block.experts_per_token // block.expert_count

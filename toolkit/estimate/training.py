@@ -5,7 +5,8 @@ Read from DeepSpeed 0.19's own optimizers (runtime/zero/stage_1_and_2.py, stage3
 checked against the tensors that it makes (tests/estimate/test_training.py). Under bfloat16 or float16, every stage keeps
 a float32 master copy of the weights, and AdamW's two states are float32.
 
-With P parameters, N ranks, b bytes per weight and s bytes of optimizer state per parameter:
+With P trained parameters, N ranks, b bytes per weight and s bytes of optimizer state per parameter (frozen weights are
+held beside them, partitioned at stage 3):
 
     stage       weights   gradients   master copy              states
     0           b P       b P         4 P, none if b = 4       s P
@@ -30,11 +31,14 @@ BUCKET, SUB_GROUP, LIVE = int(5e8), int(1e9), int(1e9)  # DeepSpeed's defaults, 
 
 @dataclass(frozen=True)
 class Trained:
-    """What is trained: all parameters now. (A method that freezes some splits `parameters` into frozen and trained here.)"""
+    """A model in training, and what of it is trained."""
 
     parameters: int
     hidden_size: int
     largest_layer: int  # parameters of the largest decoder layer
+    trained: int  # parameters; of adapters beside the model's own
+    frozen_bytes: int  # of the weights that are held as they are
+    whole: bool = False  # the frozen ones lie whole on every GPU at first, whatever the stage (they are quantized there)
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,9 @@ def training_memory(
     A GPU reserves DeepSpeed's buckets whole; in RAM (`gpu` False) pages that nothing is written to take no room.
     """
     zero = config.get("zero_optimization", {})
-    stage, p = int(zero.get("stage", 0)), model.parameters
+    stage, p = int(zero.get("stage", 0)), model.trained
     part = -(-p // ranks)
+    frozen = -(-model.frozen_bytes // ranks) if stage == 3 and not model.whole else model.frozen_bytes
     weights, gradients = (part if stage == 3 else p), (part if stage >= 2 else p)
     optimized = part if stage else p
     away = _offloaded(zero, "offload_optimizer") and stage > 0
@@ -74,7 +79,7 @@ def training_memory(
     states = int(state_bytes(optimizer) * optimized)
     master = 0 if shares_weights else 4 * optimized
     device = {
-        "weights": 0 if weights_away else weight * weights,
+        "weights": 0 if weights_away and not model.whole else weight * weights + frozen,
         "gradients": 0 if away else weight * gradients,
         "optimizer": 0 if away else master + states,
         "buckets": weight * _buckets(zero, stage, p, model.hidden_size, gpu),
@@ -87,7 +92,7 @@ def training_memory(
     if away:  # float32 gradients, and those that arrive (stage 3) or weights that leave (1 and 2) in the training dtype
         host += master + states + 4 * part + weight * part
     if weights_away:
-        host += weight * part
+        host += weight * part + -(-model.frozen_bytes // ranks)
     return TrainingMemory(device, step, host)
 
 
@@ -119,9 +124,9 @@ def _number(zero: dict[str, Any], key: str, default: int, auto: int) -> int:
     return auto if value == "auto" else int(value)
 
 
-def engine_bytes(parameters: int, stage: int, weight: int, optimizer: str) -> int:
+def engine_bytes(trained: int, stage: int, weight: int, optimizer: str) -> int:
     """Bytes on disk of one of the trainer's checkpoints, over all ranks: what DeepSpeed goes on from (weights except under
-    stage 3, master copy, states)."""
-    states = int(state_bytes(optimizer) * parameters)
-    master = 0 if weight == 4 and stage == 0 else 4 * parameters
-    return (0 if stage == 3 else weight * parameters) + master + states
+    stage 3, master copy, states) of the parameters that are trained."""
+    states = int(state_bytes(optimizer) * trained)
+    master = 0 if weight == 4 and stage == 0 else 4 * trained
+    return (0 if stage == 3 else weight * trained) + master + states

@@ -32,10 +32,7 @@ from toolkit.moe import (
 )
 from toolkit.recipe import LoraRecipe, Recipe
 from toolkit.recovery.roles import Training
-
-# PEFT reads these names, wherever they stand, as the experts and router of transformers 4, and redirects them to the fused
-# experts at twice the rank: dense layers' MLPs go without adapters
-TAKEN_FOR_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+from toolkit.trainer_defaults import TAKEN_FOR_EXPERTS
 
 
 def adapt(model: PreTrainedModel, blocks: list[MoEBlock], linears: Iterable[str], lora: LoraRecipe) -> PeftModel:

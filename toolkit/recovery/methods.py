@@ -65,7 +65,7 @@ def trainable_model(recipe: Recipe, arguments: TrainingArguments, source: str, r
 
         model = adapt(model, blocks, linears, settings.lora)
     elif settings.method != "full":
-        _freeze_all_but(model, blocks, experts=settings.method == "experts")
+        freeze_all_but(model, blocks, experts=settings.method == "experts")
     check_reached(model, blocks, settings.method, settings.lora.router)
     trained = count_trainable(model, blocks)
     number = sum(trained.values())
@@ -101,7 +101,7 @@ def _count(parameter: Any) -> int:
     return prod(quantized.shape) if quantized else getattr(parameter, "ds_numel", parameter.numel())
 
 
-def _freeze_all_but(model: nn.Module, blocks: list[MoEBlock], experts: bool) -> None:
+def freeze_all_but(model: nn.Module, blocks: list[MoEBlock], experts: bool) -> None:
     """Leaves the routers trainable, and with `experts` the experts; what a family has frozen itself stays frozen."""
     parts = {"routers", *(["experts"] if experts else [])}
     for name, parameter in model.named_parameters():
