@@ -9,8 +9,8 @@ import torch
 from toolkit.estimate.amounts import Amount
 from toolkit.estimate.figures import DISK, StageEstimate, on_machine
 from toolkit.estimate.machine import Machine
-from toolkit.estimate.methods import trained_by
 from toolkit.estimate.model import ModelNumbers
+from toolkit.estimate.trained import trained_by
 from toolkit.estimate.training import TrainingMemory, engine_bytes, training_memory
 from toolkit.recipe import Recipe
 from toolkit.trainer_defaults import trainer_defaults

@@ -5,8 +5,8 @@ import torch
 from conftest import tiny_model
 from small_run import small_recipe
 
-from toolkit.estimate.methods import trained_by
 from toolkit.estimate.model import numbers_of
+from toolkit.estimate.trained import trained_by
 from toolkit.estimate.training import training_memory
 from toolkit.moe import decoder_linears, find_blocks, meta_model
 from toolkit.recipe import LoraRecipe
