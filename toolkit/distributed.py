@@ -64,7 +64,9 @@ def start() -> None:
     local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", 1)))  # torchrun's word, DeepSpeed's word
     if beside > 1 and "OMP_NUM_THREADS" not in os.environ:  # more threads than cores only wait for each other
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // beside))
+        threads = max(1, len(os.sched_getaffinity(0)) // beside)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # or accelerate sets a number of its own
+        torch.set_num_threads(threads)
     if not gpus:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed looks for others, and warns
     if 0 < gpus <= local:
