@@ -25,8 +25,9 @@ from trl import SFTTrainer
 from toolkit.distributed import start, stop
 from toolkit.moe import load_tokenizer
 from toolkit.recipe import Recipe
-from toolkit.recovery import recover, sft_config
 from toolkit.recovery.extension import build_communication
+from toolkit.recovery.recover import recover
+from toolkit.recovery.settings import sft_config
 from toolkit.run_directory import RunDirectory
 from toolkit.tasks import Task, encode_all
 

@@ -21,8 +21,8 @@ from toolkit.errors import PollardError
 from toolkit.evaluation import evaluate
 from toolkit.nodes import check, checkout, parse_hostfile
 from toolkit.recipe import Recipe
+from toolkit.recovery.zero import deepspeed_config
 from toolkit.tasks import Task
-from toolkit.zero import deepspeed_config
 
 SHIMS = ROOT / "tests" / "shims"
 

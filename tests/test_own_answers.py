@@ -11,8 +11,8 @@ from toolkit.errors import PollardError
 from toolkit.moe import load_model, load_tokenizer
 from toolkit.own_answers import draw_answers
 from toolkit.recipe import Recipe
+from toolkit.recovery.training_data import read_training_data
 from toolkit.tasks import Task, encode_prompt
-from toolkit.training_data import read_training_data
 
 PATH = str(PLAYGROUND / "model")
 

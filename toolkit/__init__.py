@@ -18,7 +18,7 @@ _HOMES = {
     "calibrate": ("toolkit.calibration", "calibrate"),
     "select": ("toolkit.selection", "select"),
     "prune": ("toolkit.moe", "prune_checkpoint"),
-    "recover": ("toolkit.recovery", "recover"),
+    "recover": ("toolkit.recovery.recover", "recover"),
     "evaluate": ("toolkit.evaluation", "evaluate"),
     "load_recipe": ("toolkit.recipe_file", "load_recipe"),
     "Task": ("toolkit.tasks", "Task"),

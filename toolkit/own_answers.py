@@ -16,10 +16,10 @@ from toolkit.distributed import on_main, say
 from toolkit.errors import PollardError
 from toolkit.evaluation import generate, sampled
 from toolkit.recipe import Recipe, TrainingSourceRecipe
+from toolkit.recovery.training_data import training_examples, training_sources
 from toolkit.run_directory import fingerprint_of
 from toolkit.shards import make_shards, missing_shards
 from toolkit.tasks import Task, encode_prompt
-from toolkit.training_data import training_examples, training_sources
 
 PROMPTS = 64  # per piece: what a kill loses at most
 SUFFIX = ".jsonl"

@@ -19,11 +19,11 @@ from toolkit.distributed import barrier, check_shared, is_main, on_main, say, wo
 from toolkit.errors import PollardError
 from toolkit.recipe import Recipe
 from toolkit.recipe_file import dump_recipe
+from toolkit.recovery.training_data import check_training_data
 from toolkit.rounds import early_rounds, recipe_of_last_round, recipe_of_round, share_what_is_taught
 from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
 from toolkit.tasks import Task
 from toolkit.teacher_stages import Taught
-from toolkit.training_data import check_training_data
 
 Do = Callable[[Recipe, RunDirectory, str], dict[str, Any]]
 
@@ -162,7 +162,7 @@ def check(recipe: Recipe) -> None:
     check_data(recipe)
     if _trains(recipe):
         check_training_data(recipe)
-        from toolkit.recovery import check_finetuning  # takes seconds; a run that is done needs none of it
+        from toolkit.recovery.settings import check_finetuning  # takes seconds; a run that is done needs none of it
 
         check_finetuning(recipe, RunDirectory(recipe.name).checkpoints)
 

@@ -20,6 +20,8 @@ from toolkit.moe import (
     weight_bytes,
 )
 from toolkit.recipe import Recipe
+from toolkit.recovery.extension import build_communication
+from toolkit.recovery.zero import partitioning
 
 T = TypeVar("T")
 HEADROOM = 1.2  # weights times this must fit: activations and the cache of keys and values want room, too
@@ -46,10 +48,6 @@ def with_model(
             f"{whole}, and model.placement {asked} {'is' if asked == 'zero3' else 'leads to'} zero3, which holds it in parts: "
             "say model.placement=spread (layers that do not fit on the GPUs stay on the host, slowly)."
         )
-    # These two live with the trainer, whose import takes seconds
-    from toolkit.recovery.extension import build_communication
-    from toolkit.zero import partitioning
-
     say("  in parts over all ranks (model.placement: ZeRO-3)")
     build_communication()
     with partitioned_model(path, revision, dtype, partitioning(recipe.finetuning.zero)) as model:

@@ -146,7 +146,7 @@ def prune_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str
 
 def recover_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
     """Pruned checkpoint and training examples -> recovered checkpoint."""
-    from toolkit.recovery import recover  # takes seconds; a run that is done needs none of it
+    from toolkit.recovery.recover import recover  # takes seconds; a run that is done needs none of it
 
     plan = Plan.load(run.plan)
     if plan.experts_per_token == plan.keep and not recipe.finetuning.trainer.get("router_aux_loss_coef"):
@@ -156,7 +156,7 @@ def recover_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[s
 
 def control_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
     """Original checkpoint and training examples -> control."""
-    from toolkit.recovery import recover
+    from toolkit.recovery.recover import recover
 
     return recover(recipe, str(run.path.parent), "control", fingerprint, dev_accuracy(recipe))
 

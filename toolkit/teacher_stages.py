@@ -10,8 +10,9 @@ from toolkit.moe import load_tokenizer
 from toolkit.own_answers import draw_answers
 from toolkit.placement import with_model
 from toolkit.recipe import Recipe
+from toolkit.recovery.teacher import cache_logits
+from toolkit.recovery.training_data import read_training_data, training_sources
 from toolkit.run_directory import RunDirectory, fingerprint_of
-from toolkit.training_data import read_training_data, training_sources
 
 EACH_ITS_OWN = "every rank asks the original about examples of its own"  # so a model in parts on all ranks cannot serve
 
@@ -51,8 +52,6 @@ def answers_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[s
 
 def teacher_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
     """Training data -> the original model's logits on its completion tokens."""
-    from toolkit.recovery import cache_logits  # takes seconds; a run that is done needs none of it
-
     tokenizer = load_tokenizer(recipe.model.path, recipe.model.revision)
     training = read_training_data(recipe, tokenizer, run.answers)
     temperature, batch_size = recipe.finetuning.distillation.temperature, recipe.calibration.batch_size

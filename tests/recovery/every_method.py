@@ -14,7 +14,7 @@ import torch
 
 from toolkit.distributed import is_main, rank, start, stop
 from toolkit.recipe import Recipe
-from toolkit.recovery import recover
+from toolkit.recovery.recover import recover
 
 
 def route_apart(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

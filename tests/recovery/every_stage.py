@@ -19,8 +19,8 @@ from toolkit.errors import PollardError
 from toolkit.moe import check_loaded, find_blocks, partitioned_model
 from toolkit.moe.partition import own_part
 from toolkit.recipe import Recipe
-from toolkit.recovery import recover
-from toolkit.zero import partitioning
+from toolkit.recovery.recover import recover
+from toolkit.recovery.zero import partitioning
 
 root = Path(sys.argv[-1])
 start()

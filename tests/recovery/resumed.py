@@ -9,7 +9,7 @@ sys.path[0] = str(Path(__file__).parents[2])
 from toolkit.distributed import is_main, say, start, stop
 from toolkit.errors import PollardError
 from toolkit.recipe import Recipe
-from toolkit.recovery import recover
+from toolkit.recovery.recover import recover
 from toolkit.stages import dev_accuracy
 
 root = Path(sys.argv[-2])

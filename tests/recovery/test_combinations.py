@@ -8,8 +8,8 @@ import torch
 
 from toolkit.errors import PollardError
 from toolkit.recipe import Recipe
-from toolkit.recovery import sft_config
 from toolkit.recovery.combinations import check_combinations, check_trackers
+from toolkit.recovery.settings import sft_config
 
 
 def recipe(**finetuning: object) -> Recipe:

@@ -17,7 +17,9 @@ from transformers import AutoModelForCausalLM
 from toolkit.errors import PollardError
 from toolkit.moe import find_blocks
 from toolkit.recipe import Recipe
-from toolkit.recovery import deepspeed_config, methods, sft_config
+from toolkit.recovery import methods
+from toolkit.recovery.settings import sft_config
+from toolkit.recovery.zero import deepspeed_config
 
 SECONDS = 540  # a rank that waits for the other would wait for ever
 METHODS = {

@@ -6,7 +6,8 @@ import torch
 
 from toolkit.errors import PollardError
 from toolkit.recipe import Recipe
-from toolkit.recovery import deepspeed_config, sft_config
+from toolkit.recovery.settings import sft_config
+from toolkit.recovery.zero import deepspeed_config
 
 
 def recipe(dtype: str = "auto", **finetuning) -> Recipe:

@@ -13,8 +13,8 @@ from toolkit.estimate.model import ModelNumbers
 from toolkit.estimate.trained import trained_by
 from toolkit.estimate.training import TrainingMemory, engine_bytes, training_memory
 from toolkit.recipe import Recipe
-from toolkit.trainer_defaults import trainer_defaults
-from toolkit.zero import deepspeed_config
+from toolkit.recovery.trainer_defaults import trainer_defaults
+from toolkit.recovery.zero import deepspeed_config
 
 # TRL never builds the logits of a whole batch: it projects tiles of 4,096 tokens by 32,768 words, in float32
 TILE_TOKENS, TILE_WORDS = 4096, 32768

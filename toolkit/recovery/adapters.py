@@ -32,7 +32,7 @@ from toolkit.moe import (
 )
 from toolkit.recipe import LoraRecipe, Recipe
 from toolkit.recovery.roles import Training
-from toolkit.trainer_defaults import TAKEN_FOR_EXPERTS
+from toolkit.recovery.trainer_defaults import TAKEN_FOR_EXPERTS
 
 
 def adapt(model: PreTrainedModel, blocks: list[MoEBlock], linears: Iterable[str], lora: LoraRecipe) -> PeftModel:

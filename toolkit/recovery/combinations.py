@@ -7,7 +7,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 
 from toolkit.errors import PollardError, did_you_mean
 from toolkit.recipe import Recipe
-from toolkit.zero import deepspeed_config
+from toolkit.recovery.zero import deepspeed_config
 
 PACKAGES = {"azure_ml": "azureml-core", "comet_ml": "comet-ml", "dagshub": "dagshub mlflow", "flyte": "flytekit"}
 

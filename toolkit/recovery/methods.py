@@ -22,7 +22,7 @@ from toolkit.moe import (
     meta_model,
 )
 from toolkit.recipe import Recipe
-from toolkit.trainer_defaults import LEARNING_RATES
+from toolkit.recovery.trainer_defaults import LEARNING_RATES
 
 ADAPTED = ("lora", "qlora")
 PEFT_PREFIX = "base_model.model."  # what PEFT puts before a module's name

@@ -37,9 +37,9 @@ from toolkit.recovery.roles import TrainedRole, Training, training_of
 from toolkit.recovery.settings import sft_config
 from toolkit.recovery.teacher import TeacherCache
 from toolkit.recovery.trainer import RecoveryTrainer, prepare, tensorboard_in
+from toolkit.recovery.training_data import TrainingData, read_training_data
 from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
 from toolkit.tasks import Encoded, Example, Task, encode_all
-from toolkit.training_data import TrainingData, read_training_data
 
 COMPANIONS = (".json", ".jinja", ".model", ".txt")  # configurations, tokenizer, chat template
 

@@ -16,9 +16,9 @@ from toolkit.recovery.distillation import check_distillable
 from toolkit.recovery.extension import build_communication
 from toolkit.recovery.methods import check_method
 from toolkit.recovery.selection import selection
+from toolkit.recovery.trainer_defaults import trainer_defaults
+from toolkit.recovery.zero import deepspeed_config
 from toolkit.tasks import Task
-from toolkit.trainer_defaults import trainer_defaults
-from toolkit.zero import deepspeed_config
 
 # What the toolkit itself decides; a recipe that sets them would break a promise elsewhere.
 OURS = {

@@ -13,8 +13,8 @@ from toolkit.errors import PollardError
 from toolkit.moe import load_tokenizer
 from toolkit.pipeline import check, plan_stages
 from toolkit.recipe import Recipe
+from toolkit.recovery.training_data import TrainingData, read_training_data
 from toolkit.tasks import Encoded, Task, encode
-from toolkit.training_data import TrainingData, read_training_data
 
 MATHS = {"train": "maths.jsonl", "test": "test.jsonl", "prompt": "{query}", "completion": "{response}"}  # as MetaMathQA's columns
 TEXT = "It rained in Odense on the day when the harbour was opened, and {} people stood in it."
