@@ -22,32 +22,19 @@ import threading
 import time
 from pathlib import Path
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from playground_shaped import ROOT, make
 
-import toolkit.pipeline  # noqa: F401  imported here once for all attempts
+import toolkit.pipeline
+import toolkit.recovery.recover  # noqa: F401  what takes seconds is imported here once for all attempts
 from toolkit import cli
 from toolkit.moe import rewrite
 from toolkit.recovery.checkpoints import COMPLETE, newest_first
 
-ROOT = Path(__file__).parents[1]
 COMPARED = (
     "calibration/statistics.safetensors", "plan.json", "pruned/*.safetensors", "pruned/*.json", "recovered/*.safetensors",
     "recovered/*.json",
 )  # fmt: skip
 CLOCK = ("per_second", "runtime", "train_loss")  # what a training log tells of the time, or of one process alone
-
-
-def make(folder: Path, layers: int, hidden: int) -> None:
-    """A Mixtral-shaped checkpoint of random weights with the playground's tokenizer."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "mixtral", vocab_size=768, hidden_size=hidden, intermediate_size=2 * hidden, num_local_experts=8, num_experts_per_tok=2,
-        num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=4, eos_token_id=1,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        (folder / name).write_bytes((ROOT / "data" / "playground" / "model" / name).read_bytes())
 
 
 class Command:

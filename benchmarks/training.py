@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import io
 import json
-import shutil
 import statistics
 import sys
 import tempfile
@@ -18,7 +17,8 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+from playground_shaped import make
+from transformers import AutoModelForCausalLM, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTTrainer
 
@@ -31,20 +31,7 @@ from toolkit.recovery.settings import sft_config
 from toolkit.run_directory import RunDirectory
 from toolkit.tasks import Task, encode_all
 
-ROOT = Path(__file__).parents[1]
 TARGET = 0.97
-
-
-def make(folder: Path, layers: int, hidden: int) -> None:
-    """A Mixtral-shaped checkpoint of random weights with the playground's tokenizer."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "mixtral", vocab_size=768, hidden_size=hidden, intermediate_size=2 * hidden, num_local_experts=4, num_experts_per_tok=2,
-        num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=4, eos_token_id=1,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(ROOT / "data" / "playground" / "model" / name, folder)
 
 
 def recipe_for(steps: int, batch: int) -> Recipe:
@@ -107,7 +94,7 @@ def main() -> int:
         build_communication()
         with tempfile.TemporaryDirectory() as temporary:
             recipe = recipe_for(options.steps, options.batch)
-            make(RunDirectory(recipe.name, temporary).pruned, options.layers, options.hidden)
+            make(RunDirectory(recipe.name, temporary).pruned, options.layers, options.hidden, experts=4)
             ratios = measure(Path(temporary), recipe, options.repeats)
     finally:
         stop()
