@@ -15,7 +15,8 @@ from toolkit.errors import PollardError
 from toolkit.expert_statistics import ExpertStatistics
 from toolkit.moe import load_model, load_tokenizer
 from toolkit.pipeline import run
-from toolkit.recipe import Recipe, SourceRecipe, TaskRecipe
+from toolkit.recipe import Recipe
+from toolkit.recipe_data import SourceRecipe, TaskRecipe
 from toolkit.selection import CRITERIA, select
 from toolkit.tasks import Task, encode
 

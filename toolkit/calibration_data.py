@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from toolkit.distributed import gather
 from toolkit.errors import PollardError
 from toolkit.evaluation import greedy, share_of_answers
-from toolkit.recipe import Recipe, SourceRecipe
+from toolkit.recipe import Recipe
+from toolkit.recipe_data import SourceRecipe
 from toolkit.run_directory import fingerprint_of_source
 from toolkit.tasks import Encoded, Example, Task, encode_all, encode_prompt, encode_texts, read_texts
 

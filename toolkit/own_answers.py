@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from toolkit.distributed import on_main, say
 from toolkit.errors import PollardError
 from toolkit.evaluation import generate, sampled
-from toolkit.recipe import Recipe, TrainingSourceRecipe
+from toolkit.recipe import Recipe
+from toolkit.recipe_data import TrainingSourceRecipe
 from toolkit.recovery.training_data import training_examples, training_sources
 from toolkit.run_directory import fingerprint_of
 from toolkit.shards import make_shards, missing_shards

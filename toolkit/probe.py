@@ -8,7 +8,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.errors import PollardError
 from toolkit.evaluation import completion_loss, evaluate
-from toolkit.recipe import DataRecipe, Recipe
+from toolkit.recipe import Recipe
+from toolkit.recipe_data import DataRecipe
 from toolkit.tasks import Task, encode_all, encode_texts, padded_batches, read_texts
 
 

@@ -12,7 +12,8 @@ import yaml
 from pydantic import ValidationError
 
 from toolkit.errors import PollardError, did_you_mean
-from toolkit.recipe import SHORTHANDS, Recipe, Section
+from toolkit.recipe import SHORTHANDS, Recipe
+from toolkit.recipe_data import Section
 
 
 class _Loader(yaml.SafeLoader):

@@ -23,7 +23,8 @@ from toolkit.pipeline import check, do_stage, plan_stages
 from toolkit.placement import with_model
 from toolkit.plan import BlockPlan, Plan
 from toolkit.probe import check_probe, probe_of, probed
-from toolkit.recipe import DataRecipe, Recipe
+from toolkit.recipe import Recipe
+from toolkit.recipe_data import DataRecipe
 from toolkit.recipe_file import dump_recipe
 from toolkit.report import show_sweep, tabulate, write_report
 from toolkit.report.formats import loss, percent

@@ -10,7 +10,7 @@ from toolkit.errors import PollardError
 from toolkit.evaluation import Scores, evaluate
 from toolkit.evaluation.evaluate import generate, greedy
 from toolkit.moe import load_tokenizer
-from toolkit.recipe import TaskRecipe
+from toolkit.recipe_data import TaskRecipe
 from toolkit.tasks import Task, encode_prompt
 
 # Lengths in no order: what is sorted for batching must come back as it was

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from toolkit.errors import PollardError
-from toolkit.recipe import TaskRecipe
+from toolkit.recipe_data import TaskRecipe
 from toolkit.tasks import PRESETS, Example, Task
 
 ROW = {"question": "one or two?", "answer": "two"}

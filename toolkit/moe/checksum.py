@@ -8,16 +8,18 @@ arrive, arrived in part, or are others.)
 import math
 from collections import defaultdict
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
+from transformers.utils.hub import cached_file
 
 from toolkit.distributed import gather, say, share
 from toolkit.errors import PollardError
 from toolkit.moe.names import Names
 from toolkit.moe.partition import layer_of, own_part
-from toolkit.moe.stream import CannotStream, safetensors_files
+from toolkit.moe.tensor_files import INDEX, SINGLE, stored_tensors
 
 PIECE = 2**24  # elements squared at a time: 128 MiB in float64
 ROUNDING = 1e-9  # relative; float64 sums of the same numbers in another order
@@ -51,17 +53,12 @@ def check_loaded(model: PreTrainedModel, path: str, revision: str | None = None)
         )
 
 
-def _files(path: str, revision: str | None) -> dict[str, str]:
+def _files(path: str, revision: str | None) -> dict[str, Path]:
     """The tensors of a checkpoint (a folder, or one of the hub's, which is downloaded already), and their files."""
-    try:
-        files = safetensors_files(path, revision)
-    except CannotStream:
+    folder = Path(str(cached_file(path, "config.json", revision=revision))).parent
+    if not any((folder / name).exists() for name in (SINGLE, INDEX)):
         return {}
-    found: dict[str, str] = {}
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            found |= dict.fromkeys(tensors.keys(), file)
-    return found
+    return {name: tensor.file for name, tensor in stored_tensors(folder).items()}
 
 
 def _sums_of_model(model: PreTrainedModel) -> dict[str, float]:
@@ -73,7 +70,7 @@ def _sums_of_model(model: PreTrainedModel) -> dict[str, float]:
     return _added(mine, whole)
 
 
-def _sums_of_files(model: PreTrainedModel, files: Mapping[str, str]) -> dict[str, float]:
+def _sums_of_files(model: PreTrainedModel, files: Mapping[str, Path]) -> dict[str, float]:
     """The same, of what the files hold of it, in the model's dtype."""
     stored, saved = _stored(model), model.state_dict(keep_vars=True)
     names = {id(tensor): name for name, tensor in stored.items()}

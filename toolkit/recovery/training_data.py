@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.distributed import on_main, say
 from toolkit.errors import PollardError
-from toolkit.recipe import Recipe, TrainingSourceRecipe
+from toolkit.recipe import Recipe
+from toolkit.recipe_data import TrainingSourceRecipe
 from toolkit.tasks import Encoded, Example, HeldOut, Task, encode_all, encode_texts, question_of, read_texts
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from toolkit.errors import PollardError
-from toolkit.recipe import TaskRecipe
+from toolkit.recipe_data import TaskRecipe
 from toolkit.tasks.gsm8k import GSM8K
 from toolkit.tasks.playground import PLAYGROUND
 from toolkit.tasks.preset import Preset

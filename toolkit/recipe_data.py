@@ -1,0 +1,108 @@
+"""How a recipe names data: a task, plain text, and mixes of both (a part of toolkit/recipe.py; see there)."""
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+TaskName = Literal[
+    "custom", "gsm8k", "playground/arithmetic", "playground/sorting", "playground/reversing", "playground/facts",
+    "playground/logic", "playground/code",
+]  # fmt: skip
+Scorer = Literal["exact", "numeric", "contains"]
+SAMPLES, SAMPLING_TEMPERATURE = 4, 0.7  # the temperature of rejection-sampling fine-tuning (arXiv 2308.01825)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskRecipe(Section):
+    """What the model is for. `task: gsm8k` is short for `task: {name: gsm8k}`; what a named task leaves open, or all of
+    a `custom` one, is said by the other keys."""
+
+    name: TaskName = "custom"
+    dataset: str | None = None
+    """Hub id of a data set; `train` and `test` are then its splits."""
+    subset: str | None = None
+    revision: str | None = None
+    train: str | None = None
+    """A split of `dataset`, or a local JSONL file."""
+    test: str | None = None
+    prompt: str | None = None
+    """Template over a line's columns, e.g. "{question}"."""
+    completion: str | None = None
+    """Template of what the model should write."""
+    messages: str | None = None
+    """Column with chat messages, instead of the templates: the last message, the assistant's, is the completion."""
+    answer: str | None = None
+    """Template of the text the scorer compares with; the completion unless given."""
+    scorer: Scorer | None = None
+    dev_examples: int = Field(default=500, ge=1)
+    """Carved from train (at most a fifth of it), never trained on: what choices are made with."""
+
+
+class DataRecipe(Section):
+    """A task, in the grammar of the recipe's own, or plain text. `gsm8k` is short for `{task: {name: gsm8k}}`."""
+
+    task: TaskRecipe | None = None
+    text: str | None = None
+    """A .jsonl file (every line's `text`) or a .txt file (its paragraphs); all of it counts as completion."""
+    examples: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_shorthands(cls, values: Any) -> Any:
+        values = {"task": values} if isinstance(values, str) else values
+        if isinstance(values, dict) and isinstance(values.get("task"), str):
+            values = values | {"task": {"name": values["task"]}}
+        return values
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.task is None) == (self.text is None):
+            raise ValueError("give either a `task` or a `text` (a .jsonl or .txt file)")
+        return self
+
+    @property
+    def name(self) -> str:
+        """For people: the task's name, or the text's file."""
+        return self.task.name if self.task else str(self.text)
+
+
+class SourceRecipe(DataRecipe):
+    """One part of a calibration mix."""
+
+    weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Its share in the mix, against the others' weights; its number of examples unless given."""
+
+
+def all_weights_or_none(sources: list[Any] | None) -> list[Any] | None:
+    if len({source.weight is None for source in sources or ()}) > 1:
+        raise ValueError("some sources have a weight and some have none: give every source one, or none")
+    return sources
+
+
+class TrainingSourceRecipe(SourceRecipe):
+    """One part of the training data."""
+
+    self_generated: bool = False
+    """The original model's own sampled answers to the prompts of `task` (the recipe's unless given): the right ones."""
+    samples: int = Field(default=SAMPLES, ge=1)
+    """Of `self_generated`: answers drawn per prompt; equal ones count once."""
+    temperature: float = Field(default=SAMPLING_TEMPERATURE, gt=0, allow_inf_nan=False)
+    """Of `self_generated`: what they are drawn with."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.self_generated and self.text:
+            raise ValueError("self_generated answers the prompts of a `task`, and a `text` has none")
+        if not self.self_generated and (self.task is None) == (self.text is None):
+            raise ValueError("give either a `task`, a `text` (a .jsonl or .txt file), or `self_generated: true`")
+        if not self.self_generated and (self.samples, self.temperature) != (SAMPLES, SAMPLING_TEMPERATURE):
+            raise ValueError("samples and temperature belong to answers of the model's own: add `self_generated: true`")
+        return self
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"own answers{f' to {self.task.name}' if self.task else ''}" if self.self_generated else super().name
