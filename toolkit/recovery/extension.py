@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 
-from toolkit.distributed import console
+from toolkit.distributed import barrier, console, rank
 from toolkit.errors import PollardError
 
+SHARED_MEMORY = Path("/dev/shm")  # where Linux shows what shm_open makes
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "pollard"
 # Another environment has other headers, and another machine, with which a home folder may be shared, another processor
 FOLDER = CACHE / hashlib.sha256(f"{platform.node()} {sys.prefix} {sys.version} {torch.__version__}".encode()).hexdigest()[:12]
@@ -51,6 +52,10 @@ def build_communication() -> None:
         builder.load(verbose=False)
     with redirect_stdout(io.StringIO()):  # each rank would print that it has loaded the module
         deepspeed.init_distributed("gloo", verbose=False)
+    barrier()
+    # Every rank has mapped the others' buffers by now. DeepSpeed leaves the names, and with them 66 MiB of RAM per rank, for good
+    buffer = f"deepspeed_allreduce_buffer_{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_{rank()}"
+    (SHARED_MEMORY / buffer).unlink(missing_ok=True)
 
 
 @contextmanager
