@@ -11,15 +11,13 @@ models, `pollard sweep`); the test set only reports (recovered).
 
 import argparse
 import json
-import os
-import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 from criteria_tables import Recovered, Swept, write_tables
+from study import launch
 
 from toolkit.recipe import Criterion
 from toolkit.recipe_file import dump_recipe, load_recipe
@@ -71,23 +69,6 @@ def recoveries(name: str, seeds: Sequence[int]) -> list[Recovered]:
                     ]  # fmt: skip
                     found.append(Recovered(criterion, keep, seed, Path("runs", run), arguments))
     return found
-
-
-def launch(ranks: int, what: Sequence[str], arguments: Sequence[str]) -> bool:
-    """One cell under the launcher, which skips by itself what is done; whether it ended well."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    import torch
-
-    folder = Path(sys.executable).parent
-    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
-    if not torch.cuda.is_available():
-        environment["DS_ACCELERATOR"] = "cpu"
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
-    command = [str(folder / "deepspeed"), "--quiet", "--num_gpus", str(ranks), "--master_port", str(port), *what]
-    print(f"\n# {' '.join(arguments)}", flush=True)
-    return subprocess.run([*command, *arguments], env=environment, check=False).returncode == 0
 
 
 def is_done(cell: Recovered, overrides: Sequence[str]) -> bool:

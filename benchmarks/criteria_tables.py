@@ -1,15 +1,15 @@
 """The tables of docs/criteria-study.md, from finished runs; what is not finished is named there."""
 
 import json
-import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from toolkit.files import write_text
+from study import markdown, mcnemar, put_between
+
 from toolkit.report.formats import NOTHING, interval, percent
 
 BEGIN, END = "<!-- tables: written by benchmarks/criteria_study.py -->", "<!-- end of tables -->"
@@ -61,13 +61,6 @@ class Recovered:
         return {item["index"]: item["correct"] for item in map(json.loads, lines)}
 
 
-def mcnemar(only_one: int, only_other: int) -> float:
-    """Exact two-sided p of McNemar's paired test (1947): were it chance which of two models is alone right, how often would
-    it fall at least this unevenly? Binomial with 1/2 over the questions that exactly one of them answers rightly."""
-    n, fewer = only_one + only_other, min(only_one, only_other)
-    return min(1.0, 2 * sum(math.comb(n, i) for i in range(fewer + 1)) / 2**n)
-
-
 def write_tables(document: Path, swept: Sequence[Swept], recovered: Sequence[Recovered]) -> list[str]:
     """Replaces what stands between the marks in `document` (makes one where there is none); returns the missing cells."""
     missing = [cell.run.name for cell in swept if cell.table is None]
@@ -75,10 +68,7 @@ def write_tables(document: Path, swept: Sequence[Swept], recovered: Sequence[Rec
     parts = [*pruned_tables(swept), *whose_data_tables(swept), *recovered_tables(recovered)]
     if missing:
         parts.append("### Not finished\n\n" + ", ".join(f"`{name}`" for name in missing) + ".")
-    text = document.read_text(encoding="utf-8") if document.exists() else f"{BEGIN}\n{END}\n"
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    write_text(document, f"{before}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}")
+    put_between(document, BEGIN, END, parts)
     return missing
 
 
@@ -109,7 +99,7 @@ def pruned_tables(swept: Sequence[Swept]) -> list[str]:
             ]
             if body:
                 parts.append(f"Calibrated on {calibration}:")
-                parts.append(_markdown(["criterion", "tokens", *(f"keep {keep}" for keep in keeps)], body))
+                parts.append(markdown(["criterion", "tokens", *(f"keep {keep}" for keep in keeps)], body))
     return parts
 
 
@@ -134,7 +124,7 @@ def whose_data_tables(swept: Sequence[Swept]) -> list[str]:
                 count += len(tests)
                 body.append([f"`{label}`", "all" if tokens == "reconstruction" else tokens, *tests])
         if body:
-            parts += [f"{subject}:", _markdown(["criterion", "tokens", *(f"keep {keep}" for keep in keeps)], body)]
+            parts += [f"{subject}:", markdown(["criterion", "tokens", *(f"keep {keep}" for keep in keeps)], body)]
     head = (
         "### Whose data: the task's own, or all six tasks'\n\nQuestion by question of the dev slice, pruned and not "
         "fine-tuned: how many only the model calibrated on its own task answers rightly, how many only the one calibrated on "
@@ -170,14 +160,14 @@ def recovered_tables(recovered: Sequence[Recovered]) -> list[str]:
     count = sum(test != NOTHING for row in pairs for test in row[3:])
     parts = [
         f"### Fine-tuned\n\n{sizes} test questions, 95 % Wilson intervals.",
-        _markdown(["keep", "criterion", *names, "mean"], scores),
+        markdown(["keep", "criterion", *names, "mean"], scores),
     ]
     if pairs:
         parts.append(
             "Question by question: how many the first alone and the second alone answers rightly, and the exact two-sided p of "
             f"McNemar's test. {count} of them: between equals, about one in twenty falls below 0.05."
         )
-        parts.append(_markdown(["keep", "first", "second", *names], pairs))
+        parts.append(markdown(["keep", "first", "second", *names], pairs))
     return parts
 
 
@@ -197,7 +187,3 @@ def _paired(one: dict[int, bool] | None, other: dict[int, bool] | None) -> str:
     first = sum(one[i] and not other[i] for i in one)
     second = sum(other[i] and not one[i] for i in one)
     return f"{first} / {second}, p = {mcnemar(first, second):.2g}"
-
-
-def _markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body))

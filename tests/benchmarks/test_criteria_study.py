@@ -1,4 +1,4 @@
-"""Laws of the study's script: the paired test is exact, tables hold what is finished and name what is not."""
+"""Laws of the study's script: tables hold what is finished and name what is not."""
 
 import json
 import sys
@@ -16,14 +16,6 @@ from toolkit.evaluation import Item, Scores
 from toolkit.recipe_file import load_recipe
 from toolkit.run_directory import RunDirectory
 from toolkit.sweep_grid import load_grid
-
-
-# Worked out by hand: P(at most 1 of 9 heads) = (1 + 9) / 512, two-sided
-@pytest.mark.parametrize(
-    ("one", "other", "p"), [(1, 8, 20 / 512), (8, 1, 20 / 512), (0, 0, 1.0), (5, 5, 1.0), (0, 1, 1.0), (0, 10, 2 / 1024)]
-)
-def test_mcnemar_is_the_exact_binomial_test(one: int, other: int, p: float) -> None:
-    assert criteria_tables.mcnemar(one, other) == pytest.approx(p)
 
 
 def test_every_cell_is_a_recipe_that_loads_under_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,164 @@
+"""The tables of docs/recovery.md's study, from finished cells; what is not finished is named there.
+
+`right` of a model is a text with a 1 for every question answered rightly: same questions, same order, in every cell.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from study import markdown, mcnemar, paired_difference, put_between
+
+from toolkit.report.formats import NOTHING, interval, percent
+
+if TYPE_CHECKING:
+    from recovery_study import Cell
+
+BEGIN, END = "<!-- tables: written by benchmarks/recovery_study.py -->", "<!-- end of tables -->"
+Model = dict[str, Any]
+Row = dict[int, Model]  # by seed
+
+
+def write_tables(document: Path, found: Sequence[tuple[Cell, dict[str, Any] | None]]) -> list[str]:
+    """Replaces what stands between the marks in `document`; returns the missing cells."""
+    missing = [cell.name for cell, result in found if result is None]
+    done = [(cell, result) for cell, result in found if result is not None]
+    keeps = sorted({cell.keep for cell, _ in done if cell.kind == "method"}, reverse=True)
+    parts = [part for keep in keeps for part in _methods(done, keep)] + _teachers(done, keeps) + _rounds(done) + _rates(done)
+    if missing:
+        parts.append("### Not finished\n\n" + ", ".join(f"`{name}`" for name in missing) + ".")
+    put_between(document, BEGIN, END, parts)
+    return missing
+
+
+def _methods(done: Sequence[tuple[Cell, dict[str, Any]]], keep: int) -> list[str]:
+    """Scores per method with and without a teacher, and each against the control of the same seed; then the one that the dev
+    slice chooses, seed by seed."""
+    here = [(cell, result) for cell, result in done if cell.kind == "method"]
+    original = next((result["models"]["original"] for _, result in here if "original" in result["models"]), None)
+    controls = {
+        teacher: _row((cell, result) for cell, result in here if cell.teacher == teacher and "control" in result["models"])
+        for teacher in (False, True)
+    }
+    controls = {teacher: {seed: result["models"]["control"] for seed, result in row.items()} for teacher, row in controls.items()}
+    here = [(cell, result) for cell, result in here if cell.keep == keep]
+    seeds = sorted({cell.seed for cell, _ in here} | set(controls[False]))
+    pruned = {cell.seed: result["models"]["pruned"] for cell, result in here if "pruned" in result["models"]}
+    body = [["none", "–", NOTHING, *_scores(pruned, seeds), _against(pruned, controls[False])]]
+    dev: dict[tuple[str, bool], float] = {}
+    rows: dict[tuple[str, bool], Row] = {}
+    for which in dict.fromkeys((cell.method, cell.teacher) for cell, _ in here):
+        results = _row((cell, result) for cell, result in here if (cell.method, cell.teacher) == which)
+        rows[which] = {seed: result["models"]["recovered"] for seed, result in results.items()}
+        dev[which] = statistics.mean(result["dev_accuracy"] for result in results.values())
+    for which in sorted(rows, key=lambda which: (("router", "lora", "qlora", "full").index(which[0]), which[1])):
+        row = rows[which]
+        body.append([f"`{which[0]}`", _yes(which[1]), percent(dev[which]), *_scores(row, seeds), _against(row, controls[False])])
+    for teacher, row in controls.items():
+        if row:
+            against = NOTHING if not teacher else _against(row, controls[False])
+            body.append(["control (`full`)", _yes(teacher), NOTHING, *_scores(row, seeds), against])
+    sizes = (
+        f"{original['n']:,} test questions; the original: {percent(original['score'])} ({interval(original)})" if original else ""
+    )
+    head = ["method", "teacher", "dev slice", *(f"seed {seed}" for seed in seeds), "mean", "against the control"]
+    parts = [f"### {keep} of 8 experts\n\n{sizes}.", markdown(head, body)]
+    if dev and controls[False]:
+        best = max(dev, key=lambda which: dev[which])
+        named = f"`{best[0]}`{' with a teacher' if best[1] else ''}"
+        theirs = [f"{'with' if teacher else 'without'} a teacher" for teacher, row in controls.items() if row]
+        lines = [
+            [str(seed), *(_difference([(rows[best].get(seed), row.get(seed))]) for row in controls.values() if row)]
+            for seed in seeds
+        ]
+        parts.append(f"The dev slice chooses {named}. Its difference to the control, in points, question by question:")
+        parts.append(markdown(["seed", *(f"control {their}" for their in theirs)], lines))
+    return parts
+
+
+def _teachers(done: Sequence[tuple[Cell, dict[str, Any]]], keeps: Sequence[int]) -> list[str]:
+    """What the teacher adds to each method."""
+    body = []
+    for method in dict.fromkeys(cell.method for cell, _ in done if cell.kind == "method"):
+        differences = []
+        for keep in keeps:
+            with_it, without = (
+                {
+                    cell.seed: result["models"]["recovered"]
+                    for cell, result in done
+                    if (cell.kind, cell.method, cell.keep, cell.teacher) == ("method", method, keep, teacher)
+                }
+                for teacher in (True, False)
+            )
+            differences.append(_against(with_it, without))
+        body.append([f"`{method}`", *differences])
+    if not body:
+        return []
+    head = "### What the teacher adds\n\nWith minus without, in points, all seeds together."
+    return [head, markdown(["method", *(f"keep {keep}" for keep in keeps)], body)]
+
+
+def _rounds(done: Sequence[tuple[Cell, dict[str, Any]]]) -> list[str]:
+    """Pruning in rounds against pruning at once, with as many steps as one round and as all of them have."""
+    rows: dict[str, Row] = {}
+    at = {cell.keep for cell, _ in done if cell.kind == "rounds"}
+    for cell, result in done:
+        plain = cell.kind == "method" and (cell.method, cell.teacher) == ("full", False) and cell.keep in at
+        if plain or cell.kind == "rounds":
+            how = cell.extra[-1].partition("=")[2]
+            words = (
+                "at once, 600 steps"
+                if plain
+                else f"at once, {int(how):,} steps"
+                if how.isdigit()
+                else f"rounds {how}, 600 steps each"
+            )
+            rows.setdefault(words, {})[cell.seed] = result["models"]["recovered"]
+    if len(rows) < 2:
+        return []
+    rounds = next((row for words, row in rows.items() if words.startswith("rounds")), {})
+    seeds = sorted({seed for row in rows.values() for seed in row})
+    body = [[words, *_scores(row, seeds), NOTHING if row is rounds else _against(rounds, row)] for words, row in rows.items()]
+    head = f"### In rounds, down to {min(at)} experts\n\n`full`, no teacher."
+    return [head, markdown(["", *(f"seed {seed}" for seed in seeds), "mean", "rounds minus this, in points"], body)]
+
+
+def _rates(done: Sequence[tuple[Cell, dict[str, Any]]]) -> list[str]:
+    body = [
+        [f"`{cell.method}`", str(cell.keep), f"{cell.rate:g}", percent(result["dev_accuracy"])]
+        for cell, result in done
+        if cell.kind == "rate"
+    ]
+    head = "### Learning rates\n\nSeed 0, no teacher, on the dev slice."
+    return [head, markdown(["method", "keep", "rate", "dev slice"], body)] if body else []
+
+
+def _row(cells: Iterable[tuple[Cell, dict[str, Any]]]) -> dict[int, dict[str, Any]]:
+    return {cell.seed: result for cell, result in cells}
+
+
+def _scores(row: Row, seeds: Sequence[int]) -> list[str]:
+    each = [f"{percent(row[seed]['score'])} ({interval(row[seed])})" if seed in row else NOTHING for seed in seeds]
+    return [*each, percent(statistics.mean(model["score"] for model in row.values())) if row else NOTHING]
+
+
+def _against(row: Row, other: Row) -> str:
+    """The paired difference over all seeds that both have, each with its own partner."""
+    return _difference([(row[seed], other[seed]) for seed in row if seed in other])
+
+
+def _difference(pairs: Sequence[tuple[Model | None, Model | None]]) -> str:
+    both = [(one["right"], other["right"]) for one, other in pairs if one and other]
+    if not both:
+        return NOTHING
+    answers = [pair for one, other in both for pair in zip(one, other, strict=True)]
+    first, second = answers.count(("1", "0")), answers.count(("0", "1"))
+    value, low, high = (100 * share for share in paired_difference(first, second, len(answers)))
+    return f"{value:+.2f} ({low:+.2f} to {high:+.2f}), p = {mcnemar(first, second):.2g}"
+
+
+def _yes(teacher: bool) -> str:
+    return "original" if teacher else "–"
