@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BEGIN, END = "<!-- tables: written by benchmarks/recovery_study.py -->", "<!-- end of tables -->"
 Model = dict[str, Any]
 Row = dict[int, Model]  # by seed
+ORDER = ("router", "lora", "qlora", "full")  # from the least that is trained to the most
 
 
 def write_tables(document: Path, found: Sequence[tuple[Cell, dict[str, Any] | None]]) -> list[str]:
@@ -35,70 +36,53 @@ def write_tables(document: Path, found: Sequence[tuple[Cell, dict[str, Any] | No
 
 
 def _methods(done: Sequence[tuple[Cell, dict[str, Any]]], keep: int) -> list[str]:
-    """Scores per method with and without a teacher, and each against the control of the same seed; then the one that the dev
-    slice chooses, seed by seed."""
-    here = [(cell, result) for cell, result in done if cell.kind == "method"]
-    original = next((result["models"]["original"] for _, result in here if "original" in result["models"]), None)
-    controls = {
-        teacher: _row((cell, result) for cell, result in here if cell.teacher == teacher and "control" in result["models"])
-        for teacher in (False, True)
-    }
-    controls = {teacher: {seed: result["models"]["control"] for seed, result in row.items()} for teacher, row in controls.items()}
-    here = [(cell, result) for cell, result in here if cell.keep == keep]
-    seeds = sorted({cell.seed for cell, _ in here} | set(controls[False]))
-    pruned = {cell.seed: result["models"]["pruned"] for cell, result in here if "pruned" in result["models"]}
-    body = [["none", "–", NOTHING, *_scores(pruned, seeds), _against(pruned, controls[False])]]
-    dev: dict[tuple[str, bool], float] = {}
-    rows: dict[tuple[str, bool], Row] = {}
-    for which in dict.fromkeys((cell.method, cell.teacher) for cell, _ in here):
-        results = _row((cell, result) for cell, result in here if (cell.method, cell.teacher) == which)
-        rows[which] = {seed: result["models"]["recovered"] for seed, result in results.items()}
-        dev[which] = statistics.mean(result["dev_accuracy"] for result in results.values())
-    for which in sorted(rows, key=lambda which: (("router", "lora", "qlora", "full").index(which[0]), which[1])):
-        row = rows[which]
-        body.append([f"`{which[0]}`", _yes(which[1]), percent(dev[which]), *_scores(row, seeds), _against(row, controls[False])])
-    for teacher, row in controls.items():
-        if row:
-            against = NOTHING if not teacher else _against(row, controls[False])
-            body.append(["control (`full`)", _yes(teacher), NOTHING, *_scores(row, seeds), against])
-    sizes = (
-        f"{original['n']:,} test questions; the original: {percent(original['score'])} ({interval(original)})" if original else ""
+    """Scores per method with and without a teacher, and each against the original and against the control of the same seed;
+    then the one that the dev slice chooses, seed by seed."""
+    every = [(cell, result) for cell, result in done if cell.kind == "method"]
+    here = [(cell, result) for cell, result in every if cell.keep == keep]
+    original = next((result["models"]["original"] for _, result in every if "original" in result["models"]), None)
+    controls = {teacher: _models("control", ((c, r) for c, r in every if c.teacher == teacher)) for teacher in (False, True)}
+    seeds = sorted({cell.seed for cell, _ in here})
+    originals = dict.fromkeys(seeds, original) if original else {}
+
+    def line(name: str, teacher: bool | None, dev: float | None, row: Row, against: Row) -> list[str]:
+        told = NOTHING if teacher is None else _yes(teacher)
+        return [name, told, percent(dev), *_scores(row, seeds), _against(row, originals), _against(row, against)]
+
+    body = [line("none", None, None, _models("pruned", here), controls[False])]
+    dev, rows = {}, {}
+    for which in sorted({(cell.method, cell.teacher) for cell, _ in here}, key=lambda one: (ORDER.index(one[0]), one[1])):
+        found = [(cell, result) for cell, result in here if (cell.method, cell.teacher) == which]
+        rows[which], dev[which] = _models("recovered", found), statistics.mean(result["dev_accuracy"] for _, result in found)
+        body.append(line(f"`{which[0]}`", which[1], dev[which], rows[which], controls[False]))
+    body += [line("control", teacher, None, row, controls[False] if teacher else {}) for teacher, row in controls.items() if row]
+    told = (
+        f"{original['n']:,} test questions; the original: {percent(original['score'])} ({interval(original)}). "
+        if original
+        else ""
     )
-    head = ["method", "teacher", "dev slice", *(f"seed {seed}" for seed in seeds), "mean", "against the control"]
-    parts = [f"### {keep} of 8 experts\n\n{sizes}.", markdown(head, body)]
+    head = ["method", "teacher", "dev slice", *(f"seed {seed}" for seed in seeds), "mean", "minus original", "minus control"]
+    parts = [f"### {keep} of 8 experts\n\n{told}The control is the original, fine-tuned (`full`).", markdown(head, body)]
     if dev and controls[False]:
         best = max(dev, key=lambda which: dev[which])
-        named = f"`{best[0]}`{' with a teacher' if best[1] else ''}"
-        theirs = [f"{'with' if teacher else 'without'} a teacher" for teacher, row in controls.items() if row]
-        lines = [
-            [str(seed), *(_difference([(rows[best].get(seed), row.get(seed))]) for row in controls.values() if row)]
-            for seed in seeds
-        ]
-        parts.append(f"The dev slice chooses {named}. Its difference to the control, in points, question by question:")
-        parts.append(markdown(["seed", *(f"control {their}" for their in theirs)], lines))
+        kinds = {f"minus control {'with' if teacher else 'without'} a teacher": row for teacher, row in controls.items() if row}
+        lines = [[str(seed), *(_difference([(rows[best].get(seed), row.get(seed))]) for row in kinds.values())] for seed in seeds]
+        parts.append(f"The dev slice chooses `{best[0]}`{' with a teacher' if best[1] else ''}. Seed by seed:")
+        parts.append(markdown(["seed", *kinds], lines))
     return parts
 
 
 def _teachers(done: Sequence[tuple[Cell, dict[str, Any]]], keeps: Sequence[int]) -> list[str]:
     """What the teacher adds to each method."""
-    body = []
-    for method in dict.fromkeys(cell.method for cell, _ in done if cell.kind == "method"):
-        differences = []
-        for keep in keeps:
-            with_it, without = (
-                {
-                    cell.seed: result["models"]["recovered"]
-                    for cell, result in done
-                    if (cell.kind, cell.method, cell.keep, cell.teacher) == ("method", method, keep, teacher)
-                }
-                for teacher in (True, False)
-            )
-            differences.append(_against(with_it, without))
-        body.append([f"`{method}`", *differences])
-    if not body:
-        return []
+
+    def row(method: str, keep: int, teacher: bool) -> Row:
+        wanted = "method", method, keep, teacher
+        return _models("recovered", ((c, r) for c, r in done if (c.kind, c.method, c.keep, c.teacher) == wanted))
+
+    methods = [method for method in ORDER if method in {cell.method for cell, _ in done if cell.kind == "method"}]
+    body = [[f"`{m}`", *(_against(row(m, keep, True), row(m, keep, False)) for keep in keeps)] for m in methods]
     head = "### What the teacher adds\n\nWith minus without, in points, all seeds together."
-    return [head, markdown(["method", *(f"keep {keep}" for keep in keeps)], body)]
+    return [head, markdown(["method", *(f"keep {keep}" for keep in keeps)], body)] if body else []
 
 
 def _rounds(done: Sequence[tuple[Cell, dict[str, Any]]]) -> list[str]:
@@ -136,8 +120,8 @@ def _rates(done: Sequence[tuple[Cell, dict[str, Any]]]) -> list[str]:
     return [head, markdown(["method", "keep", "rate", "dev slice"], body)] if body else []
 
 
-def _row(cells: Iterable[tuple[Cell, dict[str, Any]]]) -> dict[int, dict[str, Any]]:
-    return {cell.seed: result for cell, result in cells}
+def _models(role: str, cells: Iterable[tuple[Cell, dict[str, Any]]]) -> Row:
+    return {cell.seed: result["models"][role] for cell, result in cells if role in result["models"]}
 
 
 def _scores(row: Row, seeds: Sequence[int]) -> list[str]:
@@ -157,7 +141,8 @@ def _difference(pairs: Sequence[tuple[Model | None, Model | None]]) -> str:
     answers = [pair for one, other in both for pair in zip(one, other, strict=True)]
     first, second = answers.count(("1", "0")), answers.count(("0", "1"))
     value, low, high = (100 * share for share in paired_difference(first, second, len(answers)))
-    return f"{value:+.2f} ({low:+.2f} to {high:+.2f}), p = {mcnemar(first, second):.2g}"
+    p = mcnemar(first, second)
+    return f"{value:+.2f} ({low:+.2f} to {high:+.2f}), p {f'= {p:.2g}' if p >= 1e-6 else '< 1e-6'}"
 
 
 def _yes(teacher: bool) -> str:
