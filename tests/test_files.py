@@ -58,8 +58,9 @@ def test_a_folder_that_fails_at_first_does_not_appear(tmp_path: Path) -> None:
 @pytest.mark.parametrize("save", [
     lambda path: path.write_text("x" * 50_000),
     lambda path: torch.save(torch.zeros(50_000), path),
+    lambda path: torch.save(torch.zeros(50_000), path, _use_new_zipfile_serialization=False),
     lambda path: save_file({"x": torch.zeros(50_000)}, path),
-], ids=["text", "torch", "safetensors"])  # fmt: skip
+], ids=["text", "torch", "torch, its older format", "safetensors"])  # fmt: skip
 def test_a_full_disk_is_said_whoever_writes(save, tmp_path: Path) -> None:
     with (
         pytest.raises(PollardError, match=r"Cannot write .*/new/file: .* \([\d,.]+ GB free there\)\. Make room\.$"),
@@ -70,6 +71,6 @@ def test_a_full_disk_is_said_whoever_writes(save, tmp_path: Path) -> None:
 
 
 def test_other_errors_pass(tmp_path: Path) -> None:
-    for error in (FileNotFoundError(2, "No such file"), RuntimeError("anything"), PollardError("told already")):
+    for error in (FileNotFoundError(2, "No such file"), RuntimeError("anything"), PollardError("No space left on device")):
         with pytest.raises(type(error)), explained_full_disk(tmp_path, lambda: ""):
             raise error

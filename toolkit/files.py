@@ -46,6 +46,8 @@ def explained_full_disk(target: Path, then: Callable[[], str]) -> Iterator[None]
     """
     try:
         yield
+    except PollardError:  # told already
+        raise
     except Exception as error:
         reason = _no_room(error)
         if reason is None:
@@ -59,8 +61,9 @@ def _no_room(error: Exception) -> str | None:
     """The system's words, where there was no room for a file."""
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno in FULL else None
-    code = re.search(r"\(os error (\d+)\)", str(error))  # as safetensors says it
-    if code:
-        return os.strerror(int(code[1])) if int(code[1]) in FULL else None
-    # torch's writer forgets the reason, and tells how far it came
-    return "the file could not be written to its end" if "] . unexpected pos " in str(error) else None
+    for words in map(os.strerror, FULL):  # libraries quote them in errors of their own
+        if words in str(error):
+            return words
+    # torch forgets them
+    failed = re.search(r"inline_container.*\] \. (unexpected pos|PytorchStreamWriter failed writing)", str(error))
+    return "the file could not be written to its end" if failed else None

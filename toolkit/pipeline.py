@@ -229,9 +229,9 @@ def do_stage(stage: Stage, recipe: Recipe, directory: RunDirectory, reason: str)
     started = time.monotonic()
     with explained_full_disk(directory.path, lambda: "Stages that are done stay done: make room, and the same command goes on."):
         facts = stage.run(recipe, directory, stage.fingerprint)
-    barrier()
-    if is_main():
+        barrier()
         seconds = time.monotonic() - started
-        directory.finish(stage.name, stage.fingerprint, seconds, seed=recipe.seed, ranks=world_size(), **facts)
-        directory.clear(stage.scratch)
-        say(f"  [dim]{seconds:.1f} s[/]")
+        if is_main():
+            directory.finish(stage.name, stage.fingerprint, seconds, seed=recipe.seed, ranks=world_size(), **facts)
+            directory.clear(stage.scratch)
+    say(f"  [dim]{seconds:.1f} s[/]")
