@@ -3,9 +3,11 @@
 Law: a disk that fills stops a training with one message, and the same command goes on from the last whole checkpoint.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from toolkit.errors import PollardError
 from toolkit.recipe import Recipe
 from toolkit.recovery.numbers import ProgressLines
 from toolkit.recovery.recover import recover
-from toolkit.recovery.trainer import RecoveryTrainer
+from toolkit.recovery.trainer import RecoveryTrainer, close_trackers
 
 ROOM = 100  # bytes per file
 
@@ -100,3 +102,12 @@ def test_our_numbers_reach_tensorboard(folder: Path) -> None:
     of_training = ["loss", "tokens_per_second", "routing_entropy_mean", "routing_entropy/model.layers.1.mlp"]
     assert {name: steps[f"train/{name}"] for name in of_training} == {name: [1, 2, 3] for name in of_training}
     assert steps["eval/loss"] == [3]
+
+
+# Else the control's numbers would go on where the recovered model's end: both train in one process.
+@pytest.mark.parametrize("asked", [["wandb"], ["tensorboard"]])
+def test_a_training_ends_its_wandb_run_and_nobody_elses(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    finished: list[str] = []
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run="a run", finish=lambda: finished.append("a run")))
+    close_trackers(SimpleNamespace(report_to=asked))  # type: ignore[arg-type]
+    assert finished == ["a run"] * (asked == ["wandb"])

@@ -36,7 +36,7 @@ from toolkit.recovery.methods import ADAPTED, trainable_model
 from toolkit.recovery.roles import TrainedRole, Training, training_of
 from toolkit.recovery.settings import sft_config
 from toolkit.recovery.teacher import TeacherCache
-from toolkit.recovery.trainer import RecoveryTrainer, prepare, tensorboard_in
+from toolkit.recovery.trainer import RecoveryTrainer, close_trackers, prepare, tensorboard_in
 from toolkit.recovery.training_data import TrainingData, read_training_data
 from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
 from toolkit.tasks import Encoded, Example, Task, encode_all
@@ -71,6 +71,8 @@ def recover(
     set_seed(recipe.seed)
     # Before the model: under ZeRO-3 the existence of these makes loading partition it
     arguments = sft_config(recipe, training.checkpoints)
+    if "run_name" not in recipe.finetuning.trainer:
+        arguments.run_name = str(training.target)  # for trackers: one run per training, also of rounds and the control
     try:
         task, tokenizer = Task(recipe.task), load_tokenizer(training.source, training.revision)
         learnt = read_training_data(recipe, tokenizer, run.answers)
@@ -102,6 +104,7 @@ def recover(
             "last_loss": losses[-1] if losses else None,
         }
     finally:
+        close_trackers(arguments)
         unset_hf_deepspeed_config()  # or the next model to be loaded would be partitioned too
         trainer = model = None  # type: ignore[assignment]
         gc.collect()

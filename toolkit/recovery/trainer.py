@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import EvalLoopOutput
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from toolkit.distributed import on_main, say
 from toolkit.errors import PollardError
@@ -127,3 +127,10 @@ def tensorboard_in(folder: Path) -> Iterator[None]:
     finally:
         if own:
             del os.environ["TENSORBOARD_LOGGING_DIR"]
+
+
+def close_trackers(arguments: SFTConfig) -> None:
+    """wandb's run outlives its trainer: what is trained next in this process would be written into it."""
+    wandb = sys.modules.get("wandb")
+    if wandb and "wandb" in arguments.report_to and wandb.run:
+        wandb.finish()
