@@ -132,5 +132,5 @@ def tensorboard_in(folder: Path) -> Iterator[None]:
 def close_trackers(arguments: SFTConfig) -> None:
     """wandb's run outlives its trainer: what is trained next in this process would be written into it."""
     wandb = sys.modules.get("wandb")
-    if wandb and "wandb" in arguments.report_to and wandb.run:
+    if wandb and "wandb" in (arguments.report_to or ()) and wandb.run:
         wandb.finish()
