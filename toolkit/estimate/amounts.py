@@ -107,12 +107,14 @@ def _asked(recipe: Recipe, source: TrainingSourceRecipe, tokenizer: PreTrainedTo
 
 def _mixed(parts: Sequence[Amount], weights: Sequence[float | None]) -> Amount:
     """All parts together; of each its share by weight, as many as the scarcest allows, as recovery mixes them."""
+    if len(parts) == 1:
+        return parts[0]
     longest, measured = max(part.longest for part in parts), all(part.measured for part in parts)
     numbers = [part.examples for part in parts if part.examples is not None]
     if len(numbers) < len(parts):
         return Amount(None, max(part.mean for part in parts), longest, measured, max(part.counted for part in parts))
     shares = [float(weight) for weight in weights if weight]
-    if len(parts) > 1 and shares:
+    if shares:
         total = min(number * sum(shares) / share for number, share in zip(numbers, shares, strict=True))
         numbers = [math.floor(total * share / sum(shares) + 1e-9) for share in shares]
     examples = sum(numbers)
