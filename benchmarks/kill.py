@@ -1,11 +1,12 @@
 """Kill the command at random times and start it again, until it is done; then compare with an undisturbed run:
 
     OMP_NUM_THREADS=1 python benchmarks/kill.py --kills 20
+    OMP_NUM_THREADS=1 python benchmarks/kill.py --kills 20 --taught --parts answers,teacher,recover,saving
 
-A generated checkpoint, the command line itself, SIGKILL to its process group. Each run is killed again and again, at times
-between its first line and the undisturbed run's last, until it ends before its time comes; then the next run begins.
-Statistics, plan, the pruned files and, with `--verb recover`, the recovered ones and the training log must be those of the
-undisturbed run. Exit status 1 where they are not.
+A checkpoint, the command line itself, SIGKILL to its process group. Kills fall on the parts of a run in turn (its stages,
+and the saving of what was trained), each at a random moment of its part; a part that is done already takes the next run.
+Statistics, plan, the pruned files and, as far as the run goes, the original's own answers, the teacher's cache, the recovered
+files, the training log and the predictions must be those of the undisturbed run. Exit status 1 where they are not.
 
 Every attempt is forked from this process, which has imported all libraries: kills fall on work, not on imports.
 """
@@ -15,25 +16,33 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
 import threading
 import time
+from itertools import cycle, islice
 from pathlib import Path
 
 from playground_shaped import ROOT, make
 
 import toolkit.pipeline
 import toolkit.recovery.recover  # noqa: F401  what takes seconds is imported here once for all attempts
-from toolkit import cli
+from toolkit import cli, own_answers
 from toolkit.moe import rewrite
-from toolkit.recovery.checkpoints import COMPLETE, newest_first
+from toolkit.recovery import teacher
 
 COMPARED = (
-    "calibration/statistics.safetensors", "plan.json", "pruned/*.safetensors", "pruned/*.json", "recovered/*.safetensors",
-    "recovered/*.json",
+    "calibration/statistics.safetensors", "plan.json", "pruned/*.safetensors", "pruned/*.json", "answers/*/*", "teacher/*",
+    "recovered/*.safetensors", "recovered/*.json", "evaluation/*.predictions.jsonl",
 )  # fmt: skip
+PIECE = 8  # examples in a file of the teacher's cache, prompts in one of the answers: several of each in a small run
+# The embedded model, which gives right answers, writes half of the training data and teaches
+TAUGHT = [
+    f"model={ROOT / 'data' / 'playground' / 'model'}", "finetuning.teacher=original",
+    "finetuning.data=[{task: playground/arithmetic, examples: 32}, {self_generated: true, samples: 2, examples: 32}]",
+]  # fmt: skip
 CLOCK = ("per_second", "runtime", "train_loss")  # what a training log tells of the time, or of one process alone
 
 
@@ -43,8 +52,9 @@ class Command:
     def __init__(self, folder: Path, verb: str, overrides: list[str], file_bytes: int) -> None:
         self.folder, self.verb, self.overrides, self.file_bytes = folder, verb, overrides, file_bytes
 
-    def run(self, name: str, kill_after: float | None = None) -> float | None:
-        """Runs it under that name; seconds between its first and its last line, or None where it was killed.
+    def run(self, name: str, kill: tuple[str, float] | None = None) -> dict[str, float] | None:
+        """Runs it under that name, killed so many seconds after a part of it has begun; the seconds that each part took, or
+        None where it was killed.
 
         Raises RuntimeError with what it printed where it fails.
         """
@@ -52,13 +62,15 @@ class Command:
         process = multiprocessing.get_context("fork").Process(target=self._main, args=(name, writer))
         process.start()
         os.close(writer)
-        times, printed, timer = [], [], None
+        begun, printed, timer = {}, [], None
         with os.fdopen(reader) as lines:
             for line in lines:
-                if not times and kill_after is not None:
-                    timer = threading.Timer(kill_after, os.killpg, (process.pid, signal.SIGKILL))
+                part = part_that_begins(line)
+                if kill and part == kill[0] and not timer:
+                    timer = threading.Timer(kill[1], os.killpg, (process.pid, signal.SIGKILL))
                     timer.start()
-                times.append(time.monotonic())
+                if part:
+                    begun.setdefault(part, time.monotonic())
                 printed.append(line)
         process.join()
         if timer:
@@ -67,13 +79,15 @@ class Command:
             return None
         if process.exitcode:
             raise RuntimeError("".join(printed) + (self.folder / "errors").read_text())
-        return times[-1] - times[0]
+        ends = [*list(begun.values())[1:], time.monotonic()]
+        return {part: end - start for (part, start), end in zip(begun.items(), ends, strict=True)}
 
     def _main(self, name: str, writer: int) -> None:
         os.setsid()  # a group of its own, with all that it may start
         os.chdir(self.folder)
         sys.stdout, sys.stderr = os.fdopen(writer, "w"), open("errors", "w")  # noqa: SIM115
         rewrite.SHARD_BYTES = self.file_bytes
+        own_answers.PROMPTS = teacher.EXAMPLES = PIECE
         recipe, model = str(ROOT / "recipes" / "playground.yaml"), str(self.folder / "original")
         sys.argv = ["pollard", self.verb, recipe, f"name={name}", f"model={model}", "pruning.keep=4", *self.overrides]
         sys.exit(cli.main())
@@ -87,36 +101,33 @@ class Command:
             found[log.name] = json.dumps(kept).encode()
         return found
 
-    def stands(self, name: str) -> str:
-        """How far a killed run has come."""
-        run = self.folder / "runs" / name
-        if (run / "recovered").exists() or (run / "recovered.tmp").exists():
-            return "recovered" if (run / "recovered").exists() else "trained, saving the result"
-        for checkpoint in newest_first(run / "checkpoints" / "recovered"):
-            return f"training, {checkpoint.name}{'' if (checkpoint / COMPLETE).exists() else ' half written'}"
-        if (run / "pruned").exists():
-            return "pruned"
-        if (run / "pruned.tmp").exists():
-            return f"pruning, {len([*(run / 'pruned.tmp').glob('*.safetensors')])} files whole"
-        return "selected" if (run / "plan.json").exists() else "calibrating"
+
+def part_that_begins(line: str) -> str | None:
+    """A stage, by its first line; or, at the last step's, the saving of what was trained."""
+    if re.search(r"step +(\d+)/\1 ", line):
+        return "saving"
+    return line.split()[0] if line.rstrip().endswith("(not done yet)") else None
 
 
-def kill_and_compare(command: Command, kills: int, seed: int) -> list[str]:
-    """The names of the runs that came out otherwise than the undisturbed one, after that many kills."""
+def kill_and_compare(command: Command, kills: int, seed: int, parts: list[str] | None = None) -> list[str]:
+    """The names of the runs that came out otherwise than the undisturbed one, after that many kills, which fall on `parts`
+    (all of them unless given) in turn."""
     seconds = command.run("undisturbed")
     assert seconds is not None
     expected, dice = command.results("undisturbed"), random.Random(seed)
-    print(f"undisturbed: {seconds:.1f} s, {len(expected)} files to compare", flush=True)
-    wrong, done, runs = [], 0, 0
-    while done < kills:
+    times = ", ".join(f"{part} {length:.1f} s" for part, length in seconds.items())
+    print(f"undisturbed: {times}; {len(expected)} files to compare", flush=True)
+    aims, wrong, runs = list(islice(cycle(parts or seconds), kills)), [], 0
+    while aims:
         name = f"killed{runs}"
         runs += 1
         while True:
-            after = dice.uniform(0, seconds) if done < kills else None
-            if command.run(name, after) is not None:
+            kill = (aims[0], dice.uniform(0, seconds[aims[0]])) if aims else None
+            if command.run(name, kill) is not None:
                 break
-            done += 1
-            print(f"{name}: kill {done} after {after:.2f} s, {command.stands(name)}", flush=True)
+            assert kill
+            print(f"{name}: kill {kills - len(aims) + 1} in {kill[0]}, {kill[1]:.2f} s after it began", flush=True)
+            aims.pop(0)
         same = command.results(name) == expected
         print(f"{name}: done, {'the same' if same else 'NOT THE SAME'}", flush=True)
         wrong += [] if same else [name]
@@ -127,6 +138,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--verb", default="prune", help="the last stage to run")
+    parser.add_argument("--parts", type=lambda text: text.split(","), help="where kills fall, e.g. teacher,recover,saving")
+    parser.add_argument("--taught", action="store_true", help="the embedded model writes training data and teaches")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--file-mb", type=float, default=20, help="size of the pruned checkpoint's files")
@@ -136,8 +149,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make(folder / "original", options.layers, options.hidden)
-        command = Command(folder, options.verb, options.overrides, int(options.file_mb * 1e6))
-        wrong = kill_and_compare(command, options.kills, options.seed)
+        overrides = TAUGHT * options.taught + options.overrides
+        command = Command(folder, options.verb, overrides, int(options.file_mb * 1e6))
+        wrong = kill_and_compare(command, options.kills, options.seed, options.parts)
     print(f"{options.kills} kills: {'all runs came out the same' if not wrong else f'{wrong} came out otherwise'}")
     return 1 if wrong else 0
 

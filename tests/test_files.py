@@ -1,8 +1,12 @@
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from small_disk import files_of_at_most
 
-from toolkit.files import whole_folder, write_text
+from toolkit.errors import PollardError
+from toolkit.files import explained_full_disk, whole_folder, write_text
 
 
 def names_in(folder: Path) -> list[str]:
@@ -49,3 +53,24 @@ def test_a_folder_that_fails_at_first_does_not_appear(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), whole_folder(tmp_path / "pruned"):
         raise RuntimeError
     assert not (tmp_path / "pruned").exists()
+
+
+@pytest.mark.parametrize("save", [
+    lambda path: path.write_text("x" * 50_000),
+    lambda path: torch.save(torch.zeros(50_000), path),
+    lambda path: torch.save(torch.zeros(50_000), path, _use_new_zipfile_serialization=False),
+    lambda path: save_file({"x": torch.zeros(50_000)}, path),
+], ids=["text", "torch", "torch, its older format", "safetensors"])  # fmt: skip
+def test_a_full_disk_is_said_whoever_writes(save, tmp_path: Path) -> None:
+    with (
+        pytest.raises(PollardError, match=r"Cannot write .*/new/file: .* \([\d,.]+ GB free there\)\. Make room\.$"),
+        explained_full_disk(tmp_path / "new" / "file", lambda: "Make room."),
+        files_of_at_most(20_000),
+    ):
+        save(tmp_path / "file")
+
+
+def test_other_errors_pass(tmp_path: Path) -> None:
+    for error in (FileNotFoundError(2, "No such file"), RuntimeError("anything"), PollardError("No space left on device")):
+        with pytest.raises(type(error)), explained_full_disk(tmp_path, lambda: ""):
+            raise error

@@ -1,10 +1,17 @@
 """Write whole or not at all: everything goes to a temporary name first and is renamed when it is complete."""
 
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
+
+from toolkit.errors import PollardError
+
+FULL = (ENOSPC, EDQUOT, EFBIG)  # the disk, this user's share of it, or what one file may have
+KEPT = "Files that are whole are kept: make room, and the same command goes on from there."
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -29,3 +36,34 @@ def put_in_place(partial: Path, target: Path) -> None:
     """A folder that is whole gets its name, in place of what was there."""
     shutil.rmtree(target, ignore_errors=True)
     partial.replace(target)
+
+
+@contextmanager
+def explained_full_disk(target: Path, then: Callable[[], str]) -> Iterator[None]:
+    """What a full disk refuses while `target` is written, as a PollardError: how much room there is, and what to do (`then`).
+
+    Every other error passes.
+    """
+    try:
+        yield
+    except PollardError:  # told already
+        raise
+    except Exception as error:
+        reason = _no_room(error)
+        if reason is None:
+            raise
+        there = next(path for path in (target, *target.absolute().parents) if path.exists())
+        free = shutil.disk_usage(there).free
+        raise PollardError(f"Cannot write {target}: {reason} ({free / 1e9:,.1f} GB free there). {then()}") from error
+
+
+def _no_room(error: Exception) -> str | None:
+    """The system's words, where there was no room for a file."""
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno in FULL else None
+    for words in map(os.strerror, FULL):  # libraries quote them in errors of their own
+        if words in str(error):
+            return words
+    # torch forgets them
+    failed = re.search(r"inline_container.*\] \. (unexpected pos|PytorchStreamWriter failed writing)", str(error))
+    return "the file could not be written to its end" if failed else None

@@ -17,6 +17,7 @@ from toolkit import stages, teacher_stages
 from toolkit.calibration_data import check_data, identity_of_data, sources_of
 from toolkit.distributed import barrier, check_shared, is_main, on_main, say, world_size
 from toolkit.errors import PollardError
+from toolkit.files import explained_full_disk
 from toolkit.recipe import Recipe
 from toolkit.recipe_file import dump_recipe
 from toolkit.recovery.training_data import check_training_data
@@ -226,10 +227,11 @@ def do_stage(stage: Stage, recipe: Recipe, directory: RunDirectory, reason: str)
         return
     say(f"[bold]{stage.name:<20}[/] {stage.purpose} ({reason})")
     started = time.monotonic()
-    facts = stage.run(recipe, directory, stage.fingerprint)
-    barrier()
-    if is_main():
+    with explained_full_disk(directory.path, lambda: "Stages that are done stay done: make room, and the same command goes on."):
+        facts = stage.run(recipe, directory, stage.fingerprint)
+        barrier()
         seconds = time.monotonic() - started
-        directory.finish(stage.name, stage.fingerprint, seconds, seed=recipe.seed, ranks=world_size(), **facts)
-        directory.clear(stage.scratch)
-        say(f"  [dim]{seconds:.1f} s[/]")
+        if is_main():
+            directory.finish(stage.name, stage.fingerprint, seconds, seed=recipe.seed, ranks=world_size(), **facts)
+            directory.clear(stage.scratch)
+    say(f"  [dim]{seconds:.1f} s[/]")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.distributed import on_main, progress, share, together
-from toolkit.files import write_text
+from toolkit.files import KEPT, explained_full_disk, write_text
 
 ABOUT = "about.json"
 
@@ -43,7 +43,8 @@ def make_shards(folder: Path, missing: list[int], suffix: str, make: Callable[[i
         for number in progress(share(missing), description):
             path = shard_path(folder, number, suffix)
             partial = path.with_name(path.name + ".tmp")
-            make(number, partial)
+            with explained_full_disk(path, lambda: KEPT):  # on the rank that fails: the others are told its words
+                make(number, partial)
             partial.replace(path)
 
     together(make_mine)

@@ -19,14 +19,16 @@ def test_three_kills_change_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.launcher
-def test_three_kills_of_a_training_change_neither_weights_nor_log(tmp_path: Path) -> None:
-    kill.make(tmp_path / "original", layers=1, hidden=32)
-    trainer = {"max_steps": 12, "per_device_train_batch_size": 2, "logging_steps": 2, "eval_steps": 6, "save_steps": 2}
+def test_three_kills_while_the_original_teaches_and_the_result_is_saved_change_nothing(tmp_path: Path) -> None:
+    trainer = {"max_steps": 6, "per_device_train_batch_size": 2, "logging_steps": 2, "eval_strategy": "no", "save_steps": 2}
     overrides = [f"finetuning.trainer.{key}={value}" for key, value in trainer.items()]
-    overrides += ["calibration.examples=8", "finetuning.examples=32", "task.dev_examples=8", "evaluation.models=[recovered]"]
-    command = kill.Command(tmp_path, "recover", overrides, file_bytes=200_000)
-    assert kill.kill_and_compare(command, kills=3, seed=3) == []
-    assert {*command.results("undisturbed")} > {"training_log.jsonl", "recovered/model.safetensors", "recovered/config.json"}
+    overrides += ["calibration.examples=8", "evaluation.models=[recovered]", "evaluation.examples=8"]
+    command = kill.Command(tmp_path, "evaluate", [*kill.TAUGHT, *overrides], file_bytes=5_000_000)
+    assert kill.kill_and_compare(command, kills=3, seed=3, parts=["answers", "teacher", "saving"]) == []
+    assert {*command.results("undisturbed")} > {
+        "answers/1/00003.jsonl", "teacher/00003.safetensors", "training_log.jsonl", "recovered/model.safetensors",
+        "evaluation/recovered.predictions.jsonl",
+    }  # fmt: skip
 
 
 def test_a_run_that_fails_is_no_run_that_was_killed(tmp_path: Path) -> None:

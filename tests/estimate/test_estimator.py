@@ -10,11 +10,14 @@ from conftest import PLAYGROUND, plan_for, tiny_model
 from small_run import make_small, small_recipe
 
 from toolkit.errors import PollardError
-from toolkit.estimate import Estimate, Estimator, advice, machine
+from toolkit.estimate import Estimate, Estimator, StageEstimate, advice, machine
 from toolkit.estimate.advice import changed
 from toolkit.estimate.finetuning import trainer_of
-from toolkit.moe import checkpoint_bytes, load_model, prune_checkpoint
+from toolkit.moe import checkpoint_bytes, find_blocks, load_config, load_model, load_tokenizer, meta_model, prune_checkpoint
+from toolkit.pipeline import plan_stages
 from toolkit.recipe import Recipe
+from toolkit.recovery.teacher import bytes_per_token, predicted
+from toolkit.recovery.training_data import read_training_data
 
 LARGE = {"gpus": 8, "gpu": "h100", "cpu_memory": "1T"}
 SMALL = {"hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -35,6 +38,83 @@ def recipe_of(model: str, **sections: Any) -> Recipe:
 
 def estimated(recipe: Recipe, **there: Any) -> Estimate:
     return Estimator(machine(**(LARGE | there))).estimate(recipe)
+
+
+def stages_of(recipe: Recipe, **there: Any) -> dict[str, StageEstimate]:
+    return {stage.name: stage for stage in estimated(recipe, **there).stages}
+
+
+EVERYTHING: dict[str, Any] = {
+    "control": True,
+    "pruning": {"schedule": [6, 4, 2]},
+    "finetuning": {"teacher": "original", "data": [{"task": "gsm8k"}, {"self_generated": True, "samples": 2, "examples": 100}]},
+}
+
+
+def test_every_stage_of_the_pipeline_is_estimated(config_only: str) -> None:
+    recipe = recipe_of(config_only, **EVERYTHING)
+    found = stages_of(recipe)
+    assert [*found, "report"] == [stage.name for stage in plan_stages(recipe)]
+    assert {"answers", "teacher", "rounds/6", "rounds/4", "control", "evaluate/control"} < found.keys()
+    assert all(stage.seconds is not None for stage in found.values())
+    assert "200 questions" in found["answers"].work
+
+
+def test_the_control_costs_what_training_the_original_costs(config_only: str) -> None:
+    found = estimated(recipe_of(config_only, control=True, finetuning={"trainer": {"save_strategy": "no"}}))
+    stages = {stage.name: stage for stage in found.stages}
+    recover, control = stages["recover"], stages["control"]
+    assert control.flops / recover.flops == pytest.approx(found.active[0] / found.active[1])  # type: ignore[operator]
+    assert control.disk / recover.disk == pytest.approx(found.parameters[0] / found.parameters[1])
+    assert control.gpu_bytes > recover.gpu_bytes
+    assert stages["evaluate/control"].flops == stages["evaluate/original"].flops
+
+
+def test_a_round_is_a_run_of_what_the_round_before_it_left(config_only: str) -> None:
+    def alone(keep: int) -> dict[str, StageEstimate]:
+        return stages_of(recipe_of(config_only, pruning={"keep": keep}))
+
+    found = stages_of(recipe_of(config_only, pruning={"schedule": [6, 4, 2]}))
+    parts = ("calibrate", "prune", "recover")
+    assert found["rounds/6"].flops == pytest.approx(sum(alone(6)[part].flops or 0 for part in parts))
+    assert found["rounds/6"].disk == sum(alone(6)[part].disk for part in parts)
+    assert found["rounds/4"].gpu_bytes < found["rounds/6"].gpu_bytes
+    assert found["recover"] == alone(2)["recover"]
+    assert found["prune"].host["blocks"] == pytest.approx(alone(2)["prune"].host["blocks"] * 4 / 8, rel=0.05)
+
+
+def test_the_teachers_cache_is_as_large_as_recovery_makes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_small(tmp_path)
+    models = ["original", "pruned", "recovered"]
+    recipe = small_recipe(evaluation__models=models, finetuning={"teacher": "original", "examples": 20})
+    learnt = read_training_data(recipe, load_tokenizer("original"), tmp_path)
+    counted = sum(map(predicted, learnt.encoded))
+    assert stages_of(recipe)["teacher"].disk == pytest.approx(counted * bytes_per_token(768), rel=0.2)  # a sample of the data
+    all_of_it = recipe.model_copy(update={"finetuning": recipe.finetuning.model_copy(update={"examples": None})})
+    learnt = read_training_data(all_of_it, load_tokenizer("original"), tmp_path)
+    counted = sum(map(predicted, learnt.encoded))
+    assert stages_of(all_of_it)["teacher"].disk == counted * 388
+    weighted = [{"task": recipe.task.model_dump(), "weight": weight, "examples": 30} for weight in (1, 2)]
+    mix = recipe.model_copy(update={"finetuning": recipe.finetuning.model_validate({"data": weighted})})
+    learnt = read_training_data(mix, load_tokenizer("original"), tmp_path)
+    trained = stages_of(mix, gpus=1)["recover"].work
+    assert trained.startswith(f"{3 * -(-len(learnt.encoded) // 8):,} steps of 8 examples")
+
+
+def test_pruning_holds_the_block_that_it_checks_however_many_there_are(config_only: str) -> None:
+    block = sum(p.numel() for p in find_blocks(meta_model(load_config(config_only)))[0].module.parameters())
+    found = stages_of(recipe_of(config_only), gpus=2)["prune"]
+    assert found.host["blocks"] == 2 * round(5 / 3 * 2 * block)
+    config = json.loads((Path(config_only) / "config.json").read_text())
+    (Path(config_only) / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 8}))
+    assert stages_of(recipe_of(config_only), gpus=2)["prune"].host == found.host
+
+
+def test_a_control_that_does_not_fit_is_advised_against(config_only: str) -> None:
+    estimator = Estimator(machine(gpus=1, gpu_memory="1M", cpu_memory="1M"))
+    recipe = recipe_of(config_only, control=True)
+    assert advice(estimator, recipe, estimator.estimate(recipe))["control"] == ["control=false"]
 
 
 def test_sizes_are_those_of_the_pruned_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

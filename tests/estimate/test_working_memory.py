@@ -9,8 +9,11 @@ from families import EXCEPTIONS, OVERRIDES, config_class, families, shrunk
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
+from toolkit.estimate.finetuning import distilled_bytes
 from toolkit.estimate.working_memory import cache_bytes, working_memory
 from toolkit.moe import meta_model
+from toolkit.recovery.distillation import losses_in_parts
+from toolkit.recovery.teacher import TOKENS_AT_ONCE, top_and_tail
 
 BATCH, LENGTH = 2, 128
 SHAPE = {
@@ -90,6 +93,21 @@ def test_tokens_cost_in_proportion_and_checkpointing_saves() -> None:
     assert 2 * one < four < 4 * one  # a layer's gradients are there whatever the batch
     assert cheap < 0.7 * four
     assert not model.is_gradient_checkpointing
+
+
+# Most of what it holds grows with the tokens, and the float32 copies of a part do not.
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_distilled_loss_holds_its_logits_and_copies_of_a_part(parts: int) -> None:
+    tokens, vocabulary = parts * TOKENS_AT_ONCE, 500
+    teacher = top_and_tail(torch.randn(tokens, vocabulary), 2.0)
+    hidden, head = torch.randn(tokens, 4), torch.randn(4, vocabulary, requires_grad=True)
+
+    def run() -> None:
+        logits = hidden @ head  # of the batch, and those that count
+        cross, divergence = losses_in_parts(logits[torch.ones(tokens).bool()], torch.arange(tokens) % vocabulary, teacher, 2.0)
+        (cross + divergence).backward()
+
+    assert distilled_bytes(tokens, vocabulary, 4) == pytest.approx(allocated(run), rel=0.15)
 
 
 def test_the_cache_is_keys_and_values() -> None:

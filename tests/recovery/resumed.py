@@ -1,23 +1,43 @@
-"""Run by test_resume.py under the deepspeed launcher: recovers, one after the other, what recipes.json holds."""
+"""Run by test_resume.py under the deepspeed launcher: recovers, one after the other, what a file of recipes holds.
+
+A recipe with `stop_at` is given up on every rank after that step, without a word to the trainer.
+"""
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 sys.path[0] = str(Path(__file__).parents[2])
+
+from transformers import TrainerCallback
 
 from toolkit.distributed import is_main, say, start, stop
 from toolkit.errors import PollardError
 from toolkit.recipe import Recipe
+from toolkit.recovery import trainer
 from toolkit.recovery.recover import recover
 from toolkit.stages import dev_accuracy
 
-root = Path(sys.argv[-2])
+
+class Stop(TrainerCallback):
+    def __init__(self, step: int | None) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise PollardError(f"stopped after step {self.step}")
+
+
+root, stopping = Path(sys.argv[-2]), trainer.stopping
 start()
 for name, values in json.loads((root / sys.argv[-1]).read_text()).items():
+    stop_at = Stop(values.pop("stop_at", None))
     recipe = Recipe.model_validate(values)
     try:
-        facts = recover(recipe, str(root), accuracy=dev_accuracy(recipe))
+        with mock.patch.object(trainer, "stopping", lambda recipe, stop_at=stop_at: [stop_at, *stopping(recipe)]):
+            facts = recover(recipe, str(root), accuracy=dev_accuracy(recipe))
     except PollardError as error:
         say(str(error))
         facts = {"error": str(error)}

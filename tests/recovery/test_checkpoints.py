@@ -92,6 +92,7 @@ def test_a_disk_without_room_is_told_before_training(tmp_path: Path, monkeypatch
     assert "finetuning.trainer.save_total_limit=1" in str(error.value)
     saved(tmp_path, 10)  # is there already
     check_space(tmp_path, Space(each=24 * 10**9, number=3, result=5 * 10**9))
+    check_space(tmp_path, Space(each=100 * 10**9, number=0, result=5 * 10**9))  # trained, and not yet saved
 
 
 def test_what_is_frozen_has_no_optimizer_state() -> None:

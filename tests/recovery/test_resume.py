@@ -20,6 +20,10 @@ TRAINER = {
     "max_steps": 12, "per_device_train_batch_size": 2, "logging_steps": 2, "learning_rate": 1e-3, "eval_strategy": "steps",
     "eval_steps": 4, "save_steps": 3,
 }  # fmt: skip
+ADAPTED: dict[str, dict] = {
+    "lora": {"method": "lora", "lora": {"rank": 4, "router": True}, "zero": 3},
+    "qlora": {"method": "qlora", "lora": {"rank": 4}, "zero": 2},
+}
 OF_THIS_PROCESS = ("per_second", "runtime", "train_loss")  # what the log tells of the clock, or of one process alone
 
 
@@ -42,13 +46,16 @@ def launch(root: Path, recipes: dict) -> subprocess.Popen[str]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`killed` is killed at a random moment after its fifth step and started again; then the others run undisturbed."""
+    """`killed` is killed at a random moment after its fifth step and started again, adapters are given up after their fifth;
+    then the others run undisturbed."""
     root = tmp_path_factory.mktemp("resume")
     tiny_model("mixtral", vocab_size=768, eos_token_id=1).save_pretrained(root / "original")
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(PLAYGROUND / "model" / file, root / "original")
     killed = recipe(root, "killed")
-    process = launch(root, {"killed": killed})
+    short = {"max_steps": 6, "eval_strategy": "no"}
+    given_up = {name: recipe(root, name, short, **how) for name, how in ADAPTED.items()}
+    process = launch(root, {name: values | {"stop_at": 5} for name, values in given_up.items()} | {"killed": killed})
     assert process.stdout
     for line in process.stdout:
         if "step     4/12" in line:
@@ -59,6 +66,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     together = {"max_steps": 4, "save_strategy": "no", "eval_strategy": "no"}
     recipes = {
         "killed": killed,
+        **given_up,
+        **{f"{name}-undisturbed": recipe(root, f"{name}-undisturbed", short, **how) for name, how in ADAPTED.items()},
         "undisturbed": recipe(root, "undisturbed"),
         "best": recipe(root, "best", best, select_by="dev_loss", early_stopping=2),
         "answers": recipe(root, "answers", {"max_steps": 2, "eval_steps": 1, "save_steps": 1}, select_by="dev_accuracy"),
@@ -92,6 +101,15 @@ def test_a_killed_training_ends_bit_for_bit_as_an_undisturbed_one(root: Path) ->
     killed, undisturbed = weights(root, "killed"), weights(root, "undisturbed")
     assert all(torch.equal(killed[key], undisturbed[key]) for key in undisturbed)
     assert log_of(root, "killed") == log_of(root, "undisturbed")
+
+
+@pytest.mark.launcher
+@pytest.mark.parametrize("name", ADAPTED)
+def test_adapters_that_were_given_up_end_bit_for_bit_as_undisturbed_ones(root: Path, name: str) -> None:
+    assert f"going on from {root}/{name}/checkpoints/recovered/checkpoint-3" in (root / "output").read_text()
+    for found in ("recovered/model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (root / name / found).read_bytes() == (root / f"{name}-undisturbed" / found).read_bytes()
+    assert log_of(root, name) == log_of(root, f"{name}-undisturbed")
 
 
 @pytest.mark.launcher

@@ -118,6 +118,7 @@ def test_overlap_of_the_tasks_own_split_is_told_and_in_a_mix_repetitions_go(
         ({"data": [{"task": {**TASK, "train": "nowhere.jsonl"}}]}, "Cannot read nowhere.jsonl"),
         ({"data": [{"text": "nowhere.txt"}]}, "Cannot read nowhere.txt"),
         ({"data": [{"task": {**MATHS, "prompt": "{question}"}}]}, "maths.jsonl, line 1: no field `question`"),
+        ({"max_length": 4}, "No example fits into max_length 4: the shortest has"),
     ],
 )
 def test_data_that_cannot_be_had_is_said_before_the_first_stage(folder: Path, finetuning: dict, said: str) -> None:

@@ -33,6 +33,8 @@ def _remedies(estimator: Estimator, recipe: Recipe, name: str) -> list[str]:
             continue
         if fits:
             found.append(_written(change))
+    if not found and name == "control":
+        found.append(_written({"control": False}))
     others = [role for role in recipe.evaluation.models if role != "original"]
     if not found and name == "evaluate/original" and others:
         found.append(_written({"evaluation.models": others}))
@@ -52,21 +54,23 @@ def changed(recipe: Recipe, change: Change) -> Recipe:
 
 def _written(change: Change) -> str:
     def text(value: Any) -> str:
-        return f"[{','.join(value)}]" if isinstance(value, list) else str(value).lower() if value is True else str(value)
+        if isinstance(value, list):
+            return f"[{','.join(value)}]"
+        return str(value).lower() if isinstance(value, bool) else str(value)
 
     return " ".join(f"{key}={text(value)}" for key, value in change.items())
 
 
 def _changes(estimator: Estimator, recipe: Recipe, name: str) -> Iterator[Change]:
-    if name == "recover":
-        yield from _for_training(estimator, recipe)
+    if name in ("recover", "control") or name.startswith("rounds/"):
+        yield from _for_training(estimator, recipe, name)
     elif name != "prune" and estimator.machine.room_for(estimator.stage(recipe, name).gpu.get("weights", 0)):
-        section = "calibration" if name == "calibrate" else "evaluation"
+        section = "calibration" if name in ("calibrate", "teacher") else "evaluation"
         yield from ({f"{section}.batch_size": size} for size in _halves(getattr(recipe, section).batch_size))
 
 
-def _for_training(estimator: Estimator, recipe: Recipe) -> Iterator[Change]:
-    """One thing at a time, then one on top of the other, then fewer experts as well."""
+def _for_training(estimator: Estimator, recipe: Recipe, name: str) -> Iterator[Change]:
+    """One thing at a time, then one on top of the other, then (of a model that is pruned once) fewer experts as well."""
     trainer, zero = trainer_of(recipe, estimator.machine), recipe.finetuning.zero
     key = "finetuning.trainer."
     single: list[Change] = []
@@ -91,6 +95,8 @@ def _for_training(estimator: Estimator, recipe: Recipe) -> Iterator[Change]:
     combined = [smallest | last for last in [*stages, *(a | b for a in stages[-1:] for b in eight_bit), *offload, *adapters]]
     combined += [smallest | a | b for a in adapters for b in stages[-1:]]
     yield from combined
+    if name != "recover" or recipe.pruning.schedule:
+        return
     for keep in _halves(estimator.kept(recipe)):
         yield from ({"pruning.keep": keep} | last for last in [{}, *on_its_own, *combined[-4:]])
 

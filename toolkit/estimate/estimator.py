@@ -6,13 +6,22 @@ from typing import Any, TypeVar
 import torch
 
 from toolkit.estimate.amounts import Amounts, amounts
-from toolkit.estimate.figures import BANDWIDTH_SHARE, DISK, Estimate, StageEstimate, on_machine
+from toolkit.estimate.figures import BANDWIDTH_SHARE, DISK, Estimate, StageEstimate, in_turn, on_machine
 from toolkit.estimate.finetuning import estimate_recover, lasting, trainer_of
 from toolkit.estimate.machine import USABLE, UTILISATION, Machine
 from toolkit.estimate.model import ModelNumbers, numbers_of
-from toolkit.estimate.stages import estimate_calibrate, estimate_evaluate, estimate_prune, estimate_select
+from toolkit.estimate.stages import (
+    estimate_answers,
+    estimate_calibrate,
+    estimate_evaluate,
+    estimate_prune,
+    estimate_select,
+    estimate_teacher,
+)
 from toolkit.moe import find_blocks, load_config, meta_model, pruned_meta_model
+from toolkit.pipeline import plan_stages
 from toolkit.recipe import Recipe
+from toolkit.rounds import early_rounds
 from toolkit.stages import Budget, budget
 
 T = TypeVar("T")
@@ -34,10 +43,7 @@ class Estimator:
     def estimate(self, recipe: Recipe) -> Estimate:
         """Raises PollardError as the stages would: for a dense model, for numbers its routers cannot serve, for local data
         that is not there."""
-        roles = [f"evaluate/{role}" for role in ("original", "pruned", "recovered") if role in recipe.evaluation.models]
-        names = ["calibrate", "select", "prune", *roles]  # in the pipeline's order
-        if "evaluate/recovered" in roles:
-            names.insert(-1, "recover")
+        names = [stage.name for stage in plan_stages(recipe) if stage.name != "report"]
         original, pruned = self._original(recipe), self._pruned(recipe, self._dtype(recipe))
         trainer, data = trainer_of(recipe, self.machine), self._amounts(recipe)
         examples = trainer.micro_batch * trainer.accumulation * self.machine.ranks
@@ -56,17 +62,33 @@ class Estimator:
         """One of the pipeline's stages, by its name there."""
         here, data, dtype = self.machine, self._amounts(recipe), self._dtype(recipe)
         if name == "calibrate":
-            return estimate_calibrate(recipe, here, self._original(recipe), data.calibration, data.evaluation)
+            return estimate_calibrate(recipe, here, self._watched(recipe), data.calibration, data.evaluation)
         if name == "select":
             return estimate_select()
         if name == "prune":
-            return estimate_prune(recipe, here, self._original(recipe), self._pruned(recipe, dtype))
+            return estimate_prune(here, self._watched(recipe), self._pruned(recipe, dtype))
+        if name == "answers" and data.answers:
+            return estimate_answers(recipe, here, self._original(recipe), data.answers)
+        if name == "teacher":
+            return estimate_teacher(recipe, here, self._original(recipe), data.training)
         if name == "recover":
             trained = self._pruned(recipe, trainer_of(recipe, here).dtype)
             return estimate_recover(recipe, here, trained, data.training)
-        role = name.partition("/")[2]
-        model = self._original(recipe) if role == "original" else self._pruned(recipe, dtype)
-        return estimate_evaluate(recipe, here, role, model, data.evaluation)
+        if name == "control":
+            whole = self._original(recipe, trainer_of(recipe, here).dtype)
+            return estimate_recover(recipe, here, whole, data.training, name)
+        kind, _, which = name.partition("/")
+        if kind == "rounds":
+            return self._round(recipe, int(which), name)
+        model = self._original(recipe) if which in ("original", "control") else self._pruned(recipe, dtype)
+        return estimate_evaluate(recipe, here, which, model, data.evaluation)
+
+    def _round(self, recipe: Recipe, keep: int, name: str) -> StageEstimate:
+        """A round before the last: a run of its own, as far as its recovery."""
+        rounds = early_rounds(recipe)
+        mine = _keeping(recipe, keep, rounds[: rounds.index(keep)])
+        parts = [self.stage(mine, part) for part in ("calibrate", "select", "prune", "recover")]
+        return in_turn(name, f"to {keep} experts: " + "; ".join(part.work for part in parts if part.name != "select"), parts)
 
     def hopeless(self, recipe: Recipe) -> bool:
         """Whether fine-tuning cannot fit even without activations; quick."""
@@ -85,9 +107,15 @@ class Estimator:
             return getattr(torch, recipe.model.dtype)
         return (self._config(recipe).dtype or torch.float32) if self.machine.gpus else torch.float32
 
-    def _original(self, recipe: Recipe) -> ModelNumbers:
-        dtype = self._dtype(recipe)
+    def _original(self, recipe: Recipe, dtype: torch.dtype | None = None) -> ModelNumbers:
+        """In the dtype it answers in, unless given."""
+        dtype = dtype or self._dtype(recipe)
         return self._once(("original", recipe.model, dtype), lambda: numbers_of(meta_model(self._config(recipe)), dtype))
+
+    def _watched(self, recipe: Recipe) -> ModelNumbers:
+        """What is watched and pruned: the original, or with rounds the one that the last of them before this leaves."""
+        before = early_rounds(recipe)
+        return self._pruned(_keeping(recipe, before[-1], []), self._dtype(recipe)) if before else self._original(recipe)
 
     def _pruned(self, recipe: Recipe, dtype: torch.dtype) -> ModelNumbers:
         keep, active, _ = self._budget(recipe)
@@ -97,14 +125,15 @@ class Estimator:
         )
 
     def _budget(self, recipe: Recipe) -> Budget:
-        return self._once(("budget", recipe.model, recipe.pruning), lambda: budget(recipe))
+        return self._once(("budget", recipe.model, recipe.pruning.model_dump_json()), lambda: budget(recipe))
 
     def _config(self, recipe: Recipe) -> Any:
         return self._once(("config", recipe.model), lambda: load_config(recipe.model.path, recipe.model.revision))
 
     def _amounts(self, recipe: Recipe) -> Amounts:
-        key = recipe.task, recipe.calibration.model_dump_json(), recipe.finetuning.max_length, recipe.finetuning.examples
-        return self._once(("amounts", *key, recipe.evaluation.model_dump_json()), lambda: amounts(recipe))
+        data = recipe.finetuning.model_dump_json(include={"max_length", "examples", "data"})
+        key = recipe.task, recipe.calibration.model_dump_json(), data, recipe.evaluation.model_dump_json()
+        return self._once(("amounts", *key), lambda: amounts(recipe))
 
     def _once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
         if key not in self._known:
@@ -126,6 +155,12 @@ class Estimator:
         elif self.machine.gpus:
             said.append("time: not estimated, for the kind of GPU is not known (--gpu h100)")
         return said
+
+
+def _keeping(recipe: Recipe, keep: int, before: list[int]) -> Recipe:
+    """The recipe that prunes to `keep` experts, after rounds that leave `before`."""
+    changes = {"keep": keep, "schedule": [*before, keep] if before else None}
+    return recipe.model_copy(update={"pruning": recipe.pruning.model_copy(update=changes)})
 
 
 def _lengths(data: Amounts) -> str:

@@ -1,5 +1,6 @@
 """What a plan is made of: bytes, floating-point operations and seconds of each stage, and whether that fits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from toolkit.estimate.machine import USABLE, Machine
@@ -56,6 +57,21 @@ class Estimate:
     def lacking(self) -> dict[str, list[str]]:
         """The stages that do not fit, and what they lack."""
         return {stage.name: lacks for stage in self.stages if (lacks := stage.lacks(self.machine))}
+
+
+def in_turn(name: str, work: str, parts: Sequence[StageEstimate]) -> StageEstimate:
+    """Several stages as one: memory at the fullest moment, the rest in all."""
+    flops, seconds = ([getattr(part, key) for part in parts] for key in ("flops", "seconds"))
+    return StageEstimate(
+        name=name,
+        work=work,
+        gpu=max((part.gpu for part in parts), key=lambda gpu: sum(gpu.values())),
+        host=max((part.host for part in parts), key=lambda host: sum(host.values())),
+        disk=sum(part.disk for part in parts),
+        flops=None if None in flops else sum(flops),
+        seconds=None if None in seconds else sum(seconds),
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+    )
 
 
 def on_machine(machine: Machine, gpu: dict[str, int], host: dict[str, int]) -> tuple[dict[str, int], dict[str, int]]:

@@ -1,4 +1,4 @@
-"""The recover stage: memory, steps, operations and checkpoints of fine-tuning."""
+"""The stages recover and control: memory, steps, operations and checkpoints of fine-tuning."""
 
 import math
 from dataclasses import dataclass
@@ -13,11 +13,15 @@ from toolkit.estimate.model import ModelNumbers
 from toolkit.estimate.trained import trained_by
 from toolkit.estimate.training import TrainingMemory, engine_bytes, training_memory
 from toolkit.recipe import Recipe
+from toolkit.recovery.teacher import TOKENS_AT_ONCE
 from toolkit.recovery.trainer_defaults import trainer_defaults
 from toolkit.recovery.zero import deepspeed_config
 
 # TRL never builds the logits of a whole batch: it projects tiles of 4,096 tokens by 32,768 words, in float32
 TILE_TOKENS, TILE_WORDS = 4096, 32768
+# The distilled loss has its logits whole (those of the batch, those that count, and the gradients of both), and a part of
+# them in float32, this many times at the fullest moment (tests/estimate/test_working_memory.py)
+DISTILLED_COPIES = 8
 
 
 @dataclass(frozen=True)
@@ -75,14 +79,24 @@ def lasting(recipe: Recipe, machine: Machine, pruned: ModelNumbers) -> TrainingM
     return training_memory(trained_by(recipe, pruned), config, machine.ranks, pruned.weight_bytes, optimizer, machine.gpus > 0)
 
 
-def estimate_recover(recipe: Recipe, machine: Machine, pruned: ModelNumbers, data: Amount) -> StageEstimate:
-    """`pruned` in the dtype that is trained in."""
+def distilled_bytes(tokens: int, vocabulary: int, weight: int) -> int:
+    """Of the distilled loss of so many completion tokens, forward and backward, in a model with weights of `weight` bytes."""
+    return vocabulary * (4 * weight * tokens + 4 * DISTILLED_COPIES * min(tokens, TOKENS_AT_ONCE))
+
+
+def estimate_recover(
+    recipe: Recipe, machine: Machine, pruned: ModelNumbers, data: Amount, name: str = "recover"
+) -> StageEstimate:
+    """`pruned` in the dtype that is trained in (of the control: the original)."""
     trainer, ranks, weight = trainer_of(recipe, machine), machine.ranks, pruned.weight_bytes
     optimizer, memory = str(trainer.settings["optim"]), lasting(recipe, machine, pruned)
     stage = int(deepspeed_config(recipe.finetuning.zero).get("zero_optimization", {}).get("stage", 0))
     working = pruned.working(trainer.micro_batch, data.longest, train=True, checkpointing=trainer.checkpointing)
     tokens = trainer.micro_batch * data.longest
-    loss = 4 * (pruned.head + tokens * pruned.hidden_size + min(tokens, TILE_TOKENS) * min(pruned.vocabulary, TILE_WORDS))
+    if recipe.finetuning.teacher:
+        loss = distilled_bytes(tokens, pruned.vocabulary, weight)
+    else:
+        loss = 4 * (pruned.head + tokens * pruned.hidden_size + min(tokens, TILE_TOKENS) * min(pruned.vocabulary, TILE_WORDS))
     gpu = memory.device | {"activations": max((working or 0) + loss, memory.step)}
     method = trained_by(recipe, pruned)
     # ZeRO 0 to 2: every rank reads the whole model before it goes to the GPU. 3: rank 0 gathers it, to save it.
@@ -105,7 +119,7 @@ def estimate_recover(recipe: Recipe, machine: Machine, pruned: ModelNumbers, dat
         notes.append("offloaded: the optimizer runs on the CPU and everything crosses PCIe; the time counts neither")
     on_gpu, in_ram = on_machine(machine, gpu, host)
     return StageEstimate(
-        name="recover",
+        name=name,
         gpu=on_gpu,
         host=in_ram,
         work=f"{'unknown' if steps is None else f'{steps:,}'} steps of {per_step:,} examples ({trainer.micro_batch} x "

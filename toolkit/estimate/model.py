@@ -43,6 +43,11 @@ class ModelNumbers:
         return self.experts * block.experts_per_token // block.expert_count
 
     @cached_property
+    def largest_block(self) -> int:
+        """Of the MoE blocks, shared experts included."""
+        return max(_numel(block.module) for block in find_blocks(self.model))
+
+    @cached_property
     def largest_layer(self) -> int:
         return max(sum(p.numel() for p in layer.parameters()) for layer in self._layers())
 

@@ -1,7 +1,6 @@
-"""Every stage but fine-tuning: what it holds, reads, computes and writes."""
+"""Every stage but fine-tuning and the rounds: what it holds, reads, computes and writes."""
 
 import math
-from pathlib import Path
 
 from toolkit.calibration.search import GRAM_BYTES
 from toolkit.calibration.token_errors import CHUNK_BYTES
@@ -12,9 +11,12 @@ from toolkit.estimate.model import ModelNumbers
 from toolkit.moe import find_blocks
 from toolkit.placement import HEADROOM
 from toolkit.recipe import Recipe
+from toolkit.recovery.teacher import TOKENS_AT_ONCE, bytes_per_token
 
-PRUNING_ROOM = GIB // 2  # beside the largest shard
-SHARD = 5 * GIB  # of a hub checkpoint, as most are cut
+PRUNING_ROOM = GIB // 2  # of every rank, beside a block
+CHECKED = 3  # MoE blocks that pruning runs, one on a rank at a time
+MERGED = 5 / 3  # a block in memory, while transformers merges its experts
+ANSWER_BYTES = 7  # of a token of the original's own answers: a number and a comma
 STATISTICS = 32 * 8  # bytes per expert: at most 8 sums and their squares, for prompt and completion, float64
 
 
@@ -68,17 +70,52 @@ def estimate_select() -> StageEstimate:
     return StageEstimate(name="select", work="reads the statistics", seconds=0.0)
 
 
-def estimate_prune(recipe: Recipe, machine: Machine, original: ModelNumbers, pruned: ModelNumbers) -> StageEstimate:
-    """Tensor by tensor, a shard at a time on every rank."""
-    shards = [file.stat().st_size for file in Path(recipe.model.path).glob("*.safetensors")]
-    shard = min(max(shards, default=SHARD), original.bytes)
+def estimate_prune(machine: Machine, original: ModelNumbers, pruned: ModelNumbers) -> StageEstimate:
+    """Bytes are copied by the kernel; what is in memory is the MoE block that is checked."""
+    block = round(MERGED * original.weight_bytes * original.largest_block)
+    blocks = min(CHECKED, machine.ranks_per_node) * block
     return StageEstimate(
         name="prune",
         work=f"{original.bytes / GIB:,.1f} GiB read, {pruned.bytes / GIB:,.1f} GiB written",
-        host={"shards": machine.ranks_per_node * (shard + PRUNING_ROOM)},
+        host={"blocks": blocks, "ranks": machine.ranks_per_node * PRUNING_ROOM},
         disk=pruned.bytes,
         flops=0.0,
         seconds=(original.bytes + pruned.bytes) / DISK,
+    )
+
+
+def estimate_answers(recipe: Recipe, machine: Machine, original: ModelNumbers, prompts: Amount) -> StageEstimate:
+    """The original's own answers to training prompts; all of them right, at most."""
+    found = generation(recipe, machine, original, prompts)
+    tokens = (prompts.examples or 0) * (prompts.mean + recipe.evaluation.max_new_tokens)
+    disk = round(ANSWER_BYTES * tokens)
+    return StageEstimate("answers", found.work, found.gpu, found.host, disk, found.flops, found.seconds, found.notes)
+
+
+def estimate_teacher(recipe: Recipe, machine: Machine, original: ModelNumbers, data: Amount) -> StageEstimate:
+    """The original over the training data, and what is kept of its logits."""
+    batch, vocabulary = recipe.calibration.batch_size, original.vocabulary
+    parts, copies = _placed(machine, original)
+    tokens = batch * data.longest
+    gpu = {
+        "weights": -(-original.bytes // parts),
+        "activations": original.working(batch, data.longest) or 0,
+        # Of a batch, and of those that count; and float32 copies of a part of them: offsets, the rest, at the temperature
+        "logits": vocabulary * (2 * original.weight_bytes * tokens + 3 * 4 * min(tokens, TOKENS_AT_ONCE)),
+    }
+    counted = round((data.examples or 0) * data.counted)
+    disk = counted * bytes_per_token(vocabulary)
+    flops = None if data.tokens is None else 2.0 * original.active * data.tokens
+    on_gpu, in_ram = on_machine(machine, gpu, {})
+    return StageEstimate(
+        name="teacher",
+        work=f"{_count(data.examples)} examples, {_count(None if data.examples is None else counted)} completion tokens at most, "
+        f"{bytes_per_token(vocabulary)} bytes each, {_where(parts, copies)}",
+        gpu=on_gpu,
+        host=in_ram,
+        disk=disk,
+        flops=flops,
+        seconds=machine.seconds(flops, (original.bytes + disk) / DISK, gpus=copies),
     )
 
 
@@ -88,11 +125,9 @@ def estimate_evaluate(recipe: Recipe, machine: Machine, role: str, model: ModelN
 
 
 def generation(recipe: Recipe, machine: Machine, model: ModelNumbers, prompts: Amount) -> StageEstimate:
-    """Greedy answers to all prompts: a copy of the model on every rank, or one spread over the first node's GPUs."""
-    settings, new = recipe.evaluation, recipe.evaluation.max_new_tokens
-    spread = machine.gpus > 0 and HEADROOM * model.bytes > machine.gpu_memory
-    parts, copies = (machine.gpus, 1) if spread else (1, machine.ranks)
-    batch = settings.batch_size
+    """Answers to all prompts: a copy of the model on every rank, or one spread over the first node's GPUs."""
+    new, batch = recipe.evaluation.max_new_tokens, recipe.evaluation.batch_size
+    parts, copies = _placed(machine, model)
     gpu = {
         "weights": -(-model.bytes // parts),
         "cache": -(-batch * (prompts.longest + new) * model.cache_per_token // parts),
@@ -106,16 +141,25 @@ def generation(recipe: Recipe, machine: Machine, model: ModelNumbers, prompts: A
             reading = forwards * model.bytes / (BANDWIDTH_SHARE * machine.gpu.bandwidth)
             compute = machine.seconds(flops, 0.0, gpus=copies) or 0.0
             seconds = model.bytes / DISK + max(reading, compute)
-    where = f"one copy over {parts} GPUs" if spread else f"{copies} cop{'ies' if copies > 1 else 'y'}"
     on_gpu, in_ram = on_machine(machine, gpu, {})
     return StageEstimate(
         name="generate",
         gpu=on_gpu,
         host=in_ram,
-        work=f"{_count(prompts.examples)} questions, {new:,} new tokens each at most, {where}",
+        work=f"{_count(prompts.examples)} questions, {new:,} new tokens each at most, {_where(parts, copies)}",
         flops=flops,
         seconds=seconds,
     )
+
+
+def _placed(machine: Machine, model: ModelNumbers) -> tuple[int, int]:
+    """How many GPUs hold a copy of a model that answers, and how many copies there are."""
+    spread = machine.gpus > 0 and HEADROOM * model.bytes > machine.gpu_memory
+    return (machine.gpus, 1) if spread else (1, machine.ranks)
+
+
+def _where(parts: int, copies: int) -> str:
+    return f"one copy over {parts} GPUs" if parts > 1 else f"{copies} cop{'ies' if copies > 1 else 'y'}"
 
 
 def _count(number: int | None) -> str:

@@ -8,13 +8,11 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from toolkit.distributed import is_main, on_main
-from toolkit.errors import PollardError
 from toolkit.files import write_text
 from toolkit.moe.partition import layer_of
 
@@ -24,7 +22,7 @@ FILE_BYTES = 5 * 10**9  # a file is closed when it has grown beyond
 def write_partitioned(model: PreTrainedModel, folder: Path) -> None:
     """Writes the weights of `model`, under ZeRO-3, to `folder`, as transformers would; call it on every rank.
 
-    Raises PollardError, on every rank, where rank 0 cannot write.
+    What rank 0 cannot write, every rank raises.
     """
     files = Files(folder)
     tied = getattr(model, "all_tied_weights_keys", {})  # stored once, as in every stock checkpoint
@@ -61,10 +59,7 @@ class Files:
     def _write(self) -> None:
         if self.tensors:
             contiguous = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
-            try:
-                save_file(contiguous, self._partial(len(self.written)), metadata={"format": "pt"})
-            except (OSError, SafetensorError) as error:
-                raise PollardError(f"Cannot write the checkpoint to {self.folder}: {error}") from error
+            save_file(contiguous, self._partial(len(self.written)), metadata={"format": "pt"})
             self.written.append({name: tensor.nbytes for name, tensor in self.tensors.items()})
             self.tensors = {}
 

@@ -13,11 +13,11 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from toolkit.errors import PollardError
+from toolkit.files import KEPT, explained_full_disk
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -165,10 +165,8 @@ def _copy(source: IO[bytes], target: IO[bytes], begin: int, count: int) -> None:
 def explained_writing(target: Path) -> Iterator[None]:
     """What the operating system refuses, as a PollardError that says what to do."""
     try:
-        yield
+        with explained_full_disk(target, lambda: KEPT):
+            yield
     except OSError as error:
-        if error.errno in (ENOSPC, EDQUOT):
-            what = "The disk is full. Files that are whole are kept: make room, and the same command goes on from there."
-        else:
-            what = "Give a place where this user may write."
-        raise PollardError(f"Cannot write {error.filename or target}: {error.strerror or error}. {what}") from error
+        what = f"Cannot write {error.filename or target}: {error.strerror or error}."
+        raise PollardError(f"{what} Give a place where this user may write.") from error

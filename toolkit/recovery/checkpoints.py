@@ -119,6 +119,14 @@ def newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
 
 
+def kept(folder: Path) -> str:
+    """What a training that stops leaves, and what to do, for people."""
+    whole = [path for path in newest_first(folder) if (path / COMPLETE).exists()]
+    if not whole:
+        return "No checkpoint had been made: make room, and the same command begins again."
+    return f"The last whole checkpoint is {whole[0]}: make room, and the same command goes on from there."
+
+
 def ranks(number: int) -> str:
     return f"{number} rank{'s' * (number > 1)}"
 
@@ -156,7 +164,7 @@ def check_space(folder: Path, needed: Space) -> None:
     """Raises PollardError where the disk has no room for them beside what is there already."""
     folder.mkdir(parents=True, exist_ok=True)
     there = len(newest_first(folder))
-    together = needed.each * max(needed.number - there, 1) + needed.result
+    together = needed.each * max(needed.number - there, min(needed.number, 1)) + needed.result
     free = shutil.disk_usage(folder).free
     if together > free:
         raise PollardError(

@@ -13,8 +13,9 @@ import torch
 from transformers import TrainerCallback
 
 from toolkit.distributed import gather, is_main, say
-from toolkit.files import write_text
+from toolkit.files import explained_full_disk, write_text
 from toolkit.moe import ExpertUse
+from toolkit.recovery.checkpoints import kept
 
 ENTROPY = "routing_entropy"
 
@@ -74,7 +75,7 @@ class ProgressLines(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not is_main():
             return
-        with self.log.open("a", encoding="utf-8") as file:
+        with explained_full_disk(self.log, lambda: kept(Path(args.output_dir))), self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(state.log_history[-1]) + "\n")
         logs = logs or {}
         step = f"  step {state.global_step:>5}/{state.max_steps}"

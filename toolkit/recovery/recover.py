@@ -18,7 +18,7 @@ from trl import SFTTrainer
 
 from toolkit.distributed import is_main, on_main, say
 from toolkit.errors import PollardError
-from toolkit.files import whole_folder, write_text
+from toolkit.files import explained_full_disk, whole_folder, write_text
 from toolkit.moe import (
     check_whole,
     copy_companions,
@@ -29,14 +29,14 @@ from toolkit.moe import (
     write_partitioned,
 )
 from toolkit.recipe import Recipe
-from toolkit.recovery.checkpoints import last_checkpoint
+from toolkit.recovery.checkpoints import kept, last_checkpoint
 from toolkit.recovery.distillation import IGNORED, DistilledTrainer
 from toolkit.recovery.extension import build_communication
 from toolkit.recovery.methods import ADAPTED, trainable_model
 from toolkit.recovery.roles import TrainedRole, Training, training_of
 from toolkit.recovery.settings import sft_config
 from toolkit.recovery.teacher import TeacherCache
-from toolkit.recovery.trainer import RecoveryTrainer, prepare, tensorboard_in
+from toolkit.recovery.trainer import RecoveryTrainer, close_trackers, prepare, tensorboard_in
 from toolkit.recovery.training_data import TrainingData, read_training_data
 from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
 from toolkit.tasks import Encoded, Example, Task, encode_all
@@ -58,8 +58,8 @@ def recover(
     With `finetuning.teacher`, the teacher's cache must lie in the run directory, and with own answers those (the pipeline
     makes both). Returns what happened: steps, examples, how many were left out and why, first and last loss, the step whose
     checkpoint became the result. The loss counts completion tokens only. Writes training_log.jsonl beside the checkpoint.
-    Raises PollardError for settings that SFTConfig refuses, a machine without a compiler, a disk without room, checkpoints of
-    another number of ranks, a loss that is no number, and a checkpoint that did not come out whole.
+    Raises PollardError for settings that SFTConfig refuses, a machine without a compiler, a disk without room, beforehand or
+    at work, checkpoints of another number of ranks, a loss that is no number, and a checkpoint that did not come out whole.
     """
     build_communication()
     run = RunDirectory(recipe.name, root)
@@ -71,6 +71,8 @@ def recover(
     set_seed(recipe.seed)
     # Before the model: under ZeRO-3 the existence of these makes loading partition it
     arguments = sft_config(recipe, training.checkpoints)
+    if "run_name" not in recipe.finetuning.trainer:
+        arguments.run_name = str(training.target)  # for trackers: one run per training, also of rounds and the control
     try:
         task, tokenizer = Task(recipe.task), load_tokenizer(training.source, training.revision)
         learnt = read_training_data(recipe, tokenizer, run.answers)
@@ -85,14 +87,11 @@ def recover(
         with tensorboard_in(run.path / "tensorboard" / role):
             trainer = make_trainer(model, arguments, train_dataset=train_data, eval_dataset=dev_data, processing_class=tokenizer)
         continued = prepare(trainer, recipe, training, fingerprint, begun, accuracy)
-        trainer.train(resume_from_checkpoint=continued)
+        with explained_full_disk(run.path, lambda: kept(training.checkpoints)):  # what trackers write, too
+            trainer.train(resume_from_checkpoint=continued)
         on_main(lambda: shutil.rmtree(training.adapter, ignore_errors=True))  # of another method
-        if recipe.finetuning.method in ADAPTED:
-            from toolkit.recovery.adapters import save_merged
-
-            save_merged(recipe, arguments, model, training)
-        else:
-            _save(trainer, model, training)
+        with explained_full_disk(training.target, lambda: kept(training.checkpoints)):
+            _save(recipe, trainer, model, training)
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         chosen = trainer.state.best_global_step if recipe.finetuning.select_by != "last" else None
         return {
@@ -105,6 +104,7 @@ def recover(
             "last_loss": losses[-1] if losses else None,
         }
     finally:
+        close_trackers(arguments)
         unset_hf_deepspeed_config()  # or the next model to be loaded would be partitioned too
         trainer = model = None  # type: ignore[assignment]
         gc.collect()
@@ -141,8 +141,13 @@ def _row(encoded: Encoded) -> dict[str, list[int]]:
     return {"input_ids": encoded.input_ids, "labels": [token if counted else IGNORED for token, counted in counts]}
 
 
-def _save(trainer: SFTTrainer, model: PreTrainedModel, training: Training) -> None:
+def _save(recipe: Recipe, trainer: SFTTrainer, model: Any, training: Training) -> None:
     """A stock checkpoint under every ZeRO stage, with the configuration of the model it began as, checked before it is named."""
+    if recipe.finetuning.method in ADAPTED:
+        from toolkit.recovery.adapters import save_merged
+
+        save_merged(recipe, trainer.args, model, training)
+        return
     needed = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())  # tied ones once
     if is_partitioned(model):
         with whole_folder(training.target) if is_main() else nullcontext(training.target) as folder:

@@ -13,13 +13,14 @@ from transformers import PreTrainedModel, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import EvalLoopOutput
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from toolkit.distributed import on_main, say
 from toolkit.errors import PollardError
+from toolkit.files import explained_full_disk
 from toolkit.moe import ExpertUse
 from toolkit.recipe import Recipe
-from toolkit.recovery.checkpoints import Keeper, check_space, newest_first, space
+from toolkit.recovery.checkpoints import Keeper, check_space, kept, newest_first, space
 from toolkit.recovery.numbers import Numbers, ProgressLines
 from toolkit.recovery.roles import Training
 from toolkit.recovery.selection import stopping
@@ -70,6 +71,11 @@ class RecoveryTrainer(SFTTrainer):
         else:
             super()._run_epoch(*args, **kwargs)
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        folder = Path(str(self.args.output_dir))
+        with explained_full_disk(folder / f"checkpoint-{self.state.global_step}", lambda: kept(folder)):
+            super()._save_checkpoint(*args, **kwargs)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Nothing for a checkpoint: DeepSpeed's own files hold the model, and gathering it once more costs time and disk."""
         if _internal_call:
@@ -99,7 +105,10 @@ def prepare(
     for callback in (trainer.numbers, ProgressLines(training.log), keeper, *stopping(recipe)):
         trainer.add_callback(callback)
     if arguments.save_strategy != "no":
-        on_main(lambda: check_space(training.checkpoints, space(model, str(arguments.optim), limit)))
+        needed = space(model, str(arguments.optim), limit)
+        if begun and begun[1]:  # the result is all that is still to be written
+            needed = needed._replace(number=0)
+        on_main(lambda: check_space(training.checkpoints, needed))
     if begun is None:
         return None
     path, trainer.finished = begun
@@ -118,3 +127,10 @@ def tensorboard_in(folder: Path) -> Iterator[None]:
     finally:
         if own:
             del os.environ["TENSORBOARD_LOGGING_DIR"]
+
+
+def close_trackers(arguments: SFTConfig) -> None:
+    """wandb's run outlives its trainer: what is trained next in this process would be written into it."""
+    wandb = sys.modules.get("wandb")
+    if wandb and "wandb" in (arguments.report_to or ()) and wandb.run:
+        wandb.finish()

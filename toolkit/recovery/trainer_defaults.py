@@ -25,7 +25,6 @@ def trainer_defaults(gpu: bool, recipe: Recipe) -> dict[str, Any]:
         "per_device_train_batch_size": 8,
         "per_device_eval_batch_size": 8,
         "logging_steps": 10,
-        "run_name": recipe.name,  # for trackers
         "eval_strategy": "epoch",
         **_saving(recipe),
         "logging_nan_inf_filter": False,  # a loss that is no number must be seen

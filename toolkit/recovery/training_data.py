@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.distributed import on_main, say
 from toolkit.errors import PollardError
+from toolkit.moe import load_tokenizer
 from toolkit.recipe import Recipe
 from toolkit.recipe_data import TrainingSourceRecipe
-from toolkit.tasks import Encoded, Example, HeldOut, Task, encode_all, encode_texts, question_of, read_texts
+from toolkit.tasks import Encoded, Example, HeldOut, Task, encode, encode_all, encode_texts, question_of, read_texts
 
 T = TypeVar("T")
 
@@ -39,12 +40,15 @@ def training_sources(recipe: Recipe) -> list[TrainingSourceRecipe]:
 
 
 def check_training_data(recipe: Recipe) -> None:
-    """Raises PollardError for a source that cannot be read."""
-    for source in recipe.finetuning.data or ():
+    """Raises PollardError for a source that cannot be read, and for one of whose examples none is short enough."""
+    tokenizer, longest = load_tokenizer(recipe.model.path, recipe.model.revision), recipe.finetuning.max_length
+    for source in training_sources(recipe):
         if source.text:
             read_texts(source.text)
-        else:
-            Task(source.task or recipe.task).examples("train")
+            continue
+        examples = Task(source.task or recipe.task).examples("train")
+        if not source.self_generated and not any(len(encode(tokenizer, e).input_ids) <= longest for e in examples):
+            encode_all(tokenizer, examples, longest)  # tells how long they are
 
 
 def read_training_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, answers: Path) -> TrainingData:
