@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -63,10 +64,12 @@ def _methods(done: Sequence[tuple[Cell, dict[str, Any]]], keep: int) -> list[str
     )
     head = ["method", "teacher", "dev slice", *(f"seed {seed}" for seed in seeds), "mean", "minus original", "minus control"]
     parts = [f"### {keep} of 8 experts\n\n{told}The control is the original, fine-tuned (`full`).", markdown(head, body)]
-    if dev and controls[False]:
-        best = max(dev, key=lambda which: dev[which])
-        kinds = {f"minus control {'with' if teacher else 'without'} a teacher": row for teacher, row in controls.items() if row}
+    if not (dev and controls[False]):
+        return parts
+    kinds = {f"minus control {'with' if teacher else 'without'} a teacher": row for teacher, row in controls.items() if row}
+    for best in [which for which in rows if math.isclose(dev[which], max(dev.values()))]:  # more than one where they are equal
         lines = [[str(seed), *(_difference([(rows[best].get(seed), row.get(seed))]) for row in kinds.values())] for seed in seeds]
+        lines.append(["all", *(_against(rows[best], row) for row in kinds.values())])
         parts.append(f"The dev slice chooses `{best[0]}`{' with a teacher' if best[1] else ''}. Seed by seed:")
         parts.append(markdown(["seed", *kinds], lines))
     return parts
