@@ -80,8 +80,10 @@ def test_tables_pair_each_seed_with_its_own_control_and_name_what_is_missing(tmp
     assert recovery_tables.write_tables(document, found) == ["method-lora-keep4-seed1"]
     text = document.read_text()
     assert "the original: 100.0 %" in text and "Not finished\n\n`method-lora-keep4-seed1`." in text
-    assert "| `full` | – | 80.0 % | 75.0 % (20.0–90.0 %) | 50.0 % (20.0–90.0 %) | 62.5 % | -12.50 (" in text
-    assert "| none | – | – | 0.0 % (20.0–90.0 %) | 25.0 % (20.0–90.0 %) | 12.5 % | -62.50 (" in text  # 1 of 4 and 1 of 2 lost
+    assert "| `full` | – | 80.0 % | 75.0 % (20.0–90.0 %) | 50.0 % (20.0–90.0 %) | 62.5 % | -37.50 (" in text
+    assert "| none | – | – | 0.0 % (20.0–90.0 %) | 25.0 % (20.0–90.0 %) | 12.5 % | -87.50 (" in text
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[-1] for line in text.partition("### What")[0].splitlines()}
+    assert rows["none"].startswith("-62.50 (") and rows["`full`"].startswith("-12.50 (")  # each seed with its own control
     assert "The dev slice chooses `lora`." in text and "| 0 | -50.00 (" in text
     assert "| `lora` | 4 | 0.001 | 70.0 % |" in text
     assert json.dumps(found[0][1])  # what a cell's file holds
