@@ -19,9 +19,9 @@ from toolkit.recovery.zero import deepspeed_config
 
 # TRL never builds the logits of a whole batch: it projects tiles of 4,096 tokens by 32,768 words, in float32
 TILE_TOKENS, TILE_WORDS = 4096, 32768
-# The distilled loss has its logits whole (those of the batch, those that count, and the gradients of both), and a part of
-# them in float32, this many times at the fullest moment (tests/estimate/test_working_memory.py)
-DISTILLED_COPIES = 8
+# The distilled loss has its logits whole (those of the batch, those that count, and a gradient), and a part of them in
+# float32, this many times at the fullest moment (measured: tests/estimate/test_working_memory.py)
+DISTILLED_COPIES = 6
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def lasting(recipe: Recipe, machine: Machine, pruned: ModelNumbers) -> TrainingM
 
 def distilled_bytes(tokens: int, vocabulary: int, weight: int) -> int:
     """Of the distilled loss of so many completion tokens, forward and backward, in a model with weights of `weight` bytes."""
-    return vocabulary * (4 * weight * tokens + 4 * DISTILLED_COPIES * min(tokens, TOKENS_AT_ONCE))
+    return vocabulary * (3 * weight * tokens + 4 * DISTILLED_COPIES * min(tokens, TOKENS_AT_ONCE))
 
 
 def estimate_recover(
