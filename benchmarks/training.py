@@ -10,10 +10,12 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import statistics
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from datasets import Dataset
@@ -39,17 +41,21 @@ def recipe_for(steps: int, batch: int) -> Recipe:
         "max_steps": steps, "per_device_train_batch_size": batch, "logging_steps": 10, "eval_strategy": "no",
         "save_strategy": "no",
     }  # fmt: skip
-    finetuning = {"zero": 2, "examples": steps * batch, "trainer": trainer}
+    finetuning = {"zero": 2, "trainer": trainer}
     return Recipe.model_validate({"name": "run", "model": "m", "task": "playground/arithmetic", "finetuning": finetuning})
 
 
-def bare_speed(recipe: Recipe, run: RunDirectory) -> float:
-    """Steps per second of a script as one would write it."""
+class Trained(NamedTuple):
+    speed: float  # steps per second
+    loss: float
+
+
+def bare(recipe: Recipe, run: RunDirectory) -> Trained:
+    """A script as one would write it."""
     set_seed(recipe.seed)
     arguments = sft_config(recipe, run.checkpoints)
     tokenizer = load_tokenizer(str(run.pruned))
-    examples = Task(recipe.task).examples("train")[: recipe.finetuning.examples]
-    encoded, _ = encode_all(tokenizer, examples, recipe.finetuning.max_length)
+    encoded, _ = encode_all(tokenizer, Task(recipe.task).examples("train"), recipe.finetuning.max_length)
     rows = [
         {"input_ids": e.input_ids, "labels": [t if c else -100 for t, c in zip(e.input_ids, e.completion_mask, strict=True)]}
         for e in encoded
@@ -57,26 +63,31 @@ def bare_speed(recipe: Recipe, run: RunDirectory) -> float:
     model = AutoModelForCausalLM.from_pretrained(run.pruned, dtype=torch.float32)
     try:
         trainer = SFTTrainer(model, arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
-        return trainer.train().metrics["train_steps_per_second"]
+        metrics = trainer.train().metrics
+        return Trained(metrics["train_steps_per_second"], metrics["train_loss"])
     finally:
         unset_hf_deepspeed_config()
 
 
-def own_speed(recipe: Recipe, run: RunDirectory) -> float:
+def own(recipe: Recipe, run: RunDirectory) -> Trained:
     recover(recipe, str(run.path.parent))
-    return json.loads(run.training_log.read_text().splitlines()[-1])["train_steps_per_second"]
+    last = json.loads(run.training_log.read_text().splitlines()[-1])
+    return Trained(last["train_steps_per_second"], last["train_loss"])
 
 
 def measure(folder: Path, recipe: Recipe, repeats: int) -> list[float]:
-    """Per repeat the speed of `recover` as a share of the bare script's; who comes first changes from repeat to repeat."""
+    """Per repeat the speed of `recover` as a share of the bare script's; who comes first changes from repeat to repeat. The
+    losses must be the same: other examples would be other work."""
     run, ratios = RunDirectory(recipe.name, folder), []
     for number in range(repeats):
-        speeds = {}
-        for speed in (bare_speed, own_speed) if number % 2 else (own_speed, bare_speed):
+        found = {}
+        for train in (bare, own) if number % 2 else (own, bare):
             with contextlib.redirect_stdout(io.StringIO()):
-                speeds[speed] = speed(recipe, run)
-        ratios.append(speeds[own_speed] / speeds[bare_speed])
-        print(f"repeat {number + 1}: bare {speeds[bare_speed]:.2f} steps/s, recover {speeds[own_speed]:.2f}", flush=True)
+                found[train] = train(recipe, run)
+        if not math.isclose(found[own].loss, found[bare].loss, rel_tol=1e-4):
+            raise SystemExit(f"not the same training: loss {found[own].loss} with recover, {found[bare].loss} with the script")
+        ratios.append(found[own].speed / found[bare].speed)
+        print(f"repeat {number + 1}: bare {found[bare].speed:.2f} steps/s, recover {found[own].speed:.2f}", flush=True)
     return ratios
 
 
