@@ -8,8 +8,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from study import markdown, mcnemar, put_between
+from study import markdown, put_between
 
+from toolkit.proportions import mcnemar
 from toolkit.report.formats import NOTHING, interval, percent
 
 BEGIN, END = "<!-- tables: written by benchmarks/criteria_study.py -->", "<!-- end of tables -->"

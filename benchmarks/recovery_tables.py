@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study import markdown, mcnemar, paired_difference, put_between
+from study import markdown, put_between
 
+from toolkit.proportions import pair
 from toolkit.report.formats import NOTHING, interval, percent
 
 if TYPE_CHECKING:
@@ -142,9 +143,9 @@ def _difference(pairs: Sequence[tuple[Model | None, Model | None]]) -> str:
     if not both:
         return NOTHING
     answers = [pair for one, other in both for pair in zip(one, other, strict=True)]
-    first, second = answers.count(("1", "0")), answers.count(("0", "1"))
-    value, low, high = (100 * share for share in paired_difference(first, second, len(answers)))
-    p = mcnemar(first, second)
+    found = pair(*(answers.count(outcome) for outcome in (("1", "1"), ("1", "0"), ("0", "1"), ("0", "0"))))
+    value, low, high = (100 * share for share in (found.difference, *found.interval))
+    p = found.p
     return f"{value:+.2f} ({low:+.2f} to {high:+.2f}), p {f'= {p:.2g}' if p >= 1e-6 else '< 1e-6'}"
 
 

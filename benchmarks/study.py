@@ -1,15 +1,12 @@
 """What the studies share: starting a cell under the launcher, the paired comparison, and tables in a document."""
 
-import math
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from toolkit.evaluation.scores import Z
 from toolkit.files import write_text
 
 
@@ -32,29 +29,6 @@ def launch(ranks: int, what: Sequence[str], arguments: Sequence[str], log: Path 
         return subprocess.run(command, env=environment, check=False).returncode == 0
     with log.open("a") as told:
         return subprocess.run(command, env=environment, check=False, stdout=told, stderr=told).returncode == 0
-
-
-def mcnemar(only_one: int, only_other: int) -> float:
-    """Exact two-sided p of McNemar's paired test (1947): were it chance which of two models is alone right, how often would
-    it fall at least this unevenly? Binomial with 1/2 over the questions that exactly one of them answers rightly."""
-    n, fewer = only_one + only_other, min(only_one, only_other)
-    return min(1.0, 2 * sum(math.comb(n, i) for i in range(fewer + 1)) / 2**n)
-
-
-class Difference(NamedTuple):
-    """Of two proportions on the same questions, the first minus the second, with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def paired_difference(only_one: int, only_other: int, n: int) -> Difference:
-    """Bonett and Price's adjusted Wald interval (2012): one question added to either kind, so that it is honest where
-    hardly any question divides the two."""
-    one, other = (only_one + 1) / (n + 2), (only_other + 1) / (n + 2)
-    spread = Z * math.sqrt((one + other - (one - other) ** 2) / (n + 2))
-    return Difference((only_one - only_other) / n, one - other - spread, one - other + spread)
 
 
 def put_between(document: Path, begin: str, end: str, parts: Iterable[str]) -> None:

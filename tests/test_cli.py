@@ -1,5 +1,6 @@
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from conftest import ROOT
 from toolkit import cli
 from toolkit.errors import PollardError
 from toolkit.selection import CRITERIA
+from toolkit.verbs import VERBS, runs
+from toolkit.verbs import sweep as sweep_verb
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def recipe(tmp_path: Path) -> str:
 def test_help_names_every_verb(pollard) -> None:
     status, out, _ = pollard("--help")
     assert status == 0
-    assert all(verb in out for verb in [*cli.VERBS, "sweep", "criteria", "inspect", "estimate"])
+    assert all(verb.name in out for verb in VERBS)
 
 
 def test_criteria_lists_each_with_one_line(pollard) -> None:
@@ -90,6 +93,15 @@ def test_estimate_refuses_a_size_without_a_unit_and_a_dense_model(pollard, recip
     assert status == 1 and out.startswith("error llama has no MoE block")
 
 
+@pytest.mark.parametrize("verb", VERBS, ids=[verb.name for verb in VERBS])
+def test_the_help_of_a_verb_shows_an_example_that_it_understands(pollard, verb) -> None:
+    status, out, _ = pollard(verb.name, "--help")
+    assert status == 0 and f"Example: {verb.example}\n" in out
+    words = shlex.split(verb.example)
+    assert words[:2] == ["pollard", verb.name]
+    assert cli.parser_of_verbs().parse_args(words[1:]).verb == verb.name
+
+
 @pytest.mark.parametrize("arguments", [[], ["inspect"], ["prun", "r.yaml"], ["select"], ["select", "r.yaml", "--frsh"]])
 def test_wrong_usage_is_told_with_the_usage(pollard, arguments: list[str]) -> None:
     status, _, err = pollard(*arguments)
@@ -115,16 +127,16 @@ def test_a_missing_recipe_is_an_error(pollard, tmp_path: Path) -> None:
     assert status == 1 and out.startswith("error No recipe at ")
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+@pytest.mark.parametrize("verb", runs.UNTIL)
 def test_a_verb_runs_the_pipeline_as_far_as_its_stage(pollard, recipe: str, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from toolkit import pipeline
 
     called = {}
-    monkeypatch.setattr(cli, "start", lambda: None)
+    monkeypatch.setattr(runs, "join", lambda: None)
     monkeypatch.setattr(pipeline, "run", lambda recipe, **how: called.update(how, keep=recipe.pruning.keep))
     for arguments in (["pruning.keep=2", "--fresh"], ["--fresh", "pruning.keep=2"]):
         assert pollard(verb, recipe, *arguments)[0] == 0
-        assert called == {"fresh": True, "until": cli.VERBS[verb], "keep": 2}
+        assert called == {"fresh": True, "until": runs.UNTIL[verb], "keep": 2}
         called.clear()
 
 
@@ -134,7 +146,7 @@ def test_sweep_reads_lists_and_runs_the_sweep(pollard, recipe: str, launcher: li
     from toolkit import sweep
 
     called = {}
-    monkeypatch.setattr(cli, "start", lambda: None)
+    monkeypatch.setattr(sweep_verb, "join", lambda: None)
     monkeypatch.setattr(sweep, "sweep", lambda grid, fresh: called.update(cells=len(grid.cells), fresh=fresh))
     assert pollard(*launcher, "sweep", recipe, "pruning.keep=4,2", "--fresh", "pruning.criterion=random,reap")[0] == 0
     assert called == {"cells": 4, "fresh": True}

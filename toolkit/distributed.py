@@ -47,6 +47,15 @@ def progress(items: Sequence[T], description: str) -> Iterable[T]:
     return track(items, f"  {description}", console=console, disable=not (is_main() and console.is_terminal), transient=True)
 
 
+def join() -> None:
+    """Starts, and shows transformers' progress bars only where somebody looks: on rank 0, at a terminal."""
+    start()
+    from transformers.utils import logging
+
+    if not (is_main() and console.is_terminal):
+        logging.disable_progress_bar()
+
+
 def start() -> None:
     """Joins the process group the launcher describes, or makes one of a single rank (DeepSpeed needs one either way).
 

@@ -11,13 +11,16 @@ from pathlib import Path
 # Run as a script, Python puts this folder first on the import path; what is wanted there is the folder above.
 sys.path[0] = str(Path(__file__).parents[1])
 
-from toolkit.cli import arguments_of_a_run, guarded, parsed
+from toolkit.cli import guarded, parsed
+from toolkit.verbs.runs import run
+from toolkit.verbs.verb import arguments_of_a_run
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments_of_a_run(parser)
-    return guarded(parsed(parser), until=None)
+    arguments = parsed(parser)
+    return guarded(lambda: run(arguments, until=None))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from toolkit.evaluation import wilson
+from toolkit.proportions import wilson
 from toolkit.report import show_sweep, tabulate
 from toolkit.report.charts import keep_curve
 

@@ -2,6 +2,6 @@
 
 from toolkit.evaluation.evaluate import evaluate, generate, greedy, sampled, share_of_answers
 from toolkit.evaluation.loss import Loss, completion_loss
-from toolkit.evaluation.scores import Item, Scores, wilson
+from toolkit.evaluation.scores import Item, Scores
 
-__all__ = ["Item", "Loss", "Scores", "completion_loss", "evaluate", "generate", "greedy", "sampled", "share_of_answers", "wilson"]
+__all__ = ["Item", "Loss", "Scores", "completion_loss", "evaluate", "generate", "greedy", "sampled", "share_of_answers"]

@@ -1,24 +1,12 @@
 """What an evaluation leaves: a score that carries its n and its interval, and one line per item."""
 
 import json
-import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from toolkit.files import write_text
-
-Z = 1.959963984540054  # 97.5th percentile of the normal distribution: a two-sided 95 % interval
-
-
-def wilson(correct: int, n: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a proportion (Wilson 1927): stays in [0, 1] and is honest at 0 and n correct."""
-    if n == 0:
-        return 0.0, 1.0
-    p, z2 = correct / n, Z * Z
-    centre, spread = p + z2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    low, high = (centre - spread) / (1 + z2 / n), (centre + spread) / (1 + z2 / n)
-    return low if correct else 0.0, high if correct < n else 1.0  # exactly, without the rounding of the roots
+from toolkit.proportions import wilson
 
 
 @dataclass(frozen=True)

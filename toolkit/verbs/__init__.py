@@ -1,0 +1,18 @@
+"""`pollard VERB …`, one small file for each; VERBS is all there is, in the order of `pollard --help`."""
+
+from toolkit.verbs.criteria import CRITERIA_VERB
+from toolkit.verbs.estimate import ESTIMATE
+from toolkit.verbs.inspect import INSPECT
+from toolkit.verbs.runs import RUNS
+from toolkit.verbs.sweep import SWEEP
+from toolkit.verbs.verb import Verb
+
+VERBS: list[Verb] = [
+    *RUNS,
+    SWEEP,
+    ESTIMATE,
+    INSPECT,
+    CRITERIA_VERB,
+]
+
+__all__ = ["VERBS", "Verb"]

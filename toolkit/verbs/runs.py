@@ -1,0 +1,37 @@
+"""`pollard run | calibrate | select | prune | recover | evaluate | report RECIPE`: the recipe, or as far as one stage."""
+
+import argparse
+
+from toolkit.distributed import join
+from toolkit.recipe_file import load_recipe
+from toolkit.verbs.verb import Verb, arguments_of_a_run
+
+UNTIL = {  # verb: the last stage it runs
+    "run": None,
+    "calibrate": "calibrate",
+    "select": "select",
+    "prune": "prune",
+    "recover": "recover",
+    "evaluate": "evaluate",  # the last of them
+    "report": "report",
+}
+
+
+def run(arguments: argparse.Namespace, until: str | None) -> None:
+    """The recipe as far as stage `until`, on every rank; its mistakes are told before anything is imported."""
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    join()
+    from toolkit import pipeline
+
+    pipeline.run(recipe, fresh=arguments.fresh, until=until)
+
+
+def _verb(name: str, until: str | None) -> Verb:
+    purpose = (
+        f"run the recipe as far as `{until}`, skipping what is done" if until else "run the whole recipe, skipping what is done"
+    )
+    example = f"pollard {name} recipes/playground.yaml pruning.keep=2"
+    return Verb(name, purpose, example, arguments_of_a_run, lambda arguments: run(arguments, until))
+
+
+RUNS = [_verb(name, until) for name, until in UNTIL.items()]

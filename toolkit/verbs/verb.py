@@ -1,0 +1,32 @@
+"""What a verb is, and the arguments that verbs share."""
+
+import argparse
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Verb(NamedTuple):
+    """`arguments` adds its own to the parser; `run` raises PollardError for what the user can mend. Neither imports more than
+    it needs: `pollard --help` and a mistake in a recipe are told in an instant."""
+
+    name: str
+    purpose: str  # one line, for `pollard --help`
+    example: str  # one command, for `pollard VERB --help`
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+def arguments_of_a_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a YAML file, e.g. recipes/playground.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="e.g. pruning.keep=2 model=path/to/checkpoint")
+
+
+def arguments_of_a_run(parser: argparse.ArgumentParser) -> None:
+    arguments_of_a_recipe(parser)
+    parser.add_argument("--fresh", action="store_true", help="do everything again")
+    local_rank(parser)
+
+
+def local_rank(parser: argparse.ArgumentParser) -> None:
+    """What the deepspeed launcher passes, and its environment says already."""
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
