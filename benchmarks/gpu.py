@@ -102,19 +102,20 @@ def main() -> None:
     calibrate(model, batches[:1], reconstruction=True)  # kernels are compiled and memory is reserved by the first batch
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    rows: list[tuple[str, float]] = []
-    _, seconds = timed(lambda: calibrate(model, batches))
-    rows.append(("statistics of every criterion alone", seconds))
-    statistics, seconds = timed(lambda: calibrate(model, batches, reconstruction=True))
-    rows.append(("statistics, and every subset's loss", seconds))
-    plans, choosing = timed(lambda: {keep: select(statistics, "reconstruction", keep) for keep in KEEPS})
-    rows.append((f"choosing 8 -> {' and '.join(map(str, KEEPS))}", choosing))
-    size, cutting = timed(lambda: pruned(model, plans[KEEPS[-1]]))
-    rows.append((f"cutting to {KEEPS[-1]}, writing {size / 2**30:,.1f} GiB", cutting))
-    rows.append(("calibration, exact selection and pruning", seconds + choosing + cutting))
     print(f"\n{'':<42}{'seconds':>9}{f'x {LAYERS}/{layers} layers':>18}")
-    for name, seconds in rows:
-        print(f"{name:<42}{seconds:>9.2f}{seconds * LAYERS / layers:>18.1f}")
+
+    def told(name: str, seconds: float) -> None:
+        print(f"{name:<42}{seconds:>9.2f}{seconds * LAYERS / layers:>18.1f}", flush=True)
+
+    _, seconds = timed(lambda: calibrate(model, batches))
+    told("statistics of every criterion alone", seconds)
+    statistics, seconds = timed(lambda: calibrate(model, batches, reconstruction=True))
+    told("statistics, and every subset's loss", seconds)
+    plans, choosing = timed(lambda: {keep: select(statistics, "reconstruction", keep) for keep in KEEPS})
+    told(f"choosing 8 -> {' and '.join(map(str, KEEPS))}", choosing)
+    size, cutting = timed(lambda: pruned(model, plans[KEEPS[-1]]))
+    told(f"cutting to {KEEPS[-1]}, writing {size / 2**30:,.1f} GiB", cutting)
+    told("calibration, exact selection and pruning", seconds + choosing + cutting)
     if torch.cuda.is_available():
         print(f"\nPeak GPU memory: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 

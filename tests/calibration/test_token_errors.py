@@ -10,7 +10,7 @@ from toolkit.moe import Seen, every_output, watching
 @pytest.mark.parametrize("inherited", [False, True])
 def test_an_error_is_the_squared_distance_of_the_outputs(family: str, inherited: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(family)
-    monkeypatch.setattr(module, "CHUNK_BYTES", 8 * 8 * 32 * 7)  # seven tokens at a time
+    monkeypatch.setattr(module, "CHUNK_BYTES", {"cpu": 8 * 8 * 32 * 7})  # seven tokens at a time
     rows = torch.arange(3, 40)
     generator = torch.Generator().manual_seed(0)
     sizes: list[int] = []

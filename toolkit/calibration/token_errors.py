@@ -19,7 +19,8 @@ import torch
 
 from toolkit.moe import Seen, every_output
 
-CHUNK_BYTES = 2**28  # of all experts' outputs at a time
+# Of all experts' outputs at a time. On a GPU a chunk costs some 1,500 kernels, whatever its size: few large ones
+CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**31}
 
 
 @dataclass
@@ -49,7 +50,7 @@ def token_errors(
 ) -> Iterator[tuple[torch.Tensor, TokenErrors]]:
     """The tokens `rows` of a batch in chunks, each with its errors; `target_TH` (all of the batch's tokens) is y where it
     is not this batch's own output."""
-    size = max(1, CHUNK_BYTES // (8 * experts * seen.outputs_TKH.shape[-1]))
+    size = max(1, CHUNK_BYTES.get(rows.device.type, CHUNK_BYTES["cpu"]) // (8 * experts * seen.outputs_TKH.shape[-1]))
     for chunk in rows.split(size):
         F_TEH = every_output(seen, chunk, experts).double()
         index_TK, gate_TK = seen.index_TK[chunk], seen.gate_TK[chunk]

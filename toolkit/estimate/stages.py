@@ -35,7 +35,7 @@ def estimate_calibrate(recipe: Recipe, machine: Machine, original: ModelNumbers,
     if searching:
         experts = blocks[0].expert_count
         # Every expert's outputs in chunks, in the model's dtype and in float64; their inner products, for the search
-        gpu["search"] = 2 * CHUNK_BYTES + min(GRAM_BYTES, (tokens or GRAM_BYTES) * experts**2 * 4 // machine.ranks)
+        gpu["search"] = 2 * CHUNK_BYTES["cuda"] + min(GRAM_BYTES, (tokens or GRAM_BYTES) * experts**2 * 4 // machine.ranks)
         passes = 3 if progressive else 1  # the original's layer, the pruned model's over all experts and over the kept ones
     states = weight * original.hidden_size * (tokens or 0) // machine.nodes * (2 if searching and progressive else 1)
     flops = None
