@@ -46,6 +46,7 @@ class CalibrationRecipe(Section):
     self_generated: bool = False
     """Watch the original model's own answers to the tasks' prompts, those that the scorer finds right."""
     batch_size: int = Field(default=8, ge=1)
+    """Examples in a forward pass, on each rank; `reconstruction` adds one error per batch."""
     max_length: int = Field(default=1024, ge=2)
     """Longer examples are left out, and counted (plain text is cut into pieces)."""
 
@@ -56,6 +57,7 @@ class PruningRecipe(Section):
     """Which experts stay."""
 
     criterion: Criterion = "weighted_ean"
+    """The rule that scores the experts: `pollard criteria` lists them."""
     keep: int | float = 0.5
     """Experts per block: a number, or a fraction in (0, 1)."""
     schedule: list[int] | None = Field(default=None, min_length=2)
@@ -100,6 +102,7 @@ class DistillationRecipe(Section):
     """(1 − weight) · cross entropy + weight · temperature² · KL(teacher ‖ student), over completion tokens."""
 
     weight: float = Field(default=0.5, gt=0, le=1)
+    """Of the teacher, against that of the data."""
     temperature: float = Field(default=2.0, gt=0, allow_inf_nan=False)
     """Of both softmaxes. The teacher's cache holds what it decides: another temperature is another cache."""
 
@@ -173,12 +176,15 @@ class EvaluationRecipe(Section):
     """Measuring on the task's test set, greedily, the same prompts for every model."""
 
     models: list[ModelRole] = Field(default=["original", "pruned", "recovered"])
+    """Whom to ask (and the control, where there is one)."""
     examples: int | None = Field(default=None, ge=1)
     """The first n of the test set; all of it unless given."""
     split: Literal["test", "dev"] = "test"
     """`dev` while choosing anything; `test` to report."""
     batch_size: int = Field(default=32, ge=1)
+    """Prompts answered at a time, on each rank; answers do not depend on it."""
     max_new_tokens: int = Field(default=512, ge=1)
+    """Where an answer is cut off; what was cut is counted."""
 
 
 class SweepRecipe(Section):
@@ -194,6 +200,7 @@ class Recipe(Section):
     name: str
     """Results go to runs/<name>."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of what is drawn: calibration examples, the order of training, adapters, the criterion `random`."""
     model: ModelRecipe
     task: TaskRecipe
     calibration: CalibrationRecipe = CalibrationRecipe()

@@ -13,7 +13,7 @@ SAMPLES, SAMPLING_TEMPERATURE = 4, 0.7  # the temperature of rejection-sampling 
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class TaskRecipe(Section):
@@ -21,13 +21,17 @@ class TaskRecipe(Section):
     a `custom` one, is said by the other keys."""
 
     name: TaskName = "custom"
+    """A named task, or custom: all is said by the other keys."""
     dataset: str | None = None
     """Hub id of a data set; `train` and `test` are then its splits."""
     subset: str | None = None
+    """A data set's configuration on the hub."""
     revision: str | None = None
+    """Branch, tag or commit of the data set."""
     train: str | None = None
     """A split of `dataset`, or a local JSONL file."""
     test: str | None = None
+    """As `train`."""
     prompt: str | None = None
     """Template over a line's columns, e.g. "{question}"."""
     completion: str | None = None
@@ -37,6 +41,7 @@ class TaskRecipe(Section):
     answer: str | None = None
     """Template of the text the scorer compares with; the completion unless given."""
     scorer: Scorer | None = None
+    """How an answer is judged: docs/methods.md."""
     dev_examples: int = Field(default=500, ge=1)
     """Carved from train (at most a fifth of it), never trained on: what choices are made with."""
 
@@ -45,9 +50,11 @@ class DataRecipe(Section):
     """A task, in the grammar of the recipe's own, or plain text. `gsm8k` is short for `{task: {name: gsm8k}}`."""
 
     task: TaskRecipe | None = None
+    """A task's training examples."""
     text: str | None = None
     """A .jsonl file (every line's `text`) or a .txt file (its paragraphs); all of it counts as completion."""
     examples: int | None = Field(default=None, ge=1)
+    """How many of them, drawn by the recipe's seed; as the section says unless given."""
 
     @model_validator(mode="before")
     @classmethod

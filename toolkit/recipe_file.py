@@ -52,6 +52,13 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.dump(recipe.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+def dump_value(value: Any) -> str:
+    """One value on one line, as a recipe says it."""
+    return (
+        yaml.dump(value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=10**6).removesuffix("...\n").strip()
+    )
+
+
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in `path` with `key.path=value` overrides applied.
 
@@ -160,10 +167,15 @@ def _section_at(location: tuple[str, ...]) -> type[Section] | None:
         if part.isdigit():  # an item of a list: the key before it has led to its section
             continue
         found = getattr(section.model_fields.get(part), "annotation", None)
-        section = next((kind for kind in _kinds(found) if isinstance(kind, type) and issubclass(kind, Section)), None)
+        section = next(iter(sections_in(found)), None)
         if section is None:
             return None
     return section
+
+
+def sections_in(annotation: Any) -> list[type[Section]]:
+    """The sections that an annotation is made of."""
+    return [kind for kind in _kinds(annotation) if isinstance(kind, type) and issubclass(kind, Section)]
 
 
 def _kinds(annotation: Any) -> list[Any]:

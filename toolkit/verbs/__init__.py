@@ -3,6 +3,7 @@
 from toolkit.verbs.criteria import CRITERIA_VERB
 from toolkit.verbs.estimate import ESTIMATE
 from toolkit.verbs.inspect import INSPECT
+from toolkit.verbs.recipes import RECIPES
 from toolkit.verbs.runs import RUNS
 from toolkit.verbs.sweep import SWEEP
 from toolkit.verbs.verb import Verb
@@ -13,6 +14,7 @@ VERBS: list[Verb] = [
     ESTIMATE,
     INSPECT,
     CRITERIA_VERB,
+    RECIPES,
 ]
 
 __all__ = ["VERBS", "Verb"]
