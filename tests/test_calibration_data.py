@@ -18,7 +18,7 @@ from toolkit.pipeline import run
 from toolkit.recipe import Recipe
 from toolkit.recipe_data import SourceRecipe, TaskRecipe
 from toolkit.selection import CRITERIA, select
-from toolkit.tasks import Task, encode
+from toolkit.tasks import Scorer, Task, encode
 
 BLOCK = "model.layers.0.mlp"
 
@@ -142,7 +142,7 @@ def test_the_models_own_answers_are_kept_where_they_are_right(monkeypatch: pytes
     # The first 5 answers are called wrong: exactly they are missing
     wrong = {example.gold for example in asked[:5]}
     task = Task(recipe.task)
-    task.score = lambda prediction, gold: gold not in wrong
+    task.scorer = Scorer(lambda prediction, gold: gold not in wrong, lambda prediction, gold: False)
     assert len(right_answers(model, tokenizer, task, asked, recipe)) == sum(example.gold not in wrong for example in asked)
     found = read_source(source, recipe, tokenizer, model)
     assert f"the model's own answers, {len(found.encoded)} of 12 kept" in found.told

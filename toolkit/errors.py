@@ -11,6 +11,14 @@ class PollardError(Exception):
     """Rank 0 raises it, too, and tells it."""
 
 
+class ItemsFailed(PollardError):
+    """Some items could not be judged; what could is saved."""
+
+    def __init__(self, message: str, items: Sequence[int]) -> None:
+        super().__init__(message)
+        self.items = list(items)
+
+
 def did_you_mean(word: str, allowed: Sequence[str]) -> str:
     """ ". Did you mean `x`?" where something allowed is close to `word`, else "."."""
     close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)

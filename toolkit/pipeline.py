@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.markup import escape
 
 from toolkit import stages, teacher_stages
 from toolkit.calibration_data import check_data, identity_of_data, sources_of
 from toolkit.distributed import barrier, check_shared, is_main, on_main, say, world_size
-from toolkit.errors import PollardError
+from toolkit.errors import ItemsFailed, PollardError
 from toolkit.files import explained_full_disk
 from toolkit.recipe import Recipe
 from toolkit.recipe_file import dump_recipe
@@ -174,7 +175,8 @@ def run(
     """Runs the recipe on every rank, as far as stage `until` (all stages unless given), skipping what is done.
 
     `fresh` does everything again. `taught`: what an outer run has made already for this one's training. Raises
-    PollardError for what the user can mend; finished stages stay finished.
+    PollardError for what the user can mend; finished stages stay finished. Where a scorer failed on some items, the other
+    stages and the report are done before that is raised.
     """
     directory = RunDirectory(recipe.name, root)
     owner = recipe.model.path, recipe.task.name
@@ -190,11 +192,26 @@ def run(
         on_main(lambda: directory.open(*owner, dump_recipe(recipe), todo))
         if fresh:
             on_main(directory.forget)
+        failed = []
         for stage in planned[: _end(planned, until)]:
-            do_stage(stage, recipe, directory, reasons[stage.name])
+            try:
+                do_stage(stage, recipe, directory, reasons[stage.name])
+            except ItemsFailed as error:
+                if not stage.name.startswith("evaluate/"):  # what comes after it needs its result
+                    raise
+                failed.append(f"{stage.name}: {error}")
+                _note_failure(directory, stage.name, error)
+        if failed:
+            raise PollardError("\n".join(failed))
     finally:
         directory.unlock()
     return directory
+
+
+def _note_failure(directory: RunDirectory, stage: str, error: ItemsFailed) -> None:
+    """Said when it happens and noted in the manifest: hours of other stages may follow."""
+    say(f"  [bold red]failed[/]: {escape(str(error))}")
+    on_main(lambda: directory.fail(stage, str(error), error.items))
 
 
 def _end(planned: list[Stage], until: str | None) -> int:

@@ -51,6 +51,7 @@ def probed(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: R
     if probe.task:
         settings = recipe.evaluation
         scores = evaluate(model, tokenizer, probe.task, "dev", probe.examples, settings.batch_size, settings.max_new_tokens)
+        scores.check()
         found |= {"score": scores.score, "correct": scores.correct, "n": scores.n, "interval": list(scores.interval)}
         found["right"] = "".join(str(int(item.correct)) for item in scores.items)
     return found

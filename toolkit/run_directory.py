@@ -134,6 +134,14 @@ class RunDirectory:
             "git_commit": git_commit(),
             **facts,
         }
+        if failed := {name: why for name, why in manifest.pop("failed", {}).items() if name != stage}:
+            manifest["failed"] = failed
+        self._write(manifest)
+
+    def fail(self, stage: str, message: str, items: list[int]) -> None:
+        """Notes that a stage could not judge some items; it has no entry, so the next run does it again."""
+        manifest = self.read_manifest()
+        manifest["failed"] = manifest.get("failed", {}) | {stage: {"message": message, "items": items}}
         self._write(manifest)
 
     def _write(self, manifest: dict[str, Any]) -> None:

@@ -170,7 +170,9 @@ def dev_accuracy(recipe: Recipe) -> Callable[[PreTrainedModel], float] | None:
     tokenizer = load_tokenizer(recipe.model.path, recipe.model.revision)
 
     def measure(model: PreTrainedModel) -> float:
-        return evaluate(model, tokenizer, task, "dev", None, settings.batch_size, settings.max_new_tokens).score
+        scores = evaluate(model, tokenizer, task, "dev", None, settings.batch_size, settings.max_new_tokens)
+        scores.check()
+        return scores.score
 
     return measure
 
@@ -192,8 +194,12 @@ def evaluate_stage(role: str) -> Callable[[Recipe, RunDirectory, str], dict[str,
             scores.about |= {"model": path, "parameters": total, "active_parameters": active, "checkpoint_bytes": size}
             if is_main():
                 scores.save(run.evaluation, role)
+            scores.check()
             low, high = scores.interval
-            say(f"  {scores.score:.1%} of {scores.n:,} right (95 % interval {low:.1%} to {high:.1%})")
+            say(
+                f"  {scores.score:.1%} of {scores.n:,} right (95 % interval {low:.1%} to {high:.1%}), "
+                f"{scores.flexible_score:.1%} by flexible extraction"
+            )
             return {"score": scores.score, "n": scores.n}
 
         return with_model(recipe, path, revision, measure)

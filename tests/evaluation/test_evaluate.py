@@ -11,7 +11,7 @@ from toolkit.evaluation import Scores, evaluate
 from toolkit.evaluation.evaluate import generate, greedy
 from toolkit.moe import load_tokenizer
 from toolkit.recipe_data import TaskRecipe
-from toolkit.tasks import Task, encode_prompt
+from toolkit.tasks import Scorer, Task, encode_prompt
 
 # Lengths in no order: what is sorted for batching must come back as it was
 QUESTIONS = [
@@ -29,7 +29,7 @@ def task(tmp_path: Path) -> Task:
     path = tmp_path / "test.jsonl"
     path.write_text("".join(json.dumps({"question": q, "answer": f"#### {i}"}) + "\n" for i, q in enumerate(QUESTIONS)))
     task = Task(TaskRecipe(train=str(path), test=str(path), prompt="{question}", completion="{answer}"))
-    task.score = lambda prediction, gold: prediction == gold or gold in ("#### 1", "#### 3")
+    task.scorer = Scorer(lambda answer, gold: answer == gold or gold in ("#### 1", "#### 3"), lambda _, gold: gold == "#### 4")
     return task
 
 
@@ -59,6 +59,7 @@ def test_items_come_back_in_the_files_order_with_question_and_gold(model: PreTra
     assert [item.prompt for item in scores.items] == QUESTIONS
     assert [item.gold for item in scores.items] == [f"#### {i}" for i in range(5)]
     assert [item.correct for item in scores.items] == [False, True, False, True, False]
+    assert [item.flexible for item in scores.items] == [False, True, False, True, True]
     assert (scores.score, scores.n, scores.correct) == (0.4, 5, 2)
 
 

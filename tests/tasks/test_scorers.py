@@ -2,6 +2,7 @@ from decimal import Decimal
 
 import pytest
 
+from toolkit.tasks import Scorer
 from toolkit.tasks.scorers import SCORERS, contains, exact, final_part, number_in, numeric
 
 
@@ -81,7 +82,46 @@ def test_contains_looks_everywhere_and_ignores_case(prediction: str, right: bool
     assert contains(prediction, "#### Paris") is right
 
 
-@pytest.mark.parametrize("score", SCORERS.values(), ids=SCORERS)
-def test_every_scorer_accepts_the_gold_answer_itself(score) -> None:
+@pytest.mark.parametrize("scorer", SCORERS.values(), ids=SCORERS)
+def test_every_scorer_accepts_the_gold_answer_itself(scorer: Scorer) -> None:
     gold = "2 + 2 = <<2+2=4>>4, and 4 * 300 = 1,200.\n#### 1,200"
-    assert score(gold, gold) and not score("#### 1,201", gold)
+    assert scorer.verdicts([(gold, gold), ("#### 1,201", gold)]) == [(True, True, None), (False, False, None)]
+
+
+# Strict asks for the format that the gold answer has.
+@pytest.mark.parametrize(
+    ("prediction", "strict", "flexible"),
+    [
+        ("#### 72", True, True),
+        ("So it is 72.", False, True),
+        ("The answer is 72. There were 3 friends.", False, True),
+        ("\\boxed{72} of 100", False, True),
+        ("#### 72\n\nQ: and 8?\n#### 8", True, True),
+        ("It is 72.\n####", False, True),
+        ("#### 8, not 72", False, False),
+        ("72 or 8", False, False),
+        ("", False, False),
+    ],
+)
+def test_a_number_without_its_mark_is_right_by_flexible_extraction_alone(prediction: str, strict: bool, flexible: bool) -> None:
+    assert SCORERS["numeric"].verdicts([(prediction, "#### 72")]) == [(strict, flexible, None)]
+
+
+@pytest.mark.parametrize(
+    ("name", "prediction"),
+    [("exact", "The answer is **Paris**."), ("exact", "I think.\n\nparis!"), ("contains", "It is (New) “Paris”, said he")],
+)
+def test_flexible_extraction_of_text_looks_past_case_and_punctuation(name: str, prediction: str) -> None:
+    gold = "new paris" if name == "contains" else "#### Paris"
+    prediction = prediction.replace("“", '"').replace("”", '"')
+    assert SCORERS[name].verdicts([(prediction, gold)]) == [(False, True, None)]
+    assert SCORERS[name].verdicts([("Parish", gold)]) == [(False, False, None)]
+
+
+def test_what_a_scorer_raises_stays_with_its_item() -> None:
+    scorer = Scorer(lambda prediction, gold: 1 / int(gold) > 0, lambda prediction, gold: False)
+    assert scorer.verdicts([("", "1"), ("", "0"), ("", "2")]) == [
+        (True, True, None),
+        (False, False, "ZeroDivisionError: division by zero"),
+        (True, True, None),
+    ]

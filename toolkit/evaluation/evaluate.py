@@ -10,9 +10,10 @@ from typing import Any, cast
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.distributed import barrier, device, gather, progress, share, share_in_step, world_size
+from toolkit.distributed import barrier, device, gather, on_main, progress, share, share_in_step, world_size
 from toolkit.errors import PollardError
-from toolkit.evaluation.scores import Item, Scores
+from toolkit.evaluation.judging import Answer, judge
+from toolkit.evaluation.scores import Scores
 from toolkit.moe import is_partitioned, load_model, load_tokenizer
 from toolkit.tasks import Split, Task, encode_prompt
 
@@ -29,8 +30,8 @@ def evaluate(
     """Answers the first `examples` items of `split` (all unless given) and scores them with the task's scorer.
 
     Prompts are sorted by length, batched, padded on the left, and dealt out to the ranks by whole batches; every rank
-    returns the scores of all. `model` may be a path (its own tokenizer serves unless one is given). Raises PollardError
-    for an empty split.
+    returns the scores of all. `model` may be a path (its own tokenizer serves unless one is given). Where the
+    scorer raises, the item is kept with what it said (`Scores.check` raises it). Raises PollardError for an empty split.
     """
     if isinstance(model, str | os.PathLike):
         tokenizer = tokenizer or load_tokenizer(os.fspath(model))
@@ -45,21 +46,20 @@ def evaluate(
     reset_peak_memory(model.device)
     barrier()
     started = time.monotonic()
-    items = []
+    mine = {}
     for i, answer in share_of_answers(model, prompts, batch_size, settings):
         text = str(tokenizer.decode(answer, skip_special_tokens=True))
-        ended = bool(answer) and answer[-1] in _as_list(settings.eos_token_id)
-        question = "\n".join(m["content"] for m in chosen[i].messages)
-        gold = chosen[i].gold
-        items.append(Item(i, question, gold, text, task.score(text, gold), len(answer), ended))
-    everyone = gather((items, time.monotonic() - started, peak_memory(model.device)))
-    everything = sorted((item for share_of_one, _, _ in everyone for item in share_of_one), key=lambda item: item.index)
+        mine[i] = Answer(text, len(answer), bool(answer) and answer[-1] in _as_list(settings.eos_token_id))
+    everyone = gather((mine, time.monotonic() - started, peak_memory(model.device)))
+    found = {i: answer for of_one, _, _ in everyone for i, answer in of_one.items()}
+    answers = [found[i] for i in range(len(chosen))]
     seconds = max(seconds for _, seconds, _ in everyone)
+    items = on_main(lambda: judge(task, chosen, answers))
     about = {
         "task": task.name,
         "split": split,
         "seconds": round(seconds, 2),
-        "tokens_per_second": round(sum(item.tokens for item in everything) / seconds, 1),
+        "tokens_per_second": round(sum(answer.tokens for answer in answers) / seconds, 1),
         "peak_memory_bytes": max(peak for _, _, peak in everyone),
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
@@ -67,7 +67,7 @@ def evaluate(
         "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu",
         "dtype": str(model.dtype).removeprefix("torch."),
     }
-    return Scores(everything, about)
+    return Scores(items, about)
 
 
 def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:

@@ -5,13 +5,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from toolkit.errors import ItemsFailed
 from toolkit.files import write_text
 from toolkit.proportions import wilson
 
 
 @dataclass(frozen=True)
 class Item:
-    """One answered test item; `tokens` counts what was generated, `ended` says that the model stopped by itself."""
+    """One answered test item; `tokens` counts what was generated, `ended` says that the model stopped by itself.
+
+    `correct` is the verdict by strict extraction, `flexible` by flexible extraction, and `error` what the scorer raised.
+    """
 
     index: int
     prompt: str
@@ -20,12 +24,15 @@ class Item:
     correct: bool
     tokens: int
     ended: bool
+    flexible: bool = False
+    error: str | None = None
 
 
 @dataclass
 class Scores:
-    """A model's result on a split. `score` and `interval` are fractions; speed is generated tokens per second, all ranks
-    together; peak memory is the largest of any rank (GPU memory on a GPU, else resident memory of the process)."""
+    """A model's result on a split. `score` and `interval` are fractions, by strict extraction; speed is generated tokens per
+    second, all ranks together; peak memory is the largest of any rank (GPU memory on a GPU, else resident memory of the
+    process)."""
 
     items: list[Item] = field(repr=False)
     about: dict[str, Any]
@@ -43,8 +50,32 @@ class Scores:
         return self.correct / self.n if self.n else 0.0
 
     @property
+    def flexible_correct(self) -> int:
+        return sum(item.flexible for item in self.items)
+
+    @property
+    def flexible_score(self) -> float:
+        return self.flexible_correct / self.n if self.n else 0.0
+
+    @property
     def interval(self) -> tuple[float, float]:
         return wilson(self.correct, self.n)
+
+    @property
+    def failed(self) -> list[Item]:
+        """Those whose scorer raised: no score is one before it is mended."""
+        return [item for item in self.items if item.error]
+
+    def check(self) -> None:
+        """Raises ItemsFailed where there is an item that the scorer could not judge."""
+        failed = self.failed
+        if failed:
+            more = f" (and {len(failed) - 1:,} more)" if failed[1:] else ""
+            raise ItemsFailed(
+                f"The scorer of task {self.about.get('task')} could not judge {len(failed):,} of {self.n:,} answers: "
+                f"{failed[0].error}{more}. The others are judged; mend the scorer, and the same command goes on.",
+                [item.index for item in failed],
+            )
 
     def save(self, folder: str | Path, role: str) -> None:
         """Writes <role>.predictions.jsonl, then <role>.json."""
@@ -56,8 +87,11 @@ class Scores:
             "correct": self.correct,
             "n": self.n,
             "interval": list(self.interval),
+            "flexible_score": self.flexible_score,
+            "flexible_correct": self.flexible_correct,
             "generated_tokens": sum(item.tokens for item in self.items),
             "truncated": sum(not item.ended for item in self.items),
             "empty": sum(not item.prediction.strip() for item in self.items),
+            "failed": len(self.failed),
         }
         write_text(folder / f"{role}.json", json.dumps(summary | self.about, indent=1) + "\n")

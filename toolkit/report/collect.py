@@ -22,9 +22,9 @@ from toolkit.run_directory import RunDirectory
 T = TypeVar("T")
 ROLES = ("original", "pruned", "recovered", "control")
 MEASURES = (
-    "score", "correct", "n", "interval", "split", "truncated", "empty", "generated_tokens", "seconds", "tokens_per_second",
-    "peak_memory_bytes", "parameters", "active_parameters", "checkpoint_bytes", "max_new_tokens", "batch_size", "ranks",
-    "device", "dtype",
+    "score", "correct", "n", "interval", "flexible_score", "flexible_correct", "split", "truncated", "empty",
+    "generated_tokens", "seconds", "tokens_per_second", "peak_memory_bytes", "parameters", "active_parameters",
+    "checkpoint_bytes", "max_new_tokens", "batch_size", "ranks", "device", "dtype",
 )  # fmt: skip
 # Not the speed: a ratio of two passes measured once each would be mostly noise
 RATIOS = ("parameters", "active_parameters", "checkpoint_bytes")
@@ -40,7 +40,7 @@ def collect(run_path: Path) -> dict[str, Any]:
     schedule = recipe.get("pruning", {}).get("schedule")
     whole_plan = Plan.load(run.rounds / "plan.json") if plan and schedule else plan  # of all rounds together
     statistics = _statistics(run) if "calibrate" in stages else None
-    models, left_out = _models(run, recipe, stages)
+    models, left_out = _models(run, recipe, stages, manifest.get("failed", {}))
     latest = list(stages.values())[-1] if stages else {}
     facts: dict[str, Any] = {
         "format": 1,
@@ -104,14 +104,18 @@ def _calibration(stages: dict[str, Any], statistics: ExpertStatistics | None) ->
     return {key: stages["calibrate"].get(key) for key in ("examples", "left_out")} | {"tokens": tokens}
 
 
-def _models(run: RunDirectory, recipe: dict[str, Any], stages: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _models(
+    run: RunDirectory, recipe: dict[str, Any], stages: dict[str, Any], failed: dict[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
     """Per role its measures (None: not evaluated), and why any file was left out."""
     asked = [*recipe.get("evaluation", {}).get("models", ROLES[:3]), *(["control"] if recipe.get("control") else [])]
     models, left_out = {}, []
     for role in ROLES:
         path = run.evaluation / f"{role}.json"
         found = _read(path, json.loads)
-        if found and f"evaluate/{role}" not in stages:
+        if (failure := failed.get(f"evaluate/{role}")) and f"evaluate/{role}" not in stages:
+            left_out.append(f"{path.name} is left out, its evaluation failed. {failure['message']}")
+        elif found and f"evaluate/{role}" not in stages:
             left_out.append(f"{path.name} is left out: its evaluation was started again and has not finished.")
         elif found and role not in asked:
             left_out.append(f"{path.name} is left out: the recipe does not ask for it, so it may belong to an earlier recipe.")

@@ -3,6 +3,7 @@
 from toolkit.tasks.batches import padded_batches
 from toolkit.tasks.overlap import HeldOut, Overlap, question_of
 from toolkit.tasks.prompts import Encoded, encode, encode_all, encode_prompt
+from toolkit.tasks.scorer import Scorer
 from toolkit.tasks.scorers import SCORERS
 from toolkit.tasks.task import PRESETS, Example, Split, Task
 from toolkit.tasks.texts import encode_texts, read_texts
@@ -14,6 +15,7 @@ __all__ = [
     "Example",
     "HeldOut",
     "Overlap",
+    "Scorer",
     "Split",
     "Task",
     "encode",

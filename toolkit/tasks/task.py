@@ -1,8 +1,8 @@
 """A task: its examples in three splits, and its scorer."""
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -21,11 +21,13 @@ DEV_SHARE = 5  # dev takes at most a fifth of train
 
 @dataclass(frozen=True)
 class Example:
-    """One item: the conversation so far, what the model should write, and the text its answer is judged by."""
+    """One item: the conversation so far, what the model should write, and the text its answer is judged by; `where` names the
+    line it came from."""
 
     messages: tuple[dict[str, str], ...]
     completion: str
     gold: str
+    where: str = field(default="", compare=False)
 
 
 class Task:
@@ -42,11 +44,21 @@ class Task:
         self.name = recipe.name
         self.preset = Preset(**{**preset.__dict__, **own})
         self.recipe = recipe
-        self.score: Callable[[str, str], bool] = SCORERS[self.preset.scorer or "exact"]
+        self.scorer = SCORERS[self.preset.scorer or "exact"]
         if not recipe.messages and not (self.preset.prompt and self.preset.completion):
             raise PollardError(
                 'A custom task needs `task.prompt` and `task.completion` (templates such as "{question}"), or `task.messages`.'
             )
+
+    def score(self, prediction: str, gold: str) -> bool:
+        """Whether an answer is right, by strict extraction. Raises PollardError where the scorer does."""
+        try:
+            return self.scorer.strict(prediction, gold)
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise PollardError(
+                f"The scorer of task {self.name} fails on the answer {prediction!r} to {gold!r}: {what}."
+            ) from error
 
     def sources(self, splits: Sequence[Literal["train", "test"]] = ("train", "test")) -> dict[str, str]:
         """Where train and test come from, for people and fingerprints."""
@@ -103,14 +115,19 @@ class Task:
             raise PollardError(f"{source} is empty: task {self.name} needs {split} examples.")
         examples = [self._example(row) for row in rows]
         if split == "test":
-            for (where, _), example in zip(rows, examples, strict=True):
-                self._check_gold(where, example.gold)
+            self._check_golds(examples)
         return examples
 
-    def _check_gold(self, where: str, gold: str) -> None:
-        """Raises PollardError for a text by which no answer could be right (`numeric` without a number), or every one."""
-        if not final_part(gold) or not self.score(gold, gold):
-            raise PollardError(f"{where}: scorer `{self.preset.scorer}` finds nothing to compare with in the answer {gold!r}.")
+    def _check_golds(self, examples: list[Example]) -> None:
+        """Raises PollardError for a text by which no answer could be right (`numeric` without a number), or every one, and
+        for one that the scorer cannot read."""
+        verdicts = self.scorer.verdicts([(example.gold, example.gold) for example in examples])
+        for example, verdict in zip(examples, verdicts, strict=True):
+            if verdict.error:
+                raise PollardError(f"{example.where}: the scorer fails on the answer {example.gold!r} itself: {verdict.error}.")
+            if not final_part(example.gold) or not verdict.strict:
+                nothing = f"scorer `{self.preset.scorer}` finds nothing to compare with in the answer {example.gold!r}"
+                raise PollardError(f"{example.where}: {nothing}.")
 
     def _example(self, row: Row) -> Example:
         where, columns = row
@@ -123,7 +140,7 @@ class Task:
         if not completion.strip():
             raise PollardError(f"{where}: the completion is empty.")
         gold = _fill(self.recipe.answer, columns, where) if self.recipe.answer else completion
-        return Example(messages, completion, gold)
+        return Example(messages, completion, gold, where)
 
     def _conversation(self, where: str, columns: dict[str, Any]) -> tuple[tuple[dict[str, str], ...], str]:
         messages = _column(str(self.recipe.messages), columns, where)
