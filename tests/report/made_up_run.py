@@ -65,14 +65,15 @@ def _recover(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
     return {"steps": 20, "examples": 90, "left_out": 0}
 
 
-def evaluate_role(run: RunDirectory, role: str, n: int = 20, **about: Any) -> None:
-    """Saves a result; the first questions are the ones answered rightly."""
+def evaluate_role(run: RunDirectory, role: str, n: int = 20, right: int | None = None, **about: Any) -> None:
+    """Saves a result; the first questions are the ones answered rightly (`right` of them)."""
     size = 1.0 if role in ("original", "control") else 0.5
     measures = {
         "split": "test", "tokens_per_second": 123.4, "peak_memory_bytes": 300 * 2**20, "parameters": int(4_000_000 * size),
         "active_parameters": 1_000_000, "checkpoint_bytes": int(16 * 2**20 * size), "device": "cpu", "dtype": "float32",
         "max_new_tokens": 64, "batch_size": 4, "ranks": 2,
     }  # fmt: skip
-    items = [Item(i, "?", "yes", "yes", i < RIGHT[role] * n // 20, 5, ended=True) for i in range(n)]
+    right = RIGHT[role] * n // 20 if right is None else right
+    items = [Item(i, f"Is {i}?", "yes", "yes" if i < right else "no", i < right, 5, ended=True) for i in range(n)]
     Scores(items, measures | about).save(run.evaluation, role)
     run.finish(f"evaluate/{role}", role, 1.25, seed=7, ranks=2)

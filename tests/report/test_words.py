@@ -2,108 +2,67 @@
 
 from pathlib import Path
 
-from made_up_run import BLOCKS, evaluate_role, make_run
+import pytest
+from made_up_run import ROLES, evaluate_role, make_run
 
-from toolkit.report import collect
-from toolkit.run_directory import RunDirectory
-
-
-def warnings_of(run: RunDirectory) -> list[str]:
-    return collect(run.path)["warnings"]
+from toolkit.report import collect, formats
 
 
 def test_the_headline_is_the_answer(tmp_path: Path) -> None:
-    assert collect(make_run(tmp_path).path)["headline"] == (
-        "2 of 4 experts per block, 2.0 times smaller: 95.0 % original -> 45.0 % pruned -> 90.0 % recovered, "
-        "on 20 test questions of playground/logic."
+    report = collect(make_run(tmp_path).path)
+    assert report["headline"] == "Half the experts, 2.0× smaller: 95.0 % -> 90.0 % (difference not significant)."
+    assert report["summary"] == (
+        "2 of 4 experts kept in each of 2 blocks. On 20 test questions of playground/logic: "
+        "original 95.0 %, pruned 45.0 %, recovered 90.0 %."
     )
 
 
-def test_the_headline_says_what_was_not_evaluated(tmp_path: Path) -> None:
-    headline = collect(make_run(tmp_path, roles=("original", "pruned")).path)["headline"]
-    assert "45.0 % pruned -> recovered not evaluated, on 20 test questions" in headline
+def test_without_recovery_the_headline_is_the_pruned_models(tmp_path: Path) -> None:
+    report = collect(make_run(tmp_path, roles=("original", "pruned")).path)
+    assert report["headline"] == (
+        "Half the experts, 2.0× smaller: 95.0 % -> 45.0 % without fine-tuning (difference significant)."
+    )
+    assert "recovered not evaluated" in report["summary"]
 
 
-def test_overlapping_intervals_are_not_called_equality(tmp_path: Path) -> None:
+def test_a_loss_that_chance_explains_is_not_called_equality(tmp_path: Path) -> None:
     said = collect(make_run(tmp_path).path)["comparison"]
-    assert "overlap. That is no proof that the two are equally good: 20 questions may be too few" in said
-    assert "the original alone is right on 1 and the recovered model alone on 0." in said
+    assert said.startswith(
+        "Question by question, the recovered model alone is right on 0, the original alone on 1 of 20: −5.0 points (95 % "
+    )
+    assert (
+        "difference not significant (McNemar p = 1.00). That does not prove them equally good: 20 questions cannot rule" in said
+    )
 
 
-def test_intervals_apart_are_called_a_difference(tmp_path: Path) -> None:
+def test_a_loss_that_chance_does_not_explain_is_called_significant(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    for role in ("original", "recovered"):
+    for role in ROLES:
         evaluate_role(run, role, n=2000)
     said = collect(run.path)["comparison"]
-    assert "do not overlap: the recovered model is worse, by more than the choice of questions explains." in said
+    assert "a significant difference (McNemar p < 0.001): more than the choice of questions explains." in said
 
 
-def test_the_recovered_model_is_compared_with_the_control_too(tmp_path: Path) -> None:
-    report = collect(make_run(tmp_path, roles=("original", "pruned", "recovered", "control"), control=True).path)
-    assert "90.0 % recovered (100.0 % control), on 20 test questions" in report["headline"]
-    said = report["comparison"]
-    assert "intervals of control, the original fine-tuned alike, (83.9–100.0 %)" in said
-    assert "the control alone is right on 2 and the recovered model alone on 0." in said
+def test_the_result_is_compared_with_the_control_too(tmp_path: Path) -> None:
+    report = collect(make_run(tmp_path, roles=(*ROLES, "control"), control=True).path)
+    assert "recovered 90.0 %, control 100.0 %" in report["summary"]
+    assert "the recovered model alone is right on 0, the control alone on 2 of 20: −10.0 points" in report["comparison"]
 
 
 def test_models_on_different_splits_are_not_compared(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     evaluate_role(run, "recovered", split="dev")
-    assert collect(run.path)["comparison"] is None
-    assert "The scores were not measured alike: split is test (original), test (pruned), dev (recovered)." in warnings_of(run)
+    report = collect(run.path)
+    assert report["comparison"] is None and report["headline"].endswith("90.0 %.")
 
 
-def test_kept_experts_that_nobody_chose_are_counted(tmp_path: Path) -> None:
-    run = make_run(tmp_path)  # expert 3 of the second block is kept, and no token chose it
-    assert warnings_of(run) == [
-        "Kept experts that no token of calibration chose: 1 of 4, in 1 of 2 blocks "
-        "(`keep` is larger than what the task was seen to use)."
-    ]
-
-
-def test_kept_experts_are_judged_by_the_tokens_that_decided(tmp_path: Path) -> None:
-    report = collect(make_run(tmp_path, pruning={"keep": 2, "tokens": "prompt"}).path)
-    assert report["blocks"][BLOCKS[1]]["kept_share"] == 0.75  # 30 of 40 prompt tokens; of all it would be 40 of 100
-    assert "no prompt token of calibration chose: 1 of 4" in report["warnings"][0]
-
-
-def test_random_is_not_blamed_for_the_size_of_keep(tmp_path: Path) -> None:
-    assert warnings_of(make_run(tmp_path, pruning={"keep": 2, "criterion": "random"}))[0].endswith("(`random` does not look).")
-
-
-def test_examples_left_out_are_counted(tmp_path: Path) -> None:
-    run = make_run(tmp_path, calibration={"max_length": 50}, finetuning={"max_length": 60})
-    run.finish("calibrate", "calibrate", 1.0, examples=8, left_out=2)
-    run.finish("recover", "recover", 1.0, steps=20, examples=90, left_out=10)
-    said = warnings_of(run)
-    assert "Calibration left out 2 of 10 examples: they are longer than 50 tokens (calibration.max_length)." in said
-    assert "Training left out 10 of 100 examples: they are longer than 60 tokens (finetuning.max_length)." in said
-
-
-def test_answers_cut_short_or_empty_are_counted_per_model(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    evaluate_role(run, "pruned", truncated=3, empty=1)
-    said = warnings_of(run)
-    assert "Answers that did not end within 64 tokens: 3 of 20 (pruned)." in said
-    assert "Answers that are empty: 1 of 20 (pruned)." in said
-
-
-def test_scores_on_the_dev_split_are_called_that(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    for role in ("original", "pruned", "recovered"):
-        evaluate_role(run, role, split="dev")
-    assert "The scores of original, pruned and recovered are on the dev split" in " ".join(warnings_of(run))
-
-
-def test_an_evaluation_that_was_cut_short_says_so(tmp_path: Path) -> None:
-    said = "The evaluation stops after the first 20 questions of its split (evaluation.examples)."
-    assert said in warnings_of(make_run(tmp_path / "cut", evaluation={"examples": 20}))
-    assert said not in warnings_of(make_run(tmp_path / "whole", evaluation={"examples": 500}))  # the split has only 20
-
-
-def test_versions_that_changed_between_stages_are_named(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    run.finish("evaluate/pruned", "pruned", 1.0, versions={"torch": "0.1"}, git_commit="0" * 40)
-    said = " ".join(warnings_of(run))
-    assert "different versions of torch: " in said and "0.1 (evaluate/pruned)" in said
-    assert "000000000000 (evaluate/pruned)" in said
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (formats.points(-0.006), "−0.6"), (formats.points(0.0749), "+7.5"), (formats.points(-0.0004), "0.0"),
+        (formats.chance(0.4142), "p = 0.41"), (formats.chance(0.0312), "p = 0.031"), (formats.chance(1e-9), "p < 0.001"),
+        (formats.chance(0.0996), "p = 0.10"),
+    ],
+)  # fmt: skip
+def test_differences_and_chances_are_written_with_the_digits_that_count(written: str, expected: str) -> None:
+    assert written == expected

@@ -16,7 +16,9 @@ import yaml
 from toolkit.errors import PollardError
 from toolkit.expert_statistics import PARTS, ExpertStatistics, Tokens
 from toolkit.plan import Plan
-from toolkit.report.words import comparison, headline, warnings
+from toolkit.report.cautions import warnings
+from toolkit.report.pairs import pairs
+from toolkit.report.words import comparison, headline, summary
 from toolkit.run_directory import RunDirectory
 
 T = TypeVar("T")
@@ -52,8 +54,7 @@ def collect(run_path: Path) -> dict[str, Any]:
         "calibration": _calibration(stages, statistics),
         "models": models,
         "ratios": _ratios(models),
-        "paired": _paired(run, models, "original"),
-        "paired_with_control": _paired(run, models, "control"),
+        "pairs": pairs(run, models),
         "blocks": _blocks(statistics, plan),
         "training": _training(run, stages["recover"]) if "recover" in stages else None,
         "sweep": _read(run.sweep / "table.json", json.loads) if "sweep" in stages else None,
@@ -65,6 +66,7 @@ def collect(run_path: Path) -> dict[str, Any]:
     }
     return facts | {
         "headline": headline(facts),
+        "summary": summary(facts),
         "comparison": comparison(facts),
         "warnings": [*warnings(facts), *left_out],
     }
@@ -133,23 +135,6 @@ def _ratios(models: dict[str, Any]) -> dict[str, dict[str, float]]:
         for role, found in models.items()
         if found and role != "original"
     }
-
-
-def _paired(run: RunDirectory, models: dict[str, Any], other: str) -> dict[str, int] | None:
-    """Question by question, who was right, the `other` or the recovered model: the same questions were put to both, so this
-    says more than two scores."""
-    original, recovered = models.get(other), models["recovered"]
-    if not (original and recovered) or original["split"] != recovered["split"]:
-        return None
-    before, after = (
-        {item["index"]: item["correct"] for item in _read_lines(run.evaluation / f"{role}.predictions.jsonl") or ()}
-        for role in (other, "recovered")
-    )
-    if not before or before.keys() != after.keys():
-        return None
-    right = [(before[index], after[index]) for index in before]
-    names = {"both": (True, True), f"only_{other}": (True, False), "only_recovered": (False, True), "neither": (False, False)}
-    return {name: right.count(outcome) for name, outcome in names.items()}
 
 
 def _blocks(statistics: ExpertStatistics | None, plan: Plan | None) -> dict[str, dict[str, Any]]:

@@ -17,6 +17,19 @@ def interval(found: Mapping[str, Any]) -> str:
     return f"{100 * low:.1f}–{100 * high:.1f} %"
 
 
+def points(difference: float) -> str:
+    """A difference of two fractions in percentage points, with its sign: -0.006 -> "−0.6"."""
+    rounded = round(100 * difference, 1)
+    return f"{rounded:+.1f}".replace("-", "−") if rounded else "0.0"
+
+
+def chance(p: float) -> str:
+    """A p value: "p = 0.41", "p = 0.003", "p < 0.001"."""
+    if p < 0.001:
+        return "p < 0.001"
+    return f"p = {p:.2f}" if p >= 0.0995 else f"p = {p:.3f}"
+
+
 def loss(nats: float | None) -> str:
     """Nats per token, with four digits: 0.0017 is a good model's."""
     return NOTHING if nats is None else f"{nats:.4f}"

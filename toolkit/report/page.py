@@ -38,6 +38,8 @@ def _template() -> Template:
     for write in (
         formats.percent,
         formats.interval,
+        formats.points,
+        formats.chance,
         formats.loss,
         formats.amount,
         formats.size,

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from toolkit.distributed import console, is_main, say
-from toolkit.report.formats import NOTHING, amount, interval, percent, size, speed
+from toolkit.report.formats import NOTHING, amount, chance, interval, percent, points, size, speed
 
 COLUMNS = ("score", "95 % interval", "n", "parameters", "checkpoint", "tokens/s")
 
@@ -24,13 +24,31 @@ def show(report: dict[str, Any]) -> None:
         table.add_row(role, *(_cells(found) if found else (NOTHING, "not evaluated")))
     say()
     say(f"[bold]{escape(report['headline'])}[/]")
+    if report["summary"]:
+        say(escape(report["summary"]))
     say()
     console.print(table)
     say()
+    if report["pairs"]:
+        console.print(_pairs(report["pairs"]))
+        say()
     if report["comparison"]:
         say(escape(report["comparison"]))
     for warning in report["warnings"]:
         say(f"[yellow]warning:[/] {escape(warning)}")
+
+
+def _pairs(pairs: list[dict[str, Any]]) -> Table:
+    """Every two models, question by question."""
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
+    for column in ("paired", "points", "95 % interval", "McNemar", ""):
+        table.add_column(column, justify="left" if column in ("paired", "") else "right", no_wrap=True)
+    for found in pairs:
+        low, high = map(points, found["interval"])
+        said = "significant" if found["significant"] else "not significant"
+        names = f"{found['first']} − {found['second']}"
+        table.add_row(names, points(found["difference"]), f"{low} to {high}", chance(found["p"]), said)
+    return table
 
 
 def _cells(found: dict[str, Any]) -> list[str]:

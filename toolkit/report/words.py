@@ -1,155 +1,96 @@
 """The sentences of the report: computed from its facts, each with its numbers, and claiming no more than they show."""
 
+from fractions import Fraction
 from typing import Any
 
-from toolkit.report.formats import interval, percent
+from toolkit.report.formats import chance, percent, points
 
 Facts = dict[str, Any]
+SHARES = {
+    Fraction(1, 2): "Half the experts",
+    Fraction(1, 4): "A quarter of the experts",
+    Fraction(3, 4): "Three quarters of the experts",
+}
 
 
 def headline(facts: Facts) -> str:
-    """The answer in one sentence: what was cut, how much smaller that is, and what it did to the score."""
-    cut, models = facts["pruning"], facts["models"]
-    what = f"{cut['keep']} of {cut['experts']} experts per block" if cut else "No experts chosen yet"
-    if cut and cut["schedule"]:
-        what += f" (in rounds: {', '.join(map(str, cut['schedule']))})"
-    smaller = [facts["ratios"].get(role, {}) for role in ("pruned", "recovered")]
-    ratio = next((ratios["parameters"] for ratios in smaller if "parameters" in ratios), None)
-    if ratio:
-        what += f", {1 / ratio:.1f} times smaller"
-    evaluated = [found for found in models.values() if found]
+    """The answer in one line: what was cut, how much smaller that is, and what it did to the score."""
+    original, ends = facts["models"].get("original"), ("recovered", "pruned")
+    end = next((role for role in ends if facts["models"].get(role)), None)
+    cut = _cut(facts, end or "pruned")
+    if end and original:
+        after = facts["models"][end]
+        alone = " without fine-tuning" * (end == "pruned")
+        return f"{cut}: {percent(original['score'])} -> {percent(after['score'])}{alone}{_in_brackets(facts, end)}."
+    known = {role: found for role, found in facts["models"].items() if found}
+    if not known:
+        return f"{cut}; no model has been evaluated."
+    return f"{cut}: " + ", ".join(f"{percent(found['score'])} {role}" for role, found in known.items()) + "."
+
+
+def _cut(facts: Facts, role: str) -> str:
+    cut = facts["pruning"]
+    if not cut:
+        return "No experts chosen yet"
+    what = SHARES.get(Fraction(cut["keep"], cut["experts"]), f"{cut['keep']} of {cut['experts']} experts")
+    ratio = facts["ratios"].get(role, {}).get("parameters")
+    return f"{what}, {1 / ratio:.1f}× smaller" if ratio else what
+
+
+def _in_brackets(facts: Facts, role: str) -> str:
+    found = pair_of(facts, role, "original")
+    return f" (difference {'' if found['significant'] else 'not '}significant)" if found else ""
+
+
+def pair_of(facts: Facts, first: str, second: str) -> dict[str, Any] | None:
+    """The comparison of two of the models; None where they did not answer the same questions."""
+    return next((found for found in facts["pairs"] if (found["first"], found["second"]) == (first, second)), None)
+
+
+def summary(facts: Facts) -> str:
+    """What the headline leaves out: the budget in numbers, the other models, and on which questions all this was measured."""
+    cut, said = facts["pruning"], []
+    if cut:
+        rounds = f", in rounds ({', '.join(map(str, cut['schedule']))})" if cut["schedule"] else ""
+        said.append(f"{cut['keep']} of {cut['experts']} experts kept in each of {cut['blocks']} blocks{rounds}.")
+    evaluated = {role: found for role, found in facts["models"].items() if found}
     if not evaluated:
-        return f"{what}; no model has been evaluated."
-    said = {role: f"{percent(found['score'])} {role}" if found else f"{role} not evaluated" for role, found in models.items()}
-    beside = f" ({said.pop('control')})" if "control" in said else ""
-    sizes = sorted({found["n"] for found in evaluated})
+        return " ".join(said)
+    each = [f"{role} {percent(found['score']) if found else 'not evaluated'}" for role, found in facts["models"].items()]
+    sizes = sorted({found["n"] for found in evaluated.values()})
     n = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
-    splits = " and ".join(sorted({str(found["split"]) for found in evaluated}))
-    return f"{what}: {' -> '.join(said.values())}{beside}, on {n} {splits} questions of {facts['task']}."
+    splits = " and ".join(sorted({str(found["split"]) for found in evaluated.values()}))
+    said.append(f"On {n} {splits} questions of {facts['task']}: {', '.join(each)}.")
+    return " ".join(said)
 
 
 def comparison(facts: Facts) -> str | None:
-    """Whether the evaluation tells the recovered model from the original, and from the control; None where it cannot."""
-    found = [_compared(facts, "original", facts["paired"]), _compared(facts, "control", facts["paired_with_control"])]
-    return " ".join(verdict for verdict in found if verdict) or None
+    """Whether the evaluation tells the result from the original, and from the control; None where it cannot."""
+    end = "recovered" if facts["models"].get("recovered") else "pruned"
+    found = [pair_of(facts, end, "original"), pair_of(facts, end, "control")]
+    said = [verdict(one, f"the {one['first']} model", f"the {one['second']}") for one in found if one]
+    return " ".join(said) or None
 
 
-def _compared(facts: Facts, other: str, alone: dict[str, int] | None) -> str | None:
-    before, after = facts["models"].get(other), facts["models"]["recovered"]
-    if not (before and after) or before["split"] != after["split"]:
-        return None
-    fine_tuned = ", the original fine-tuned alike," if other == "control" else ""
-    intervals = f"The 95 % intervals of {other}{fine_tuned} ({interval(before)}) and recovered ({interval(after)})"
-    if before["interval"][0] <= after["interval"][1] and after["interval"][0] <= before["interval"][1]:
-        verdict = (
-            f"{intervals} overlap. That is no proof that the two are equally good: "
-            f"{after['n']:,} questions may be too few to tell them apart."
-        )
-    else:
-        better = "better" if after["score"] > before["score"] else "worse"
-        verdict = f"{intervals} do not overlap: the recovered model is {better}, by more than the choice of questions explains."
-    if alone:
-        verdict += (
-            f" Question by question, the {other} alone is right on {alone[f'only_{other}']:,} "
-            f"and the recovered model alone on {alone['only_recovered']:,}."
-        )
-    return verdict
+def verdict(found: Facts, first: str, second: str) -> str:
+    """What a paired comparison shows, and what it does not."""
+    said = (
+        f"Question by question, {first} alone is right on {found['only_first']:,}, {second} alone on {found['only_second']:,} of "
+        f"{found['n']:,}: {points(found['difference'])} points (95 % interval {_range(found)}), "
+    )
+    p = f"McNemar {chance(found['p'])}"
+    if found["significant"]:
+        return f"{said}a significant difference ({p}): more than the choice of questions explains."
+    return f"{said}difference not significant ({p}). That does not prove them equally good: {_left_open(found)}"
 
 
-def warnings(facts: Facts) -> list[str]:
-    """What a reader of the scores must know before believing them."""
-    return [
-        *_about_selection(facts), *_about_data(facts), *_about_training(facts), *_about_answers(facts),
-        *_about_likeness(facts), *_about_versions(facts),
-    ]  # fmt: skip
+def _range(found: Facts) -> str:
+    return " to ".join(points(end) for end in found["interval"])
 
 
-def _about_selection(facts: Facts) -> list[str]:
-    idle = [block["kept_unobserved"] for block in facts["blocks"].values() if block["kept_unobserved"]]
-    if not idle:
-        return []
-    cut = facts["pruning"]
-    kind = "token" if cut["tokens"] == "all" else f"{cut['tokens']} token"
-    where = f"{sum(idle):,} of {cut['keep'] * cut['blocks']:,}, in {len(idle)} of {cut['blocks']} blocks"
-    why = "`random` does not look" if cut["criterion"] == "random" else "`keep` is larger than what the task was seen to use"
-    return [f"Kept experts that no {kind} of calibration chose: {where} ({why})."]
-
-
-def _about_data(facts: Facts) -> list[str]:
-    said = []
-    for stage, section, found in (
-        ("Calibration", "calibration", facts["calibration"]),
-        ("Training", "finetuning", facts["training"]),
-    ):
-        if found and found["left_out"]:
-            longest = (facts["recipe"] or {}).get(section, {}).get("max_length")
-            limit = f"longer than {longest:,} tokens" if longest else "too long"
-            of = f" of {found['left_out'] + found['examples']:,}" if found["examples"] is not None else ""
-            said.append(f"{stage} left out {found['left_out']:,}{of} examples: they are {limit} ({section}.max_length).")
-    return said
-
-
-def _about_training(facts: Facts) -> list[str]:
-    losses = (facts["training"] or {}).get("loss", [])
-    broken = [step for step, loss in losses if loss is None]
-    if not broken:
-        return []
-    return [f"The training loss was not finite at {len(broken):,} of {len(losses):,} logged steps, first at step {broken[0]:,}."]
-
-
-def _about_answers(facts: Facts) -> list[str]:
-    evaluated = {role: found for role, found in facts["models"].items() if found}
-    said = []
-    dev = [role for role, found in evaluated.items() if found["split"] == "dev"]
-    if dev:
-        said.append(
-            f"The scores of {_list(dev)} are on the dev split (held-out training examples, there to choose settings by), "
-            "not on the test set."
-        )
-    limit = (facts["recipe"] or {}).get("evaluation", {}).get("examples")
-    if limit and any(found["n"] == limit for found in evaluated.values()):
-        said.append(f"The evaluation stops after the first {limit:,} questions of its split (evaluation.examples).")
-    limits = {found["max_new_tokens"] for found in evaluated.values() if found["truncated"] and found["max_new_tokens"]}
-    within = f"{limits.pop():,} tokens" if len(limits) == 1 else "the token limit"
-    for key, what in (("truncated", f"that did not end within {within}"), ("empty", "that are empty")):
-        counts = [f"{found[key]:,} of {found['n']:,} ({role})" for role, found in evaluated.items() if found[key]]
-        if counts:
-            said.append(f"Answers {what}: {', '.join(counts)}.")
-    return said
-
-
-def _about_likeness(facts: Facts) -> list[str]:
-    """Models that were not measured in the same way must not be compared without saying so."""
-    said = []
-    for keys, what in (
-        (("split", "n", "max_new_tokens", "dtype"), "scores"),
-        (("device", "ranks", "batch_size"), "speeds and memory"),
-    ):
-        for key in keys:
-            values = {role: found[key] for role, found in facts["models"].items() if found}
-            if len({str(value) for value in values.values()}) > 1:
-                each = ", ".join(f"{value} ({role})" for role, value in values.items())
-                said.append(f"The {what} were not measured alike: {key} is {each}.")
-    return said
-
-
-def _about_versions(facts: Facts) -> list[str]:
-    """One line per package (and for the toolkit's commit) that changed between the stages."""
-    found: dict[str, dict[str, list[str]]] = {}
-    for stage, entry in facts["stages"].items():
-        for package, version in {
-            **(entry.get("versions") or {}),
-            "toolkit commit": (entry.get("git_commit") or "none")[:12],
-        }.items():
-            found.setdefault(package, {}).setdefault(version, []).append(stage)
-    return [
-        f"Stages ran with different versions of {package}: "
-        + "; ".join(f"{version} ({', '.join(stages)})" for version, stages in by_version.items())
-        + "."
-        for package, by_version in found.items()
-        if len(by_version) > 1
-    ]
-
-
-def _list(words: list[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+def _left_open(found: Facts) -> str:
+    low = found["interval"][0]
+    questions = f"{found['n']:,} questions"
+    if low < 0:
+        return f"{questions} cannot rule out a loss of {points(-low).lstrip('+')} points."
+    return f"{questions} are too few to tell."

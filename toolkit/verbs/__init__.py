@@ -1,5 +1,6 @@
 """`pollard VERB …`, one small file for each; VERBS is all there is, in the order of `pollard --help`."""
 
+from toolkit.verbs.compare import COMPARE
 from toolkit.verbs.criteria import CRITERIA_VERB
 from toolkit.verbs.estimate import ESTIMATE
 from toolkit.verbs.inspect import INSPECT
@@ -11,6 +12,7 @@ from toolkit.verbs.verb import Verb
 VERBS: list[Verb] = [
     *RUNS,
     SWEEP,
+    COMPARE,
     ESTIMATE,
     INSPECT,
     CRITERIA_VERB,

@@ -1,0 +1,74 @@
+"""Law: what makes a score doubtful is said, with its numbers."""
+
+from pathlib import Path
+
+from made_up_run import BLOCKS, evaluate_role, make_run
+
+from toolkit.report import collect
+from toolkit.run_directory import RunDirectory
+
+
+def warnings_of(run: RunDirectory) -> list[str]:
+    return collect(run.path)["warnings"]
+
+
+def test_models_on_different_splits_are_not_called_alike(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    evaluate_role(run, "recovered", split="dev")
+    assert "The scores were not measured alike: split is test (original), test (pruned), dev (recovered)." in warnings_of(run)
+
+
+def test_kept_experts_that_nobody_chose_are_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path)  # expert 3 of the second block is kept, and no token chose it
+    assert warnings_of(run) == [
+        "Kept experts that no token of calibration chose: 1 of 4, in 1 of 2 blocks "
+        "(`keep` is larger than what the task was seen to use)."
+    ]
+
+
+def test_kept_experts_are_judged_by_the_tokens_that_decided(tmp_path: Path) -> None:
+    report = collect(make_run(tmp_path, pruning={"keep": 2, "tokens": "prompt"}).path)
+    assert report["blocks"][BLOCKS[1]]["kept_share"] == 0.75  # 30 of 40 prompt tokens; of all it would be 40 of 100
+    assert "no prompt token of calibration chose: 1 of 4" in report["warnings"][0]
+
+
+def test_random_is_not_blamed_for_the_size_of_keep(tmp_path: Path) -> None:
+    assert warnings_of(make_run(tmp_path, pruning={"keep": 2, "criterion": "random"}))[0].endswith("(`random` does not look).")
+
+
+def test_examples_left_out_are_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path, calibration={"max_length": 50}, finetuning={"max_length": 60})
+    run.finish("calibrate", "calibrate", 1.0, examples=8, left_out=2)
+    run.finish("recover", "recover", 1.0, steps=20, examples=90, left_out=10)
+    said = warnings_of(run)
+    assert "Calibration left out 2 of 10 examples: they are longer than 50 tokens (calibration.max_length)." in said
+    assert "Training left out 10 of 100 examples: they are longer than 60 tokens (finetuning.max_length)." in said
+
+
+def test_answers_cut_short_or_empty_are_counted_per_model(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    evaluate_role(run, "pruned", truncated=3, empty=1)
+    said = warnings_of(run)
+    assert "Answers that did not end within 64 tokens: 3 of 20 (pruned)." in said
+    assert "Answers that are empty: 1 of 20 (pruned)." in said
+
+
+def test_scores_on_the_dev_split_are_called_that(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for role in ("original", "pruned", "recovered"):
+        evaluate_role(run, role, split="dev")
+    assert "The scores of original, pruned and recovered are on the dev split" in " ".join(warnings_of(run))
+
+
+def test_an_evaluation_that_was_cut_short_says_so(tmp_path: Path) -> None:
+    said = "The evaluation stops after the first 20 questions of its split (evaluation.examples)."
+    assert said in warnings_of(make_run(tmp_path / "cut", evaluation={"examples": 20}))
+    assert said not in warnings_of(make_run(tmp_path / "whole", evaluation={"examples": 500}))  # the split has only 20
+
+
+def test_versions_that_changed_between_stages_are_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.finish("evaluate/pruned", "pruned", 1.0, versions={"torch": "0.1"}, git_commit="0" * 40)
+    said = " ".join(warnings_of(run))
+    assert "different versions of torch: " in said and "0.1 (evaluate/pruned)" in said
+    assert "000000000000 (evaluate/pruned)" in said
