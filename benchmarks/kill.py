@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -128,9 +129,10 @@ def kill_and_compare(command: Command, kills: int, seed: int, parts: list[str] |
             assert kill
             print(f"{name}: kill {kills - len(aims) + 1} in {kill[0]}, {kill[1]:.2f} s after it began", flush=True)
             aims.pop(0)
-        same = command.results(name) == expected
-        print(f"{name}: done, {'the same' if same else 'NOT THE SAME'}", flush=True)
-        wrong += [] if same else [name]
+        found = command.results(name)
+        others = sorted(file for file in {*found, *expected} if found.get(file) != expected.get(file))
+        print(f"{name}: done, {'NOT THE SAME: ' + ', '.join(others) if others else 'the same'}", flush=True)
+        wrong += [name] if others else []
     return wrong
 
 
@@ -146,12 +148,18 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="of recipes/playground.yaml")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    folder = Path(tempfile.mkdtemp(prefix="kill-"))
+    wrong: list[str] | None = None
+    try:
         make(folder / "original", options.layers, options.hidden)
         overrides = TAUGHT * options.taught + options.overrides
         command = Command(folder, options.verb, overrides, int(options.file_mb * 1e6))
         wrong = kill_and_compare(command, options.kills, options.seed, options.parts)
+    finally:
+        if wrong == []:
+            shutil.rmtree(folder)
+        else:
+            print(f"All runs are left in {folder}")
     print(f"{options.kills} kills: {'all runs came out the same' if not wrong else f'{wrong} came out otherwise'}")
     return 1 if wrong else 0
 
