@@ -12,7 +12,8 @@ from toolkit import recipe_data
 from toolkit.errors import PollardError
 from toolkit.recipe_file import load_recipe
 from toolkit.selection import CRITERIA
-from toolkit.tasks import PRESETS, SCORERS
+from toolkit.tasks import PRESETS
+from toolkit.tasks.scorers import MADE, SCORERS
 
 SMALLEST = "name: try\nmodel: some/model\ntask: gsm8k\n"
 
@@ -44,7 +45,8 @@ def test_a_resolved_recipe_reads_back_as_itself(path: Path, tmp_path: Path) -> N
 
 # The literals of recipe.py stand for registries that it must not import.
 @pytest.mark.parametrize(
-    ("literal", "registry"), [(names.Criterion, CRITERIA), (recipe_data.Scorer, SCORERS), (recipe_data.TaskName, PRESETS)]
+    ("literal", "registry"),
+    [(names.Criterion, CRITERIA), (recipe_data.ScorerName, SCORERS | MADE), (recipe_data.TaskName, PRESETS)],
 )
 def test_the_names_a_recipe_allows_are_the_names_that_exist(literal: Any, registry: dict[str, Any]) -> None:
     assert set(get_args(literal)) == set(registry)

@@ -1,14 +1,19 @@
 """How a recipe names data: a task, plain text, and mixes of both (a part of toolkit/recipe.py; see there)."""
 
-from typing import Any, Literal, Self
+import re
+from itertools import permutations
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from toolkit.errors import did_you_mean
 
 TaskName = Literal[
-    "custom", "gsm8k", "playground/arithmetic", "playground/sorting", "playground/reversing", "playground/facts",
-    "playground/logic", "playground/code",
+    "custom", "gsm8k", "math", "svamp", "multiple_choice", "classification", "playground/arithmetic", "playground/sorting",
+    "playground/reversing", "playground/facts", "playground/logic", "playground/code",
 ]  # fmt: skip
-Scorer = Literal["exact", "numeric", "contains"]
+ScorerName = Literal["exact", "numeric", "math", "contains", "regex", "choice", "label", "f1"]
+OWN_SCORER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 SAMPLES, SAMPLING_TEMPERATURE = 4, 0.7  # the temperature of rejection-sampling fine-tuning (arXiv 2308.01825)
 
 
@@ -16,22 +21,23 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+def _unless_said(**rules: Any) -> Any:
+    """Left out of a recipe's dump, and of fingerprints, where a recipe does not say it."""
+    return Field(default=None, exclude_if=lambda value: value is None, **rules)
+
+
 class TaskRecipe(Section):
     """What the model is for. `task: gsm8k` is short for `task: {name: gsm8k}`; what a named task leaves open, or all of
     a `custom` one, is said by the other keys."""
 
     name: TaskName = "custom"
-    """A named task, or custom: all is said by the other keys."""
     dataset: str | None = None
     """Hub id of a data set; `train` and `test` are then its splits."""
     subset: str | None = None
-    """A data set's configuration on the hub."""
     revision: str | None = None
-    """Branch, tag or commit of the data set."""
     train: str | None = None
     """A split of `dataset`, or a local JSONL file."""
     test: str | None = None
-    """As `train`."""
     prompt: str | None = None
     """Template over a line's columns, e.g. "{question}"."""
     completion: str | None = None
@@ -40,21 +46,80 @@ class TaskRecipe(Section):
     """Column with chat messages, instead of the templates: the last message, the assistant's, is the completion."""
     answer: str | None = None
     """Template of the text the scorer compares with; the completion unless given."""
-    scorer: Scorer | None = None
-    """How an answer is judged: docs/methods.md."""
+    scorer: str | None = None
+    """exact, numeric, math, contains, regex, choice, label, f1, or a Python function of your own, my_module:my_function,
+    which is given the model's answer and the gold text (docs/tasks.md)."""
+    pattern: str | None = _unless_said()
+    """Of the scorer `regex`: what the answer stands in, with a group around the answer itself."""
+    labels: list[str] | None = _unless_said()
+    """Of a classification: the words to choose from; a column may hold a word, or its number from 0 on."""
+    label: str | None = _unless_said()
+    """Of a classification: the column with the right one."""
+    choices: str | None = _unless_said()
+    """Column with a list of choices; prompts may then say {options}, completions {letter} and {choice}."""
+    cloze: str | None = _unless_said()
+    """Template of a prompt without the choices, after which the likelihood of each choice is measured."""
+    shots: int | None = _unless_said(ge=0)
+    """So many solved examples before every question, set aside from train: in every prompt the same."""
+    chat: bool | None = _unless_said()
+    """false: plain text, even where the model has a chat template."""
+    stop: list[str] | None = _unless_said()
+    """Texts at which an answer ends, beside the model's own end token."""
     dev_examples: int = Field(default=500, ge=1)
     """Carved from train (at most a fifth of it), never trained on: what choices are made with."""
+
+    @field_validator("scorer", mode="after")
+    @classmethod
+    def _scorer_is_known(cls, scorer: str | None) -> str | None:
+        known = get_args(ScorerName)
+        if scorer is None or scorer in known or OWN_SCORER.fullmatch(scorer):
+            return scorer
+        raise ValueError(
+            f"no scorer of that name{did_you_mean(scorer, known)} Allowed: {', '.join(known)}, or my_module:my_function"
+        )
+
+    @field_validator("pattern", mode="after")
+    @classmethod
+    def _pattern_compiles(cls, pattern: str | None) -> str | None:
+        if pattern is None:
+            return None
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"no regular expression: {error}") from None
+        if not groups:
+            raise ValueError("put a group around the answer itself, as in 'Answer: (.+)'")
+        return pattern
+
+    @field_validator("labels", mode="after")
+    @classmethod
+    def _labels_can_be_told_apart(cls, labels: list[str] | None) -> list[str] | None:
+        """As whole words: `pos` and `positive` can, `good` and `good enough` cannot."""
+        if labels is None:
+            return None
+        words = {label: label.casefold().split() for label in labels}
+        if len(labels) < 2 or len({" ".join(found) for found in words.values()}) < len(labels) or not all(words.values()):
+            raise ValueError("give at least two labels, no two of them the same and none empty")
+        for one, other in permutations(labels, 2):
+            if words[other][: len(words[one])] == words[one]:
+                raise ValueError(f"the label `{other}` begins with the label `{one}`: an answer could mean either")
+        return labels
+
+    @field_validator("stop", mode="after")
+    @classmethod
+    def _stops_say_something(cls, stop: list[str] | None) -> list[str] | None:
+        if stop is not None and not all(stop):
+            raise ValueError("an empty stop text would end every answer before it begins")
+        return stop
 
 
 class DataRecipe(Section):
     """A task, in the grammar of the recipe's own, or plain text. `gsm8k` is short for `{task: {name: gsm8k}}`."""
 
     task: TaskRecipe | None = None
-    """A task's training examples."""
     text: str | None = None
     """A .jsonl file (every line's `text`) or a .txt file (its paragraphs); all of it counts as completion."""
     examples: int | None = Field(default=None, ge=1)
-    """How many of them, drawn by the recipe's seed; as the section says unless given."""
 
     @model_validator(mode="before")
     @classmethod

@@ -28,6 +28,18 @@ def judge(task: Task, examples: Sequence[Example], answers: Sequence[Answer]) ->
         question = "\n".join(m["content"] for m in example.messages)
         error = f"item {index} ({example.where or 'made by hand'}): {verdict.error}" if verdict.error else None
         items.append(
-            Item(index, question, example.gold, answer.text, verdict.strict, answer.tokens, answer.ended, verdict.flexible, error)
+            Item(
+                index=index,
+                prompt=question,
+                gold=example.gold,
+                prediction=answer.text,
+                correct=verdict.strict,
+                tokens=answer.tokens,
+                ended=answer.ended,
+                flexible=verdict.flexible,
+                error=error,
+                note=verdict.note,
+                credit=verdict.credit,
+            )
         )
     return items

@@ -1,6 +1,7 @@
 """What an evaluation leaves: a score that carries its n and its interval, and one line per item."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from toolkit.proportions import wilson
 class Item:
     """One answered test item; `tokens` counts what was generated, `ended` says that the model stopped by itself.
 
-    `correct` is the verdict by strict extraction, `flexible` by flexible extraction, and `error` what the scorer raised.
+    `correct` is the verdict by strict extraction, `flexible` by flexible extraction; `error` is what the scorer raised, `note`
+    why a comparison was given up and counts as wrong, `credit` a degree of rightness (of the scorer f1).
     """
 
     index: int
@@ -26,6 +28,8 @@ class Item:
     ended: bool
     flexible: bool = False
     error: str | None = None
+    note: str | None = None
+    credit: float | None = None
 
 
 @dataclass
@@ -93,5 +97,9 @@ class Scores:
             "truncated": sum(not item.ended for item in self.items),
             "empty": sum(not item.prediction.strip() for item in self.items),
             "failed": len(self.failed),
+            "given_up": sum(item.note is not None for item in self.items),
         }
+        credits = [item.credit for item in self.items if item.credit is not None]
+        if credits:
+            summary["f1"] = math.fsum(credits) / len(credits)
         write_text(folder / f"{role}.json", json.dumps(summary | self.about, indent=1) + "\n")

@@ -60,8 +60,12 @@ def _about_answers(facts: Facts) -> list[str]:
         said.append(f"The evaluation stops after the first {limit:,} questions of its split (evaluation.examples).")
     limits = {found["max_new_tokens"] for found in evaluated.values() if found["truncated"] and found["max_new_tokens"]}
     within = f"{limits.pop():,} tokens" if len(limits) == 1 else "the token limit"
-    for key, what in (("truncated", f"that did not end within {within}"), ("empty", "that are empty")):
-        counts = [f"{found[key]:,} of {found['n']:,} ({role})" for role, found in evaluated.items() if found[key]]
+    for key, what in (
+        ("truncated", f"that did not end within {within}"),
+        ("empty", "that are empty"),
+        ("given_up", "whose comparison with the gold answer was given up, counted as wrong"),
+    ):
+        counts = [f"{found[key]:,} of {found['n']:,} ({role})" for role, found in evaluated.items() if found.get(key)]
         if counts:
             said.append(f"Answers {what}: {', '.join(counts)}.")
     return said

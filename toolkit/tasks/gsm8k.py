@@ -19,6 +19,7 @@ def without_annotations(row: dict) -> dict:
 
 
 GSM8K = Preset(
+    about="grade-school math in words (hub: openai/gsm8k), the number behind ####",
     dataset="openai/gsm8k",
     subset="main",
     train="train",

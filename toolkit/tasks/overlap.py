@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from string import Formatter
 from typing import Literal
 
-from toolkit.tasks.task import Example, Task
+from toolkit.tasks.example import Example
+from toolkit.tasks.task import Task
 
 N = 13
 WORD = re.compile(r"\w+")

@@ -9,11 +9,20 @@ from pathlib import Path
 from toolkit.tasks.preset import Preset
 
 FOLDER = Path(__file__).parents[2] / "data" / "playground"
-SUBJECTS = ("arithmetic", "sorting", "reversing", "facts", "logic", "code")
+ABOUT = {
+    "arithmetic": "small sums in words",
+    "sorting": "words into the order of the alphabet",
+    "reversing": "letters, backwards",
+    "facts": "what is true of made-up people, learnt by heart",
+    "logic": "who is the tallest of three",
+    "code": "what a few lines of a program print",
+}
+SUBJECTS = tuple(ABOUT)
 
 
 PLAYGROUND = {
     f"playground/{subject}": Preset(
+        about=f"embedded: {ABOUT[subject]}",
         train=str(FOLDER / subject / "train.jsonl"),
         test=str(FOLDER / subject / "test.jsonl"),
         prompt="{question}",

@@ -1,7 +1,7 @@
 """From examples to tokens: one place, so that calibration, training and evaluation see the same prompts.
 
-With a chat template the conversation is rendered by it; without one the prompt stands as it is, followed by a new
-line. The completion ends with the end-of-sequence token, which is learnt like any other.
+With a chat template the conversation is rendered by it; without one (or with `task.chat: false`) the prompt stands as it
+is, followed by a new line. The completion ends with the end-of-sequence token, which is learnt like any other.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import PollardError
-from toolkit.tasks.task import Example
+from toolkit.tasks.example import Example
 
 
 class Encoded(NamedTuple):
@@ -27,10 +27,20 @@ class Encoded(NamedTuple):
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
     """The tokens a model is asked to continue."""
-    if tokenizer.chat_template:
-        text = _render(tokenizer, example.messages, add_generation_prompt=True)
-        return tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes its own special tokens
-    return tokenizer("\n".join(m["content"] for m in example.messages) + "\n")["input_ids"]
+    text = prompt_text(tokenizer, example)
+    # The template writes its own special tokens
+    return tokenizer(text, add_special_tokens=not _by_template(tokenizer, example))["input_ids"]
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
+    """The prompt as the model sees it; without a template one message a line, and an empty line behind what is answered."""
+    if _by_template(tokenizer, example):
+        return _render(tokenizer, example.turns, add_generation_prompt=True)
+    return "".join(turn["content"] + ("\n\n" if turn["role"] == "assistant" else "\n") for turn in example.turns)
+
+
+def _by_template(tokenizer: PreTrainedTokenizerBase, example: Example) -> bool:
+    return bool(tokenizer.chat_template) and not example.plain
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, example: Example) -> Encoded:
@@ -57,11 +67,11 @@ def encode_all(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], 
 
 def _completion_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
     """What the template itself would write for the assistant after the generation prompt (think tags, channels, …)."""
-    if not tokenizer.chat_template:
+    if not _by_template(tokenizer, example):
         return example.completion
-    prompt = _render(tokenizer, example.messages, add_generation_prompt=True)
+    prompt = prompt_text(tokenizer, example)
     answer = {"role": "assistant", "content": example.completion}
-    whole = _render(tokenizer, [*example.messages, answer], add_generation_prompt=False)
+    whole = _render(tokenizer, [*example.turns, answer], add_generation_prompt=False)
     if not whole.startswith(prompt):
         return example.completion
     text, end, _ = whole[len(prompt) :].rpartition(tokenizer.eos_token)

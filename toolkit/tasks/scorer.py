@@ -11,11 +11,14 @@ Judge = Callable[[str, str], bool]  # prediction, gold
 
 
 class Verdict(NamedTuple):
-    """`error`: what the scorer raised, where it could not judge; then neither reading holds."""
+    """`error`: what the scorer raised, where it could not judge; then neither reading holds. `note`: why a comparison was
+    given up and counts as wrong. `credit`: a degree of rightness from 0 to 1, of scorers that know one."""
 
     strict: bool
     flexible: bool
     error: str | None = None
+    note: str | None = None
+    credit: float | None = None
 
 
 @dataclass(frozen=True)

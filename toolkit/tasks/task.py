@@ -2,32 +2,22 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 from toolkit.errors import PollardError
 from toolkit.recipe_data import TaskRecipe
-from toolkit.tasks.gsm8k import GSM8K
-from toolkit.tasks.playground import PLAYGROUND
+from toolkit.tasks.example import Example
 from toolkit.tasks.preset import Preset
-from toolkit.tasks.scorers import SCORERS, final_part
-from toolkit.tasks.sources import Row, is_local, read_hub, read_jsonl
+from toolkit.tasks.presets import PRESETS
+from toolkit.tasks.readings import final_part
+from toolkit.tasks.rows import example_of
+from toolkit.tasks.scorers import scorer_of
+from toolkit.tasks.sources import is_local, read_hub, read_jsonl
 
 Split = Literal["train", "dev", "test"]
-PRESETS: dict[str, Preset] = {"custom": Preset(scorer="exact"), "gsm8k": GSM8K, **PLAYGROUND}
 DEV_SHARE = 5  # dev takes at most a fifth of train
-
-
-@dataclass(frozen=True)
-class Example:
-    """One item: the conversation so far, what the model should write, and the text its answer is judged by; `where` names the
-    line it came from."""
-
-    messages: tuple[dict[str, str], ...]
-    completion: str
-    gold: str
-    where: str = field(default="", compare=False)
 
 
 class Task:
@@ -44,7 +34,8 @@ class Task:
         self.name = recipe.name
         self.preset = Preset(**{**preset.__dict__, **own})
         self.recipe = recipe
-        self.scorer = SCORERS[self.preset.scorer or "exact"]
+        self.scorer = scorer_of(self.preset)
+        self.stop = list(self.preset.stop)
         if not recipe.messages and not (self.preset.prompt and self.preset.completion):
             raise PollardError(
                 'A custom task needs `task.prompt` and `task.completion` (templates such as "{question}"), or `task.messages`.'
@@ -68,7 +59,7 @@ class Task:
         """All examples of a split, in the file's order (dev and train: what the carving left them)."""
         if split == "test":
             return self._test
-        return self._carved[split]
+        return self._shown[split]
 
     def known_size(self, split: Split) -> int | None:
         """How many examples a split of the preset's hub data set has, without fetching it; None where that is not known."""
@@ -78,24 +69,45 @@ class Task:
         if everything is None:
             return None
         dev = self._dev_size(everything)
-        return dev if split == "dev" else everything - dev
+        return dev if split == "dev" else everything - dev - self.preset.shots
 
     def _dev_size(self, everything: int) -> int:
         return min(self.recipe.dev_examples, everything // DEV_SHARE)
 
     @cached_property
     def _test(self) -> list[Example]:
-        return self._read("test")
+        examples = self._read("test")
+        self._check_golds(examples)
+        return self._with_shots(examples)
 
     @cached_property
     def _carved(self) -> dict[str, list[Example]]:
-        """Train without its dev slice, and the slice: the same whatever the recipe's seed, so that runs compare."""
+        """Train without its dev slice and the shots, and both: the same whatever the recipe's seed, so that runs compare."""
         everything = self._read("train")
         chosen = set(random.Random("dev").sample(range(len(everything)), self._dev_size(len(everything))))
+        train = [example for i, example in enumerate(everything) if i not in chosen]
+        shots, count = self.preset.shots, len(train)
+        if shots >= count:
+            raise PollardError(
+                f"task.shots is {shots}, and the training data of task {self.name} has {count} examples (without the dev slice): "
+                "some must be left to train on."
+            )
+        shown = random.Random("shots").sample(range(count), shots)
         return {
-            "train": [example for i, example in enumerate(everything) if i not in chosen],
+            "shots": [train[i] for i in shown],
+            "train": [example for i, example in enumerate(train) if i not in set(shown)],
             "dev": [example for i, example in enumerate(everything) if i in chosen],
         }
+
+    def _with_shots(self, examples: list[Example]) -> list[Example]:
+        if not self.preset.shots:  # training data need not be there
+            return examples
+        shots = tuple(self._carved["shots"])
+        return [replace(example, shots=shots) for example in examples]
+
+    @cached_property
+    def _shown(self) -> dict[str, list[Example]]:
+        return {split: self._with_shots(self._carved[split]) for split in ("train", "dev")}
 
     def _source(self, split: Literal["train", "test"] | str) -> str:
         source = getattr(self.preset, split)
@@ -113,10 +125,7 @@ class Task:
             rows = read_hub(str(self.preset.dataset), self.preset.subset, source, self.recipe.revision)
         if not rows:
             raise PollardError(f"{source} is empty: task {self.name} needs {split} examples.")
-        examples = [self._example(row) for row in rows]
-        if split == "test":
-            self._check_golds(examples)
-        return examples
+        return [example_of(row, self.preset, self.recipe.messages) for row in rows]
 
     def _check_golds(self, examples: list[Example]) -> None:
         """Raises PollardError for a text by which no answer could be right (`numeric` without a number), or every one, and
@@ -128,59 +137,3 @@ class Task:
             if not final_part(example.gold) or not verdict.strict:
                 nothing = f"scorer `{self.preset.scorer}` finds nothing to compare with in the answer {example.gold!r}"
                 raise PollardError(f"{example.where}: {nothing}.")
-
-    def _example(self, row: Row) -> Example:
-        where, columns = row
-        columns = self.preset.prepare(columns)
-        if self.recipe.messages:
-            messages, completion = self._conversation(where, columns)
-        else:
-            messages = ({"role": "user", "content": _fill(str(self.preset.prompt), columns, where)},)
-            completion = _fill(str(self.preset.completion), columns, where)
-        if not completion.strip():
-            raise PollardError(f"{where}: the completion is empty.")
-        gold = _fill(self.recipe.answer, columns, where) if self.recipe.answer else completion
-        return Example(messages, completion, gold, where)
-
-    def _conversation(self, where: str, columns: dict[str, Any]) -> tuple[tuple[dict[str, str], ...], str]:
-        messages = _column(str(self.recipe.messages), columns, where)
-        well_formed = isinstance(messages, list) and len(messages) > 1
-        well_formed = well_formed and all(
-            isinstance(m, dict) and "role" in m and isinstance(m.get("content"), str) for m in messages
-        )
-        if not well_formed or messages[-1]["role"] != "assistant":
-            raise PollardError(
-                f"{where}: `{self.recipe.messages}` must be a list of {{role, content}} messages, each content a text, "
-                "that ends with the assistant's."
-            )
-        turns = tuple({"role": m["role"], "content": m["content"]} for m in messages)
-        return turns[:-1], turns[-1]["content"]
-
-
-def _column(name: str, columns: dict[str, Any], where: str) -> Any:
-    if name not in columns:
-        raise PollardError(f"{where}: no field `{name}`. Fields there: {', '.join(columns) or 'none'}.")
-    if columns[name] is None:
-        raise PollardError(f"{where}: the field `{name}` is null.")
-    return columns[name]
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Lets `str.format_map` explain a field that a line does not have."""
-
-    columns: dict[str, Any]
-    where: str
-
-    def __getitem__(self, name: str) -> Any:
-        return _column(name, self.columns, self.where)
-
-
-def _fill(template: str, columns: dict[str, Any], where: str) -> str:
-    try:
-        return template.format_map(_Columns(columns, where))
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise PollardError(
-            f"{where}: the template {template!r} cannot be filled ({what}): write {{column}}, and {{{{ for a brace."
-        ) from None

@@ -1,0 +1,35 @@
+"""Simple sums in varied words (SVAMP, Patel et al., arXiv 2103.07191): 700 to train on and 300 to test on the hub.
+
+    {"Body": "Edward spent $ 6 to buy 2 books each book costing him the same.", "Question": "How much did each book cost?",
+     "Equation": "( 6.0 / 2.0 )", "Answer": 3.0}
+
+The completion is the equation, then the number: "6 / 2 = 3\\n#### 3".
+"""
+
+import re
+
+from toolkit.tasks.preset import Preset
+
+WHOLE = re.compile(r"(\d+)\.0\b")
+
+
+def worked(row: dict) -> dict:
+    """`work` and `number` as people write them, beside the columns that are there."""
+    work = WHOLE.sub(r"\1", str(row.get("Equation", ""))).strip()
+    if work.startswith("(") and work.endswith(")") and ")" not in work[:-1]:
+        work = work[1:-1].strip()
+    found = {"work": work} if "Equation" in row else {}
+    return row | found | ({"number": WHOLE.sub(r"\1", str(row["Answer"]))} if row.get("Answer") is not None else {})
+
+
+SVAMP = Preset(
+    about="simple sums in varied words (hub: ChilleD/SVAMP), the number behind ####",
+    dataset="ChilleD/SVAMP",
+    train="train",
+    test="test",
+    prompt="{Body} {Question}\nThink step by step, then write #### and the number.",
+    completion="{work} = {number}\n#### {number}",
+    scorer="numeric",
+    prepare=worked,
+    sizes={"train": 700, "test": 300},
+)
