@@ -30,6 +30,7 @@ class RunDirectory:
         self.recipe = self.path / "recipe.yaml"
         self.statistics = self.path / "calibration"
         self.plan = self.path / "plan.json"
+        self.alternatives = self.path / "alternatives.json"
         self.pruned = self.path / "pruned"
         self.recovered = self.path / "recovered"
         self.control = self.path / "control"

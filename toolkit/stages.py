@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
+from toolkit.alternatives import write_alternatives
 from toolkit.calibration import calibrate_sources
 from toolkit.calibration_data import read_source, sources_of
 from toolkit.distributed import is_main, on_main, say
@@ -209,6 +210,11 @@ def evaluate_stage(role: str) -> Callable[[Recipe, RunDirectory, str], dict[str,
 
 def report_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
     """Everything the run directory holds -> report.html, report.json and the table."""
-    show(on_main(lambda: write_report(run.path)))
+
+    def write() -> dict[str, Any]:
+        write_alternatives(run)
+        return write_report(run.path)
+
+    show(on_main(write))
     say(f"Report: {run.path / 'report.html'}")
     return {}

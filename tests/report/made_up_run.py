@@ -60,6 +60,25 @@ def _select(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
     return {}
 
 
+def make_large(run: RunDirectory, blocks: int = 48, experts: int = 128, keep: int = 64) -> None:
+    """Gives the run the statistics and the plan of a large model: a few experts do most of the work."""
+    names = [f"model.layers.{i}.mlp" for i in range(blocks)]
+    generator = torch.Generator().manual_seed(0)
+    vectors, about, chosen = {}, {}, {}
+    for name in names:
+        for part in ("prompt", "completion"):
+            use = torch.rand(experts, generator=generator, dtype=torch.float64) ** 4
+            vectors[f"{name}/count/{part}"] = (1e4 * use).round()
+            for statistic in ("gate_sum", "gated_norm_sum", "norm_sum", "max_norm"):
+                noise = torch.rand(experts, generator=generator, dtype=torch.float64) + 0.5
+                vectors[f"{name}/{statistic}/{part}"] = 1e4 * use * noise
+        about[name] = {"experts": experts, "experts_per_token": 8, "tokens": {"prompt": 40, "completion": 60}}
+        count = vectors[f"{name}/count/prompt"] + vectors[f"{name}/count/completion"]
+        chosen[name] = BlockPlan(experts=experts, kept=sorted(count.argsort(descending=True)[:keep].tolist()))
+    ExpertStatistics(vectors, {"model": "path/of/model", "blocks": about}).save(run.statistics)
+    Plan(model="path/of/model", criterion="frequency", seed=7, keep=keep, experts_per_token=8, blocks=chosen).save(run.plan)
+
+
 def _recover(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
     run.training_log.write_text("".join(json.dumps(entry) + "\n" for entry in LOG))
     return {"steps": 20, "examples": 90, "left_out": 0}

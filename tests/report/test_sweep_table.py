@@ -6,7 +6,7 @@ import pytest
 
 from toolkit.proportions import wilson
 from toolkit.report import show_sweep, tabulate
-from toolkit.report.charts import keep_curve
+from toolkit.report.curves import keep_curve
 
 N = 100
 
@@ -80,10 +80,10 @@ def test_every_line_of_the_curve_ends_at_the_original_and_random_has_a_band() ->
     curve = keep_curve(tabulate(ROWS))
     assert curve is not None
     assert [line.label for line in curve.lines] == ["random", "reap", "frequency"]
-    assert all(line.points.endswith("100.0,5.0") for line in curve.lines)
+    assert all(line.points.endswith("100,5") for line in curve.lines)
     random, reap, _ = curve.lines
-    assert random.points == "0.0,93.0 50.0,45.0 100.0,5.0"  # the mean of the seeds
-    assert random.band == "0.0,95.0 50.0,80.0 100.0,5.0 100.0,5.0 50.0,10.0 0.0,91.0" and not reap.band
+    assert random.points == "0,93 50,45 100,5"  # the mean of the seeds
+    assert random.band == "0,95 50,80 100,5 100,5 50,10 0,91" and not reap.band
     assert [tick.label for tick in curve.keeps] == ["4", "6", "8"]
     assert reap.dots[0] == (50.0, 6.0, "reap, keep 6: 94.0 %, 95 % interval 87.5–97.2 %")
     low, high = wilson(95, N)

@@ -15,7 +15,7 @@ def test_one_row_per_model_in_plain_text(tmp_path: Path, capsys: pytest.CaptureF
     rows = {role: next(line for line in lines if line.startswith(role)).split() for role in ROLES}
     assert rows["original"] == ["original", "95.0", "%", "76.4–99.1", "%", "20", "4.00", "M", "16.0", "MiB", "123"]
     assert rows["recovered"][-5:] == ["2.00", "M", "8.0", "MiB", "123"]
-    assert report["headline"] in lines and report["comparison"] in lines
+    assert report["headline"] in lines and report["comparisons"][0] in lines
     assert [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")] == report["warnings"]
 
 

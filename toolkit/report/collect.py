@@ -1,7 +1,7 @@
 """From a run directory to one dictionary of facts, report.json: the only source of the page and of the table.
 
 A file counts when the manifest says that its stage is finished and the recipe asks for it; what is missing is None, and
-nothing is guessed. Shape legend: E experts of a block.
+nothing is guessed.
 """
 
 import json
@@ -10,15 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 import yaml
 
 from toolkit.errors import PollardError
-from toolkit.expert_statistics import PARTS, ExpertStatistics, Tokens
+from toolkit.expert_statistics import ExpertStatistics
 from toolkit.plan import Plan
+from toolkit.report.blocks import blocks_of, criteria_of
 from toolkit.report.cautions import warnings
+from toolkit.report.changed import changed
 from toolkit.report.pairs import pairs
-from toolkit.report.words import comparison, headline, summary
+from toolkit.report.words import comparisons, headline, summary
 from toolkit.run_directory import RunDirectory
 
 T = TypeVar("T")
@@ -55,8 +56,11 @@ def collect(run_path: Path) -> dict[str, Any]:
         "models": models,
         "ratios": _ratios(models),
         "pairs": pairs(run, models),
-        "blocks": _blocks(statistics, plan),
-        "training": _training(run, stages["recover"]) if "recover" in stages else None,
+        "changed": changed(run, models),
+        "blocks": blocks_of(statistics, plan),
+        "criteria": _criteria(run, stages, plan),
+        "training": _training(run.training_log, stages["recover"]) if "recover" in stages else None,
+        "control_training": _training(run.control_log, stages["control"]) if "control" in stages else None,
         "sweep": _read(run.sweep / "table.json", json.loads) if "sweep" in stages else None,
         "stages": stages,
         "versions": latest.get("versions"),
@@ -67,7 +71,7 @@ def collect(run_path: Path) -> dict[str, Any]:
     return facts | {
         "headline": headline(facts),
         "summary": summary(facts),
-        "comparison": comparison(facts),
+        "comparisons": comparisons(facts),
         "warnings": [*warnings(facts), *left_out],
     }
 
@@ -137,48 +141,17 @@ def _ratios(models: dict[str, Any]) -> dict[str, dict[str, float]]:
     }
 
 
-def _blocks(statistics: ExpertStatistics | None, plan: Plan | None) -> dict[str, dict[str, Any]]:
-    """Per block what was watched and what was chosen; either may be missing."""
-    watched = statistics.about["blocks"] if statistics else {}
-    chosen = plan.blocks if plan else {}
-    blocks = {}
-    for name in watched or chosen:
-        about, choice = watched.get(name, {}), chosen.get(name)
-        block: dict[str, Any] = {
-            "experts": about["experts"] if about else chosen[name].experts,
-            "kept": choice.kept if choice else None,
-            "share": None, "kept_share": None, "kept_unobserved": None,
-            "unobserved": about.get("unobserved"),
-            "entropy_bits": about.get("entropy_bits"),
-        }  # fmt: skip
-        if statistics and about:
-            counts = {tokens: statistics.get(name, "count", tokens) for tokens in ("all", *PARTS)}
-            block["share"] = {tokens: _share(count) for tokens, count in counts.items()}
-            if plan and choice:
-                count = counts[_tokens(plan)]
-                block["kept_share"] = _short(float(count[choice.kept].sum() / count.sum())) if count.any() else None
-                block["kept_unobserved"] = int((count[choice.kept] == 0).sum())
-        blocks[name] = block
-    return blocks
+def _criteria(run: RunDirectory, stages: dict[str, Any], plan: Plan | None) -> dict[str, Any] | None:
+    """What each criterion would have kept; None where it was not asked, or for another plan."""
+    found = _read(run.alternatives, json.loads) if plan else None
+    if not (plan and found) or found.get("fingerprint") != stages["select"]["fingerprint"]:
+        return None
+    return criteria_of(found["criteria"], plan)
 
 
-def _tokens(plan: Plan) -> Tokens:
-    return plan.tokens if plan.tokens in PARTS else "all"  # type: ignore[return-value]
-
-
-def _share(count_E: torch.Tensor) -> list[float] | None:
-    """Each expert's part of the routing choices, adding up to 1; None where no token of this kind was seen."""
-    return [_short(share) for share in (count_E / count_E.sum()).tolist()] if count_E.any() else None
-
-
-def _short(number: float) -> float:
-    """Six significant digits, so that 128 experts in 48 blocks stay a readable file (and only zero becomes zero)."""
-    return float(f"{number:.6g}")
-
-
-def _training(run: RunDirectory, entry: dict[str, Any]) -> dict[str, Any]:
-    """What the recovery said when it finished, and its losses as [step, loss]; a loss that is not finite is None."""
-    log = _read_lines(run.training_log) or []
+def _training(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
+    """What a training said when it finished, and its losses as [step, loss]; a loss that is not finite is None."""
+    log = _read_lines(path) or []
 
     def curve(key: str) -> list[list[float | None]]:
         return [[line["step"], line[key] if math.isfinite(line[key]) else None] for line in log if key in line]

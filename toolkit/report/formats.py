@@ -17,6 +17,10 @@ def interval(found: Mapping[str, Any]) -> str:
     return f"{100 * low:.1f}–{100 * high:.1f} %"
 
 
+def count(number: int | None) -> str:
+    return NOTHING if number is None else f"{number:,}"
+
+
 def points(difference: float) -> str:
     """A difference of two fractions in percentage points, with its sign: -0.006 -> "−0.6"."""
     rounded = round(100 * difference, 1)

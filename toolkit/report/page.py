@@ -1,56 +1,110 @@
 """report.html: one page that stands alone, rendered from report.json's dictionary and nothing else."""
 
 import shlex
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from toolkit.report import formats
-from toolkit.report.charts import heat_map, keep_curve, loss_curve
+from toolkit.report.charts import agreement, forest
+from toolkit.report.curves import keep_curve, loss_curve
+from toolkit.report.heat import heat_map
+
+FORMATS: dict[str, Callable[[Any], str]] = {
+    write.__name__: write
+    for write in (
+        formats.percent, formats.interval, formats.count, formats.points, formats.chance, formats.loss, formats.amount,
+        formats.size, formats.speed, formats.duration,
+    )
+}  # fmt: skip
+ROWS = (  # label, key of a model's measures (none: several of them), format; a row that no model has is left out
+    ("Score", "score", "percent"),
+    ("95 % interval", "", "interval"),
+    ("Questions", "n", "count"),
+    ("Cut off by the token limit", "truncated", "count"),
+    ("Empty answers", "empty", "count"),
+    ("Parameters", "parameters", "amount"),
+    ("Active per token", "active_parameters", "amount"),
+    ("Checkpoint", "checkpoint_bytes", "size"),
+    ("Peak memory", "peak_memory_bytes", "size"),
+    ("Tokens/s", "tokens_per_second", "speed"),
+)
+FIGURES = (
+    ("Accuracy", "score", "percent"),
+    ("Parameters", "parameters", "amount"),
+    ("Checkpoint", "checkpoint_bytes", "size"),
+    ("Peak memory", "peak_memory_bytes", "size"),
+    ("Active per token", "active_parameters", "amount"),
+)
 
 
 def render(report: dict[str, Any]) -> str:
     """The page's HTML. Whatever the report holds is escaped: names and paths are other people's text."""
-    return _template().render(
+    models = report["models"]
+    evaluated = [found for found in models.values() if found]
+    result = next((role for role in ("recovered", "pruned") if models.get(role)), None)
+    both = [models["original"], models[result]] if result and models["original"] else []
+    ranks = max((entry.get("ranks") or 1 for entry in report["stages"].values()), default=1)
+    return _environment().get_template("report.html.j2").render(
         report=report,
-        evaluated=[found for found in report["models"].values() if found],
+        fact=_facts(report),
+        evaluated=evaluated,
+        result=result,
+        figures=[figure for figure in FIGURES if both and all(_tells(found, figure[1]) for found in both)][:4],
+        rows=[row for row in ROWS if not row[1] or any(found.get(row[1]) is not None for found in evaluated)],
+        forest=forest(report["pairs"]),
         heat=heat_map(report),
-        curve=loss_curve(report["training"]),
+        agreed=agreement(report["criteria"]),
+        curve=loss_curve({"recovered": report["training"], "control": report["control_training"]}),
         sweep=keep_curve(report["sweep"]),
         kept_shares=[block["kept_share"] for block in report["blocks"].values() if block["kept_share"] is not None],
-        recipe=yaml.safe_dump(report["recipe"], sort_keys=False) if report["recipe"] else None,
-        command=f"./launch.sh {shlex.quote(report['recipe_path'])} --fresh",
-    )
+        recipe=yaml.safe_dump(report["recipe"], sort_keys=False, allow_unicode=True) if report["recipe"] else None,
+        command=f"./launch.sh --ranks {ranks} {shlex.quote(report['recipe_path'])} --fresh",
+    )  # fmt: skip
+
+
+def _tells(found: dict[str, Any], key: str) -> bool:
+    """Memory on CPU is that of the whole process, libraries included: no figure for the top of the page."""
+    return found[key] is not None and not (key == "peak_memory_bytes" and found["device"] == "cpu")
+
+
+def _facts(report: dict[str, Any]) -> Callable[[list[str | int], str], Markup]:
+    """Writes one number of report.json and where it stands there, so that a program can read the page, too."""
+
+    def fact(where: list[str | int], how: str) -> Markup:
+        found: Any = report
+        for key in where:
+            found = found[key]
+        path = "/".join(map(str, where))
+        return Markup('<span data-fact="{}" data-format="{}">{}</span>').format(path, how, typeset(FORMATS[how](found)))
+
+    return fact
 
 
 @cache
-def _template() -> Template:
+def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,  # a fact the template asks for and the report lacks is a bug, not a blank
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for write in (
-        formats.percent,
-        formats.interval,
-        formats.points,
-        formats.chance,
-        formats.loss,
-        formats.amount,
-        formats.size,
-        formats.speed,
-        formats.duration,
-        typeset,
-    ):
-        environment.filters[write.__name__] = write
-    return environment.get_template("report.html.j2")
+    environment.filters |= FORMATS | {"typeset": typeset, "last_line": last_line}
+    return environment
 
 
 def typeset(text: str) -> str:
     """Arrows, and percent signs that stay between their number and what it is a percentage of."""
-    return text.replace("->", "→").replace(" % ", "\N{NO-BREAK SPACE}%\N{NO-BREAK SPACE}").replace(" %", "\N{NO-BREAK SPACE}%")
+    text = text.replace(" -> ", "\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}")
+    return text.replace(" % ", "\N{NO-BREAK SPACE}%\N{NO-BREAK SPACE}").replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def last_line(text: str) -> str:
+    """Of a question: where it is asked, behind instructions and worked examples."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "(empty)")

@@ -32,8 +32,8 @@ def show(report: dict[str, Any]) -> None:
     if report["pairs"]:
         console.print(_pairs(report["pairs"]))
         say()
-    if report["comparison"]:
-        say(escape(report["comparison"]))
+    for sentence in report["comparisons"]:
+        say(escape(sentence))
     for warning in report["warnings"]:
         say(f"[yellow]warning:[/] {escape(warning)}")
 

@@ -64,12 +64,11 @@ def summary(facts: Facts) -> str:
     return " ".join(said)
 
 
-def comparison(facts: Facts) -> str | None:
-    """Whether the evaluation tells the result from the original, and from the control; None where it cannot."""
+def comparisons(facts: Facts) -> list[str]:
+    """Whether the evaluation tells the result from the original, and from the control, as far as it can."""
     end = "recovered" if facts["models"].get("recovered") else "pruned"
     found = [pair_of(facts, end, "original"), pair_of(facts, end, "control")]
-    said = [verdict(one, f"the {one['first']} model", f"the {one['second']}") for one in found if one]
-    return " ".join(said) or None
+    return [verdict(one, f"the {one['first']} model", f"the {one['second']}") for one in found if one]
 
 
 def verdict(found: Facts, first: str, second: str) -> str:
