@@ -53,6 +53,18 @@ set_up() {
 # A port of its own, so that two runs on one machine do not meet
 free_port() { python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'; }
 
+# DeepSpeed's runner answers Ctrl-C with a traceback and SIGTERM by leaving its ranks behind. In the background it hears neither;
+# its child, which the ranks belong to, is told, and they say how to go on.
+interruptible() {
+    local runner status=0 stopped=""
+    "$@" &
+    runner=$!
+    # shellcheck disable=SC2064
+    trap "stopped=130; kill -TERM \$(cat /proc/$runner/task/$runner/children) 2>/dev/null" INT TERM
+    while kill -0 "$runner" 2>/dev/null; do wait "$runner" && status=0 || status=$?; done
+    exit "${stopped:-$status}"
+}
+
 on_this_machine() {
     local gpus where
     gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
@@ -64,12 +76,14 @@ on_this_machine() {
         where=(--include "localhost:$(cut -d, -f "1-$ranks" <<<"$CUDA_VISIBLE_DEVICES")")
         unset CUDA_VISIBLE_DEVICES
     fi
-    exec deepspeed --quiet "${where[@]}" --master_port "$(free_port)" "${deepspeed_entry[@]}" "$@"
+    export POLLARD_LAUNCHER="$called --ranks $ranks"
+    interruptible deepspeed --quiet "${where[@]}" --master_port "$(free_port)" "${deepspeed_entry[@]}" "$@"
 }
 
 on_the_hosts() {
     [ -z "$ranks" ] || stop "--ranks and --hostfile exclude each other: the hostfile's slots are the ranks of each machine"
     python "$here/toolkit/nodes.py" hostfile "$hostfile" "$recipe"
+    export POLLARD_LAUNCHER="$called --hostfile $hostfile"
     exec deepspeed --quiet --hostfile "$hostfile" --force_multi --master_port "$(free_port)" "${deepspeed_entry[@]}" "$@"
 }
 
@@ -85,7 +99,7 @@ on_the_job() {
         --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$first:$((20000 + SLURM_JOB_ID % 10000))" "${torchrun_entry[@]}" "$@"
 }
 
-here=$(find_home)
+here=$(find_home) called=$0
 set_up
 export PATH="$here/.venv/bin:$PATH" # ninja and deepspeed are found there
 ranks="" hostfile=""

@@ -129,10 +129,11 @@ def test_a_missing_recipe_is_an_error(pollard, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("verb", runs.UNTIL)
 def test_a_verb_runs_the_pipeline_as_far_as_its_stage(pollard, recipe: str, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from toolkit import pipeline
+    from toolkit import pipeline, screens
 
     called = {}
     monkeypatch.setattr(runs, "join", lambda: None)
+    monkeypatch.setattr(screens, "last_screen", lambda *what: None)
     monkeypatch.setattr(pipeline, "run", lambda recipe, **how: called.update(how, keep=recipe.pruning.keep))
     for arguments in (["pruning.keep=2", "--fresh"], ["--fresh", "pruning.keep=2"]):
         assert pollard(verb, recipe, *arguments)[0] == 0

@@ -6,8 +6,10 @@ DeepSpeed's launcher and torchrun are the real ones; ssh, pdsh, srun and scontro
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,31 @@ def test_a_recovered_model_answers_alone_as_it_did_in_parts(alone: Path, folder:
     scores = evaluate(alone / "recovered", None, task, batch_size=6, max_new_tokens=4)
     told = [json.loads(line)["prediction"] for line in predictions(alone, "recovered").splitlines()]
     assert [item.prediction for item in scores.items] == told and len(set(told)) > 1
+
+
+# A terminal sends Ctrl-C to all processes of the command; SLURM and people who kill send SIGTERM to the first of them alone.
+@pytest.mark.launcher
+@pytest.mark.parametrize(("number", "send"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])
+def test_a_stopped_run_says_how_to_go_on_and_leaves_no_rank_behind(
+    home: Path, folder: Path, number: signal.Signals, send: Callable[[int, int], None]
+) -> None:
+    command = ["bash", str(home / "launch.sh"), "--ranks", "2", "recipe.yaml", f"name={number.name}", "--fresh"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:  # which ends when nobody writes any more: no rank is left
+        assert process.stdout
+        before = []
+        for line in process.stdout:
+            before.append(line)
+            if line.startswith("calibrate "):
+                break
+        send(process.pid, number)
+        after = process.stdout.read()
+    assert process.returncode == 130, "".join(before) + after
+    assert "stopped: what is done stays done, and this goes on from there:\n" in after
+    assert f"  {home}/launch.sh --ranks 2 recipe.yaml name={number.name}\n" in after  # without --fresh
+    assert "Traceback" not in after and "Error" not in after
 
 
 # What is missing is said before a rank starts, for all nodes at once.

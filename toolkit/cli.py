@@ -1,4 +1,7 @@
-"""pollard VERB …: `pollard --help` lists the verbs, `pollard VERB --help` shows an example of each."""
+"""pollard VERB …: `pollard --help` lists the verbs, `pollard VERB --help` shows an example of each.
+
+Exit status: 0 done; 1 a mistake that you can mend; 2 wrong usage; 3 a bug of Pollard's; 130 interrupted.
+"""
 
 import argparse
 import logging
@@ -6,22 +9,37 @@ import os
 import socket
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 
-from toolkit.distributed import PATIENCE, console, is_main, rank, stop
+from toolkit.bugs import BUG, Bug, tracebacks_in
+from toolkit.distributed import PATIENCE, console, is_main, rank, say, stop
 from toolkit.errors import PollardError
+from toolkit.interrupt import INTERRUPTED
 from toolkit.verbs import VERBS
-from toolkit.verbs.verb import local_rank
+from toolkit.verbs.verb import everywhere
 
 
-def guarded(work: Callable[[], None]) -> int:
-    """Works; a PollardError becomes one message on rank 0 and exit status 1 everywhere."""
+def guarded(work: Callable[[], None], debug: bool = False) -> int:
+    """Works, and returns the exit status. What goes wrong becomes one message on rank 0: of a PollardError its words, of
+    anything else that it is a bug, and where the traceback is. `debug` shows the traceback, too."""
     _quieten()
     try:
-        work()
-    except PollardError as error:
+        with tracebacks_in():
+            work()
+    except (PollardError, Bug) as error:
+        if debug:
+            traceback.print_exception(error)
         return _explain(error)
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        say("\n[bold yellow]stopped[/] by Ctrl-C")
+        return INTERRUPTED
+    except BrokenPipeError:  # pollard … | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     finally:
         if "torch" in sys.modules:
             stop()
@@ -39,16 +57,17 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return arguments
 
 
-def _explain(error: PollardError) -> int:
-    if error.told and not is_main():
-        return 1
+def _explain(error: PollardError | Bug) -> int:
+    status = BUG if isinstance(error, Bug) else 1
+    if isinstance(error, PollardError) and error.told and not is_main():
+        return status
     where = ""
     if not is_main():  # what all ranks find rank 0 tells; then the launcher ends the others
         time.sleep(PATIENCE)
         where = f"rank {rank()} on {socket.gethostname()}: "
     console.print("[bold red]error[/] ", end="")
     console.print(where + str(error), markup=False)
-    return 1
+    return status
 
 
 def _quieten() -> None:
@@ -64,7 +83,7 @@ def _quieten() -> None:
 
 def parser_of_verbs() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pollard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    local_rank(parser)  # deepspeed --module toolkit.cli VERB …: the launcher puts it before the verb
+    everywhere(parser)  # also before the verb: deepspeed --module toolkit.cli VERB … puts --local_rank there
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb in VERBS:
         told = f"{verb.purpose[0].upper()}{verb.purpose[1:]}.\n\nExample: {verb.example}"
@@ -72,13 +91,14 @@ def parser_of_verbs() -> argparse.ArgumentParser:
             verb.name, help=verb.purpose, description=told, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         verb.arguments(own)
+        everywhere(own)
     return parser
 
 
 def main() -> int:
     arguments = parsed(parser_of_verbs())
     verb = next(verb for verb in VERBS if verb.name == arguments.verb)
-    return guarded(lambda: verb.run(arguments))
+    return guarded(lambda: verb.run(arguments), getattr(arguments, "debug", False))
 
 
 if __name__ == "__main__":

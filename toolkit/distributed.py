@@ -5,13 +5,12 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import track
 
 from toolkit.errors import PollardError
 
@@ -40,11 +39,6 @@ def say(text: str = "") -> None:
     if is_main():
         console.print(text)
         sys.stdout.flush()
-
-
-def progress(items: Sequence[T], description: str) -> Iterable[T]:
-    """Iterates with a progress bar on rank 0."""
-    return track(items, f"  {description}", console=console, disable=not (is_main() and console.is_terminal), transient=True)
 
 
 def join() -> None:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from toolkit.distributed import on_main, progress, share, together
+from toolkit.distributed import on_main, share, together
 from toolkit.files import KEPT, explained_full_disk, write_text
+from toolkit.progress import progress
 
 ABOUT = "about.json"
 
@@ -40,7 +41,7 @@ def make_shards(folder: Path, missing: list[int], suffix: str, make: Callable[[i
     """
 
     def make_mine() -> None:
-        for number in progress(share(missing), description):
+        for number in progress(share(missing), description, total=len(missing)):
             path = shard_path(folder, number, suffix)
             partial = path.with_name(path.name + ".tmp")
             with explained_full_disk(path, lambda: KEPT):  # on the rank that fails: the others are told its words

@@ -13,14 +13,15 @@ sys.path[0] = str(Path(__file__).parents[1])
 
 from toolkit.cli import guarded, parsed
 from toolkit.verbs.runs import run
-from toolkit.verbs.verb import arguments_of_a_run
+from toolkit.verbs.verb import arguments_of_a_run, everywhere
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments_of_a_run(parser)
+    everywhere(parser)
     arguments = parsed(parser)
-    return guarded(lambda: run(arguments, until=None))
+    return guarded(lambda: run(arguments, until=None), getattr(arguments, "debug", False))
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ from toolkit.calibration.reconstruction import Reconstruction
 from toolkit.calibration.totals import Totals
 from toolkit.calibration.walk import walk
 from toolkit.calibration.watch import Batch, Mask, Watcher, watch
-from toolkit.distributed import device, gather, progress, say
+from toolkit.distributed import device, gather, say
 from toolkit.errors import PollardError
 from toolkit.expert_statistics import ExpertStatistics
 from toolkit.moe import CannotStream, MoEBlock, StreamedModel, activating, find_blocks, load_model
+from toolkit.progress import progress
 
 Search = bool | Literal["layerwise", "progressive"]
 

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from toolkit.calibration.progressive import ProgressiveSearch
 from toolkit.calibration.watch import Batch, Mask, Watcher, inputs_and_mask
-from toolkit.distributed import progress
 from toolkit.moe import (
     ForwardPass,
     Parking,
@@ -23,6 +22,7 @@ from toolkit.moe import (
     one_layer_at_a_time,
     watching,
 )
+from toolkit.progress import progress
 
 
 class Turn(NamedTuple):

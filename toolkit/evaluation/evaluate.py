@@ -10,11 +10,12 @@ from typing import Any, cast
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.distributed import barrier, device, gather, on_main, progress, share, share_in_step, world_size
+from toolkit.distributed import barrier, device, gather, on_main, share, share_in_step, world_size
 from toolkit.errors import PollardError
 from toolkit.evaluation.judging import Answer, judge
 from toolkit.evaluation.scores import Scores
 from toolkit.moe import is_partitioned, load_model, load_tokenizer
+from toolkit.progress import counted, progress
 from toolkit.tasks import Split, Task, encode_prompt
 
 
@@ -100,7 +101,7 @@ def share_of_answers(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     # In parts on all ranks, every rank must take part in every forward pass: one without a batch helps with any prompt
     mine = share_in_step(batches, []) if is_partitioned(model) else share(batches)
-    for batch in progress(mine, "answering"):
+    for batch in progress(mine, "answering", counted(mine), len(prompts)):
         answers = generate(model, [prompts[i] for i in batch or order[:1]], settings)
         yield from zip(batch, answers, strict=bool(batch))
 

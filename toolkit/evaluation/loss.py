@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from toolkit.distributed import gather, progress, share
+from toolkit.distributed import gather, share
+from toolkit.progress import progress
 
 
 class Loss(NamedTuple):
@@ -31,7 +32,9 @@ def completion_loss(model: PreTrainedModel, batches: Sequence[dict[str, torch.Te
     there is no token to predict.
     """
     total, tokens = 0.0, 0
-    for batch in progress(share(batches), "loss"):
+    mine = share(batches)
+    sizes = [len(batch["input_ids"]) for batch in mine]
+    for batch in progress(mine, "loss", sizes, sum(len(batch["input_ids"]) for batch in batches)):
         ids_BS, mask_BS = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
         logits_BSV = model(ids_BS, attention_mask=mask_BS, use_cache=False).logits[:, :-1]
         counted_BS = batch["completion_mask"].to(model.device)[:, 1:].bool()

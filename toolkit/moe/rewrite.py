@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
-from toolkit.distributed import on_main, progress, say, share, together
+from toolkit.distributed import on_main, say, share, together
 from toolkit.errors import PollardError
 from toolkit.files import put_in_place, write_text
 from toolkit.moe.layout import UnknownLayoutError, cut
@@ -21,6 +21,7 @@ from toolkit.moe.load import load_config, meta_model
 from toolkit.moe.slice import slice_model
 from toolkit.moe.tensor_files import INDEX, SINGLE, Piece, StoredTensor, explained_writing, stored_tensors, write_file
 from toolkit.plan import Plan
+from toolkit.progress import progress
 
 SHARD_BYTES = 5 * 10**9  # a rerun after a stop repeats at most one such file per rank
 MARKER = "pruning.json"  # in the unfinished folder: what it is to become
@@ -125,7 +126,7 @@ def _fingerprint(job: Job) -> str:
 
 def _write(job: Job, partial: Path) -> None:
     """This rank's share of the files."""
-    for name in progress(share(list(job.shards)), "writing"):
+    for name in progress(share(list(job.shards)), "writing files", total=len(job.shards)):
         if not (partial / name).exists():
             write_file(partial / name, job.shards[name])
 

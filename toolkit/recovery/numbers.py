@@ -1,11 +1,14 @@
 """What is said while a model trains: one line per logged step, and everything in training_log.jsonl and the trackers.
 
-step    40/300  loss 0.4183  routing entropy 1.93 bits (least 1.71)  8,214 tokens/s  0.21 s/step, 0.9 min left
+step    40/300 (13 %)  loss 0.4183  routing entropy 1.93 bits (least 1.71)  8,214 tokens/s  0.21 s/step, 55 s left
+
+At a terminal, a bar below shows the steps between two lines.
 """
 
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from transformers import TrainerCallback
 from toolkit.distributed import gather, is_main, say
 from toolkit.files import explained_full_disk, write_text
 from toolkit.moe import ExpertUse
+from toolkit.progress import duration
 from toolkit.recovery.checkpoints import kept
 
 ENTROPY = "routing_entropy"
@@ -61,6 +65,19 @@ def entropy_bits(counts: list[int]) -> float:
     return -sum(count / total * math.log2(count / total) for count in counts if count) + 0.0
 
 
+class Steps(TrainerCallback):
+    """Tells `show` the step that is done, and of how many."""
+
+    def __init__(self, show: Callable[[float, float], None]) -> None:
+        self.show = show
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.show(state.global_step, state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.show(state.global_step, state.max_steps)
+
+
 class ProgressLines(TrainerCallback):
     """Prints a line per log on rank 0, and keeps training_log.jsonl as long as the log."""
 
@@ -78,11 +95,13 @@ class ProgressLines(TrainerCallback):
         with explained_full_disk(self.log, lambda: kept(Path(args.output_dir))), self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(state.log_history[-1]) + "\n")
         logs = logs or {}
-        step = f"  step {state.global_step:>5}/{state.max_steps}"
+        step = f"  step {state.global_step:>5}/{state.max_steps} ({state.global_step / max(state.max_steps, 1):.0%})".replace(
+            "%", " %"
+        )
         if "loss" in logs:
             per_step = (time.monotonic() - self.started) / max(state.global_step - self.first_step, 1)
             left = per_step * (state.max_steps - state.global_step)
-            say(f"{step}  loss {logs['loss']:.4f}{_details(logs)}  {per_step:.2f} s/step, {left / 60:.1f} min left")
+            say(f"{step}  loss {logs['loss']:.4f}{_details(logs)}  {per_step:.2f} s/step, {duration(left)} left")
         elif "eval_loss" in logs:
             accuracy = f"  dev accuracy {logs['eval_accuracy']:.1%}" if "eval_accuracy" in logs else ""
             say(f"{step}  dev loss {logs['eval_loss']:.4f}{accuracy}")

@@ -12,16 +12,17 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from trl import SFTConfig, SFTTrainer
 
 from toolkit.distributed import on_main, say
 from toolkit.errors import PollardError
 from toolkit.files import explained_full_disk
 from toolkit.moe import ExpertUse
+from toolkit.progress import steps_bar
 from toolkit.recipe import Recipe
 from toolkit.recovery.checkpoints import Keeper, check_space, kept, newest_first, space
-from toolkit.recovery.numbers import Numbers, ProgressLines
+from toolkit.recovery.numbers import Numbers, ProgressLines, Steps
 from toolkit.recovery.roles import Training
 from toolkit.recovery.selection import stopping
 
@@ -34,6 +35,11 @@ class RecoveryTrainer(SFTTrainer):
     numbers: Numbers
     accuracy: Callable[[PreTrainedModel], float] | None = None
     finished: bool = False
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        with steps_bar("training") as show:
+            self.add_callback(Steps(show))
+            return super().train(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

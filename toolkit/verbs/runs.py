@@ -1,9 +1,13 @@
 """`pollard run | calibrate | select | prune | recover | evaluate | report RECIPE`: the recipe, or as far as one stage."""
 
 import argparse
+import time
 
+from toolkit.bugs import tracebacks_in
 from toolkit.distributed import join
+from toolkit.interrupt import command_again, resumable
 from toolkit.recipe_file import load_recipe
+from toolkit.run_directory import RunDirectory
 from toolkit.verbs.verb import Verb, arguments_of_a_run
 
 UNTIL = {  # verb: the last stage it runs
@@ -20,10 +24,14 @@ UNTIL = {  # verb: the last stage it runs
 def run(arguments: argparse.Namespace, until: str | None) -> None:
     """The recipe as far as stage `until`, on every rank; its mistakes are told before anything is imported."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    join()
-    from toolkit import pipeline
+    started = time.monotonic()
+    with resumable(), tracebacks_in(RunDirectory(recipe.name).path):
+        join()
+        from toolkit import pipeline
+        from toolkit.screens import last_screen
 
-    pipeline.run(recipe, fresh=arguments.fresh, until=until)
+        directory = pipeline.run(recipe, fresh=arguments.fresh, until=until)
+        last_screen(directory, time.monotonic() - started, command_again())
 
 
 def _verb(name: str, until: str | None) -> Verb:

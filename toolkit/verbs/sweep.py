@@ -2,17 +2,21 @@
 
 import argparse
 
+from toolkit.bugs import tracebacks_in
 from toolkit.distributed import join
+from toolkit.interrupt import resumable
+from toolkit.run_directory import RunDirectory
 from toolkit.sweep_grid import load_grid
 from toolkit.verbs.verb import Verb, arguments_of_a_run
 
 
 def run(arguments: argparse.Namespace) -> None:
     grid = load_grid(arguments.recipe, arguments.overrides)
-    join()
-    from toolkit.sweep import sweep
+    with resumable(), tracebacks_in(RunDirectory(grid.recipe.name).path):
+        join()
+        from toolkit.sweep import sweep
 
-    sweep(grid, fresh=arguments.fresh)
+        sweep(grid, fresh=arguments.fresh)
 
 
 SWEEP = Verb(

@@ -24,9 +24,10 @@ def arguments_of_a_recipe(parser: argparse.ArgumentParser) -> None:
 def arguments_of_a_run(parser: argparse.ArgumentParser) -> None:
     arguments_of_a_recipe(parser)
     parser.add_argument("--fresh", action="store_true", help="do everything again")
-    local_rank(parser)
 
 
-def local_rank(parser: argparse.ArgumentParser) -> None:
-    """What the deepspeed launcher passes, and its environment says already."""
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+def everywhere(parser: argparse.ArgumentParser) -> None:
+    """What every command takes; given before a verb, it stays said behind it."""
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
+    # What the deepspeed launcher passes, and its environment says already
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)

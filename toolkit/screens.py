@@ -1,0 +1,168 @@
+"""The first screen of a run: what will happen, with its arithmetic, before any weights are read. And the last one: what was
+made, where it is, and what to do next."""
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.markup import escape
+
+from toolkit.distributed import is_main, say, world_size
+from toolkit.estimate.amounts import Amount, Amounts, amounts
+from toolkit.estimate.finetuning import Trainer
+from toolkit.moe import find_blocks, load_config, meta_model, pruned_meta_model, sizes
+from toolkit.moe.load import number_type
+from toolkit.plan import Plan
+from toolkit.progress import duration
+from toolkit.recipe import Recipe
+from toolkit.recovery.trainer_defaults import trainer_defaults
+from toolkit.report.formats import amount, size
+from toolkit.run_directory import RunDirectory, git_commit
+from toolkit.stages import budget
+
+SHOWN = ("torch", "transformers", "trl", "deepspeed")
+
+
+def first_screen(recipe: Recipe, run: RunDirectory, planned: Sequence[tuple[str, str]]) -> None:
+    """`planned`: per stage its name and why it must run, empty where it is done. Prints on rank 0; call it on every rank."""
+    config = load_config(recipe.model.path, recipe.model.revision)
+    model = meta_model(config)
+    blocks, (keep, active, _) = find_blocks(model), budget(recipe)
+    before, after = sizes(model), sizes(pruned_meta_model(config, keep, active))
+    experts = " → ".join(map(str, [blocks[0].expert_count, *(recipe.pruning.schedule or [keep])]))
+    facts = {
+        "model": f"{recipe.model.path} ({config.model_type}): {amount(before.parameters)} → {amount(after.parameters)} "
+        f"parameters, {before.parameters / after.parameters:.2f} times smaller",
+        "experts": f"{experts} in each of {len(blocks)} blocks, {active} active per token, by {recipe.pruning.criterion}",
+        "task": recipe.task.name,
+        "machine": machine(recipe, config),
+        "versions": versions(),
+        "results": str(run.path),
+    }
+    say(f"[bold]{recipe.name}[/]")
+    for name, value in facts.items():
+        say(f"  [bold]{name:<10}[/]{escape(value)}")
+    say()
+    data = amounts(recipe)
+    for stage, reason in planned:
+        work = arithmetic(stage, recipe, data) if reason else "done already"
+        say(f"{'' if reason else '[dim]'}  {stage:<20}{escape(work)}".rstrip())
+    say()
+
+
+def machine(recipe: Recipe, config: object) -> str:
+    """ "2 ranks on CPU, float32 (auto: no GPU)"."""
+    gpu = torch.cuda.is_available()
+    ranks = f"{world_size()} rank{'s' * (world_size() > 1)}"
+    where = f"{ranks} on CPU" if not gpu else f"{ranks}, {torch.cuda.get_device_name()} each"
+    dtype = str(number_type(recipe.model.dtype, config) or "the checkpoint's own numbers").removeprefix("torch.")
+    if recipe.model.dtype == "auto":
+        dtype += " (auto: the checkpoint's own)" if gpu else " (auto: no GPU)"
+    return f"{where}, {dtype}"
+
+
+def versions() -> str:
+    try:
+        ours = version("pollard")
+    except PackageNotFoundError:
+        ours = "(not installed)"
+    commit = git_commit()
+    theirs = ", ".join(f"{package} {version(package)}" for package in SHOWN)
+    return f"pollard {ours}{f' ({commit[:7]})' if commit else ''}, {theirs}"
+
+
+def arithmetic(stage: str, recipe: Recipe, data: Amounts) -> str:
+    """What a stage will do, in numbers that are known before any weights are read."""
+    kind, _, which = stage.partition("/")
+    if kind == "calibrate":
+        return f"{_tokens(data.calibration)}, {_batches(data.calibration.examples, recipe.calibration.batch_size)}"
+    if kind == "evaluate":
+        asked = data.evaluation.examples
+        new = f"at most {recipe.evaluation.max_new_tokens:,} new tokens each"
+        return f"{_number(asked)} questions, {_batches(asked, recipe.evaluation.batch_size)}; {new}"
+    if kind in ("recover", "control"):
+        return _training(recipe, data.training)
+    if kind == "answers" and data.answers:
+        return f"{_number(data.answers.examples)} answers drawn, at most {recipe.evaluation.max_new_tokens:,} new tokens each"
+    if kind == "teacher":
+        return f"{_tokens(data.training)}"
+    if kind == "rounds":
+        return f"prune to {which} experts and recover: {_training(recipe, data.training)}"
+    return {"select": f"keep {recipe.pruning.keep}", "prune": "no forward pass: tensors are copied", "report": "one page"}.get(
+        kind, ""
+    )
+
+
+def _training(recipe: Recipe, data: Amount) -> str:
+    trainer = Trainer(trainer_defaults(torch.cuda.is_available(), recipe) | recipe.finetuning.trainer)
+    ranks, steps = world_size(), trainer.steps(data.examples, world_size())
+    at_once = trainer.micro_batch * trainer.accumulation * ranks
+    factors = [f"{trainer.micro_batch}", *([f"{trainer.accumulation} accumulated"] if trainer.accumulation > 1 else [])]
+    factors += [f"{ranks} ranks"] if ranks > 1 else []
+    product = f" ({' × '.join(factors)})" if len(factors) > 1 else ""
+    said = f"{_number(steps)} steps × {at_once:,} examples{product}"
+    if steps is not None and data.examples:
+        said += f" = {steps * at_once:,}: {steps * at_once / data.examples:.1f} times the {data.examples:,} there are"
+    return f"{said}; {recipe.finetuning.method}, ZeRO {recipe.finetuning.zero}"
+
+
+def _tokens(data: Amount) -> str:
+    if data.examples is None:
+        return "all examples"
+    about = "about" if data.measured else "at most"
+    return f"{data.examples:,} examples × {about} {data.mean:,.0f} tokens = {data.tokens:,}"
+
+
+def _batches(number: int | None, size: int) -> str:
+    if number is None:
+        return f"batches of {size}"
+    batches, ranks = -(-number // size), world_size()
+    shared = f", over {ranks} ranks {-(-batches // ranks):,} each" if ranks > 1 else ""
+    return f"batches of {size} → {batches:,}{shared}"
+
+
+def _number(number: int | None) -> str:
+    return "all" if number is None else f"{number:,}"
+
+
+def last_screen(run: RunDirectory, seconds: float, again: str) -> None:
+    """What there is and what to do next, on rank 0. `again`: the command that goes on where a run was asked for its first
+    stages only."""
+    if not is_main():
+        return
+    made = {
+        run.recovered: f"the pruned model, fine-tuned: a stock transformers checkpoint, {_bytes(run.recovered)}",
+        run.pruned: f"the pruned model, {_bytes(run.pruned)}",
+        run.control: f"the original, fine-tuned alike, {_bytes(run.control)}",
+        run.plan: "which experts stay",
+        run.path / "report.html": "the report: one page, for a browser",
+    }
+    there = {path: what for path, what in made.items() if path.exists()}
+    whole = run.path / "report.html" in there
+    best = next((path for path in (run.recovered, run.pruned) if path in there), None)
+    following = {}
+    if not whole:
+        following[again] = "the stages that are left"
+    if best:
+        following[f"pollard chat {run.path}"] = "ask the original and the smaller model side by side"
+    if whole:
+        experts = next(iter(Plan.load(run.plan).blocks.values())).experts
+        keeps = ",".join(str(keep) for keep in dict.fromkeys(experts * share // 8 for share in (6, 4, 2)) if keep)
+        following[f"pollard sweep {run.recipe} pruning.keep={keeps}"] = "how few experts would do?"
+    say()
+    say(f"[bold]Done[/] in {duration(seconds)}")
+    _columns(there)
+    say("[bold]Next[/]")
+    _columns(following)
+
+
+def _columns(said: Mapping[Any, str]) -> None:
+    width = max(len(str(left)) for left in said) if said else 0
+    for left, right in said.items():
+        say(f"  {escape(str(left).ljust(width))}  [dim]{escape(right)}[/]")
+
+
+def _bytes(folder: Path) -> str:
+    return size(sum(file.stat().st_size for file in folder.glob("*.safetensors")))
