@@ -31,13 +31,17 @@ class TaskRecipe(Section):
     a `custom` one, is said by the other keys."""
 
     name: TaskName = "custom"
+    """A named task (`pollard tasks` lists them), or custom: all is said by the other keys."""
     dataset: str | None = None
     """Hub id of a data set; `train` and `test` are then its splits."""
     subset: str | None = None
+    """A data set's configuration on the hub."""
     revision: str | None = None
+    """Branch, tag or commit of the data set."""
     train: str | None = None
     """A split of `dataset`, or a local JSONL file."""
     test: str | None = None
+    """As `train`."""
     prompt: str | None = None
     """Template over a line's columns, e.g. "{question}"."""
     completion: str | None = None
@@ -117,9 +121,11 @@ class DataRecipe(Section):
     """A task, in the grammar of the recipe's own, or plain text. `gsm8k` is short for `{task: {name: gsm8k}}`."""
 
     task: TaskRecipe | None = None
+    """A task's training examples."""
     text: str | None = None
     """A .jsonl file (every line's `text`) or a .txt file (its paragraphs); all of it counts as completion."""
     examples: int | None = Field(default=None, ge=1)
+    """How many of them, drawn by the recipe's seed; as the section says unless given."""
 
     @model_validator(mode="before")
     @classmethod
