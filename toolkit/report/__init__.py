@@ -1,26 +1,32 @@
-"""Show it: what a run directory holds, as report.json, as one HTML page and as a table in the terminal."""
+"""Show it: what a run directory holds, as report.json, as one HTML page, as a model card and as a table in the terminal."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from toolkit.files import write_text
+from toolkit.report.card import card, result_of
 from toolkit.report.collect import collect
 from toolkit.report.page import render
 from toolkit.report.sweep_table import show_sweep, tabulate
 from toolkit.report.terminal import show
 
-__all__ = ["collect", "render", "show", "show_sweep", "tabulate", "write_report"]
+__all__ = ["card", "collect", "render", "show", "show_sweep", "tabulate", "write_report"]
 
 
 def write_report(run_path: str | Path) -> dict[str, Any]:
-    """Writes report.json, then report.html, into the run directory; returns what report.json holds.
+    """Writes report.json, report.html and the model card (README.md, into the result's folder as well); returns what report.json
+    holds.
 
     What the run has not done yet is reported as not done. Raises PollardError for a file that is there but damaged.
     """
     run_path = Path(run_path)
     report = collect(run_path)
-    page = render(report)  # before anything is written: both files, or neither
+    result = run_path / result_of(report)
+    page, readme = render(report), card(report, str(result))  # before anything is written: all files, or none
     write_text(run_path / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
     write_text(run_path / "report.html", page)
+    write_text(run_path / "README.md", readme)
+    if result.name == "recovered" and result.is_dir():  # pruned/ is the original's folder, smaller: with the original's card
+        write_text(result / "README.md", readme)
     return report

@@ -18,6 +18,7 @@ from toolkit.plan import Plan
 from toolkit.report.blocks import blocks_of, criteria_of
 from toolkit.report.cautions import warnings
 from toolkit.report.changed import changed
+from toolkit.report.origin import origin
 from toolkit.report.pairs import pairs
 from toolkit.report.words import comparisons, headline, summary
 from toolkit.run_directory import RunDirectory
@@ -50,6 +51,7 @@ def collect(run_path: Path) -> dict[str, Any]:
         "name": recipe.get("name", run_path.name),
         "model": manifest.get("model"),
         "task": manifest.get("task"),
+        "origin": origin(run, recipe),
         "seed": recipe.get("seed"),
         "pruning": _pruning(whole_plan, schedule),
         "calibration": _calibration(stages, statistics),

@@ -50,7 +50,7 @@ def render(report: dict[str, Any]) -> str:
     result = next((role for role in ("recovered", "pruned") if models.get(role)), None)
     both = [models["original"], models[result]] if result and models["original"] else []
     ranks = max((entry.get("ranks") or 1 for entry in report["stages"].values()), default=1)
-    return _environment().get_template("report.html.j2").render(
+    return environment().get_template("report.html.j2").render(
         report=report,
         fact=_facts(report),
         evaluated=evaluated,
@@ -63,9 +63,13 @@ def render(report: dict[str, Any]) -> str:
         curve=loss_curve({"recovered": report["training"], "control": report["control_training"]}),
         sweep=keep_curve(report["sweep"]),
         kept_shares=[block["kept_share"] for block in report["blocks"].values() if block["kept_share"] is not None],
-        recipe=yaml.safe_dump(report["recipe"], sort_keys=False, allow_unicode=True) if report["recipe"] else None,
+        recipe=recipe_text(report),
         command=f"./launch.sh --ranks {ranks} {shlex.quote(report['recipe_path'])} --fresh",
     )  # fmt: skip
+
+
+def recipe_text(report: dict[str, Any]) -> str | None:
+    return yaml.safe_dump(report["recipe"], sort_keys=False, allow_unicode=True) if report["recipe"] else None
 
 
 def _tells(found: dict[str, Any], key: str) -> bool:
@@ -87,16 +91,17 @@ def _facts(report: dict[str, Any]) -> Callable[[list[str | int], str], Markup]:
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
+        autoescape=lambda name: bool(name and name.endswith(".html.j2")),
         undefined=StrictUndefined,  # a fact the template asks for and the report lacks is a bug, not a blank
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= FORMATS | {"typeset": typeset, "last_line": last_line}
-    return environment
+    made.filters |= FORMATS | {"typeset": typeset, "last_line": last_line}
+    made.globals["formats"] = FORMATS
+    return made
 
 
 def typeset(text: str) -> str:

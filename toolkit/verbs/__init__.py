@@ -4,6 +4,7 @@ from toolkit.verbs.compare import COMPARE
 from toolkit.verbs.criteria import CRITERIA_VERB
 from toolkit.verbs.estimate import ESTIMATE
 from toolkit.verbs.inspect import INSPECT
+from toolkit.verbs.push import PUSH
 from toolkit.verbs.recipes import RECIPES
 from toolkit.verbs.runs import RUNS
 from toolkit.verbs.sweep import SWEEP
@@ -13,6 +14,7 @@ VERBS: list[Verb] = [
     *RUNS,
     SWEEP,
     COMPARE,
+    PUSH,
     ESTIMATE,
     INSPECT,
     CRITERIA_VERB,

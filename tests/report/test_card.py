@@ -1,0 +1,74 @@
+"""Law: the card is read by the hub and by people, and says what was not measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from made_up_run import ROLES, make_run
+from test_sweep_table import row
+
+from toolkit.report import card, collect, formats, tabulate, write_report
+
+
+def test_the_hub_understands_the_metadata(tmp_path: Path) -> None:
+    run = make_run(tmp_path, model="mistralai/Mixtral-8x7B-v0.1", task="gsm8k")
+    run.pruned.mkdir()
+    (run.pruned / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    report = collect(run.path)
+    data = ModelCard(card(report, "me/small"), ignore_metadata_errors=False).data
+    assert (data.base_model, data.to_dict()["base_model_relation"]) == ("mistralai/Mixtral-8x7B-v0.1", "finetune")
+    assert (data.license, data.datasets) == ("apache-2.0", ["openai/gsm8k"])
+    assert (data.library_name, data.pipeline_tag, data.model_name) == ("transformers", "text-generation", "small")
+    assert {"pollard", "moe", "pruning"} <= set(data.tags)
+    [result] = data.eval_results
+    assert (result.dataset_type, result.dataset_split, result.metric_type) == ("openai/gsm8k", "test", "accuracy")
+    assert result.metric_value == 100 * report["models"]["recovered"]["score"] == 90.0
+
+
+def test_the_table_holds_every_models_measures(tmp_path: Path) -> None:
+    report = collect(make_run(tmp_path, roles=(*ROLES, "control"), control=True).path)
+    lines = card(report, "me/small").splitlines()
+    assert "| | original | pruned | recovered | control |" in lines
+    scores = " | ".join(formats.percent(found["score"]) for found in report["models"].values())
+    assert f"| Score | {scores} |" in lines
+    assert lines.index("|---|---:|---:|---:|---:|") == lines.index(f"| Score | {scores} |") - 1
+
+
+def test_it_says_how_to_load_it_and_how_it_was_made(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    text = card(collect(run.path), "me/small")
+    assert 'AutoModelForCausalLM.from_pretrained("me/small"' in text and "vllm serve me/small" in text
+    assert run.recipe.read_text() in text
+
+
+def test_what_was_not_measured_is_called_that(tmp_path: Path) -> None:
+    text = card(collect(make_run(tmp_path).path), "me/small")
+    assert "What it lost elsewhere: not measured." in text
+    assert "licence is not known" in text
+
+
+def test_what_the_sweep_measured_off_the_task_is_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.sweep.mkdir()
+    mine = row("weighted_ean", 2, 50, off=9) | {"criterion": "weighted_ean", "tokens": "all", "mode": "layerwise"}
+    (run.sweep / "table.json").write_text(json.dumps(tabulate([row("original", 4, 95, off=90), mine])))
+    run.finish("sweep", "sweep", 1.0, seed=7, ranks=1)
+    text = card(collect(run.path), "me/small")
+    assert "on playground/code the pruning alone takes the score from 90.0 % to 9.0 %" in text
+
+
+def test_it_lies_in_the_run_and_with_the_recovered_model(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.recovered.mkdir()
+    write_report(run.path)
+    text = (run.path / "README.md").read_text()
+    assert text == (run.recovered / "README.md").read_text()
+    assert f'from_pretrained("{run.recovered}")' in text
+
+
+@pytest.mark.parametrize("until", ["nothing", "calibrate", "select", "prune", "recover"])
+def test_a_run_that_stopped_early_has_a_card_that_claims_nothing(tmp_path: Path, until: str) -> None:
+    text = card(collect(tmp_path if until == "nothing" else make_run(tmp_path, until=until).path), "here")
+    assert "Not evaluated." in text
+    assert ModelCard(text).data.eval_results is None

@@ -1,0 +1,80 @@
+"""Law: nothing goes to the hub but what was asked for, private unless said, and every failure is one message."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_up_run import make_run
+
+from toolkit.errors import PollardError
+from toolkit.report import push as push_module
+from toolkit.report import write_report
+from toolkit.run_directory import RunDirectory
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    run = make_run(tmp_path)
+    run.recovered.mkdir()
+    (run.recovered / "config.json").write_text("{}")
+    write_report(run.path)
+    return run
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """The calls that a logged-in user's push makes."""
+    calls: list[tuple[str, dict[str, Any]]] = []
+
+    class Api:
+        def __getattr__(self, name: str) -> Any:
+            return lambda *given, **named: calls.append((name, named | ({"repo_id": given[0]} if given else {})))
+
+    monkeypatch.setattr(push_module, "HfApi", Api)
+    monkeypatch.setattr(push_module, "get_token", lambda: "hf_secret")
+    return calls
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_the_recovered_model_goes_up_with_a_card_that_names_it_as_the_hub_does(
+    run: RunDirectory, hub: list, public: bool
+) -> None:
+    assert push_module.push(str(run.path), "me/small", public).endswith("/me/small")
+    (made, how), (folder, what), (file, card) = hub
+    assert (made, how) == ("create_repo", {"repo_id": "me/small", "private": not public, "exist_ok": True})
+    assert (folder, what["folder_path"], what["ignore_patterns"]) == ("upload_folder", run.recovered, ["README.md"])
+    assert (file, card["path_in_repo"], card["repo_id"]) == ("upload_file", "README.md", "me/small")
+    assert b'from_pretrained("me/small")' in card["path_or_fileobj"]
+
+
+def test_without_a_login_the_remedy_is_named(run: RunDirectory, hub: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(push_module, "get_token", lambda: None)
+    with pytest.raises(PollardError, match="Not logged in to the hub: say `hf auth login` once, or set HF_TOKEN"):
+        push_module.push(str(run.path), "me/small")
+    assert hub == []
+
+
+def test_a_run_without_a_model_has_nothing_to_push(tmp_path: Path, hub: list) -> None:
+    run = make_run(tmp_path, until="select")
+    with pytest.raises(PollardError, match=r"has no report\.json yet"):
+        push_module.push(str(run.path), "me/small")
+    write_report(run.path)
+    with pytest.raises(PollardError, match=r"There is no .*pruned to push"):
+        push_module.push(str(run.path), "me/small")
+    assert hub == []
+
+
+# With the real client: the tests run with HF_HUB_OFFLINE=1.
+def test_no_way_to_the_hub_is_one_message(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(push_module, "get_token", lambda: "hf_secret")
+    with pytest.raises(
+        PollardError, match=r"Cannot push .*recovered to me/small: .*offline.* The same command tries again"
+    ) as told:
+        push_module.push(str(run.path), "me/small")
+    assert "hf_secret" not in str(told.value)
+
+
+def test_a_name_that_the_hub_does_not_take_is_one_message(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(push_module, "get_token", lambda: "hf_secret")
+    with pytest.raises(PollardError, match=r"Cannot push .* to a/b/c: "):
+        push_module.push(str(run.path), "a/b/c")

@@ -1,0 +1,59 @@
+"""To the hub, when asked and only then: the result of a run with its model card."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+from toolkit.errors import PollardError
+from toolkit.report.card import card, result_of
+from toolkit.run_directory import RunDirectory
+
+
+def push(where: str, repository: str, public: bool = False) -> str:
+    """Uploads runs/NAME/recovered (pruned, where nothing was recovered) and returns its address.
+
+    A new repository is private unless `public`; one that is there keeps its visibility. Raises PollardError where there is
+    nothing to upload, for want of a login, and for what the hub answers.
+    """
+    path = Path(where)
+    run = RunDirectory(path.name, path.parent)
+    report = _report(run)
+    folder = run.path / result_of(report)
+    if not (folder / "config.json").exists():
+        raise PollardError(f"There is no {folder} to push: `pollard run {run.recipe}` makes it.")
+    if not get_token():
+        raise PollardError("Not logged in to the hub: say `hf auth login` once, or set HF_TOKEN to a token that may write.")
+    try:
+        api = HfApi()
+        api.create_repo(repository, private=not public, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository, folder_path=folder, ignore_patterns=["README.md"], commit_message=f"{report['name']}: checkpoint"
+        )
+        text = card(report, repository).encode()
+        api.upload_file(path_or_fileobj=text, path_in_repo="README.md", repo_id=repository, commit_message="Model card")
+    except (HTTPError, OSError, ValueError) as error:  # the hub's answer, no way to it, a name it does not take
+        raise PollardError(f"Cannot push {folder} to {repository}: {_told(error)}") from error
+    return f"{huggingface_hub.constants.ENDPOINT}/{repository}"
+
+
+def _report(run: RunDirectory) -> dict[str, Any]:
+    try:
+        return json.loads((run.path / "report.json").read_text(encoding="utf-8"))
+    except OSError:
+        raise PollardError(f"{run.path} has no report.json yet: `pollard run {run.recipe}` ends with one.") from None
+    except ValueError as error:
+        raise PollardError(
+            f"{run.path / 'report.json'} is damaged ({error}): `pollard report {run.recipe}` writes it again."
+        ) from None
+
+
+def _told(error: Exception) -> str:
+    said = " ".join(str(error).split())
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
+    if status in (401, 403):
+        return f"the hub refuses this login ({status}). Use a token that may write to that name (`hf auth login`). {said}"
+    return f"{said.rstrip('.')}. The same command tries again; files that are there already are not sent twice."
