@@ -1,5 +1,6 @@
 """`pollard VERB …`, one small file for each; VERBS is all there is, in the order of `pollard --help`."""
 
+from toolkit.verbs.chat import CHAT
 from toolkit.verbs.compare import COMPARE
 from toolkit.verbs.criteria import CRITERIA_VERB
 from toolkit.verbs.estimate import ESTIMATE
@@ -13,6 +14,7 @@ VERBS: list[Verb] = [
     *RUNS,
     SWEEP,
     COMPARE,
+    CHAT,
     ESTIMATE,
     INSPECT,
     CRITERIA_VERB,
