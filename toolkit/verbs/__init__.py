@@ -2,6 +2,7 @@
 
 from toolkit.verbs.chat import CHAT
 from toolkit.verbs.compare import COMPARE
+from toolkit.verbs.completion import COMPLETION
 from toolkit.verbs.criteria import CRITERIA_VERB
 from toolkit.verbs.estimate import ESTIMATE
 from toolkit.verbs.inspect import INSPECT
@@ -19,6 +20,7 @@ VERBS: list[Verb] = [
     INSPECT,
     CRITERIA_VERB,
     RECIPES,
+    COMPLETION,
 ]
 
 __all__ = ["VERBS", "Verb"]
