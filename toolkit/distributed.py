@@ -42,8 +42,13 @@ def say(text: str = "") -> None:
 
 
 def join() -> None:
-    """Starts, and shows transformers' progress bars only where somebody looks: on rank 0, at a terminal."""
+    """Starts, on every rank of a launch."""
     start()
+    quiet_bars()
+
+
+def quiet_bars() -> None:
+    """Shows transformers' progress bars only where somebody looks: on rank 0, at a terminal."""
     from transformers.utils import logging
 
     if not (is_main() and console.is_terminal):

@@ -147,6 +147,8 @@ def last_screen(run: RunDirectory, seconds: float, again: str) -> None:
         following[again] = "the stages that are left"
     if best:
         following[f"pollard chat {run.path}"] = "ask the original and the smaller model side by side"
+    if run.recovered in there and whole:
+        following[f"pollard compare {run.recovered} {run.path / 'original'}"] = "question by question"
     if whole:
         experts = next(iter(Plan.load(run.plan).blocks.values())).experts
         keeps = ",".join(str(keep) for keep in dict.fromkeys(experts * share // 8 for share in (6, 4, 2)) if keep)

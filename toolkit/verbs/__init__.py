@@ -1,6 +1,8 @@
 """`pollard VERB …`, one small file for each; VERBS is all there is, in the order of `pollard --help`."""
 
+from toolkit.verbs.chat import CHAT
 from toolkit.verbs.compare import COMPARE
+from toolkit.verbs.completion import COMPLETION
 from toolkit.verbs.criteria import CRITERIA_VERB
 from toolkit.verbs.estimate import ESTIMATE
 from toolkit.verbs.inspect import INSPECT
@@ -15,10 +17,12 @@ VERBS: list[Verb] = [
     SWEEP,
     COMPARE,
     PUSH,
+    CHAT,
     ESTIMATE,
     INSPECT,
     CRITERIA_VERB,
     RECIPES,
+    COMPLETION,
 ]
 
 __all__ = ["VERBS", "Verb"]
