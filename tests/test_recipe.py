@@ -71,7 +71,7 @@ def test_short_forms_and_defaults(tmp_path: Path) -> None:
         (
             "pruning:\n  keeep: 4\n",
             "r.yaml, line 5: `pruning.keeep` is not a key of a recipe. Did you mean `keep`? "
-            "Allowed here: criterion, keep, schedule, experts_per_token, tokens, mode.",
+            "Allowed here: criterion, keep, schedule, experts_per_token, tokens, mode, skipping.",
         ),
         ("string: 4\n", "r.yaml, line 4: `string` is not a key of a recipe. Did you mean `pruning`? Allowed here: name, seed,"),
         ("model.str: 4\n", "r.yaml, line 4: `model.str` is not a key of a recipe."),
@@ -83,7 +83,10 @@ def test_short_forms_and_defaults(tmp_path: Path) -> None:
         ),
         ("seed: soon\n", "line 4: `seed`: Input should be a valid integer"),
         ("seed: -1\n", "line 4: `seed`: Input should be greater than or equal to 0 (given: -1)."),
-        ("pruning: 4\n", "line 4: `pruning` takes keys (criterion, keep, schedule, experts_per_token, tokens, mode), not 4."),
+        (
+            "pruning: 4\n",
+            "line 4: `pruning` takes keys (criterion, keep, schedule, experts_per_token, tokens, mode, skipping), not 4.",
+        ),
         ("evaluation:\n  models: [orignal]\n", "line 5: `evaluation.models.0` cannot be 'orignal'. Did you mean `original`?"),
         (
             "calibration:\n  data:\n  - gsm8k\n  - gsm9k\n",

@@ -19,6 +19,7 @@ _HOMES = {
     "select": ("toolkit.selection", "select"),
     "prune": ("toolkit.moe", "prune_checkpoint"),
     "recover": ("toolkit.recovery.recover", "recover"),
+    "skipping_thresholds": ("toolkit.calibration", "skipping_thresholds"),
     "evaluate": ("toolkit.evaluation", "evaluate"),
     "load_recipe": ("toolkit.recipe_file", "load_recipe"),
     "Task": ("toolkit.tasks", "Task"),

@@ -2,6 +2,7 @@
 
 (rounds/… ─►) calibrate ─► select ─► prune ─► (answers ─► teacher ─►) recover ─► (control ─►) report
     evaluate/original                 └ evaluate/pruned            └ evaluate/recovered └ evaluate/control
+                                                                   └ skip ─► evaluate/skipping (or after prune)
 
 What the original teaches serves every training of a run: with rounds, it is made before the first of them.
 """
@@ -24,6 +25,7 @@ from toolkit.recipe_file import dump_recipe
 from toolkit.recovery.training_data import check_training_data
 from toolkit.rounds import early_rounds, recipe_of_last_round, recipe_of_round, share_what_is_taught
 from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
+from toolkit.skip_stage import check_skipping, role_that_skips, skip_stage
 from toolkit.tasks import Task
 from toolkit.teacher_stages import Taught
 
@@ -58,7 +60,7 @@ def plan_stages(recipe: Recipe, taught: Taught | None = None) -> list[Stage]:
     # The reconstruction search needs the experts' outputs, so it is part of calibration where the criterion asks for it
     how = [*routing, *stages.search_of(recipe)]
     watching = [identity_of_data(recipe), recipe.calibration.model_dump(), recipe.seed, *how]
-    choosing = recipe.pruning.model_dump(exclude={"schedule"})
+    choosing = recipe.pruning.model_dump(exclude={"schedule", "skipping"})
     teaching: list[Stage] = []
     if taught is None:
         taught = teacher_stages.fingerprints(recipe, model, train_data, data["test"])
@@ -104,6 +106,16 @@ def plan_stages(recipe: Recipe, taught: Taught | None = None) -> list[Stage]:
         before += [
             Stage("recover", how_to, recover, stages.recover_stage, scratch="checkpoints/recovered"),
             *evaluation_of("recovered"),
+        ]
+    if recipe.pruning.skipping:
+        last = role_that_skips(recipe)
+        watched_once_more = [identity_of_data(recipe), recipe.calibration.model_dump(), recipe.seed, recipe.pruning.skipping]
+        skip = fingerprint_of(recover if last == "recovered" else prune, watched_once_more)
+        how_to = f"find when a token of the {last} model can do without an expert ({recipe.pruning.skipping})"
+        answering = f"answer them once more with the {last} model, skipping experts"
+        before += [
+            Stage("skip", how_to, skip, skip_stage(last)),
+            Stage("evaluate/skipping", answering, fingerprint_of(skip, judged), stages.evaluate_stage("skipping", last)),
         ]
     if recipe.control:
         how_to = f"fine-tune the original in the same way ({zero})"
@@ -162,6 +174,7 @@ def check(recipe: Recipe) -> None:
     for split in ("train", recipe.evaluation.split):
         task.examples(split)
     check_data(recipe)
+    check_skipping(recipe, stages.budget(recipe).experts_per_token)
     if _trains(recipe):
         check_training_data(recipe)
         from toolkit.recovery.settings import check_finetuning  # takes seconds; a run that is done needs none of it

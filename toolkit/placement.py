@@ -16,6 +16,7 @@ from toolkit.moe import (
     is_partitioned,
     load_config,
     load_model,
+    load_thresholds,
     partitioned_model,
     weight_bytes,
 )
@@ -29,20 +30,27 @@ Placement = Literal["copies", "spread", "zero3"]
 
 
 def with_model(
-    recipe: Recipe, path: str, revision: str | None, use: Callable[[PreTrainedModel], T], whole: str | None = None
+    recipe: Recipe,
+    path: str,
+    revision: str | None,
+    use: Callable[[PreTrainedModel], T],
+    whole: str | None = None,
+    skipping: bool = False,
 ) -> T:
     """Calls `use` with the model, placed as `model.placement` says. Call it on every rank.
 
-    `whole`: why `use` needs a model that is not in parts, where it does. Raises PollardError for a model that fits nowhere,
+    `whole`: why `use` needs a model that is not in parts, where it does. Where the checkpoint says when experts are skipped,
+    they are only if `skipping` is true; a line says so if not. Raises PollardError for a model that fits nowhere,
     and for one whose weights, loaded in parts, are not the checkpoint's.
     """
     dtype, asked = recipe.model.dtype, recipe.model.placement
     placement = automatic(weight_bytes(load_config(path, revision), dtype)) if asked == "auto" else asked
+    tell_unskipped(path, revision, skipping)
     if placement == "copies":
-        return use(load_model(path, revision, dtype, device()))
+        return use(load_model(path, revision, dtype, device(), skipping=skipping))
     if placement == "spread":
         say("  one copy, its layers spread over the GPUs of the first node (model.placement)")
-        return on_main(lambda: use(load_model(path, revision, dtype, spread=True)))
+        return on_main(lambda: use(load_model(path, revision, dtype, spread=True, skipping=skipping)))
     if whole:
         raise PollardError(
             f"{whole}, and model.placement {asked} {'is' if asked == 'zero3' else 'leads to'} zero3, which holds it in parts: "
@@ -50,7 +58,7 @@ def with_model(
         )
     say("  in parts over all ranks (model.placement: ZeRO-3)")
     build_communication()
-    with partitioned_model(path, revision, dtype, partitioning(recipe.finetuning.zero)) as model:
+    with partitioned_model(path, revision, dtype, partitioning(recipe.finetuning.zero), skipping) as model:
         check_loaded(model, path, revision)
         return use(model)
 
@@ -67,9 +75,16 @@ def with_layers(
         except CannotStream as reason:
             loaded = str(reason)
         else:
+            tell_unskipped(path, revision)
             return use(model)
     say(f"  the whole model is loaded: {loaded}")
     return with_model(recipe, path, revision, use, whole)
+
+
+def tell_unskipped(path: str, revision: str | None, skipping: bool = False) -> None:
+    """Says it where a checkpoint's thresholds are not followed."""
+    if not skipping and load_thresholds(path, revision):
+        say(f"  without skipping experts, although {path} has a skipping.json")
 
 
 def share_of(model: PreTrainedModel | StreamedModel, batches: Sequence[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:

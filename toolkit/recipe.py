@@ -68,6 +68,9 @@ class PruningRecipe(Section):
     """Which tokens' statistics decide."""
     mode: Literal["layerwise", "progressive"] = "layerwise"
     """Of `reconstruction`: every block by itself, or one after the other on what the pruned ones before it pass on."""
+    skipping: Literal["median"] | float | None = None
+    """Skip experts that hardly count while the model runs: of every token's experts after the first, about half (median, as
+    published) or a share in (0, 1). Thresholds are found on the model that the run ends with, and evaluated beside it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -85,6 +88,15 @@ class PruningRecipe(Section):
             raise ValueError("keep must be an integer of at least 1 or a fraction in (0, 1)")
         return keep
 
+    @field_validator("skipping", mode="before")
+    @classmethod
+    def _skipping_makes_sense(cls, skipping: Any) -> Any:
+        if skipping in (None, "median"):
+            return skipping
+        if isinstance(skipping, bool) or not isinstance(skipping, int | float) or not 0 < skipping < 1:
+            raise ValueError("skipping is median, or the share of the experts after a token's first to skip, in (0, 1)")
+        return float(skipping)
+
     @model_validator(mode="after")
     def _keys_agree(self) -> "PruningRecipe":
         if self.schedule and any(more <= fewer for more, fewer in pairwise(self.schedule)):
@@ -93,6 +105,8 @@ class PruningRecipe(Section):
             raise ValueError(f"keep {self.keep} is not where the schedule {self.schedule} ends: leave keep out")
         if isinstance(self.keep, int) and (self.experts_per_token or 0) > self.keep:
             raise ValueError(f"experts_per_token {self.experts_per_token} is more than the {self.keep} experts kept")
+        if self.skipping and 1 in (self.keep, self.experts_per_token) and not isinstance(self.keep, float):
+            raise ValueError("with one expert per token there is none to skip: leave skipping out")
         if self.criterion == "reconstruction" and self.tokens != "all":
             raise ValueError("reconstruction compares the block's output on all tokens: say tokens: all")
         return self

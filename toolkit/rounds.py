@@ -21,7 +21,7 @@ def early_rounds(recipe: Recipe) -> list[int]:
 def recipe_of_round(recipe: Recipe, run: RunDirectory, keep: int) -> Recipe:
     """The recipe of one round before the last, a run named after what it keeps: it ends with the recovery."""
     before = [earlier for earlier in early_rounds(recipe) if earlier > keep]
-    pruning = recipe.pruning.model_copy(update={"keep": keep, "schedule": None})
+    pruning = recipe.pruning.model_copy(update={"keep": keep, "schedule": None, "skipping": None})
     evaluation = recipe.evaluation.model_copy(update={"models": ["recovered"]})
     return recipe.model_copy(
         update={

@@ -76,7 +76,7 @@ def versions() -> str:
 def arithmetic(stage: str, recipe: Recipe, data: Amounts) -> str:
     """What a stage will do, in numbers that are known before any weights are read."""
     kind, _, which = stage.partition("/")
-    if kind == "calibrate":
+    if kind in ("calibrate", "skip"):
         return f"{_tokens(data.calibration)}, {_batches(data.calibration.examples, recipe.calibration.batch_size)}"
     if kind == "evaluate":
         asked = data.evaluation.examples

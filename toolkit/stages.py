@@ -14,6 +14,7 @@ from toolkit.evaluation import evaluate
 from toolkit.expert_statistics import ExpertStatistics, mix
 from toolkit.moe import (
     StreamedModel,
+    active_expert_parameters,
     check_prunable,
     checkpoint_bytes,
     find_blocks,
@@ -30,6 +31,7 @@ from toolkit.report import show, write_report
 from toolkit.rounds import composed_plan, early_rounds
 from toolkit.run_directory import RunDirectory
 from toolkit.selection import experts_to_activate, experts_to_keep, kept_unobserved, select
+from toolkit.skip_stage import measured_skipping
 from toolkit.tasks import Task, padded_batches
 
 
@@ -178,21 +180,30 @@ def dev_accuracy(recipe: Recipe) -> Callable[[PreTrainedModel], float] | None:
     return measure
 
 
-def evaluate_stage(role: str) -> Callable[[Recipe, RunDirectory, str], dict[str, Any]]:
-    """The stage that evaluates the original, pruned or recovered model, or the control."""
+def evaluate_stage(role: str, skipping_of: str = "") -> Callable[[Recipe, RunDirectory, str], dict[str, Any]]:
+    """The stage that evaluates the original, pruned or recovered model, or the control; or, as a role of its own, the one
+    that it names (`skipping_of`) once more, skipping experts."""
 
     def stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
-        path, revision = (recipe.model.path, recipe.model.revision) if role == "original" else (str(run.path / role), None)
+        folder = str(run.path / (skipping_of or role))
+        path, revision = (recipe.model.path, recipe.model.revision) if role == "original" else (folder, None)
         settings, task = recipe.evaluation, Task(recipe.task)
         tokenizer = load_tokenizer(path, revision)
-        total, active = sizes(meta_model(load_config(path, revision)))
+        nothing_loaded = meta_model(load_config(path, revision))
+        total, active = sizes(nothing_loaded)
         size = checkpoint_bytes(path, revision)
 
         def measure(model: PreTrainedModel) -> dict[str, Any]:
-            scores = evaluate(
-                model, tokenizer, task, settings.split, settings.examples, settings.batch_size, settings.max_new_tokens
-            )
+            with measured_skipping(model) as skipped:
+                scores = evaluate(
+                    model, tokenizer, task, settings.split, settings.examples, settings.batch_size, settings.max_new_tokens
+                )
             scores.about |= {"model": path, "parameters": total, "active_parameters": active, "checkpoint_bytes": size}
+            if skipped:  # of a token, on average
+                skipped["active_parameters"] = active - round(
+                    skipped["experts_skipped"] * active_expert_parameters(nothing_loaded)
+                )
+            scores.about |= skipped
             if is_main():
                 scores.save(run.evaluation, role)
             scores.check()
@@ -203,7 +214,7 @@ def evaluate_stage(role: str) -> Callable[[Recipe, RunDirectory, str], dict[str,
             )
             return {"score": scores.score, "n": scores.n}
 
-        return with_model(recipe, path, revision, measure)
+        return with_model(recipe, path, revision, measure, skipping=bool(skipping_of))
 
     return stage
 

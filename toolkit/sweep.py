@@ -85,7 +85,9 @@ def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> dict[str, Any]
 
 def _check(grid: Grid) -> None:
     """Everything that can be known to be wrong before the calibration starts."""
-    for recipe in {cell.recipe.pruning.model_dump_json(exclude={"criterion"}): cell.recipe for cell in grid.cells}.values():
+    for recipe in {
+        cell.recipe.pruning.model_dump_json(exclude={"criterion", "skipping"}): cell.recipe for cell in grid.cells
+    }.values():
         evaluation = recipe.evaluation.model_copy(update={"models": ["pruned"], "split": "dev"})
         check(recipe.model_copy(update={"evaluation": evaluation, "control": False}))
     if grid.recipe.sweep.off_task:
@@ -136,7 +138,7 @@ def _choose(grid: Grid, folders: list[Path]) -> list[Choice]:
     loaded = {folder: ExpertStatistics.load(folder) for folder in set(folders)}
     for cell, folder in zip(grid.cells, folders, strict=True):
         statistics = loaded[folder]
-        plan = select(statistics, seed=cell.seed, **cell.recipe.pruning.model_dump(exclude={"schedule"}))
+        plan = select(statistics, seed=cell.seed, **cell.recipe.pruning.model_dump(exclude={"schedule", "skipping"}))
         if file_of(plan) != file_of(original):  # keep = all of them
             choices[cell.label, plan.keep, cell.seed] = Choice(cell, plan, kept_unobserved(statistics, plan), file_of(plan))
     return list(choices.values())
@@ -191,7 +193,7 @@ def _finish(recipe: Recipe, choices: list[Choice], directory: RunDirectory) -> d
     for choice in choices:
         found = json.loads((directory.sweep / choice.file).read_text())
         seconds[choice.file] = found["seconds"]
-        pruning = choice.cell.recipe.pruning.model_dump(exclude={"keep"}) if choice.cell else {}
+        pruning = choice.cell.recipe.pruning.model_dump(exclude={"keep", "skipping"}) if choice.cell else {}
         rows.append(
             {"label": choice.label, "keep": found["keep"], **pruning}
             | {"seed": choice.cell.seed if choice.cell else None, "kept_unobserved": choice.unobserved}

@@ -46,7 +46,7 @@ def stages_of(recipe: Recipe, **there: Any) -> dict[str, StageEstimate]:
 
 EVERYTHING: dict[str, Any] = {
     "control": True,
-    "pruning": {"schedule": [6, 4, 2]},
+    "pruning": {"schedule": [6, 4, 2], "skipping": "median"},
     "finetuning": {"teacher": "original", "data": [{"task": "gsm8k"}, {"self_generated": True, "samples": 2, "examples": 100}]},
 }
 
@@ -55,7 +55,16 @@ def test_every_stage_of_the_pipeline_is_estimated(config_only: str) -> None:
     recipe = recipe_of(config_only, **EVERYTHING)
     found = stages_of(recipe)
     assert [*found, "report"] == [stage.name for stage in plan_stages(recipe)]
-    assert {"answers", "teacher", "rounds/6", "rounds/4", "control", "evaluate/control"} < found.keys()
+    assert {
+        "answers",
+        "teacher",
+        "rounds/6",
+        "rounds/4",
+        "control",
+        "evaluate/control",
+        "skip",
+        "evaluate/skipping",
+    } < found.keys()
     assert all(stage.seconds is not None for stage in found.values())
     assert "200 questions" in found["answers"].work
 

@@ -99,6 +99,8 @@ def test_numbers_on_the_page_are_those_of_report_json(tmp_path: Path) -> None:
     there = {path for path, _, _ in found}
     for role in (*ROLES, "control"):
         for _, key, _ in ROWS:
+            if report["models"][role].get(key, 0) is None:  # of a model that skips experts only
+                continue
             assert "/".join(["models", role, key] if key else ["models", role]) in there
     assert {f"pairs/{i}/{key}" for i in range(6) for key in ("both", "neither", "difference", "interval/0", "p")} <= there
     assert {"changed/lost/count", "criteria/mean/frequency"} <= there

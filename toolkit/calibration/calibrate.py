@@ -18,7 +18,7 @@ from toolkit.calibration.watch import Batch, Mask, Watcher, watch
 from toolkit.distributed import device, gather, say
 from toolkit.errors import PollardError
 from toolkit.expert_statistics import ExpertStatistics
-from toolkit.moe import CannotStream, MoEBlock, StreamedModel, activating, find_blocks, load_model
+from toolkit.moe import CannotStream, MoEBlock, StreamedModel, activating, find_blocks, load_model, load_thresholds
 from toolkit.progress import progress
 
 Search = bool | Literal["layerwise", "progressive"]
@@ -71,11 +71,13 @@ def calibrate_sources(
 
 
 def _opened(path: str) -> StreamedModel | PreTrainedModel:
+    if load_thresholds(path):
+        say(f"  {path} is watched without skipping experts, although it has a skipping.json")
     try:
         return StreamedModel(path, device=device())
     except CannotStream as reason:
         say(f"  {path} is loaded whole: {reason}")
-        return load_model(path, device=device())
+        return load_model(path, device=device(), skipping=False)
 
 
 def _statistics(

@@ -1,6 +1,7 @@
 """A recipe on a machine, stage by stage, from the model's configuration alone."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -67,6 +68,11 @@ class Estimator:
             return estimate_select()
         if name == "prune":
             return estimate_prune(here, self._watched(recipe), self._pruned(recipe, dtype))
+        if name == "skip":  # the routers of the last model, watched as calibration watches
+            plain = recipe.model_copy(update={"pruning": recipe.pruning.model_copy(update={"criterion": "frequency"})})
+            plain = plain.model_copy(update={"calibration": plain.calibration.model_copy(update={"self_generated": False})})
+            found = estimate_calibrate(plain, here, self._pruned(recipe, dtype), data.calibration, data.evaluation)
+            return replace(found, name=name, disk=0)
         if name == "answers" and data.answers:
             return estimate_answers(recipe, here, self._original(recipe), data.answers)
         if name == "teacher":

@@ -11,14 +11,16 @@ from toolkit.moe.checkpoint import check_whole, copy_companions, prune_checkpoin
 from toolkit.moe.checksum import check_loaded
 from toolkit.moe.layers import ForwardPass, blocks_by_layer, layers_of, one_layer_at_a_time
 from toolkit.moe.linears import decoder_linears
-from toolkit.moe.load import load_config, load_model, load_tokenizer, meta_model
+from toolkit.moe.load import load_config, load_model, load_thresholds, load_tokenizer, meta_model
 from toolkit.moe.mask import activating, masked, restricted
 from toolkit.moe.outputs import every_output
 from toolkit.moe.parking import Parking
 from toolkit.moe.partition import is_partitioned, partitioned_model
 from toolkit.moe.partition_writer import write_partitioned
 from toolkit.moe.reroute import Rerouter, same_choice
-from toolkit.moe.sizes import Sizes, checkpoint_bytes, sizes, weight_bytes
+from toolkit.moe.sizes import Sizes, active_expert_parameters, checkpoint_bytes, sizes, weight_bytes
+from toolkit.moe.skip import apply_skipping, skipping
+from toolkit.moe.skip_count import SkipCount, counting_skips
 from toolkit.moe.slice import slice_model
 from toolkit.moe.stream import CannotStream, StreamedModel
 from toolkit.moe.unfuse import UNFUSED, expert_weights, linear_name, unfuse
@@ -26,11 +28,12 @@ from toolkit.moe.use import ExpertUse
 from toolkit.moe.watch import Seen, watching
 
 __all__ = [
-    "UNFUSED", "Anatomy", "CannotStream", "ExpertUse", "ForwardPass", "MoEBlock", "Parking", "Rerouter", "Seen", "Sizes",
-    "StreamedModel", "activating", "anatomy", "anatomy_of", "blocks_by_layer", "check_loaded", "check_plan",
-    "check_prunable", "check_whole", "checkpoint_bytes", "copy_companions", "decoder_linears", "every_output",
-    "expert_weights", "find_blocks", "is_partitioned", "layers_of", "linear_name", "load_config", "load_model",
+    "UNFUSED", "Anatomy", "CannotStream", "ExpertUse", "ForwardPass", "MoEBlock", "Parking", "Rerouter", "Seen",
+    "Sizes", "SkipCount", "StreamedModel", "activating", "active_expert_parameters", "anatomy", "anatomy_of",
+    "apply_skipping", "blocks_by_layer", "check_loaded", "check_plan", "check_prunable", "check_whole",
+    "checkpoint_bytes", "copy_companions", "counting_skips", "decoder_linears", "every_output", "expert_weights",
+    "find_blocks", "is_partitioned", "layers_of", "linear_name", "load_config", "load_model", "load_thresholds",
     "load_tokenizer", "masked", "meta_model", "one_layer_at_a_time", "partitioned_model", "prune_checkpoint",
-    "pruned_meta_model", "restricted", "same_choice", "sizes", "slice_model", "tensor_shapes", "unfuse", "watching",
-    "weight_bytes", "write_checkpoint", "write_partitioned",
+    "pruned_meta_model", "restricted", "same_choice", "sizes", "skipping", "slice_model", "tensor_shapes", "unfuse",
+    "watching", "weight_bytes", "write_checkpoint", "write_partitioned",
 ]  # fmt: skip

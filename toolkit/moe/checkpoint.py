@@ -60,7 +60,7 @@ def prune_checkpoint(source: str | Path, plan: Plan, target: str | Path, revisio
 def _prune_in_memory(source: str, plan: Plan, target: Path, revision: str | None = None) -> None:
     """The same by loading, slicing and saving the model: verified by its logits, those of the reloaded model exactly, and
     those of the masked original up to rounding (1e-5 of the largest logit in float32)."""
-    model = load_model(source, revision, dtype="checkpoint")
+    model = load_model(source, revision, dtype="checkpoint", skipping=False)
     vocabulary = int(model.config.get_text_config().vocab_size)
     probe = torch.randint(vocabulary, (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(0))
     with masked(model, plan):

@@ -16,8 +16,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.utils import cached_file
 
 from toolkit.errors import PollardError
+from toolkit.moe.skip import apply_skipping
+from toolkit.skipping import FILE as SKIPPING
+from toolkit.skipping import Skipping
 
 T = TypeVar("T")
 
@@ -74,12 +78,14 @@ def load_model(
     dtype: str = "auto",
     device: torch.device | str = "cpu",
     spread: bool = False,
+    skipping: bool = True,
 ) -> PreTrainedModel:
     """The causal language model on `device`.
 
     `dtype`: "checkpoint" is the checkpoint's own; "auto" is that on a machine with a GPU, else float32 (bfloat16 is slow
     on CPUs). `spread` puts the layers on all visible GPUs instead, for a model larger than one.
     MXFP4 checkpoints (gpt-oss) are dequantized: what is trained and sliced afterwards must be plain numbers.
+    Where thresholds lie beside the checkpoint (skipping.json) the model skips experts by them, unless `skipping` is false.
     """
     config = load_config(path, revision)
     options: dict[str, Any] = {"revision": revision, "dtype": number_type(dtype, config) or "auto"}
@@ -96,9 +102,24 @@ def load_model(
     door = _door(config)
     if spread:
         options["device_map"] = "auto"
+    thresholds = load_thresholds(path, revision) if skipping else None
     model = explained(lambda: door.from_pretrained(path, **options), path)
+    if thresholds:
+        apply_skipping(model, thresholds)
     there = spread or is_deepspeed_zero3_enabled()  # ZeRO-3 puts the parts where it wants them
     return model.eval() if there else model.to(device).eval()  # type: ignore[arg-type]
+
+
+def load_thresholds(path: str, revision: str | None = None) -> Skipping | None:
+    """When a checkpoint's tokens skip experts; None where they never do. Raises PollardError for a damaged file."""
+    folder: str | Path | None = path
+    if not Path(path).is_dir():
+        file = cached_file(
+            path, SKIPPING, revision=revision, _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )  # fmt: skip
+        folder = file and Path(file).parent
+    return Skipping.beside(folder) if folder else None
 
 
 def quantization_of(config: Any) -> str | None:

@@ -36,12 +36,12 @@ def layer_of(name: str) -> str:
 
 @contextmanager
 def partitioned_model(
-    path: str, revision: str | None, dtype: str, zero_optimization: dict[str, Any]
+    path: str, revision: str | None, dtype: str, zero_optimization: dict[str, Any], skipping: bool = True
 ) -> Iterator[PreTrainedModel]:
     """The model for inference, in parts on all ranks from loading on; all ranks must take part in every forward pass.
 
     `zero_optimization` is that section of a DeepSpeed configuration, of stage 3. While loading, rank 0 maps the checkpoint's
-    files into memory and hands out one fused tensor at a time.
+    files into memory and hands out one fused tensor at a time. `skipping` as for `load_model`.
     """
     import deepspeed
 
@@ -55,7 +55,7 @@ def partitioned_model(
     kept = HfDeepSpeedConfig(config)  # transformers partitions what it loads, and keeps `generate` in step, as long as this lives
     engine = None
     try:
-        model = load_model(path, revision, dtype)
+        model = load_model(path, revision, dtype, skipping=skipping)
         engine, *_ = deepspeed.initialize(model=model, config=kept.config)
         yield engine.module.eval()
     finally:

@@ -22,6 +22,7 @@ from toolkit.moe.slice import slice_model
 from toolkit.moe.tensor_files import INDEX, SINGLE, Piece, StoredTensor, explained_writing, stored_tensors, write_file
 from toolkit.plan import Plan
 from toolkit.progress import progress
+from toolkit.skipping import FILE as SKIPPING
 
 SHARD_BYTES = 5 * 10**9  # a rerun after a stop repeats at most one such file per rank
 MARKER = "pruning.json"  # in the unfinished folder: what it is to become
@@ -145,7 +146,7 @@ def _write_rest(job: Job, partial: Path, config: dict[str, Any]) -> None:
             continue
         if path.name == TEMPLATES:
             shutil.copytree(path, partial / path.name, dirs_exist_ok=True)
-        elif path.is_dir() or path.name.endswith(OTHER_WEIGHTS):
+        elif path.is_dir() or path.name.endswith(OTHER_WEIGHTS) or path.name == SKIPPING:  # thresholds of the model as it was
             skipped.append(path.name + "/" * path.is_dir())
         else:
             shutil.copyfile(path, partial / path.name)

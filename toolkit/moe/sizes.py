@@ -18,11 +18,14 @@ class Sizes(NamedTuple):
 def sizes(model: PreTrainedModel) -> Sizes:
     """Counts tied parameters once."""
     total = sum(p.numel() for p in model.parameters())
-    idle = 0
-    for block in find_blocks(model):
-        experts = sum(p.numel() for p in block.experts.parameters())
-        idle += experts - experts * block.experts_per_token // block.expert_count
-    return Sizes(total, total - idle)
+    experts = sum(p.numel() for block in find_blocks(model) for p in block.experts.parameters())
+    return Sizes(total, total - experts + active_expert_parameters(model))
+
+
+def active_expert_parameters(model: PreTrainedModel) -> int:
+    """Of the experts that a token chooses, in all blocks."""
+    blocks = [(block, sum(p.numel() for p in block.experts.parameters())) for block in find_blocks(model)]
+    return sum(experts * block.experts_per_token // block.expert_count for block, experts in blocks)
 
 
 def checkpoint_bytes(path: str | Path, revision: str | None = None) -> int:

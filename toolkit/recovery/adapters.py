@@ -123,7 +123,7 @@ def save_merged(recipe: Recipe, arguments: TrainingArguments, model: PeftModel, 
             stock = load_to_round(recipe, arguments, training.source, training.revision)
             round_to_nf4(stock, find_blocks(stock), device())
         else:
-            stock = load_model(training.source, training.revision, dtype=recipe.model.dtype)
+            stock = load_model(training.source, training.revision, dtype=recipe.model.dtype, skipping=False)
         needed = sum(parameter.numel() for parameter in stock.parameters())
         adapted = with_adapter(stock, settings.lora, weights)
         with whole_folder(training.adapter) as folder:

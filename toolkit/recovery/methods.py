@@ -55,7 +55,7 @@ def trainable_model(recipe: Recipe, arguments: TrainingArguments, source: str, r
 
         model, blocks, linears = load_quantized(recipe, arguments, source, revision)
     else:
-        model = load_model(source, revision, recipe.model.dtype)
+        model = load_model(source, revision, recipe.model.dtype, skipping=False)
         check_loaded(model, source, revision)
         blocks = find_blocks(model)
         linears = [*decoder_linears(model, blocks)]

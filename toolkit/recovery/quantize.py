@@ -49,7 +49,7 @@ def quantize(model: PreTrainedModel, blocks: list[MoEBlock], device: torch.devic
 
 def load_to_round(recipe: Recipe, arguments: TrainingArguments, source: str, revision: str | None = None) -> PreTrainedModel:
     """The whole model, on CPU, in the dtype that it trains in: DeepSpeed must find nothing to cast in 4-bit weights."""
-    model = load_model(source, revision, recipe.model.dtype)
+    model = load_model(source, revision, recipe.model.dtype, skipping=False)
     if arguments.bf16 or arguments.fp16:
         model.to(dtype=torch.bfloat16 if arguments.bf16 else torch.float16)  # type: ignore[call-arg]
     return model

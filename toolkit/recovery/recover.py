@@ -39,6 +39,7 @@ from toolkit.recovery.teacher import TeacherCache
 from toolkit.recovery.trainer import RecoveryTrainer, close_trackers, prepare, tensorboard_in
 from toolkit.recovery.training_data import TrainingData, read_training_data
 from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
+from toolkit.skipping import FILE as SKIPPING
 from toolkit.tasks import Encoded, Example, Task, encode_all
 
 COMPANIONS = (".json", ".jinja", ".model", ".txt")  # configurations, tokenizer, chat template
@@ -172,7 +173,7 @@ def _complete(model: PreTrainedModel, folder: Path, training: Training, needed: 
     """All of the checkpoint it began as but the weights."""
     here = Path(str(cached_file(training.source, "config.json", revision=training.revision))).parent  # the hub's: downloaded
     for file in here.iterdir():
-        if file.suffix in COMPANIONS and ".index." not in file.name:
+        if file.suffix in COMPANIONS and ".index." not in file.name and file.name != SKIPPING:  # thresholds of other weights
             shutil.copy(file, folder)
     config = json.loads((folder / "config.json").read_text())
     config.pop("quantization_config", None)  # what is trained was dequantized

@@ -24,11 +24,12 @@ from toolkit.report.words import comparisons, headline, summary
 from toolkit.run_directory import RunDirectory
 
 T = TypeVar("T")
-ROLES = ("original", "pruned", "recovered", "control")
+ROLES = ("original", "pruned", "recovered", "skipping", "control")
 MEASURES = (
     "score", "correct", "n", "interval", "flexible_score", "flexible_correct", "split", "truncated", "empty", "given_up", "f1",
     "generated_tokens", "seconds", "tokens_per_second", "peak_memory_bytes", "parameters", "active_parameters",
-    "checkpoint_bytes", "max_new_tokens", "batch_size", "ranks", "device", "dtype",
+    "checkpoint_bytes", "max_new_tokens", "batch_size", "ranks", "device", "dtype", "skip_rate",
+    "experts_skipped",
 )  # fmt: skip
 # Not the speed: a ratio of two passes measured once each would be mostly noise
 RATIOS = ("parameters", "active_parameters", "checkpoint_bytes")
@@ -116,7 +117,8 @@ def _models(
     run: RunDirectory, recipe: dict[str, Any], stages: dict[str, Any], failed: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
     """Per role its measures (None: not evaluated), and why any file was left out."""
-    asked = [*recipe.get("evaluation", {}).get("models", ROLES[:3]), *(["control"] if recipe.get("control") else [])]
+    extras = {"skipping": recipe.get("pruning", {}).get("skipping"), "control": recipe.get("control")}
+    asked = [*recipe.get("evaluation", {}).get("models", ROLES[:3]), *(role for role, on in extras.items() if on)]
     models, left_out = {}, []
     for role in ROLES:
         path = run.evaluation / f"{role}.json"
@@ -129,8 +131,8 @@ def _models(
             left_out.append(f"{path.name} is left out: the recipe does not ask for it, so it may belong to an earlier recipe.")
         else:
             models[role] = found and {key: found.get(key) for key in MEASURES}
-    # A control is an extra: without one nothing is missing
-    return {role: models.get(role) for role in ROLES if role != "control" or role in asked}, left_out
+    # Without an extra nothing is missing
+    return {role: models.get(role) for role in ROLES if role not in extras or role in asked}, left_out
 
 
 def _ratios(models: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -30,6 +30,8 @@ ROWS = (  # label, key of a model's measures (none: several of them), format; a 
     ("Empty answers", "empty", "count"),
     ("Parameters", "parameters", "amount"),
     ("Active per token", "active_parameters", "amount"),
+    ("Of the experts after a token’s first, skipped", "skip_rate", "percent"),
+    ("Of all its experts, skipped", "experts_skipped", "percent"),
     ("Checkpoint", "checkpoint_bytes", "size"),
     ("Peak memory", "peak_memory_bytes", "size"),
     ("Tokens/s", "tokens_per_second", "speed"),
