@@ -1,17 +1,19 @@
-"""Do the scorers find the published answers right? Gold answers of GSM8K, SVAMP and MATH, strictly and flexibly.
+"""Do the scorers find the published answers right, and only those? GSM8K, SVAMP and MATH, strictly and flexibly.
 
     python benchmarks/gold_answers.py path/to/data            # gsm8k/test.jsonl, svamp/test.jsonl, math/test.jsonl
 
-Each gold solution is judged as if a model had written it, and MATH's solutions also against the published `answer` column,
-which was written apart from them. Every miss is printed.
+Gold solutions are judged as if a model had written them: as they are; without their mark or box, where only the flexible
+reading may find them; and against the next item's gold answer, where being right is chance. MATH's solutions are also
+judged against the `answer` column, which was written apart from them. Every miss is printed.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.proportions import wilson
 from toolkit.recipe_data import TaskRecipe
-from toolkit.tasks import Task
+from toolkit.tasks import Example, Task, Verdict
+from toolkit.tasks.readings import BOX, MARK, boxed
 
 CASES = {
     "gsm8k": TaskRecipe(name="gsm8k"),
@@ -19,21 +21,41 @@ CASES = {
     "math": TaskRecipe(name="math"),
     "math, answer column": TaskRecipe(name="math", answer="{answer}"),
 }
+Pair = tuple[str, str]
+
+
+def unmarked(text: str) -> str:
+    """The same solution by somebody who does not keep to the format."""
+    box = boxed(text)
+    if box is None:
+        return text.replace(MARK, "The answer is")
+    before = text[: text.rindex(BOX)]
+    return f"{before}{'$' * (before.count('$') % 2)}\n\nThe answer is ${box}$."
+
+
+def told(name: str, examples: Sequence[Example], pairs: Sequence[Pair], task: Task, right: bool) -> list[Verdict]:
+    """Prints one line, and the pairs whose flexible reading is not as it must be."""
+    verdicts = task.scorer.verdicts(pairs)
+    strict, flexible = (sum(getattr(verdict, reading) for verdict in verdicts) for reading in ("strict", "flexible"))
+    n = len(pairs)
+    print(f"{name:<48}{n:>6,}{strict:>7,}{strict / n:>8.1%}{flexible:>7,}{flexible / n:>8.1%}")
+    for example, (prediction, gold), verdict in zip(examples, pairs, verdicts, strict=True):
+        if right and not verdict.flexible:
+            print(f"    {example.where}: gold {gold[-50:]!r}, solution ends {prediction[-70:]!r}, {verdict.note or 'wrong'}")
+    return verdicts
 
 
 def main(folder: Path) -> None:
-    print(f"{'task':<22}{'n':>6}{'strict':>9}{'flexible':>10}   95 % interval (strict)")
+    print(f"{'gold solutions':<48}{'n':>6}{'strict':>15}{'flexible':>15}")
     for name, recipe in CASES.items():
         task = Task(recipe.model_copy(update={"test": str(folder / recipe.name / "test.jsonl")}))
         examples = task.examples("test")
-        verdicts = task.scorer.verdicts([(example.completion, example.gold) for example in examples])
-        strict, flexible = (sum(getattr(verdict, reading) for verdict in verdicts) for reading in ("strict", "flexible"))
-        low, high = wilson(strict, len(examples))
-        shares = f"{strict / len(examples):>9.1%}{flexible / len(examples):>10.1%}"
-        print(f"{name:<22}{len(examples):>6,}{shares}   {low:.1%} to {high:.1%}")
-        for example, verdict in zip(examples, verdicts, strict=True):
-            if not verdict.strict:
-                print(f"  {example.where}: gold {example.gold[-60:]!r}, solution ends {example.completion[-80:]!r} {verdict}")
+        golds = [example.gold for example in examples]
+        solutions = [example.completion for example in examples]
+        told(name, examples, list(zip(solutions, golds, strict=True)), task, True)
+        told(f"{name}, without mark or box", examples, list(zip(map(unmarked, solutions), golds, strict=True)), task, True)
+        others = [*golds[1:], golds[0]]
+        told(f"{name}, against the next item's gold", examples, list(zip(solutions, others, strict=True)), task, False)
 
 
 if __name__ == "__main__":

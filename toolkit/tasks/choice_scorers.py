@@ -12,7 +12,7 @@ from toolkit.tasks.scorer import Scorer
 
 ONLY_LETTER = re.compile(r"\(?([A-Z])(?:\)|[.:](?=\s|$)|\)[.:]|$)")
 BRACKETED = re.compile(r"\(([A-Z])\)")
-LETTER = re.compile(r"\b([B-HJ-Z]|A(?!\s+[a-z])|I(?!['’]|\s+[a-z]))\b")  # neither the article nor the pronoun
+LETTER = re.compile(r"\b([B-HJ-Z]|A(?!\s+(?!or\b|and\b)[a-z])|I(?!['’]|\s+[a-z]))\b")  # neither the article nor the pronoun
 
 
 def strict_letter(text: str) -> str | None:

@@ -68,11 +68,15 @@ def likeliest_number(text: str) -> Decimal | None:
 
 
 def first_number(text: str) -> Decimal | None:
-    return _number(NUMBER.findall(text)[:1])
+    return _number(_numbers(text)[:1])
 
 
 def last_number(text: str) -> Decimal | None:
-    return _number(NUMBER.findall(text)[-1:])
+    return _number(_numbers(text)[-1:])
+
+
+def _numbers(text: str) -> list[str]:
+    return NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
 
 
 def _number(found: list[str]) -> Decimal | None:
