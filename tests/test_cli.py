@@ -10,6 +10,7 @@ from conftest import ROOT
 
 from toolkit import cli
 from toolkit.errors import PollardError
+from toolkit.recipe import PruningRecipe
 from toolkit.selection import CRITERIA
 from toolkit.verbs import VERBS, runs
 from toolkit.verbs import sweep as sweep_verb
@@ -113,7 +114,7 @@ def test_a_mistake_in_the_recipe_is_one_message_and_exit_status_1(pollard, recip
     assert (status, err) == (1, "")
     assert out == (
         "error command line (pruning.keeep=2): `pruning.keeep` is not a key of a recipe. Did you mean `keep`? "
-        "Allowed here: criterion, keep, schedule, experts_per_token, tokens, mode.\n"
+        f"Allowed here: {', '.join(PruningRecipe.model_fields)}.\n"
     )
 
 
