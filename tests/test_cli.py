@@ -113,7 +113,7 @@ def test_a_mistake_in_the_recipe_is_one_message_and_exit_status_1(pollard, recip
     assert (status, err) == (1, "")
     assert out == (
         "error command line (pruning.keeep=2): `pruning.keeep` is not a key of a recipe. Did you mean `keep`? "
-        "Allowed here: criterion, keep, schedule, experts_per_token, tokens, mode.\n"
+        "Allowed here: criterion, keep, schedule, experts_per_token, tokens, mode, skipping.\n"
     )
 
 
