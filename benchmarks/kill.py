@@ -80,7 +80,7 @@ class Command:
             return None
         if process.exitcode:
             raise RuntimeError("".join(printed) + (self.folder / "errors").read_text())
-        ends = [*list(begun.values())[1:], time.monotonic()]
+        ends = [*list(begun.values()), time.monotonic()][1:]  # none where a kill came when all was done
         return {part: end - start for (part, start), end in zip(begun.items(), ends, strict=True)}
 
     def _main(self, name: str, writer: int) -> None:

@@ -58,6 +58,22 @@ def test_what_the_sweep_measured_off_the_task_is_told(tmp_path: Path) -> None:
     assert "on playground/code the pruning alone takes the score from 90.0 % to 9.0 %" in text
 
 
+def test_what_the_harness_measured_off_the_task_is_told(tmp_path: Path) -> None:
+    measured = {"original": {"value": 0.512, "error": 0.013}, "recovered": {"value": 0.4, "error": None}}
+    report = collect(make_run(tmp_path).path)
+    report["harness"] = [{"task": "arc_easy", "metric": "acc", "n": 100, "models": measured}]
+    text = card(report, "me/small")
+    assert "measured with lm-evaluation-harness (± one standard error):\n" in text
+    assert "  - arc_easy, acc: original 0.5120 ± 0.0130, recovered 0.4000\n" in text
+
+
+def test_a_model_that_skips_experts_says_which_loader_does(tmp_path: Path) -> None:
+    report = collect(make_run(tmp_path).path)
+    assert "skipping.json" not in card(report, "me/small")
+    report["models"]["skipping"] = report["models"]["recovered"] | {"skip_rate": 0.5, "experts_skipped": 0.25}
+    assert '`toolkit.moe.load_model("me/small")` follows it' in card(report, "me/small")
+
+
 def test_it_lies_in_the_run_and_with_the_recovered_model(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     run.recovered.mkdir()

@@ -21,6 +21,7 @@ def card(report: dict[str, Any], where: str) -> str:
         rows=[row for row in ROWS if not row[1] or any(found and found.get(row[1]) is not None for found in models.values())],
         evaluated={role: found for role, found in models.items() if found},
         off_task=off_task(report),
+        harness=report.get("harness") or [],
         recipe=recipe_text(report),
     )  # fmt: skip
 

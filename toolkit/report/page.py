@@ -25,9 +25,12 @@ FORMATS: dict[str, Callable[[Any], str]] = {
 ROWS = (  # label, key of a model's measures (none: several of them), format; a row that no model has is left out
     ("Score", "score", "percent"),
     ("95 % interval", "", "interval"),
+    ("Score, read flexibly", "flexible_score", "percent"),
+    ("F1", "f1", "percent"),
     ("Questions", "n", "count"),
     ("Cut off by the token limit", "truncated", "count"),
     ("Empty answers", "empty", "count"),
+    ("Comparisons given up", "given_up", "count"),
     ("Parameters", "parameters", "amount"),
     ("Active per token", "active_parameters", "amount"),
     ("Of the experts after a token’s first, skipped", "skip_rate", "percent"),
