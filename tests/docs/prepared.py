@@ -1,0 +1,140 @@
+"""The folder that the pages speak of: models, data, recipes and runs by the names they have there, all of them small."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from conftest import PLAYGROUND, ROOT, tiny_model
+from small_run import make_small, small_values
+
+from toolkit import pipeline
+from toolkit.distributed import start, stop
+from toolkit.recipe import Recipe
+from toolkit.recipe_file import load_recipe
+
+MODELS = {
+    "data/playground/model": "mixtral",
+    "mistralai/Mixtral-8x7B-v0.1": "mixtral",
+    "mistralai/Mixtral-8x7B-Instruct-v0.1": "mixtral",
+    "Qwen/Qwen3-30B-A3B": "qwen3_moe",
+    "path/to/checkpoint": "mixtral",
+}
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+SHORT = {
+    "calibration": {"examples": 8, "batch_size": 4},
+    "finetuning": {"examples": 8, "zero": 0},
+    "evaluation": {"examples": 4, "max_new_tokens": 4},
+}
+TRAINER = {"max_steps": 2, "per_device_train_batch_size": 2, "eval_strategy": "no", "logging_steps": 1}
+STANDS_IN = {  # for the programs that launch.sh calls
+    "python": "echo 0",  # GPUs, and a free port
+    "deepspeed": 'printf "%s\\n" "$@" > launched',
+    "ruff": ":",
+    "mypy": ":",
+    "pytest": ":",
+}
+
+
+def make_folder(folder: Path) -> Path:
+    """Made once; every page gets a folder that leads to it."""
+    for name, family in MODELS.items():
+        tiny_model(family, vocab_size=768, eos_token_id=1).save_pretrained(folder / name)
+        for file in TOKENIZER:
+            shutil.copy(PLAYGROUND / "model" / file, folder / name)
+    for task in filter(lambda task: (task / "train.jsonl").exists(), PLAYGROUND.iterdir()):
+        (folder / "data" / "playground" / task.name).symlink_to(task)
+    _write(folder / "data" / "tickets.train.jsonl", 60, text="My parcel {} has not come.", team="shipping")
+    _write(folder / "data" / "tickets.test.jsonl", 6, text="Where is parcel {}?", team="shipping")
+    (folder / "recipes").mkdir()
+    for recipe in (ROOT / "recipes").glob("*.yaml"):
+        (folder / "recipes" / recipe.name).write_text(yaml.safe_dump(short(yaml.safe_load(recipe.read_text()))))
+    _launcher(folder)
+    _runs(folder)
+    return folder
+
+
+def page_folder(everything: Path, folder: Path) -> None:
+    """What a page makes stays in its own folder."""
+    for entry in everything.iterdir():
+        if entry.name not in ("runs", "data", "launch.sh"):
+            (folder / entry.name).symlink_to(entry)
+    shutil.copy(everything / "launch.sh", folder)  # its home is where it lies
+    shutil.copytree(everything / "runs", folder / "runs")
+    (folder / "data").mkdir()
+    for entry in (everything / "data").iterdir():
+        (folder / "data" / entry.name).symlink_to(entry)
+
+
+def known_names() -> dict[str, Any]:
+    """What a page takes for granted: a model (a path will do) and batches."""
+    ids = torch.randint(3, 64, (2, 12), generator=torch.Generator().manual_seed(0))
+    return {"model": "path/to/checkpoint", "batches": [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]}
+
+
+def short(values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe of the repository with the same keys, and numbers that make it quick."""
+    for section, changes in SHORT.items():
+        values[section] = {**(values.get(section) or {}), **changes}
+    values["finetuning"]["trainer"] = TRAINER
+    if values["task"] == "gsm8k":
+        samples = {split: str(ROOT / "tests" / "samples" / f"gsm8k_{split}.jsonl") for split in ("train", "test")}
+        values["task"] = {"name": "gsm8k", **samples}
+    return values
+
+
+def launched(arguments: list[str]) -> list[str]:
+    """Runs ./launch.sh; what it would start, as arguments of `pollard` (none: it only sets up, or tests)."""
+    Path("launched").unlink(missing_ok=True)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
+    done = subprocess.run(["./launch.sh", *arguments], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    if not Path("launched").exists():
+        return []
+    words = Path("launched").read_text().splitlines()
+    if "toolkit.cli" in words:
+        return words[words.index("toolkit.cli") + 1 :]
+    entry = next(n for n, word in enumerate(words) if word.endswith("toolkit/train.py"))
+    return ["run", *words[entry + 1 :]]
+
+
+def _launcher(folder: Path) -> None:
+    """launch.sh where it finds itself set up, and a hostfile for it."""
+    for name in ("toolkit", "pyproject.toml", "constraints.txt"):
+        (folder / name).symlink_to(ROOT / name)
+    shutil.copy(ROOT / "launch.sh", folder)
+    programs = folder / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    for name, does in STANDS_IN.items():
+        (programs / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
+        (programs / name).chmod(0o755)
+    wanted = subprocess.run(
+        "cat pyproject.toml constraints.txt | sha256sum", shell=True, cwd=folder, capture_output=True, check=True
+    )
+    (folder / ".venv" / "pollard-set-up").write_bytes(wanted.stdout)
+    (folder / "hosts").write_text("node1 slots=8\nnode2 slots=8\n")
+
+
+def _runs(folder: Path) -> None:
+    """Finished runs, for what reads them."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        make_small(folder)
+        start()
+        for name in ("small", "large"):
+            pipeline.run(Recipe.model_validate(small_values(name=name)), until="evaluate")
+        pipeline.run(load_recipe("recipes/math.yaml", ["finetuning.method=lora"]), until="recover")
+    finally:
+        stop()
+        os.chdir(before)
+    shutil.copy(folder / "runs" / "small" / "plan.json", folder)
+
+
+def _write(path: Path, lines: int, **columns: str) -> None:
+    rows = ({key: value.format(n) for key, value in columns.items()} for n in range(lines))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

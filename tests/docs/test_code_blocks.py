@@ -1,0 +1,99 @@
+"""Every code block of README and docs does what it says: commands and Python run, recipes validate.
+
+They run as they stand, in a folder that has what they name (prepared.py), where models are tiny and recipes short. ./launch.sh is
+the real one, with a set-up environment and a launcher that are stood in for; what it would launch then runs here, on one rank.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from code_blocks import PAGES, ROOT, Block, all_blocks, blocks_of
+from prepared import known_names, launched, make_folder, page_folder
+
+from toolkit.cli import main
+from toolkit.recipe import Recipe
+from toolkit.recipe_file import load_recipe
+
+NEEDS = {  # what a test has not: every block that is marked so
+    "gpu": 4,
+    "download": 0,
+    "time": 8,
+}
+AROUND = {"name": "a-part", "model": "data/playground/model", "task": "gsm8k"}  # what a part of a recipe stands in
+BENCHMARK = re.compile(r"(?:benchmarks|tests)/\w+\.py")
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("docs"))
+
+
+@pytest.mark.parametrize("page", [str(page.relative_to(ROOT)) for page in PAGES])
+def test_what_a_page_shows_runs(page: str, everything: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page_folder(everything, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names = known_names()
+    for block in blocks_of(ROOT / page):
+        if block.kind == "yaml":
+            check_recipe(block, tmp_path)
+        elif block.needs:
+            check_unrun(block)
+        elif block.kind == "python":
+            exec(compile(block.text, str(block), "exec"), names)
+        elif block.kind == "command":
+            for words in block.commands:
+                assert run(words, monkeypatch) == 0, f"{block}: {' '.join(words)}"
+
+
+def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """A command of a page; its exit status."""
+    program, *rest = words
+    if program == "./launch.sh":
+        entry = launched(rest)
+        return run(["pollard", *entry], monkeypatch) if entry else 0
+    if program == "sbatch":  # what the job runs; tests/test_launch.py shows it in one
+        return run(["./launch.sh", *rest[rest.index("launch.sh") + 1 :]], monkeypatch)
+    assert program == "pollard", f"{program}: a page shows what no test runs; mark it, or teach this test"
+    monkeypatch.setattr(sys, "argv", words)
+    return main()
+
+
+def check_recipe(block: Block, folder: Path) -> None:
+    """A whole recipe is saved under its name, as the page tells; a part must fit into one; `--8<-- "file"` is that file."""
+    if included := re.fullmatch(r'--8<-- "(.+)"\n', block.text):
+        load_recipe(ROOT / included[1])
+        return
+    values = yaml.safe_load(block.text) or {}
+    if AROUND.keys() <= values.keys():
+        path = folder / f"{values['name']}.yaml"
+        path.write_text(block.text)
+        load_recipe(path)
+    else:
+        Recipe.model_validate(AROUND | values)
+
+
+def check_unrun(block: Block) -> None:
+    """What can be said of a command that no test runs: the files that it names are there."""
+    for words in block.commands if block.kind == "command" else []:
+        for name in filter(BENCHMARK.fullmatch, words):
+            assert (ROOT / name).exists(), f"{block}: {name}"
+        for recipe in (word for word in words if word.startswith("recipes/")):
+            load_recipe(ROOT / recipe)
+
+
+def test_what_no_test_runs_is_marked_and_counted() -> None:
+    marked = [block for block in all_blocks() if block.needs]
+    assert {block.needs for block in marked} <= NEEDS.keys()
+    for need, number in NEEDS.items():
+        there = [str(block) for block in marked if block.needs == need]
+        assert len(there) <= number, f"needs {need}: {there}"
+
+
+def test_every_indented_block_that_looks_like_a_command_is_one() -> None:
+    """A program that code_blocks.py does not know would be taken for text, and never run."""
+    for block in all_blocks():
+        if block.kind == "text":
+            assert not re.match(r"(\./|sudo |bash |pip |docker |python\d? |pollard )", block.text), block
