@@ -19,7 +19,8 @@ CASES = {
     "gsm8k": TaskRecipe(name="gsm8k"),
     "svamp": TaskRecipe(name="svamp"),
     "math": TaskRecipe(name="math"),
-    "math, answer column": TaskRecipe(name="math", answer="{answer}"),
+    # With a thin space behind it, so that no answer is the same text and math-verify judges all
+    "math, answer column": TaskRecipe(name="math", answer="{answer}\\,"),
 }
 Pair = tuple[str, str]
 

@@ -25,6 +25,7 @@ from toolkit.recipe_file import dump_recipe
 from toolkit.recovery.training_data import check_training_data
 from toolkit.rounds import early_rounds, recipe_of_last_round, recipe_of_round, share_what_is_taught
 from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
+from toolkit.scoring_identity import identity_of_scoring, own_scorer_identity
 from toolkit.skip_stage import check_skipping, role_that_skips, skip_stage
 from toolkit.tasks import Task
 from toolkit.teacher_stages import Taught
@@ -52,7 +53,11 @@ def plan_stages(recipe: Recipe, taught: Taught | None = None) -> list[Stage]:
     settings = recipe.task.model_dump()
     train_data = fingerprint_of(settings, data["train"])
     judged = fingerprint_of(
-        settings, data["train" if recipe.evaluation.split == "dev" else "test"], evaluation, recipe.model.dtype
+        settings,
+        data["train" if recipe.evaluation.split == "dev" else "test"],
+        evaluation,
+        recipe.model.dtype,
+        *identity_of_scoring(task),
     )
     budget = stages.budget(recipe)
     # Criteria score what the pruned model will do: with fewer experts per token, calibration is another one
@@ -129,7 +134,9 @@ def plan_stages(recipe: Recipe, taught: Taught | None = None) -> list[Stage]:
 
 def _answering(recipe: Recipe) -> list[Any]:
     """What decides the answers by which a checkpoint is selected."""
-    return [recipe.evaluation.max_new_tokens] if recipe.finetuning.select_by == "dev_accuracy" else []
+    if recipe.finetuning.select_by != "dev_accuracy":
+        return []
+    return [recipe.evaluation.max_new_tokens, *own_scorer_identity(recipe.task)]
 
 
 def _trains(recipe: Recipe) -> bool:

@@ -51,8 +51,8 @@ class TaskRecipe(Section):
     answer: str | None = None
     """Template of the text the scorer compares with; the completion unless given."""
     scorer: str | None = None
-    """exact, numeric, math, contains, regex, choice, label, f1, or a Python function of your own, my_module:my_function,
-    which is given the model's answer and the gold text (docs/tasks.md)."""
+    """How an answer is judged: exact, numeric, math, contains, regex, choice, label, f1, or by a Python function of your own,
+    my_module:my_function (docs/tasks.md)."""
     pattern: str | None = _unless_said()
     """Of the scorer `regex`: what the answer stands in, with a group around the answer itself."""
     labels: list[str] | None = _unless_said()

@@ -210,7 +210,7 @@ def evaluate_stage(role: str, skipping_of: str = "") -> Callable[[Recipe, RunDir
             low, high = scores.interval
             say(
                 f"  {scores.score:.1%} of {scores.n:,} right (95 % interval {low:.1%} to {high:.1%}), "
-                f"{scores.flexible_score:.1%} by flexible extraction"
+                f"{scores.flexible_score:.1%} by flexible extraction{scores.told_beside}"
             )
             return {"score": scores.score, "n": scores.n}
 

@@ -29,6 +29,7 @@ from toolkit.recipe_file import dump_recipe
 from toolkit.report import show_sweep, tabulate, write_report
 from toolkit.report.formats import loss, percent
 from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
+from toolkit.scoring_identity import own_scorer_identity
 from toolkit.selection import kept_unobserved, select
 from toolkit.sweep_grid import Cell, Grid
 from toolkit.tasks import Task
@@ -122,6 +123,7 @@ def _choose(grid: Grid, folders: list[Path]) -> list[Choice]:
         fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}), recipe.task.model_dump(),
         fingerprint_of_source(Task(recipe.task).sources(("train",))["train"]), recipe.calibration.max_length,
         recipe.evaluation.model_dump(exclude={"models", "split"}), recipe.sweep.model_dump(), _off_task_source(recipe),
+        *own_scorer_identity(recipe.task),
     ]  # fmt: skip
 
     def file_of(plan: Plan) -> str:

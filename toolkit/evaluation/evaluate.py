@@ -12,6 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from toolkit.distributed import barrier, device, gather, on_main, share, share_in_step, world_size
 from toolkit.errors import PollardError
+from toolkit.evaluation.choices import with_likeliest
 from toolkit.evaluation.judging import Answer, judge
 from toolkit.evaluation.scores import Scores
 from toolkit.moe import is_partitioned, load_model, load_tokenizer
@@ -56,6 +57,7 @@ def evaluate(
     answers = [found[i] for i in range(len(chosen))]
     seconds = max(seconds for _, seconds, _ in everyone)
     items = on_main(lambda: judge(task, chosen, answers))
+    items = with_likeliest(items, model, tokenizer, chosen, batch_size)
     about = {
         "task": task.name,
         "split": split,

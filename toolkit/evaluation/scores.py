@@ -16,7 +16,8 @@ class Item:
     """One answered test item; `tokens` counts what was generated, `ended` says that the model stopped by itself.
 
     `correct` is the verdict by strict extraction, `flexible` by flexible extraction; `error` is what the scorer raised, `note`
-    why a comparison was given up and counts as wrong, `credit` a degree of rightness (of the scorer f1).
+    why a comparison was given up and counts as wrong, `credit` a degree of rightness (of the scorer f1), and `likeliest`
+    whether the model finds the right one of the item's choices the likeliest.
     """
 
     index: int
@@ -30,6 +31,7 @@ class Item:
     error: str | None = None
     note: str | None = None
     credit: float | None = None
+    likeliest: bool | None = None
 
 
 @dataclass
@@ -66,6 +68,27 @@ class Scores:
         return wilson(self.correct, self.n)
 
     @property
+    def f1(self) -> float | None:
+        """The mean of the items' credits; None where the scorer gives none."""
+        credits = [item.credit for item in self.items if item.credit is not None]
+        return math.fsum(credits) / len(credits) if credits else None
+
+    @property
+    def likelihood_score(self) -> float | None:
+        """Of the items with choices, how many of whose right ones are the likeliest; None where none has any."""
+        return sum(self._weighed) / len(self._weighed) if self._weighed else None
+
+    @property
+    def _weighed(self) -> list[bool]:
+        return [item.likeliest for item in self.items if item.likeliest is not None]
+
+    @property
+    def told_beside(self) -> str:
+        """The other measures, where there are any, for the terminal."""
+        beside = {"by the likeliest choice": self.likelihood_score, "mean F1": self.f1}
+        return "".join(f", {value:.1%} {name}" for name, value in beside.items() if value is not None)
+
+    @property
     def failed(self) -> list[Item]:
         """Those whose scorer raised: no score is one before it is mended."""
         return [item for item in self.items if item.error]
@@ -99,7 +122,8 @@ class Scores:
             "failed": len(self.failed),
             "given_up": sum(item.note is not None for item in self.items),
         }
-        credits = [item.credit for item in self.items if item.credit is not None]
-        if credits:
-            summary["f1"] = math.fsum(credits) / len(credits)
+        if self.f1 is not None:
+            summary["f1"] = self.f1
+        if self.likelihood_score is not None:
+            summary |= {"likelihood_score": self.likelihood_score, "likelihood_correct": sum(self._weighed)}
         write_text(folder / f"{role}.json", json.dumps(summary | self.about, indent=1) + "\n")

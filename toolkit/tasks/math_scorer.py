@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,16 @@ class Worker:
 
     def ask(self, question: dict[str, Any], seconds: float) -> dict[str, Any] | None:
         """The answer; None where it took longer, or the process died of it."""
+        if self._process and self._process.poll() is not None:  # it died idle, of nothing of this question's
+            self.close()
         process = self._process or self._started()
         stdin: Any = process.stdin
         try:
             stdin.write(json.dumps(question).encode() + b"\n")
             stdin.flush()
-        except BrokenPipeError:  # it died idle, of nothing of this question's
-            self.close()
-            return self.ask(question, seconds)
-        answer = _line(process, seconds)
+            answer = _line(process, seconds)
+        except BrokenPipeError:
+            answer = None
         if answer is None:
             self.close()
         return answer
@@ -71,8 +73,9 @@ class Worker:
             process.kill()
             process.wait()
             for pipe in (process.stdin, process.stdout):
-                if pipe:
-                    pipe.close()
+                with suppress(BrokenPipeError):  # what was not written yet
+                    if pipe:
+                        pipe.close()
 
 
 def _line(process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any] | None:

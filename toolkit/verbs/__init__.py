@@ -6,10 +6,12 @@ from toolkit.verbs.completion import COMPLETION
 from toolkit.verbs.criteria import CRITERIA_VERB
 from toolkit.verbs.estimate import ESTIMATE
 from toolkit.verbs.inspect import INSPECT
+from toolkit.verbs.preview import PREVIEW
 from toolkit.verbs.push import PUSH
 from toolkit.verbs.recipes import RECIPES
 from toolkit.verbs.runs import RUNS
 from toolkit.verbs.sweep import SWEEP
+from toolkit.verbs.tasks import TASKS
 from toolkit.verbs.verb import Verb
 
 VERBS: list[Verb] = [
@@ -20,7 +22,9 @@ VERBS: list[Verb] = [
     CHAT,
     ESTIMATE,
     INSPECT,
+    PREVIEW,
     CRITERIA_VERB,
+    TASKS,
     RECIPES,
     COMPLETION,
 ]

@@ -1,0 +1,86 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import PLAYGROUND, tiny_model
+from transformers import PreTrainedModel
+
+from toolkit.evaluation import evaluate
+from toolkit.evaluation.choices import Row, likeliest, log_likelihoods
+from toolkit.moe import load_tokenizer
+from toolkit.recipe_data import TaskRecipe
+from toolkit.tasks import Task, encode_prompt
+
+ROWS = [
+    {"question": "Which comes first?", "choices": ["acorn", "tiger", "olive and badge"], "answer": 0},
+    {"question": "Reverse: a b c", "choices": ["a b c", "c b a"], "answer": 1},
+    {
+        "question": "Why?",
+        "choices": {"text": ["x", "because of the olive tree", "no"], "label": ["1", "2", "3"]},
+        "answerKey": "3",
+    },
+]
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Task:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return Task(TaskRecipe(name="multiple_choice", train=str(path), test=str(path)))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return load_tokenizer(str(PLAYGROUND / "model"))
+
+
+def by_hand(model: PreTrainedModel, prompt: list[int], text: list[int]) -> float:
+    """One token after the other, without padding."""
+    log_p_SV = model(torch.tensor([prompt + text]), use_cache=False).logits[0].log_softmax(-1)
+    return sum(float(log_p_SV[len(prompt) + i - 1, token]) for i, token in enumerate(text))
+
+
+# Padding, batching and keeping only the last logits must change nothing, in any family.
+def test_log_likelihoods_are_the_sums_of_the_tokens_own(family: str) -> None:
+    model = tiny_model(family)
+    rows = [Row(0, 0, [5, 6, 7], [8]), Row(0, 1, [5, 6, 7], [9, 10, 11, 12]), Row(1, 0, [13], [14, 15])]
+    with torch.no_grad():
+        expected = [by_hand(model, row.prompt, row.text) for row in rows]
+    assert log_likelihoods(model, rows, 0) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 3, 32])
+def test_the_likeliest_choice_is_that_with_the_most_per_byte(size: int, task: Task, tokenizer: Any) -> None:
+    model, examples = tiny_model("mixtral", vocab_size=768, eos_token_id=1), task.examples("test")
+    expected = []
+    for example in examples:
+        prompt = encode_prompt(tokenizer, example.as_cloze())
+        with torch.no_grad():
+            values = [
+                by_hand(model, prompt, tokenizer(text, add_special_tokens=False)["input_ids"]) / len(text)
+                for text in example.choices
+            ]
+        expected.append(values.index(max(values)))
+    assert likeliest(model, tokenizer, examples, size) == expected
+
+
+def test_the_cloze_prompt_shows_no_choices(task: Task, tokenizer: Any) -> None:
+    shown = [str(tokenizer.decode(encode_prompt(tokenizer, example.as_cloze()))) for example in task.examples("test")]
+    assert shown[0] == "<|user|>Which comes first?<|assistant|>"
+    assert "A." not in "".join(shown)
+
+
+def test_both_scores_are_reported_and_kept(task: Task, tokenizer: Any, tmp_path: Path) -> None:
+    model = tiny_model("mixtral", vocab_size=768, eos_token_id=1)
+    scores = evaluate(model, tokenizer, task, max_new_tokens=2)
+    right = [
+        found == example.right
+        for found, example in zip(likeliest(model, tokenizer, task.examples("test"), 2), task.examples("test"), strict=True)
+    ]
+    assert [item.likeliest for item in scores.items] == right and scores.likelihood_score == sum(right) / 3
+    scores.save(tmp_path, "pruned")
+    summary = json.loads((tmp_path / "pruned.json").read_text())
+    assert (summary["likelihood_score"], summary["likelihood_correct"]) == (sum(right) / 3, sum(right))
+    assert f"{sum(right) / 3:.1%} by the likeliest choice" in scores.told_beside

@@ -1,0 +1,92 @@
+"""What math-verify is asked, and what happens when it does not answer. (What it answers: test_hard_answers.py.)"""
+
+import os
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from toolkit.errors import PollardError
+from toolkit.tasks import math_scorer
+from toolkit.tasks.math_scorer import MathScorer, Worker, formula_of, strict_formula
+from toolkit.tasks.scorer import Verdict
+
+ENDLESS = r"\boxed{9^{9^{9^9}}}"
+
+
+def children() -> set[int]:
+    found = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    return {int(pid) for file in found for pid in file.read_text().split()}
+
+
+@pytest.mark.parametrize(
+    ("prediction", "gold", "asked", "wanted"),
+    [
+        (r"a \boxed{1} b \boxed{\frac{1}{2}}", r"\boxed{0.5}", r"\frac{1}{2}", "0.5"),
+        ("1/2", r"\boxed{0.5}", None, "0.5"),
+        ("#### 1/2", "#### 0.5", "1/2", "0.5"),
+        (r"\boxed{2}", "$2$", "2", "2"),
+        (r"\boxed{\frac{1}{2}", r"\boxed{1}", None, "1"),
+    ],
+)
+def test_formulas_stand_in_the_box_or_behind_the_mark(prediction: str, gold: str, asked: str | None, wanted: str) -> None:
+    assert (strict_formula(prediction, gold), formula_of(gold)) == (asked, wanted)
+
+
+# SymPy would compute 9^(9^(9^9)) for longer than anybody waits, and no signal reaches it there.
+def test_a_comparison_that_does_not_end_is_killed_told_and_counted_as_wrong() -> None:
+    scorer, before = MathScorer(seconds=2), children()
+    started = time.monotonic()
+    endless, after = scorer.verdicts([(ENDLESS, r"\boxed{3}"), (r"\boxed{0.25}", r"\boxed{\frac14}")])
+    assert endless == Verdict(False, False, note="the comparison did not end within 2 s, or its process died")
+    assert after == Verdict(True, True)
+    assert time.monotonic() - started < 60
+    assert children() <= before
+
+
+def test_many_comparisons_are_shared_out_and_come_back_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    before = children()
+    pairs = [(f"\\boxed{{{i}/8}}", f"\\boxed{{{i / 8 if i % 2 else i}}}") for i in range(1, 70)]
+    found = MathScorer().verdicts(pairs)
+    assert [verdict.strict for verdict in found] == [bool(i % 2) for i in range(1, 70)]
+    assert children() <= before
+
+
+# A scorer may be asked on a thread: an alarm signal, which math-verify itself uses, could not be set there.
+def test_it_works_in_a_thread_and_one_at_a_time() -> None:
+    scorer, found = MathScorer(), []
+    thread = threading.Thread(target=lambda: found.append(scorer.strict(r"\boxed{0.5}", r"\boxed{\frac12}")))
+    thread.start()
+    thread.join()
+    assert found == [True] and scorer.strict(r"\boxed{0.5}", r"\boxed{\frac13}") is False
+    assert scorer._worker is not None
+    scorer._worker.close()
+
+
+def test_the_same_text_needs_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)
+    assert MathScorer().verdicts([(r"\boxed{x}", r"so \boxed{ x }"), ("", r"\boxed{x}")]) == [
+        Verdict(True, True),
+        Verdict(False, False),
+    ]
+
+
+def test_a_worker_that_died_is_started_anew() -> None:
+    worker, question = Worker(), {"prediction": "1/2", "boxed": None, "gold": "0.5"}
+    assert worker.ask(question, 60) == {"strict": False, "flexible": True}
+    assert worker._process is not None
+    worker._process.kill()
+    worker._process.wait()
+    assert worker.ask(question, 60) == {"strict": False, "flexible": True}
+    worker.close()
+
+
+def test_without_math_verify_it_is_told_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text("import json\nprint(json.dumps({'fatal': \"No module named 'math_verify'\"}))\n")
+    monkeypatch.setattr(math_scorer, "SCRIPT", script)
+    with pytest.raises(PollardError, match=r"math-verify does not start \(No module named 'math_verify'\)\. Install it: pip"):
+        MathScorer().verdicts([(r"\boxed{1}", r"\boxed{2}")])

@@ -1,0 +1,26 @@
+"""The scorers on the published test sets: POLLARD_DATA=folder with gsm8k/, svamp/ and math/, each with a test.jsonl."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from toolkit.recipe_data import TaskRecipe
+from toolkit.tasks import Task
+
+DATA = os.environ.get("POLLARD_DATA", "")
+
+
+# MATH's answer column was written apart from the solutions; the thin space behind it leaves no answer the same text, so that
+# math-verify judges all of them.
+@pytest.mark.skipif(not DATA, reason="POLLARD_DATA names no folder")
+@pytest.mark.parametrize(
+    ("name", "answer", "n", "most_wrong"), [("gsm8k", None, 1319, 0), ("svamp", None, 1000, 0), ("math", "{answer}\\,", 500, 5)]
+)
+def test_gold_answers_are_right(name: str, answer: str | None, n: int, most_wrong: int) -> None:
+    task = Task(TaskRecipe(name=name, test=str(Path(DATA) / name / "test.jsonl"), answer=answer))
+    examples = task.examples("test")
+    verdicts = task.scorer.verdicts([(example.completion, example.gold) for example in examples])
+    assert len(examples) == n
+    for reading in ("strict", "flexible"):
+        assert sum(not getattr(verdict, reading) for verdict in verdicts) <= most_wrong

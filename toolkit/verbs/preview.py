@@ -1,0 +1,46 @@
+"""`pollard preview RECIPE`: the task as the model sees it."""
+
+import argparse
+
+from toolkit.recipe_file import load_recipe
+from toolkit.verbs.verb import Verb, arguments_of_a_recipe
+
+SPLITS = ("train", "dev", "test")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    arguments_of_a_recipe(parser)
+    parser.add_argument("--examples", type=int, default=2, help="how many to show (default: 2)")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="whose (default: test)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Reads the task and the tokenizer, and no weights."""
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    from toolkit.distributed import say
+    from toolkit.moe import load_tokenizer
+    from toolkit.report.preview import show_examples, show_lengths
+    from toolkit.tasks import Task
+    from toolkit.tasks.lengths import lengths_of
+
+    task = Task(recipe.task)
+    splits = {split: task.examples(split) for split in SPLITS}  # type: ignore[arg-type]
+    tokenizer = load_tokenizer(recipe.model.path, recipe.model.revision)
+    template = "the model's chat template" if tokenizer.chat_template and task.preset.chat else "plain text"
+    shots = f", {task.preset.shots} solved examples before each question" if task.preset.shots else ""
+    stops = f", stops at {', '.join(map(repr, task.stop))}" if task.stop else ""
+    say(f"[bold]{recipe.task.name}[/]: {template}{shots}; judged by {task.preset.scorer}{stops}\n")
+    show_examples(tokenizer, splits[arguments.split][: arguments.examples])
+    limits = {f"{name}.max_length": getattr(recipe, name).max_length for name in ("calibration", "finetuning")}
+    if len(set(limits.values())) == 1:
+        limits = {" and ".join(limits): recipe.finetuning.max_length}
+    show_lengths({split: lengths_of(tokenizer, examples) for split, examples in splits.items()}, limits)
+
+
+PREVIEW = Verb(
+    "preview",
+    "the task's examples exactly as the model sees them, and how long they are; reads no weights",
+    "pollard preview recipes/playground.yaml --split train --examples 3",
+    arguments,
+    run,
+)
