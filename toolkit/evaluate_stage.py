@@ -9,7 +9,7 @@ from toolkit.distributed import is_main, say, together
 from toolkit.evaluation import AnswerLog, Decoding, Scores, evaluate, evaluate_with
 from toolkit.moe import active_expert_parameters, checkpoint_bytes, load_config, load_tokenizer, meta_model, sizes
 from toolkit.placement import with_model
-from toolkit.recipe import Recipe
+from toolkit.recipe import Recipe, ServerRecipe
 from toolkit.run_directory import RunDirectory
 from toolkit.skip_stage import measured_skipping
 from toolkit.tasks import Task
@@ -55,13 +55,13 @@ def evaluate_stage(
                 skipped["active_parameters"] = active - saved
             return done(scores, skipped)
 
-        def ask() -> dict[str, Any]:
+        def ask(server: ServerRecipe) -> dict[str, Any]:
             from toolkit.evaluation.server import Server  # asks for a package that few need
 
             decoding = Decoding(settings.max_new_tokens, settings.temperature, settings.samples, tuple(task.stop), recipe.seed)
-            server_of_it = together(lambda: Server(server, settings.servers, tokenizer, decoding))
-            say(f"  asking {server_of_it.model} at {server_of_it.url}")
-            return done(evaluate_with(server_of_it, tokenizer, *asked, decoding, log), {"backend": "server"})
+            asking = together(lambda: Server(server, settings.servers, tokenizer, decoding))
+            say(f"  asking {asking.model} at {asking.url}")
+            return done(evaluate_with(asking, tokenizer, *asked, decoding, log), {"backend": "server"})
 
         def done(scores: Scores, more: dict[str, Any]) -> dict[str, Any]:
             scores.about |= facts | more
@@ -75,6 +75,6 @@ def evaluate_stage(
             )
             return {"score": scores.score, "n": scores.n}
 
-        return ask() if server else with_model(recipe, path, revision, measure, skipping=bool(skipping_of))
+        return ask(server) if server else with_model(recipe, path, revision, measure, skipping=bool(skipping_of))
 
     return stage

@@ -190,6 +190,7 @@ class ServerRecipe(Section):
     """A server that answers for one of the models. `original: http://localhost:8000/v1` is short for `{url: …}`."""
 
     url: str
+    """Where it listens, with the version: http://localhost:8000/v1."""
     model: str | None = None
     """As the server names it; unless given, the only one that it lists."""
 
@@ -198,9 +199,13 @@ class ServersRecipe(Section):
     """Which server answers for which model, and how they are asked. The environment's OPENAI_API_KEY is their key."""
 
     original: ServerRecipe | None = None
+    """Of the original model."""
     pruned: ServerRecipe | None = None
+    """Of the pruned one: start it when the run has made it."""
     recovered: ServerRecipe | None = None
+    """Of the recovered one."""
     control: ServerRecipe | None = None
+    """Of the control."""
     prompt: Literal["tokens", "text", "chat"] = "tokens"
     """What is sent: the rendered prompt's tokens, so that all models are asked the same; its text, where a server takes no
     tokens; or the conversation, for the server to render."""
