@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.distributed import gather
 from toolkit.errors import PollardError
-from toolkit.evaluation import greedy, share_of_answers
+from toolkit.evaluation import batch_size_for, greedy, share_of_answers
 from toolkit.recipe import Recipe
 from toolkit.recipe_data import SourceRecipe
 from toolkit.run_directory import fingerprint_of_source
@@ -100,8 +100,9 @@ def right_answers(
     pairs = [(encode_prompt(tokenizer, example), example) for example in asked]
     pairs = [(prompt, example) for prompt, example in pairs if len(prompt) < longest]
     settings = greedy(model, tokenizer, recipe.evaluation.max_new_tokens)
-    mine = []
-    for i, answer in share_of_answers(model, [prompt for prompt, _ in pairs], recipe.evaluation.batch_size, settings):
+    prompts, mine = [prompt for prompt, _ in pairs], []
+    size = batch_size_for(recipe.evaluation.batch_size, model, prompts, recipe.evaluation.max_new_tokens)
+    for i, answer in share_of_answers(model, prompts, size.number, settings):
         (prompt, example), text = pairs[i], str(tokenizer.decode(answer, skip_special_tokens=True))
         if task.score(text, example.gold) and len(prompt) + len(answer) <= longest:
             mine.append((i, Encoded(prompt + answer, len(prompt))))

@@ -1,7 +1,7 @@
 """Training data that the original model writes: its own sampled answers to training prompts, the right ones.
 
-Rejection-sampling fine-tuning (arXiv 2308.01825). Prompts are taken in pieces, each with a seed of its own, so that
-neither the number of ranks nor a kill changes what is drawn.
+Rejection-sampling fine-tuning (arXiv 2308.01825). Prompts are taken in pieces, and every answer has random numbers of its
+own, so that neither batches nor the number of ranks nor a kill changes what is drawn.
 """
 
 import json
@@ -9,16 +9,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.distributed import on_main, say
 from toolkit.errors import PollardError
-from toolkit.evaluation import generate, sampled
+from toolkit.evaluation import Decoding, batch_size_for, generate, sampled
 from toolkit.recipe import Recipe
 from toolkit.recipe_data import TrainingSourceRecipe
 from toolkit.recovery.training_data import training_examples, training_sources
-from toolkit.run_directory import fingerprint_of
 from toolkit.shards import make_shards, missing_shards
 from toolkit.tasks import Task, encode_prompt
 
@@ -53,18 +51,19 @@ def _draw(
     examples, _ = training_examples(source, recipe)
     asked = [(prompt, e.gold) for e in examples if len(prompt := encode_prompt(tokenizer, e)) < longest]
     settings = sampled(model, tokenizer, recipe.evaluation.max_new_tokens, source.temperature)
-    ends = settings.eos_token_id
-    size = max(1, recipe.evaluation.batch_size // source.samples)  # prompts per batch, each with all its samples
+    ends, drawing = settings.eos_token_id, Decoding(seed=recipe.seed)
+    rows_at_once = batch_size_for(recipe.evaluation.batch_size, model, [p for p, _ in asked], recipe.evaluation.max_new_tokens)
+    size = max(1, rows_at_once.number // source.samples)  # prompts per batch, each with all its samples
 
     def make(piece: int, path: Path) -> None:
-        torch.manual_seed(int(fingerprint_of(recipe.seed, piece), 16))
         lines = []
-        mine = asked[piece * PROMPTS : (piece + 1) * PROMPTS]
+        mine = range(piece * PROMPTS, min((piece + 1) * PROMPTS, len(asked)))
         for start in range(0, len(mine), size):
-            rows = [pair for pair in mine[start : start + size] for _ in range(source.samples)]
-            answers = generate(model, [prompt for prompt, _ in rows], settings)
+            rows = [(i, sample) for i in mine[start : start + size] for sample in range(source.samples)]
+            answers = generate(model, [asked[i][0] for i, _ in rows], settings, [drawing.numbers(*row) for row in rows])
             right = {}  # in the order drawn, equal ones once
-            for (prompt, gold), answer in zip(rows, answers, strict=True):
+            for (i, _), answer in zip(rows, answers, strict=True):
+                prompt, gold = asked[i]
                 text = str(tokenizer.decode(answer, skip_special_tokens=True))
                 ended = bool(answer) and answer[-1] in ends
                 if ended and len(prompt) + len(answer) <= longest and task.score(text, gold):

@@ -19,6 +19,7 @@ from toolkit import stages, teacher_stages
 from toolkit.calibration_data import check_data, identity_of_data, sources_of
 from toolkit.distributed import barrier, check_shared, is_main, on_main, say, world_size
 from toolkit.errors import ItemsFailed, PollardError
+from toolkit.evaluate_stage import evaluate_stage
 from toolkit.files import explained_full_disk
 from toolkit.recipe import Recipe
 from toolkit.recipe_file import dump_recipe
@@ -46,7 +47,7 @@ class Stage:
 
 def plan_stages(recipe: Recipe, taught: Taught | None = None) -> list[Stage]:
     """The stages of a recipe with their fingerprints, in order; without those that make what is `taught` already."""
-    evaluation = recipe.evaluation.model_dump(exclude={"models"})
+    evaluation = [recipe.evaluation.what_decides(), *([recipe.seed] if recipe.evaluation.temperature else [])]
     model = fingerprint_of(fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}))
     task = Task(recipe.task)
     data = {split: fingerprint_of_source(source) for split, source in task.sources().items()}
@@ -89,7 +90,8 @@ def plan_stages(recipe: Recipe, taught: Taught | None = None) -> list[Stage]:
         if role not in (*recipe.evaluation.models, "control"):
             return []
         purpose = f"answer the {recipe.evaluation.split} questions of {recipe.task.name} with the {role} model"
-        return [Stage(f"evaluate/{role}", purpose, fingerprint_of(found[role], judged), stages.evaluate_stage(role))]
+        do, answers = evaluate_stage(role, found[role]), f"evaluation/{role}.answers"
+        return [Stage(f"evaluate/{role}", purpose, fingerprint_of(found[role], judged), do, scratch=answers)]
 
     watched = [source.name for source in sources_of(recipe)]
     before += [
@@ -120,7 +122,7 @@ def plan_stages(recipe: Recipe, taught: Taught | None = None) -> list[Stage]:
         answering = f"answer them once more with the {last} model, skipping experts"
         before += [
             Stage("skip", how_to, skip, skip_stage(last)),
-            Stage("evaluate/skipping", answering, fingerprint_of(skip, judged), stages.evaluate_stage("skipping", last)),
+            Stage("evaluate/skipping", answering, fingerprint_of(skip, judged), evaluate_stage("skipping", None, last)),
         ]
     if recipe.control:
         how_to = f"fine-tune the original in the same way ({zero})"

@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from toolkit.recipe import SHORTHANDS, Recipe
+from toolkit.recipe import SHORTHANDS, Recipe, ServerRecipe
 from toolkit.recipe_data import DataRecipe, Section
 from toolkit.recipe_file import dump_value, sections_in
 
@@ -32,7 +32,9 @@ def schema() -> str:
     """A JSON schema (draft 2020-12) of recipes, for editors: keys, types, choices, and what the keys mean."""
     found = Recipe.model_json_schema()
     short = {_section(field).__name__ for key, field in Recipe.model_fields.items() if key in SHORTHANDS}
-    short |= {name for name in found["$defs"] if name in {kind.__name__ for kind in kinds_of(DataRecipe)}}
+    short |= {
+        name for name in found["$defs"] if name in {kind.__name__ for of in (DataRecipe, ServerRecipe) for kind in kinds_of(of)}
+    }
     for part in (*found["$defs"].values(), found):
         for value in part.get("properties", {}).values():
             _allow(value, short)
@@ -77,7 +79,8 @@ def _items(section: type[Section]) -> list[str]:
     lines = []
     for number, (key, field) in enumerate(section.model_fields.items()):
         kind = "a task, as above, or its name" if key == "task" else _kind(field)
-        default = "" if field.default is None else f", {dump_value(field.default)} unless given"
+        default = "; required" if field.is_required() else ""
+        default = default or ("" if field.default is None else f", {dump_value(field.default)} unless given")
         told = textwrap.wrap(f"{field.description} ({kind}{default})", WIDTH - 24)
         lines += [
             f"{'- ' if number == 0 else '  '}{key}: …  # {told[0]}\n",

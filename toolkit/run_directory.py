@@ -47,6 +47,10 @@ class RunDirectory:
         self.manifest = self.path / "manifest.json"
         self._lock: IO[str] | None = None
 
+    def answer_log(self, role: str) -> Path:
+        """What is answered of an evaluation at work."""
+        return self.evaluation / f"{role}.answers"
+
     def read_manifest(self) -> dict[str, Any]:
         """The manifest, or a new one. Raises PollardError for a file that cannot be understood."""
         if not self.manifest.exists():
@@ -107,7 +111,7 @@ class RunDirectory:
 
     def forget(self) -> None:
         """Removes what a stage would go on from instead of beginning again."""
-        for left in (self.checkpoints, self.rounds, self.teacher, self.answers):
+        for left in (self.checkpoints, self.rounds, self.teacher, self.answers, *self.evaluation.glob("*.answers")):
             shutil.rmtree(left, ignore_errors=True)
 
     def clear(self, scratch: str) -> None:

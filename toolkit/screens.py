@@ -4,7 +4,7 @@ made, where it is, and what to do next."""
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.markup import escape
@@ -115,7 +115,9 @@ def _tokens(data: Amount) -> str:
     return f"{data.examples:,} examples × {about} {data.mean:,.0f} tokens = {data.tokens:,}"
 
 
-def _batches(number: int | None, size: int) -> str:
+def _batches(number: int | None, size: int | Literal["auto"]) -> str:
+    if size == "auto":  # what memory has room for is known once the model is there
+        return "as many at a time as memory has room for"
     if number is None:
         return f"batches of {size}"
     batches, ranks = -(-number // size), world_size()

@@ -8,13 +8,12 @@ from transformers import PreTrainedModel
 from toolkit.alternatives import write_alternatives
 from toolkit.calibration import calibrate_sources
 from toolkit.calibration_data import read_source, sources_of
-from toolkit.distributed import is_main, on_main, say
+from toolkit.distributed import on_main, say
 from toolkit.errors import PollardError
 from toolkit.evaluation import evaluate
 from toolkit.expert_statistics import ExpertStatistics, mix
 from toolkit.moe import (
     StreamedModel,
-    active_expert_parameters,
     check_prunable,
     checkpoint_bytes,
     find_blocks,
@@ -22,16 +21,14 @@ from toolkit.moe import (
     load_tokenizer,
     meta_model,
     prune_checkpoint,
-    sizes,
 )
-from toolkit.placement import share_of, with_layers, with_model
+from toolkit.placement import share_of, with_layers
 from toolkit.plan import Plan
 from toolkit.recipe import Recipe
 from toolkit.report import show, write_report
 from toolkit.rounds import composed_plan, early_rounds
 from toolkit.run_directory import RunDirectory
 from toolkit.selection import experts_to_activate, experts_to_keep, kept_unobserved, select
-from toolkit.skip_stage import measured_skipping
 from toolkit.tasks import Task, padded_batches
 
 
@@ -178,45 +175,6 @@ def dev_accuracy(recipe: Recipe) -> Callable[[PreTrainedModel], float] | None:
         return scores.score
 
     return measure
-
-
-def evaluate_stage(role: str, skipping_of: str = "") -> Callable[[Recipe, RunDirectory, str], dict[str, Any]]:
-    """The stage that evaluates the original, pruned or recovered model, or the control; or, as a role of its own, the one
-    that it names (`skipping_of`) once more, skipping experts."""
-
-    def stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
-        folder = str(run.path / (skipping_of or role))
-        path, revision = (recipe.model.path, recipe.model.revision) if role == "original" else (folder, None)
-        settings, task = recipe.evaluation, Task(recipe.task)
-        tokenizer = load_tokenizer(path, revision)
-        nothing_loaded = meta_model(load_config(path, revision))
-        total, active = sizes(nothing_loaded)
-        size = checkpoint_bytes(path, revision)
-
-        def measure(model: PreTrainedModel) -> dict[str, Any]:
-            with measured_skipping(model) as skipped:
-                scores = evaluate(
-                    model, tokenizer, task, settings.split, settings.examples, settings.batch_size, settings.max_new_tokens
-                )
-            scores.about |= {"model": path, "parameters": total, "active_parameters": active, "checkpoint_bytes": size}
-            if skipped:  # of a token, on average
-                skipped["active_parameters"] = active - round(
-                    skipped["experts_skipped"] * active_expert_parameters(nothing_loaded)
-                )
-            scores.about |= skipped
-            if is_main():
-                scores.save(run.evaluation, role)
-            scores.check()
-            low, high = scores.interval
-            say(
-                f"  {scores.score:.1%} of {scores.n:,} right (95 % interval {low:.1%} to {high:.1%}), "
-                f"{scores.flexible_score:.1%} by flexible extraction{scores.told_beside}"
-            )
-            return {"score": scores.score, "n": scores.n}
-
-        return with_model(recipe, path, revision, measure, skipping=bool(skipping_of))
-
-    return stage
 
 
 def report_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:

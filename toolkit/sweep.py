@@ -122,7 +122,7 @@ def _choose(grid: Grid, folders: list[Path]) -> list[Choice]:
     judged = [
         fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}), recipe.task.model_dump(),
         fingerprint_of_source(Task(recipe.task).sources(("train",))["train"]), recipe.calibration.max_length,
-        recipe.evaluation.model_dump(exclude={"models", "split"}), recipe.sweep.model_dump(), _off_task_source(recipe),
+        [recipe.evaluation.examples, recipe.evaluation.max_new_tokens], recipe.sweep.model_dump(), _off_task_source(recipe),
         *own_scorer_identity(recipe.task),
     ]  # fmt: skip
 

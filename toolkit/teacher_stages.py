@@ -32,9 +32,8 @@ def fingerprints(recipe: Recipe, model: str, train_data: str, test_data: Any) ->
     others = [identity_of_sources(recipe, mix), test_data] if finetuning.data else []
     data = fingerprint_of(train_data, others, finetuning.max_length, finetuning.examples, recipe.seed)
     answers = teacher = None
-    if any(source.self_generated for source in mix):  # what is drawn depends on the batches, too
-        drawing = [recipe.evaluation.max_new_tokens, recipe.evaluation.batch_size]
-        answers = fingerprint_of(model, data, drawing, recipe.model.dtype)
+    if any(source.self_generated for source in mix):
+        answers = fingerprint_of(model, data, recipe.evaluation.max_new_tokens, recipe.model.dtype)
     if finetuning.teacher:
         teacher = fingerprint_of(model, data, answers, finetuning.distillation.temperature)
     return Taught(data, answers, teacher)

@@ -7,8 +7,7 @@ from conftest import PLAYGROUND, tiny_model
 from transformers import PreTrainedModel
 
 from toolkit.errors import PollardError
-from toolkit.evaluation import Scores, evaluate
-from toolkit.evaluation.evaluate import generate, greedy
+from toolkit.evaluation import Scores, evaluate, generate, greedy
 from toolkit.moe import load_tokenizer
 from toolkit.recipe_data import TaskRecipe
 from toolkit.tasks import Scorer, Task, encode_prompt

@@ -66,7 +66,8 @@ def _changes(estimator: Estimator, recipe: Recipe, name: str) -> Iterator[Change
         yield from _for_training(estimator, recipe, name)
     elif name != "prune" and estimator.machine.room_for(estimator.stage(recipe, name).gpu.get("weights", 0)):
         section = "calibration" if name in ("calibrate", "teacher") else "evaluation"
-        yield from ({f"{section}.batch_size": size} for size in _halves(getattr(recipe, section).batch_size))
+        asked = getattr(recipe, section).batch_size
+        yield from ({f"{section}.batch_size": size} for size in ([] if asked == "auto" else _halves(asked)))
 
 
 def _for_training(estimator: Estimator, recipe: Recipe, name: str) -> Iterator[Change]:

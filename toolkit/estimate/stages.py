@@ -8,6 +8,7 @@ from toolkit.estimate.amounts import Amount
 from toolkit.estimate.figures import BANDWIDTH_SHARE, DISK, StageEstimate, on_machine
 from toolkit.estimate.machine import GIB, Machine
 from toolkit.estimate.model import ModelNumbers
+from toolkit.evaluation.batch_size import ON_CPU, fitting
 from toolkit.moe import find_blocks
 from toolkit.placement import HEADROOM
 from toolkit.recipe import Recipe
@@ -126,8 +127,9 @@ def estimate_evaluate(recipe: Recipe, machine: Machine, role: str, model: ModelN
 
 def generation(recipe: Recipe, machine: Machine, model: ModelNumbers, prompts: Amount) -> StageEstimate:
     """Answers to all prompts: a copy of the model on every rank, or one spread over the first node's GPUs."""
-    new, batch = recipe.evaluation.max_new_tokens, recipe.evaluation.batch_size
+    new = recipe.evaluation.max_new_tokens
     parts, copies = _placed(machine, model)
+    batch = _questions_at_once(recipe, machine, model, -(-model.bytes // parts), (prompts.longest + new), parts)
     gpu = {
         "weights": -(-model.bytes // parts),
         "cache": -(-batch * (prompts.longest + new) * model.cache_per_token // parts),
@@ -150,6 +152,17 @@ def generation(recipe: Recipe, machine: Machine, model: ModelNumbers, prompts: A
         flops=flops,
         seconds=seconds,
     )
+
+
+def _questions_at_once(recipe: Recipe, machine: Machine, model: ModelNumbers, weights: int, length: int, parts: int) -> int:
+    """As asked; `auto` takes what the weights leave of a GPU, a row by what one would need of it at its full length."""
+    asked = recipe.evaluation.batch_size
+    if asked != "auto":
+        return asked
+    if not machine.gpus:
+        return ON_CPU
+    row = length * model.cache_per_token // parts + (model.working(1, length) or 0) + 20 * model.vocabulary
+    return fitting(machine.gpu_memory - weights, row)
 
 
 def _placed(machine: Machine, model: ModelNumbers) -> tuple[int, int]:

@@ -1,17 +1,25 @@
-"""How good, how fast, how large: greedy answers to the task's questions, scored."""
+"""How good, how fast, how large: answers to the task's questions, scored."""
 
-from toolkit.evaluation.evaluate import evaluate, generate, greedy, sampled, share_of_answers
+from toolkit.evaluation.answer_log import AnswerLog
+from toolkit.evaluation.batch_size import batch_size_for
+from toolkit.evaluation.decoding import Decoding, generate, greedy, sampled
+from toolkit.evaluation.evaluate import evaluate, evaluate_with
+from toolkit.evaluation.generation import share_of_answers
 from toolkit.evaluation.judging import Answer, judge
 from toolkit.evaluation.loss import Loss, completion_loss
 from toolkit.evaluation.scores import Item, Scores
 
 __all__ = [
     "Answer",
+    "AnswerLog",
+    "Decoding",
     "Item",
     "Loss",
     "Scores",
+    "batch_size_for",
     "completion_loss",
     "evaluate",
+    "evaluate_with",
     "generate",
     "greedy",
     "judge",

@@ -1,23 +1,27 @@
-"""Greedy generation over a split, shared by all ranks. Shape legend: B prompts, S positions."""
+"""From a model and a task to scores: every question answered, whoever writes the answers, then judged on rank 0."""
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Literal
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.distributed import barrier, device, gather, on_main, share, share_in_step, world_size
+from toolkit.distributed import barrier, device, gather, on_main, say, together, world_size
 from toolkit.errors import PollardError
+from toolkit.evaluation.answer_log import AnswerLog, Found
+from toolkit.evaluation.answers import Request, Writer
+from toolkit.evaluation.batch_size import batch_size_for
 from toolkit.evaluation.choices import with_likeliest
-from toolkit.evaluation.judging import Answer, judge
+from toolkit.evaluation.decoding import Decoding
+from toolkit.evaluation.generation import Batches
+from toolkit.evaluation.memory import peak_memory, reset_peak_memory
 from toolkit.evaluation.scores import Scores
+from toolkit.evaluation.voting import judge_samples, mean_score
 from toolkit.moe import is_partitioned, load_model, load_tokenizer
-from toolkit.progress import counted, progress
-from toolkit.tasks import Split, Task, encode_prompt
+from toolkit.tasks import Example, Split, Task, encode_prompt
 
 
 def evaluate(
@@ -26,123 +30,108 @@ def evaluate(
     task: Task,
     split: Split = "test",
     examples: int | None = None,
-    batch_size: int = 32,
+    batch_size: int | Literal["auto"] = "auto",
     max_new_tokens: int = 512,
+    temperature: float = 0.0,
+    samples: int = 1,
+    seed: int = 0,
+    backend: Literal["transformers", "continuous"] = "transformers",
+    log: AnswerLog | None = None,
 ) -> Scores:
     """Answers the first `examples` items of `split` (all unless given) and scores them with the task's scorer.
 
     Prompts are sorted by length, batched, padded on the left, and dealt out to the ranks by whole batches; every rank
-    returns the scores of all. `model` may be a path (its own tokenizer serves unless one is given). Where the
-    scorer raises, the item is kept with what it said (`Scores.check` raises it). Raises PollardError for an empty split.
+    returns the scores of all. `model` may be a path (its own tokenizer serves unless one is given). With a
+    `log`, answers that it holds are not written again. Where the scorer raises, the item is kept with what it said
+    (`Scores.check` raises it). Raises PollardError for an empty split.
     """
     if isinstance(model, str | os.PathLike):
         tokenizer = tokenizer or load_tokenizer(os.fspath(model))
         model = load_model(os.fspath(model), device=device())
     if tokenizer is None:
         raise PollardError("evaluate() needs the tokenizer of a model that is already loaded.")
+    decoding = Decoding(max_new_tokens, temperature, samples, tuple(task.stop), seed)
     chosen = task.examples(split)[:examples]
     if not chosen:
         raise PollardError(f"Task {task.name} has no {split} examples.")
-    prompts = [encode_prompt(tokenizer, example) for example in chosen]
-    settings = greedy(model, tokenizer, max_new_tokens)
     reset_peak_memory(model.device)
+    size = batch_size_for(batch_size, model, [encode_prompt(tokenizer, example) for example in chosen], max_new_tokens)
+    about: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu",
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "backend": backend,
+    }
+    writer: Writer
+    if backend == "continuous":
+        from toolkit.evaluation.continuous import Continuous  # asks transformers for what few need
+
+        writer = Continuous(model, tokenizer, decoding)
+    else:
+        if batch_size == "auto":
+            say(f"  {size}")
+        writer, about["batch_size"] = Batches(model, tokenizer, decoding, size.number), size.number
+    scores = evaluate_with(writer, tokenizer, task, split, examples, decoding, log, in_step=is_partitioned(model))
+    scores.items = with_likeliest(scores.items, model, tokenizer, chosen, size.number)
+    scores.about |= about | {"peak_memory_bytes": max(gather(peak_memory(model.device)))}
+    return scores
+
+
+def evaluate_with(
+    writer: Writer,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    split: Split,
+    examples: int | None,
+    decoding: Decoding,
+    log: AnswerLog | None = None,
+    in_step: bool = False,
+) -> Scores:
+    """As `evaluate`, with answers by `writer`; `in_step`: it waits for the other ranks while it writes."""
+    chosen = task.examples(split)[:examples]
+    if not chosen:
+        raise PollardError(f"Task {task.name} has no {split} examples.")
+    requests = requests_of(tokenizer, chosen, decoding)
+    done = log.begin(asdict(decoding), [request.prompt for request in requests]) if log else {}
+    if done:
+        say(f"  {len(done):,} of {len(requests):,} answers are there already")
+    todo = [request for request in requests if (request.index, request.sample) not in done]
+
+    def write() -> Found:
+        mine: Found = {}
+        for request, answer in writer(todo):
+            mine[request.index, request.sample] = answer
+            if log:
+                log.append(request, answer)
+        return mine
+
     barrier()
     started = time.monotonic()
-    mine = {}
-    for i, answer in share_of_answers(model, prompts, batch_size, settings):
-        text = str(tokenizer.decode(answer, skip_special_tokens=True))
-        mine[i] = Answer(text, len(answer), bool(answer) and answer[-1] in _as_list(settings.eos_token_id))
-    everyone = gather((mine, time.monotonic() - started, peak_memory(model.device)))
-    found = {i: answer for of_one, _, _ in everyone for i, answer in of_one.items()}
-    answers = [found[i] for i in range(len(chosen))]
-    seconds = max(seconds for _, seconds, _ in everyone)
-    items = on_main(lambda: judge(task, chosen, answers))
-    items = with_likeliest(items, model, tokenizer, chosen, batch_size)
-    about = {
+    mine = write() if in_step else together(write)
+    everyone = gather((mine, time.monotonic() - started))
+    written = {key: answer for found, _ in everyone for key, answer in found.items()}
+    seconds, found = max(seconds for _, seconds in everyone), done | written
+    answers = [[found[index, sample] for sample in range(decoding.samples)] for index in range(len(chosen))]
+    items = on_main(lambda: judge_samples(task, chosen, answers))
+    about: dict[str, Any] = {
         "task": task.name,
         "split": split,
         "seconds": round(seconds, 2),
-        "tokens_per_second": round(sum(answer.tokens for answer in answers) / seconds, 1),
-        "peak_memory_bytes": max(peak for _, _, peak in everyone),
-        "batch_size": batch_size,
-        "max_new_tokens": max_new_tokens,
+        # Of what was written now: how long the answers took that were there is not known
+        "tokens_per_second": round(sum(answer.tokens for answer in written.values()) / seconds, 1) if written else None,
+        "max_new_tokens": decoding.max_new_tokens,
         "ranks": world_size(),
-        "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu",
-        "dtype": str(model.dtype).removeprefix("torch."),
     }
+    if decoding.temperature:
+        about |= {"temperature": decoding.temperature, "samples": decoding.samples}
+    if decoding.samples > 1:
+        about["mean_score"] = mean_score(items)
     return Scores(items, about)
 
 
-def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
-    """Greedy decoding whatever the checkpoint's generation config says, but with its own end tokens."""
-    ends = (
-        {*_as_list(model.generation_config.eos_token_id), tokenizer.eos_token_id}
-        if model.generation_config
-        else {tokenizer.eos_token_id}
-    )
-    return GenerationConfig(
-        do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=sorted(end for end in ends if end is not None),
-    )  # fmt: skip
-
-
-def sampled(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float
-) -> GenerationConfig:
-    """Sampling from the model's whole distribution at `temperature`, ending as `greedy` does."""
-    settings = greedy(model, tokenizer, max_new_tokens)
-    settings.update(do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
-    return settings
-
-
-def share_of_answers(
-    model: PreTrainedModel, prompts: list[list[int]], batch_size: int, settings: GenerationConfig
-) -> Iterator[tuple[int, list[int]]]:
-    """This rank's part of the prompts, sorted by length and dealt out by whole batches: index and generated tokens."""
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    # In parts on all ranks, every rank must take part in every forward pass: one without a batch helps with any prompt
-    mine = share_in_step(batches, []) if is_partitioned(model) else share(batches)
-    for batch in progress(mine, "answering", counted(mine), len(prompts)):
-        answers = generate(model, [prompts[i] for i in batch or order[:1]], settings)
-        yield from zip(batch, answers, strict=bool(batch))
-
-
-@torch.no_grad()
-def generate(model: PreTrainedModel, prompts: list[list[int]], settings: GenerationConfig) -> list[list[int]]:
-    """The generated tokens of each prompt, up to and including its end token."""
-    length = max(map(len, prompts))
-    pad: Any = settings.pad_token_id
-    ids_BS = torch.tensor([[pad] * (length - len(p)) + p for p in prompts], device=model.device)
-    mask_BS = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    theirs, model.generation_config = model.generation_config, settings  # transformers fills ours up with the checkpoint's
-    try:
-        out = cast(Any, model).generate(input_ids=ids_BS, attention_mask=mask_BS, generation_config=settings)
-    finally:
-        model.generation_config = theirs
-    ends = set(_as_list(settings.eos_token_id))
-    answers = []
-    for row in out[:, length:].tolist():
-        stop = next((position + 1 for position, token in enumerate(row) if token in ends), len(row))
-        answers.append(row[:stop])
-    return answers
-
-
-def reset_peak_memory(where: torch.device) -> None:
-    if where.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(where)
-        return
-    with suppress(OSError):  # where it may not be written, the peak is that since the process began
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory(where: torch.device) -> int:
-    """Bytes, since the reset: the most GPU memory allocated, or the most the whole process held (libraries and all)."""
-    if where.type == "cuda":
-        return torch.cuda.max_memory_allocated(where)
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
-
-
-def _as_list(ids: int | list[int] | None) -> list[int]:
-    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+def requests_of(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], decoding: Decoding) -> list[Request]:
+    return [
+        Request(index, sample, prompt, example.messages)
+        for index, example in enumerate(examples)
+        for prompt in [encode_prompt(tokenizer, example)]
+        for sample in range(decoding.samples)
+    ]

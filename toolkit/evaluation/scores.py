@@ -32,6 +32,7 @@ class Item:
     note: str | None = None
     credit: float | None = None
     likeliest: bool | None = None
+    samples: list[dict[str, Any]] = field(default_factory=list)  # where there was a vote: every answer that had one
 
 
 @dataclass

@@ -1,0 +1,98 @@
+"""Tokens, row by row: what a row writes is its own affair."""
+
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from conftest import PLAYGROUND, tiny_model
+from transformers import StopStringCriteria
+
+from toolkit.evaluation import Decoding, generate, greedy, sampled
+from toolkit.moe import load_model, load_tokenizer
+from toolkit.recipe_data import TaskRecipe
+from toolkit.tasks import Task, encode_prompt
+
+PATH = str(PLAYGROUND / "model")
+KINDS = ("arithmetic", "sorting", "reversing", "facts", "logic", "code")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return load_tokenizer(PATH)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return load_model(PATH)
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer: Any) -> list[list[int]]:
+    """Answers of all lengths, so that rows leave the batch one after the other."""
+    tasks = [Task(TaskRecipe.model_validate({"name": f"playground/{kind}"})) for kind in KINDS]
+    return [encode_prompt(tokenizer, example) for task in tasks for example in task.examples("test")[:3]]
+
+
+def stock(model: Any, prompt: list[int], settings: Any) -> list[int]:
+    """transformers' own loop on one prompt."""
+    return model.generate(torch.tensor([prompt]), generation_config=settings)[0, len(prompt) :].tolist()
+
+
+def test_rows_that_leave_a_batch_change_nothing_for_the_others(model: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
+    settings = greedy(model, tokenizer, 64)
+    answers = generate(model, prompts, settings)
+    assert answers == [stock(model, prompt, settings) for prompt in prompts]
+    assert len({len(answer) for answer in answers}) > 5  # they did leave at different steps
+
+
+# A cache that is cut by rows must stay right in families with a cache or positions of their own, too.
+@pytest.mark.parametrize("family", ["qwen2_moe", "gpt_oss", "deepseek_v2"])
+def test_leaving_rows_change_nothing_in_other_families(family: str, tokenizer: Any, prompts: list[list[int]]) -> None:
+    model = tiny_model(family, vocab_size=768, eos_token_id=1)
+    settings = greedy(model, tokenizer, 12)
+    settings.eos_token_id = list(range(1, 768, 9))  # a random model ends only by chance: let there be many ends
+    answers = generate(model, prompts, settings)
+    assert answers == [generate(model, [prompt], settings)[0] for prompt in prompts]
+    assert len({len(answer) for answer in answers}) > 2
+
+
+def test_what_is_drawn_depends_on_the_rows_own_numbers_alone(model: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
+    settings, decoding = sampled(model, tokenizer, 48, temperature=2.0), Decoding(seed=7)
+    together = generate(model, prompts, settings, [decoding.numbers(i, 0) for i in range(len(prompts))])
+    alone = [generate(model, [prompt], settings, [decoding.numbers(i, 0)])[0] for i, prompt in enumerate(prompts)]
+    assert together == alone
+    other = generate(model, prompts, settings, [decoding.numbers(i, 1) for i in range(len(prompts))])
+    assert sum(a != b for a, b in zip(together, other, strict=True)) > len(prompts) // 2
+    assert Decoding(seed=8).numbers(0, 0).random() != decoding.numbers(0, 0).random() != decoding.numbers(0, 1).random()
+
+
+def test_tokens_are_drawn_as_often_as_the_model_means(tokenizer: Any) -> None:
+    model = tiny_model("mixtral", vocab_size=768, eos_token_id=1)
+    prompt, count = [5, 6, 7], 2000
+    settings = sampled(model, tokenizer, 1, temperature=0.25)
+    drawn = generate(model, [prompt] * count, settings, [random.Random(i) for i in range(count)])
+    found = Counter(answer[0] for answer in drawn)
+    with torch.no_grad():
+        chances = torch.softmax(model(torch.tensor([prompt])).logits[0, -1] / 0.25, dim=-1)
+    for token, chance in zip(*(values.tolist() for values in reversed(chances.topk(5))), strict=True):
+        assert abs(found[token] / count - chance) < 4 * (chance * (1 - chance) / count) ** 0.5  # 4 standard errors
+
+
+def test_an_answer_ends_with_the_token_that_completes_a_stop_string(model: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
+    settings = greedy(model, tokenizer, 64)
+    free = generate(model, prompts, settings)
+    stopped = generate(model, prompts, settings, stop=StopStringCriteria(tokenizer, [" ="]))
+    assert stopped != free
+    for whole, part in zip(free, stopped, strict=True):
+        assert whole[: len(part)] == part
+        assert part == whole or " =" in tokenizer.decode(part)
+        assert " =" not in tokenizer.decode(part[:-1])
+
+
+def test_a_stop_string_is_not_looked_for_in_the_prompt(model: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
+    prompt = next(prompt for prompt in prompts if prompt[-1] == tokenizer.convert_tokens_to_ids("<|assistant|>"))
+    settings = greedy(model, tokenizer, 64)
+    criterion = StopStringCriteria(tokenizer, ["<|assistant|>"])
+    assert generate(model, [prompt], settings, stop=criterion) == generate(model, [prompt], settings)

@@ -1,0 +1,168 @@
+"""From prompts to tokens: greedy, or drawn at a temperature. Shape legend: B rows, S positions, V vocabulary.
+
+An answer never depends on what else is in its batch. Greedily that is so by itself; drawing, every row has random numbers of
+its own, so that batches, ranks and a kill in between change nothing of what is drawn.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StopStringCriteria
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+LOOK_EVERY = 8  # steps on a GPU: whether rows have ended is known only when it has caught up, and it should rather run ahead
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are written. `temperature` 0 is greedy; `samples` answers are drawn per prompt."""
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    samples: int = 1
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def numbers(self, index: int, sample: int) -> random.Random:
+        """The random numbers of one answer."""
+        return random.Random(f"{self.seed}/{index}/{sample}")
+
+
+def greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
+    """Greedy decoding whatever the checkpoint's generation config says, but with its own end tokens."""
+    ends = (
+        {*as_list(model.generation_config.eos_token_id), tokenizer.eos_token_id}
+        if model.generation_config
+        else {tokenizer.eos_token_id}
+    )
+    return GenerationConfig(
+        do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=sorted(end for end in ends if end is not None),
+    )  # fmt: skip
+
+
+def sampled(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, temperature: float
+) -> GenerationConfig:
+    """Sampling from the model's whole distribution at `temperature`, ending as `greedy` does."""
+    settings = greedy(model, tokenizer, max_new_tokens)
+    settings.update(do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
+    return settings
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationConfig,
+    numbers: Sequence[random.Random] | None = None,
+    stop: StopStringCriteria | None = None,
+) -> list[list[int]]:
+    """The generated tokens of each prompt, up to and including the end token, or the token that completes a stop string.
+
+    With `numbers`, one per prompt, tokens are drawn by them at the settings' temperature. Rows that have ended leave the
+    batch, so that a long answer does not hold up the room of many short ones.
+    """
+    length = max(map(len, prompts))
+    pad: Any = settings.pad_token_id
+    ids_BS = torch.tensor([[pad] * (length - len(p)) + list(p) for p in prompts], device=model.device)
+    mask_BS = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    rows = _Rows(settings, numbers, stop)
+    theirs, model.generation_config = model.generation_config, settings  # transformers fills ours up with the checkpoint's
+    try:
+        cast(Any, model).generate(
+            input_ids=ids_BS, attention_mask=mask_BS, generation_config=settings, custom_generate=rows.write
+        )
+    finally:
+        model.generation_config = theirs
+    return rows.answers
+
+
+class _Rows:
+    """The decoding loop of one batch, as transformers calls it once it has prepared the inputs."""
+
+    def __init__(
+        self, settings: GenerationConfig, numbers: Sequence[random.Random] | None, stop: StopStringCriteria | None
+    ) -> None:
+        self.temperature = settings.temperature if settings.do_sample else None
+        self.ends, self.most = as_list(settings.eos_token_id), cast(int, settings.max_new_tokens)
+        self.numbers, self.stop = numbers, stop
+        self.answers: list[list[int]] = []
+
+    def write(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: Any,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        **inputs: Any,
+    ) -> torch.Tensor:
+        """Steps until every row has ended; with `synced_gpus` (a model in parts) until every rank's rows have."""
+        prompt, count = input_ids.shape[1], input_ids.shape[0]
+        self.answers = [[] for _ in range(count)]
+        here = list(range(count))  # which answers the rows of the batch are
+        lengths_B = torch.zeros(count, dtype=torch.long, device=input_ids.device)  # of the answers that have ended
+        ends = torch.tensor(self.ends, device=input_ids.device)
+        every = LOOK_EVERY if input_ids.is_cuda and not synced_gpus else 1
+        finished, written = False, 0
+        outputs = model._prefill(input_ids, generation_config, inputs)
+        while True:
+            inputs = model._update_model_kwargs_for_generation(outputs, inputs)
+            logits_BV = outputs.logits[:, -1].to(device=input_ids.device, dtype=torch.float32)
+            del outputs  # the first holds much
+            tokens_B = self._next(logits_BV, here)
+            input_ids = torch.cat([input_ids, tokens_B[:, None]], dim=-1)
+            written += 1
+            ended_B = torch.isin(tokens_B, ends)
+            if self.stop is not None:  # it must not see the prompt: the string has to be the answer's own
+                ended_B = ended_B | self.stop(input_ids[:, prompt:], None)
+            lengths_B = torch.where((lengths_B == 0) & ended_B, written, lengths_B)
+            if not finished and (written % every == 0 or written >= self.most):
+                lengths = [length or (written if written >= self.most else 0) for length in lengths_B.tolist()]
+                finished = all(lengths)
+                for row, length in enumerate(lengths):
+                    if length:
+                        self.answers[here[row]] = input_ids[row, prompt : prompt + length].tolist()
+                staying = [row for row, length in enumerate(lengths) if not length]
+                if staying and 4 * len(staying) <= 3 * len(lengths) and _selectable(inputs.get("past_key_values")):
+                    rows = torch.tensor(staying, device=input_ids.device)
+                    inputs = _selected(inputs, rows, len(lengths))
+                    here, input_ids, lengths_B = [here[row] for row in staying], input_ids[rows], lengths_B[rows]
+            if not model._has_unfinished_sequences(finished, synced_gpus, device=input_ids.device):
+                return input_ids
+            step = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **inputs)
+            outputs = model(**step, return_dict=True)
+
+    def _next(self, logits_BV: torch.Tensor, here: list[int]) -> torch.Tensor:
+        """The likeliest token of every row, or the one its next random number falls on."""
+        if self.temperature is None:
+            return logits_BV.argmax(dim=-1)
+        chances_BV = torch.softmax(logits_BV.double() / self.temperature, dim=-1)
+        if self.numbers is None:
+            return torch.multinomial(chances_BV, 1).squeeze(1)
+        drawn = torch.tensor([[self.numbers[i].random()] for i in here], device=logits_BV.device, dtype=torch.float64)
+        upto_BV = chances_BV.cumsum(dim=-1)
+        return torch.searchsorted(upto_BV, drawn * upto_BV[:, -1:], right=True).squeeze(1).clamp(max=logits_BV.shape[1] - 1)
+
+
+def _selected(inputs: dict[str, Any], rows: torch.Tensor, count: int) -> dict[str, Any]:
+    """What is kept from step to step, of some rows only: keys and values, the mask of padding, positions."""
+    inputs["past_key_values"].batch_select_indices(rows)
+    return {
+        name: value[rows] if isinstance(value, torch.Tensor) and value.shape[:1] == (count,) else value
+        for name, value in inputs.items()
+    }
+
+
+def _selectable(cache: Any) -> bool:
+    """Whether rows can be taken out of the cache: of keys and values, not of recurrent states."""
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in getattr(cache, "layers", [None]))
+
+
+def as_list(ids: int | list[int] | None) -> list[int]:
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]

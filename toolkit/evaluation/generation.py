@@ -1,0 +1,89 @@
+"""All prompts through a model that is in memory, in batches of like length, shared by all ranks.
+
+Sorted by length little is padded; the longest come first, so that memory is found too small at the beginning and the end is
+short. Results depend neither on the batch size nor on the ranks.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StopStringCriteria
+
+from toolkit.distributed import say, share, share_in_step
+from toolkit.errors import PollardError
+from toolkit.evaluation.answers import Request, read_answer
+from toolkit.evaluation.decoding import Decoding, as_list, generate, greedy, sampled
+from toolkit.evaluation.judging import Answer
+from toolkit.moe import is_partitioned
+from toolkit.progress import counted, progress
+
+
+def share_of_answers(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    batch_size: int,
+    settings: GenerationConfig,
+    numbers: Callable[[int], random.Random] | None = None,
+    stop: StopStringCriteria | None = None,
+) -> Iterator[tuple[int, list[int]]]:
+    """This rank's part of the prompts, dealt out by whole batches: index and generated tokens.
+
+    A batch for which memory is short is halved, and so are all after it; `numbers` are as for `generate`, by index. Raises
+    PollardError where a single prompt is too much.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    in_step = is_partitioned(model)
+    # In parts on all ranks, every rank must take part in every forward pass: one without a batch helps with any prompt
+    mine = share_in_step(batches, []) if in_step else share(batches)
+
+    def answer(some: list[int]) -> list[list[int]]:
+        return generate(model, [prompts[i] for i in some], settings, [numbers(i) for i in some] if numbers else None, stop)
+
+    room = batch_size
+    for batch in progress(mine, "answering", counted(mine), len(prompts)):
+        todo = batch or order[-1:]
+        while todo:
+            try:
+                answers = answer(todo[:room])
+            except torch.OutOfMemoryError:
+                room = _halved(len(todo[:room]), in_step)
+                continue
+            if batch:
+                yield from zip(todo[:room], answers, strict=True)
+            todo = todo[room:]
+
+
+def _halved(size: int, in_step: bool) -> int:
+    if size == 1 or in_step:
+        raise PollardError(
+            f"Not enough GPU memory to answer {size} question{'s' * (size > 1)} at a time: say a smaller evaluation.batch_size, "
+            "or fewer evaluation.max_new_tokens; or hold the model over more GPUs (model.placement=spread, or zero3)."
+        )
+    say(f"  not enough GPU memory for {size} questions at a time: going on with {size // 2}")
+    return size // 2
+
+
+class Batches:
+    """Writes answers with a model in memory."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, decoding: Decoding, batch_size: int) -> None:
+        self.model, self.tokenizer, self.decoding, self.batch_size = model, tokenizer, decoding, batch_size
+
+    def __call__(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Answer]]:
+        decoding, tokenizer = self.decoding, self.tokenizer
+        if decoding.temperature:
+            settings = sampled(self.model, tokenizer, decoding.max_new_tokens, decoding.temperature)
+        else:
+            settings = greedy(self.model, tokenizer, decoding.max_new_tokens)
+        stop = StopStringCriteria(tokenizer, list(decoding.stop)) if decoding.stop else None
+        ends = as_list(settings.eos_token_id)
+
+        def numbers(i: int) -> random.Random:
+            return decoding.numbers(requests[i].index, requests[i].sample)
+
+        prompts = [request.prompt for request in requests]
+        own = numbers if decoding.temperature else None
+        for i, tokens in share_of_answers(self.model, prompts, self.batch_size, settings, own, stop):
+            yield requests[i], read_answer(tokenizer, tokens, ends, decoding.stop, decoding.max_new_tokens)
