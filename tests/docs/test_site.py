@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,6 @@ def test_a_list_stands_behind_an_empty_line() -> None:
     """Else the site shows it as one paragraph, where GitHub shows a list."""
     for page in (ROOT / "docs").glob("*.md"):
         lines = page.read_text().splitlines()
-        for number, (above, line) in enumerate(zip(lines, lines[1:], strict=False), start=2):
+        for number, (above, line) in enumerate(pairwise(lines), start=2):
             begins = line.startswith("- ") and above.strip() and not above.startswith(("- ", "  "))
             assert not begins, f"{page.name}, line {number}"
