@@ -50,6 +50,7 @@ class SkipCounter:
         self.rules = [getattr(block.experts, "skipping") for block in find_blocks(model)]  # noqa: B009
         self.experts_per_token = find_blocks(model)[0].experts_per_token
         self._counted_BS: torch.Tensor | None = None
+        self._ended_B = torch.zeros(0, dtype=torch.bool)  # answers of this batch
         self._sums = [torch.zeros(2, dtype=torch.long) for _ in self.rules]  # not read at once: a GPU would have to wait
 
     def begin(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -59,12 +60,19 @@ class SkipCounter:
         if not isinstance(mask, torch.Tensor) or mask.dim() != 2 or ids_BS is None:
             return
         counted_BS = mask[:, -ids_BS.shape[1] :].bool()
-        if mask.shape[1] > ids_BS.shape[1] and self.model.generation_config:  # `generate`, after the prompt
-            settings = self.model.generation_config
-            ends = [settings.pad_token_id, *_as_list(settings.eos_token_id)]
-            ended = torch.tensor([end for end in ends if end is not None], device=ids_BS.device, dtype=ids_BS.dtype)
-            counted_BS = counted_BS & ~torch.isin(ids_BS, ended)
+        if mask.shape[1] > ids_BS.shape[1] and self.model.generation_config:  # behind the prompt, token by token
+            counted_BS = counted_BS & ~self._ended(ids_BS[:, -1], self.model.generation_config).unsqueeze(1)
+        else:
+            self._ended_B = mask.new_zeros(len(mask), dtype=torch.bool)
         self._counted_BS = counted_BS
+
+    def _ended(self, last_B: torch.Tensor, settings: Any) -> torch.Tensor:
+        """Which answers have ended, now that `last_B` are their last tokens. Where the batch is smaller than it was, those that
+        had ended have left it."""
+        ends = [end for end in (settings.pad_token_id, *_as_list(settings.eos_token_id)) if end is not None]
+        before_B = self._ended_B if len(self._ended_B) == len(last_B) else last_B.new_zeros(len(last_B), dtype=torch.bool)
+        self._ended_B = before_B | torch.isin(last_B, torch.tensor(ends, device=last_B.device, dtype=last_B.dtype))
+        return self._ended_B
 
     def see(self, number: int, stay_TK: torch.Tensor) -> None:
         counted_T = stay_TK.new_ones(len(stay_TK))
