@@ -94,6 +94,7 @@ def test_the_report_has_a_row_with_skip_rate_score_and_speed() -> None:
     experts = 4 * 2 * 3 * 32 * 16 // 2  # active: two of four in two blocks
     assert found["active_parameters"] == pruned["active_parameters"] - round(found["experts_skipped"] * experts)
     page = (RUN / "report.html").read_text()
+    assert "`skipping.json` beside the weights is for Pollard's own loader" in (RUN / "README.md").read_text()
     assert "Skipping: the last model once more" in page and "after a token’s first, skipped" in page
     run(recipe(None))
     assert "skipping" not in json.loads((RUN / "report.json").read_text())["models"]

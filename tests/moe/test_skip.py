@@ -98,6 +98,8 @@ def test_every_family_of_transformers_skips_by_the_rule(family: str) -> None:
     expected = by_hand(model, thresholds, text_logits)
     with skipping(model, thresholds), counting_skips(model) as counter:
         found = text_logits(model)
+        assert skips(model)
+    assert not skips(model)
     assert sum(counter.take().skipped) > 0
     assert (found - expected).abs().max() <= 1e-5 * max(1.0, expected.abs().max().item())
 

@@ -109,7 +109,8 @@ def apply_skipping(model: PreTrainedModel, skipping: Skipping) -> PreTrainedMode
 
 
 def skips(model: PreTrainedModel) -> bool:
-    return model.config._experts_implementation == IMPLEMENTATION
+    ruled = [module for module in model.modules() if isinstance(getattr(module, "skipping", None), Rule)]
+    return any(cast(Any, module).config._experts_implementation == IMPLEMENTATION for module in ruled)
 
 
 @contextmanager
