@@ -14,7 +14,6 @@ from toolkit.evaluation import evaluate
 from toolkit.moe import load_model, load_tokenizer, skipping
 from toolkit.proportions import pair
 from toolkit.recipe_file import load_recipe
-from toolkit.skip_stage import measured_skipping
 from toolkit.tasks import Task, encode_all, padded_batches
 
 RULES = ("median", 0.25, 0.75)
@@ -35,20 +34,18 @@ def main() -> None:
         encoded, _ = encode_all(tokenizer, chosen, recipe.calibration.max_length)
         batches = padded_batches(encoded, recipe.calibration.batch_size, int(tokenizer.pad_token_id))
 
-        def right() -> list[bool]:
-            questions = (task, "test", given.examples, settings.batch_size, settings.max_new_tokens)
-            return [item.correct for item in evaluate(model, tokenizer, *questions).items]  # noqa: B023
-
-        before = right()
+        questions = (task, "test", given.examples, settings.batch_size, settings.max_new_tokens)
+        before = [item.correct for item in evaluate(model, tokenizer, *questions).items]
         print(f"| {path} | no | | {sum(before) / len(before):.1%} | |", flush=True)
         for rule in RULES:
-            with skipping(model, skipping_thresholds(model, batches, rule)), measured_skipping(model) as facts:
-                after = right()
+            with skipping(model, skipping_thresholds(model, batches, rule)):
+                scores = evaluate(model, tokenizer, *questions)
+            after = [item.correct for item in scores.items]
             outcomes = list(zip(after, before, strict=True))
             found = pair(*(outcomes.count(both) for both in ((True, True), (True, False), (False, True), (False, False))))
             low, high = found.interval
             print(
-                f"| {path} | {rule} | {facts['experts_skipped']:.1%} | {sum(after) / len(after):.1%} "
+                f"| {path} | {rule} | {scores.about['experts_skipped']:.1%} | {sum(after) / len(after):.1%} "
                 f"| {100 * found.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) |",
                 flush=True,
             )

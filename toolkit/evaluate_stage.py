@@ -11,7 +11,6 @@ from toolkit.moe import active_expert_parameters, checkpoint_bytes, load_config,
 from toolkit.placement import with_model
 from toolkit.recipe import Recipe, ServerRecipe
 from toolkit.run_directory import RunDirectory
-from toolkit.skip_stage import measured_skipping
 from toolkit.tasks import Task
 
 
@@ -45,15 +44,12 @@ def evaluate_stage(
         asked = task, settings.split, settings.examples
 
         def measure(model: PreTrainedModel) -> dict[str, Any]:
-            with measured_skipping(model) as skipped:
-                scores = evaluate(
-                    model, tokenizer, *asked, settings.batch_size, settings.max_new_tokens, settings.temperature,
-                    settings.samples, recipe.seed, "continuous" if settings.backend == "continuous" else "transformers", log,
-                )  # fmt: skip
-            if skipped:  # of a token, on average
-                saved = round(skipped["experts_skipped"] * active_expert_parameters(nothing_loaded))
-                skipped["active_parameters"] = active - saved
-            return done(scores, skipped)
+            scores = evaluate(
+                model, tokenizer, *asked, settings.batch_size, settings.max_new_tokens, settings.temperature,
+                settings.samples, recipe.seed, "continuous" if settings.backend == "continuous" else "transformers", log,
+            )  # fmt: skip
+            skipped = scores.about.get("experts_skipped", 0) * active_expert_parameters(nothing_loaded)
+            return done(scores, {"active_parameters": active - round(skipped)})  # of a token, on average
 
         def ask(server: ServerRecipe) -> dict[str, Any]:
             from toolkit.evaluation.server import Server  # asks for a package that few need

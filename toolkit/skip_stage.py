@@ -4,18 +4,16 @@ The thresholds belong to the routing of the very model that runs, so they come l
 one (fine-tuning moves routers and what they see), else of the pruned one.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from toolkit.calibration import skipping_thresholds
 from toolkit.calibration_data import read_source, sources_of
-from toolkit.distributed import gather, on_main, say
+from toolkit.distributed import on_main, say
 from toolkit.errors import PollardError
-from toolkit.moe import SkipCount, StreamedModel, counting_skips, find_blocks, load_tokenizer
-from toolkit.moe.skip import skips
+from toolkit.moe import StreamedModel, load_tokenizer
 from toolkit.placement import share_of, with_layers
 from toolkit.recipe import ModelRecipe, Recipe
 from toolkit.run_directory import RunDirectory
@@ -65,22 +63,3 @@ def _remove_old(run: RunDirectory) -> None:
     """Of this model, or of the one that the run ended with under another recipe."""
     for folder in (run.pruned, run.recovered):
         (folder / FILE).unlink(missing_ok=True)
-
-
-@contextmanager
-def measured_skipping(model: PreTrainedModel) -> Iterator[dict[str, Any]]:
-    """Yields what is known of skipping after the context: nothing where the model does not skip; of all ranks together."""
-    facts: dict[str, Any] = {}
-    if not skips(model):
-        yield facts
-        return
-    with counting_skips(model) as counter:
-        yield facts
-    count = SkipCount.of_all(gather(counter.take()))
-    names = [block.name for block in find_blocks(model)]
-    by_block = zip(names, count.tokens, count.skipped, strict=True)
-    facts |= {
-        "skip_rate": count.rate, "experts_skipped": count.saved,
-        "skipped_per_token": {name: skipped / max(1, tokens) for name, tokens, skipped in by_block},
-    }  # fmt: skip
-    say(f"  {count.rate:.1%} of the experts after a token's first skipped, {count.saved:.1%} of all")

@@ -19,6 +19,7 @@ from toolkit.evaluation.decoding import Decoding
 from toolkit.evaluation.generation import Batches
 from toolkit.evaluation.memory import peak_memory, reset_peak_memory
 from toolkit.evaluation.scores import Scores
+from toolkit.evaluation.skipping import measured_skipping
 from toolkit.evaluation.voting import judge_samples, mean_score
 from toolkit.moe import is_partitioned, load_model, load_tokenizer
 from toolkit.tasks import Example, Split, Task, encode_prompt
@@ -41,9 +42,10 @@ def evaluate(
     """Answers the first `examples` items of `split` (all unless given) and scores them with the task's scorer.
 
     Prompts are sorted by length, batched, padded on the left, and dealt out to the ranks by whole batches; every rank
-    returns the scores of all. `model` may be a path (its own tokenizer serves unless one is given). With a
-    `log`, answers that it holds are not written again. Where the scorer raises, the item is kept with what it said
-    (`Scores.check` raises it). Raises PollardError for an empty split.
+    returns the scores of all. `model` may be a path (its own tokenizer serves unless one is given). With a `log`,
+    answers that it holds are not written again. Of a model that skips experts, `Scores.about` tells how many it
+    skipped in those written now. Where the scorer raises, the item is kept with what it said (`Scores.check` raises
+    it). Raises PollardError for an empty split.
     """
     if isinstance(model, str | os.PathLike):
         tokenizer = tokenizer or load_tokenizer(os.fspath(model))
@@ -70,9 +72,10 @@ def evaluate(
         if batch_size == "auto":
             say(f"  {size}")
         writer, about["batch_size"] = Batches(model, tokenizer, decoding, size.number), size.number
-    scores = evaluate_with(writer, tokenizer, task, split, examples, decoding, log, in_step=is_partitioned(model))
+    with measured_skipping(model) as skipped:
+        scores = evaluate_with(writer, tokenizer, task, split, examples, decoding, log, in_step=is_partitioned(model))
     scores.items = with_likeliest(scores.items, model, tokenizer, chosen, size.number)
-    scores.about |= about | {"peak_memory_bytes": max(gather(peak_memory(model.device)))}
+    scores.about |= about | skipped | {"peak_memory_bytes": max(gather(peak_memory(model.device)))}
     return scores
 
 
