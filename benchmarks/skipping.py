@@ -123,10 +123,11 @@ def main() -> None:
     kept, ids = model.config._experts_implementation, tokens(model, 4, given.length, 1)
     model.set_experts_implementation("eager")
     whole = expert_flops(model, ids)
-    with skipping(model, thresholds):
+    with skipping(model, thresholds), counting_skips(model) as counter:
         less = expert_flops(model, ids)
     model.set_experts_implementation(kept)
-    print(f"{'experts, operations':<20} {whole / 1e9:>10,.2f} -> {less / 1e9:>10,.2f} GFLOP: {less / whole:.3f}")
+    saved = f"{less / whole:.4f}; {counter.take().saved:.2%} of the experts skipped"
+    print(f"{'experts, operations':<20} {whole / 1e9:>10,.2f} -> {less / 1e9:>10,.2f} GFLOP: {saved}")
     prompts = tokens(model, 8, given.length, 2)
     read = prompts.numel()
     compare("prefill, 8 prompts", model, thresholds, lambda: model(prompts, use_cache=False), read, given.repeats)

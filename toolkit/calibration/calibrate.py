@@ -61,7 +61,7 @@ def calibrate_sources(
     if mode not in (False, "layerwise", "progressive"):
         raise PollardError(f"Reconstruction is searched layerwise or progressive, not {mode!r}.")
     if isinstance(model, str | Path):
-        model = _opened(str(model))
+        model = opened(str(model))
     whole = model.model if isinstance(model, StreamedModel) else model.eval()
     now = find_blocks(whole)[0].experts_per_token
     if experts_per_token is not None and not 1 <= experts_per_token <= now:
@@ -70,7 +70,8 @@ def calibrate_sources(
         return _statistics(model, whole, [list(batches) for batches in sources], mode, keep)
 
 
-def _opened(path: str) -> StreamedModel | PreTrainedModel:
+def opened(path: str) -> StreamedModel | PreTrainedModel:
+    """The checkpoint layer by layer; loaded whole where it must be, for a reason that is said."""
     if load_thresholds(path):
         say(f"  {path} is watched without skipping experts, although it has a skipping.json")
     try:

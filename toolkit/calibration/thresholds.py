@@ -9,11 +9,13 @@ Shape legend: T tokens, K experts per token.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
 
+from toolkit.calibration.calibrate import opened
 from toolkit.calibration.walk import walk
 from toolkit.calibration.watch import Batch, Mask, watch
 from toolkit.distributed import gather
@@ -62,14 +64,19 @@ def quantile(values: torch.Tensor, share: float) -> float:
 
 @torch.no_grad()
 def skipping_thresholds(
-    model: PreTrainedModel | StreamedModel, batches: Iterable[Batch | Mapping[str, torch.Tensor]], rule: SkippingRule = "median"
+    model: PreTrainedModel | StreamedModel | str | Path,
+    batches: Iterable[Batch | Mapping[str, torch.Tensor]],
+    rule: SkippingRule = "median",
 ) -> Skipping:
-    """β of every block of `model`, watched over `batches` (as for `calibrate`) without skipping; padding never counts.
+    """β of every block of `model`, or of the checkpoint at a path, watched over `batches` (both as for `calibrate`) without
+    skipping; padding never counts.
 
     `rule`: "median", or the share of the experts after a token's first that are to be skipped. Under a launcher each rank
     passes its own batches and all get the thresholds of all. Raises PollardError for a model of one expert per token, and
     for no tokens.
     """
+    if isinstance(model, str | Path):
+        model = opened(str(model))
     whole = model.model if isinstance(model, StreamedModel) else model.eval()
     blocks, looking, mine = find_blocks(whole), Ratios(), list(batches)
     if blocks[0].experts_per_token < 2:
