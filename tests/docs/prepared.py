@@ -12,6 +12,7 @@ import yaml
 from conftest import PLAYGROUND, ROOT, tiny_model
 from small_run import make_small, small_values
 
+import toolkit
 from toolkit import pipeline
 from toolkit.distributed import start, stop
 from toolkit.recipe import Recipe
@@ -24,6 +25,7 @@ MODELS = {
     "Qwen/Qwen3-30B-A3B": "qwen3_moe",
     "path/to/checkpoint": "mixtral",
 }
+OWN = ("runs", "path")  # folders that pages write to
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 SHORT = {
     "calibration": {"examples": 8, "batch_size": 4},
@@ -61,19 +63,24 @@ def make_folder(folder: Path) -> Path:
 def page_folder(everything: Path, folder: Path) -> None:
     """What a page makes stays in its own folder."""
     for entry in everything.iterdir():
-        if entry.name not in ("runs", "data", "launch.sh"):
+        if entry.name not in (*OWN, "data", "launch.sh"):
             (folder / entry.name).symlink_to(entry)
     shutil.copy(everything / "launch.sh", folder)  # its home is where it lies
-    shutil.copytree(everything / "runs", folder / "runs")
+    for name in OWN:
+        shutil.copytree(everything / name, folder / name)
     (folder / "data").mkdir()
     for entry in (everything / "data").iterdir():
         (folder / "data" / entry.name).symlink_to(entry)
 
 
 def known_names() -> dict[str, Any]:
-    """What a page takes for granted: a model (a path will do) and batches."""
+    """What a page takes for granted: the import, a loaded model and batches."""
     ids = torch.randint(3, 64, (2, 12), generator=torch.Generator().manual_seed(0))
-    return {"model": "path/to/checkpoint", "batches": [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]}
+    return {
+        "toolkit": toolkit,
+        "model": "path/to/checkpoint",
+        "batches": [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}],
+    }
 
 
 def short(values: dict[str, Any]) -> dict[str, Any]:
