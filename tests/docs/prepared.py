@@ -15,6 +15,7 @@ from small_run import make_small, small_values
 import toolkit
 from toolkit import pipeline
 from toolkit.distributed import start, stop
+from toolkit.moe import load_model
 from toolkit.recipe import Recipe
 from toolkit.recipe_file import load_recipe
 
@@ -76,11 +77,8 @@ def page_folder(everything: Path, folder: Path) -> None:
 def known_names() -> dict[str, Any]:
     """What a page takes for granted: the import, a loaded model and batches."""
     ids = torch.randint(3, 64, (2, 12), generator=torch.Generator().manual_seed(0))
-    return {
-        "toolkit": toolkit,
-        "model": "path/to/checkpoint",
-        "batches": [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}],
-    }
+    batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+    return {"toolkit": toolkit, "model": load_model("path/to/checkpoint"), "batches": batches}
 
 
 def short(values: dict[str, Any]) -> dict[str, Any]:
