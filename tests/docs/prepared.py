@@ -121,6 +121,7 @@ def _launcher(folder: Path) -> None:
         "cat pyproject.toml constraints.txt | sha256sum", shell=True, cwd=folder, capture_output=True, check=True
     )
     (folder / ".venv" / "pollard-set-up").write_bytes(wanted.stdout)
+    (folder / "questions.txt").write_text("How many pens are left?\nWho is tallest?\n")
     (folder / "hosts").write_text("node1 slots=8\nnode2 slots=8\n")
 
 
@@ -133,6 +134,7 @@ def _runs(folder: Path) -> None:
         start()
         for name in ("small", "large"):
             pipeline.run(Recipe.model_validate(small_values(name=name)), until="evaluate")
+        pipeline.run(load_recipe("recipes/playground.yaml"), until="evaluate")
         pipeline.run(load_recipe("recipes/math.yaml", ["finetuning.method=lora"]), until="recover")
     finally:
         stop()

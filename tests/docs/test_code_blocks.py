@@ -58,8 +58,11 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     if program == "sbatch":  # what the job runs; tests/test_launch.py shows it in one
         return run(["./launch.sh", *rest[rest.index("launch.sh") + 1 :]], monkeypatch)
     assert program == "pollard", f"{program}: a page shows what no test runs; mark it, or teach this test"
+    typed = "How many pens are left?\n"  # for `pollard chat`
+    if "<" in words:
+        typed, words = Path(words[-1]).read_text(), words[:-2]
     monkeypatch.setattr(sys, "argv", words)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("How many pens are left?\n"))  # for `pollard chat`
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
     return main()
 
 
