@@ -33,7 +33,7 @@ SHORT = {
     "finetuning": {"examples": 8, "zero": 0},
     "evaluation": {"examples": 4, "max_new_tokens": 4},
 }
-TRAINER = {"max_steps": 2, "per_device_train_batch_size": 2, "eval_strategy": "no", "logging_steps": 1}
+TRAINER = {"max_steps": 2, "per_device_train_batch_size": 2, "eval_strategy": "steps", "eval_steps": 2, "logging_steps": 1}
 STANDS_IN = {  # for the programs that launch.sh calls
     "python": "echo 0",  # GPUs, and a free port
     "deepspeed": 'printf "%s\\n" "$@" > launched',
@@ -61,13 +61,13 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
-def page_folder(everything: Path, folder: Path) -> None:
-    """What a page makes stays in its own folder."""
+def page_folder(everything: Path, folder: Path, runs: bool = True) -> None:
+    """What a page makes stays in its own folder; with the finished runs, or with none."""
     for entry in everything.iterdir():
         if entry.name not in (*OWN, "data", "launch.sh"):
             (folder / entry.name).symlink_to(entry)
     shutil.copy(everything / "launch.sh", folder)  # its home is where it lies
-    for name in OWN:
+    for name in OWN if runs else OWN[1:]:
         shutil.copytree(everything / name, folder / name)
     (folder / "data").mkdir()
     for entry in (everything / "data").iterdir():
@@ -89,6 +89,8 @@ def short(values: dict[str, Any]) -> dict[str, Any]:
     if values["task"] == "gsm8k":
         samples = {split: str(ROOT / "tests" / "samples" / f"gsm8k_{split}.jsonl") for split in ("train", "test")}
         values["task"] = {"name": "gsm8k", **samples}
+    elif isinstance(values["task"], str):
+        values["task"] = {"name": values["task"], "dev_examples": 8}
     return values
 
 

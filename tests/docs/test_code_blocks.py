@@ -8,10 +8,11 @@ import io
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from code_blocks import PAGES, ROOT, Block, all_blocks, blocks_of
+from code_blocks import PAGES, ROOT, Block, all_blocks, blocks_of, same_words
 from prepared import known_names, launched, make_folder, page_folder
 
 from toolkit.cli import main
@@ -33,14 +34,17 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("page", [str(page.relative_to(ROOT)) for page in PAGES])
-def test_what_a_page_shows_runs(page: str, everything: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page_folder(everything, tmp_path)
+def test_what_a_page_shows_runs(page: str, everything: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    page_folder(everything, tmp_path, runs=page != "docs/getting-started.md")  # where nothing has run yet
     monkeypatch.chdir(tmp_path)
-    names = known_names()
+    names, printed = known_names(), ""
     for block in blocks_of(ROOT / page):
         if block.kind == "yaml":
             check_recipe(block, tmp_path)
-        elif block.needs:
+        elif block.mark == "printed":
+            printed += same_words(capsys.readouterr().out)
+            assert not (missing := [part for part in block.fragments if part not in printed]), f"{block}: no run prints {missing}"
+        elif block.mark:
             check_unrun(block)
         elif block.kind == "python":
             exec(compile(block.text, str(block), "exec"), names)
@@ -90,10 +94,10 @@ def check_unrun(block: Block) -> None:
 
 
 def test_what_no_test_runs_is_marked_and_counted() -> None:
-    marked = [block for block in all_blocks() if block.needs]
-    assert {block.needs for block in marked} <= NEEDS.keys()
+    marked = [block for block in all_blocks() if block.mark not in ("", "printed")]
+    assert {block.mark for block in marked} <= NEEDS.keys()
     for need, number in NEEDS.items():
-        there = [str(block) for block in marked if block.needs == need]
+        there = [str(block) for block in marked if block.mark == need]
         assert len(there) <= number, f"needs {need}: {there}"
 
 
