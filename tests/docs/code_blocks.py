@@ -1,7 +1,8 @@
 """The code blocks of README and docs: where they stand, what they are, and what they need that a test has not.
 
-A block is fenced, or indented by four spaces outside a list. What an indented one is, its first line shows. A line
-`<!-- needs: gpu -->` before a block (or download, or time) says that no test runs it.
+A block is fenced, or indented by four spaces outside a list. What an indented one is, its first line shows. A line before
+a block may say more: `<!-- needs: gpu -->` (or network, or time) that no test runs it; `<!-- printed -->` that the commands
+above it print this, with other numbers.
 """
 
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = {"./launch.sh", "pollard", "python", "deepspeed", "sbatch", "pip", "git", "mkdocs", "vllm", "torchrun", "curl"}
-NEEDS = re.compile(r"<!-- needs: (\w+) -->")
+MARK = re.compile(r"<!-- (?:needs: )?(gpu|network|time|printed) -->")
 KINDS = {"bash": "command", "sh": "command", "console": "command", "yaml": "yaml", "python": "python", "text": "text", "": "text"}
 
 
@@ -22,7 +23,7 @@ class Block:
     line: int
     kind: str  # command, python, yaml, or text: output, files, formulas
     text: str
-    needs: str = ""
+    mark: str = ""
 
     def __str__(self) -> str:
         return f"{self.page}, line {self.line}"
@@ -33,6 +34,18 @@ class Block:
         lines = self.text.replace("\\\n", " ").splitlines()
         found = [shlex.split(line, comments=True) for line in lines]
         return [without_variables(words) for words in found if words]
+
+    @property
+    def fragments(self) -> list[str]:
+        """Of every line the longest part without numbers: what another run prints, too."""
+        parts = [re.split(r"[\d…─]+|  +", same_words(line)) for line in self.text.splitlines()]
+        longest = [max((part.strip(" −+:;,.%") for part in line), key=len) for line in parts]
+        return [part for part in longest if len(part) > 3]
+
+
+def same_words(text: str) -> str:
+    """One rank or several, one blank or several: it is the same line."""
+    return re.sub(r"\branks\b", "rank", text)
 
 
 def without_variables(words: list[str]) -> list[str]:
@@ -54,28 +67,28 @@ def kind_of(text: str) -> str:
 def blocks_of(page: Path) -> list[Block]:
     name = str(page.relative_to(ROOT))
     lines = page.read_text(encoding="utf-8").splitlines()
-    found, needs, n = [], "", 0
+    found, marked, n = [], "", 0
     before = ""  # the last line that is neither empty nor a mark
     while n < len(lines):
         line, start = lines[n], n
-        if mark := NEEDS.match(line):
-            needs = mark[1]
+        if mark := MARK.match(line):
+            marked = mark[1]
         elif fence := re.match(r"( *)```(\w*)", line):
             n += 1
             while lines[n].strip() != "```":
                 n += 1
             text = "\n".join(line.removeprefix(fence[1]) for line in lines[start + 1 : n]) + "\n"
-            found.append(Block(name, start + 1, KINDS.get(fence[2], "text"), text, needs))
-            needs, before = "", "```"
+            found.append(Block(name, start + 1, KINDS.get(fence[2], "text"), text, marked))
+            marked, before = "", "```"
         elif line.startswith("    ") and not re.match(r" *[-*] |  |\d+\.|:::", before):
             while n < len(lines) and (lines[n].startswith("    ") or not lines[n]):
                 n += 1
             text = "\n".join(line[4:] for line in lines[start:n]).rstrip() + "\n"
-            found.append(Block(name, start + 1, kind_of(text), text, needs))
-            needs, before = "", ""
+            found.append(Block(name, start + 1, kind_of(text), text, marked))
+            marked, before = "", ""
             continue
         elif line.strip():
-            needs, before = "", line
+            marked, before = "", line
         n += 1
     return found
 

@@ -12,8 +12,10 @@ import yaml
 from conftest import PLAYGROUND, ROOT, tiny_model
 from small_run import make_small, small_values
 
+import toolkit
 from toolkit import pipeline
 from toolkit.distributed import start, stop
+from toolkit.moe import load_model
 from toolkit.recipe import Recipe
 from toolkit.recipe_file import load_recipe
 
@@ -24,13 +26,14 @@ MODELS = {
     "Qwen/Qwen3-30B-A3B": "qwen3_moe",
     "path/to/checkpoint": "mixtral",
 }
+OWN = ("runs", "path")  # folders that pages write to
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 SHORT = {
     "calibration": {"examples": 8, "batch_size": 4},
     "finetuning": {"examples": 8, "zero": 0},
     "evaluation": {"examples": 4, "max_new_tokens": 4},
 }
-TRAINER = {"max_steps": 2, "per_device_train_batch_size": 2, "eval_strategy": "no", "logging_steps": 1}
+TRAINER = {"max_steps": 2, "per_device_train_batch_size": 2, "eval_strategy": "steps", "eval_steps": 2, "logging_steps": 1}
 STANDS_IN = {  # for the programs that launch.sh calls
     "python": "echo 0",  # GPUs, and a free port
     "deepspeed": 'printf "%s\\n" "$@" > launched',
@@ -58,22 +61,24 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
-def page_folder(everything: Path, folder: Path) -> None:
-    """What a page makes stays in its own folder."""
+def page_folder(everything: Path, folder: Path, runs: bool = True) -> None:
+    """What a page makes stays in its own folder; with the finished runs, or with none."""
     for entry in everything.iterdir():
-        if entry.name not in ("runs", "data", "launch.sh"):
+        if entry.name not in (*OWN, "data", "launch.sh"):
             (folder / entry.name).symlink_to(entry)
     shutil.copy(everything / "launch.sh", folder)  # its home is where it lies
-    shutil.copytree(everything / "runs", folder / "runs")
+    for name in OWN if runs else OWN[1:]:
+        shutil.copytree(everything / name, folder / name)
     (folder / "data").mkdir()
     for entry in (everything / "data").iterdir():
         (folder / "data" / entry.name).symlink_to(entry)
 
 
 def known_names() -> dict[str, Any]:
-    """What a page takes for granted: a model (a path will do) and batches."""
+    """What a page takes for granted: the import, a loaded model and batches."""
     ids = torch.randint(3, 64, (2, 12), generator=torch.Generator().manual_seed(0))
-    return {"model": "path/to/checkpoint", "batches": [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]}
+    batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+    return {"toolkit": toolkit, "model": load_model("path/to/checkpoint"), "batches": batches}
 
 
 def short(values: dict[str, Any]) -> dict[str, Any]:
@@ -84,6 +89,8 @@ def short(values: dict[str, Any]) -> dict[str, Any]:
     if values["task"] == "gsm8k":
         samples = {split: str(ROOT / "tests" / "samples" / f"gsm8k_{split}.jsonl") for split in ("train", "test")}
         values["task"] = {"name": "gsm8k", **samples}
+    elif isinstance(values["task"], str):
+        values["task"] = {"name": values["task"], "dev_examples": 8}
     return values
 
 
@@ -116,6 +123,7 @@ def _launcher(folder: Path) -> None:
         "cat pyproject.toml constraints.txt | sha256sum", shell=True, cwd=folder, capture_output=True, check=True
     )
     (folder / ".venv" / "pollard-set-up").write_bytes(wanted.stdout)
+    (folder / "questions.txt").write_text("How many pens are left?\nWho is tallest?\n")
     (folder / "hosts").write_text("node1 slots=8\nnode2 slots=8\n")
 
 
@@ -128,6 +136,7 @@ def _runs(folder: Path) -> None:
         start()
         for name in ("small", "large"):
             pipeline.run(Recipe.model_validate(small_values(name=name)), until="evaluate")
+        pipeline.run(load_recipe("recipes/playground.yaml"), until="evaluate")
         pipeline.run(load_recipe("recipes/math.yaml", ["finetuning.method=lora"]), until="recover")
     finally:
         stop()

@@ -4,13 +4,15 @@ They run as they stand, in a folder that has what they name (prepared.py), where
 the real one, with a set-up environment and a launcher that are stood in for; what it would launch then runs here, on one rank.
 """
 
+import io
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from code_blocks import PAGES, ROOT, Block, all_blocks, blocks_of
+from code_blocks import PAGES, ROOT, Block, all_blocks, blocks_of, same_words
 from prepared import known_names, launched, make_folder, page_folder
 
 from toolkit.cli import main
@@ -18,8 +20,8 @@ from toolkit.recipe import Recipe
 from toolkit.recipe_file import load_recipe
 
 NEEDS = {  # what a test has not: every block that is marked so
-    "gpu": 4,
-    "download": 0,
+    "gpu": 0,
+    "network": 1,
     "time": 8,
 }
 AROUND = {"name": "a-part", "model": "data/playground/model", "task": "gsm8k"}  # what a part of a recipe stands in
@@ -32,14 +34,17 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("page", [str(page.relative_to(ROOT)) for page in PAGES])
-def test_what_a_page_shows_runs(page: str, everything: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page_folder(everything, tmp_path)
+def test_what_a_page_shows_runs(page: str, everything: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    page_folder(everything, tmp_path, runs=page != "docs/getting-started.md")  # where nothing has run yet
     monkeypatch.chdir(tmp_path)
-    names = known_names()
+    names, printed = known_names(), ""
     for block in blocks_of(ROOT / page):
         if block.kind == "yaml":
             check_recipe(block, tmp_path)
-        elif block.needs:
+        elif block.mark == "printed":
+            printed += same_words(capsys.readouterr().out)
+            assert not (missing := [part for part in block.fragments if part not in printed]), f"{block}: no run prints {missing}"
+        elif block.mark:
             check_unrun(block)
         elif block.kind == "python":
             exec(compile(block.text, str(block), "exec"), names)
@@ -57,7 +62,11 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     if program == "sbatch":  # what the job runs; tests/test_launch.py shows it in one
         return run(["./launch.sh", *rest[rest.index("launch.sh") + 1 :]], monkeypatch)
     assert program == "pollard", f"{program}: a page shows what no test runs; mark it, or teach this test"
+    typed = "How many pens are left?\n"  # for `pollard chat`
+    if "<" in words:
+        typed, words = Path(words[-1]).read_text(), words[:-2]
     monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
     return main()
 
 
@@ -85,10 +94,10 @@ def check_unrun(block: Block) -> None:
 
 
 def test_what_no_test_runs_is_marked_and_counted() -> None:
-    marked = [block for block in all_blocks() if block.needs]
-    assert {block.needs for block in marked} <= NEEDS.keys()
+    marked = [block for block in all_blocks() if block.mark not in ("", "printed")]
+    assert {block.mark for block in marked} <= NEEDS.keys()
     for need, number in NEEDS.items():
-        there = [str(block) for block in marked if block.needs == need]
+        there = [str(block) for block in marked if block.mark == need]
         assert len(there) <= number, f"needs {need}: {there}"
 
 
