@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import PollardError
-from toolkit.tasks.readings import boxed, final_part
+from toolkit.tasks.readings import boxed, final_part, said
 from toolkit.tasks.scorer import Scorer, Verdict
 
 SECONDS = 10.0  # for one comparison, which takes 0.01 as a rule
@@ -95,7 +95,8 @@ def _line(process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any] | 
 
 
 class MathScorer(Scorer):
-    """Strict: in `\\boxed{}`, where the gold answer has it there. Flexible: wherever math-verify finds a formula."""
+    """Strict: in `\\boxed{}`, where the gold answer has it there. Flexible: behind "the answer is", or wherever
+    math-verify finds a formula."""
 
     def __init__(self, seconds: float = SECONDS) -> None:
         super().__init__(lambda prediction, gold: self._alone(prediction, gold).strict, lambda prediction, gold: False)
@@ -169,7 +170,8 @@ def without_thinking(prediction: str, gold: str) -> Verdict | None:
 
 def compared(worker: Worker, prediction: str, gold: str, seconds: float) -> Verdict:
     """One that did not end in time, or that its process died of, is wrong, with a note that says so."""
-    question = {"prediction": prediction, "boxed": strict_formula(prediction, gold), "gold": formula_of(gold)}
+    named = said(prediction) if boxed(prediction) is None else None
+    question = {"prediction": prediction, "said": named, "boxed": strict_formula(prediction, gold), "gold": formula_of(gold)}
     answer = worker.ask(question, seconds)
     if answer is None:
         return Verdict(False, False, note=f"the comparison did not end within {seconds:g} s, or its process died")

@@ -3,7 +3,7 @@
 It is run as a script and imports nothing of ours. SymPy may compute 9^(9^9) until memory ends, so memory has a limit;
 time is the parent's to watch.
 
-    {"prediction": "so \\\\boxed{0.5}", "boxed": "0.5", "gold": "\\\\frac12"}  ->  {"strict": true, "flexible": true}
+    {"prediction": "so \\boxed{0.5}", "boxed": "0.5", "said": null, "gold": "\\frac12"}  ->  {"strict": true, "flexible": true}
 """
 
 import json
@@ -33,7 +33,8 @@ def main() -> None:
         asked = json.loads(line)
         try:
             strict = asked["boxed"] is not None and same(asked["gold"], f"${asked['boxed']}$")
-            verdict: dict = {"strict": strict, "flexible": strict or same(asked["gold"], asked["prediction"])}
+            texts = [text for text in (asked["said"], asked["prediction"]) if text]
+            verdict: dict = {"strict": strict, "flexible": strict or any(same(asked["gold"], text) for text in texts)}
         except Exception as error:
             verdict = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(verdict), file=answers, flush=True)
