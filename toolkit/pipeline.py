@@ -208,14 +208,14 @@ def run(
     todo = [name for name, reason in reasons.items() if reason]
     if todo:
         check(recipe)
-    named = [(stage.name, reasons[stage.name]) for stage in planned[: _end(planned, until)]]
-    if taught is None and any(reason for _, reason in named):  # a round is part of a run that has said it
-        from toolkit.screens import first_screen  # it counts as the estimates do, which know the pipeline
-
-        first_screen(recipe, directory, named)
     on_main(directory.lock)
     try:
         check_shared(directory.path)
+        named = [(stage.name, reasons[stage.name]) for stage in planned[: _end(planned, until)]]
+        if taught is None and any(reason for _, reason in named):  # a round is part of a run that has said it
+            from toolkit.screens import first_screen  # it counts as the estimates do, which know the pipeline
+
+            first_screen(recipe, directory, named)
         on_main(lambda: directory.open(*owner, dump_recipe(recipe), todo))
         if fresh:
             on_main(directory.forget)
