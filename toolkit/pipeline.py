@@ -21,6 +21,7 @@ from toolkit.distributed import barrier, check_shared, is_main, on_main, say, wo
 from toolkit.errors import ItemsFailed, PollardError
 from toolkit.evaluate_stage import evaluate_stage
 from toolkit.files import explained_full_disk
+from toolkit.full_memory import explained_full_memory
 from toolkit.recipe import Recipe
 from toolkit.recipe_file import dump_recipe
 from toolkit.recovery.training_data import check_training_data
@@ -271,7 +272,8 @@ def do_stage(stage: Stage, recipe: Recipe, directory: RunDirectory, reason: str)
         return
     say(f"[bold]{stage.name:<20}[/] {stage.purpose} ({reason})")
     started = time.monotonic()
-    with explained_full_disk(directory.path, lambda: "Stages that are done stay done: make room, and the same command goes on."):
+    room = "Stages that are done stay done: make room, and the same command goes on."
+    with explained_full_disk(directory.path, lambda: room), explained_full_memory(stage.name, recipe):
         facts = stage.run(recipe, directory, stage.fingerprint)
         barrier()
         seconds = time.monotonic() - started
