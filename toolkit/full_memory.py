@@ -39,7 +39,8 @@ def smaller(stage: str, recipe: Recipe) -> str:
                 f"finetuning.trainer.gradient_accumulation_steps={2 * accumulated} (the same training){parts}"
             )
         return f"finetuning.method=lora{parts or ', or finetuning.zero=3-offload'}"
-    return f"evaluation.batch_size={_half(recipe.evaluation.batch_size)}, or model.placement=spread"
+    questions = recipe.evaluation.batch_size
+    return f"evaluation.batch_size={8 if questions == 'auto' else _half(questions)}, or model.placement=spread"
 
 
 def _half(number: int) -> int:

@@ -4,6 +4,7 @@ They run as they stand, in a folder that has what they name (prepared.py), where
 the real one, with a set-up environment and a launcher that are stood in for; what it would launch then runs here, on one rank.
 """
 
+import io
 import re
 import sys
 from pathlib import Path
@@ -58,6 +59,7 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         return run(["./launch.sh", *rest[rest.index("launch.sh") + 1 :]], monkeypatch)
     assert program == "pollard", f"{program}: a page shows what no test runs; mark it, or teach this test"
     monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Who asks?\n"))  # pollard chat
     return main()
 
 
