@@ -53,7 +53,7 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     if len(overrides) < len(rest) or (overrides and not hasattr(arguments, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(word for word in rest if word not in overrides) or ' '.join(rest)}")
     if overrides:
-        arguments.overrides += overrides
+        arguments.overrides = [*arguments.overrides, *overrides]
     return arguments
 
 

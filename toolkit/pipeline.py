@@ -21,6 +21,7 @@ from toolkit.distributed import barrier, check_shared, is_main, on_main, say, wo
 from toolkit.errors import ItemsFailed, PollardError
 from toolkit.evaluate_stage import evaluate_stage
 from toolkit.files import explained_full_disk
+from toolkit.full_memory import explained_full_memory
 from toolkit.recipe import Recipe
 from toolkit.recipe_file import dump_recipe
 from toolkit.recovery.training_data import check_training_data
@@ -208,14 +209,14 @@ def run(
     todo = [name for name, reason in reasons.items() if reason]
     if todo:
         check(recipe)
-    named = [(stage.name, reasons[stage.name]) for stage in planned[: _end(planned, until)]]
-    if taught is None and any(reason for _, reason in named):  # a round is part of a run that has said it
-        from toolkit.screens import first_screen  # it counts as the estimates do, which know the pipeline
-
-        first_screen(recipe, directory, named)
     on_main(directory.lock)
     try:
         check_shared(directory.path)
+        named = [(stage.name, reasons[stage.name]) for stage in planned[: _end(planned, until)]]
+        if taught is None and any(reason for _, reason in named):  # a round is part of a run that has said it
+            from toolkit.screens import first_screen  # it counts as the estimates do, which know the pipeline
+
+            first_screen(recipe, directory, named)
         on_main(lambda: directory.open(*owner, dump_recipe(recipe), todo))
         if fresh:
             on_main(directory.forget)
@@ -271,7 +272,8 @@ def do_stage(stage: Stage, recipe: Recipe, directory: RunDirectory, reason: str)
         return
     say(f"[bold]{stage.name:<20}[/] {stage.purpose} ({reason})")
     started = time.monotonic()
-    with explained_full_disk(directory.path, lambda: "Stages that are done stay done: make room, and the same command goes on."):
+    room = "Stages that are done stay done: make room, and the same command goes on."
+    with explained_full_disk(directory.path, lambda: room), explained_full_memory(stage.name, recipe):
         facts = stage.run(recipe, directory, stage.fingerprint)
         barrier()
         seconds = time.monotonic() - started

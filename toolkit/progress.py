@@ -75,7 +75,7 @@ def steps_bar(description: str) -> Iterator[Callable[[float, float], None]]:
 
         def at(done: float, total: float) -> None:
             if not tasks:
-                tasks.append(bar.add_task(description, first=done))
+                tasks.append(bar.add_task(description, total=total, first=done))
             bar.update(tasks[0], completed=done, total=total)
 
         yield at

@@ -15,6 +15,8 @@ from toolkit.errors import PollardError, did_you_mean
 from toolkit.recipe import SHORTHANDS, Recipe
 from toolkit.recipe_data import Section
 
+EXAMPLES = {"name": "name: my-run", "model": "model: mistralai/Mixtral-8x7B-v0.1", "task": "task: gsm8k"}
+
 
 class _Loader(yaml.SafeLoader):
     """YAML as people mean it, and an error where of two equal keys the last would win in silence."""
@@ -74,7 +76,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         there = ", ".join(sorted(map(str, folder.glob("*.yaml")))) or "none"
         raise PollardError(f"No recipe at {path} ({error.strerror}). Recipes in that folder: {there}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PollardError(f"{path} is not valid YAML: {error}") from None
+        tab = " (YAML is indented by spaces: replace the tab)" if "'\\t'" in str(error) else ""
+        raise PollardError(f"{path} is not valid YAML{tab}: {error}") from None
     if not isinstance(values, dict):
         raise PollardError(f"{path} must hold keys such as `model:` and `task:`, not {type(values).__name__}.")
     lines = {key: f"{path}, line {line}" for key, line in _lines_of(node).items()}
@@ -147,7 +150,8 @@ def _explain(fault: dict[str, Any], lines: dict[tuple[str, ...], str], file: str
             f"{where}: `{key}` is not a key of a recipe{did_you_mean(location[-1], allowed)} Allowed here: {', '.join(allowed)}."
         )
     if fault["type"] == "missing":
-        return f"{where}: `{key}` is missing."
+        example = f", e.g. `{EXAMPLES[key]}`" if key in EXAMPLES else ""
+        return f"{where}: `{key}` is missing: add it{example}."
     if fault["type"] == "literal_error":
         allowed = [str(value) for value in re.findall(r"'([^']*)'|(\d+)", fault["ctx"]["expected"]) for value in value if value]
         given = fault["input"]

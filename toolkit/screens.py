@@ -149,7 +149,7 @@ def last_screen(run: RunDirectory, seconds: float, again: str) -> None:
         following[again] = "the stages that are left"
     if best:
         following[f"pollard chat {run.path}"] = "ask the original and the smaller model side by side"
-    if run.recovered in there and whole:
+    if all((run.evaluation / f"{role}.json").exists() for role in ("original", "recovered")):
         following[f"pollard compare {run.recovered} {run.path / 'original'}"] = "question by question"
     if whole:
         experts = next(iter(Plan.load(run.plan).blocks.values())).experts

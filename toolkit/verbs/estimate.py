@@ -11,7 +11,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe", help="a YAML file, e.g. recipes/math.yaml; a folder with config.json alone will do as its model"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="e.g. finetuning.zero=3")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key.path=value", help="e.g. finetuning.zero=3")
     parser.add_argument("--gpus", type=int, help="on each node (default: those of this machine)")
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--gpu", help="their kind, e.g. a100 or h100: memory and speed")

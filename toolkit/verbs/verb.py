@@ -18,7 +18,9 @@ class Verb(NamedTuple):
 
 def arguments_of_a_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a YAML file, e.g. recipes/playground.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="e.g. pruning.keep=2 model=path/to/checkpoint")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key.path=value", help="e.g. pruning.keep=2 model=path/to/checkpoint"
+    )
 
 
 def arguments_of_a_run(parser: argparse.ArgumentParser) -> None:
