@@ -249,6 +249,23 @@ def test_the_original_is_spread_over_the_gpus_where_one_is_too_small(config_only
     assert spread[0] == -(-whole[0] // 8)
 
 
+# A list among the task's keys must not stand in the way of counting data once.
+def test_a_classification_is_estimated_like_any_task(config_only: str) -> None:
+    task = {"name": "classification", "dataset": "some/texts", "labels": ["good", "bad"]}
+    assert estimated(recipe_of(config_only, task=task)).stages
+
+
+def test_a_quantized_original_is_watched_as_a_whole(config_only: str) -> None:
+    def weights() -> int:
+        return stages_of(recipe_of(config_only))["calibrate"].gpu["weights"]
+
+    layers, path = weights(), Path(config_only) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "mxfp4"}}))
+    found = stages_of(recipe_of(config_only))
+    assert layers < found["calibrate"].gpu["weights"] == found["evaluate/original"].gpu["weights"]
+    assert "the whole model is loaded" in found["calibrate"].notes[0]
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [

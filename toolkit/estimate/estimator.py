@@ -138,7 +138,7 @@ class Estimator:
 
     def _amounts(self, recipe: Recipe) -> Amounts:
         data = recipe.finetuning.model_dump_json(include={"max_length", "examples", "data"})
-        key = recipe.task, recipe.calibration.model_dump_json(), data, recipe.evaluation.model_dump_json()
+        key = recipe.task.model_dump_json(), recipe.calibration.model_dump_json(), data, recipe.evaluation.model_dump_json()
         return self._once(("amounts", *key), lambda: amounts(recipe))
 
     def _once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:

@@ -9,7 +9,7 @@ from toolkit.estimate.figures import BANDWIDTH_SHARE, DISK, StageEstimate, on_ma
 from toolkit.estimate.machine import GIB, Machine
 from toolkit.estimate.model import ModelNumbers
 from toolkit.evaluation.batch_size import ON_CPU, fitting
-from toolkit.moe import find_blocks
+from toolkit.moe import find_blocks, quantization_of
 from toolkit.placement import HEADROOM
 from toolkit.recipe import Recipe
 from toolkit.recovery.teacher import TOKENS_AT_ONCE, bytes_per_token
@@ -32,6 +32,10 @@ def estimate_calibrate(recipe: Recipe, machine: Machine, original: ModelNumbers,
         "weights": weight * (original.embeddings + 2 * original.largest_layer),
         "activations": original.working(settings.batch_size, longest) or 0,
     }
+    notes = []
+    if quantization_of(original.model.config):
+        gpu["weights"] = -(-original.bytes // _placed(machine, original)[0])
+        notes.append("its weights are quantized: the whole model is loaded, as the plain numbers they stand for")
     passes = 1
     if searching:
         experts = blocks[0].expert_count
@@ -46,7 +50,6 @@ def estimate_calibrate(recipe: Recipe, machine: Machine, original: ModelNumbers,
             flops += 2.0 * tokens * (original.experts - original.active_experts)
             flops += 2.0 * tokens * len(blocks) * blocks[0].expert_count ** 2 * original.hidden_size
     seconds = machine.seconds(flops, original.bytes / DISK)
-    notes = []
     if settings.self_generated:
         answers = generation(recipe, machine, original, prompts.limited(data.examples))
         gpu = max(gpu, answers.gpu, key=lambda parts: sum(parts.values()))

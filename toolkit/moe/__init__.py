@@ -11,7 +11,7 @@ from toolkit.moe.checkpoint import check_whole, copy_companions, prune_checkpoin
 from toolkit.moe.checksum import check_loaded
 from toolkit.moe.layers import ForwardPass, blocks_by_layer, layers_of, one_layer_at_a_time
 from toolkit.moe.linears import decoder_linears
-from toolkit.moe.load import load_config, load_model, load_thresholds, load_tokenizer, meta_model
+from toolkit.moe.load import load_config, load_model, load_thresholds, load_tokenizer, meta_model, quantization_of
 from toolkit.moe.mask import activating, masked, restricted
 from toolkit.moe.outputs import every_output
 from toolkit.moe.parking import Parking
@@ -34,6 +34,6 @@ __all__ = [
     "checkpoint_bytes", "copy_companions", "counting_skips", "decoder_linears", "every_output", "expert_weights",
     "find_blocks", "is_partitioned", "layers_of", "linear_name", "load_config", "load_model", "load_thresholds",
     "load_tokenizer", "masked", "meta_model", "one_layer_at_a_time", "partitioned_model", "prune_checkpoint",
-    "pruned_meta_model", "restricted", "same_choice", "sizes", "skipping", "slice_model", "tensor_shapes", "unfuse",
-    "watching", "weight_bytes", "write_checkpoint", "write_partitioned",
+    "pruned_meta_model", "quantization_of", "restricted", "same_choice", "sizes", "skipping", "slice_model",
+    "tensor_shapes", "unfuse", "watching", "weight_bytes", "write_checkpoint", "write_partitioned",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from transformers.utils.hub import cached_file
 
 from toolkit.distributed import gather, say, share
 from toolkit.errors import PollardError
+from toolkit.moe.load import load_config, quantization_of
 from toolkit.moe.names import Names
 from toolkit.moe.partition import layer_of, own_part
 from toolkit.moe.tensor_files import INDEX, SINGLE, stored_tensors
@@ -34,7 +35,8 @@ def check_loaded(model: PreTrainedModel, path: str, revision: str | None = None)
     parts that DeepSpeed has moved to a disk.
     """
     moved = any(getattr(getattr(p, "ds_tensor", None), "final_location", None) == "nvme" for p in model.parameters())
-    files = {} if getattr(model.config, "quantization_config", None) or moved else _files(path, revision)
+    quantized = quantization_of(load_config(path, revision))  # of the files: a dequantized model no longer says so
+    files = {} if quantized or moved else _files(path, revision)
     if not files:
         say("  loaded weights are not compared with the checkpoint: it is quantized, without safetensors files, or on NVMe")
         return
