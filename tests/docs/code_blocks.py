@@ -1,7 +1,7 @@
 """The code blocks of README and docs: where they stand, what they are, and what they need that a test has not.
 
 A block is fenced, or indented by four spaces outside a list. What an indented one is, its first line shows. A line
-`<!-- needs: gpu -->` before a block (or download, or time) says that no test runs it.
+`<!-- needs: gpu -->` before a block (or download, time, login) says that no test runs it.
 """
 
 import re
