@@ -53,7 +53,8 @@ def test_a_run_leaves_what_the_contract_promises(folder: Path) -> None:
     run_path = folder / "runs" / "small"
     for name in (
         "recipe.yaml", "manifest.json", "plan.json", "calibration/statistics.safetensors", "calibration/statistics.json",
-        "pruned/model.safetensors", "recovered/model.safetensors", "report.html", "report.json",
+        "pruned/model.safetensors", "recovered/model.safetensors", "report.html", "report.json", "alternatives.json",
+        "README.md", "recovered/README.md",
         "evaluation/original.json", "evaluation/pruned.predictions.jsonl", "evaluation/recovered.json",
     ):  # fmt: skip
         assert (run_path / name).is_file(), name

@@ -23,6 +23,7 @@ NEEDS = {  # what a test has not: every block that is marked so
     "gpu": 0,
     "network": 1,
     "time": 8,
+    "login": 1,
 }
 AROUND = {"name": "a-part", "model": "data/playground/model", "task": "gsm8k"}  # what a part of a recipe stands in
 BENCHMARK = re.compile(r"(?:benchmarks|tests)/\w+\.py")

@@ -1,13 +1,10 @@
 """Law: what each criterion would have kept is told as its agreement with the plan."""
 
-import json
 from pathlib import Path
 
-from made_up_run import BLOCKS, make_large, make_run
+from made_up_run import BLOCKS, make_run
 
-from toolkit.alternatives import write_alternatives
 from toolkit.plan import Plan
-from toolkit.report import collect
 from toolkit.report.blocks import criteria_of
 
 
@@ -17,29 +14,3 @@ def test_agreement_is_the_share_of_the_plans_experts_that_a_criterion_also_keeps
     assert found["agreement"] == {"reap": {BLOCKS[0]: 1.0, BLOCKS[1]: 0.0}, "ean": {BLOCKS[0]: 0.5, BLOCKS[1]: 1.0}}
     assert found["mean"] == {"reap": 0.5, "ean": 0.75}
     assert found["by_chance"] == 0.5
-
-
-def test_every_criterion_that_the_statistics_serve_is_asked(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    assert collect(run.path)["criteria"] is None  # nobody asked yet
-    write_alternatives(run)
-    assert list(collect(run.path)["criteria"]["mean"]) == ["random", "frequency"]  # of these nothing but counts was watched
-    make_large(run)
-    write_alternatives(run)
-    found = collect(run.path)["criteria"]
-    assert list(found["mean"]) == ["random", "frequency", "gate_weight", "ean", "weighted_ean", "reap", "max_activation"]
-    assert found["mean"]["frequency"] == 1.0 and 0.4 < found["mean"]["random"] < 0.6 == found["by_chance"] + 0.1
-
-
-def test_what_was_asked_for_another_plan_is_left_out(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    write_alternatives(run)
-    facts = json.loads(run.alternatives.read_text())
-    run.alternatives.write_text(json.dumps(facts | {"fingerprint": "another"}))
-    assert collect(run.path)["criteria"] is None
-
-
-def test_without_a_plan_nothing_is_asked(tmp_path: Path) -> None:
-    run = make_run(tmp_path, until="calibrate")
-    write_alternatives(run)
-    assert not run.alternatives.exists()

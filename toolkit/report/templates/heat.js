@@ -1,4 +1,4 @@
-// Numbers of the expert under the pointer; without scripts the map is the same, and the tables have the rest.
+// Numbers of the expert under the pointer, or where the arrow keys lead; without scripts the map is the same, and the tables have the rest.
 (() => {
   const { rows, kept, shares } = JSON.parse(document.getElementById("numbers").textContent);
   const map = document.getElementById("map"), readout = document.getElementById("readout");
@@ -14,13 +14,23 @@
     const use = share ? `${(share / 100).toFixed(2)} % of the block’s choices` : "never or hardly ever chosen";
     readout.textContent = `Block ${rows[row]}, expert ${expert}: ${use}${stays}`;
   };
-  const point = (event) => {
-    const box = map.getBoundingClientRect(), experts = kept[0].length;
-    const row = Math.floor((event.clientY - box.top) / box.height * rows.length);
-    const expert = Math.floor((event.clientX - box.left) / box.width * experts);
-    if (rows[row] === undefined || expert < 0 || expert >= experts) return;
+  const go = (row, expert) => {
+    if (shares.all[row] === undefined || shares.all[row][expert] === undefined) return;
     at = [row, expert]; tell();
   };
+  const point = (event) => {
+    const box = map.getBoundingClientRect();
+    const row = (event.clientY - box.top) / box.height * rows.length, expert = (event.clientX - box.left) / box.width * kept[0].length;
+    go(Math.floor(row), Math.floor(expert));
+  };
+  const arrows = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+  map.setAttribute("tabindex", 0);
+  map.addEventListener("keydown", (event) => {
+    const step = arrows[event.key];
+    if (!step) return;
+    event.preventDefault();
+    at ? go(at[0] + step[0], at[1] + step[1]) : go(0, 0);
+  });
   map.addEventListener("pointermove", point); map.addEventListener("pointerdown", point);
   document.querySelectorAll('input[name="part"]').forEach((one) => one.addEventListener("change", tell));
 })();
