@@ -278,6 +278,20 @@ def test_data_has_short_forms_and_names_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
+        ("evaluation: {batch_size: 0}", "`evaluation.batch_size`: a number of questions of at least 1, or auto (given: 0)."),
+        ("evaluation: {batch_size: many}", "a number of questions of at least 1, or auto (given: 'many')."),
+        ("evaluation: {samples: 5}", "5 samples at temperature 0 would all be the same: say temperature: 0.7"),
+        ("evaluation: {temperature: 1, backend: continuous}", "continuous batching answers greedily here"),
+        (
+            "evaluation: {backend: server, models: [original, pruned], servers: {original: http://a/v1}}",
+            "no server is named for pruned: say servers: {pruned: http://localhost:8000/v1}",
+        ),
+        ("evaluation: {servers: {original: http://a/v1}}", "backend is transformers: say backend: server"),
+        ("evaluation: {servers: {originl: http://a/v1}}", "Did you mean `original`? Allowed here: original, pruned,"),
+        (
+            "control: true\nevaluation: {backend: server, models: [original], servers: {original: http://a/v1}}",
+            "no server is named for the control: say evaluation.servers.control",
+        ),
         ("pruning: {schedule: [6, 4, 2], keep: 4}", "keep 4 is not where the schedule [6, 4, 2] ends: leave keep out"),
         ("pruning: {schedule: [4, 6]}", "a schedule is numbers of experts that fall from round to round, not [4, 6]"),
         ("pruning: {schedule: [4, 0]}", "keep must be an integer of at least 1"),

@@ -69,6 +69,8 @@ def evaluate_stage(
                 f"  {scores.score:.1%} of {scores.n:,} right (95 % interval {low:.1%} to {high:.1%}), "
                 f"{scores.flexible_score:.1%} by flexible extraction{scores.told_beside}"
             )
+            if (mean := scores.about.get("mean_score")) is not None:
+                say(f"  by the vote of {settings.samples} answers each; a single one is right {mean:.1%} of the time")
             return {"score": scores.score, "n": scores.n}
 
         return ask(server) if server else with_model(recipe, path, revision, measure, skipping=bool(skipping_of))

@@ -81,7 +81,8 @@ def arithmetic(stage: str, recipe: Recipe, data: Amounts) -> str:
     if kind == "evaluate":
         asked = data.evaluation.examples
         new = f"at most {recipe.evaluation.max_new_tokens:,} new tokens each"
-        return f"{_number(asked)} questions, {_batches(asked, recipe.evaluation.batch_size)}; {new}"
+        drawn = f" × {recipe.evaluation.samples} answers" if recipe.evaluation.samples > 1 else ""
+        return f"{_number(asked)} questions{drawn}, {_batches(asked, recipe.evaluation.batch_size)}; {new}"
     if kind in ("recover", "control"):
         return _training(recipe, data.training)
     if kind == "answers" and data.answers:

@@ -13,8 +13,6 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StopStringCriteria
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-LOOK_EVERY = 8  # steps on a GPU: whether rows have ended is known only when it has caught up, and it should rather run ahead
-
 
 @dataclass(frozen=True)
 class Decoding:
@@ -108,7 +106,7 @@ class _Rows:
         here = list(range(count))  # which answers the rows of the batch are
         lengths_B = torch.zeros(count, dtype=torch.long, device=input_ids.device)  # of the answers that have ended
         ends = torch.tensor(self.ends, device=input_ids.device)
-        every = LOOK_EVERY if input_ids.is_cuda and not synced_gpus else 1
+        every = 1 if synced_gpus else steps_between_looks(input_ids.device)
         finished, written = False, 0
         outputs = model._prefill(input_ids, generation_config, inputs)
         while True:
@@ -148,6 +146,11 @@ class _Rows:
         drawn = torch.tensor([[self.numbers[i].random()] for i in here], device=logits_BV.device, dtype=torch.float64)
         upto_BV = chances_BV.cumsum(dim=-1)
         return torch.searchsorted(upto_BV, drawn * upto_BV[:, -1:], right=True).squeeze(1).clamp(max=logits_BV.shape[1] - 1)
+
+
+def steps_between_looks(where: torch.device) -> int:
+    """Whether rows have ended is known on a GPU only when it has caught up, and it should rather run ahead."""
+    return 8 if where.type == "cuda" else 1
 
 
 def _selected(inputs: dict[str, Any], rows: torch.Tensor, count: int) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class Server:
         self, server: ServerRecipe, asking: ServersRecipe, tokenizer: PreTrainedTokenizerBase, decoding: Decoding
     ) -> None:
         self.url, self.asking, self.tokenizer, self.decoding = server.url, asking, tokenizer, decoding
+        self.given_up: PollardError | None = None
         openai = _openai()
         key = os.environ.get("OPENAI_API_KEY", "none")  # most servers want none, the client wants one
         self.client = openai.OpenAI(base_url=server.url, api_key=key, timeout=asking.timeout, max_retries=0)
@@ -68,7 +69,13 @@ class Server:
                 yield asked[future], future.result()
 
     def _answer(self, request: Request) -> Answer:
-        return self._tried(lambda: self._ask(request), f"item {request.index}")
+        if self.given_up:  # by another of the questions at a time
+            raise self.given_up
+        try:
+            return self._tried(lambda: self._ask(request), f"item {request.index}")
+        except PollardError as error:
+            self.given_up = error
+            raise
 
     def _ask(self, request: Request) -> Answer:
         decoding = self.decoding

@@ -30,7 +30,7 @@ MEASURES = (
     "likelihood_score", "likelihood_correct",
     "generated_tokens", "seconds", "tokens_per_second", "peak_memory_bytes", "parameters", "active_parameters",
     "checkpoint_bytes", "max_new_tokens", "batch_size", "ranks", "device", "dtype", "skip_rate",
-    "experts_skipped",
+    "experts_skipped", "backend", "temperature", "samples", "mean_score",
 )  # fmt: skip
 # Not the speed: a ratio of two passes measured once each would be mostly noise
 RATIOS = ("parameters", "active_parameters", "checkpoint_bytes")

@@ -1,0 +1,31 @@
+"""Run by test_in_parts.py under the deepspeed launcher: the playground model in parts over two ranks answers questions."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).parents[2])
+
+from toolkit.distributed import is_main, start, stop
+from toolkit.evaluation import AnswerLog, evaluate
+from toolkit.moe import load_tokenizer
+from toolkit.moe.partition import partitioned_model
+from toolkit.recipe_data import TaskRecipe
+from toolkit.recovery.extension import build_communication
+from toolkit.tasks import Task
+
+path, target = sys.argv[-2], Path(sys.argv[-1])
+start()
+build_communication()
+task = Task(TaskRecipe.model_validate({"name": "playground/arithmetic"}))
+zero = {"stage": 3, "stage3_param_persistence_threshold": 0}  # small tensors would stay whole
+with partitioned_model(path, None, "float32", zero) as model:
+    # Seven batches on two ranks: one rank helps with a prompt whose answer nobody needs
+    log = AnswerLog(target / "log", "model")
+    found = evaluate(model, load_tokenizer(path), task, examples=20, batch_size=3, max_new_tokens=48, temperature=1.0, log=log)
+    again = evaluate(model, load_tokenizer(path), task, examples=20, batch_size=3, max_new_tokens=48, temperature=1.0, log=log)
+assert found.items == again.items
+if is_main():
+    (target / "items.json").write_text(json.dumps([asdict(item) for item in found.items]))
+stop()

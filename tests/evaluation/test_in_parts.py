@@ -1,0 +1,29 @@
+"""Ranks that hold a model together stay in step, though their rows end and leave at different times."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from conftest import PLAYGROUND, free_port
+
+from toolkit.evaluation import evaluate
+from toolkit.moe import load_model, load_tokenizer
+from toolkit.recipe_data import TaskRecipe
+from toolkit.tasks import Task
+
+
+@pytest.mark.launcher
+def test_a_model_in_parts_answers_as_a_whole_one(tmp_path: Path) -> None:
+    path, script = str(PLAYGROUND / "model"), str(Path(__file__).with_name("in_parts.py"))
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", free_port()]
+    done = subprocess.run(
+        [*launcher, script, path, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    task = Task(TaskRecipe.model_validate({"name": "playground/arithmetic"}))
+    whole = evaluate(load_model(path), load_tokenizer(path), task, examples=20, max_new_tokens=48, temperature=1.0)
+    assert json.loads((tmp_path / "items.json").read_text()) == [asdict(item) for item in whole.items]
+    assert len({item.tokens for item in whole.items}) > 5
