@@ -12,6 +12,8 @@ from toolkit.moe.checksum import check_loaded
 from toolkit.moe.layers import ForwardPass, blocks_by_layer, layers_of, one_layer_at_a_time
 from toolkit.moe.linears import decoder_linears
 from toolkit.moe.load import load_config, load_model, load_thresholds, load_tokenizer, meta_model, quantization_of
+from toolkit.moe.load import load_config, load_model, load_thresholds, load_tokenizer, meta_model, random_model
+from toolkit.moe.logits import logits_at
 from toolkit.moe.mask import activating, masked, restricted
 from toolkit.moe.outputs import every_output
 from toolkit.moe.parking import Parking
@@ -36,4 +38,7 @@ __all__ = [
     "load_tokenizer", "masked", "meta_model", "one_layer_at_a_time", "partitioned_model", "prune_checkpoint",
     "pruned_meta_model", "quantization_of", "restricted", "same_choice", "sizes", "skipping", "slice_model",
     "tensor_shapes", "unfuse", "watching", "weight_bytes", "write_checkpoint", "write_partitioned",
+    "load_tokenizer", "logits_at", "masked", "meta_model", "one_layer_at_a_time", "partitioned_model", "prune_checkpoint",
+    "pruned_meta_model", "random_model", "restricted", "same_choice", "sizes", "skipping", "slice_model", "tensor_shapes",
+    "unfuse", "watching", "weight_bytes", "write_checkpoint", "write_partitioned",
 ]  # fmt: skip
