@@ -34,7 +34,7 @@ def estimate_calibrate(recipe: Recipe, machine: Machine, original: ModelNumbers,
     }
     notes = []
     if quantization_of(original.model.config):
-        gpu["weights"] = -(-original.bytes // _placed(machine, original)[0])
+        gpu["weights"] = -(-original.bytes // placed(machine, original)[0])
         notes.append("its weights are quantized: the whole model is loaded, as the plain numbers they stand for")
     passes = 1
     if searching:
