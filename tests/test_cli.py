@@ -75,7 +75,8 @@ def test_estimate_shows_a_plan_and_whether_it_fits(pollard, gpu_memory: str, las
     recipe = str(ROOT / "recipes" / "playground.yaml")
     there = ["--gpus", "2", "--gpu-memory", gpu_memory, "--cpu-memory", "64G", "--nodes", "2"]
     model = f"model={ROOT / 'data' / 'playground' / 'model'}"
-    status, out, _ = pollard("estimate", recipe, *there, model, "evaluation.models=[original]")
+    scores = ["evaluation.models=[original]", "evaluation.fidelity=null"]
+    status, out, _ = pollard("estimate", recipe, *there, model, *scores)
     lines = out.splitlines()
     assert status == 0 and "\x1b" not in out
     assert lines[0] == "Estimates, not measurements"

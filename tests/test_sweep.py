@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("sweep")
     make_small(folder)
     (folder / "notes.txt").write_text("The harbour was dug in 1803.\n\nThen it was filled.\n")
-    (folder / "r.yaml").write_text(yaml.safe_dump(small_values(sweep__off_task={"text": "notes.txt"})))
+    (folder / "r.yaml").write_text(yaml.safe_dump(small_values(sweep__off_task={"text": "notes.txt"}, evaluation__fidelity=5)))
     distributed.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -60,12 +60,32 @@ def test_a_cell_scores_what_the_really_pruned_checkpoint_scores(folder: Path, cr
     table = swept()
     cell = next(row for row in table["rows"] if (row["label"], row["keep"], row["seed"]) == (criterion, 4, 0))
     values = small_values(name=f"really-{criterion}", pruning={"keep": 4, "criterion": criterion}, evaluation__split="dev")
+    values["evaluation"]["fidelity"] = 5
     directory = run(type(load_grid("r.yaml", LISTS).recipe).model_validate(values))
     plan, scores = (json.loads((directory.path / name).read_text()) for name in ("plan.json", "evaluation/pruned.json"))
     lines = (directory.evaluation / "pruned.predictions.jsonl").read_text().splitlines()
     assert files()[cell["file"]]["kept"] == {name: block["kept"] for name, block in plan["blocks"].items()}
     assert files()[cell["file"]]["task"]["right"] == "".join(str(int(json.loads(line)["correct"])) for line in lines)
     assert all(cell["task"][key] == scores[key] for key in ("score", "correct", "n", "interval"))
+    like = json.loads((directory.evaluation / "pruned.fidelity.json").read_text())
+    assert cell["fidelity"] == pytest.approx({key: like[key] for key in cell["fidelity"]}, abs=1e-6)
+
+
+def test_the_original_is_perfectly_like_itself_and_every_cell_less(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    original, *cells = swept()["rows"]
+    assert original["fidelity"]["kl"] == pytest.approx(0, abs=1e-6)
+    assert original["fidelity"]["acceptance"] == pytest.approx(1, abs=1e-6)
+    for cell in cells:
+        assert cell["fidelity"]["kl"] > 1e-5 and cell["fidelity"]["acceptance"] < 1 and cell["fidelity"]["examples"] == 5
+    out = capsys.readouterr().out
+    assert "KL" in out and "acceptance: against the original, over" in out
+    assert not (folder / "runs" / "small" / "sweep" / "original").exists()  # what it said served all cells
+
+
+def test_without_fidelity_there_is_no_column(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = swept("name=without", "evaluation.fidelity=null", "pruning.criterion=reap")
+    assert [row["fidelity"] for row in table["rows"]] == [None] * 3
+    assert "acceptance" not in capsys.readouterr().out + Path("runs/without/report.html").read_text()
 
 
 def test_finished_cells_are_never_measured_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,3 +211,4 @@ def test_two_ranks_find_what_one_finds(folder: Path) -> None:
     for name, cell in two.items():
         assert cell["ranks"] == 2 and cell["task"]["right"] == one[name]["task"]["right"]
         assert cell["task"]["loss"] == pytest.approx(one[name]["task"]["loss"], rel=1e-5)
+        assert cell["fidelity"] == one[name]["fidelity"]

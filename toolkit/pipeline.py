@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from rich.markup import escape
 
-from toolkit import stages, teacher_stages
+from toolkit import evaluation_stages, stages, teacher_stages
 from toolkit.calibration_data import check_data, identity_of_data, sources_of
 from toolkit.distributed import barrier, check_shared, is_main, on_main, say, world_size
 from toolkit.errors import ItemsFailed, PollardError
 from toolkit.evaluate_stage import evaluate_stage
+from toolkit.evaluation.harness import check_harness
 from toolkit.files import explained_full_disk
 from toolkit.full_memory import explained_full_memory
 from toolkit.recipe import Recipe
@@ -54,13 +55,8 @@ def plan_stages(recipe: Recipe, taught: Taught | None = None) -> list[Stage]:
     data = {split: fingerprint_of_source(source) for split, source in task.sources().items()}
     settings = recipe.task.model_dump()
     train_data = fingerprint_of(settings, data["train"])
-    judged = fingerprint_of(
-        settings,
-        data["train" if recipe.evaluation.split == "dev" else "test"],
-        evaluation,
-        recipe.model.dtype,
-        *identity_of_scoring(task),
-    )
+    split = data["train" if recipe.evaluation.split == "dev" else "test"]
+    judged = fingerprint_of(settings, split, evaluation, recipe.model.dtype, *identity_of_scoring(task))
     budget = stages.budget(recipe)
     # Criteria score what the pruned model will do: with fewer experts per token, calibration is another one
     routing = [budget.experts_per_token] if budget.fewer_active else []
@@ -86,13 +82,26 @@ def plan_stages(recipe: Recipe, taught: Taught | None = None) -> list[Stage]:
     keep, criterion = recipe.pruning.keep, recipe.pruning.criterion
     searching = f" and search the best sets ({recipe.pruning.mode})" if criterion == "reconstruction" else ""
     found = {"original": model, "pruned": prune, "recovered": recover, "control": control}
+    asked = evaluation_stages.harness_fingerprint(recipe)
+    said = evaluation_stages.fidelity_fingerprint(recipe, model, split)
 
     def evaluation_of(role: str) -> list[Stage]:
         if role not in (*recipe.evaluation.models, "control"):
             return []
         purpose = f"answer the {recipe.evaluation.split} questions of {recipe.task.name} with the {role} model"
         do, answers = evaluate_stage(role, found[role]), f"evaluation/{role}.answers"
-        return [Stage(f"evaluate/{role}", purpose, fingerprint_of(found[role], judged), do, scratch=answers)]
+        evaluate = Stage(f"evaluate/{role}", purpose, fingerprint_of(found[role], judged), do, scratch=answers)
+        return [*beside(role), evaluate]  # in this order, so that `pollard evaluate` ends with them all
+
+    def beside(role: str) -> list[Stage]:
+        stages_of_it = []
+        if recipe.evaluation.fidelity and role != "original":
+            purpose, do = f"compare what the {role} model says with the original", evaluation_stages.fidelity_stage(role, said)
+            stages_of_it.append(Stage(f"fidelity/{role}", purpose, fingerprint_of(found[role], said), do))
+        if recipe.evaluation.harness:
+            purpose, do = f"ask the {role} model about other tasks", evaluation_stages.harness_stage(role)
+            stages_of_it.append(Stage(f"harness/{role}", purpose, fingerprint_of(found[role], asked), do))
+        return stages_of_it
 
     watched = [source.name for source in sources_of(recipe)]
     before += [
@@ -104,6 +113,7 @@ def plan_stages(recipe: Recipe, taught: Taught | None = None) -> list[Stage]:
         ),
         Stage("select", f"choose the experts to keep ({keep}, {criterion})", select, stages.select_stage),
         Stage("prune", "cut the others out of the checkpoint", prune, _in_last_round(stages.prune_stage)),
+        *_keeping(recipe, said),
         *evaluation_of("original"),
         *evaluation_of("pruned"),
         *after,
@@ -133,6 +143,12 @@ def plan_stages(recipe: Recipe, taught: Taught | None = None) -> list[Stage]:
         ]
     everything = fingerprint_of([stage.fingerprint for stage in before])
     return [*before, Stage("report", "put it together", everything, stages.report_stage)]
+
+
+def _keeping(recipe: Recipe, said: str) -> list[Stage]:
+    purpose = "keep what the original model says of the gold answers"
+    stage = Stage("fidelity/original", purpose, said, evaluation_stages.fidelity_original_stage)
+    return [stage] if recipe.evaluation.fidelity else []
 
 
 def _answering(recipe: Recipe) -> list[Any]:
@@ -185,6 +201,8 @@ def check(recipe: Recipe) -> None:
         task.examples(split)
     check_data(recipe)
     check_skipping(recipe, stages.budget(recipe).experts_per_token)
+    if recipe.evaluation.harness:
+        check_harness(recipe.evaluation.harness, recipe.evaluation.harness_tasks)
     if _trains(recipe):
         check_training_data(recipe)
         from toolkit.recovery.settings import check_finetuning  # takes seconds; a run that is done needs none of it

@@ -225,7 +225,10 @@ class ServersRecipe(Section):
 
 ROLES = ("original", "pruned", "recovered", "control")
 # Of an evaluation: what the result of one model does not depend on
-NOT_THE_RESULT: Any = {"models": True, "batch_size": True, "servers": {"concurrency", "timeout"}}
+NOT_THE_RESULT: Any = {
+    "models": True, "batch_size": True, "servers": {"concurrency", "timeout"},
+    "fidelity": True, "harness": True, "harness_tasks": True,  # stages of their own
+}  # fmt: skip
 
 
 class EvaluationRecipe(Section):
@@ -248,6 +251,13 @@ class EvaluationRecipe(Section):
     backend: Literal["transformers", "continuous", "server"] = "transformers"
     """Who writes the answers: transformers in batches, its continuous batching (GPU), or `servers` (docs/evaluation.md)."""
     servers: ServersRecipe = ServersRecipe()
+    fidelity: int | None = Field(default=None, ge=1)
+    """Compare the models' next-token probabilities with the original's, over the gold answers of the first n examples (in a
+    sweep: of the dev slice). Cheap, for nothing is generated: docs/fidelity.md."""
+    harness: list[str] | None = Field(default=None, min_length=1)
+    """Tasks of lm-evaluation-harness, to see what pruning for one task costs on others (pip install 'pollard[lm-eval]')."""
+    harness_tasks: str | None = None
+    """A folder with tasks of your own, in lm-eval's YAML."""
 
     def what_decides(self) -> dict[str, Any]:
         """For the fingerprint of one model's evaluation."""

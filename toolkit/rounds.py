@@ -22,7 +22,7 @@ def recipe_of_round(recipe: Recipe, run: RunDirectory, keep: int) -> Recipe:
     """The recipe of one round before the last, a run named after what it keeps: it ends with the recovery."""
     before = [earlier for earlier in early_rounds(recipe) if earlier > keep]
     pruning = recipe.pruning.model_copy(update={"keep": keep, "schedule": None, "skipping": None})
-    evaluation = recipe.evaluation.model_copy(update={"models": ["recovered"]})
+    evaluation = recipe.evaluation.model_copy(update={"models": ["recovered"], "fidelity": None, "harness": None})
     return recipe.model_copy(
         update={
             "name": str(keep), "model": _model_after(recipe, run, before), "pruning": pruning, "evaluation": evaluation,

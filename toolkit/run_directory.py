@@ -43,6 +43,7 @@ class RunDirectory:
         self.control_log = self.path / "control_log.jsonl"
         self.rounds = self.path / "rounds"
         self.evaluation = self.path / "evaluation"
+        self.fidelity = self.path / "fidelity"
         self.sweep = self.path / "sweep"
         self.manifest = self.path / "manifest.json"
         self._lock: IO[str] | None = None
@@ -111,7 +112,8 @@ class RunDirectory:
 
     def forget(self) -> None:
         """Removes what a stage would go on from instead of beginning again."""
-        for left in (self.checkpoints, self.rounds, self.teacher, self.answers, *self.evaluation.glob("*.answers")):
+        begun = self.evaluation.glob("*.answers")
+        for left in (self.checkpoints, self.rounds, self.teacher, self.answers, self.fidelity, *begun):
             shutil.rmtree(left, ignore_errors=True)
 
     def clear(self, scratch: str) -> None:

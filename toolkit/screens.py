@@ -88,6 +88,10 @@ def arithmetic(stage: str, recipe: Recipe, data: Amounts) -> str:
         return f"{_number(data.answers.examples)} answers drawn, at most {recipe.evaluation.max_new_tokens:,} new tokens each"
     if kind == "teacher":
         return f"{_tokens(data.training)}"
+    if kind == "fidelity":
+        return f"{recipe.evaluation.fidelity:,} gold answers, read once; nothing is generated"
+    if kind == "harness":
+        return f"lm-evaluation-harness: {', '.join(recipe.evaluation.harness or [])}"
     if kind == "rounds":
         return f"prune to {which} experts and recover: {_training(recipe, data.training)}"
     return {"select": f"keep {recipe.pruning.keep}", "prune": "no forward pass: tensors are copied", "report": "one page"}.get(

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.distributed import barrier, check_shared, is_main, on_main, say, world_size
+from toolkit.evaluation import keep_original, measure_fidelity
 from toolkit.expert_statistics import ExpertStatistics
 from toolkit.files import write_text
 from toolkit.moe import find_blocks, load_config, load_tokenizer, masked, meta_model
@@ -89,7 +91,7 @@ def _check(grid: Grid) -> None:
     for recipe in {
         cell.recipe.pruning.model_dump_json(exclude={"criterion", "skipping"}): cell.recipe for cell in grid.cells
     }.values():
-        evaluation = recipe.evaluation.model_copy(update={"models": ["pruned"], "split": "dev"})
+        evaluation = recipe.evaluation.model_copy(update={"models": ["pruned"], "split": "dev", "harness": None})
         check(recipe.model_copy(update={"evaluation": evaluation, "control": False}))
     if grid.recipe.sweep.off_task:
         check_probe(grid.recipe.sweep.off_task)
@@ -122,7 +124,8 @@ def _choose(grid: Grid, folders: list[Path]) -> list[Choice]:
     judged = [
         fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}), recipe.task.model_dump(),
         fingerprint_of_source(Task(recipe.task).sources(("train",))["train"]), recipe.calibration.max_length,
-        [recipe.evaluation.examples, recipe.evaluation.max_new_tokens], recipe.sweep.model_dump(), _off_task_source(recipe),
+        [recipe.evaluation.examples, recipe.evaluation.max_new_tokens, recipe.evaluation.fidelity],
+        recipe.sweep.model_dump(), _off_task_source(recipe),
         *own_scorer_identity(recipe.task),
     ]  # fmt: skip
 
@@ -167,15 +170,20 @@ def _measure(recipe: Recipe, choices: list[Choice], folder: Path) -> None:
     probes = {"task": probe_of(DataRecipe(task=recipe.task), recipe, tokenizer), "off_task": None}
     if recipe.sweep.off_task:
         probes["off_task"] = probe_of(recipe.sweep.off_task, recipe, tokenizer)
+    gold, said = _gold(recipe, tokenizer), folder / "original"  # what the original says of them, until all cells are measured
 
     def measure(model: PreTrainedModel) -> None:
+        on_main(lambda: shutil.rmtree(said, ignore_errors=True))
+        if gold:
+            keep_original(model, gold, said, "")
         for number, choice in enumerate(choices, start=1):
             started = time.monotonic()
             with masked(model, choice.plan):
                 found = {name: probe and probed(model, tokenizer, recipe, probe) for name, probe in probes.items()}
+                found["fidelity"] = measure_fidelity(model, gold, said, "").facts() if gold else None
             seconds = round(time.monotonic() - started, 1)
             facts = {
-                "format": 1, "keep": choice.plan.keep, "experts_per_token": choice.plan.experts_per_token,
+                "format": 2, "keep": choice.plan.keep, "experts_per_token": choice.plan.experts_per_token,
                 "kept": {name: block.kept for name, block in choice.plan.blocks.items()},
                 **found, "seconds": seconds, "ranks": world_size(),
             }  # fmt: skip
@@ -187,6 +195,14 @@ def _measure(recipe: Recipe, choices: list[Choice], folder: Path) -> None:
 
     with_model(recipe, recipe.model.path, recipe.model.revision, measure, whole="a sweep masks the routers of a whole model")
     barrier()
+    on_main(lambda: shutil.rmtree(said, ignore_errors=True))
+
+
+def _gold(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, torch.Tensor]]:
+    """The dev answers over which masked models are compared with the original; none where the recipe does not ask for it."""
+    if not recipe.evaluation.fidelity:
+        return []
+    return probe_of(DataRecipe(task=recipe.task, examples=recipe.evaluation.fidelity), recipe, tokenizer).batches
 
 
 def _finish(recipe: Recipe, choices: list[Choice], directory: RunDirectory) -> dict[str, Any]:
@@ -200,7 +216,7 @@ def _finish(recipe: Recipe, choices: list[Choice], directory: RunDirectory) -> d
             {"label": choice.label, "keep": found["keep"], **pruning}
             | {"seed": choice.cell.seed if choice.cell else None, "kept_unobserved": choice.unobserved}
             | {key: found[key] and {k: v for k, v in found[key].items() if k != "right"} for key in ("task", "off_task")}
-            | {"file": choice.file}
+            | {"fidelity": found["fidelity"], "file": choice.file}
         )
     table = tabulate(rows)
     write_text(directory.sweep / "table.json", json.dumps(table, indent=1) + "\n")

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from toolkit.errors import PollardError
+from toolkit.moe import logits_at
 from toolkit.recovery import teacher
 from toolkit.recovery.distillation import COLUMNS, IGNORED, WithTeacher, losses, losses_in_parts
 from toolkit.recovery.recover import _row
@@ -19,7 +20,6 @@ from toolkit.recovery.teacher import (
     TopAndTail,
     bytes_per_token,
     cache_logits,
-    logits_at,
     predicted,
     top_and_tail,
 )

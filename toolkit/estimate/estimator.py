@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 
 from toolkit.estimate.amounts import Amounts, amounts
+from toolkit.estimate.beside import estimate_fidelity, estimate_harness
 from toolkit.estimate.figures import BANDWIDTH_SHARE, DISK, Estimate, StageEstimate, in_turn, on_machine
 from toolkit.estimate.finetuning import estimate_recover, lasting, trainer_of
 from toolkit.estimate.machine import USABLE, UTILISATION, Machine
@@ -87,6 +88,10 @@ class Estimator:
         if kind == "rounds":
             return self._round(recipe, int(which), name)
         model = self._original(recipe) if which in ("original", "control") else self._pruned(recipe, dtype)
+        if kind == "fidelity":
+            return estimate_fidelity(recipe, here, which, model, data.calibration.limited(recipe.evaluation.fidelity))
+        if kind == "harness":
+            return estimate_harness(recipe, here, which, model)
         return estimate_evaluate(recipe, here, which, model, data.evaluation)
 
     def _round(self, recipe: Recipe, keep: int, name: str) -> StageEstimate:

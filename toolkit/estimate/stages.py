@@ -96,7 +96,7 @@ def estimate_answers(recipe: Recipe, machine: Machine, original: ModelNumbers, p
 def estimate_teacher(recipe: Recipe, machine: Machine, original: ModelNumbers, data: Amount) -> StageEstimate:
     """The original over the training data, and what is kept of its logits."""
     batch, vocabulary = recipe.calibration.batch_size, original.vocabulary
-    parts, copies = _placed(machine, original)
+    parts, copies = placed(machine, original)
     tokens = batch * data.longest
     gpu = {
         "weights": -(-original.bytes // parts),
@@ -128,7 +128,7 @@ def estimate_evaluate(recipe: Recipe, machine: Machine, role: str, model: ModelN
 def generation(recipe: Recipe, machine: Machine, model: ModelNumbers, prompts: Amount) -> StageEstimate:
     """Answers to all prompts: a copy of the model on every rank, or one spread over the first node's GPUs."""
     new = recipe.evaluation.max_new_tokens
-    parts, copies = _placed(machine, model)
+    parts, copies = placed(machine, model)
     batch = _questions_at_once(recipe, machine, model, -(-model.bytes // parts), (prompts.longest + new), parts)
     gpu = {
         "weights": -(-model.bytes // parts),
@@ -165,7 +165,7 @@ def _questions_at_once(recipe: Recipe, machine: Machine, model: ModelNumbers, we
     return fitting(machine.gpu_memory - weights, row)
 
 
-def _placed(machine: Machine, model: ModelNumbers) -> tuple[int, int]:
+def placed(machine: Machine, model: ModelNumbers) -> tuple[int, int]:
     """How many GPUs hold a copy of a model that answers, and how many copies there are."""
     spread = machine.gpus > 0 and HEADROOM * model.bytes > machine.gpu_memory
     return (machine.gpus, 1) if spread else (1, machine.ranks)

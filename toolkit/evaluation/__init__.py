@@ -4,6 +4,7 @@ from toolkit.evaluation.answer_log import AnswerLog
 from toolkit.evaluation.batch_size import batch_size_for
 from toolkit.evaluation.decoding import Decoding, generate, greedy, sampled
 from toolkit.evaluation.evaluate import evaluate, evaluate_with
+from toolkit.evaluation.fidelity import Fidelity, keep_original, measure_fidelity
 from toolkit.evaluation.generation import share_of_answers
 from toolkit.evaluation.judging import Answer, judge
 from toolkit.evaluation.loss import Loss, completion_loss
@@ -13,6 +14,7 @@ __all__ = [
     "Answer",
     "AnswerLog",
     "Decoding",
+    "Fidelity",
     "Item",
     "Loss",
     "Scores",
@@ -23,6 +25,8 @@ __all__ = [
     "generate",
     "greedy",
     "judge",
+    "keep_original",
+    "measure_fidelity",
     "sampled",
     "share_of_answers",
 ]

@@ -11,7 +11,8 @@ from toolkit.moe.checkpoint import check_whole, copy_companions, prune_checkpoin
 from toolkit.moe.checksum import check_loaded
 from toolkit.moe.layers import ForwardPass, blocks_by_layer, layers_of, one_layer_at_a_time
 from toolkit.moe.linears import decoder_linears
-from toolkit.moe.load import load_config, load_model, load_thresholds, load_tokenizer, meta_model
+from toolkit.moe.load import load_config, load_model, load_thresholds, load_tokenizer, meta_model, random_model
+from toolkit.moe.logits import logits_at
 from toolkit.moe.mask import activating, masked, restricted
 from toolkit.moe.outputs import every_output
 from toolkit.moe.parking import Parking
@@ -33,7 +34,7 @@ __all__ = [
     "apply_skipping", "blocks_by_layer", "check_loaded", "check_plan", "check_prunable", "check_whole",
     "checkpoint_bytes", "copy_companions", "counting_skips", "decoder_linears", "every_output", "expert_weights",
     "find_blocks", "is_partitioned", "layers_of", "linear_name", "load_config", "load_model", "load_thresholds",
-    "load_tokenizer", "masked", "meta_model", "one_layer_at_a_time", "partitioned_model", "prune_checkpoint",
-    "pruned_meta_model", "restricted", "same_choice", "sizes", "skipping", "slice_model", "tensor_shapes", "unfuse",
-    "watching", "weight_bytes", "write_checkpoint", "write_partitioned",
+    "load_tokenizer", "logits_at", "masked", "meta_model", "one_layer_at_a_time", "partitioned_model", "prune_checkpoint",
+    "pruned_meta_model", "random_model", "restricted", "same_choice", "sizes", "skipping", "slice_model", "tensor_shapes",
+    "unfuse", "watching", "weight_bytes", "write_checkpoint", "write_partitioned",
 ]  # fmt: skip

@@ -141,6 +141,17 @@ def meta_model(config: Any, dtype: torch.dtype | None = None) -> PreTrainedModel
         return _door(config).from_config(config, **({"dtype": dtype} if dtype else {}))
 
 
+def random_model(config: Any, dtype: str = "auto", device: torch.device | str = "cpu") -> PreTrainedModel:
+    """A model of that shape whose weights are random and whose routers really choose (in several families they begin at
+    zero): to measure speed and memory with."""
+    with torch.device(device):
+        model = _door(config).from_config(config, dtype=number_type(dtype, config) or torch.float32)
+    generator = torch.Generator(device).manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02, generator=generator)
+    return model.eval()
+
+
 def explained(load: Callable[[], T], path: str) -> T:
     """What `load` returns; its errors, as PollardErrors that say what to do."""
     try:

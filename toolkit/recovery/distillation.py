@@ -16,8 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from trl import SFTConfig
 
 from toolkit.errors import PollardError
+from toolkit.moe import logits_at
 from toolkit.recipe import DistillationRecipe
-from toolkit.recovery.teacher import TOKENS_AT_ONCE, TeacherCache, TopAndTail, logits_at
+from toolkit.recovery.teacher import TOKENS_AT_ONCE, TeacherCache, TopAndTail
 from toolkit.recovery.trainer import RecoveryTrainer
 
 IGNORED = -100  # the label that does not count in the loss

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from toolkit.distributed import on_main, say
 from toolkit.errors import PollardError
+from toolkit.moe import logits_at
 from toolkit.shards import ABOUT, make_shards, missing_shards, shard_path
 from toolkit.tasks import Encoded, padded_batches
 
@@ -55,18 +56,6 @@ def top_and_tail(logits_NV: torch.Tensor, temperature: float) -> TopAndTail:
         tail_N = (offset_NV.scatter(-1, top.indices, -math.inf) / temperature).logsumexp(-1)
         parts.append(TopAndTail(top.indices.int(), top.values.clamp(min=LEAST).half(), tail_N))
     return TopAndTail(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
-
-
-def logits_at(model: Any, inputs: dict[str, Any], counted_BS: torch.Tensor) -> torch.Tensor:
-    """The logits [N, V] that predict the `counted` ones of positions 1 … S-1, example after example.
-
-    Only positions that some example needs go through the output layer.
-    """
-    positions = counted_BS.any(0).nonzero().flatten()
-    logits = model(**inputs, use_cache=False, logits_to_keep=positions).logits
-    if logits.shape[1] != len(positions):  # a family that always answers for all
-        logits = logits[:, positions]
-    return logits[counted_BS[:, positions]]
 
 
 def cache_logits(

@@ -15,6 +15,7 @@ import yaml
 from toolkit.errors import PollardError
 from toolkit.expert_statistics import ExpertStatistics
 from toolkit.plan import Plan
+from toolkit.report.beside import beside
 from toolkit.report.blocks import blocks_of, criteria_of
 from toolkit.report.cautions import warnings
 from toolkit.report.changed import changed
@@ -66,6 +67,7 @@ def collect(run_path: Path) -> dict[str, Any]:
         "training": _training(run.training_log, stages["recover"]) if "recover" in stages else None,
         "control_training": _training(run.control_log, stages["control"]) if "control" in stages else None,
         "sweep": _read(run.sweep / "table.json", json.loads) if "sweep" in stages else None,
+        **beside(run, recipe, stages),
         "stages": stages,
         "versions": latest.get("versions"),
         "git_commit": latest.get("git_commit"),

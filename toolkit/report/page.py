@@ -10,7 +10,8 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from toolkit.report import formats
+from toolkit.report import formats, speed_table
+from toolkit.report.beside import acceptance, kl, measured
 from toolkit.report.charts import agreement, forest
 from toolkit.report.curves import keep_curve, loss_curve
 from toolkit.report.heat import heat_map
@@ -65,6 +66,9 @@ def render(report: dict[str, Any]) -> str:
         result=result,
         figures=[figure for figure in FIGURES if both and all(_tells(found, figure[1]) for found in both)][:4],
         rows=[row for row in ROWS if not row[1] or any(found.get(row[1]) is not None for found in evaluated)],
+        speeds=speed_table.rows(report["speed"]) if report["speed"] else [],
+        speed_columns=speed_table.COLUMNS,
+        speed_told=speed_table.told(report["speed"]) if report["speed"] else "",
         forest=forest(report["pairs"]),
         heat=heat_map(report),
         agreed=agreement(report["criteria"]),
@@ -107,7 +111,13 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= FORMATS | {"typeset": typeset, "last_line": last_line}
+    made.filters |= FORMATS | {
+        "kl": kl,
+        "acceptance": acceptance,
+        "measured": measured,
+        "typeset": typeset,
+        "last_line": last_line,
+    }
     made.globals["formats"] = FORMATS
     return made
 

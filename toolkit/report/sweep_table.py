@@ -27,7 +27,7 @@ def tabulate(rows: Sequence[Row]) -> dict[str, Any]:
         holds = [keep for keep, found in at.items() if keep < original["keep"] and all(_overlap(row, original) for row in found)]
         holding[label] = min(holds, default=None)
     return {
-        "format": 1, "task": original["task"]["name"], "split": "dev", "n": original["task"]["n"],
+        "format": 2, "task": original["task"]["name"], "split": "dev", "n": original["task"]["n"],
         "off_task": original["off_task"] and original["off_task"]["name"], "experts": original["keep"],
         "rows": [original, *sorted(ordered, key=lambda row: labels.index(row["label"]))],
         "holding": holding, "recommendation": _recommendation(original, ordered, holding),
@@ -97,15 +97,21 @@ def show_sweep(table: dict[str, Any]) -> None:
         return
     drawn = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
     other = ("off task", "its loss") if table["off_task"] else ()
-    for column in ("criterion", "keep", "seed", "accuracy", "95 % interval", "loss", *other):
+    like = ("KL", "acceptance") if table["rows"][0].get("fidelity") else ()
+    for column in ("criterion", "keep", "seed", "accuracy", "95 % interval", "loss", *like, *other):
         drawn.add_column(column, justify="left" if column == "criterion" else "right", no_wrap=True)
     for row in table["rows"]:
         found, off = row["task"], row["off_task"]
         seed = str(row["seed"]) if _random(row["label"]) else ""
         cells = [escape(row["label"]), str(row["keep"]), seed, percent(found["score"]), interval(found), loss(found["loss"])]
+        if like:
+            cells += [loss(row["fidelity"]["kl"]), percent(row["fidelity"]["acceptance"])]
         drawn.add_row(*cells, *([percent(off.get("score")), loss(off["loss"])] if off else ()))
     say()
     console.print(drawn)
     say()
+    if like:
+        about = table["rows"][0]["fidelity"]
+        say(f"KL, acceptance: against the original, over {about['tokens']:,} tokens of {about['examples']:,} dev answers")
     say(f"{table['n']:,} dev questions of {table['task']}" + (f"; off task: {table['off_task']}" if table["off_task"] else ""))
     say(escape(table["recommendation"]))

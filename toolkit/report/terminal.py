@@ -7,6 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from toolkit.distributed import console, is_main, say
+from toolkit.report.beside import told
 from toolkit.report.formats import NOTHING, amount, chance, interval, percent, points, size, speed
 
 COLUMNS = ("score", "95 % interval", "n", "parameters", "checkpoint", "tokens/s")
@@ -33,6 +34,8 @@ def show(report: dict[str, Any]) -> None:
         console.print(_pairs(report["pairs"]))
         say()
     for sentence in report["comparisons"]:
+        say(escape(sentence))
+    for sentence in told(report):
         say(escape(sentence))
     for warning in report["warnings"]:
         say(f"[yellow]warning:[/] {escape(warning)}")

@@ -1,10 +1,12 @@
 """`pollard VERB …`, one small file for each; VERBS is all there is, in the order of `pollard --help`."""
 
+from toolkit.verbs.benchmark import BENCHMARK
 from toolkit.verbs.chat import CHAT
 from toolkit.verbs.compare import COMPARE
 from toolkit.verbs.completion import COMPLETION
 from toolkit.verbs.criteria import CRITERIA_VERB
 from toolkit.verbs.estimate import ESTIMATE
+from toolkit.verbs.generate import GENERATE
 from toolkit.verbs.inspect import INSPECT
 from toolkit.verbs.preview import PREVIEW
 from toolkit.verbs.push import PUSH
@@ -20,6 +22,8 @@ VERBS: list[Verb] = [
     COMPARE,
     PUSH,
     CHAT,
+    GENERATE,
+    BENCHMARK,
     ESTIMATE,
     INSPECT,
     PREVIEW,

@@ -1,0 +1,68 @@
+"""lm-evaluation-harness on a local task: what it finds is what a plain loop finds, and mistakes are told before anything runs."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import PLAYGROUND, tiny_model
+from small_harness import QUESTIONS, make_task, own_alone
+
+from toolkit.errors import PollardError
+from toolkit.evaluation import harness
+from toolkit.evaluation.harness import check_harness, run_harness
+from toolkit.moe import load_tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    make_task(tmp_path / "tasks")
+    return str(tmp_path / "tasks")
+
+
+@torch.no_grad()
+def by_hand(model: Any, tokenizer: Any) -> list[bool]:
+    """Per question whether the choice with the highest log-likelihood is the right one."""
+    right = []
+    for line in QUESTIONS:
+        prompt = tokenizer(line["question"])["input_ids"]
+        likely = []
+        for choice in line["choices"]:
+            ids = tokenizer(f"{line['question']} {choice}")["input_ids"]
+            log_p = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+            likely.append(sum(log_p[i - 1, ids[i]].item() for i in range(len(prompt), len(ids))))
+        right.append(likely.index(max(likely)) == line["label"])
+    return right
+
+
+def test_accuracy_is_what_a_plain_loop_over_the_choices_finds(folder: str) -> None:
+    tokenizer = load_tokenizer(str(PLAYGROUND / "model"))
+    for seed in (0, 1):
+        model = tiny_model("mixtral", vocab_size=768, eos_token_id=1, seed=seed)
+        model.lm_head.weight.data *= 6
+        check_harness(["small_choice"], folder)
+        found = run_harness(model, tokenizer, ["small_choice"], folder, 3)["small_choice"]
+        right = by_hand(model, tokenizer)
+        share = sum(right) / len(right)
+        assert (found["n"], found["metrics"]["acc"]["value"]) == (8, share)
+        assert found["metrics"]["acc"]["error"] == pytest.approx((share * (1 - share) / 7) ** 0.5)
+
+
+def test_an_unknown_task_a_missing_folder_and_missing_data_are_told(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_alone(monkeypatch)
+    with pytest.raises(PollardError, match=r"has no task 'smal_choice'. Did you mean `small_choice`\?"):
+        check_harness(["smal_choice"], folder)
+    with pytest.raises(PollardError, match="is nowhere, which is no folder"):
+        check_harness(["small_choice"], "nowhere")
+    (Path(folder) / "questions.jsonl").unlink()
+    with pytest.raises(PollardError, match="the data of small_choice cannot be loaded"):
+        check_harness(["small_choice"], folder)
+
+
+def test_a_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    harness._tasks.cache_clear()
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    with pytest.raises(PollardError, match=r"pip install 'pollard\[lm-eval\]'"):
+        check_harness(["arc_easy"], None)

@@ -1,0 +1,54 @@
+"""The stages that measure more than scores: toolkit/evaluation_stages.py."""
+
+from toolkit.estimate.amounts import Amount
+from toolkit.estimate.figures import DISK, StageEstimate, on_machine
+from toolkit.estimate.machine import Machine
+from toolkit.estimate.model import ModelNumbers
+from toolkit.estimate.stages import placed
+from toolkit.evaluation.fidelity import TOKENS_AT_ONCE
+from toolkit.recipe import Recipe
+
+AT_ONCE = 16  # as in toolkit/evaluation_stages.py
+ENTRY_BYTES = 8  # of a vocabulary entry that is kept: int32 and float32
+COPIES = 6  # of a part of the logits, while they are sorted or compared
+
+
+def estimate_fidelity(recipe: Recipe, machine: Machine, role: str, model: ModelNumbers, data: Amount) -> StageEstimate:
+    """One pass over gold answers as long as the training examples; the original keeps what it says of every token."""
+    batch, vocabulary = recipe.calibration.batch_size, model.vocabulary
+    parts, copies = placed(machine, model)
+    tokens = batch * data.longest
+    gpu = {
+        "weights": -(-model.bytes // parts),
+        "activations": model.working(batch, data.longest) or 0,
+        "logits": vocabulary * (2 * model.weight_bytes * tokens + COPIES * 4 * min(tokens, TOKENS_AT_ONCE)),
+    }
+    counted = round((data.examples or 0) * data.counted)
+    kept = ENTRY_BYTES * vocabulary * counted
+    flops = None if data.tokens is None else 2.0 * model.active * data.tokens
+    on_gpu, in_ram = on_machine(machine, gpu, {})
+    return StageEstimate(
+        name=f"fidelity/{role}",
+        work=f"{data.examples:,} answers, {counted:,} tokens",
+        gpu=on_gpu,
+        host=in_ram,
+        disk=kept if role == "original" else 0,
+        flops=flops,
+        seconds=machine.seconds(flops, (model.bytes + kept) / DISK, gpus=copies),
+        notes=("on disk: at most; of a model that is sure of its answers, far less",) if role == "original" else (),
+    )
+
+
+def estimate_harness(recipe: Recipe, machine: Machine, role: str, model: ModelNumbers) -> StageEstimate:
+    """How long its tasks' questions are only lm-eval knows: as long as the longest examples, at most."""
+    asked, longest = recipe.evaluation.batch_size, recipe.finetuning.max_length
+    batch = AT_ONCE if asked == "auto" else asked
+    parts, _ = placed(machine, model)
+    gpu = {
+        "weights": -(-model.bytes // parts),
+        "activations": model.working(batch, longest) or 0,
+        "logits": 2 * 4 * model.vocabulary * batch * longest,  # and their logarithms, in float32
+    }
+    on_gpu, in_ram = on_machine(machine, gpu, {})
+    work = f"lm-evaluation-harness: {', '.join(recipe.evaluation.harness or [])}; questions of at most {longest:,} tokens"
+    return StageEstimate(f"harness/{role}", work, on_gpu, in_ram, flops=None)
