@@ -156,10 +156,13 @@ def steps_between_looks(where: torch.device) -> int:
 def _selected(inputs: dict[str, Any], rows: torch.Tensor, count: int) -> dict[str, Any]:
     """What is kept from step to step, of some rows only: keys and values, the mask of padding, positions."""
     inputs["past_key_values"].batch_select_indices(rows)
-    return {
-        name: value[rows] if isinstance(value, torch.Tensor) and value.shape[:1] == (count,) else value
-        for name, value in inputs.items()
-    }
+
+    def part(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or value.dim() < 2 or value.shape[-2] != count:
+            return value
+        return value.index_select(-2, rows)  # [B, S]; some families' positions have an axis before it
+
+    return {name: part(value) for name, value in inputs.items()}
 
 
 def _selectable(cache: Any) -> bool:
