@@ -13,6 +13,8 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StopStringCriteria
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from toolkit.moe import is_partitioned
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -97,10 +99,11 @@ class _Rows:
         logits_processor: LogitsProcessorList,
         stopping_criteria: Any,
         generation_config: GenerationConfig,
-        synced_gpus: bool = False,
         **inputs: Any,
     ) -> torch.Tensor:
-        """Steps until every row has ended; with `synced_gpus` (a model in parts) until every rank's rows have."""
+        """Steps until every row has ended; of a model in parts on all ranks, until every rank's rows have."""
+        # transformers tells a loop of one's own nothing of this
+        synced_gpus = is_partitioned(model) and torch.distributed.get_world_size() > 1
         prompt, count = input_ids.shape[1], input_ids.shape[0]
         self.answers = [[] for _ in range(count)]
         here = list(range(count))  # which answers the rows of the batch are
