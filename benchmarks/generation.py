@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from toolkit.distributed import console
 from toolkit.evaluation import Answer, Decoding, greedy
 from toolkit.evaluation.answers import Request, read_answer
 from toolkit.evaluation.decoding import as_list
@@ -127,6 +128,7 @@ def main() -> int:
         f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, {options.repeats} repeats\n"
         f"{len(requests)} questions, hidden {options.hidden}, batches of {options.batch}, at most {options.new} new tokens"
     )
+    console.quiet = True  # no bars in between
     with torch.no_grad():
         ways["ours"]()  # to warm up
         speeds = measure(ways, len(requests), options.repeats)

@@ -10,7 +10,7 @@ from conftest import PLAYGROUND, tiny_model
 
 from toolkit.errors import PollardError
 from toolkit.evaluation import AnswerLog, evaluate, generation
-from toolkit.evaluation.batch_size import MOST, batch_size_for, fitting
+from toolkit.evaluation.batch_size import MOST, batch_size_for, fitting, room
 from toolkit.moe import load_model, load_tokenizer
 from toolkit.recipe_data import TaskRecipe
 from toolkit.tasks import Task
@@ -111,6 +111,18 @@ def test_text_after_a_stop_string_is_cut_and_the_answer_has_ended(tokenizer: Any
         assert item.prediction == whole.prediction.partition(stop)[0]
         assert item.ended == (stop in whole.prediction) and (item.ended or item.tokens == 12)
     assert found.items[0].tokens < 12
+
+
+def test_the_gpu_with_the_least_room_decides(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    free, taken = {0: 60 * 10**9, 1: 20 * 10**9}, {0: 10**7, 1: 10**8}  # by a prompt of 10 tokens
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda gpu: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda gpu: 5 * 10**9)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda gpu: 6 * 10**9)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda gpu: 5 * 10**9 + taken[gpu])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: (free[gpu], 80 * 10**9))
+    number, there, row = room(model, list(range(10)), 40, gpus=[0, 1])
+    assert (there, row) == (21 * 10**9, 4 * 10**8 + 20 * 768)  # what is reserved and not allocated is free, too
+    assert number == 32  # 0.8 · 21 / 0.4 = 42
 
 
 def test_the_batch_size_is_what_was_asked_for_or_what_has_room(model: Any) -> None:

@@ -30,7 +30,8 @@ def batch_size_for(
     if model.device.type != "cuda":
         return BatchSize(ON_CPU, "auto: CPU")
     longest = max(prompts, key=len)
-    fits, free, row = _room(model, longest, len(longest) + max_new_tokens)
+    gpus = sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
+    fits, free, row = room(model, longest, len(longest) + max_new_tokens, gpus)
     number = min(gather(fits))
     reason = f"auto: {free / 1e9:,.1f} GB of GPU memory are free, at most {row / 1e6:,.1f} MB a question"
     return BatchSize(number, reason)
@@ -43,10 +44,9 @@ def fitting(free: float, row: float) -> int:
 
 
 @torch.no_grad()
-def _room(model: PreTrainedModel, prompt: Sequence[int], length: int) -> tuple[int, int, int]:
+def room(model: PreTrainedModel, prompt: Sequence[int], length: int, gpus: Sequence[int]) -> tuple[int, int, int]:
     """By one pass over the longest prompt, on the GPU with the least room: how many rows fit, the free bytes there, and those
     that a row may take with `length` tokens."""
-    gpus = sorted({parameter.device.index for parameter in model.parameters() if parameter.device.type == "cuda"})
     before = {}
     for gpu in gpus:
         torch.cuda.reset_peak_memory_stats(gpu)

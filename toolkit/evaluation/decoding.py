@@ -13,6 +13,8 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StopStringCriteria
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from toolkit.moe import is_partitioned
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -97,10 +99,11 @@ class _Rows:
         logits_processor: LogitsProcessorList,
         stopping_criteria: Any,
         generation_config: GenerationConfig,
-        synced_gpus: bool = False,
         **inputs: Any,
     ) -> torch.Tensor:
-        """Steps until every row has ended; with `synced_gpus` (a model in parts) until every rank's rows have."""
+        """Steps until every row has ended; of a model in parts on all ranks, until every rank's rows have."""
+        # transformers tells a loop of one's own nothing of this
+        synced_gpus = is_partitioned(model) and torch.distributed.get_world_size() > 1
         prompt, count = input_ids.shape[1], input_ids.shape[0]
         self.answers = [[] for _ in range(count)]
         here = list(range(count))  # which answers the rows of the batch are
@@ -156,10 +159,13 @@ def steps_between_looks(where: torch.device) -> int:
 def _selected(inputs: dict[str, Any], rows: torch.Tensor, count: int) -> dict[str, Any]:
     """What is kept from step to step, of some rows only: keys and values, the mask of padding, positions."""
     inputs["past_key_values"].batch_select_indices(rows)
-    return {
-        name: value[rows] if isinstance(value, torch.Tensor) and value.shape[:1] == (count,) else value
-        for name, value in inputs.items()
-    }
+
+    def part(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or value.dim() < 2 or value.shape[-2] != count:
+            return value
+        return value.index_select(-2, rows)  # [B, S]; some families' positions have an axis before it
+
+    return {name: part(value) for name, value in inputs.items()}
 
 
 def _selectable(cache: Any) -> bool:
