@@ -109,6 +109,16 @@ class TaskRecipe(Section):
                 raise ValueError(f"the label `{other}` begins with the label `{one}`: an answer could mean either")
         return labels
 
+    @model_validator(mode="after")
+    def _keys_are_used(self) -> Self:
+        if self.pattern and self.scorer != "regex":
+            raise ValueError("pattern belongs to the scorer regex: add `scorer: regex`")
+        if self.labels and self.scorer != "label" and self.name != "classification":
+            raise ValueError("labels belong to a classification: say `name: classification` or `scorer: label`")
+        if self.cloze and not self.choices and self.name != "multiple_choice":
+            raise ValueError("cloze is what choices are weighed behind: name their column, `choices: …`")
+        return self
+
     @field_validator("stop", mode="after")
     @classmethod
     def _stops_say_something(cls, stop: list[str] | None) -> list[str] | None:

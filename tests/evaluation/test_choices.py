@@ -7,7 +7,7 @@ import torch
 from conftest import PLAYGROUND, tiny_model
 from transformers import PreTrainedModel
 
-from toolkit.evaluation import evaluate
+from toolkit.evaluation import choices, evaluate
 from toolkit.evaluation.choices import Row, likeliest, log_likelihoods
 from toolkit.moe import load_tokenizer
 from toolkit.recipe_data import TaskRecipe
@@ -22,6 +22,8 @@ ROWS = [
         "answerKey": "3",
     },
 ]
+
+KEYS = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)]  # item and choice
 
 
 @pytest.fixture
@@ -84,3 +86,17 @@ def test_both_scores_are_reported_and_kept(task: Task, tokenizer: Any, tmp_path:
     summary = json.loads((tmp_path / "pruned.json").read_text())
     assert (summary["likelihood_score"], summary["likelihood_correct"]) == (sum(right) / 3, sum(right))
     assert f"{sum(right) / 3:.1%} by the likeliest choice" in scores.told_beside
+
+
+# Each rank weighs every second batch: together they find what one finds.
+def test_the_batches_are_shared_out(task: Task, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, examples = tiny_model("mixtral", vocab_size=768, eos_token_id=1), task.examples("test")
+    alone, parts = likeliest(model, tokenizer, examples, 3), []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setattr(choices, "gather", lambda found: parts.append(found) or [dict.fromkeys(KEYS, 0.0)])
+        likeliest(model, tokenizer, examples, 3)
+    assert not parts[0].keys() & parts[1].keys() and parts[0].keys() | parts[1].keys() == set(KEYS)
+    monkeypatch.setattr(choices, "gather", lambda found: parts)
+    assert likeliest(model, tokenizer, examples, 3) == alone

@@ -33,7 +33,7 @@ def preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 def test_examples_are_shown_as_the_model_sees_them_with_the_completion_marked(preview) -> None:
     status, out = preview("--examples", "1", "task.shots=1")
     assert status == 0 and "\x1b" not in out
-    assert "1 solved examples before each question; judged by exact" in out
+    assert "1 solved example before each question; judged by exact" in out
     line = next(line for line in out.splitlines() if line.startswith("<|user|>"))
     assert line.endswith("<|user|>Reverse: a <|assistant|>⟦#### a<|end|>⟧") and line.count("<|user|>") == 2
 

@@ -27,7 +27,9 @@ def run(arguments: argparse.Namespace) -> None:
     splits = {split: task.examples(split) for split in SPLITS}  # type: ignore[arg-type]
     tokenizer = load_tokenizer(recipe.model.path, recipe.model.revision)
     template = "the model's chat template" if tokenizer.chat_template and task.preset.chat else "plain text"
-    shots = f", {task.preset.shots} solved examples before each question" if task.preset.shots else ""
+    shots = (
+        f", {task.preset.shots} solved example{'s' * (task.preset.shots > 1)} before each question" if task.preset.shots else ""
+    )
     stops = f", stops at {', '.join(map(repr, task.stop))}" if task.stop else ""
     say(f"[bold]{recipe.task.name}[/]: {template}{shots}; judged by {task.preset.scorer}{stops}\n")
     show_examples(tokenizer, splits[arguments.split][: arguments.examples])
