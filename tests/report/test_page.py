@@ -110,6 +110,20 @@ def test_numbers_on_the_page_are_those_of_report_json(tmp_path: Path) -> None:
         assert sentence in words
 
 
+def test_what_was_measured_beside_the_scores_is_report_jsons_too(tmp_path: Path) -> None:
+    report = collect(make_run(tmp_path).path)
+    report["fidelity"] = {"pruned": {"kl": 0.2, "kl_error": None, "acceptance": 0.9, "acceptance_error": 0.01, "tokens": 1234}}
+    report["harness"] = [{"task": "arc", "metric": "acc", "n": None, "models": {"pruned": {"value": 0.5, "error": 0.01}}}]
+    found = {path: (how, text) for path, how, text in Facts(render(report)).found}
+    assert plain(found["fidelity/pruned"][1]) == FORMATS[found["fidelity/pruned"][0]](report["fidelity"]["pruned"])
+    assert found["harness/0/models/pruned"] == ("measured", "0.5000 ± 0.0100") and found["harness/0/n"] == ("count", "–")
+
+
+def test_every_measure_has_one_row() -> None:
+    keys = [key for _, key, _ in ROWS]
+    assert len(keys) == len(set(keys))
+
+
 def test_a_bar_is_as_long_as_the_score_and_its_whiskers_as_the_interval(tmp_path: Path) -> None:
     report = collect(make_run(tmp_path).path)
     chart = drawings(render(report))[0]

@@ -41,6 +41,7 @@ class HeatMap:
     widths: tuple[int, int]  # pixels: least and most
     ticks: list[Tick]
     legend: list[tuple[float, str]]  # strength, and the share it stands for
+    hues: dict[str, str]  # kept, pruned -> the colour of the pictures
     chosen: bool  # whether any expert was chosen yet
 
 
@@ -81,6 +82,7 @@ def heat_map(report: dict[str, Any]) -> HeatMap | None:
         widths=(experts * (6 if experts > MANY else 20), experts * 72),
         ticks=[Tick(100 * (e + 0.5) / experts, str(e)) for e in range(0, experts, every)],
         legend=[(strength, percent(strength**2 * most)) for strength in (0.25, 0.5, 0.75, 1.0)],
+        hues={what: "#{:02x}{:02x}{:02x}".format(*colour) for what, colour in (("kept", KEPT), ("pruned", PRUNED))},
         chosen=any(kept),
     )
 

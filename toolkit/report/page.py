@@ -20,14 +20,12 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     write.__name__: write
     for write in (
         formats.percent, formats.interval, formats.count, formats.points, formats.chance, formats.loss, formats.amount,
-        formats.size, formats.speed, formats.duration,
+        formats.size, formats.speed, formats.duration, kl, acceptance, measured,
     )
 }  # fmt: skip
 ROWS = (  # label, key of a model's measures (none: several of them), format; a row that no model has is left out
     ("Score", "score", "percent"),
     ("95 % interval", "", "interval"),
-    ("Score, read flexibly", "flexible_score", "percent"),
-    ("F1", "f1", "percent"),
     ("Questions", "n", "count"),
     ("By flexible extraction", "flexible_score", "percent"),
     ("Likeliest choice is right", "likelihood_score", "percent"),
@@ -112,9 +110,6 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= FORMATS | {
-        "kl": kl,
-        "acceptance": acceptance,
-        "measured": measured,
         "typeset": typeset,
         "last_line": last_line,
     }
