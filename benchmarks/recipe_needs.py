@@ -6,6 +6,7 @@ The models are their published configurations (benchmarks/scaling/*/config.json)
 """
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
@@ -13,7 +14,6 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from toolkit.estimate import Estimate, Estimator, machine
-from toolkit.recipe import Recipe
 from toolkit.recipe_file import load_recipe
 from toolkit.report.estimate import gib
 from toolkit.report.formats import duration
@@ -47,7 +47,9 @@ def needs(path: Path, known: dict[str, Estimator]) -> str:
     lines = [f"{BEGIN} (`pollard estimate recipes/{path.name} …`: estimates, not measurements):", "#"]
     for there in MACHINES if name in CONFIGS else EMBEDDED:
         estimator = known.setdefault(str(folder), Estimator(machine(**EMBEDDED[0]))).on(machine(**there))
-        lines.append(f"#     {_options(there):<38} {_told(recipe, estimator.estimate(recipe))}")
+        with contextlib.chdir(ROOT):  # where the embedded data's paths begin
+            found = estimator.estimate(recipe)
+        lines.append(f"#     {_options(there):<38} {_told(found)}")
     if name in CONFIGS:
         lines += ["#", "# Beside it on the disk: the original. Hours count every text as max_length tokens, mostly too many."]
     return "\n".join([*lines, END])
@@ -57,7 +59,7 @@ def _options(there: dict[str, object]) -> str:
     return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in there.items())
 
 
-def _told(recipe: Recipe, found: Estimate) -> str:
+def _told(found: Estimate) -> str:
     if found.lacking:
         return "does not fit: " + "; ".join(f"{name} ({' and '.join(lacks)})" for name, lacks in found.lacking.items())
     gpu, host = (max(getattr(stage, key) for stage in found.stages) for key in ("gpu_bytes", "host_bytes"))

@@ -67,9 +67,13 @@ def test_a_recipe_for_a_real_model_goes_through_all_its_stages(path: Path, folde
     assert "recovered" not in recipe.evaluation.models or manifest["stages"]["recover"]["steps"] == 1
 
 
+# Without the models of 128 experts, which take as long as all others: what changes their figures changes others', too, and
+# the command then writes all of them anew.
 def test_what_a_header_says_a_recipe_needs_is_what_the_estimator_says() -> None:
     known: dict = {}
     for path in recipe_needs.with_needs():
+        if recipe_needs.CONFIGS.get(load_recipe(path).model.path) == "qwen3-30b-a3b":
+            continue
         text = path.read_text()
         told = f"{path.name}: run python benchmarks/recipe_needs.py"
         assert recipe_needs.renewed(text, recipe_needs.needs(path, known)) == text, told
