@@ -37,5 +37,5 @@ def commands() -> str:
         parser = argparse.ArgumentParser(prog=f"pollard {verb.name}")
         verb.arguments(parser)
         told = f"{verb.purpose[0].upper()}{verb.purpose[1:]}."
-        parts.append(f"## pollard {verb.name}\n\n{told}\n\n    {verb.example}\n\n```text\n{parser.format_help().strip()}\n```\n")
+        parts.append(f"### pollard {verb.name}\n\n{told}\n\n    {verb.example}\n\n```text\n{parser.format_help().strip()}\n```\n")
     return "\n".join(parts)

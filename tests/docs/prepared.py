@@ -25,6 +25,8 @@ MODELS = {
     "mistralai/Mixtral-8x7B-Instruct-v0.1": "mixtral",
     "Qwen/Qwen3-30B-A3B": "qwen3_moe",
     "path/to/checkpoint": "mixtral",
+    "path/of/original": "mixtral",
+    "path/of/smaller": "mixtral",
 }
 OWN = ("runs", "path")  # folders that pages write to
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -49,6 +51,8 @@ def make_folder(folder: Path) -> Path:
         tiny_model(family, vocab_size=768, eos_token_id=1).save_pretrained(folder / name)
         for file in TOKENIZER:
             shutil.copy(PLAYGROUND / "model" / file, folder / name)
+    (folder / "path" / "of" / "config").mkdir()  # the shape of a model, without weights
+    shutil.copy(folder / "path" / "of" / "original" / "config.json", folder / "path" / "of" / "config")
     for task in filter(lambda task: (task / "train.jsonl").exists(), PLAYGROUND.iterdir()):
         (folder / "data" / "playground" / task.name).symlink_to(task)
     _write(folder / "data" / "tickets.train.jsonl", 60, text="My parcel {} has not come.", team="shipping")
