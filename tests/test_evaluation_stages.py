@@ -68,7 +68,7 @@ def test_what_it_leaves_is_in_the_report_on_the_page_and_in_the_terminal(
     report = json.loads(Path("runs/small/report.json").read_text())
     assert report["fidelity"] == {"pruned": found}
     acceptance = f"{100 * found['acceptance']:.1f} ± {100 * found['acceptance_error']:.1f} %"
-    assert acceptance in Path("runs/small/report.html").read_text()
+    assert acceptance in Path("runs/small/report.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
     run(like())
     assert f"acceptance {acceptance}" in capsys.readouterr().out
 
@@ -115,7 +115,7 @@ def test_other_tasks_are_asked_of_every_model_and_shown(folder: Path, capsys: py
     found = json.loads(Path("runs/harness/evaluation/pruned.harness.json").read_text())["small_choice"]
     assert (row["task"], row["metric"], row["n"], list(row["models"])) == ("small_choice", "acc", 8, ["original", "pruned"])
     assert row["models"]["pruned"] == found["metrics"]["acc"]
-    assert f"<td>{found['metrics']['acc']['value']:.4f} ±" in Path("runs/harness/report.html").read_text()
+    assert f">{found['metrics']['acc']['value']:.4f} ±" in Path("runs/harness/report.html").read_text()
     Path("tasks/questions.jsonl").write_text(Path("tasks/questions.jsonl").read_text().replace("olive", "lemon"))
     assert redone(small_recipe(name="harness", **HARNESS), capsys) == ["harness/original", "harness/pruned", "report"]
 
