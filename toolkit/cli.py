@@ -92,6 +92,7 @@ def parser_of_verbs() -> argparse.ArgumentParser:
         )
         verb.arguments(own)
         everywhere(own)
+    parser.set_defaults(verbs=verbs.choices)  # for the verb that completes them
     return parser
 
 

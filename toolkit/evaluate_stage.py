@@ -9,7 +9,8 @@ from toolkit.distributed import is_main, say, together
 from toolkit.evaluation import AnswerLog, Decoding, Scores, evaluate, evaluate_with
 from toolkit.moe import active_expert_parameters, checkpoint_bytes, load_config, load_tokenizer, meta_model, sizes
 from toolkit.placement import with_model
-from toolkit.recipe import Recipe, ServerRecipe
+from toolkit.recipe import Recipe
+from toolkit.recipe_evaluation import ServerRecipe
 from toolkit.run_directory import RunDirectory
 from toolkit.tasks import Task
 

@@ -9,8 +9,9 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from toolkit.recipe import SHORTHANDS, Recipe, ServerRecipe
+from toolkit.recipe import SHORTHANDS, Recipe
 from toolkit.recipe_data import DataRecipe, Section
+from toolkit.recipe_evaluation import ServerRecipe
 from toolkit.recipe_file import dump_value, sections_in
 
 WIDTH = 120

@@ -16,8 +16,8 @@ from toolkit.errors import PollardError
 from toolkit.evaluation import AnswerLog, Decoding, Scores, evaluate, evaluate_with, server
 from toolkit.evaluation.server import Server
 from toolkit.moe import load_model, load_tokenizer
-from toolkit.recipe import ServersRecipe
 from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe_evaluation import ServersRecipe
 from toolkit.tasks import Task
 
 PATH = str(PLAYGROUND / "model")

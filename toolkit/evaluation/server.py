@@ -20,7 +20,7 @@ from toolkit.evaluation.answers import Request, before_stop
 from toolkit.evaluation.decoding import Decoding
 from toolkit.evaluation.judging import Answer
 from toolkit.progress import showing
-from toolkit.recipe import ServerRecipe, ServersRecipe
+from toolkit.recipe_evaluation import ServerRecipe, ServersRecipe
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before another attempt
 BUSY = (408, 409, 425, 429)  # of the 4xx, those that may pass

@@ -17,13 +17,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from toolkit.cli import parser_of_verbs
     from toolkit.completion import script
 
-    verbs = parser_of_verbs()._subparsers
-    assert verbs is not None
-    choices = verbs._group_actions[0].choices
-    sys.stdout.write(script(arguments.shell, dict(choices)))  # type: ignore[arg-type]
+    sys.stdout.write(script(arguments.shell, arguments.verbs))
 
 
 COMPLETION = Verb(
