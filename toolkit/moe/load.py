@@ -104,6 +104,8 @@ def load_model(
         options["device_map"] = "auto"
     thresholds = load_thresholds(path, revision) if skipping else None
     model = explained(lambda: door.from_pretrained(path, **options), path)
+    if method:  # or what is saved later would bear the names of the quantized tensors, which no reader looks for
+        model._weight_conversions = None
     if thresholds:
         apply_skipping(model, thresholds)
     there = spread or is_deepspeed_zero3_enabled()  # ZeRO-3 puts the parts where it wants them
