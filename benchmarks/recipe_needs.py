@@ -2,7 +2,9 @@
 
     python benchmarks/recipe_needs.py --check                  # exit status 1 where a header says something else
 
-The models are their published configurations (benchmarks/scaling/*/config.json): no weights, no network, no GPU.
+The models are their published configurations (benchmarks/scaling/*/config.json): no weights, no network, no GPU. They hold the
+sizes of the config.json beside each model's weights on the hub, written down by hand; what they come to in parameters is
+compared with what each model's makers say of it (tests/recipes/test_every_recipe.py).
 """
 
 import argparse

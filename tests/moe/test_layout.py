@@ -68,8 +68,12 @@ def test_fused_blocks_are_cut_with_their_scales_and_stay_quantized(tmp_path: Pat
     assert "it stays quantized (mxfp4) as the original is; fine-tuning dequantizes it" in capsys.readouterr().out
     # What is trained afterwards is what the dequantized original would have been cut to
     expected = slice_model(load_model(str(folder), dtype="checkpoint"), plan_for(model, KEPT)).state_dict()
-    trained = load_model(str(tmp_path / "pruned"), dtype="checkpoint").state_dict()
-    assert all(torch.equal(trained[name], tensor) for name, tensor in expected.items())
+    trained = load_model(str(tmp_path / "pruned"), dtype="checkpoint")
+    assert all(torch.equal(trained.state_dict()[name], tensor) for name, tensor in expected.items())
+    # … and is saved under the names of plain numbers, or a reader would leave the experts random
+    trained.save_pretrained(tmp_path / "trained")
+    saved = load_file(tmp_path / "trained" / "model.safetensors")
+    assert saved.keys() == expected.keys() and all(torch.equal(saved[name], tensor) for name, tensor in expected.items())
 
 
 def test_what_cannot_be_run_here_can_be_pruned_and_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from toolkit.errors import PollardError
 from toolkit.moe import load_config, load_model, load_tokenizer, meta_model
@@ -47,6 +48,16 @@ def test_other_quantized_checkpoints_are_refused(tiny_checkpoint) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
     with pytest.raises(PollardError, match=r"quantized \(gptq\).*Use its unquantized checkpoint"):
+        load_model(str(folder))
+
+
+# transformers fills them with random numbers and goes on.
+def test_a_tensor_that_the_files_lack_is_told(tiny_checkpoint) -> None:
+    folder = tiny_checkpoint()
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.self_attn.q_proj.renamed"] = tensors.pop("model.layers.1.self_attn.q_proj.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PollardError, match=r"lacks 1 of the model's tensors.*: model\.layers\.1\.self_attn\.q_proj\.weight\."):
         load_model(str(folder))
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from tiny_original import published, save_tiny, write_rows
+from transformers import AutoModelForCausalLM
 
 from toolkit import distributed
+from toolkit.moe import load_config, meta_model, sizes
 from toolkit.pipeline import plan_stages, run
 from toolkit.recipe_file import load_recipe
 from toolkit.verbs.recipes import title
@@ -25,6 +27,9 @@ SHRUNK = [
     "finetuning.trainer.per_device_train_batch_size=2", "finetuning.trainer.gradient_accumulation_steps=1",
     "finetuning.trainer.eval_strategy=no", "evaluation.examples=2", "evaluation.batch_size=2", "evaluation.max_new_tokens=2",
 ]  # fmt: skip
+
+# In billions, as the models' cards and papers give them
+PUBLISHED = {"mixtral-8x7b": 46.7, "qwen3-30b-a3b": 30.5, "olmoe-1b-7b": 6.9, "gpt-oss-20b": 20.9, "deepseek-v2-lite": 15.7}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +69,10 @@ def test_a_recipe_for_a_real_model_goes_through_all_its_stages(path: Path, folde
     assert all(stage["status"] == "done" for stage in manifest["stages"].values())
     plan = json.loads((folder / "runs" / recipe.name / "plan.json").read_text())
     assert {len(block["kept"]) for block in plan["blocks"].values()} == {load_recipe(path).pruning.keep}
-    assert "recovered" not in recipe.evaluation.models or manifest["stages"]["recover"]["steps"] == 1
+    if "recovered" in recipe.evaluation.models:
+        assert manifest["stages"]["recover"]["steps"] == 1
+        _, found = AutoModelForCausalLM.from_pretrained(folder / "runs" / recipe.name / "recovered", output_loading_info=True)
+        assert not found["missing_keys"] and not found["unexpected_keys"]
 
 
 # Without the models of 128 experts, which take as long as all others: what changes their figures changes others', too, and
@@ -86,6 +94,12 @@ def test_a_header_says_what_how_and_for_editors_by_which_schema(path: Path) -> N
     assert title(path) == lines[1].removeprefix("# ") and len(title(path)) < 125
     assert f"recipes/{path.name}" in "\n".join(line for line in lines if line.startswith("#     "))
     assert load_recipe(path).name == path.stem
+
+
+@pytest.mark.parametrize("name", sorted({*recipe_needs.CONFIGS.values()}))
+def test_a_configuration_has_as_many_parameters_as_is_published(name: str) -> None:
+    total = sizes(meta_model(load_config(str(published(name))))).parameters
+    assert round(total / 1e9, 1) == PUBLISHED[name]
 
 
 def test_a_real_recipe_says_what_it_needs_and_that_nobody_ran_it() -> None:

@@ -103,7 +103,15 @@ def load_model(
     if spread:
         options["device_map"] = "auto"
     thresholds = load_thresholds(path, revision) if skipping else None
-    model = explained(lambda: door.from_pretrained(path, **options), path)
+    model, found = explained(lambda: door.from_pretrained(path, output_loading_info=True, **options), path)
+    missing = sorted(found["missing_keys"])  # transformers leaves them random, and only warns
+    if missing and not is_deepspeed_zero3_enabled():  # there `check_loaded` tells it, with the loader as a suspect
+        raise PollardError(
+            f"{path} lacks {len(missing)} of the model's tensors, or has them under other names: {', '.join(missing[:3])}"
+            f"{', …' * (len(missing) > 3)}. Is a file of it missing? Fetch or write the checkpoint again."
+        )
+    if method:  # or what is saved later would bear the names of the quantized tensors, which no reader looks for
+        model._weight_conversions = None
     if thresholds:
         apply_skipping(model, thresholds)
     there = spread or is_deepspeed_zero3_enabled()  # ZeRO-3 puts the parts where it wants them
