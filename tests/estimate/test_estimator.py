@@ -239,6 +239,12 @@ def test_where_nothing_helps_nothing_is_advised(config_only: str) -> None:
     assert advice(estimator, recipe, found)["recover"] == []
 
 
+def test_where_even_one_example_does_not_fit_fidelity_is_left_out(config_only: str) -> None:
+    estimator = Estimator(machine(gpus=1, gpu_memory="0.01M", cpu_memory="1G"))
+    recipe = recipe_of(config_only, evaluation={"fidelity": 8})
+    assert advice(estimator, recipe, estimator.estimate(recipe))["fidelity/original"] == ["evaluation.fidelity=null"]
+
+
 def test_the_original_is_spread_over_the_gpus_where_one_is_too_small(config_only: str) -> None:
     def first(gpu_memory: str) -> tuple[int, str]:
         stages = {s.name: s for s in estimated(recipe_of(config_only), gpu_memory=gpu_memory).stages}

@@ -35,6 +35,8 @@ def _remedies(estimator: Estimator, recipe: Recipe, name: str) -> list[str]:
             found.append(_written(change))
     if not found and name == "control":
         found.append(_written({"control": False}))
+    if not found and name.startswith("fidelity/"):
+        found.append("evaluation.fidelity=null")
     others = [role for role in recipe.evaluation.models if role != "original"]
     if not found and name == "evaluate/original" and others:
         found.append(_written({"evaluation.models": others}))
