@@ -91,7 +91,7 @@ def test_what_a_header_says_a_recipe_needs_is_what_the_estimator_says() -> None:
 def test_a_header_says_what_how_and_for_editors_by_which_schema(path: Path) -> None:
     lines = path.read_text().splitlines()
     assert lines[0] == "# yaml-language-server: $schema=recipe.schema.json"
-    assert title(path) == lines[1].removeprefix("# ") and len(title(path)) < 125
+    assert title(path) == lines[1].removeprefix("# ").rstrip(":") and len(title(path)) < 125
     assert f"recipes/{path.name}" in "\n".join(line for line in lines if line.startswith("#     "))
     assert load_recipe(path).name == path.stem
 

@@ -25,14 +25,14 @@ def run(arguments: argparse.Namespace) -> None:
         sys.stdout.write(recipe_reference.reference() if arguments.reference else recipe_reference.schema())
         return
     for path in sorted(FOLDER.glob("*.yaml")):
-        console.print(f"[bold]{f'recipes/{path.name}':<32}[/]", end="")
+        console.print(f"[bold]{f'recipes/{path.name}':<36}[/]", end="")
         console.print(title(path), markup=False)
 
 
 def title(path: Path) -> str:
     """What a recipe says of itself first."""
     lines = (line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
-    return next((line for line in lines if line and not line.startswith("yaml-language-server")), "")
+    return next((line for line in lines if line and not line.startswith("yaml-language-server")), "").rstrip(":")
 
 
 RECIPES = Verb("recipes", "list the recipes that come along, or every key of one", "pollard recipes --reference", arguments, run)
