@@ -57,7 +57,7 @@ def kind_of(text: str) -> str:
     """What an indented block is."""
     first = next(iter(text.splitlines()), "")
     words = without_variables(first.split())
-    if words and words[0] in PROGRAMS:
+    if words and (words[0] in PROGRAMS or words[0].endswith((".sh", ".py"))):
         return "command"
     if re.match(r"(import|from) \w", first):
         return "python"

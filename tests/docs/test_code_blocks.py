@@ -20,7 +20,7 @@ from toolkit.recipe import Recipe
 from toolkit.recipe_file import load_recipe
 
 UNRUN = {  # all that no test runs: what its mark says that it needs, and how it begins
-    "gpu": ("python benchmarks/gpu", "vllm serve"),
+    "gpu": ("benchmarks/", "python benchmarks/", "vllm serve"),
     "network": ("pollard push", "pip install"),
     "time": ("python benchmarks/",),
     "login": ("pollard push",),
