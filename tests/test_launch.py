@@ -143,7 +143,14 @@ def test_a_stopped_run_says_how_to_go_on_and_leaves_no_rank_behind(
     command = ["bash", str(home / "launch.sh"), "--ranks", "2", "recipe.yaml", f"name={number.name}", "--fresh"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     with subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell that starts tests in the background ignores it
     ) as process:  # which ends when nobody writes any more: no rank is left
         assert process.stdout
         before = []
