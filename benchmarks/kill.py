@@ -30,9 +30,10 @@ from playground_shaped import ROOT, make
 
 import toolkit.pipeline
 import toolkit.recovery.recover  # noqa: F401  what takes seconds is imported here once for all attempts
-from toolkit import cli, own_answers
+from toolkit import cli
 from toolkit.moe import rewrite
 from toolkit.recovery import teacher
+from toolkit.stages import own_answers
 
 COMPARED = (
     "calibration/statistics.safetensors", "plan.json", "pruned/*.safetensors", "pruned/*.json", "answers/*/*", "teacher/*",

@@ -131,7 +131,8 @@ def test_a_missing_recipe_is_an_error(pollard, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("verb", runs.UNTIL)
 def test_a_verb_runs_the_pipeline_as_far_as_its_stage(pollard, recipe: str, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from toolkit import pipeline, screens
+    from toolkit import pipeline
+    from toolkit.terminal import screens
 
     called = {}
     monkeypatch.setattr(runs, "join", lambda: None)

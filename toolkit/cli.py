@@ -13,10 +13,10 @@ import traceback
 import warnings
 from collections.abc import Callable
 
-from toolkit.bugs import BUG, Bug, tracebacks_in
 from toolkit.distributed import PATIENCE, console, is_main, rank, say, stop
 from toolkit.errors import PollardError
-from toolkit.interrupt import INTERRUPTED
+from toolkit.terminal.bugs import BUG, Bug, tracebacks_in
+from toolkit.terminal.interrupt import INTERRUPTED
 from toolkit.verbs import VERBS
 from toolkit.verbs.verb import everywhere
 

@@ -15,23 +15,23 @@ from typing import Any
 import torch
 from rich.markup import escape
 
-from toolkit import evaluation_stages, stages, teacher_stages
-from toolkit.calibration_data import check_data, identity_of_data, sources_of
 from toolkit.distributed import barrier, check_shared, is_main, on_main, say, world_size
 from toolkit.errors import ItemsFailed, PollardError
-from toolkit.evaluate_stage import evaluate_stage
 from toolkit.evaluation.harness import check_harness
 from toolkit.files import explained_full_disk
-from toolkit.full_memory import explained_full_memory
 from toolkit.recipe import Recipe
 from toolkit.recipe_file import dump_recipe
 from toolkit.recovery.training_data import check_training_data
-from toolkit.rounds import early_rounds, recipe_of_last_round, recipe_of_round, share_what_is_taught
 from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
-from toolkit.scoring_identity import identity_of_scoring, own_scorer_identity
-from toolkit.skip_stage import check_skipping, role_that_skips, skip_stage
+from toolkit.stages import beside, core, teach
+from toolkit.stages.calibration_data import check_data, identity_of_data, sources_of
+from toolkit.stages.evaluate import evaluate_stage
+from toolkit.stages.full_memory import explained_full_memory
+from toolkit.stages.rounds import early_rounds, recipe_of_last_round, recipe_of_round, share_what_is_taught
+from toolkit.stages.scoring_identity import identity_of_scoring, own_scorer_identity
+from toolkit.stages.skip import check_skipping, role_that_skips, skip_stage
+from toolkit.stages.teach import Taught
 from toolkit.tasks import Task
-from toolkit.teacher_stages import Taught
 
 Do = Callable[[Recipe, RunDirectory, str], dict[str, Any]]
 
@@ -57,16 +57,16 @@ def plan_stages(recipe: Recipe, taught: Taught | None = None) -> list[Stage]:
     train_data = fingerprint_of(settings, data["train"])
     split = data["train" if recipe.evaluation.split == "dev" else "test"]
     judged = fingerprint_of(settings, split, evaluation, recipe.model.dtype, *identity_of_scoring(task))
-    budget = stages.budget(recipe)
+    budget = core.budget(recipe)
     # Criteria score what the pruned model will do: with fewer experts per token, calibration is another one
     routing = [budget.experts_per_token] if budget.fewer_active else []
     # The reconstruction search needs the experts' outputs, so it is part of calibration where the criterion asks for it
-    how = [*routing, *stages.search_of(recipe)]
+    how = [*routing, *core.search_of(recipe)]
     watching = [identity_of_data(recipe), recipe.calibration.model_dump(), recipe.seed, *how]
     choosing = recipe.pruning.model_dump(exclude={"schedule", "skipping"})
     teaching: list[Stage] = []
     if taught is None:
-        taught = teacher_stages.fingerprints(recipe, model, train_data, data["test"])
+        taught = teach.fingerprints(recipe, model, train_data, data["test"])
         teaching = _teaching(taught) if _trains(recipe) else []
     training = [taught, recipe.finetuning.model_dump(), recipe.seed, recipe.model.dtype, *_answering(recipe)]
     before, after = (teaching, []) if early_rounds(recipe) else ([], teaching)  # the original teaches in every round
@@ -82,8 +82,8 @@ def plan_stages(recipe: Recipe, taught: Taught | None = None) -> list[Stage]:
     keep, criterion = recipe.pruning.keep, recipe.pruning.criterion
     searching = f" and search the best sets ({recipe.pruning.mode})" if criterion == "reconstruction" else ""
     found = {"original": model, "pruned": prune, "recovered": recover, "control": control}
-    asked = evaluation_stages.harness_fingerprint(recipe)
-    said = evaluation_stages.fidelity_fingerprint(recipe, model, split)
+    asked = beside.harness_fingerprint(recipe)
+    said = beside.fidelity_fingerprint(recipe, model, split)
 
     def evaluation_of(role: str) -> list[Stage]:
         if role not in (*recipe.evaluation.models, "control"):
@@ -91,15 +91,15 @@ def plan_stages(recipe: Recipe, taught: Taught | None = None) -> list[Stage]:
         purpose = f"answer the {recipe.evaluation.split} questions of {recipe.task.name} with the {role} model"
         do, answers = evaluate_stage(role, found[role]), f"evaluation/{role}.answers"
         evaluate = Stage(f"evaluate/{role}", purpose, fingerprint_of(found[role], judged), do, scratch=answers)
-        return [*beside(role), evaluate]  # in this order, so that `pollard evaluate` ends with them all
+        return [*measured_beside(role), evaluate]  # in this order, so that `pollard evaluate` ends with them all
 
-    def beside(role: str) -> list[Stage]:
+    def measured_beside(role: str) -> list[Stage]:
         stages_of_it = []
         if recipe.evaluation.fidelity and role != "original":
-            purpose, do = f"compare what the {role} model says with the original", evaluation_stages.fidelity_stage(role, said)
+            purpose, do = f"compare what the {role} model says with the original", beside.fidelity_stage(role, said)
             stages_of_it.append(Stage(f"fidelity/{role}", purpose, fingerprint_of(found[role], said), do))
         if recipe.evaluation.harness:
-            purpose, do = f"ask the {role} model about other tasks", evaluation_stages.harness_stage(role)
+            purpose, do = f"ask the {role} model about other tasks", beside.harness_stage(role)
             stages_of_it.append(Stage(f"harness/{role}", purpose, fingerprint_of(found[role], asked), do))
         return stages_of_it
 
@@ -109,10 +109,10 @@ def plan_stages(recipe: Recipe, taught: Taught | None = None) -> list[Stage]:
             "calibrate",
             f"watch which experts {' + '.join(watched)} use{'s' * (len(watched) == 1)}{searching}",
             calibrate,
-            _in_last_round(stages.calibrate_stage),
+            _in_last_round(core.calibrate_stage),
         ),
-        Stage("select", f"choose the experts to keep ({keep}, {criterion})", select, stages.select_stage),
-        Stage("prune", "cut the others out of the checkpoint", prune, _in_last_round(stages.prune_stage)),
+        Stage("select", f"choose the experts to keep ({keep}, {criterion})", select, core.select_stage),
+        Stage("prune", "cut the others out of the checkpoint", prune, _in_last_round(core.prune_stage)),
         *_keeping(recipe, said),
         *evaluation_of("original"),
         *evaluation_of("pruned"),
@@ -122,7 +122,7 @@ def plan_stages(recipe: Recipe, taught: Taught | None = None) -> list[Stage]:
     if "recovered" in recipe.evaluation.models:
         how_to = f"fine-tune the pruned model ({zero})"
         before += [
-            Stage("recover", how_to, recover, stages.recover_stage, scratch="checkpoints/recovered"),
+            Stage("recover", how_to, recover, core.recover_stage, scratch="checkpoints/recovered"),
             *evaluation_of("recovered"),
         ]
     if recipe.pruning.skipping:
@@ -138,16 +138,16 @@ def plan_stages(recipe: Recipe, taught: Taught | None = None) -> list[Stage]:
     if recipe.control:
         how_to = f"fine-tune the original in the same way ({zero})"
         before += [
-            Stage("control", how_to, control, stages.control_stage, scratch="checkpoints/control"),
+            Stage("control", how_to, control, core.control_stage, scratch="checkpoints/control"),
             *evaluation_of("control"),
         ]
     everything = fingerprint_of([stage.fingerprint for stage in before])
-    return [*before, Stage("report", "put it together", everything, stages.report_stage)]
+    return [*before, Stage("report", "put it together", everything, core.report_stage)]
 
 
 def _keeping(recipe: Recipe, said: str) -> list[Stage]:
     purpose = "keep what the original model says of the gold answers"
-    stage = Stage("fidelity/original", purpose, said, evaluation_stages.fidelity_original_stage)
+    stage = Stage("fidelity/original", purpose, said, beside.fidelity_original_stage)
     return [stage] if recipe.evaluation.fidelity else []
 
 
@@ -166,10 +166,10 @@ def _teaching(taught: Taught) -> list[Stage]:
     stages_of_it = []
     if taught.answers:
         purpose = "have the original model answer training prompts"
-        stages_of_it.append(Stage("answers", purpose, taught.answers, teacher_stages.answers_stage))
+        stages_of_it.append(Stage("answers", purpose, taught.answers, teach.answers_stage))
     if taught.teacher:
         purpose = "keep what the original model says of every completion token"
-        stages_of_it.append(Stage("teacher", purpose, taught.teacher, teacher_stages.teacher_stage))
+        stages_of_it.append(Stage("teacher", purpose, taught.teacher, teach.teacher_stage))
     return stages_of_it
 
 
@@ -191,7 +191,7 @@ def _in_last_round(do: Do) -> Do:
 def check(recipe: Recipe) -> None:
     """Everything that can be known to be wrong before the first stage starts; raises PollardError."""
     for keep in (*early_rounds(recipe), recipe.pruning.keep):
-        stages.budget(recipe.model_copy(update={"pruning": recipe.pruning.model_copy(update={"keep": keep})}))
+        core.budget(recipe.model_copy(update={"pruning": recipe.pruning.model_copy(update={"keep": keep})}))
     if recipe.model.dtype in ("bfloat16", "float16") and not torch.cuda.is_available():
         raise PollardError(
             f"model.dtype is {recipe.model.dtype}, but this machine has no GPU: say model.dtype=float32 (or auto)."
@@ -200,7 +200,7 @@ def check(recipe: Recipe) -> None:
     for split in ("train", recipe.evaluation.split):
         task.examples(split)
     check_data(recipe)
-    check_skipping(recipe, stages.budget(recipe).experts_per_token)
+    check_skipping(recipe, core.budget(recipe).experts_per_token)
     if recipe.evaluation.harness:
         check_harness(recipe.evaluation.harness, recipe.evaluation.harness_tasks)
     if _trains(recipe):
@@ -232,7 +232,7 @@ def run(
         check_shared(directory.path)
         named = [(stage.name, reasons[stage.name]) for stage in planned[: _end(planned, until)]]
         if taught is None and any(reason for _, reason in named):  # a round is part of a run that has said it
-            from toolkit.screens import first_screen  # it counts as the estimates do, which know the pipeline
+            from toolkit.terminal.screens import first_screen  # it counts as the estimates do, which know the pipeline
 
             first_screen(recipe, directory, named)
         on_main(lambda: directory.open(*owner, dump_recipe(recipe), todo))

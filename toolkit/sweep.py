@@ -31,8 +31,8 @@ from toolkit.recipe_file import dump_recipe
 from toolkit.report import show_sweep, tabulate, write_report
 from toolkit.report.formats import loss, percent
 from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
-from toolkit.scoring_identity import own_scorer_identity
 from toolkit.selection import kept_unobserved, select
+from toolkit.stages.scoring_identity import own_scorer_identity
 from toolkit.sweep_grid import Cell, Grid
 from toolkit.tasks import Task
 

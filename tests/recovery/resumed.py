@@ -18,7 +18,7 @@ from toolkit.errors import PollardError
 from toolkit.recipe import Recipe
 from toolkit.recovery import trainer
 from toolkit.recovery.recover import recover
-from toolkit.stages import dev_accuracy
+from toolkit.stages.core import dev_accuracy
 
 
 class Stop(TrainerCallback):

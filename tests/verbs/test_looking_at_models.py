@@ -51,7 +51,7 @@ def test_the_last_model_of_a_run_writes_unless_another_is_named(folder: Path, po
     assert "pruned: 3 tokens" in pollard("generate", "runs/small", "Why?", "--max-new-tokens", "3")[1]
     assert "original: 3 tokens" in pollard("generate", "runs/small", "Why?", "--max-new-tokens", "3", "--by", "original")[1]
     status, out = pollard("generate", "runs/small", "Why?", "--by", "recovered")
-    assert status == 1 and "runs/small has no recovered model. It has: original, pruned." in out
+    assert status == 1 and "runs/small has no recovered model. There are: original, pruned." in out
 
 
 def test_drafting_says_how_fast_it_really_is(folder: Path, pollard: Pollard) -> None:

@@ -1,4 +1,4 @@
-"""The stages that measure more than scores: toolkit/evaluation_stages.py."""
+"""The stages that measure more than scores: toolkit/stages/beside.py."""
 
 from toolkit.estimate.amounts import Amount
 from toolkit.estimate.figures import DISK, StageEstimate, on_machine
@@ -8,7 +8,7 @@ from toolkit.estimate.stages import placed
 from toolkit.evaluation.fidelity import TOKENS_AT_ONCE
 from toolkit.recipe import Recipe
 
-AT_ONCE = 16  # as in toolkit/evaluation_stages.py
+AT_ONCE = 16  # as in toolkit/stages/beside.py
 ENTRY_BYTES = 8  # of a vocabulary entry that is kept: int32 and float32
 COPIES = 6  # of a part of the logits, while they are sorted or compared
 

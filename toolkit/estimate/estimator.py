@@ -23,8 +23,8 @@ from toolkit.estimate.stages import (
 from toolkit.moe import find_blocks, load_config, meta_model, pruned_meta_model
 from toolkit.pipeline import plan_stages
 from toolkit.recipe import Recipe
-from toolkit.rounds import early_rounds
-from toolkit.stages import Budget, budget
+from toolkit.stages.core import Budget, budget
+from toolkit.stages.rounds import early_rounds
 
 T = TypeVar("T")
 

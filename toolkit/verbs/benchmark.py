@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from pathlib import Path
 
 from toolkit.distributed import say
 from toolkit.verbs.verb import Verb
@@ -33,15 +32,15 @@ def _numbers(text: str) -> list[int]:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from toolkit.entrants import entrants
     from toolkit.errors import PollardError
     from toolkit.evaluation.speed import Load, benchmark
     from toolkit.files import write_text
-    from toolkit.models_of_run import is_run
     from toolkit.report import write_report
     from toolkit.report.beside import models_made
     from toolkit.report.speed_table import show_speed
     from toolkit.run_directory import RunDirectory
+    from toolkit.run_models import find_run, is_run
+    from toolkit.verbs.entrants import entrants
 
     if arguments.new_tokens < 2 or min(arguments.prompt_tokens, arguments.repeats) < 1:
         raise PollardError("--new-tokens must be at least 2 (the first is prefill), --prompt-tokens and --repeats at least 1.")
@@ -51,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         write_text(arguments.json, json.dumps(found, indent=1) + "\n")
     if len(arguments.models) == 1 and is_run(arguments.models[0]):
-        folder = Path(arguments.models[0])
+        folder = find_run(arguments.models[0]).directory.path
         of = models_made(RunDirectory(folder.name, folder.parent).read_manifest()["stages"])
         write_text(folder / SPEED, json.dumps(found | {"of": of}, indent=1) + "\n")
         write_report(folder)

@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     found = find_run(arguments.run)
     models = chosen_models(found, arguments.models.split(",") if arguments.models else ())
-    from toolkit.chat import chat, load_speakers
+    from toolkit.terminal.chat import chat, load_speakers
 
     quiet_bars()
     longest = arguments.max_new_tokens or found.recipe.evaluation.max_new_tokens

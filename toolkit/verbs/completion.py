@@ -17,7 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from toolkit.completion import script
+    from toolkit.terminal.completion import script
 
     sys.stdout.write(script(arguments.shell, arguments.verbs))
 

@@ -25,11 +25,11 @@ def run(arguments: argparse.Namespace) -> None:
     from toolkit.distributed import device
     from toolkit.evaluation import greedy
     from toolkit.evaluation.drafting import compare_drafting, write
-    from toolkit.models_of_run import chosen
     from toolkit.moe import load_model, load_tokenizer
+    from toolkit.run_models import original_and
     from toolkit.tasks import Example, encode_prompt
 
-    original, by = chosen(arguments.model, arguments.by)
+    original, by = original_and(arguments.model, arguments.by)
     if arguments.draft and original == by:
         raise PollardError(
             f"--draft needs a second, smaller model, and {arguments.model} has none: give it with --by, e.g. --by runs/…/pruned."

@@ -3,11 +3,11 @@
 import argparse
 import time
 
-from toolkit.bugs import tracebacks_in
 from toolkit.distributed import join
-from toolkit.interrupt import command_again, resumable
 from toolkit.recipe_file import load_recipe
 from toolkit.run_directory import RunDirectory
+from toolkit.terminal.bugs import tracebacks_in
+from toolkit.terminal.interrupt import command_again, resumable
 from toolkit.verbs.verb import Verb, arguments_of_a_run
 
 UNTIL = {  # verb: the last stage it runs
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace, until: str | None) -> None:
     with resumable(), tracebacks_in(RunDirectory(recipe.name).path):
         join()
         from toolkit import pipeline
-        from toolkit.screens import last_screen
+        from toolkit.terminal.screens import last_screen
 
         directory = pipeline.run(recipe, fresh=arguments.fresh, until=until)
         last_screen(directory, time.monotonic() - started, command_again())

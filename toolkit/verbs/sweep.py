@@ -2,11 +2,11 @@
 
 import argparse
 
-from toolkit.bugs import tracebacks_in
 from toolkit.distributed import join
-from toolkit.interrupt import resumable
 from toolkit.run_directory import RunDirectory
 from toolkit.sweep_grid import load_grid
+from toolkit.terminal.bugs import tracebacks_in
+from toolkit.terminal.interrupt import resumable
 from toolkit.verbs.verb import Verb, arguments_of_a_run
 
 

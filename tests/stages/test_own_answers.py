@@ -6,12 +6,12 @@ import pytest
 from conftest import PLAYGROUND
 from transformers import PreTrainedModel
 
-from toolkit import own_answers
 from toolkit.errors import PollardError
 from toolkit.moe import load_model, load_tokenizer
-from toolkit.own_answers import draw_answers
 from toolkit.recipe import Recipe
 from toolkit.recovery.training_data import read_training_data
+from toolkit.stages import own_answers
+from toolkit.stages.own_answers import draw_answers
 from toolkit.tasks import Task, encode_prompt
 
 PATH = str(PLAYGROUND / "model")

@@ -7,12 +7,12 @@ import time
 import pytest
 from conftest import ROOT
 
-from toolkit.interrupt import LAUNCHER, command_again, resumable
+from toolkit.terminal.interrupt import LAUNCHER, command_again, resumable
 
 WAITING = """
 import sys, time
 sys.argv = ["toolkit/train.py", "recipes/a b.yaml", "pruning.keep=2", "--fresh"]
-from toolkit.interrupt import resumable
+from toolkit.terminal.interrupt import resumable
 with resumable():
     print("ready", flush=True)
     time.sleep(60)

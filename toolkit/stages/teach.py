@@ -4,15 +4,15 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
-from toolkit.calibration_data import identity_of_sources
 from toolkit.distributed import say
 from toolkit.moe import load_tokenizer
-from toolkit.own_answers import draw_answers
 from toolkit.placement import with_model
 from toolkit.recipe import Recipe
 from toolkit.recovery.teacher import cache_logits
 from toolkit.recovery.training_data import read_training_data, training_sources
 from toolkit.run_directory import RunDirectory, fingerprint_of
+from toolkit.stages.calibration_data import identity_of_sources
+from toolkit.stages.own_answers import draw_answers
 
 EACH_ITS_OWN = "every rank asks the original about examples of its own"  # so a model in parts on all ranks cannot serve
 

@@ -133,8 +133,8 @@ def test_a_share_lies_between_nothing_and_everything(wrong: object) -> None:
 
 
 def test_rounds_before_the_last_do_not_skip() -> None:
-    from toolkit.rounds import recipe_of_round
     from toolkit.run_directory import RunDirectory
+    from toolkit.stages.rounds import recipe_of_round
 
     rounds = small_recipe(pruning={"schedule": [6, 4], "skipping": "median"})
     assert recipe_of_round(rounds, RunDirectory("small"), 6).pruning.skipping is None

@@ -10,7 +10,6 @@ from conftest import PLAYGROUND
 from small_run import TASK, make_small, small_recipe
 
 from toolkit import distributed
-from toolkit.calibration_data import read_source, right_answers
 from toolkit.errors import PollardError
 from toolkit.expert_statistics import ExpertStatistics
 from toolkit.moe import load_model, load_tokenizer
@@ -18,6 +17,7 @@ from toolkit.pipeline import run
 from toolkit.recipe import Recipe
 from toolkit.recipe_data import SourceRecipe, TaskRecipe
 from toolkit.selection import CRITERIA, select
+from toolkit.stages.calibration_data import read_source, right_answers
 from toolkit.tasks import Scorer, Task, encode
 
 BLOCK = "model.layers.0.mlp"

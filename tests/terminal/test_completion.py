@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from toolkit.cli import parser_of_verbs
-from toolkit.completion import keys_and_values, script
 from toolkit.errors import PollardError
 from toolkit.recipe_file import load_recipe
+from toolkit.terminal.completion import keys_and_values, script
 from toolkit.verbs import VERBS
 from toolkit.verbs.completion import SHELLS
 

@@ -7,7 +7,6 @@ from typing import Any
 from toolkit.distributed import device
 from toolkit.errors import PollardError
 from toolkit.evaluation.speed import Entrant
-from toolkit.models_of_run import Checkpoint, checkpoints_of
 from toolkit.moe import (
     checkpoint_bytes,
     load_config,
@@ -18,6 +17,7 @@ from toolkit.moe import (
     sizes,
     weight_bytes,
 )
+from toolkit.run_models import NamedModel, models_at
 
 
 def entrants(paths: Sequence[str], keep: Sequence[int], dtype: str) -> list[Entrant]:
@@ -26,7 +26,7 @@ def entrants(paths: Sequence[str], keep: Sequence[int], dtype: str) -> list[Entr
     A folder with config.json and no weights stands for a random model of that shape: as fast as a real one but for what its
     routers choose. Raises PollardError for a path that is no model, and for `keep` beside real weights.
     """
-    found = [checkpoint for path in paths for checkpoint in checkpoints_of(path)]
+    found = [model for path in paths for model in models_at(path)]
     if keep and not _without_weights(found[0].path):
         raise PollardError(
             f"--keep makes random models of a shape, and {found[0].path} has weights: prune it, or name a folder with "
@@ -42,12 +42,12 @@ def _without_weights(path: str) -> bool:
     return Path(path).is_dir() and (Path(path) / "config.json").is_file() and not list(Path(path).glob("*.safetensors"))
 
 
-def _real(checkpoint: Checkpoint, dtype: str) -> Entrant:
-    config = load_config(checkpoint.path, checkpoint.revision)
-    facts = _facts(config, checkpoint_bytes(checkpoint.path, checkpoint.revision)) | {"path": checkpoint.path, "random": False}
+def _real(model: NamedModel, dtype: str) -> Entrant:
+    config = load_config(model.path, model.revision)
+    facts = _facts(config, checkpoint_bytes(model.path, model.revision)) | {"path": model.path, "random": False}
     return Entrant(
-        checkpoint.name, facts, weight_bytes(config, _stored(dtype, config)),
-        lambda: load_model(checkpoint.path, checkpoint.revision, dtype, device()),
+        model.name, facts, weight_bytes(config, _stored(dtype, config)),
+        lambda: load_model(model.path, model.revision, dtype, device()),
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from toolkit.recipe import Recipe
 from toolkit.recovery.trainer_defaults import trainer_defaults
 from toolkit.report.formats import amount, size
 from toolkit.run_directory import RunDirectory, git_commit
-from toolkit.stages import budget
+from toolkit.stages.core import budget
 
 SHOWN = ("torch", "transformers", "trl", "deepspeed")
 

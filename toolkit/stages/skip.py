@@ -10,7 +10,6 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from toolkit.calibration import skipping_thresholds
-from toolkit.calibration_data import read_source, sources_of
 from toolkit.distributed import on_main, say
 from toolkit.errors import PollardError
 from toolkit.moe import StreamedModel, load_tokenizer
@@ -18,6 +17,7 @@ from toolkit.placement import share_of, with_layers
 from toolkit.recipe import ModelRecipe, Recipe
 from toolkit.run_directory import RunDirectory
 from toolkit.skipping import FILE, Skipping
+from toolkit.stages.calibration_data import read_source, sources_of
 from toolkit.tasks import padded_batches
 
 

@@ -5,9 +5,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
-from toolkit.alternatives import write_alternatives
 from toolkit.calibration import calibrate_sources
-from toolkit.calibration_data import read_source, sources_of
 from toolkit.distributed import on_main, say
 from toolkit.errors import PollardError
 from toolkit.evaluation import evaluate
@@ -26,9 +24,11 @@ from toolkit.placement import share_of, with_layers
 from toolkit.plan import Plan
 from toolkit.recipe import Recipe
 from toolkit.report import show, write_report
-from toolkit.rounds import composed_plan, early_rounds
 from toolkit.run_directory import RunDirectory
 from toolkit.selection import experts_to_activate, experts_to_keep, kept_unobserved, select
+from toolkit.stages.alternatives import write_alternatives
+from toolkit.stages.calibration_data import read_source, sources_of
+from toolkit.stages.rounds import composed_plan, early_rounds
 from toolkit.tasks import Task, padded_batches
 
 

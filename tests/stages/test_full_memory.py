@@ -3,8 +3,8 @@ import torch
 from small_run import small_recipe
 
 from toolkit.errors import PollardError
-from toolkit.full_memory import explained_full_memory
 from toolkit.recipe_file import Recipe
+from toolkit.stages.full_memory import explained_full_memory
 
 
 @pytest.mark.parametrize(

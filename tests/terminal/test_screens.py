@@ -5,7 +5,7 @@ from small_run import make_small, small_recipe
 
 from toolkit.pipeline import plan_stages
 from toolkit.run_directory import RunDirectory
-from toolkit.screens import first_screen, last_screen
+from toolkit.terminal.screens import first_screen, last_screen
 
 
 @pytest.fixture

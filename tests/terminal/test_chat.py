@@ -10,9 +10,10 @@ from conftest import ROOT
 from rich.console import Console
 from small_run import TASK, make_small, small_recipe
 
-from toolkit import chat, cli
+from toolkit import cli
 from toolkit.recipe_file import dump_recipe
 from toolkit.run_models import find_run
+from toolkit.terminal import chat
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 from conftest import plan_for, tiny_model
 
-from toolkit.entrants import entrants
 from toolkit.errors import PollardError
-from toolkit.models_of_run import checkpoints_of, chosen
 from toolkit.moe import prune_checkpoint
+from toolkit.run_models import models_at, original_and
+from toolkit.verbs.entrants import entrants
 
 
 @pytest.fixture
@@ -16,23 +16,23 @@ def run(tmp_path: Path, tiny_checkpoint) -> Path:
     original, folder = tiny_checkpoint(), tmp_path / "runs" / "small"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text("{}")
-    (folder / "recipe.yaml").write_text(f"model: {{path: {original}, revision: null}}\n")
+    (folder / "recipe.yaml").write_text(f"name: small\nmodel: {original}\ntask: playground/sorting\n")
     prune_checkpoint(str(original), plan_for(tiny_model("mixtral"), [0, 2, 5, 7]), folder / "pruned")
     return folder
 
 
 def test_a_run_is_its_models_and_a_checkpoint_itself(run: Path) -> None:
-    assert [checkpoint.name for checkpoint in checkpoints_of(str(run))] == ["original", "pruned"]
-    assert checkpoints_of(str(run))[1].path == str(run / "pruned")
-    assert checkpoints_of("some/hub-id") == [("some/hub-id", "some/hub-id", None)]
+    assert [checkpoint.name for checkpoint in models_at(str(run))] == ["original", "pruned"]
+    assert models_at(str(run))[1].path == str(run / "pruned")
+    assert models_at("some/hub-id") == [("some/hub-id", "some/hub-id", None, "auto")]
 
 
 def test_of_a_run_the_last_of_its_models_is_meant_unless_one_is_named(run: Path) -> None:
-    assert [checkpoint.name for checkpoint in chosen(str(run), None)] == ["original", "pruned"]
-    assert chosen(str(run), "original")[1].name == "original"
-    assert chosen(str(run), "another/model")[1].path == "another/model"
-    with pytest.raises(PollardError, match=r"has no recovered model\. It has: original, pruned\."):
-        chosen(str(run), "recovered")
+    assert [checkpoint.name for checkpoint in original_and(str(run), None)] == ["original", "pruned"]
+    assert original_and(str(run), "original")[1].name == "original"
+    assert original_and(str(run), "another/model")[1].path == "another/model"
+    with pytest.raises(PollardError, match=r"has no recovered model\. There are: original, pruned\."):
+        original_and(str(run), "recovered")
 
 
 def test_entrants_know_their_sizes_and_load(run: Path) -> None:
@@ -62,6 +62,6 @@ def test_keep_is_for_shapes_not_for_weights(run: Path) -> None:
 
 def test_a_damaged_recipe_is_told(run: Path) -> None:
     (run / "recipe.yaml").write_text("model: [")
-    with pytest.raises(PollardError, match="is damaged"):
-        checkpoints_of(str(run))
+    with pytest.raises(PollardError, match="is not valid YAML"):
+        models_at(str(run))
     assert json.loads((run / "manifest.json").read_text()) == {}

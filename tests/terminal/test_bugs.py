@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from toolkit import cli
-from toolkit.bugs import Bug, tracebacks_in
 from toolkit.errors import PollardError
+from toolkit.terminal.bugs import Bug, tracebacks_in
 
 
 @pytest.fixture(autouse=True)

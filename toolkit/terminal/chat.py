@@ -21,7 +21,7 @@ from toolkit.evaluation import generate, greedy
 from toolkit.moe import load_config, load_model, load_tokenizer, weight_bytes
 from toolkit.placement import HEADROOM
 from toolkit.report.formats import size
-from toolkit.run_models import FoundRun, RunModel
+from toolkit.run_models import FoundRun, NamedModel
 from toolkit.tasks import Example, Task, encode_prompt
 
 WIDE = 100  # columns from which on answers stand side by side
@@ -55,9 +55,9 @@ class Speaker:
         return Answer(text, len(tokens), time.monotonic() - started, ended)
 
 
-def load_speakers(models: Sequence[RunModel]) -> list[Speaker]:
+def load_speakers(models: Sequence[NamedModel]) -> list[Speaker]:
     """Says first how much memory they need. On GPUs whose memory does not hold them all, their layers are spread."""
-    needed = {model.role: weight_bytes(load_config(model.path, model.revision), _in_memory(model)) for model in models}
+    needed = {model.name: weight_bytes(load_config(model.path, model.revision), _in_memory(model)) for model in models}
     total, where = sum(needed.values()), device()
     spread = where.type == "cuda" and HEADROOM * total > torch.cuda.mem_get_info()[0]
     parts = " + ".join(f"{role} {size(count)}" for role, count in needed.items())
@@ -65,11 +65,11 @@ def load_speakers(models: Sequence[RunModel]) -> list[Speaker]:
     speakers = []
     for model in models:
         loaded = load_model(model.path, model.revision, model.dtype, where, spread=spread)
-        speakers.append(Speaker(model.role, loaded, load_tokenizer(model.path, model.revision)))
+        speakers.append(Speaker(model.name, loaded, load_tokenizer(model.path, model.revision)))
     return speakers
 
 
-def _in_memory(model: RunModel) -> str:
+def _in_memory(model: NamedModel) -> str:
     """On a machine without a GPU `auto` means float32."""
     return "float32" if model.dtype == "auto" and device().type != "cuda" else model.dtype
 
