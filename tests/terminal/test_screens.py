@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,8 @@ from small_run import make_small, small_recipe
 
 from toolkit.pipeline import plan_stages
 from toolkit.run_directory import RunDirectory
-from toolkit.terminal.screens import first_screen, last_screen
+from toolkit.terminal.interrupt import LAUNCHER
+from toolkit.terminal.screens import first_screen, last_screen, pollard
 
 
 @pytest.fixture
@@ -66,6 +68,15 @@ def test_every_kind_of_stage_has_its_arithmetic(changes: dict, small, capsys) ->
     lines = screen(recipe, capsys)
     for stage in plan_stages(recipe):
         assert len(line_of(stage.name, lines).split()) > 1, stage.name
+
+
+def test_the_command_is_named_as_it_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(LAUNCHER, raising=False)
+    assert pollard() == "pollard"
+    monkeypatch.setenv(LAUNCHER, "./launch.sh --ranks 2")  # which leaves the path of the shell as it was
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
+    monkeypatch.chdir(tmp_path)
+    assert pollard() == ".venv/bin/pollard"
 
 
 def test_the_last_screen_says_what_there_is_and_what_to_do_next(small, tmp_path: Path, capsys) -> None:

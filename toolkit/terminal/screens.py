@@ -1,6 +1,8 @@
 """The first screen of a run: what will happen, with its arithmetic, before any weights are read. And the last one: what was
 made, where it is, and what to do next."""
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +23,7 @@ from toolkit.recovery.trainer_defaults import trainer_defaults
 from toolkit.report.formats import amount, size
 from toolkit.run_directory import RunDirectory, git_commit
 from toolkit.stages.core import budget
+from toolkit.terminal.interrupt import LAUNCHER
 
 SHOWN = ("torch", "transformers", "trl", "deepspeed")
 
@@ -134,6 +137,13 @@ def _number(number: int | None) -> str:
     return "all" if number is None else f"{number:,}"
 
 
+def pollard() -> str:
+    """How the command is called from here: launch.sh puts it on the path for the run alone."""
+    if LAUNCHER not in os.environ:
+        return "pollard"
+    return os.path.relpath(Path(sys.executable).parent / "pollard")
+
+
 def last_screen(run: RunDirectory, seconds: float, again: str) -> None:
     """What there is and what to do next, on rank 0. `again`: the command that goes on where a run was asked for its first
     stages only."""
@@ -149,17 +159,17 @@ def last_screen(run: RunDirectory, seconds: float, again: str) -> None:
     there = {path: what for path, what in made.items() if path.exists()}
     whole = run.path / "report.html" in there
     best = next((path for path in (run.recovered, run.pruned) if path in there), None)
-    following = {}
+    program, following = pollard(), {}
     if not whole:
         following[again] = "the stages that are left"
     if best:
-        following[f"pollard chat {run.path}"] = "ask the original and the smaller model side by side"
+        following[f"{program} chat {run.path}"] = "ask the original and the smaller model side by side"
     if all((run.evaluation / f"{role}.json").exists() for role in ("original", "recovered")):
-        following[f"pollard compare {run.recovered} {run.path / 'original'}"] = "question by question"
+        following[f"{program} compare {run.recovered} {run.path / 'original'}"] = "question by question"
     if whole:
         experts = next(iter(Plan.load(run.plan).blocks.values())).experts
         keeps = ",".join(str(keep) for keep in dict.fromkeys(experts * share // 8 for share in (6, 4, 2)) if keep)
-        following[f"pollard sweep {run.recipe} pruning.keep={keeps}"] = "how few experts would do?"
+        following[f"{program} sweep {run.recipe} pruning.keep={keeps}"] = "how few experts would do?"
     say()
     say(f"[bold]Done[/] in {duration(seconds)}")
     _columns(there)
