@@ -118,7 +118,7 @@ test)
     ruff format --check .
     ruff check .
     mypy
-    exec pytest -n 2 --dist loadfile # a file's launches are shared by its tests
+    exec pytest -n 2 --dist loadfile --no-loadscope-reorder # a file's launches are shared by its tests, and long files come first
     ;;
 *)
     [ $# -gt 0 ] || { cd "$here" && set -- recipes/playground.yaml; }

@@ -99,3 +99,9 @@ def tiny_checkpoint(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start real ranks come first: on two workers, none of them is left for the end."""
+    launching = {item.path for item in items if item.get_closest_marker("launcher")}
+    items.sort(key=lambda item: item.path not in launching)
