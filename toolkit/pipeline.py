@@ -22,13 +22,13 @@ from toolkit.files import explained_full_disk
 from toolkit.recipe import Recipe
 from toolkit.recipe_file import dump_recipe
 from toolkit.recovery.training_data import check_training_data
-from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
+from toolkit.run_directory import RunDirectory, fingerprint_of
 from toolkit.stages import beside, core, teach
-from toolkit.stages.calibration_data import check_data, identity_of_data, sources_of
+from toolkit.stages.calibration_data import check_data, sources_of
 from toolkit.stages.evaluate import evaluate_stage
+from toolkit.stages.fingerprints import Fingerprints, fingerprints_of
 from toolkit.stages.full_memory import explained_full_memory
 from toolkit.stages.rounds import early_rounds, recipe_of_last_round, recipe_of_round, share_what_is_taught
-from toolkit.stages.scoring_identity import identity_of_scoring, own_scorer_identity
 from toolkit.stages.skip import check_skipping, role_that_skips, skip_stage
 from toolkit.stages.teach import Taught
 from toolkit.tasks import Task
@@ -49,113 +49,76 @@ class Stage:
 
 def plan_stages(recipe: Recipe, taught: Taught | None = None) -> list[Stage]:
     """The stages of a recipe with their fingerprints, in order; without those that make what is `taught` already."""
-    evaluation = [recipe.evaluation.what_decides(), *([recipe.seed] if recipe.evaluation.temperature else [])]
-    model = fingerprint_of(fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}))
-    task = Task(recipe.task)
-    data = {split: fingerprint_of_source(source) for split, source in task.sources().items()}
-    settings = recipe.task.model_dump()
-    train_data = fingerprint_of(settings, data["train"])
-    split = data["train" if recipe.evaluation.split == "dev" else "test"]
-    judged = fingerprint_of(settings, split, evaluation, recipe.model.dtype, *identity_of_scoring(task))
-    budget = core.budget(recipe)
-    # Criteria score what the pruned model will do: with fewer experts per token, calibration is another one
-    routing = [budget.experts_per_token] if budget.fewer_active else []
-    # The reconstruction search needs the experts' outputs, so it is part of calibration where the criterion asks for it
-    how = [*routing, *core.search_of(recipe)]
-    watching = [identity_of_data(recipe), recipe.calibration.model_dump(), recipe.seed, *how]
-    choosing = recipe.pruning.model_dump(exclude={"schedule", "skipping"})
-    teaching: list[Stage] = []
-    if taught is None:
-        taught = teach.fingerprints(recipe, model, train_data, data["test"])
-        teaching = _teaching(taught) if _trains(recipe) else []
-    training = [taught, recipe.finetuning.model_dump(), recipe.seed, recipe.model.dtype, *_answering(recipe)]
-    before, after = (teaching, []) if early_rounds(recipe) else ([], teaching)  # the original teaches in every round
-    watched_model = model  # of the last round; without a schedule it is the only one
-    for fewer in early_rounds(recipe):
-        watched_model = fingerprint_of(watched_model, watching, choosing | {"keep": fewer}, training)
-        purpose = f"on the way: prune to {fewer} experts and recover"
-        before.append(Stage(f"rounds/{fewer}", purpose, watched_model, _round_stage(fewer, taught)))
-    calibrate = fingerprint_of(watched_model, *watching)
-    select = fingerprint_of(calibrate, choosing, recipe.seed)
-    prune = fingerprint_of(select)
-    recover, control = fingerprint_of(prune, *training), fingerprint_of(model, *training)
-    keep, criterion = recipe.pruning.keep, recipe.pruning.criterion
-    searching = f" and search the best sets ({recipe.pruning.mode})" if criterion == "reconstruction" else ""
-    found = {"original": model, "pruned": prune, "recovered": recover, "control": control}
-    asked = beside.harness_fingerprint(recipe)
-    said = beside.fidelity_fingerprint(recipe, model, split)
-
-    def evaluation_of(role: str) -> list[Stage]:
-        if role not in (*recipe.evaluation.models, "control"):
-            return []
-        purpose = f"answer the {recipe.evaluation.split} questions of {recipe.task.name} with the {role} model"
-        do, answers = evaluate_stage(role, found[role]), f"evaluation/{role}.answers"
-        evaluate = Stage(f"evaluate/{role}", purpose, fingerprint_of(found[role], judged), do, scratch=answers)
-        return [*measured_beside(role), evaluate]  # in this order, so that `pollard evaluate` ends with them all
-
-    def measured_beside(role: str) -> list[Stage]:
-        stages_of_it = []
-        if recipe.evaluation.fidelity and role != "original":
-            purpose, do = f"compare what the {role} model says with the original", beside.fidelity_stage(role, said)
-            stages_of_it.append(Stage(f"fidelity/{role}", purpose, fingerprint_of(found[role], said), do))
-        if recipe.evaluation.harness:
-            purpose, do = f"ask the {role} model about other tasks", beside.harness_stage(role)
-            stages_of_it.append(Stage(f"harness/{role}", purpose, fingerprint_of(found[role], asked), do))
-        return stages_of_it
-
-    watched = [source.name for source in sources_of(recipe)]
-    before += [
-        Stage(
-            "calibrate",
-            f"watch which experts {' + '.join(watched)} use{'s' * (len(watched) == 1)}{searching}",
-            calibrate,
-            _in_last_round(core.calibrate_stage),
-        ),
-        Stage("select", f"choose the experts to keep ({keep}, {criterion})", select, core.select_stage),
-        Stage("prune", "cut the others out of the checkpoint", prune, _in_last_round(core.prune_stage)),
-        *_keeping(recipe, said),
-        *evaluation_of("original"),
-        *evaluation_of("pruned"),
-        *after,
+    marks = fingerprints_of(recipe, taught)
+    teaching = _teaching(marks.taught) if taught is None and _trains(recipe) else []
+    early = [
+        Stage(f"rounds/{keep}", f"on the way: prune to {keep} experts and recover", mark, _round_stage(keep, marks.taught))
+        for keep, mark in marks.rounds.items()
     ]
-    zero = f"{recipe.finetuning.method}, ZeRO {recipe.finetuning.zero}, {world_size()} rank{'s' * (world_size() > 1)}"
+    trained = f"({recipe.finetuning.method}, ZeRO {recipe.finetuning.zero}, {world_size()} rank{'s' * (world_size() > 1)})"
+    planned = [
+        *([*teaching, *early] if early else []),  # the original teaches in every round
+        *_choosing(recipe, marks),
+        *_evaluation(recipe, marks, "original"),
+        *_evaluation(recipe, marks, "pruned"),
+        *([] if early else teaching),
+    ]
     if "recovered" in recipe.evaluation.models:
-        how_to = f"fine-tune the pruned model ({zero})"
-        before += [
-            Stage("recover", how_to, recover, core.recover_stage, scratch="checkpoints/recovered"),
-            *evaluation_of("recovered"),
-        ]
+        how_to, mark = f"fine-tune the pruned model {trained}", marks.models["recovered"]
+        planned.append(Stage("recover", how_to, mark, core.recover_stage, scratch="checkpoints/recovered"))
+        planned += _evaluation(recipe, marks, "recovered")
     if recipe.pruning.skipping:
-        last = role_that_skips(recipe)
-        watched_once_more = [identity_of_data(recipe), recipe.calibration.model_dump(), recipe.seed, recipe.pruning.skipping]
-        skip = fingerprint_of(recover if last == "recovered" else prune, watched_once_more)
-        how_to = f"find when a token of the {last} model can do without an expert ({recipe.pruning.skipping})"
-        answering = f"answer them once more with the {last} model, skipping experts"
-        before += [
-            Stage("skip", how_to, skip, skip_stage(last)),
-            Stage("evaluate/skipping", answering, fingerprint_of(skip, judged), evaluate_stage("skipping", None, last)),
-        ]
+        planned += _skipping(recipe, marks)
     if recipe.control:
-        how_to = f"fine-tune the original in the same way ({zero})"
-        before += [
-            Stage("control", how_to, control, core.control_stage, scratch="checkpoints/control"),
-            *evaluation_of("control"),
-        ]
-    everything = fingerprint_of([stage.fingerprint for stage in before])
-    return [*before, Stage("report", "put it together", everything, core.report_stage)]
+        how_to, mark = f"fine-tune the original in the same way {trained}", marks.models["control"]
+        planned.append(Stage("control", how_to, mark, core.control_stage, scratch="checkpoints/control"))
+        planned += _evaluation(recipe, marks, "control")
+    everything = fingerprint_of([stage.fingerprint for stage in planned])
+    return [*planned, Stage("report", "put it together", everything, core.report_stage)]
 
 
-def _keeping(recipe: Recipe, said: str) -> list[Stage]:
-    purpose = "keep what the original model says of the gold answers"
-    stage = Stage("fidelity/original", purpose, said, beside.fidelity_original_stage)
-    return [stage] if recipe.evaluation.fidelity else []
+def _choosing(recipe: Recipe, marks: Fingerprints) -> list[Stage]:
+    """From the original to the pruned model; and what the original says, where that is asked for."""
+    watched, pruning = [source.name for source in sources_of(recipe)], recipe.pruning
+    searching = f" and search the best sets ({pruning.mode})" if pruning.criterion == "reconstruction" else ""
+    watch = f"watch which experts {' + '.join(watched)} use{'s' * (len(watched) == 1)}{searching}"
+    choose = f"choose the experts to keep ({pruning.keep}, {pruning.criterion})"
+    said = Stage(
+        "fidelity/original", "keep what the original model says of the gold answers", marks.said, beside.fidelity_original_stage
+    )
+    return [
+        Stage("calibrate", watch, marks.calibrate, _in_last_round(core.calibrate_stage)),
+        Stage("select", choose, marks.select, core.select_stage),
+        Stage("prune", "cut the others out of the checkpoint", marks.models["pruned"], _in_last_round(core.prune_stage)),
+        *([said] if recipe.evaluation.fidelity else []),
+    ]
 
 
-def _answering(recipe: Recipe) -> list[Any]:
-    """What decides the answers by which a checkpoint is selected."""
-    if recipe.finetuning.select_by != "dev_accuracy":
+def _evaluation(recipe: Recipe, marks: Fingerprints, role: str) -> list[Stage]:
+    """What is measured of a model, its score last, so that `pollard evaluate` ends with everything."""
+    if role not in (*recipe.evaluation.models, "control"):
         return []
-    return [recipe.evaluation.max_new_tokens, *own_scorer_identity(recipe.task)]
+    model, measured = marks.models[role], []
+    if recipe.evaluation.fidelity and role != "original":
+        purpose, do = f"compare what the {role} model says with the original", beside.fidelity_stage(role, marks.said)
+        measured.append(Stage(f"fidelity/{role}", purpose, fingerprint_of(model, marks.said), do))
+    if recipe.evaluation.harness:
+        purpose, do = f"ask the {role} model about other tasks", beside.harness_stage(role)
+        measured.append(Stage(f"harness/{role}", purpose, fingerprint_of(model, marks.asked), do))
+    purpose = f"answer the {recipe.evaluation.split} questions of {recipe.task.name} with the {role} model"
+    do, answers = evaluate_stage(role, model), f"evaluation/{role}.answers"
+    return [*measured, Stage(f"evaluate/{role}", purpose, marks.scores_of(role), do, scratch=answers)]
+
+
+def _skipping(recipe: Recipe, marks: Fingerprints) -> list[Stage]:
+    last = role_that_skips(recipe)
+    how_to = f"find when a token of the {last} model can do without an expert ({recipe.pruning.skipping})"
+    answering = f"answer them once more with the {last} model, skipping experts"
+    judged = fingerprint_of(marks.skip, marks.judged)
+    return [
+        Stage("skip", how_to, marks.skip, skip_stage(last)),
+        Stage("evaluate/skipping", answering, judged, evaluate_stage("skipping", None, last)),
+    ]
 
 
 def _trains(recipe: Recipe) -> bool:
