@@ -74,14 +74,17 @@ def test_a_damaged_manifest_is_explained(run: RunDirectory, content: bytes) -> N
 
 
 def test_leftovers_of_killed_stages_are_removed_but_for_a_pruning_that_goes_on(run: RunDirectory) -> None:
-    for folder in ("pruned.tmp", "recovered.tmp", "evaluation"):
-        (run.path / folder).mkdir()
-    for half in ("pruned.tmp/model-00002-of-00003.safetensors.tmp", "recovered.tmp/config.json", "evaluation/original.json.tmp"):
-        (run.path / half).write_text("half")
-    (run.path / "pruned.tmp" / "model-00001-of-00003.safetensors").write_text("whole")
+    whole = ("pruned.tmp/model-00001-of-00003.safetensors", "rounds/4/pruned.tmp/config.json", "teacher/00000.safetensors")
+    half = (
+        "pruned.tmp/model-00002-of-00003.safetensors.tmp", "recovered.tmp/config.json", "evaluation/original.json.tmp",
+        "answers/1/00003.jsonl.tmp", "teacher/.tmpR0Zd23", "calibration/.tmpx",  # safetensors begins its own names so
+    )  # fmt: skip
+    for name in (*whole, *half):
+        (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.path / name).write_text("")
     run.open("some/model", "gsm8k", "name: try\n", [])
-    assert [path.name for path in run.path.rglob("*.tmp")] == ["pruned.tmp"]
-    assert [path.name for path in (run.path / "pruned.tmp").iterdir()] == ["model-00001-of-00003.safetensors"]
+    left = {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
+    assert left == {*whole, "manifest.json", "recipe.yaml"}
 
 
 def test_a_fingerprint_sees_values_and_not_the_order_of_keys() -> None:

@@ -107,8 +107,15 @@ class RunDirectory:
         self._write(manifest)
         write_text(self.recipe, recipe)
         started = self.pruned.with_name(self.pruned.name + ".tmp")  # pruning goes on from there, or removes it itself
-        for left in {*self.path.glob("*.tmp"), *self.path.glob("*/*.tmp")} - {started}:
+        for left in self._half_written() - {started}:
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+    def _half_written(self) -> set[Path]:
+        """Files and folders under temporary names: ours end in .tmp, those of safetensors begin with it."""
+        names = ("*.tmp", ".tmp*")
+        near = {path for name in names for depth in ("", "*/") for path in self.path.glob(depth + name)}
+        # Deeper there are runs of their own (rounds), which remove their folders themselves
+        return near | {path for name in names for path in self.path.glob(f"*/*/{name}") if path.is_file()}
 
     def forget(self) -> None:
         """Removes what a stage would go on from instead of beginning again."""
