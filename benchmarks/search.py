@@ -7,6 +7,7 @@ two of the playground's tasks) and 8 (the playground's own model). 64 -> 32 and 
 choices on the objective itself.
 """
 
+import math
 import random
 import resource
 import statistics
@@ -82,8 +83,14 @@ def gaps(models: list[tuple[PreTrainedModel, Batches]], keeps: tuple[int, ...]) 
         for block, expected in best.items():
             for keep in keeps:
                 loss, least = (entry["keep"][str(keep)]["loss"] for entry in (searched[block], expected))
-                found[keep].append(max(0.0, loss / least - 1))  # equal sets differ by rounding
+                found[keep].append(_gap(loss, least))
     return found
+
+
+def _gap(loss: float, least: float) -> float:
+    if not least:
+        return math.inf if loss else 0.0
+    return max(0.0, loss / least - 1)  # equal sets differ by rounding
 
 
 def show_gaps(what: str, found: dict[int, list[float]]) -> None:

@@ -1,7 +1,8 @@
 """The code blocks of README and docs: where they stand, what they are, and what they need that a test has not.
 
 A block is fenced, or indented by four spaces outside a list. What an indented one is, its first line shows. A line before
-a block may say more: `<!-- needs: gpu -->` (or network, or time) that no test runs it; `<!-- printed -->` that the commands
+a block may say more: `<!-- needs: gpu -->` (or network, or login) that no test runs it; `<!-- needs: time -->` that it takes
+minutes or hours, so that tests/benchmarks runs it with small sizes instead; `<!-- printed -->` that the commands
 above it print this, with other numbers.
 """
 

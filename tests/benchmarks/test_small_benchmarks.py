@@ -1,0 +1,96 @@
+"""The benchmarks that have no laws of their own run as the pages show them, with sizes that take seconds."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import PLAYGROUND, ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import gold_answers
+import search
+import selection
+import skipping as skipping_benchmark
+import skipping_study
+
+
+def test_watching_and_the_exact_search_choose_as_the_plain_way(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    for name, value in {"REPEATS": 1, "HIDDEN": 32, "WIDTH": 32}.items():
+        monkeypatch.setattr(selection, name, value)
+    selection.main()  # which stops where the two contestants choose differently
+    ratios = re.findall(r"^(.+): \d+\.\d\d \(\d+\.\d\d to \d+\.\d\d\); ", capsys.readouterr().out, re.MULTILINE)
+    assert ratios == ["watching / bare forward", "block again for every subset / exact search"]
+
+
+def test_the_search_is_compared_with_every_subset_and_with_the_scores(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(search, "trained_model", _hardly_trained)
+    monkeypatch.setattr(search, "playground_batches", lambda seed=0, examples=16, *tasks: _PLAYGROUND(seed, 16, *tasks))
+    monkeypatch.setattr(search, "large", lambda experts, *rest: _LARGE(experts // 4, 2, experts // 8, rest[-1]))
+    search.main()
+    out = capsys.readouterr().out
+    assert len(re.findall(r"gap median \d+\.\d\d%", out)) == 9
+    assert len(re.findall(r"loss reconstruction .*random", out)) == 2
+
+
+_LARGE, _PLAYGROUND, _TRAINED = search.large, search.playground_batches, search.trained_model
+
+
+def _hardly_trained(seed: int, experts: int):
+    return _TRAINED(seed, experts, steps=2)
+
+
+def test_skipping_is_measured_in_operations_and_in_time(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    small = [
+        "--hidden",
+        "32",
+        "--width",
+        "32",
+        "--layers",
+        "1",
+        "--length",
+        "8",
+        "--steps",
+        "2",
+        "--repeats",
+        "1",
+        "--batches",
+        "1",
+    ]
+    monkeypatch.setattr(sys, "argv", ["skipping.py", *small])
+    skipping_benchmark.main()
+    out = capsys.readouterr().out
+    saved = re.search(r"GFLOP: (0\.\d+); (\d+\.\d+)% of the experts skipped", out)
+    assert saved and float(saved[1]) == pytest.approx(1 - float(saved[2]) / 100, abs=2e-4)
+    assert "prefill, 8 prompts" in out and "decode, batch 1" in out
+
+
+def test_a_checkpoint_is_asked_with_every_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    recipe = (ROOT / "recipes" / "playground.yaml").read_text().replace("examples: 512", "examples: 16")
+    (tmp_path / "r.yaml").write_text(recipe)
+    monkeypatch.setattr(
+        sys, "argv", ["skipping_study.py", str(tmp_path / "r.yaml"), str(PLAYGROUND / "model"), "--examples", "8"]
+    )
+    skipping_study.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    assert [row.split(" | ")[1] for row in rows] == ["no", "median", "0.25", "0.75"]
+
+
+def test_gold_answers_are_found_right_and_others_wrong(tmp_path: Path, capsys) -> None:
+    samples = ROOT / "tests" / "samples"
+    for name in ("gsm8k", "svamp", "math"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "test.jsonl").write_text((samples / f"{name}_test.jsonl").read_text())
+    gold_answers.main(tmp_path)
+    found = dict(re.findall(r"^(gsm8k|svamp|math) .* (\d+\.\d%)$", capsys.readouterr().out, re.MULTILINE))
+    assert found == dict.fromkeys(("gsm8k", "svamp", "math"), "100.0%")
+
+
+def test_every_benchmark_that_a_page_shows_is_run_by_a_test() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "recipes").glob("*.md")]
+    shown = {name for page in pages for name in re.findall(r"python benchmarks/(\w+)\.py", page.read_text())}
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert (
+        shown
+        and {name for name in shown if not re.search(rf"^\s*import {name}\b|from {name} import", tests, re.MULTILINE)} == set()
+    )
