@@ -104,6 +104,8 @@ def test_numbers_on_the_page_are_those_of_report_json(tmp_path: Path) -> None:
             assert "/".join(["models", role, key] if key else ["models", role]) in there
     assert {f"pairs/{i}/{key}" for i in range(6) for key in ("both", "neither", "difference", "interval/0", "p")} <= there
     assert {"changed/lost/count", "criteria/mean/frequency"} <= there
+    for block in report["blocks"]:
+        assert {f"blocks/{block}/kept_share", f"criteria/agreement/frequency/{block}"} <= there
     words = html.unescape(plain(page)).replace("→", "->")
     words = re.sub(r"<[^>]+>", "", words)
     for sentence in (report["headline"], report["summary"], *report["comparisons"], *report["warnings"]):
@@ -218,4 +220,6 @@ def test_a_sweep_is_a_curve_a_recommendation_and_every_cell(tmp_path: Path) -> N
     assert sum(part.tag == "polyline" for part in drawing.iter()) == 2
     assert sum(part.tag == "circle" for part in drawing.iter()) == 2
     assert "a&lt;b" in page and "a<b" not in page
-    assert formats.percent(0.5) in page and "No criterion holds" in page
+    cells = {path: text for path, _, text in Facts(page).found if path.startswith("sweep/")}
+    assert plain(cells["sweep/rows/1/task/score"]) == formats.percent(0.5) and "No criterion holds" in page
+    assert {f"sweep/rows/{i}/{of}" for i in range(3) for of in ("keep", "task", "task/loss", "off_task/score")} <= cells.keys()
