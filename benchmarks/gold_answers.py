@@ -11,6 +11,7 @@ judges them all the same. Every miss is printed.
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 from toolkit.recipe_data import TaskRecipe
 from toolkit.tasks import Example, Task, Verdict, math_scorer
@@ -48,16 +49,19 @@ def told(name: str, examples: Sequence[Example], pairs: Sequence[Pair], task: Ta
 
 def main(folder: Path) -> None:
     print(f"{'gold solutions':<48}{'n':>6}{'strict':>15}{'flexible':>15}")
-    math_scorer.without_thinking = lambda prediction, gold: None  # type: ignore[assignment]
-    for name, recipe in CASES.items():
-        task = Task(recipe.model_copy(update={"test": str(folder / recipe.name / "test.jsonl")}))
-        examples = task.examples("test")
-        golds = [example.gold for example in examples]
-        solutions = [example.completion for example in examples]
-        told(name, examples, list(zip(solutions, golds, strict=True)), task, True)
-        told(f"{name}, without mark or box", examples, list(zip(map(unmarked, solutions), golds, strict=True)), task, True)
-        others = [*golds[1:], golds[0]]
-        told(f"{name}, against the next item's gold", examples, list(zip(solutions, others, strict=True)), task, False)
+    with mock.patch.object(math_scorer, "without_thinking", lambda prediction, gold: None):
+        for name, recipe in CASES.items():
+            judge_all(name, Task(recipe.model_copy(update={"test": str(folder / recipe.name / "test.jsonl")})))
+
+
+def judge_all(name: str, task: Task) -> None:
+    examples = task.examples("test")
+    golds = [example.gold for example in examples]
+    solutions = [example.completion for example in examples]
+    told(name, examples, list(zip(solutions, golds, strict=True)), task, True)
+    told(f"{name}, without mark or box", examples, list(zip(map(unmarked, solutions), golds, strict=True)), task, True)
+    others = [*golds[1:], golds[0]]
+    told(f"{name}, against the next item's gold", examples, list(zip(solutions, others, strict=True)), task, False)
 
 
 if __name__ == "__main__":
