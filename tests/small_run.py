@@ -1,9 +1,15 @@
 """A tiny random model and a small task in the working folder, and recipes for them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import pytest
 from conftest import PLAYGROUND, tiny_model
 
+from toolkit import distributed
 from toolkit.recipe import Recipe
 
 
@@ -38,3 +44,30 @@ def small_values(**changes: object) -> dict:
 
 def small_recipe(**changes: object) -> Recipe:
     return Recipe.model_validate(small_values(**changes))
+
+
+@contextmanager
+def small_folder(factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """A folder as `make_small` fills it is the working folder, with the process group that a stage needs."""
+    folder = factory.mktemp(name)
+    make_small(folder)
+    distributed.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+    distributed.stop()
+
+
+def kill_in_call(number: int, module: ModuleType, patch: pytest.MonkeyPatch) -> list[None]:
+    """Of the calls to `module.generate`, that one is where a kill falls; those after it go on. Returns one item per call."""
+    calls: list[None] = []
+    real = module.generate
+
+    def generate(*arguments: Any) -> Any:
+        calls.append(None)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    patch.setattr(module, "generate", generate)
+    return calls

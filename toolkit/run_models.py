@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 from toolkit.errors import PollardError, did_you_mean
 from toolkit.recipe import Recipe
+from toolkit.recipe_evaluation import ROLES
 from toolkit.recipe_file import load_recipe
 from toolkit.run_directory import RunDirectory
-
-ROLES = ("original", "pruned", "recovered", "control")
 
 
 class NamedModel(NamedTuple):

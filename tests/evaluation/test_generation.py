@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import PLAYGROUND, tiny_model
+from small_run import kill_in_call
 
 from toolkit.errors import PollardError
 from toolkit.evaluation import AnswerLog, evaluate, generation
@@ -70,15 +71,8 @@ def test_an_interrupted_evaluation_loses_one_batch_and_ends_as_if_undisturbed(
     model: Any, tokenizer: Any, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: dict[str, Any] = {"examples": 20, "max_new_tokens": 48, "temperature": 1.0, "samples": 2, "batch_size": 8}
-    whole, real, calls = evaluate(model, tokenizer, task, **settings), generation.generate, []
-
-    def killed_in_the_third(*arguments: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(generation, "generate", killed_in_the_third)
+    whole = evaluate(model, tokenizer, task, **settings)
+    calls = kill_in_call(3, generation, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, tokenizer, task, log=AnswerLog(tmp_path, "model"), **settings)
     resumed = evaluate(model, tokenizer, task, log=AnswerLog(tmp_path, "model"), **settings)

@@ -54,7 +54,7 @@ def test_models_that_do_not_fit_together_are_loaded_for_every_turn(
     monkeypatch: pytest.MonkeyPatch, room: int, loads: int
 ) -> None:
     loaded = []
-    monkeypatch.setattr(speed, "free_memory", lambda: room)
+    monkeypatch.setattr(speed, "free_memory", lambda where: room)
     monkeypatch.setattr(speed, "timed", lambda *_: dict(CLOCK))
     entrants = [entrant(name)._replace(load=lambda name=name: loaded.append(name) or tiny_model("mixtral")) for name in "ab"]
     assert benchmark(entrants, LOAD)["together"] == (loads == 1)

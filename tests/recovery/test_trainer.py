@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 from small_disk import files_of_at_most
-from small_run import make_small, small_recipe
+from small_run import small_folder, small_recipe
 
-from toolkit import distributed
 from toolkit.errors import PollardError
 from toolkit.recipe import Recipe
 from toolkit.recovery.numbers import ProgressLines
@@ -27,13 +26,8 @@ ROOM = 100  # bytes per file
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The original serves as the pruned model."""
-    folder = tmp_path_factory.mktemp("full")
-    make_small(folder)
-    distributed.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with small_folder(tmp_path_factory, "full") as folder:
         yield folder
-    distributed.stop()
 
 
 def recipe(name: str, **trainer: object) -> Recipe:

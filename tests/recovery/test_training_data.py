@@ -6,9 +6,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from small_run import TASK, make_small, small_recipe
+from small_run import TASK, small_folder, small_recipe
 
-from toolkit import distributed
 from toolkit.errors import PollardError
 from toolkit.moe import load_tokenizer
 from toolkit.pipeline import check, plan_stages
@@ -22,21 +21,16 @@ TEXT = "It rained in Odense on the day when the harbour was opened, and {} peopl
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("training")
-    make_small(folder)
-    asked = [json.loads(line)["question"] for line in (folder / "test.jsonl").read_text().splitlines()]
-    own = [{"query": f"What is {i} + {i}?", "response": f"{2 * i}"} for i in range(17)]
-    leaks = [{"query": asked[0].upper(), "response": "1"}, {"query": f"Think. {asked[0]}", "response": "1"}]
-    (folder / "maths.jsonl").write_text(
-        "".join(json.dumps(row) + "\n" for row in [*own, *leaks, {"query": "?", "response": "!"}])
-    )
-    (folder / "notes.txt").write_text("\n\n".join([*(TEXT.format(i) for i in range(9)), f"Asked was: {asked[1]}"]))
-    (folder / "one.txt").write_text("a")
-    distributed.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with small_folder(tmp_path_factory, "training") as folder:
+        asked = [json.loads(line)["question"] for line in (folder / "test.jsonl").read_text().splitlines()]
+        own = [{"query": f"What is {i} + {i}?", "response": f"{2 * i}"} for i in range(17)]
+        leaks = [{"query": asked[0].upper(), "response": "1"}, {"query": f"Think. {asked[0]}", "response": "1"}]
+        (folder / "maths.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in [*own, *leaks, {"query": "?", "response": "!"}])
+        )
+        (folder / "notes.txt").write_text("\n\n".join([*(TEXT.format(i) for i in range(9)), f"Asked was: {asked[1]}"]))
+        (folder / "one.txt").write_text("a")
         yield folder
-    distributed.stop()
 
 
 def recipe(**finetuning: object) -> Recipe:

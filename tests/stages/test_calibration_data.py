@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PLAYGROUND
-from small_run import TASK, make_small, small_recipe
+from small_run import TASK, small_folder, small_recipe
 
-from toolkit import distributed
 from toolkit.errors import PollardError
 from toolkit.expert_statistics import ExpertStatistics
 from toolkit.moe import load_model, load_tokenizer
@@ -25,15 +24,10 @@ BLOCK = "model.layers.0.mlp"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("data")
-    make_small(folder)
-    (folder / "notes.jsonl").write_text("".join(json.dumps({"text": f"Note {i}: it rained."}) + "\n" for i in range(9)))
-    (folder / "empty.txt").write_text("\n \n")
-    distributed.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with small_folder(tmp_path_factory, "data") as folder:
+        (folder / "notes.jsonl").write_text("".join(json.dumps({"text": f"Note {i}: it rained."}) + "\n" for i in range(9)))
+        (folder / "empty.txt").write_text("\n \n")
         yield folder
-    distributed.stop()
 
 
 def calibrated(name: str, reconstruct: bool = False, **calibration: object) -> ExpertStatistics:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from serving import playing, serving
-from small_run import make_small, small_recipe
+from small_run import kill_in_call, make_small, small_recipe
 
 from toolkit.errors import PollardError
 from toolkit.evaluation import generation, server
@@ -62,15 +62,7 @@ def test_another_batch_size_answers_nothing_anew_and_other_decoding_does(
 
 
 def test_fresh_answers_anew_what_a_kill_left(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = generation.generate, []
-
-    def killed_in_the_second(*arguments: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(generation, "generate", killed_in_the_second)
+    calls = kill_in_call(2, generation, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run(recipe("small"))
     left = folder / "runs" / "small" / "evaluation" / "original.answers"

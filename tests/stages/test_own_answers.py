@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PLAYGROUND
+from small_run import kill_in_call
 from transformers import PreTrainedModel
 
 from toolkit.errors import PollardError
@@ -54,15 +55,7 @@ def test_a_kill_loses_one_piece_and_changes_nothing(
 ) -> None:
     monkeypatch.setattr(own_answers, "PROMPTS", 4)
     drawn(model, tmp_path / "whole", recipe())
-    calls, generate = [], own_answers.generate
-
-    def killed_in_the_second(*arguments: object) -> list:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return generate(*arguments)
-
-    monkeypatch.setattr(own_answers, "generate", killed_in_the_second)
+    calls = kill_in_call(2, own_answers, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         drawn(model, tmp_path / "killed", recipe())
     drawn(model, tmp_path / "killed", recipe())

@@ -4,9 +4,8 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from small_run import make_small, small_recipe
+from small_run import small_folder, small_recipe
 
-from toolkit import distributed
 from toolkit.errors import PollardError
 from toolkit.moe import load_config
 from toolkit.pipeline import check, run
@@ -23,13 +22,8 @@ STAGES = [
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunDirectory]:
     """A finished run of `scheduled()`, the working folder its own."""
-    folder = tmp_path_factory.mktemp("rounds")
-    make_small(folder)
-    distributed.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with small_folder(tmp_path_factory, "rounds"):
         yield run(scheduled())
-    distributed.stop()
 
 
 def scheduled(schedule: tuple[int, ...] = (6, 4, 2), **changes: object) -> Recipe:

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_run import make_small, small_recipe
+from small_run import make_small, small_folder, small_recipe
 
-from toolkit import distributed
 from toolkit.calibration import skipping_thresholds
 from toolkit.errors import PollardError
 from toolkit.moe import load_model, load_tokenizer
@@ -32,14 +31,9 @@ def trained() -> Recipe:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("skip")
-    make_small(folder)
-    distributed.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with small_folder(tmp_path_factory, "skip") as folder:
         run(recipe(None))
         yield folder
-    distributed.stop()
 
 
 @pytest.fixture(autouse=True)

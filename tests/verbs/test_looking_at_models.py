@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PLAYGROUND
-from small_run import make_small, small_recipe
+from small_run import small_folder, small_recipe
 
 from toolkit import cli, distributed
 from toolkit.pipeline import run
@@ -20,13 +20,9 @@ QUICKLY = ["--batch-sizes", "1,2", "--prompt-tokens", "8", "--new-tokens", "3", 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A run that has pruned, and evaluated."""
-    folder = tmp_path_factory.mktemp("looking")
-    make_small(folder)
-    distributed.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
+    with small_folder(tmp_path_factory, "looking") as folder:
         run(small_recipe())
-        distributed.stop()
+        distributed.stop()  # a verb begins, and ends, a process group of its own
         yield folder
 
 

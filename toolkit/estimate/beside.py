@@ -4,7 +4,7 @@ from toolkit.estimate.amounts import Amount
 from toolkit.estimate.figures import DISK, StageEstimate, on_machine
 from toolkit.estimate.machine import Machine
 from toolkit.estimate.model import ModelNumbers
-from toolkit.estimate.stages import placed
+from toolkit.estimate.stages import pass_with_logits, placed
 from toolkit.evaluation.fidelity import TOKENS_AT_ONCE
 from toolkit.recipe import Recipe
 
@@ -15,16 +15,10 @@ COPIES = 6  # of a part of the logits, while they are sorted or compared
 
 def estimate_fidelity(recipe: Recipe, machine: Machine, role: str, model: ModelNumbers, data: Amount) -> StageEstimate:
     """One pass over gold answers as long as the training examples; the original keeps what it says of every token."""
-    batch, vocabulary = recipe.calibration.batch_size, model.vocabulary
     parts, copies = placed(machine, model)
-    tokens = batch * data.longest
-    gpu = {
-        "weights": -(-model.bytes // parts),
-        "activations": model.working(batch, data.longest) or 0,
-        "logits": vocabulary * (2 * model.weight_bytes * tokens + COPIES * 4 * min(tokens, TOKENS_AT_ONCE)),
-    }
+    gpu = pass_with_logits(recipe.calibration.batch_size, model, data.longest, parts, COPIES, TOKENS_AT_ONCE)
     counted = round((data.examples or 0) * data.counted)
-    kept = ENTRY_BYTES * vocabulary * counted
+    kept = ENTRY_BYTES * model.vocabulary * counted
     flops = None if data.tokens is None else 2.0 * model.active * data.tokens
     on_gpu, in_ram = on_machine(machine, gpu, {})
     return StageEstimate(

@@ -96,25 +96,30 @@ def estimate_answers(recipe: Recipe, machine: Machine, original: ModelNumbers, p
     return StageEstimate("answers", found.work, found.gpu, found.host, disk, found.flops, found.seconds, found.notes)
 
 
+def pass_with_logits(batch: int, model: ModelNumbers, longest: int, parts: int, copies: int, at_once: int) -> dict[str, int]:
+    """GPU memory of a forward pass whose logits are read: those of the batch, those that count, and so many float32 `copies`
+    of `at_once` tokens of them."""
+    tokens = batch * longest
+    return {
+        "weights": -(-model.bytes // parts),
+        "activations": model.working(batch, longest) or 0,
+        "logits": model.vocabulary * (2 * model.weight_bytes * tokens + copies * 4 * min(tokens, at_once)),
+    }
+
+
 def estimate_teacher(recipe: Recipe, machine: Machine, original: ModelNumbers, data: Amount) -> StageEstimate:
     """The original over the training data, and what is kept of its logits."""
-    batch, vocabulary = recipe.calibration.batch_size, original.vocabulary
     parts, copies = placed(machine, original)
-    tokens = batch * data.longest
-    gpu = {
-        "weights": -(-original.bytes // parts),
-        "activations": original.working(batch, data.longest) or 0,
-        # Of a batch, and of those that count; and float32 copies of a part of them: offsets, the rest, at the temperature
-        "logits": vocabulary * (2 * original.weight_bytes * tokens + 3 * 4 * min(tokens, TOKENS_AT_ONCE)),
-    }
+    # Float32 copies: offsets, the rest, at the temperature
+    gpu = pass_with_logits(recipe.calibration.batch_size, original, data.longest, parts, 3, TOKENS_AT_ONCE)
     counted = round((data.examples or 0) * data.counted)
-    disk = counted * bytes_per_token(vocabulary)
+    disk = counted * bytes_per_token(original.vocabulary)
     flops = None if data.tokens is None else 2.0 * original.active * data.tokens
     on_gpu, in_ram = on_machine(machine, gpu, {})
     return StageEstimate(
         name="teacher",
         work=f"{_count(data.examples)} examples, {_count(None if data.examples is None else counted)} completion tokens at most, "
-        f"{bytes_per_token(vocabulary)} bytes each, {_where(parts, copies)}",
+        f"{bytes_per_token(original.vocabulary)} bytes each, {_where(parts, copies)}",
         gpu=on_gpu,
         host=in_ram,
         disk=disk,

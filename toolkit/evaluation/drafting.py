@@ -6,7 +6,6 @@ what is written is what the original alone writes, token for token: but for ties
 """
 
 import copy
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -15,6 +14,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from toolkit.errors import PollardError
+from toolkit.evaluation.speed import spread
 
 REPEATS = 3  # of each way, in turn, after one to warm up
 
@@ -37,9 +37,9 @@ class Compared(NamedTuple):
 
     alone: Writing
     drafted: Writing
-    speed_alone: tuple[float, float, float]
-    speed_drafted: tuple[float, float, float]
-    ratio: tuple[float, float, float]  # of two that were measured one after the other
+    speed_alone: list[float]
+    speed_drafted: list[float]
+    ratio: list[float]  # of two that were measured one after the other
 
     @property
     def same(self) -> bool:
@@ -97,11 +97,7 @@ def compare_drafting(
     first = [way() for way in ways]
     pairs = [[way().speed for way in ways] for _ in range(REPEATS)]
     alone, drafted = zip(*pairs, strict=True)
-    return Compared(first[0], first[1], _spread(alone), _spread(drafted), _spread([b / a for a, b in pairs]))
-
-
-def _spread(values: Any) -> tuple[float, float, float]:
-    return statistics.median(values), min(values), max(values)
+    return Compared(first[0], first[1], spread(alone), spread(drafted), spread([b / a for a, b in pairs]))
 
 
 def _length(args: Any, kwargs: dict[str, Any]) -> int:

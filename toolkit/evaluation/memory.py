@@ -1,4 +1,4 @@
-"""The most memory that was held: of the GPU, or of the process where there is none."""
+"""Memory that is, or was, held: of the GPU, or of the process where there is none."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -18,5 +18,17 @@ def peak_memory(where: torch.device) -> int:
     """Bytes, since the reset: the most GPU memory allocated, or the most the whole process held (libraries and all)."""
     if where.type == "cuda":
         return torch.cuda.max_memory_allocated(where)
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    return _of_proc("self/status", "VmHWM:")
+
+
+def held_memory(where: torch.device) -> int:
+    """Bytes, now: allocated on the GPU, or held by the process."""
+    return torch.cuda.memory_allocated(where) if where.type == "cuda" else _of_proc("self/status", "VmRSS:")
+
+
+def free_memory(where: torch.device) -> int:
+    return torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else _of_proc("meminfo", "MemAvailable:")
+
+
+def _of_proc(file: str, key: str) -> int:
+    return 1024 * int(Path("/proc", file).read_text().partition(key)[2].split()[0])

@@ -13,7 +13,6 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -21,7 +20,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import BaseStreamer
 
 from toolkit.distributed import device
-from toolkit.evaluation.memory import peak_memory, reset_peak_memory
+from toolkit.evaluation.memory import free_memory, held_memory, peak_memory, reset_peak_memory
 from toolkit.progress import progress
 
 ROOM = 1.3  # models that weigh this much less than the memory there is are held together
@@ -88,7 +87,7 @@ def benchmark(entrants: Sequence[Entrant], load: Load) -> dict[str, Any]:
 
     All are held in memory where there is room; else each is loaded anew for every turn (off the clock).
     """
-    together = ROOM * sum(entrant.weight_bytes for entrant in entrants) <= free_memory()
+    together = ROOM * sum(entrant.weight_bytes for entrant in entrants) <= free_memory(device())
     held = {entrant.name: entrant.load() for entrant in entrants} if together else {}
     found: dict[tuple[str, int], list[dict[str, float]]] = {(e.name, b): [] for e in entrants for b in load.batch_sizes}
     turns = [(turn, entrant) for turn in range(load.repeats + 1) for entrant in entrants]
@@ -115,7 +114,7 @@ def benchmark(entrants: Sequence[Entrant], load: Load) -> dict[str, Any]:
 def _measure(model: PreTrainedModel, entrant: Entrant, batch_size: int, load: Load) -> dict[str, float]:
     """Nothing for a batch that does not fit. Peak memory: the weights, and what came on top while it was at work."""
     _let_go()
-    before = held_memory()
+    before = held_memory(model.device)
     reset_peak_memory(model.device)
     try:
         measured = timed(model, batch_size, load.prompt_tokens, load.new_tokens)
@@ -129,16 +128,17 @@ def _batch(size: int, mine: list[dict[str, float]], first: list[dict[str, float]
     if not all(mine):
         return {"batch_size": size, "fits": False}
     found: dict[str, Any] = {"batch_size": size, "fits": True}
-    found |= {key: _spread([turn[key] for turn in mine]) for key in MEASURES}
+    found |= {key: spread([turn[key] for turn in mine]) for key in MEASURES}
     found["peak_memory_bytes"] = int(max(turn["memory"] for turn in mine))
     if all(first):
         pairs = list(zip(mine, first, strict=True))
-        found["ratios"] = {key: _spread([a[key] / b[key] for a, b in pairs]) for key in MEASURES}
+        found["ratios"] = {key: spread([a[key] / b[key] for a, b in pairs]) for key in MEASURES}
         found["ratios"]["peak_memory_bytes"] = found["peak_memory_bytes"] / max(turn["memory"] for turn in first)
     return found
 
 
-def _spread(values: list[float]) -> list[float]:
+def spread(values: Sequence[float]) -> list[float]:
+    """Median, lowest, highest."""
     return [statistics.median(values), min(values), max(values)]
 
 
@@ -151,20 +151,3 @@ def _let_go() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def held_memory() -> int:
-    """Bytes: allocated on the GPU, or held by the process."""
-    if device().type == "cuda":
-        return torch.cuda.memory_allocated()
-    return 1024 * _of_proc("/proc/self/status", "VmRSS:")
-
-
-def free_memory() -> int:
-    if device().type == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    return 1024 * _of_proc("/proc/meminfo", "MemAvailable:")
-
-
-def _of_proc(file: str, key: str) -> int:
-    return int(Path(file).read_text().partition(key)[2].split()[0])

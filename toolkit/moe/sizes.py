@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from toolkit.moe.blocks import find_blocks
-from toolkit.moe.load import load_config, meta_model
+from toolkit.moe.load import load_config, meta_model, number_type
 
 
 class Sizes(NamedTuple):
@@ -36,6 +36,6 @@ def checkpoint_bytes(path: str | Path, revision: str | None = None) -> int:
 
 
 def weight_bytes(config: Any, dtype: str = "checkpoint") -> int:
-    """Bytes of the weights in memory, from the configuration alone."""
-    number = config.dtype if dtype in ("checkpoint", "auto") else getattr(torch, dtype)
-    return sum(p.numel() for p in meta_model(config).parameters()) * (number or torch.float32).itemsize
+    """Bytes of the weights in memory, as `load_model` holds them, from the configuration alone."""
+    number = number_type(dtype, config) or torch.float32
+    return sum(p.numel() for p in meta_model(config).parameters()) * number.itemsize

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import PollardError
+from toolkit.recipe_evaluation import ROLES
 from toolkit.report.formats import NOTHING, loss, percent
 from toolkit.run_directory import RunDirectory
 
-ROLES = ("original", "pruned", "recovered", "control")
+SPEED = "speed.json"  # in a run directory
 
 
 def beside(run: RunDirectory, recipe: dict[str, Any], stages: dict[str, Any]) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def models_made(stages: dict[str, Any]) -> dict[str, str]:
 
 
 def _speed(run: RunDirectory, stages: dict[str, Any]) -> dict[str, Any] | None:
-    path = run.path / "speed.json"
+    path = run.path / SPEED
     found = _read(path) if path.exists() else None
     return found if found and found["of"] == models_made(stages) else None
 

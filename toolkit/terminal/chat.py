@@ -57,7 +57,7 @@ class Speaker:
 
 def load_speakers(models: Sequence[NamedModel]) -> list[Speaker]:
     """Says first how much memory they need. On GPUs whose memory does not hold them all, their layers are spread."""
-    needed = {model.name: weight_bytes(load_config(model.path, model.revision), _in_memory(model)) for model in models}
+    needed = {model.name: weight_bytes(load_config(model.path, model.revision), model.dtype) for model in models}
     total, where = sum(needed.values()), device()
     spread = where.type == "cuda" and HEADROOM * total > torch.cuda.mem_get_info()[0]
     parts = " + ".join(f"{role} {size(count)}" for role, count in needed.items())
@@ -67,11 +67,6 @@ def load_speakers(models: Sequence[NamedModel]) -> list[Speaker]:
         loaded = load_model(model.path, model.revision, model.dtype, where, spread=spread)
         speakers.append(Speaker(model.name, loaded, load_tokenizer(model.path, model.revision)))
     return speakers
-
-
-def _in_memory(model: NamedModel) -> str:
-    """On a machine without a GPU `auto` means float32."""
-    return "float32" if model.dtype == "auto" and device().type != "cuda" else model.dtype
 
 
 def chat(speakers: Sequence[Speaker], run: FoundRun, raw: bool, max_new_tokens: int) -> None:

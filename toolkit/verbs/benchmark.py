@@ -6,8 +6,6 @@ import json
 from toolkit.distributed import say
 from toolkit.verbs.verb import Verb
 
-SPEED = "speed.json"  # in a run directory
-
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -36,9 +34,8 @@ def run(arguments: argparse.Namespace) -> None:
     from toolkit.evaluation.speed import Load, benchmark
     from toolkit.files import write_text
     from toolkit.report import write_report
-    from toolkit.report.beside import models_made
+    from toolkit.report.beside import SPEED, models_made
     from toolkit.report.speed_table import show_speed
-    from toolkit.run_directory import RunDirectory
     from toolkit.run_models import find_run, is_run
     from toolkit.verbs.entrants import entrants
 
@@ -50,11 +47,11 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         write_text(arguments.json, json.dumps(found, indent=1) + "\n")
     if len(arguments.models) == 1 and is_run(arguments.models[0]):
-        folder = find_run(arguments.models[0]).directory.path
-        of = models_made(RunDirectory(folder.name, folder.parent).read_manifest()["stages"])
-        write_text(folder / SPEED, json.dumps(found | {"of": of}, indent=1) + "\n")
-        write_report(folder)
-        say(f"Report: {folder / 'report.html'}")
+        run = find_run(arguments.models[0]).directory
+        of = models_made(run.read_manifest()["stages"])
+        write_text(run.path / SPEED, json.dumps(found | {"of": of}, indent=1) + "\n")
+        write_report(run.path)
+        say(f"Report: {run.path / 'report.html'}")
 
 
 BENCHMARK = Verb(

@@ -46,26 +46,19 @@ def _real(model: NamedModel, dtype: str) -> Entrant:
     config = load_config(model.path, model.revision)
     facts = _facts(config, checkpoint_bytes(model.path, model.revision)) | {"path": model.path, "random": False}
     return Entrant(
-        model.name, facts, weight_bytes(config, _stored(dtype, config)),
+        model.name, facts, weight_bytes(config, dtype),
         lambda: load_model(model.path, model.revision, dtype, device()),
     )  # fmt: skip
 
 
 def _random(name: str, config: Any, dtype: str) -> Entrant:
     facts = _facts(config, weight_bytes(config)) | {"path": None, "random": True}
-    return Entrant(name, facts, weight_bytes(config, _stored(dtype, config)), lambda: random_model(config, dtype, device()))
+    return Entrant(name, facts, weight_bytes(config, dtype), lambda: random_model(config, dtype, device()))
 
 
 def _facts(config: Any, size: int) -> dict[str, Any]:
     total, active = sizes(meta_model(config))
     return {"parameters": total, "active_parameters": active, "checkpoint_bytes": size}
-
-
-def _stored(dtype: str, config: Any) -> str:
-    """As `load_model` decides."""
-    from toolkit.moe.load import number_type
-
-    return str(number_type(dtype, config) or "checkpoint").removeprefix("torch.")
 
 
 def _names(names: list[str]) -> list[str]:
