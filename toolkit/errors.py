@@ -23,3 +23,9 @@ def did_you_mean(word: str, allowed: Sequence[str]) -> str:
     """ ". Did you mean `x`?" where something allowed is close to `word`, else "."."""
     close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
     return f". Did you mean `{close[0]}`?" if close else "."
+
+
+def first_of(faults: Sequence[str], shown: int = 5) -> str:
+    """The first `shown` of many faults of one kind, a line each, and how many more there are."""
+    more = [f"… and {len(faults) - shown:,} more"] if len(faults) > shown else []
+    return "\n".join([*faults[:shown], *more])
