@@ -101,6 +101,7 @@ def recover(
             "examples": len(train_data),
             "left_out": learnt.left_out,
             "overlapping": learnt.overlapping,
+            "bad_lines": learnt.bad_lines,
             "first_loss": losses[0] if losses else None,
             "last_loss": losses[-1] if losses else None,
         }

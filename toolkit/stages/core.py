@@ -85,6 +85,7 @@ def calibrate_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict
             "model": recipe.model.path, "task": recipe.task.name, "seed": recipe.seed, "fingerprint": fingerprint,
             "examples": sum(len(source.encoded) for source in sources),
             "left_out": sum(source.left_out for source in sources), "not_kept": sum(source.not_kept for source in sources),
+            "bad_lines": sum(source.bad_lines for source in sources),
         }  # fmt: skip
         on_main(lambda: statistics.save(run.statistics))
 
@@ -96,7 +97,7 @@ def calibrate_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict
     idle = sum(len(block["unobserved"]) for block in blocks.values())
     say(f"  {len(blocks)} MoE blocks watched" + (f"; {idle} experts were never chosen" if idle else ""))
     tokens = sum(next(iter(blocks.values()))["tokens"].values())
-    return {"tokens": tokens} | {key: about[key] for key in ("examples", "left_out", "not_kept")}
+    return {"tokens": tokens} | {key: about[key] for key in ("examples", "left_out", "not_kept", "bad_lines")}
 
 
 def select_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
