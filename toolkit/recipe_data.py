@@ -42,12 +42,15 @@ class TaskRecipe(Section):
     """A split of `dataset`, or a local JSONL file."""
     test: str | None = None
     """As `train`."""
+    system: str | None = _unless_said()
+    """Template of a system prompt, e.g. "Be brief." or "{system}"; a conversation that begins with its own keeps that."""
     prompt: str | None = None
     """Template over a line's columns, e.g. "{question}"."""
     completion: str | None = None
     """Template of what the model should write."""
     messages: str | None = None
-    """Column with chat messages, instead of the templates: the last message, the assistant's, is the completion."""
+    """Column with chat messages ({role, content} or {from, value}), instead of the templates: the last message, the assistant's,
+    is the completion. A column `tools` says what it may call."""
     answer: str | None = None
     """Template of the text the scorer compares with; the completion unless given."""
     scorer: str | None = None

@@ -18,6 +18,7 @@ class Preset:
     subset: str | None = None
     train: str | None = None
     test: str | None = None
+    system: str | None = None
     prompt: str | None = None
     completion: str | None = None
     answer: str | None = None

@@ -4,7 +4,8 @@ from typing import Any
 
 from toolkit.errors import PollardError
 from toolkit.tasks.classification import labelled
-from toolkit.tasks.example import Example, Message
+from toolkit.tasks.conversation import Conversation, conversation_in
+from toolkit.tasks.example import Example
 from toolkit.tasks.multiple_choice import lettered
 from toolkit.tasks.preset import Preset
 from toolkit.tasks.sources import Row
@@ -19,16 +20,14 @@ def example_of(row: Row, preset: Preset, conversation: str | None) -> Example:
         columns = _prepared(columns, preset)
     except PollardError as error:
         raise PollardError(f"{where}: {error}") from None
-    if conversation:
-        messages, completion = _turns(where, columns, conversation)
-    else:
-        messages = ({"role": "user", "content": filled(str(preset.prompt), columns, where)},)
-        completion = filled(str(preset.completion), columns, where)
-    if not completion.strip():
+    system = filled(preset.system, columns, where) if preset.system else None
+    chat = _chat(where, columns, conversation, system) if conversation else _asked(where, columns, preset, system)
+    if not chat.completion.strip() and not chat.reply.get("tool_calls"):
         raise PollardError(f"{where}: the completion is empty.")
-    gold = filled(preset.answer, columns, where) if preset.answer else completion
+    messages, completion = chat.messages, chat.completion
+    gold = filled(preset.answer, columns, where) if preset.answer else chat.gold
     if not preset.choices:
-        return Example(messages, completion, gold, where, plain=not preset.chat)
+        return Example(messages, completion, gold, where, plain=not preset.chat, reply=chat.reply, tools=chat.tools)
     cloze = filled(preset.cloze, columns, where) if preset.cloze else None
     texts = tuple(columns["texts"])
     return Example(messages, completion, gold, where, plain=not preset.chat, choices=texts, right=columns["right"], cloze=cloze)
@@ -45,14 +44,16 @@ def _prepared(columns: dict[str, Any], preset: Preset) -> dict[str, Any]:
     return columns
 
 
-def _turns(where: str, columns: dict[str, Any], name: str) -> tuple[tuple[Message, ...], str]:
-    messages = column(name, columns, where)
-    well_formed = isinstance(messages, list) and len(messages) > 1
-    well_formed = well_formed and all(isinstance(m, dict) and "role" in m and isinstance(m.get("content"), str) for m in messages)
-    if not well_formed or messages[-1]["role"] != "assistant":
-        raise PollardError(
-            f"{where}: `{name}` must be a list of {{role, content}} messages, each content a text, "
-            "that ends with the assistant's."
-        )
-    turns = tuple({"role": m["role"], "content": m["content"]} for m in messages)
-    return turns[:-1], turns[-1]["content"]
+def _asked(where: str, columns: dict[str, Any], preset: Preset, system: str | None) -> Conversation:
+    """A question and its answer, by the task's templates."""
+    question = {"role": "user", "content": filled(str(preset.prompt), columns, where)}
+    messages = ({"role": "system", "content": system}, question) if system else (question,)
+    return Conversation(messages, filled(str(preset.completion), columns, where), {}, ())
+
+
+def _chat(where: str, columns: dict[str, Any], name: str, system: str | None) -> Conversation:
+    column(name, columns, where)  # says what is there instead
+    try:
+        return conversation_in(columns, name, system)
+    except PollardError as error:
+        raise PollardError(f"{where}: {error}") from None

@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import PollardError
-from toolkit.tasks.prompts import Encoded
+from toolkit.tasks.prompts import Encoded, tokens_of
 from toolkit.tasks.sources import read_jsonl
 
 
@@ -47,6 +47,6 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_l
     """
     pieces = []
     for text in texts:
-        ids = tokenizer(text)["input_ids"]
+        ids = tokens_of(tokenizer, text)
         pieces += [Encoded(ids[start : start + max_length], 0) for start in range(0, len(ids), max_length)]
     return pieces
