@@ -170,6 +170,6 @@ def _openai() -> Any:
         import openai  # takes a second
     except ImportError:
         raise PollardError(
-            "evaluation.backend is server, and the package `openai` is not installed: pip install 'pollard[server]'."
+            "evaluation.backend is server, and the package `openai` is not installed: pip install 'pollard-moe[server]'."
         ) from None
     return openai

@@ -68,7 +68,7 @@ def machine(recipe: Recipe, config: object) -> str:
 
 def versions() -> str:
     try:
-        ours = version("pollard")
+        ours = version("pollard-moe")  # `pollard` is another project on the package index
     except PackageNotFoundError:
         ours = "(not installed)"
     commit = git_commit()
