@@ -6,12 +6,11 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Literal
 
-from toolkit.errors import PollardError
+from toolkit.errors import PollardError, first_of
 from toolkit.recipe_data import TaskRecipe
 from toolkit.tasks.example import Example
 from toolkit.tasks.preset import Preset
 from toolkit.tasks.presets import PRESETS
-from toolkit.tasks.readings import final_part
 from toolkit.tasks.rows import example_of
 from toolkit.tasks.scorers import scorer_of
 from toolkit.tasks.sources import is_local, read_hub, read_jsonl
@@ -128,12 +127,13 @@ class Task:
         return [example_of(row, self.preset, self.recipe.messages) for row in rows]
 
     def _check_golds(self, examples: list[Example]) -> None:
-        """Raises PollardError for a text by which no answer could be right (`numeric` without a number), or every one, and
-        for one that the scorer cannot read."""
-        verdicts = self.scorer.verdicts([(example.gold, example.gold) for example in examples])
-        for example, verdict in zip(examples, verdicts, strict=True):
-            if verdict.error:
-                raise PollardError(f"{example.where}: the scorer fails on the answer {example.gold!r} itself: {verdict.error}.")
-            if not final_part(example.gold) or not verdict.strict:
-                nothing = f"scorer `{self.preset.scorer}` finds nothing to compare with in the answer {example.gold!r}"
-                raise PollardError(f"{example.where}: {nothing}.")
+        """Raises PollardError, with the lines, for texts by which no answer could be right (`numeric` without a number), or
+        every one, and for those that the scorer cannot read."""
+        faults = self.scorer.gold_faults([(example.completion, example.gold) for example in examples])
+        told = [
+            f"{example.where}: scorer `{self.preset.scorer}` {fault}."
+            for example, fault in zip(examples, faults, strict=True)
+            if fault
+        ]
+        if told:
+            raise PollardError(first_of(told))
