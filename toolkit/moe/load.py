@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import snapshot_download
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,28 +18,29 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file
 
 from toolkit.errors import PollardError
+from toolkit.moe.checkpoint_files import refuse_adapter, say_what_is_read
+from toolkit.moe.hub import NOT_FETCHED as NOT_FETCHED
+from toolkit.moe.hub import fetched
 from toolkit.moe.skip import apply_skipping
 from toolkit.skipping import FILE as SKIPPING
 from toolkit.skipping import Skipping
 
 T = TypeVar("T")
 
-# Weights in other formats, and folders of other tools (gpt-oss has all its weights twice more, in original/ and metal/)
-NOT_FETCHED = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf", "*.onnx", "original/*", "metal/*"]
-
 DEQUANTIZED = ("mxfp4",)  # what `load_model` makes plain numbers of
 
 
 def checkpoint_folder(path: str, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint; a hub model is fetched into the hub's cache first, but for weights in other formats
-    than safetensors. Raises PollardError when it is neither."""
+    """The local folder of a checkpoint; a hub model is fetched into the hub's cache first: everything beside the weights, and
+    of the weights those safetensors files that transformers reads. Raises PollardError when it is neither."""
     if Path(path).is_dir():
         return Path(path)
-    return Path(explained(lambda: snapshot_download(path, revision=revision, ignore_patterns=NOT_FETCHED), path))
+    return explained(lambda: fetched(path, revision), path)
 
 
 def load_config(path: str, revision: str | None = None) -> Any:
     """The configuration; raises PollardError when `path` is no checkpoint and no reachable hub model."""
+    explained(lambda: refuse_adapter(path, revision), path)
     return explained(lambda: AutoConfig.from_pretrained(path, revision=revision), path)
 
 
@@ -99,6 +99,8 @@ def load_model(
         from transformers import Mxfp4Config  # type: ignore[attr-defined]
 
         options["quantization_config"] = Mxfp4Config(dequantize=True)
+    if Path(path).is_dir():
+        say_what_is_read(path)
     door = _door(config)
     if spread:
         options["device_map"] = "auto"

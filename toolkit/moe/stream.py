@@ -20,13 +20,13 @@ from transformers import initialization as init
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
-from transformers.utils.hub import get_checkpoint_shard_files
+from transformers.utils import logging
 
 from toolkit.errors import PollardError
 from toolkit.moe.blocks import find_blocks
+from toolkit.moe.checkpoint_files import checkpoint_files, say_what_is_read
 from toolkit.moe.layers import layers_of
-from toolkit.moe.load import explained, load_config, meta_model, number_type
+from toolkit.moe.load import checkpoint_folder, load_config, meta_model, number_type
 from toolkit.moe.names import Names
 
 REST, UNUSED = -1, -2  # parts of the model that are no decoder layer
@@ -143,15 +143,14 @@ class StreamedModel:
 
 
 def safetensors_files(path: str, revision: str | None = None) -> list[str]:
-    """The files of a checkpoint folder, or of a hub model once they are downloaded; as transformers finds them."""
-    options: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
-    single = explained(lambda: cached_file(path, SAFE_WEIGHTS_NAME, **options), path)
-    if single:
-        return [single]
-    index = explained(lambda: cached_file(path, SAFE_WEIGHTS_INDEX_NAME, **options), path)
-    if not index:
+    """The weights of a checkpoint folder, or of a hub model once they are downloaded. Raises CannotStream where they are not
+    in safetensors files, and PollardError as `checkpoint_files` does."""
+    folder = checkpoint_folder(path, revision)
+    say_what_is_read(str(folder))
+    files = checkpoint_files(folder)
+    if not files.safetensors:
         raise CannotStream("it has no safetensors files")
-    return explained(lambda: get_checkpoint_shard_files(path, index, revision=revision), path)[0]
+    return [str(file) for file in files.weights]
 
 
 def _opened(file: str) -> Any:
