@@ -19,6 +19,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file
 
 from toolkit.errors import PollardError
+from toolkit.moe.names import Names
 from toolkit.moe.skip import apply_skipping
 from toolkit.skipping import FILE as SKIPPING
 from toolkit.skipping import Skipping
@@ -104,6 +105,7 @@ def load_model(
         options["device_map"] = "auto"
     thresholds = load_thresholds(path, revision) if skipping else None
     model, found = explained(lambda: door.from_pretrained(path, output_loading_info=True, **options), path)
+    Names(model).check_layers(found["unexpected_keys"])
     missing = sorted(found["missing_keys"])  # transformers leaves them random, and only warns
     if missing and not is_deepspeed_zero3_enabled():  # there `check_loaded` tells it, with the loader as a suspect
         raise PollardError(

@@ -18,6 +18,7 @@ from toolkit.errors import PollardError
 from toolkit.files import put_in_place, write_text
 from toolkit.moe.layout import UnknownLayoutError, cut
 from toolkit.moe.load import load_config, meta_model
+from toolkit.moe.quantized_names import SECTION, RenamedModules
 from toolkit.moe.slice import slice_model
 from toolkit.moe.tensor_files import INDEX, SINGLE, Piece, StoredTensor, explained_writing, stored_tensors, write_file
 from toolkit.plan import Plan
@@ -40,6 +41,7 @@ class Job(NamedTuple):
     sliced: PreTrainedModel
     shards: dict[str, list[Piece]]
     left: list[str]
+    modules: RenamedModules
 
 
 def plan_job(folder: Path, plan: Plan) -> Job:
@@ -51,7 +53,9 @@ def plan_job(folder: Path, plan: Plan) -> Job:
     slice_model(sliced, plan)
     stored = stored_tensors(folder)
     pieces, left = cut(stored, model, sliced, plan)
-    return Job(folder, plan, stored, model, sliced, _packed(pieces), left)
+    renamed = {piece.source.name: piece.name for piece in pieces}
+    modules = RenamedModules(renamed, stored.keys() - renamed.keys())
+    return Job(folder, plan, stored, model, sliced, _packed(pieces), left, modules)
 
 
 def _packed(pieces: list[Piece]) -> dict[str, list[Piece]]:
@@ -148,6 +152,8 @@ def _write_rest(job: Job, partial: Path, config: dict[str, Any]) -> None:
             shutil.copytree(path, partial / path.name, dirs_exist_ok=True)
         elif path.is_dir() or path.name.endswith(OTHER_WEIGHTS) or path.name == SKIPPING:  # thresholds of the model as it was
             skipped.append(path.name + "/" * path.is_dir())
+        elif path.suffix == ".json" and SECTION.search(path.name):  # what else says how it is quantized
+            write_text(partial / path.name, job.modules.renumbered_file(path))
         else:
             shutil.copyfile(path, partial / path.name)
     if job.left:
