@@ -19,6 +19,7 @@ from toolkit.moe.companions import copy_companions
 from toolkit.moe.layout import UnknownLayoutError
 from toolkit.moe.load import DEQUANTIZED, checkpoint_folder, load_config, load_model, quantization_of
 from toolkit.moe.mask import masked
+from toolkit.moe.names import FURTHER_LAYERS
 from toolkit.moe.rewrite import Job, plan_job, rewrite
 from toolkit.moe.slice import slice_model
 from toolkit.moe.stock import check_opens
@@ -63,6 +64,8 @@ def prune_checkpoint(
     rewrite(job, pruned_config(job), target, partial(verify, job, oracle=not quantized), facts)
     blocks = f"; {', '.join(sample(job.model))} answer as the masked original's" * (not quantized)
     say(f"  every tensor of the pruned checkpoint is the original's, bit for bit{blocks}")
+    if job.modules.summary:
+        say(f"  {job.modules.summary}")
     if quantized:
         trained = "fine-tuning dequantizes it" if quantized in DEQUANTIZED else "it cannot be fine-tuned here as it is"
         say(f"  it stays quantized ({quantized}) as the original is; {trained}")
@@ -175,7 +178,7 @@ def pruned_config(job: Job) -> dict[str, Any]:
     written: dict[str, Any] = json.loads((job.folder / "config.json").read_text())
     written.pop("transformers_weights", None)
     _complete(written, job.sliced.config)
-    return written
+    return job.modules.renumbered_config(written)
 
 
 def _complete(written: dict[str, Any], config: Any) -> None:
@@ -184,7 +187,8 @@ def _complete(written: dict[str, Any], config: Any) -> None:
         value = getattr(config, key, None)
         if isinstance(value, int | list):
             written[key] = value
-    written.update({key: 0 for key in FURTHER_TOKENS if written.get(key) or getattr(config, key, None)})
+    promises = {*FURTHER_TOKENS, *(key for key, value in written.items() if FURTHER_LAYERS.match(key) and type(value) is int)}
+    written.update({key: 0 for key in sorted(promises) if written.get(key) or getattr(config, key, None)})
     for part in config.sub_configs:  # text_config of a multimodal model
         if isinstance(written.get(part), dict):
             _complete(written[part], getattr(config, part))

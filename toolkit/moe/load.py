@@ -21,6 +21,7 @@ from toolkit.errors import PollardError
 from toolkit.moe.checkpoint_files import refuse_adapter, say_what_is_read
 from toolkit.moe.hub import NOT_FETCHED as NOT_FETCHED
 from toolkit.moe.hub import fetched
+from toolkit.moe.names import Names
 from toolkit.moe.skip import apply_skipping
 from toolkit.skipping import FILE as SKIPPING
 from toolkit.skipping import Skipping
@@ -106,6 +107,7 @@ def load_model(
         options["device_map"] = "auto"
     thresholds = load_thresholds(path, revision) if skipping else None
     model, found = explained(lambda: door.from_pretrained(path, output_loading_info=True, **options), path)
+    Names(model).check_layers(found["unexpected_keys"])
     missing = sorted(found["missing_keys"])  # transformers leaves them random, and only warns
     if missing and not is_deepspeed_zero3_enabled():  # there `check_loaded` tells it, with the loader as a suspect
         raise PollardError(

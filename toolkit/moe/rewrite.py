@@ -21,6 +21,7 @@ from toolkit.moe.checkpoint_files import INDEX, SINGLE, checkpoint_files
 from toolkit.moe.companions import copy_companions
 from toolkit.moe.layout import UnknownLayoutError, cut
 from toolkit.moe.load import load_config, meta_model
+from toolkit.moe.quantized_names import SECTION, RenamedModules
 from toolkit.moe.slice import slice_model
 from toolkit.moe.tensor_files import Piece, StoredTensor, explained_writing, stored_tensors, write_file
 from toolkit.plan import Plan
@@ -39,6 +40,7 @@ class Job(NamedTuple):
     sliced: PreTrainedModel
     shards: dict[str, list[Piece]]
     left: list[str]
+    modules: RenamedModules
 
 
 def plan_job(folder: Path, plan: Plan) -> Job:
@@ -50,7 +52,9 @@ def plan_job(folder: Path, plan: Plan) -> Job:
     slice_model(sliced, plan)
     stored = stored_tensors(folder)
     pieces, left = cut(stored, model, sliced, plan)
-    return Job(folder, plan, stored, model, sliced, _packed(pieces), left)
+    renamed = {piece.source.name: piece.name for piece in pieces}
+    modules = RenamedModules(renamed, stored.keys() - renamed.keys())
+    return Job(folder, plan, stored, model, sliced, _packed(pieces), left, modules)
 
 
 def _packed(pieces: list[Piece]) -> dict[str, list[Piece]]:
@@ -139,6 +143,9 @@ def _write_rest(job: Job, partial: Path, config: dict[str, Any]) -> None:
     files = checkpoint_files(job.folder)
     read = {path.relative_to(job.folder).parts[0] for path in (*files.weights, *([files.index] if files.index else []))}
     skipped = [name for name in copy_companions(job.folder, partial) if name.rstrip("/") not in read]
+    for path in sorted(job.folder.glob("*.json")):
+        if SECTION.search(path.name) and (partial / path.name).exists():  # what else says how the weights are quantized
+            write_text(partial / path.name, job.modules.renumbered_file(path))
     if job.left:
         say(f"  left out: {len(job.left)} tensors of layers that predict further tokens, such as {job.left[0]}")
     if skipped:

@@ -95,6 +95,7 @@ class StreamedModel:
                 part = self._part(parameters[0])
                 if part in keys:
                     keys[part].append((file, key))
+        names.check_layers(key for file in self.files for key in file.keys())  # noqa: SIM118
         needed = [name for name, _ in self.model.named_parameters() if self._part(name) != UNUSED]
         missing = [name for name in needed if name not in made]
         if missing:
