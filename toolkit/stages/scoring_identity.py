@@ -8,7 +8,6 @@ from toolkit.run_directory import fingerprint_of_source
 from toolkit.tasks import Task
 from toolkit.tasks.own_scorer import source_of
 
-
 # Of the rules by which answers are taken out of what was written, and judged: with others a finished evaluation is done again
 RULES = 2
 
