@@ -105,9 +105,15 @@ def test_a_custom_task_says_what_it_needs(recipe: dict[str, str]) -> None:
         Task(TaskRecipe(**recipe))
 
 
-@pytest.mark.parametrize("test", [None, "test", "test.csv"])
+@pytest.mark.parametrize("test", [None, "test", "test.pdf"])
 def test_data_that_is_not_given_is_asked_for(tmp_path: Path, test: str | None) -> None:
-    assert "Task custom has no test data: give `task.test`, a JSONL file" in fault_of(tmp_path, [ROW], test=test)
+    fault = fault_of(tmp_path, [ROW], test=test)
+    assert "Task custom has no test data: give `task.test`, a data file (.jsonl, " in fault
+    assert (f"({test!r} is neither)" in fault) is (test is not None)
+
+
+def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+    assert fault_of(tmp_path, [ROW], test="test.csv").startswith("Cannot read test.csv: there is no such file.")
 
 
 # Choices are made with dev: it must be the same in every run, and never be trained on.

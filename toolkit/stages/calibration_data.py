@@ -18,8 +18,8 @@ from toolkit.evaluation import answer_text, batch_size_for, greedy, share_of_ans
 from toolkit.evaluation.decoding import as_list
 from toolkit.recipe import Recipe
 from toolkit.recipe_data import SourceRecipe
-from toolkit.run_directory import fingerprint_of_source
 from toolkit.tasks import Encoded, Example, Task, encode_all, encode_prompt, encode_texts, gold_of, read_texts
+from toolkit.tasks.sources import fingerprint_of_data
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def identity_of_sources(recipe: Recipe, sources: Sequence[SourceRecipe]) -> list
     """For a fingerprint: what the recipe says of each source, and what its file holds (or its name on the hub)."""
     found = []
     for source in sources:
-        where = source.text or Task(source.task or recipe.task).sources(("train",))["train"]
-        found.append([source.model_dump(), fingerprint_of_source(where)])
+        data = fingerprint_of_data(source.text) if source.text else Task(source.task or recipe.task).fingerprint("train")
+        found.append([source.model_dump(), data])
     return found
 
 

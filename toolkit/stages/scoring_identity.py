@@ -20,5 +20,5 @@ def own_scorer_identity(recipe: TaskRecipe) -> list[Any]:
 
 def identity_of_scoring(task: Task) -> list[Any]:
     """Beside the task's own keys and the split that is asked."""
-    shots = [fingerprint_of_source(task.sources(("train",))["train"])] if task.preset.shots else []
+    shots = [task.fingerprint("train")] if task.preset.shots else []
     return [RULES, *own_scorer_identity(task.recipe), *shots]
