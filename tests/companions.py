@@ -17,9 +17,11 @@ LEFT = {
 CONFIG = {"auto_map": {"AutoConfig": "configuration_my.MyConfig"}, "a_key_of_another_reader": {"b": [1]}}
 
 
-def add_companions(folder: Path) -> None:
-    """Puts companions, and what is none, into a checkpoint folder."""
+def add_companions(folder: Path, without: str = "") -> None:
+    """Puts companions, and what is none, into a checkpoint folder, but for one file."""
     for name, content in (FILES | LEFT).items():
+        if name == without:
+            continue
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content.encode())
     write_config(folder, read_config(folder) | CONFIG)
