@@ -152,14 +152,27 @@ def complete_checkpoint(source: Path, folder: Path, config: Any, trained_in: tor
 
 def _carried_config(source: Path, config: Any) -> dict[str, Any]:
     """The source's configuration file, every key of it, with the numbers that `config` changes."""
-    written: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    if written.get("model_type") != config.model_type:  # the language model alone of one that has several parts
-        own = json.loads(config.to_json_string())
-        part = next((v for v in written.values() if isinstance(v, dict) and v.get("model_type") == config.model_type), {})
+    written = _config_file(source)
+    part = _part_for(written, config)
+    if part is not written:  # the language model alone was written, of one that has several parts
+        own = json.loads(config.to_json_string(use_diff=False))
         written = own | {key: value for key, value in part.items() if key in own}
-    written.pop("transformers_weights", None)
     _complete(written, config)
     return written
+
+
+def _config_file(folder: Path) -> dict[str, Any]:
+    """As it is, but for a name that its weights have there and not where they are written."""
+    written: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    written.pop("transformers_weights", None)
+    return written
+
+
+def _part_for(written: dict[str, Any], config: Any) -> dict[str, Any]:
+    """Which part of a configuration file describes the model that `config` is of: transformers opens some with several parts
+    as their language model alone."""
+    parts = [written, *(part for part in written.values() if isinstance(part, dict))]
+    return next((part for part in parts if part.get("model_type") == config.model_type), written)
 
 
 def _set_plain(written: dict[str, Any], dtype: str) -> None:
@@ -175,9 +188,8 @@ def _set_plain(written: dict[str, Any], dtype: str) -> None:
 
 def pruned_config(job: Job) -> dict[str, Any]:
     """The original's configuration file as it is, but for the numbers that pruning changes."""
-    written: dict[str, Any] = json.loads((job.folder / "config.json").read_text())
-    written.pop("transformers_weights", None)
-    _complete(written, job.sliced.config)
+    written = _config_file(job.folder)
+    _complete(_part_for(written, job.sliced.config), job.sliced.config)
     return job.modules.renumbered_config(written)
 
 

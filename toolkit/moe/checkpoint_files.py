@@ -40,7 +40,7 @@ class CheckpointFiles(NamedTuple):
     """The weights of a checkpoint folder."""
 
     weights: tuple[Path, ...]  # in the order they are read: of a tensor that is in two files, the later one counts
-    index: Path | None  # the index that names them
+    index_file: Path | None  # the index that names them
     unread: tuple[str, ...]  # weights and indices in the folder that are no part of the model
 
     @property
@@ -109,7 +109,7 @@ def say_what_is_read(folder: str) -> None:
     files = checkpoint_files(folder)
     shown = ", ".join(files.unread[:5]) + ", …" * (len(files.unread) > 5)
     if files.weights and files.unread:
-        read = files.index or files.weights[0]
+        read = files.index_file or files.weights[0]
         say(f"  {folder}: the model is {read.name}, as transformers reads it; not read: {shown}")
     elif files.unread:
         raise PollardError(

@@ -141,7 +141,7 @@ def _write_rest(job: Job, partial: Path, config: dict[str, Any]) -> None:
         write_text(partial / INDEX, json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2) + "\n")
     write_text(partial / "config.json", json.dumps(config, indent=2) + "\n")
     files = checkpoint_files(job.folder)
-    read = {path.relative_to(job.folder).parts[0] for path in (*files.weights, *([files.index] if files.index else []))}
+    read = {path.relative_to(job.folder).parts[0] for path in (*files.weights, *([files.index_file] if files.index_file else []))}
     skipped = [name for name in copy_companions(job.folder, partial) if name.rstrip("/") not in read]
     for path in sorted(job.folder.glob("*.json")):
         if SECTION.search(path.name) and (partial / path.name).exists():  # what else says how the weights are quantized

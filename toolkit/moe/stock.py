@@ -53,8 +53,7 @@ def check_opens(folder: Path, source: Path) -> None:
 
 def _loaded(folder: Path, config: Any) -> dict[str, Any]:
     with quiet():
-        _, found = model_class(type(config)).from_pretrained(folder, device_map="meta", output_loading_info=True)
-    return found
+        return model_class(type(config)).from_pretrained(folder, device_map="meta", output_loading_info=True)[1]
 
 
 def _loaded_by_headers(files: CheckpointFiles, config: Any) -> dict[str, Any]:
@@ -65,12 +64,11 @@ def _loaded_by_headers(files: CheckpointFiles, config: Any) -> dict[str, Any]:
                 shape = stored.get_slice(name).get_shape()
                 nothing = stored.get_slice(name)[:0] if shape else stored.get_tensor(name)
                 tensors[name] = torch.empty(shape, dtype=nothing.dtype, device="meta")
-    model = meta_model(config)
+    model: Any = meta_model(config)
     with quiet():
-        _, found = type(model).from_pretrained(
+        return type(model).from_pretrained(
             None, config=model.config, state_dict=tensors, device_map="meta", output_loading_info=True
-        )
-    return found
+        )[1]
 
 
 def _opens(opener: Callable[[Path], Any], folder: Path) -> bool:

@@ -86,11 +86,10 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     found: dict[str, StoredTensor] = {}
     for file in files.weights or (folder / SINGLE,):
         found |= read_header(file)
-    if files.index:
-        index = read_index(files.index)
-        for name, file in index.items():
-            if name not in found or found[name].file != folder / file:
-                raise PollardError(_misled(files.index, index, found))
+    if files.index_file:
+        index = read_index(files.index_file)
+        if any(name not in found or found[name].file != folder / file for name, file in index.items()):
+            raise PollardError(_misled(files.index_file, index, found))
         return {name: found[name] for name in [*index, *found]}
     return found
 

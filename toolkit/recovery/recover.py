@@ -60,7 +60,8 @@ def recover(
     build_communication()
     run = RunDirectory(recipe.name, root)
     training = training_of(recipe, run, role)
-    on_main(lambda: [check_target(folder, overwrite=True) for folder in (training.target, training.adapter)])
+    for folder in (training.target, training.adapter):
+        on_main(lambda folder=folder: check_target(folder, overwrite=True))  # type: ignore[misc]
     if recipe.finetuning.select_by == "dev_accuracy" and accuracy is None:
         raise PollardError("finetuning.select_by is dev_accuracy: give recover() a function of the model that measures it.")
     fingerprint = fingerprint or _identity(recipe, training)
@@ -166,4 +167,5 @@ def _save(recipe: Recipe, trainer: SFTTrainer, model: Any, training: Training) -
 def _complete(model: PreTrainedModel, folder: Path, training: Training, needed: int) -> None:
     """All of the checkpoint it began as but the weights."""
     check_whole(folder, needed)
+    model.config.architectures = [type(model).__name__]  # as save_pretrained says
     complete_checkpoint(checkpoint_folder(training.source, training.revision), folder, model.config, model.dtype)
