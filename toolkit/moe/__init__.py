@@ -11,7 +11,7 @@ from toolkit.moe.checkpoint import check_whole, copy_companions, prune_checkpoin
 from toolkit.moe.checksum import check_loaded
 from toolkit.moe.layers import ForwardPass, blocks_by_layer, layers_of, one_layer_at_a_time
 from toolkit.moe.linears import decoder_linears
-from toolkit.moe.load import load_config, load_model, load_thresholds, load_tokenizer, meta_model, quantization_of, random_model
+from toolkit.moe.load import load_config, load_model, load_thresholds, meta_model, quantization_of, random_model
 from toolkit.moe.logits import logits_at
 from toolkit.moe.mask import activating, masked, restricted
 from toolkit.moe.outputs import every_output
@@ -24,6 +24,7 @@ from toolkit.moe.skip import apply_skipping, skipping
 from toolkit.moe.skip_count import SkipCount, counting_skips
 from toolkit.moe.slice import slice_model
 from toolkit.moe.stream import CannotStream, StreamedModel
+from toolkit.moe.tokenizer import load_tokenizer
 from toolkit.moe.unfuse import UNFUSED, expert_weights, linear_name, unfuse
 from toolkit.moe.use import ExpertUse
 from toolkit.moe.watch import Seen, watching
