@@ -17,7 +17,6 @@ from toolkit.moe.load import (
     load_config,
     load_model,
     load_thresholds,
-    load_tokenizer,
     meta_model,
     quantization_of,
     random_model,
@@ -34,6 +33,7 @@ from toolkit.moe.skip import apply_skipping, skipping
 from toolkit.moe.skip_count import SkipCount, counting_skips
 from toolkit.moe.slice import slice_model
 from toolkit.moe.stream import CannotStream, StreamedModel
+from toolkit.moe.tokenizer import load_tokenizer
 from toolkit.moe.unfuse import UNFUSED, expert_weights, linear_name, unfuse
 from toolkit.moe.use import ExpertUse
 from toolkit.moe.watch import Seen, watching

@@ -49,7 +49,8 @@ def cut(
     names, cuts = Names(model), expert_rows(model, sliced, plan)
     sources: dict[str, list[Source]] = defaultdict(list)  # per parameter
     parameters: dict[str, str] = {}  # per tensor, where it becomes (part of) a single parameter
-    left, split = [], set()
+    left: list[str] = []
+    split: set[str] = set()  # parameters of tensors that become several
     for name in sorted(stored, key=dot_natural_key):
         known = names.known(name)
         if known is None:

@@ -10,6 +10,7 @@ of them: per-expert and fused checkpoints of every family, without code per fami
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,9 +26,11 @@ from transformers.utils import logging
 from toolkit.errors import PollardError
 from toolkit.moe.blocks import find_blocks
 from toolkit.moe.checkpoint_files import checkpoint_files, say_what_is_read
+from toolkit.moe.completeness import mismatch
 from toolkit.moe.layers import layers_of
 from toolkit.moe.load import checkpoint_folder, load_config, meta_model, number_type
 from toolkit.moe.names import Names
+from toolkit.moe.open_errors import explained
 
 REST, UNUSED = -1, -2  # parts of the model that are no decoder layer
 
@@ -119,10 +122,14 @@ class StreamedModel:
         )  # fmt: skip
         slices = {key: file.get_slice(key) for file, key in self.keys[part]}
         with quiet():
-            info, _ = convert_and_load_state_dict_in_model(self.model, slices, settings)
+            load = partial(convert_and_load_state_dict_in_model, self.model, slices, settings)
+            info, _ = explained(load, self.path, "weights")
         where = "outside its layers" if part == REST else f"in layer {part}"
-        if info.mismatched_keys or info.conversion_errors or info.error_msgs:
-            broken = [*(key[0] for key in info.mismatched_keys), *info.conversion_errors, *info.error_msgs]
+        if info.mismatched_keys:
+            name, stored, described = min(info.mismatched_keys)
+            raise PollardError(f"{self.path}: {mismatch(name, stored, described, self.model.config)}")
+        if info.conversion_errors or info.error_msgs:
+            broken = [*info.conversion_errors, *info.error_msgs]
             raise PollardError(
                 f"{self.path}: tensors {where} are not those of its configuration: {', '.join(map(str, broken[:3]))}."
             )
