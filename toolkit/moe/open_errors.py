@@ -15,7 +15,8 @@ import torch
 from huggingface_hub.errors import HFValidationError
 
 from toolkit.errors import PollardError
-from toolkit.moe.tensor_files import INDEX, read_header
+from toolkit.moe.checkpoint_files import INDEX
+from toolkit.moe.tensor_files import read_header
 
 T = TypeVar("T")
 Part = Literal["files", "configuration", "tokenizer", "weights", "generation settings"]
