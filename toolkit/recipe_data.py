@@ -44,6 +44,8 @@ class TaskRecipe(Section):
     """A split of `dataset`, or data files: one, a list, a pattern ("logs/*.csv") or a folder (docs/your-data.md)."""
     test: str | list[str] | None = None
     """As `train`."""
+    system: str | None = _unless_said()
+    """Template of a system prompt, e.g. "Be brief." or "{system}"; a conversation that begins with its own keeps that."""
     on_bad_lines: Literal["error", "skip"] | None = _unless_said()
     """Lines that cannot be used: error (unless given) lists them and stops; skip leaves them out and counts them."""
     prompt: str | None = None
@@ -51,7 +53,8 @@ class TaskRecipe(Section):
     completion: str | None = None
     """Template of what the model should write."""
     messages: str | None = None
-    """Column with chat messages, instead of the templates: the last message, the assistant's, is the completion."""
+    """Column with chat messages ({role, content} or {from, value}), instead of the templates: the last message, the assistant's,
+    is the completion. A column `tools` says what it may call."""
     answer: str | None = None
     """Template of the text the scorer compares with; the completion unless given."""
     scorer: str | None = None

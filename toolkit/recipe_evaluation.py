@@ -78,7 +78,7 @@ class EvaluationRecipe(Section):
     """Compare the models' next-token probabilities with the original's, over the gold answers of the first n examples (in a
     sweep: of the dev slice). Cheap, for nothing is generated: docs/fidelity.md."""
     harness: list[str] | None = Field(default=None, min_length=1)
-    """Tasks of lm-evaluation-harness, to see what pruning for one task costs on others (pip install 'pollard[lm-eval]')."""
+    """Tasks of lm-evaluation-harness, to see what pruning for one task costs on others (pip install 'pollard-moe[lm-eval]')."""
     harness_tasks: str | None = None
     """A folder with tasks of your own, in lm-eval's YAML."""
 

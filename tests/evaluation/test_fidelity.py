@@ -1,6 +1,8 @@
 """Laws of fidelity: of a model with itself it is perfect; by hand it is the same; neither ranks nor batches decide it."""
 
+import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,7 @@ from conftest import plan_for, tiny_model
 from transformers import PreTrainedModel
 
 from toolkit.errors import PollardError
-from toolkit.evaluation import Fidelity, keep_original, measure_fidelity
-from toolkit.evaluation.fidelity import REST, compare, said
+from toolkit.evaluation import Fidelity, fidelity, keep_original, measure_fidelity
 from toolkit.moe import masked, slice_model
 from toolkit.tasks import Encoded, padded_batches
 
@@ -80,17 +81,6 @@ def test_the_standard_error_counts_examples_not_tokens(tmp_path: Path) -> None:
     assert measured(other, tmp_path / "kept").kl_error == pytest.approx(jackknife, rel=0.15)
 
 
-def test_what_is_kept_holds_all_but_a_millionth_and_no_entry_more() -> None:
-    logits = 4 * torch.randn(300, 500, generator=torch.Generator().manual_seed(0))
-    kept = said(logits)
-    p = logits.double().softmax(-1).sort(-1, descending=True).values
-    for row, count in zip(p, kept.count_N.tolist(), strict=True):
-        assert row[count:].sum() <= 1.01 * REST < 1.02 * row[count - 1 :].sum()
-    assert kept.count_N.float().mean() < 450
-    kl, acceptance = compare(kept, logits)
-    assert kl.abs().max() < 1e-6 and (1 - acceptance).abs().max() < 1e-5
-
-
 def test_a_masked_model_is_as_like_the_original_as_the_pruned_one(tmp_path: Path) -> None:
     original, plan = sure_model(), plan_for(sure_model(), KEPT)
     pruned = slice_model(sure_model(), plan)
@@ -131,3 +121,37 @@ def test_what_is_missing_damaged_or_of_other_tokens_is_told(tmp_path: Path) -> N
     (folder / "00000.safetensors").write_bytes(b"half")
     with pytest.raises(PollardError, match=r"00000\.safetensors is missing or damaged"):
         measure_fidelity(model, batches(), folder, "fingerprint")
+
+
+def test_files_of_an_older_format_are_made_again_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, model = tmp_path / "kept", sure_model()
+    keep_original(model, batches(), folder, "fingerprint")
+    about = json.loads((folder / "about.json").read_text())
+    (folder / "about.json").write_text(json.dumps(about | {"format": 1}))
+    (folder / "00000.safetensors").write_bytes(b"of another format")
+    with pytest.raises(PollardError, match="run with --fresh"):
+        measure_fidelity(model, batches(), folder, "fingerprint")
+    keep_original(model, batches(), folder, "fingerprint")
+    assert measure_fidelity(model, batches(), folder, "fingerprint").kl == pytest.approx(0, abs=1e-7)
+
+
+def test_how_much_will_be_written_is_said_before_and_refused_where_it_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = sum(int(batch["completion_mask"][:, 1:].sum()) for batch in batches())
+    keep_original(sure_model(), batches(), tmp_path / "kept", "fingerprint")
+    assert f"{tokens} tokens x at most {8 * 300 + 12:,} bytes" in capsys.readouterr().out
+    written = sum(path.stat().st_size for path in (tmp_path / "kept").glob("*.safetensors"))
+    assert written <= tokens * (8 * 300 + 12) + 3 * 1000  # and three headers
+    monkeypatch.setattr(fidelity.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 1000))
+    with pytest.raises(PollardError, match=r"may need 0\.0 GiB more on the disk .* or compare over fewer answers"):
+        keep_original(sure_model(), batches(), tmp_path / "full", "fingerprint")
+    assert not list((tmp_path / "full").glob("*.safetensors"))
+    keep_original(sure_model(), batches(), tmp_path / "kept", "fingerprint")  # what is there needs no room
+
+
+def test_an_original_whose_logits_are_no_numbers_is_told(tmp_path: Path) -> None:
+    model = sure_model()
+    model.lm_head.weight.data[7] = math.nan
+    with pytest.raises(PollardError, match=r"no finite numbers in batch 0 .* model\.dtype=float32"):
+        keep_original(model, batches(), tmp_path / "kept", "fingerprint")

@@ -64,5 +64,5 @@ def test_an_unknown_task_a_missing_folder_and_missing_data_are_told(folder: str,
 def test_a_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     harness._tasks.cache_clear()
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
-    with pytest.raises(PollardError, match=r"pip install 'pollard\[lm-eval\]'"):
+    with pytest.raises(PollardError, match=r"pip install 'pollard-moe\[lm-eval\]'"):
         check_harness(["arc_easy"], None)

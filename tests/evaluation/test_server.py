@@ -160,5 +160,5 @@ def test_a_server_of_several_models_wants_a_name(tokenizer: Any, task: Task) -> 
 
 def test_a_missing_client_is_told_with_its_extra(tokenizer: Any, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(PollardError, match=r"pip install 'pollard\[server\]'"):
+    with pytest.raises(PollardError, match=r"pip install 'pollard-moe\[server\]'"):
         asked("http://127.0.0.1:1/v1", tokenizer, task)

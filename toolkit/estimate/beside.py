@@ -5,12 +5,11 @@ from toolkit.estimate.figures import DISK, StageEstimate, on_machine
 from toolkit.estimate.machine import Machine
 from toolkit.estimate.model import ModelNumbers
 from toolkit.estimate.stages import pass_with_logits, placed
-from toolkit.evaluation.fidelity import TOKENS_AT_ONCE
+from toolkit.evaluation.distributions import TOKENS_AT_ONCE, bytes_per_token
 from toolkit.recipe import Recipe
 
 AT_ONCE = 16  # as in toolkit/stages/beside.py
-ENTRY_BYTES = 8  # of a vocabulary entry that is kept: int32 and float32
-COPIES = 6  # of a part of the logits, while they are sorted or compared
+COPIES = 12  # in float32, of a part of the logits, while they are sorted and summed up
 
 
 def estimate_fidelity(recipe: Recipe, machine: Machine, role: str, model: ModelNumbers, data: Amount) -> StageEstimate:
@@ -18,18 +17,19 @@ def estimate_fidelity(recipe: Recipe, machine: Machine, role: str, model: ModelN
     parts, copies = placed(machine, model)
     gpu = pass_with_logits(recipe.calibration.batch_size, model, data.longest, parts, COPIES, TOKENS_AT_ONCE)
     counted = round((data.examples or 0) * data.counted)
-    kept = ENTRY_BYTES * model.vocabulary * counted
+    each = bytes_per_token(model.vocabulary)
+    kept = each * counted
     flops = None if data.tokens is None else 2.0 * model.active * data.tokens
     on_gpu, in_ram = on_machine(machine, gpu, {})
     return StageEstimate(
         name=f"fidelity/{role}",
-        work=f"{data.examples:,} answers, {counted:,} tokens",
+        work=f"{data.examples:,} answers, {counted:,} tokens" + (f", {each:,} bytes each at most" if role == "original" else ""),
         gpu=on_gpu,
         host=in_ram,
         disk=kept if role == "original" else 0,
         flops=flops,
         seconds=machine.seconds(flops, (model.bytes + kept) / DISK, gpus=copies),
-        notes=("on disk: at most; of a model that is sure of its answers, far less",) if role == "original" else (),
+        notes=("on disk: at most; of a model that is sure of its answers, less",) if role == "original" else (),
     )
 
 

@@ -3,15 +3,14 @@
     KL          = Σ_v p_v (log p_v − log q_v)    p: the original's distribution over the next token, q: the model's
     acceptance  = Σ_v min(p_v, q_v)              how likely the original, sampling, accepts what the model drafts
 
-Means over the completion tokens of a few examples. The two models need not be in memory together: what the original says
-is kept on disk, per token the fewest vocabulary entries that hold all but REST of its probability, exactly (float32), and
-all others as one. So acceptance is too high by at most REST; KL is too low, by REST times what the two differ there.
-Shape legend: N completion tokens, V vocabulary, M kept entries of N tokens together, K those of
-the token that keeps most.
+Means over the completion tokens of a few examples. The two models need not be in memory together: the original's
+distributions are kept on disk, in at most 16 KiB each (toolkit/evaluation/distributions.py, which states the error).
+Shape legend: N completion tokens, V vocabulary.
 """
 
 import json
 import math
+import shutil
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,18 +19,17 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from toolkit.distributed import barrier, gather, share, share_in_step
+from toolkit.distributed import barrier, gather, on_main, say, share, share_in_step
 from toolkit.errors import PollardError
+from toolkit.evaluation.distributions import ENTRIES, REST, CompressedDistributions, bytes_per_token, compare, compress
 from toolkit.files import KEPT, explained_full_disk
 from toolkit.moe import is_partitioned, logits_at
 from toolkit.progress import progress
 from toolkit.shards import ABOUT, missing_shards, shard_path
 
-REST = 1e-6
-TOKENS_AT_ONCE = 128  # sorted copies of [tokens, V] are made of so many at a time
+FORMAT = 2  # of the files; another one is not read
 SUFFIX = ".safetensors"
 Batch = dict[str, torch.Tensor]
 
@@ -51,63 +49,41 @@ class Fidelity(NamedTuple):
         return {key: value if value is None or math.isfinite(value) else None for key, value in self._asdict().items()}
 
 
-class Said(NamedTuple):
-    """What the original says of N tokens."""
-
-    count_N: torch.Tensor  # int32: entries kept of each
-    index_M: torch.Tensor  # int32, one token's after the other's
-    log_p_M: torch.Tensor  # float32, likewise
-    rest_N: torch.Tensor  # float32: log of the probability of all others together; -inf where there are none
-
-
-def said(logits_NV: torch.Tensor) -> Said:
-    """The fewest entries of each distribution that hold 1 − REST, and the rest in one number."""
-    parts = []
-    for part_NV in logits_NV.split(TOKENS_AT_ONCE):
-        log_p_NV, index_NV = part_NV.float().log_softmax(-1).sort(-1, descending=True)
-        from_here_NV = log_p_NV.double().exp().flip(-1).cumsum(-1).flip(-1)  # the probability of each entry and all after it
-        count_N = (from_here_NV > REST).sum(-1)
-        kept_NV = torch.arange(log_p_NV.shape[-1], device=count_N.device) < count_N[:, None]
-        rest_N = log_p_NV.masked_fill(kept_NV, -math.inf).logsumexp(-1)
-        parts.append(Said(count_N.int(), index_NV[kept_NV].int(), log_p_NV[kept_NV], rest_N))
-    return Said(*(torch.cat(columns).cpu() for columns in zip(*parts, strict=True)))
-
-
-def compare(original: Said, logits_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """KL and acceptance of each token, in float64."""
-    found = []
-    counts: list[int] = original.count_N.tolist()
-    rows = zip(original.index_M.split(counts), original.log_p_M.split(counts), strict=True)
-    for part_NV, rest_N in zip(logits_NV.split(TOKENS_AT_ONCE), original.rest_N.split(TOKENS_AT_ONCE), strict=True):
-        index, log_p = zip(*(next(rows) for _ in rest_N), strict=True)
-        where = part_NV.device
-        index_NK = pad_sequence([row.long() for row in index], batch_first=True, padding_value=-1).to(where)
-        index_NK = torch.where(index_NK < 0, index_NK[:, :1], index_NK)  # the rows' ends name an entry that is kept anyway
-        log_p_NK = pad_sequence(list(log_p), batch_first=True, padding_value=-math.inf).to(where)
-        log_q_NV = part_NV.float().log_softmax(-1)
-        rest_q_N = log_q_NV.scatter(-1, index_NK, -math.inf).logsumexp(-1)
-        log_p_NK = torch.cat([log_p_NK, rest_N.to(where)[:, None]], -1).double()
-        log_q_NK = torch.cat([log_q_NV.gather(-1, index_NK), rest_q_N[:, None]], -1).double()
-        p_NK = log_p_NK.exp()
-        kl_N = torch.where(p_NK > 0, p_NK * (log_p_NK - log_q_NK), 0).sum(-1)
-        found.append((kl_N.cpu(), torch.where(p_NK > 0, torch.minimum(p_NK, log_q_NK.exp()), 0).sum(-1).cpu()))
-    kl, acceptance = zip(*found, strict=True)
-    return torch.cat(kl), torch.cat(acceptance)
-
-
 def keep_original(model: PreTrainedModel, batches: Sequence[Batch], folder: Path, fingerprint: str) -> dict[str, Any]:
-    """Writes what the original says of the batches' completion tokens, a file for each, shared out over the ranks; files that
-    are there already, for the same `fingerprint`, are kept. Returns how much it is."""
+    """Writes the original's distributions at the batches' completion tokens, a file for each batch, shared out over the
+    ranks; files that are there already, for the same `fingerprint`, are kept. Returns how much it is.
+
+    Raises PollardError where the disk has no room, and where the model's logits are no numbers.
+    """
     missing = missing_shards(folder, _about(batches, fingerprint), len(batches), SUFFIX)
+    _check_room(folder, batches, missing, bytes_per_token(int(model.config.get_text_config().vocab_size)))
     for number, logits_NV, _ in _passes(model, batches, missing, "what the original says"):
+        if not logits_NV.amax(-1).isfinite().all():
+            raise PollardError(
+                f"The original model's logits are no finite numbers in batch {number} of the gold answers: nothing can be "
+                "compared with them. Try model.dtype=float32."
+            )
         path = shard_path(folder, number, SUFFIX)
         partial = path.with_name(path.name + ".tmp")
         with explained_full_disk(path, lambda: KEPT):
-            save_file(said(logits_NV)._asdict(), partial)
+            save_file(compress(logits_NV)._asdict(), partial)
         partial.replace(path)
     barrier()
     size = sum(shard_path(folder, number, SUFFIX).stat().st_size for number in range(len(batches)))
     return {"tokens": sum(map(_tokens, batches)), "bytes": size}
+
+
+def _check_room(folder: Path, batches: Sequence[Batch], missing: list[int], each: int) -> None:
+    """Says how much will be written, `each` token taking so many bytes at most. Raises PollardError where it does not fit."""
+    tokens, free = sum(map(_tokens, batches)), on_main(lambda: shutil.disk_usage(folder).free)
+    needed = each * sum(_tokens(batches[number]) for number in missing)
+    size = f"{tokens:,} tokens x at most {each:,} bytes = {tokens * each / 2**20:,.1f} MiB"
+    say(f"  {size} in {len(batches)} file{'s' * (len(batches) > 1)}, {len(missing)} to make; {free / 2**30:,.1f} GiB free")
+    if needed > free:
+        raise PollardError(
+            f"Comparing with the original may need {needed / 2**30:,.1f} GiB more on the disk ({size}), and {folder} has "
+            f"{free / 2**30:,.1f} GiB free: make room, or compare over fewer answers (evaluation.fidelity)."
+        )
 
 
 def measure_fidelity(model: PreTrainedModel, batches: Sequence[Batch], folder: Path, fingerprint: str) -> Fidelity:
@@ -162,7 +138,7 @@ def _tokens(batch: Batch) -> int:
 def _about(batches: Sequence[Batch], fingerprint: str) -> dict[str, Any]:
     examples = sum(len(batch["input_ids"]) for batch in batches)
     return {
-        "format": 1, "rest": REST, "examples": examples, "tokens": sum(map(_tokens, batches)),
+        "format": FORMAT, "entries": ENTRIES, "rest": REST, "examples": examples, "tokens": sum(map(_tokens, batches)),
         "examples_per_file": len(batches[0]["input_ids"]), "fingerprint": fingerprint,
     }  # fmt: skip
 
@@ -176,9 +152,9 @@ def _check(folder: Path, about: dict[str, Any]) -> None:
         raise PollardError(f"{folder} holds what the original says of other tokens than these: run with --fresh.")
 
 
-def _load(path: Path, tokens: int) -> Said:
+def _load(path: Path, tokens: int) -> CompressedDistributions:
     try:
-        found = Said(**load_file(path))
+        found = CompressedDistributions(**load_file(path))
     except (OSError, SafetensorError, TypeError) as error:
         raise PollardError(f"{path} is missing or damaged ({error}): run with --fresh.") from None
     if len(found.count_N) != tokens:

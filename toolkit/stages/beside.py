@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from toolkit.distributed import is_main, say
 from toolkit.evaluation import keep_original, measure_fidelity
+from toolkit.evaluation.fidelity import FORMAT
 from toolkit.evaluation.harness import run_harness
 from toolkit.files import write_text
 from toolkit.moe import load_tokenizer
@@ -31,7 +32,7 @@ def fidelity_fingerprint(recipe: Recipe, model: str, split: Any) -> str:
     """Of what the original says; `split`: the fingerprint of the file that the evaluated split is from."""
     settings = recipe.evaluation.model_dump(include={"fidelity", "split"})
     watched = recipe.calibration.model_dump(include={"batch_size", "max_length"})
-    return fingerprint_of(model, recipe.task.model_dump(), split, settings, watched, recipe.model.dtype)
+    return fingerprint_of(FORMAT, model, recipe.task.model_dump(), split, settings, watched, recipe.model.dtype)
 
 
 def _gold(recipe: Recipe) -> tuple[list[dict[str, torch.Tensor]], int]:

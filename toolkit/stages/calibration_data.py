@@ -14,10 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.distributed import gather
 from toolkit.errors import PollardError
-from toolkit.evaluation import batch_size_for, greedy, share_of_answers
+from toolkit.evaluation import answer_text, batch_size_for, greedy, share_of_answers
+from toolkit.evaluation.decoding import as_list
 from toolkit.recipe import Recipe
 from toolkit.recipe_data import SourceRecipe
-from toolkit.tasks import Encoded, Example, Task, encode_all, encode_prompt, encode_texts, read_texts
+from toolkit.tasks import Encoded, Example, Task, encode_all, encode_prompt, encode_texts, gold_of, read_texts
 from toolkit.tasks.sources import fingerprint_of_data
 
 
@@ -105,8 +106,9 @@ def right_answers(
     prompts, mine = [prompt for prompt, _ in pairs], []
     size = batch_size_for(recipe.evaluation.batch_size, model, prompts, recipe.evaluation.max_new_tokens)
     for i, answer in share_of_answers(model, prompts, size.number, settings):
-        (prompt, example), text = pairs[i], str(tokenizer.decode(answer, skip_special_tokens=True))
-        if task.score(text, example.gold) and len(prompt) + len(answer) <= longest:
+        prompt, example = pairs[i]
+        text = answer_text(tokenizer, answer, as_list(settings.eos_token_id), example)
+        if task.score(text, gold_of(tokenizer, example)) and len(prompt) + len(answer) <= longest:
             mine.append((i, Encoded(prompt + answer, len(prompt))))
     kept = [encoded for _, encoded in sorted(found for part in gather(mine) for found in part)]
     if not kept:

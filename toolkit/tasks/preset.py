@@ -20,6 +20,7 @@ class Preset:
     subset: str | None = None
     train: Source | None = None
     test: Source | None = None
+    system: str | None = None
     prompt: str | None = None
     completion: str | None = None
     answer: str | None = None

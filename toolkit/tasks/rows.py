@@ -5,7 +5,8 @@ from typing import Any
 
 from toolkit.errors import PollardError
 from toolkit.tasks.classification import labels_of
-from toolkit.tasks.example import Example, Message
+from toolkit.tasks.conversation import Conversation, conversation_in
+from toolkit.tasks.example import Example
 from toolkit.tasks.multiple_choice import choice_reader
 from toolkit.tasks.preset import Preset
 from toolkit.tasks.sources import Lines
@@ -64,32 +65,31 @@ def _example(
         columns = prepare(columns)
     except PollardError as error:
         raise PollardError(f"{where}: {error}") from None
-    if conversation:
-        check_texts(conversation, columns.get(conversation), where)
-        messages, completion = _turns(where, columns, conversation)
-    else:
-        messages = ({"role": "user", "content": filled(str(preset.prompt), columns, where)},)
-        completion = filled(str(preset.completion), columns, where)
-        if not messages[0]["content"].strip():
-            raise PollardError(f"{where}: the prompt is empty.")
-    if not completion.strip():
+    system = filled(preset.system, columns, where) if preset.system else None
+    chat = _chat(where, columns, conversation, system) if conversation else _asked(where, columns, preset, system)
+    if not chat.completion.strip() and not chat.reply.get("tool_calls"):
         raise PollardError(f"{where}: the completion is empty.")
-    gold = filled(preset.answer, columns, where) if preset.answer else completion
+    messages, completion = chat.messages, chat.completion
+    gold = filled(preset.answer, columns, where) if preset.answer else chat.gold
     if not preset.choices:
-        return Example(messages, completion, gold, where, plain=not preset.chat)
+        return Example(messages, completion, gold, where, plain=not preset.chat, reply=chat.reply, tools=chat.tools)
     cloze = filled(preset.cloze, columns, where) if preset.cloze else None
     texts = tuple(columns["texts"])
     return Example(messages, completion, gold, where, plain=not preset.chat, choices=texts, right=columns["right"], cloze=cloze)
 
 
-def _turns(where: str, columns: dict[str, Any], name: str) -> tuple[tuple[Message, ...], str]:
-    messages = column(name, columns, where)
-    well_formed = isinstance(messages, list) and len(messages) > 1
-    well_formed = well_formed and all(isinstance(m, dict) and "role" in m and isinstance(m.get("content"), str) for m in messages)
-    if not well_formed or messages[-1]["role"] != "assistant":
-        raise PollardError(
-            f"{where}: `{name}` must be a list of {{role, content}} messages, each content a text, "
-            "that ends with the assistant's."
-        )
-    turns = tuple({"role": m["role"], "content": m["content"]} for m in messages)
-    return turns[:-1], turns[-1]["content"]
+def _asked(where: str, columns: Columns, preset: Preset, system: str | None) -> Conversation:
+    """A question and its answer, by the task's templates."""
+    question = {"role": "user", "content": filled(str(preset.prompt), columns, where)}
+    if not question["content"].strip():
+        raise PollardError(f"{where}: the prompt is empty.")
+    messages = ({"role": "system", "content": system}, question) if system else (question,)
+    return Conversation(messages, filled(str(preset.completion), columns, where), {}, ())
+
+
+def _chat(where: str, columns: Columns, name: str, system: str | None) -> Conversation:
+    check_texts(name, column(name, columns, where), where)
+    try:
+        return conversation_in(columns, name, system)
+    except PollardError as error:
+        raise PollardError(f"{where}: {error}") from None

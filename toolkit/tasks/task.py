@@ -16,7 +16,6 @@ from toolkit.tasks.data_files import READ, Source, is_local
 from toolkit.tasks.example import Example
 from toolkit.tasks.preset import Preset
 from toolkit.tasks.presets import PRESETS
-from toolkit.tasks.readings import final_part
 from toolkit.tasks.rows import examples_of
 from toolkit.tasks.scorers import scorer_of
 from toolkit.tasks.sources import fingerprint_of_data, fingerprint_of_folder, read_files, read_hub
@@ -170,15 +169,16 @@ class Task:
         raise PollardError(f"{first_of(bad)}\n{count}. Mend them{way_out}.")
 
     def _check_golds(self, examples: list[Example]) -> None:
-        """Raises PollardError for a text by which no answer could be right (`numeric` without a number), or every one, and
-        for one that the scorer cannot read."""
-        verdicts = self.scorer.verdicts([(example.gold, example.gold) for example in examples])
-        for example, verdict in zip(examples, verdicts, strict=True):
-            if verdict.error:
-                raise PollardError(f"{example.where}: the scorer fails on the answer {example.gold!r} itself: {verdict.error}.")
-            if not final_part(example.gold) or not verdict.strict:
-                nothing = f"scorer `{self.preset.scorer}` finds nothing to compare with in the answer {example.gold!r}"
-                raise PollardError(f"{example.where}: {nothing}.")
+        """Raises PollardError, with the lines, for texts by which no answer could be right (`numeric` without a number), or
+        every one, and for those that the scorer cannot read."""
+        faults = self.scorer.gold_faults([(example.completion, example.gold) for example in examples])
+        told = [
+            f"{example.where}: scorer `{self.preset.scorer}` {fault}."
+            for example, fault in zip(examples, faults, strict=True)
+            if fault
+        ]
+        if told:
+            raise PollardError(first_of(told))
 
 
 @cache

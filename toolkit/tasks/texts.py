@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from toolkit.errors import PollardError, first_of
 from toolkit.tasks.data_files import ENDINGS, ending_of, files_of
 from toolkit.tasks.file_formats import NOT_UTF8, is_utf8, opened
-from toolkit.tasks.prompts import Encoded
+from toolkit.tasks.prompts import Encoded, tokens_of
 from toolkit.tasks.sources import read_files
 from toolkit.tasks.templates import check_texts, fields_in
 
@@ -72,6 +72,6 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_l
     """
     pieces = []
     for text in texts:
-        ids = tokenizer(text)["input_ids"]
+        ids = tokens_of(tokenizer, text)
         pieces += [Encoded(ids[start : start + max_length], 0) for start in range(0, len(ids), max_length)]
     return pieces
