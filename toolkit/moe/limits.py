@@ -4,6 +4,7 @@
 "original_max_position_embeddings": 32768}      -> 131,072: what the scaled rotary embedding reaches
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -34,7 +35,7 @@ def context_length(config: Any, tokenizer: PreTrainedTokenizerBase | None = None
         found = None
     if found and found[1] > 0:
         name, tokens = found
-        return ContextLength(max(tokens, _scaled(text, tokens)), name)
+        return ContextLength(max(tokens, _scaled(text, tokens)), text.attribute_map.get(name, name))
     stated = getattr(tokenizer, "model_max_length", NO_LIMIT)
     return ContextLength(int(stated), "the tokenizer's model_max_length") if 0 < stated < NO_LIMIT else None
 
@@ -51,6 +52,12 @@ def _scaled(config: Any, tokens: int) -> int:
         elif name in ("linear", "dynamic"):
             reach.append(int(factor * tokens))
     return max(reach)
+
+
+def longer_than_context(config: Any, tokenizer: PreTrainedTokenizerBase, lengths: Iterable[int]) -> int:
+    """How many texts of so many tokens are longer than the model's context."""
+    context = context_length(config, tokenizer)
+    return sum(length > context.tokens for length in lengths) if context else 0
 
 
 def embedding_rows(config: Any) -> int:

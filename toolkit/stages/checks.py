@@ -26,10 +26,13 @@ from toolkit.stages.skip import check_skipping
 from toolkit.tasks import Split, Task
 
 
-def check(recipe: Recipe, directory: RunDirectory, mistakes: Mistakes | None = None) -> list[str]:
+def check(recipe: Recipe, directory: RunDirectory | None = None, mistakes: Mistakes | None = None) -> list[str]:
     """Makes every check that does not depend on another one's failure, and raises one PollardError with all that is wrong,
-    `mistakes` that the caller knows of first. Returns what is no mistake and should be known, a sentence each."""
-    mistakes = mistakes or Mistakes()
+    `mistakes` that the caller knows of first. Returns what is no mistake and should be known, a sentence each.
+
+    `directory`: where the run will be; runs/<name> unless given.
+    """
+    mistakes, directory = mistakes or Mistakes(), directory or RunDirectory(recipe.name)
     path, revision = recipe.model.path, recipe.model.revision
     config = mistakes.collect(lambda: load_config(path, revision))
     tokenizer = mistakes.collect(lambda: load_tokenizer(path, revision)) if config is not None else None
