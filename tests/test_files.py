@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from small_disk import files_of_at_most
 
 from toolkit.errors import PollardError
-from toolkit.files import explained_full_disk, whole_folder, write_text
+from toolkit.files import explained_full_disk, write_text
 
 
 def names_in(folder: Path) -> list[str]:
@@ -25,34 +25,6 @@ def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> Non
     with pytest.raises(UnicodeEncodeError):
         write_text(tmp_path / "file.json", "half \ud800")
     assert (tmp_path / "file.json").read_text() == "old"
-
-
-def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
-    target = tmp_path / "deep" / "pruned"
-    for name in ("old", "new"):
-        with whole_folder(target) as partial:
-            assert names_in(partial) == []
-            (partial / name).mkdir()
-            (partial / name / "weights").write_text(name)
-    assert names_in(target) == ["new"] and names_in(target.parent) == ["pruned"]
-
-
-def test_a_failing_block_leaves_the_old_folder_untouched(tmp_path: Path) -> None:
-    target = tmp_path / "pruned"
-    with whole_folder(target) as partial:
-        (partial / "weights").write_text("old")
-    with pytest.raises(RuntimeError), whole_folder(target) as partial:
-        (partial / "weights").write_text("new")
-        raise RuntimeError
-    assert (target / "weights").read_text() == "old"
-    with whole_folder(target) as partial:  # what the failure left is not taken over
-        assert names_in(partial) == []
-
-
-def test_a_folder_that_fails_at_first_does_not_appear(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), whole_folder(tmp_path / "pruned"):
-        raise RuntimeError
-    assert not (tmp_path / "pruned").exists()
 
 
 @pytest.mark.parametrize("save", [

@@ -26,6 +26,18 @@ def test_only_what_is_missing_is_made(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["about.json"]
 
 
+@pytest.mark.parametrize("stranger", ["notes.txt", "00001.jsonl", "deep"])
+def test_a_folder_with_somebodys_files_is_not_emptied(tmp_path: Path, stranger: str) -> None:
+    for begun in (False, True):
+        folder = tmp_path / f"pieces{begun}"
+        if begun:
+            missing_shards(folder, {"for": "one"}, 3, ".txt")
+        (folder / stranger).mkdir(parents=True)
+        with pytest.raises(PollardError, match=rf"holds what Pollard did not write: {stranger}\. Move it away"):
+            missing_shards(folder, {"for": "another"}, 3, ".txt")
+        assert (folder / stranger).is_dir()
+
+
 def _rank(rank: int, folder: str) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE="2")
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)

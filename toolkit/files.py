@@ -1,4 +1,4 @@
-"""Write whole or not at all: everything goes to a temporary name first and is renamed when it is complete."""
+"""Write a file whole or not at all, under a temporary name first; and what to say of a full disk. Folders: folders.py."""
 
 import os
 import re
@@ -19,23 +19,6 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     partial = Path(f"{os.fspath(path)}.tmp")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
-
-
-@contextmanager
-def whole_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields an empty folder that becomes `target` (replacing what was there) only if the block ends well."""
-    target = Path(target)
-    partial = target.with_name(target.name + ".tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    put_in_place(partial, target)
-
-
-def put_in_place(partial: Path, target: Path) -> None:
-    """A folder that is whole gets its name, in place of what was there."""
-    shutil.rmtree(target, ignore_errors=True)
-    partial.replace(target)
 
 
 @contextmanager

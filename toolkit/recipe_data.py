@@ -1,5 +1,6 @@
 """How a recipe names data: a task, plain text, and mixes of both (a part of toolkit/recipe.py; see there)."""
 
+import json
 import re
 from itertools import permutations
 from typing import Any, Literal, Self, get_args
@@ -13,6 +14,7 @@ TaskName = Literal[
     "playground/reversing", "playground/facts", "playground/logic", "playground/code",
 ]  # fmt: skip
 ScorerName = Literal["exact", "numeric", "math", "contains", "regex", "choice", "label", "f1"]
+LabelFormat = Literal["letter", "text", "index_from_0", "index_from_1"]
 OWN_SCORER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 SAMPLES, SAMPLING_TEMPERATURE = 4, 0.7  # the temperature of rejection-sampling fine-tuning (arXiv 2308.01825)
 
@@ -33,21 +35,26 @@ class TaskRecipe(Section):
     name: TaskName = "custom"
     """A named task (`pollard tasks` lists them), or custom: all is said by the other keys."""
     dataset: str | None = None
-    """Hub id of a data set; `train` and `test` are then its splits."""
+    """Hub id of a data set, or a folder with one; `train` and `test` are then its splits."""
     subset: str | None = None
     """A data set's configuration on the hub."""
     revision: str | None = None
     """Branch, tag or commit of the data set."""
-    train: str | None = None
-    """A split of `dataset`, or a local JSONL file."""
-    test: str | None = None
+    train: str | list[str] | None = None
+    """A split of `dataset`, or data files: one, a list, a pattern ("logs/*.csv") or a folder (docs/your-data.md)."""
+    test: str | list[str] | None = None
     """As `train`."""
+    system: str | None = _unless_said()
+    """Template of a system prompt, e.g. "Be brief." or "{system}"; a conversation that begins with its own keeps that."""
+    on_bad_lines: Literal["error", "skip"] | None = _unless_said()
+    """Lines that cannot be used: error (unless given) lists them and stops; skip leaves them out and counts them."""
     prompt: str | None = None
     """Template over a line's columns, e.g. "{question}"."""
     completion: str | None = None
     """Template of what the model should write."""
     messages: str | None = None
-    """Column with chat messages, instead of the templates: the last message, the assistant's, is the completion."""
+    """Column with chat messages ({role, content} or {from, value}), instead of the templates: the last message, the assistant's,
+    is the completion. A column `tools` says what it may call."""
     answer: str | None = None
     """Template of the text the scorer compares with; the completion unless given."""
     scorer: str | None = None
@@ -56,11 +63,13 @@ class TaskRecipe(Section):
     pattern: str | None = _unless_said()
     """Of the scorer `regex`: what the answer stands in, with a group around the answer itself."""
     labels: list[str] | None = _unless_said()
-    """Of a classification: the words to choose from; a column may hold a word, or its number from 0 on."""
+    """Of a classification: the words to choose from; a column may hold a word, or its number."""
     label: str | None = _unless_said()
-    """Of a classification: the column with the right one."""
-    choices: str | None = _unless_said()
-    """Column with a list of choices; prompts may then say {options}, completions {letter} and {choice}."""
+    """Column that says which of `labels`, or of `choices`, is right."""
+    label_format: LabelFormat | None = _unless_said()
+    """How it says so: letter, text, index_from_0 or index_from_1; looked up in the data unless given."""
+    choices: str | list[str] | None = _unless_said()
+    """Column with a list of choices, or a column for each; prompts may then say {options}, completions {letter}, {choice}."""
     cloze: str | None = _unless_said()
     """Template of a prompt without the choices, after which the likelihood of each choice is measured."""
     shots: int | None = _unless_said(ge=0)
@@ -95,6 +104,28 @@ class TaskRecipe(Section):
             raise ValueError("put a group around the answer itself, as in 'Answer: (.+)'")
         return pattern
 
+    @field_validator("train", "test", mode="after")
+    @classmethod
+    def _files_are_named(cls, source: str | list[str] | None) -> str | list[str] | None:
+        if source is not None and (not source or not all(source)):
+            raise ValueError("name a file, a list of files, or a split of `dataset`")
+        return source
+
+    @field_validator("choices", mode="after")
+    @classmethod
+    def _choices_are_several(cls, choices: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(choices, list) and len(choices) < 2:
+            raise ValueError("give a column for each choice, at least two, or the name of one column with a list")
+        return choices
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _labels_are_words(cls, labels: Any) -> Any:
+        """Of numbers and truth values the text that data have for them, too."""
+        if not isinstance(labels, list):
+            return labels
+        return [json.dumps(label) if isinstance(label, bool | int | float) else label for label in labels]
+
     @field_validator("labels", mode="after")
     @classmethod
     def _labels_can_be_told_apart(cls, labels: list[str] | None) -> list[str] | None:
@@ -115,6 +146,11 @@ class TaskRecipe(Section):
             raise ValueError("pattern belongs to the scorer regex: add `scorer: regex`")
         if self.labels and self.scorer != "label" and self.name != "classification":
             raise ValueError("labels belong to a classification: say `name: classification` or `scorer: label`")
+        chosen = self.choices or self.name == "multiple_choice"
+        if self.label_format and not (self.labels or chosen or self.name == "classification"):
+            raise ValueError("label_format says how `label` names one of `labels` or `choices`: give these, too")
+        if self.label_format == "letter" and not chosen:
+            raise ValueError("labels have no letters: say label_format: text, index_from_0 or index_from_1")
         if self.cloze and not self.choices and self.name != "multiple_choice":
             raise ValueError("cloze is what choices are weighed behind: name their column, `choices: …`")
         return self

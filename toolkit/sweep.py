@@ -39,6 +39,7 @@ from toolkit.stages.checks import check
 from toolkit.stages.scoring_identity import own_scorer_identity
 from toolkit.sweep_grid import Cell, Grid
 from toolkit.tasks import Task
+from toolkit.tasks.sources import fingerprint_of_data
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _choose(grid: Grid, folders: list[Path]) -> list[Choice]:
     recipe = grid.recipe
     judged = [
         fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}), recipe.task.model_dump(),
-        fingerprint_of_source(Task(recipe.task).sources(("train",))["train"]), recipe.calibration.max_length,
+        Task(recipe.task).fingerprint("train"), recipe.calibration.max_length,
         [recipe.evaluation.examples, recipe.evaluation.max_new_tokens, recipe.evaluation.fidelity],
         recipe.sweep.model_dump(), _off_task_source(recipe),
         *own_scorer_identity(recipe.task),
@@ -162,7 +163,7 @@ def _off_task_source(recipe: Recipe) -> Any:
     other = recipe.sweep.off_task
     if other is None:
         return None
-    return fingerprint_of_source(Task(other.task).sources(("train",))["train"] if other.task else str(other.text))
+    return Task(other.task).fingerprint("train") if other.task else fingerprint_of_data(str(other.text))
 
 
 def _measured(path: Path) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ def test_an_item_says_what_strict_and_flexible_extraction_make_of_the_answer(tas
     items = judge(task, task.examples("test"), ANSWERS)
     assert [(item.correct, item.flexible) for item in items] == [(True, True), (False, True), (False, False), (False, False)]
     assert [(item.index, item.prompt, item.gold) for item in items] == [(i, f"q{i}", f"#### {i}") for i in range(4)]
-    assert [(item.prediction, item.tokens, item.ended) for item in items] == [tuple(answer) for answer in ANSWERS]
+    assert [(item.prediction, item.tokens, item.ended, item.written) for item in items] == [tuple(answer) for answer in ANSWERS]
     scores = Scores(items, {})
     assert (scores.score, scores.flexible_score, scores.flexible_correct) == (0.25, 0.5, 2)
 

@@ -135,6 +135,91 @@ def test_pruned_models_answer_as_those_of_the_published_naee_code(case: str, kee
     assert (logits - load_file(NAEE / case / "logits.safetensors")[f"layerwise_r{keep}"]).abs().max() <= 2e-5
 
 
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    tiny_model("mixtral").save_pretrained(tmp_path / "original")
+    return tmp_path / "original"
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# In whatever state a folder of somebody else's is: a thesis, a model, an unfinished one, a link, a file.
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("what", ["thesis", "model", "partial", "link", "file"])
+def test_pruning_never_touches_what_is_not_pollards(source: Path, tmp_path: Path, what: str, overwrite: bool) -> None:
+    target, others = tmp_path / "out", tmp_path / ("out.tmp" if what == "partial" else "others" if what == "link" else "out")
+    if what == "file":
+        others.write_text("mine")
+    elif what == "model":
+        tiny_model("qwen2_moe").save_pretrained(others)
+    else:
+        others.mkdir()
+        (others / "thesis.tex").write_text("mine")
+    if what == "link":
+        target.symlink_to(others)
+    before = everything(tmp_path)
+    with pytest.raises(PollardError, match=r"is a link to|is a file|holds what Pollard did not write: (thesis|config)") as error:
+        prune_checkpoint(source, plan_for(tiny_model("mixtral"), KEPT), target, overwrite=overwrite)
+    assert str(target) in str(error.value) and everything(tmp_path) == before
+
+
+def test_a_checkpoint_of_pollards_is_replaced_when_that_is_asked_for(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "pruned"
+    for kept in (KEPT, [1, 2]):
+        prune_checkpoint(source, plan_for(tiny_model("mixtral"), kept), target, overwrite=True)
+    before = everything(target)
+    assert json.loads(before["pollard.json"])["plan"]["keep"] == 2
+    with pytest.raises(PollardError, match=rf"{target} holds a pruned checkpoint of {source} already\. Say overwrite=True"):
+        prune_checkpoint(source, plan_for(tiny_model("mixtral"), KEPT), target)
+    (target / "my-notes.md").write_text("mine")
+    with pytest.raises(PollardError, match=r"holds what Pollard did not write: my-notes\.md"):
+        prune_checkpoint(source, plan_for(tiny_model("mixtral"), KEPT), target, overwrite=True)
+    assert everything(target) == before | {"my-notes.md": b"mine"}
+
+
+def test_original_and_result_do_not_lie_in_each_other(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, before = plan_for(tiny_model("mixtral"), KEPT), everything(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "again").symlink_to(source)
+    for target, message in {
+        source / "pruned": "would lie in the original's folder", tmp_path: "lies in .*, which would be replaced",
+        "original/../original": "would replace the original", "again/deep": "would lie in the original's folder",
+        "again": "would replace the original", ".": "which would be replaced", "..": "which would be replaced",
+    }.items():  # fmt: skip
+        with pytest.raises(PollardError, match=message):
+            prune_checkpoint("original", plan, target, overwrite=True)
+    (tmp_path / "again").unlink()
+    assert everything(tmp_path) == before and sorted(path.name for path in tmp_path.iterdir()) == ["original"]
+
+
+def test_home_is_meant_by_its_sign_and_is_no_place_for_a_result(source: Path, tmp_path: Path, monkeypatch) -> None:
+    plan, home = plan_for(tiny_model("mixtral"), KEPT), tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home)
+    with pytest.raises(PollardError, match=r"is the folder you are in|is your home folder"):
+        prune_checkpoint(source, plan, "~")
+    prune_checkpoint(source, plan, "~/smaller")
+    assert [path.name for path in home.iterdir()] == ["smaller"]
+
+
+def test_pruning_in_memory_keeps_to_the_same_law(source: Path, tmp_path: Path) -> None:
+    torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    plan, target = plan_for(tiny_model("mixtral"), KEPT), tmp_path / "pruned"
+    prune_checkpoint(source, plan, target)
+    before = everything(target)
+    with pytest.raises(PollardError, match="Say overwrite=True to replace it"):
+        prune_checkpoint(source, plan, target)
+    prune_checkpoint(source, plan, target, overwrite=True)
+    assert everything(target) == before
+    (target / "thesis.tex").write_text("mine")
+    with pytest.raises(PollardError, match="holds what Pollard did not write: thesis"):
+        prune_checkpoint(source, plan, target, overwrite=True)
+
+
 def test_tensor_shapes_are_read_from_headers(tmp_path: Path) -> None:
     model = tiny_model("gpt_oss")
     model.save_pretrained(tmp_path)

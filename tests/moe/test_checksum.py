@@ -62,9 +62,10 @@ def test_tied_weights_count_once_however_often_they_are_stored(tmp_path: Path, t
 
 def test_a_tensor_that_the_files_lack_is_told(folder: Path) -> None:
     model, index = loaded(folder), folder / "model.safetensors.index.json"
-    known = json.loads(index.read_text())
-    known["weight_map"] = {name: file for name, file in known["weight_map"].items() if "layers.0.self_attn.q_proj" not in name}
+    known, lacking = json.loads(index.read_text()), "model.layers.0.self_attn.q_proj.weight"
+    file = folder / known["weight_map"].pop(lacking)
     index.write_text(json.dumps(known))
+    save_file({name: tensor for name, tensor in load_file(file).items() if name != lacking}, file, {"format": "pt"})
     with pytest.raises(PollardError, match=r"model\.layers\.0"):
         check_loaded(model, str(folder))
 

@@ -47,7 +47,7 @@ def test_other_quantized_checkpoints_are_refused(tiny_checkpoint) -> None:
     folder = tiny_checkpoint()
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
-    with pytest.raises(PollardError, match=r"quantized \(gptq\).*Use its unquantized checkpoint"):
+    with pytest.raises(PollardError, match=r"quantized \(gptq\).*Take its unquantized copy .*prune it with the plan of that run"):
         load_model(str(folder))
 
 

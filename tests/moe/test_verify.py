@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 
 from toolkit.errors import PollardError
 from toolkit.moe import find_blocks, prune_checkpoint
+from toolkit.moe.checkpoint_files import SINGLE
 from toolkit.moe.rewrite import Job, plan_job
-from toolkit.moe.tensor_files import SINGLE, stored_tensors
+from toolkit.moe.tensor_files import stored_tensors
 from toolkit.moe.verify import load_block, sample, verify
 
 KEPT = [0, 3, 5, 6]

@@ -29,6 +29,7 @@ for name, recipe in recipes.items():
     facts = recover(recipe, str(root))
     if is_main():
         (root / name / "facts.json").write_text(json.dumps(facts))
+recover(recipes["zero2"], str(root), "control")
 
 
 def refusal(recipe: Recipe) -> str:

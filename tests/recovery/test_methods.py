@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from companions import add_companions, check_companions
 from conftest import PLAYGROUND, ROOT, free_port, tiny_model
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -51,6 +52,7 @@ def prepare(root: Path) -> None:
         model.save_pretrained(pruned)
         for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             shutil.copy(PLAYGROUND / "model" / file, pruned)
+        add_companions(pruned, without="skipping.json")
         method, _, zero = name.partition("-")
         trainer = {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-2}
         trainer |= {"eval_strategy": "steps", "eval_steps": 1, "warmup_steps": 0, "gradient_checkpointing": zero == "3"}
@@ -99,6 +101,12 @@ def test_every_method_begins_where_the_pruned_model_is(root: Path) -> None:
     }.items():
         assert all(first[name] == pytest.approx(first[base], rel=1e-5) for name in names), first
     assert first["qlora-2"] != pytest.approx(first["router-2"], rel=1e-5)  # four bits round
+
+
+@pytest.mark.launcher
+@pytest.mark.parametrize("name", RUNS)
+def test_what_lies_beside_the_weights_is_there_by_every_method(root: Path, name: str) -> None:
+    check_companions(root / name / "pruned", root / name / "recovered", num_experts=8)
 
 
 @pytest.mark.launcher

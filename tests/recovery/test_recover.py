@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from companions import add_companions, check_companions
 from conftest import PLAYGROUND, ROOT, free_port, tiny_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -30,11 +31,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.save_pretrained(pruned)
         for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             shutil.copy(PLAYGROUND / "model" / file, pruned)
+        add_companions(pruned, without="skipping.json")
         trainer = {"max_steps": 4, "per_device_train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-3, "eval_steps": 2}
         trainer |= {"eval_strategy": "steps", "optim": "adamw_bnb_8bit" if name == "bnb8" else "adamw_torch"}
         recipes[name] = {
             "name": name,
-            "model": "the/original",
+            "model": str(root / "zero2" / "pruned") if name == "zero2" else "the/original",
             "task": {"name": "playground/arithmetic", "dev_examples": 8},
             "finetuning": {"zero": str(root / zero) if str(zero).endswith("json") else zero, "examples": 40, "trainer": trainer},
         }
@@ -75,6 +77,15 @@ def test_a_stock_reader_finds_a_whole_trained_checkpoint(root: Path, name: str) 
     configs = [json.loads((root / name / which / "config.json").read_text()) for which in ("pruned", "recovered")]
     for key in ("router_aux_loss_coef", "output_router_logits", "num_local_experts", "dtype"):
         assert configs[0][key] == configs[1][key]
+
+
+@pytest.mark.launcher
+@pytest.mark.parametrize("name", [*ZERO, "control"])
+def test_what_lies_beside_the_weights_is_there_under_every_stage(root: Path, name: str) -> None:
+    source, target = ("zero2/pruned", "zero2/control") if name == "control" else (f"{name}/pruned", f"{name}/recovered")
+    check_companions(root / source, root / target, num_experts=8)
+    signed = json.loads((root / target / "pollard.json").read_text())
+    assert (signed["what"], signed["source"]) == ("fine-tuned checkpoint", str(root / source))
 
 
 @pytest.mark.launcher

@@ -47,6 +47,20 @@ def test_the_recovered_model_goes_up_with_a_card_that_names_it_as_the_hub_does(
     assert b'from_pretrained("me/small")' in card["path_or_fileobj"]
 
 
+def test_what_is_no_part_of_the_model_stays_here(run: RunDirectory, hub: list) -> None:
+    for name in ("pollard.json", "model.safetensors", "model.safetensors.index.json", "old.gguf", "tokenizer.json"):
+        (run.recovered / name).write_text("{}")
+    push_module.push(str(run.path), "me/small")
+    assert hub[1][1]["ignore_patterns"] == ["README.md", "pollard.json", "model.safetensors.index.json", "old.gguf"]
+
+
+def test_an_adapter_that_came_into_the_folder_is_not_pushed(run: RunDirectory, hub: list) -> None:
+    (run.recovered / "adapter_config.json").write_text("{}")
+    with pytest.raises(PollardError, match="holds an adapter beside the model"):
+        push_module.push(str(run.path), "me/small")
+    assert hub == []
+
+
 def test_without_a_login_the_remedy_is_named(run: RunDirectory, hub: list, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(push_module, "get_token", lambda: None)
     with pytest.raises(PollardError, match="Not logged in to the hub: say `hf auth login` once, or set HF_TOKEN"):

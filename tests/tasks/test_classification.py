@@ -48,7 +48,7 @@ def test_another_column_serves(tmp_path: Path) -> None:
 def test_a_label_that_is_none_is_told_with_the_line(tmp_path: Path, row: dict[str, Any], told: str) -> None:
     with pytest.raises(PollardError) as caught:
         task_of(tmp_path, row, labels=LABELS).examples("test")
-    assert str(caught.value).endswith(f"rows.jsonl, line 1: {told}")
+    assert f"rows.jsonl, line 1: {told}\n" in str(caught.value)
 
 
 def test_without_labels_they_are_asked_for(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def task_of(folder: Path, row: dict[str, Any], **recipe: Any) -> Task:
     return Task(TaskRecipe(name="multiple_choice", train=str(path), test=str(path), **recipe))
 
 
-@pytest.mark.parametrize("row", [MMLU, MMLU | {"answer": "B"}, MMLU | {"answer": "1"}, ARC, ARC | {"answerKey": "2"}])
+@pytest.mark.parametrize("row", [MMLU, MMLU | {"answer": "B"}, MMLU | {"answer": "Oslo"}, ARC, ARC | {"answerKey": "2"}])
 def test_published_forms_become_lettered_questions(tmp_path: Path, row: dict[str, Any]) -> None:
     (example,) = task_of(tmp_path, row).examples("test")
     assert example.messages[0]["content"] == f"{row['question']}\nA. Rome\nB. Oslo\nC. Bonn\nAnswer with the letter."
@@ -49,7 +49,7 @@ def test_another_column_and_templates_serve(tmp_path: Path) -> None:
         (ARC | {"answerKey": "4"}, "`answerKey` is '4', and the choices are 1, 2, 3 (or 0 to 2)."),
         (
             {"question": "?", "choices": ["a", "b"]},
-            "no column says which choice is right: one of answer, answerKey, label, gold.",
+            "no column says which choice is right: one of answer, answerKey, answer_key, … (task.label names it).",
         ),
     ],
 )

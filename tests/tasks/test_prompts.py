@@ -1,9 +1,10 @@
 import pytest
 from conftest import PLAYGROUND
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from toolkit.errors import PollardError
-from toolkit.tasks import Example, encode, encode_all, encode_prompt
+from toolkit.tasks import Example, encode, encode_all, encode_prompt, encode_texts
 
 EXAMPLE = Example(({"role": "user", "content": "Reverse: a b"},), "#### b a", "#### b a")
 LONGER = Example(EXAMPLE.messages, "b comes first, then a. " * 5 + "#### b a", "#### b a")
@@ -85,3 +86,61 @@ def test_where_no_example_fits_the_shortest_is_told() -> None:
     told = f"No example fits into max_length {length - 1}: the shortest has {length} tokens. Raise max_length."
     with pytest.raises(PollardError, match=told):
         encode_all(tokenizer, [LONGER, EXAMPLE], max_length=length - 1)
+
+
+def with_word_marks() -> PreTrainedTokenizerBase:
+    """As Llama 2's and Mixtral's: a mark is put before every text, and stands for every space."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>", "<s>", "</s>"])
+    tokenizer.train_from_iterator(["Which team?\n\nbilling shipping\n[INST] access [/INST]\n"] * 20, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
+    )
+
+
+# No mark of a word's beginning where there is none: the model has never seen one behind a new line.
+@pytest.mark.parametrize("completion", ["billing", " billing", "\nbilling", "billing shipping"])
+def test_the_completions_tokens_are_those_of_the_whole_text(completion: str) -> None:
+    tokenizer = with_word_marks()
+    example = Example(({"role": "user", "content": "Which team?"},), completion, completion)
+    encoded = encode(tokenizer, example)
+    assert encoded.input_ids[: encoded.prompt_length] == encode_prompt(tokenizer, example)
+    whole = tokenizer(f"Which team?\n{completion}")["input_ids"]
+    if completion != "\nbilling":  # where two new lines are one token, none of the prompt's tokens may be changed
+        assert encoded.input_ids == [*whole, tokenizer.eos_token_id]
+    written = tokenizer.convert_ids_to_tokens(encoded.input_ids[encoded.prompt_length :])
+    assert "".join(written) == completion.replace(" ", "▁") + "</s>"
+
+
+@pytest.mark.parametrize("completion", ["b a", "b a<|end|>", "<|end|>"])
+def test_a_tokenizer_that_appends_its_end_token_ends_no_prompt_with_it(completion: str) -> None:
+    tokenizer = tokenizer_with(None)
+    plain, end = encode(tokenizer, EXAMPLE), int(tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <|end|>", special_tokens=[("<|end|>", end)]
+    )
+    assert tokenizer("b a")["input_ids"][-1] == end
+    assert encode(tokenizer, EXAMPLE) == plain
+    example = Example(EXAMPLE.messages, completion, "b a")
+    encoded = encode(tokenizer, example)
+    assert (
+        encoded.input_ids[: encoded.prompt_length] == encode_prompt(tokenizer, example) == plain.input_ids[: plain.prompt_length]
+    )
+    assert encoded.input_ids.count(end) == 1 and encoded.input_ids[-1] == end
+    assert encode_texts(tokenizer, ["b a"], 99)[0].input_ids[-1] != end
+
+
+def test_several_templates_without_a_default_are_named() -> None:
+    tokenizer = tokenizer_with()
+    tokenizer.chat_template = {"rag": IM_TEMPLATE, "tool_use": IM_TEMPLATE}
+    with pytest.raises(PollardError, match=r"several chat templates \(rag, tool_use\), none of them called `default`: write"):
+        encode_prompt(tokenizer, EXAMPLE)
+
+
+@pytest.mark.parametrize("template", ["{{ messages[7].content }}", "{{ undefined_here.x }}", "{% if %}", "{{ 1 // 0 }}"])
+def test_whatever_a_template_raises_is_explained(template: str) -> None:
+    with pytest.raises(PollardError, match="The model's chat template refuses a conversation of user: "):
+        encode_prompt(tokenizer_with(template), EXAMPLE)

@@ -1,9 +1,9 @@
-from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 
 from toolkit.tasks import Scorer, Verdict
-from toolkit.tasks.readings import final_part, number_in
+from toolkit.tasks.readings import answer_part, strict_number
 from toolkit.tasks.scorers import SCORERS
 from toolkit.tasks.text_scorers import contains, exact, numeric
 
@@ -23,11 +23,11 @@ from toolkit.tasks.text_scorers import contains, exact, numeric
         ("#### .5", "0.5"),
         ("#### 25%", "25"),
         ("#### 25 % of 40", "25"),
-        ("#### 12 dollars and 3 cents", "12"),
+        ("#### 12 dollars and 3 cents", None),  # two numbers
         ("####\n72", "72"),
         ("#### 72\n\nQuestion: 3 pens and 4 more?\n#### 7", "72"),  # runaway text does not count
         ("#### 72 #### 7", "72"),
-        ("#### unknown\n7", None),  # a mark decides, even where no number follows it
+        ("#### unknown\n7", "7"),  # where no number follows, it marks none
         ("####", None),
         ("She has 3 + 4 = 7 pens.", "7"),  # without a mark, the last number
         ("The answer is 72.", "72"),
@@ -41,7 +41,8 @@ from toolkit.tasks.text_scorers import contains, exact, numeric
     ],
 )
 def test_the_number_of_an_answer(text: str, number: str | None) -> None:
-    assert number_in(text) == (None if number is None else Decimal(number))
+    found = strict_number(text, "72")
+    assert (found and found.value) == (None if number is None else Fraction(number))
 
 
 @pytest.mark.parametrize("same", ["1000", "1000.0", "1,000", "$1,000.00", "1000.", "1000 pens", "01000", "+1000"])
@@ -67,8 +68,8 @@ def test_without_a_number_to_compare_with_nothing_is_right() -> None:
         ("####", ""),
     ],
 )
-def test_the_final_part_is_the_rest_of_the_first_marked_line(text: str, part: str) -> None:
-    assert final_part(text) == part
+def test_the_answer_is_the_rest_of_the_first_marked_line(text: str, part: str) -> None:
+    assert answer_part(text, "#### Mia") == part
 
 
 @pytest.mark.parametrize(

@@ -1,46 +1,222 @@
+import bz2
+import gzip
 import json
+import lzma
 import time
+from collections.abc import Callable
+from datetime import date
 from pathlib import Path
+from typing import Any
 
+import datasets
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet
 import pytest
 
 from toolkit.errors import PollardError
-from toolkit.tasks.sources import is_local, read_hub, read_jsonl
+from toolkit.tasks.sources import Lines, fingerprint_of_data, read_files, read_hub
 
-FILES = ("train.jsonl", "train.json", "data/train.txt", "./train", "train.jsonl/")
-SPLITS = ("train", "train[:10]", "train+test")
-
-
-@pytest.mark.parametrize(("name", "local"), [*((name, True) for name in FILES), *((name, False) for name in SPLITS)])
-def test_a_file_is_told_from_a_split(name: str, local: bool) -> None:
-    assert is_local(name) is local
+ROWS = [{"q": 'é, "one" \nand more', "a": "1"}, {"q": "two", "a": "007"}, {"q": "", "a": "NA"}]
 
 
-@pytest.mark.parametrize("start", ["", "\ufeff"])
-def test_rows_remember_the_line_they_stood_in(tmp_path: Path, start: str) -> None:
-    path = tmp_path / "train.jsonl"
-    path.write_text(start + '{"a": "é"}\n\n   \n{"a": 2}\n', encoding="utf-8")  # empty lines are no rows, and count as lines
-    assert read_jsonl(str(path)) == [(f"{path}, line 1", {"a": "é"}), (f"{path}, line 4", {"a": 2})]
+def written(path: Path, content: str | bytes) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return str(path)
+
+
+def read(path: Path, content: str | bytes) -> list[tuple[str, Any]]:
+    """The lines of a file, each by where it stood in it."""
+    return [(where.replace(f"{path}, ", ""), columns) for where, columns in read_files(written(path, content)).lines]
+
+
+def refusal(source: Any) -> str:
+    with pytest.raises(PollardError) as caught:
+        read_files(source)
+    return str(caught.value)
+
+
+def as_lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def as_csv(between: str) -> str:
+    quoted = [[f'"{cell}"' for cell in (row["q"].replace('"', '""'), row["a"])] for row in ROWS]
+    return "\n".join(between.join(cells) for cells in [["q", "a"], *quoted]) + "\n"
+
+
+def as_table(path: Path) -> None:
+    pa.parquet.write_table(pa.Table.from_pylist(ROWS), path)
+
+
+def as_feather(path: Path) -> None:
+    pa.feather.write_feather(pa.Table.from_pylist(ROWS), path)
+
+
+def as_stream(path: Path) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+FORMS: dict[str, str | bytes | Callable[[Path], None]] = {
+    "a.jsonl": as_lines(ROWS),
+    "windows.jsonl": as_lines(ROWS).replace("\n", "\r\n"),
+    "marked.jsonl": "\ufeff" + as_lines(ROWS),
+    "spaced.ndjson": "\n \n" + as_lines(ROWS),
+    "no-ending": as_lines(ROWS),
+    "lines.json": as_lines(ROWS),
+    "array.json": json.dumps(ROWS, indent=1),
+    "one-line.json": json.dumps(ROWS),
+    "array.jsonl": json.dumps(ROWS, indent=1),
+    "under-a-key.json": json.dumps({"version": "1.1", "sizes": [3], "data": ROWS}),
+    "under-a-key-indented.json": json.dumps({"version": "1.1", "data": ROWS}, indent=1),
+    "a.jsonl.gz": gzip.compress(as_lines(ROWS).encode()),
+    "a.json.gz": gzip.compress(json.dumps(ROWS).encode()),
+    "a.jsonl.bz2": bz2.compress(as_lines(ROWS).encode()),
+    "a.csv.xz": lzma.compress(as_csv(",").encode()),
+    "a.csv": as_csv(","),
+    "windows.csv": as_csv(",").replace('"\n', '"\r\n'),
+    "european.csv": "\ufeff" + as_csv(";"),
+    "A.CSV": as_csv(","),
+    "a.tsv": as_csv("\t"),
+    "a.parquet": as_table,
+    "a.feather": as_feather,
+    "a.arrow": as_stream,
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_of_a_file_holds_the_same_rows_and_changes_none(tmp_path: Path, name: str) -> None:
+    content, path = FORMS[name], tmp_path / name
+    if isinstance(content, str | bytes):
+        written(path, content)
+    else:
+        content(path)
+    assert read_files(str(path)).columns == ROWS
 
 
 @pytest.mark.parametrize(
-    ("line", "told"), [("{'a': 1}", "not valid JSON"), ("{", "not valid JSON"), ("[1]", "holds list, not a JSON object")]
+    ("name", "content", "places"),
+    [
+        ("a.jsonl", '{"a": 1}\n\n   \n{"a": 2}\n', ["line 1", "line 4"]),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n\n{"a": 2}'), ["line 1", "line 3"]),
+        ("a.json", '[{"a": 1}, {"a": 2}]', ["item 1", "item 2"]),
+        ("a.json", '{"data": [{"a": 1}, {"a": 2}]}', ["item 1 of data", "item 2 of data"]),
+        ("a.csv", 'a\n"1\n1"\n\n2\n', ["line 2", "line 5"]),
+    ],
 )
-def test_a_broken_line_is_named_with_file_and_number(tmp_path: Path, line: str, told: str) -> None:
-    path = tmp_path / "train.jsonl"
-    path.write_text(json.dumps({"a": 1}) + f"\n\n{line}\n")
-    with pytest.raises(PollardError) as caught:
-        read_jsonl(str(path))
-    assert str(caught.value).startswith(f"{path}, line 3: {told}")
+def test_rows_remember_where_they_stood(tmp_path: Path, name: str, content: str | bytes, places: list[str]) -> None:
+    assert [where for where, _ in read(tmp_path / name, content)] == places
 
 
-def test_a_file_that_cannot_be_read_is_explained(tmp_path: Path) -> None:
-    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\n")
-    for path in (tmp_path / "none.jsonl", tmp_path / "binary.jsonl", tmp_path):
-        with pytest.raises(
-            PollardError, match=rf"Cannot read {path}: .*Give the path of a JSONL file, relative to where you start"
-        ):
-            read_jsonl(str(path))
+def test_rows_of_tables_count_from_0(tmp_path: Path) -> None:
+    as_table(tmp_path / "a.parquet")
+    assert read_files(str(tmp_path / "a.parquet")).lines[2] == (f"{tmp_path}/a.parquet, row 2", ROWS[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place", "fault"),
+    [
+        ("a.jsonl", '{"a": 1}\n\n{\'a\': 1}\n{"a": 2}\n', "line 3", "not valid JSON"),
+        ("a.jsonl", '{"a": 1}\n{\n', "line 2", "not valid JSON"),
+        ("a.jsonl", '{"a": 1}\n[1]\n', "line 2", "holds list, not a JSON object"),
+        ("a.jsonl", '{"a": 1}\n{"a": 1} {"a": 2}\n', "line 2", "not valid JSON (Extra data"),
+        ("a.jsonl", '{"a": 1}\n{"a": 1, "b": {"c": 1, "c": 2}}\n', "line 2", "an object has the key 'c' twice"),
+        ("a.jsonl", '{"a": 1}\n{"a": "\0"}\n' + " " * 2000, "line 2", "no UTF-8 text, but UTF-16"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "caf\xe9"}\n', "line 2", "not UTF-8 text"),
+        ("a.jsonl", '{"a": 1}\n{"a": ' + "[" * 9000 + "]" * 9000 + "}\n", "line 2", "nested too deeply"),
+        ("a.json", '[{"a": 1}, "x"]', "item 2", "holds str, not a JSON object"),
+        ("a.csv", "a,b\n1,2\n1,2,3\n4,5\n", "line 3", "3 cells where the header names 2 columns."),
+        ("a.csv", "a,b\n1,2\n1\n4,5\n", "line 3", "1 cell where the header names 2 columns."),
+        ("a.csv", 'a,b\n1,2\n1,"2"3\n4,5\n', "line 3", "not valid CSV"),
+        ("a.csv", 'a,b\n1,2\n1,"2\n4,5\n', "line 3", "not valid CSV (unexpected end of data)"),
+        ("a.csv", b"a,b\n1,2\n1,caf\xe9\n4,5\n", "line 3", "not UTF-8 text"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_one_among_others(
+    tmp_path: Path, name: str, content: str | bytes, place: str, fault: str
+) -> None:
+    if "UTF-16" in fault:
+        assert fault in refusal(written(tmp_path / name, content))
+        return
+    lines = read(tmp_path / name, content)
+    assert isinstance(lines[0][1], dict)
+    ((where, said),) = [(where, columns) for where, columns in lines if isinstance(columns, str)]
+    assert where == place and fault in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("a.json", '[{"a": 1},\n{"a": 2]', "a.json: not valid JSON (Expecting ',' delimiter: line 2"),
+        ("a.json", '{"x": [{"a": 1}], "y": [{"a": 1}]}', "holds several lists of objects (x, y)"),
+        ("a.json", "[\n" + "[" * 9000, "Cannot read a.json: it is nested too deeply."),
+        ("a.jsonl.gz", '{"a": 1}\n', "Cannot read a.jsonl.gz: Not a gzipped file"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 999)[:-20], "Cannot read a.jsonl.gz: Compressed file ended"),
+        ("a.jsonl.bz2", b"x" * 99, "Cannot read a.jsonl.bz2: Invalid data stream"),
+        ("a.jsonl.zst", b"x" * 99, "Cannot read a.jsonl.zst: "),
+        ("a.parquet", b"x" * 99, "Cannot read a.parquet: "),
+        ("a.arrow", b"x" * 99, "Cannot read a.arrow: "),
+        ("a.csv", "a,b,a\n1,2,3\n", "Cannot read a.csv: its header names 'a' twice."),
+        ("a.jsonl", as_lines(ROWS).encode("utf-16"), "iconv -f UTF-16 -t UTF-8 a.jsonl > converted.jsonl"),
+        ("a.csv", as_csv(",").encode("utf-16-le"), "iconv -f UTF-16 -t UTF-8 a.csv > converted.csv"),
+        ("a.xlsx", b"PK\x03\x04\0\0", "Cannot read a.xlsx: it is no UTF-8 text"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_explained(tmp_path: Path, name: str, content: str | bytes, fault: str) -> None:
+    assert fault in refusal(written(tmp_path / name, content)).replace(f"{tmp_path}/", "")
+
+
+def test_an_empty_file_has_no_lines(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.json", "a.csv"):
+        assert read(tmp_path / name, "") == []
+    assert read(tmp_path / "b.csv", "a,b\n") == read(tmp_path / "b.json", "[]") == []
+
+
+def test_one_object_is_one_row_where_it_holds_no_rows(tmp_path: Path) -> None:
+    chat = {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Ho."}]}
+    assert [row for _, row in read(tmp_path / "a.json", json.dumps(chat))] == [chat]
+    assert [row for _, row in read(tmp_path / "b.json", json.dumps(chat, indent=1))] == [chat]
+
+
+def test_several_files_are_read_in_their_order(tmp_path: Path) -> None:
+    b, a = written(tmp_path / "b.jsonl", '{"n": 1}\n'), written(tmp_path / "a.csv", "n\n2\n")
+    assert read_files([b, a]).lines == [(f"{b}, line 1", {"n": 1}), (f"{a}, line 2", {"n": "2"})]
+    assert [row["n"] for row in read_files(f"{tmp_path}/*").columns] == ["2", 1]
+    assert [row["n"] for row in read_files(str(tmp_path)).columns] == ["2", 1]
+
+
+def test_dates_and_nothing_come_as_what_they_are(tmp_path: Path) -> None:
+    pa.parquet.write_table(pa.table({"on": [date(2024, 2, 29), None]}), tmp_path / "a.parquet")
+    assert read_files(str(tmp_path / "a.parquet")).columns == [{"on": date(2024, 2, 29)}, {"on": None}]
+
+
+def test_a_folder_saved_by_datasets_is_read(tmp_path: Path) -> None:
+    data = datasets.Dataset.from_list(ROWS)
+    datasets.DatasetDict({"train": data, "test": data.select([1])}).save_to_disk(tmp_path / "saved")
+    assert read_files(str(tmp_path / "saved" / "train")).columns == ROWS
+    assert read_hub(str(tmp_path / "saved"), None, "test", None).columns == [ROWS[1]]
+    assert "give one of its folders" in refusal(str(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize("names", [("train.csv", "test.csv"), ("train/a.csv", "test/a.csv")])
+def test_a_folder_is_a_data_set_whose_splits_the_names_say(tmp_path: Path, names: tuple[str, str]) -> None:
+    train, test = (written(tmp_path / name, f"a\n00{number}\n") for number, name in enumerate(names))
+    assert read_hub(str(tmp_path), None, "train", None).lines == [(f"{train}, line 2", {"a": "000"})]
+    assert read_hub(str(tmp_path), None, "test", None).lines == [(f"{test}, line 2", {"a": "001"})]
+    assert len(read_hub(str(tmp_path), None, "train+test", None).lines) == 2  # as `datasets` reads it
+
+
+# What the numbers of a data set's own classes mean is known: nobody needs to guess it.
+def test_the_names_of_classes_are_read_with_them(tmp_path: Path) -> None:
+    kinds = datasets.Features({"label": datasets.ClassLabel(names=["pos", "neg"])})
+    data = datasets.Dataset.from_dict({"label": [0, 1]}, features=kinds)
+    data.to_parquet(tmp_path / "train.parquet")
+    data.save_to_disk(tmp_path / "saved")
+    for lines in (read_files(str(tmp_path / "train.parquet")), read_files(str(tmp_path / "saved"))):
+        assert lines.class_names == {"label": ["pos", "neg"]} and lines.columns == [{"label": 0}, {"label": 1}]
 
 
 # conftest.py sets HF_HUB_OFFLINE=1: this must fail at once, and say what else could be done.
@@ -52,3 +228,21 @@ def test_a_data_set_that_cannot_be_had_says_what_to_try() -> None:
     text = str(caught.value)
     assert text.startswith("Cannot load nobody/nothing (subset main, split train) from the hub: ")
     assert "`hf auth login`" in text and "task.train=… task.test=…" in text
+
+
+def test_the_content_of_every_file_identifies_a_source(tmp_path: Path) -> None:
+    a, b = written(tmp_path / "a.jsonl", '{"n": 1}\n'), written(tmp_path / "b.jsonl", '{"n": 2}\n')
+    sources: list[Any] = [a, [a, b], f"{tmp_path}/*.jsonl", str(tmp_path)]
+    before = [fingerprint_of_data(source) for source in sources]
+    written(tmp_path / "b.jsonl", '{"n": 3}\n')
+    assert [fingerprint_of_data(source) == old for source, old in zip(sources, before, strict=True)] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert fingerprint_of_data(str(tmp_path / "none.jsonl")) == str(tmp_path / "none.jsonl")
+
+
+def test_lines_that_were_read_are_told_from_those_that_were_not() -> None:
+    assert Lines([("a, line 1", {"a": 1}), ("a, line 2", "not valid JSON.")]).columns == [{"a": 1}]

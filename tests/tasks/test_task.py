@@ -48,27 +48,21 @@ def test_messages_end_with_the_completion(tmp_path: Path) -> None:
         {"role": "assistant", "content": "Ho."},
     ]
     (example,) = task_of(tmp_path, [{"chat": messages}], messages="chat", prompt=None, completion=None).examples("test")
-    assert example.messages == ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi?"})
-    assert example.completion == example.gold == "Ho."
+    assert example.messages == tuple(messages[:2])
+    assert example.completion == example.gold == "Ho." and example.reply == {}
 
 
-@pytest.mark.parametrize(
-    "messages",
-    [
-        "Hi?",
-        [],
-        [{"role": "assistant", "content": "Ho."}],
-        [{"role": "user", "content": "Hi?"}],
-        [{"role": "user", "content": "Hi?"}, {"role": "user", "content": "Hi??"}],
-        [{"from": "user", "value": "Hi?"}, {"from": "assistant", "value": "Ho."}],
-        [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": None}],
-        [{"role": "user", "content": [{"type": "text", "text": "Hi?"}]}, {"role": "assistant", "content": "Ho."}],
-        ["Hi?", "Ho."],
-    ],
-)
-def test_other_shapes_of_messages_are_refused(tmp_path: Path, messages: Any) -> None:
+def test_a_conversation_that_cannot_be_used_is_named_with_its_line(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "Hi?"}, {"role": "user", "content": "Hi??"}]
     fault = fault_of(tmp_path, [{"chat": messages}], messages="chat")
-    assert fault.startswith("rows.jsonl, line 1: `chat` must be a list of {role, content} messages, each content a text,")
+    assert fault.startswith("rows.jsonl, line 1: `chat` ends with a message of the user")
+
+
+def test_a_system_prompt_comes_from_the_recipe_or_from_a_column(tmp_path: Path) -> None:
+    rows = [ROW | {"rules": "Be brief."}]
+    for system in ("Be brief.", "{rules}"):
+        (example,) = task_of(tmp_path, rows, system=system).examples("test")
+        assert example.messages == ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "one or two?"})
 
 
 @pytest.mark.parametrize(
@@ -111,9 +105,15 @@ def test_a_custom_task_says_what_it_needs(recipe: dict[str, str]) -> None:
         Task(TaskRecipe(**recipe))
 
 
-@pytest.mark.parametrize("test", [None, "test", "test.csv"])
+@pytest.mark.parametrize("test", [None, "test", "test.pdf"])
 def test_data_that_is_not_given_is_asked_for(tmp_path: Path, test: str | None) -> None:
-    assert "Task custom has no test data: give `task.test`, a JSONL file" in fault_of(tmp_path, [ROW], test=test)
+    fault = fault_of(tmp_path, [ROW], test=test)
+    assert "Task custom has no test data: give `task.test`, a data file (.jsonl, " in fault
+    assert (f"({test!r} is neither)" in fault) is (test is not None)
+
+
+def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+    assert fault_of(tmp_path, [ROW], test="test.csv").startswith("Cannot read test.csv: there is no such file.")
 
 
 # Choices are made with dev: it must be the same in every run, and never be trained on.

@@ -19,7 +19,6 @@ from toolkit.recipe import Recipe
 from toolkit.recipe_data import TrainingSourceRecipe
 from toolkit.recovery.training_data import training_sources
 from toolkit.tasks import Example, Task, encode, encode_prompt
-from toolkit.tasks.sources import is_local
 
 SAMPLE = 256  # examples that are tokenized to know the others' lengths
 
@@ -129,8 +128,7 @@ def _of(
     task: Task, split: Literal["train", "dev", "test"], tokenizer: PreTrainedTokenizerBase | None, tokens: Tokenize, bound: int
 ) -> Amount:
     stored: Literal["train", "test"] = "test" if split == "test" else "train"  # dev is carved from train
-    source = task.sources((stored,))[stored]
-    if not is_local(source):
+    if not task.is_local(stored):
         return Amount(task.known_size(split), bound, bound, False)
     examples = task.examples(split)
     if tokenizer is None:

@@ -1,6 +1,7 @@
 """How good, how fast, how large: answers to the task's questions, scored."""
 
 from toolkit.evaluation.answer_log import AnswerLog
+from toolkit.evaluation.answers import answer_text
 from toolkit.evaluation.batch_size import batch_size_for
 from toolkit.evaluation.decoding import Decoding, generate, greedy, sampled
 from toolkit.evaluation.evaluate import evaluate, evaluate_with
@@ -18,6 +19,7 @@ __all__ = [
     "Item",
     "Loss",
     "Scores",
+    "answer_text",
     "batch_size_for",
     "completion_loss",
     "evaluate",

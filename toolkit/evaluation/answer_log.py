@@ -17,6 +17,7 @@ from toolkit.evaluation.answers import Request
 from toolkit.evaluation.judging import Answer
 from toolkit.run_directory import fingerprint_of
 
+FORMAT = 2  # of the lines, and of how an answer is taken out of what was written
 Found = dict[tuple[int, int], Answer]  # by item and sample
 
 
@@ -29,7 +30,7 @@ class AnswerLog:
 
     def begin(self, *asked: Any) -> Found:
         """What is answered already of what is `asked`, on every rank; call it on all of them."""
-        self.fingerprint = fingerprint_of(self.identity, asked)
+        self.fingerprint = fingerprint_of(FORMAT, self.identity, asked)
         return on_main(self._read)
 
     def append(self, request: Request, answer: Answer) -> None:

@@ -2,21 +2,25 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.evaluation.judging import Answer
+from toolkit.tasks import ChatFormat, Example, Message, chat_format, format_of
 
 
 @dataclass(frozen=True)
 class Request:
-    """One answer to be written: the `sample`-th to item `index`. `messages` are what `prompt` was rendered from."""
+    """One answer to be written: the `sample`-th to item `index`. `messages` and `tools` are what `prompt` was rendered from, by
+    the chat template unless it is `plain`."""
 
     index: int
     sample: int
     prompt: list[int]
-    messages: tuple[dict[str, str], ...]
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    plain: bool = False
 
 
 class Writer(Protocol):
@@ -26,13 +30,38 @@ class Writer(Protocol):
 
 
 def read_answer(
-    tokenizer: PreTrainedTokenizerBase, tokens: list[int], ends: Sequence[int], stop: Sequence[str], most: int
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: Sequence[int],
+    ends: Sequence[int],
+    stop: Sequence[str],
+    most: int,
+    form: ChatFormat | None = None,
 ) -> Answer:
-    """The text before the first stop string; an answer of fewer than `most` tokens has ended by itself."""
-    text = str(tokenizer.decode(tokens, skip_special_tokens=True))
-    before = before_stop(text, stop)
-    ended = len(tokens) < most or bool(tokens and tokens[-1] in ends) or before != text
-    return Answer(before, len(tokens), ended)
+    """The answer in generated tokens, to a prompt by the chat template unless `form` says otherwise; one of fewer than `most`
+    tokens has ended by itself."""
+    ended = len(tokens) < most or bool(tokens and tokens[-1] in ends)
+    return answer_of(written_text(tokenizer, tokens, ends), len(tokens), ended, stop, form or chat_format(tokenizer))
+
+
+def answer_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], ends: Sequence[int], example: Example) -> str:
+    """What is judged of the tokens that a model wrote to an example."""
+    return format_of(tokenizer, example).answer_in(written_text(tokenizer, tokens, ends))
+
+
+def written_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], ends: Sequence[int]) -> str:
+    """All that was written but its end: special tokens may frame the answer."""
+    count = len(tokens)
+    while count and tokens[count - 1] in ends:
+        count -= 1
+    return str(tokenizer.decode(list(tokens[:count]), skip_special_tokens=False))
+
+
+def answer_of(written: str, tokens: int, ended: bool, stop: Sequence[str], form: ChatFormat) -> Answer:
+    """The answer in a text: without what the chat template writes around it, without reasoning, and before the first stop text,
+    which ends an answer and nothing before it."""
+    text = form.answer_in(written)
+    answer = before_stop(text, stop)
+    return Answer(answer, tokens, ended or answer != text, None if written == answer else written)
 
 
 def before_stop(text: str, stop: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from toolkit.distributed import gather, share, share_in_step
 from toolkit.evaluation.scores import Item
 from toolkit.moe import is_partitioned
 from toolkit.progress import counted, progress
-from toolkit.tasks import Example, encode_prompt
+from toolkit.tasks import Example, encode_cloze
 
 
 class Row(NamedTuple):
@@ -50,9 +50,10 @@ def likeliest(
     """The number of each example's likeliest choice; of equal ones, the first. The ranks share the batches."""
     rows = []
     for item, example in enumerate(examples):
-        prompt = encode_prompt(tokenizer, example.as_cloze())
         for choice, text in enumerate(example.choices):
-            rows.append(Row(item, choice, prompt, tokenizer(text, add_special_tokens=False)["input_ids"]))
+            encoded = encode_cloze(tokenizer, replace(example.as_cloze(), completion=text))
+            prompt, ids = encoded.input_ids[: encoded.prompt_length], encoded.input_ids[encoded.prompt_length :]
+            rows.append(Row(item, choice, prompt, ids))
     order = sorted(rows, key=lambda row: (len(row.prompt) + len(row.text), row.item, row.choice))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     # In parts on all ranks, every rank must take part in every forward pass: one without a batch helps with any

@@ -8,10 +8,11 @@ from transformers.generation import ContinuousBatchingConfig
 
 from toolkit.distributed import share
 from toolkit.errors import PollardError
-from toolkit.evaluation.answers import Request, before_stop, read_answer
+from toolkit.evaluation.answers import Request, before_stop, read_answer, written_text
 from toolkit.evaluation.decoding import Decoding, as_list, greedy
 from toolkit.evaluation.judging import Answer
 from toolkit.moe import is_partitioned
+from toolkit.tasks import chat_format
 
 ON_CPU: dict[str, Any] = {
     "num_blocks": 64,
@@ -54,19 +55,21 @@ class Continuous:
                     continue
                 if found.error is not None:
                     raise PollardError(f"Continuous batching failed on item {todo[found.request_id].index}: {found.error}")
-                stop = self._stop_at(found.generated_tokens) if watching else None
+                stop = self._stop_at(todo[found.request_id], found.generated_tokens, ends) if watching else None
                 if stop is not None and not found.is_finished():
                     manager.cancel_request(found.request_id)
                 if stop is not None or found.is_finished():
                     tokens = list(found.generated_tokens[:stop])
-                    yield todo.pop(found.request_id), read_answer(tokenizer, tokens, ends, decoding.stop, most)
+                    request = todo.pop(found.request_id)
+                    form = chat_format(tokenizer, request.plain)
+                    yield request, read_answer(tokenizer, tokens, ends, decoding.stop, most, form)
 
-    def _stop_at(self, tokens: list[int]) -> int | None:
-        """How many tokens it took to write a stop string; None where there is none."""
-        longest = max(map(len, self.decoding.stop))
+    def _stop_at(self, request: Request, tokens: list[int], ends: list[int]) -> int | None:
+        """How many tokens it took to write a stop string into the answer; None where there is none."""
+        longest, form = max(map(len, self.decoding.stop)), chat_format(self.tokenizer, request.plain)
 
         def stopped(count: int) -> bool:
-            text = str(self.tokenizer.decode(tokens[:count], skip_special_tokens=True))
+            text = form.answer_in(written_text(self.tokenizer, tokens[:count], ends))
             return before_stop(text, self.decoding.stop) != text
 
         if not tokens or not stopped(len(tokens)):

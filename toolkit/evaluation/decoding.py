@@ -5,15 +5,17 @@ its own, so that batches, ranks and a kill in between change nothing of what is 
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, StopStringCriteria
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from toolkit.moe import is_partitioned
+
+StopRows = Callable[[torch.Tensor], torch.Tensor]  # of answers so far [B, S], which have just come to an end [B]
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     settings: GenerationConfig,
     numbers: Sequence[random.Random] | None = None,
-    stop: StopStringCriteria | None = None,
+    stop: StopRows | None = None,
 ) -> list[list[int]]:
     """The generated tokens of each prompt, up to and including the end token, or the token that completes a stop string.
 
@@ -84,9 +86,7 @@ def generate(
 class _Rows:
     """The decoding loop of one batch, as transformers calls it once it has prepared the inputs."""
 
-    def __init__(
-        self, settings: GenerationConfig, numbers: Sequence[random.Random] | None, stop: StopStringCriteria | None
-    ) -> None:
+    def __init__(self, settings: GenerationConfig, numbers: Sequence[random.Random] | None, stop: StopRows | None) -> None:
         self.temperature = settings.temperature if settings.do_sample else None
         self.ends, self.most = as_list(settings.eos_token_id), cast(int, settings.max_new_tokens)
         self.numbers, self.stop = numbers, stop
@@ -121,7 +121,7 @@ class _Rows:
             written += 1
             ended_B = torch.isin(tokens_B, ends)
             if self.stop is not None:  # it must not see the prompt: the string has to be the answer's own
-                ended_B = ended_B | self.stop(input_ids[:, prompt:], None)
+                ended_B = ended_B | self.stop(input_ids[:, prompt:])
             lengths_B = torch.where((lengths_B == 0) & ended_B, written, lengths_B)
             if not finished and (written % every == 0 or written >= self.most):
                 lengths = [length or (written if written >= self.most else 0) for length in lengths_B.tolist()]

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import torch
@@ -23,7 +23,7 @@ from toolkit.evaluation.skipping import measured_skipping
 from toolkit.evaluation.voting import judge_samples, mean_score
 from toolkit.moe import is_partitioned, load_model, load_tokenizer
 from toolkit.moe.limits import ContextLength, context_length
-from toolkit.tasks import Example, Split, Task, encode_prompt
+from toolkit.tasks import Example, Split, Task, encode_prompt, gold_of
 from toolkit.tasks.lengths import context_fit
 
 
@@ -98,6 +98,7 @@ def evaluate_with(
     chosen = task.examples(split)[:examples]
     if not chosen:
         raise PollardError(f"Task {task.name} has no {split} examples.")
+    chosen = [replace(example, gold=gold_of(tokenizer, example)) for example in chosen]
     requests = requests_of(tokenizer, chosen, decoding)
     done = log.begin(asdict(decoding), [request.prompt for request in requests]) if log else {}
     if done:
@@ -146,7 +147,7 @@ def evaluate_with(
 
 def requests_of(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], decoding: Decoding) -> list[Request]:
     return [
-        Request(index, sample, prompt, example.messages)
+        Request(index, sample, prompt, tuple(example.turns), example.tools, example.plain)
         for index, example in enumerate(examples)
         for prompt in [encode_prompt(tokenizer, example)]
         for sample in range(decoding.samples)

@@ -12,11 +12,12 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from toolkit.distributed import say, share, share_in_step
 from toolkit.errors import PollardError
-from toolkit.evaluation.answers import Request, read_answer
-from toolkit.evaluation.decoding import Decoding, as_list, generate, greedy, sampled
+from toolkit.evaluation.answers import Request, before_stop, read_answer, written_text
+from toolkit.evaluation.decoding import Decoding, StopRows, as_list, generate, greedy, sampled
 from toolkit.evaluation.judging import Answer
 from toolkit.moe import is_partitioned
 from toolkit.progress import counted, progress
+from toolkit.tasks import ChatFormat, chat_format
 
 
 def share_of_answers(
@@ -25,7 +26,7 @@ def share_of_answers(
     batch_size: int,
     settings: GenerationConfig,
     numbers: Callable[[int], random.Random] | None = None,
-    stop: StopStringCriteria | None = None,
+    stop: StopRows | None = None,
 ) -> Iterator[tuple[int, list[int]]]:
     """This rank's part of the prompts, dealt out by whole batches: index and generated tokens.
 
@@ -65,6 +66,23 @@ def _halved(size: int, in_step: bool) -> int:
     return size // 2
 
 
+class StopInAnswer:
+    """Whether a row has just written a stop text in its answer: one in reasoning, or in what the chat template writes before an
+    answer, is none."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], ends: Sequence[int], form: ChatFormat) -> None:
+        self.tokenizer, self.texts, self.ends, self.form = tokenizer, stop, ends, form
+        self.written = StopStringCriteria(tokenizer, list(stop))
+
+    def __call__(self, ids_BS: torch.Tensor) -> torch.Tensor:
+        """[B] of bool, of answers without their prompts."""
+        stopped_B = self.written(ids_BS, None)  # type: ignore[arg-type]
+        for row in stopped_B.nonzero().flatten().tolist():
+            answer = self.form.answer_in(written_text(self.tokenizer, ids_BS[row].tolist(), self.ends))
+            stopped_B[row] = before_stop(answer, self.texts) != answer
+        return stopped_B
+
+
 class Batches:
     """Writes answers with a model in memory."""
 
@@ -77,8 +95,10 @@ class Batches:
             settings = sampled(self.model, tokenizer, decoding.max_new_tokens, decoding.temperature)
         else:
             settings = greedy(self.model, tokenizer, decoding.max_new_tokens)
-        stop = StopStringCriteria(tokenizer, list(decoding.stop)) if decoding.stop else None
         ends = as_list(settings.eos_token_id)
+        forms = {request.plain: chat_format(tokenizer, request.plain) for request in requests}
+        # Of questions that are rendered in both ways none is stopped early: each answer is cut all the same
+        stop = StopInAnswer(tokenizer, decoding.stop, ends, *forms.values()) if decoding.stop and len(forms) == 1 else None
 
         def numbers(i: int) -> random.Random:
             return decoding.numbers(requests[i].index, requests[i].sample)
@@ -86,4 +106,5 @@ class Batches:
         prompts = [request.prompt for request in requests]
         own = numbers if decoding.temperature else None
         for i, tokens in share_of_answers(self.model, prompts, self.batch_size, settings, own, stop):
-            yield requests[i], read_answer(tokenizer, tokens, ends, decoding.stop, decoding.max_new_tokens)
+            form = forms[requests[i].plain]
+            yield requests[i], read_answer(tokenizer, tokens, ends, decoding.stop, decoding.max_new_tokens, form)

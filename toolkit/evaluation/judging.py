@@ -13,11 +13,13 @@ from toolkit.tasks import Example, Task
 
 
 class Answer(NamedTuple):
-    """What a model wrote: `tokens` counts what was generated, `ended` says that the model stopped by itself."""
+    """What a model answered: `tokens` counts what was generated, `ended` says that the model stopped by itself. `written` is all
+    that it wrote where that is more than the answer: the chat template's frame, reasoning, what follows a stop text."""
 
     text: str
     tokens: int
     ended: bool
+    written: str | None = None
 
 
 def judge(task: Task, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Item]:
@@ -25,14 +27,14 @@ def judge(task: Task, examples: Sequence[Example], answers: Sequence[Answer]) ->
     verdicts = task.scorer.verdicts([(answer.text, example.gold) for answer, example in zip(answers, examples, strict=True)])
     items = []
     for index, (example, answer, verdict) in enumerate(zip(examples, answers, verdicts, strict=True)):
-        question = "\n".join(m["content"] for m in example.messages)
         error = f"item {index} ({example.where or 'made by hand'}): {verdict.error}" if verdict.error else None
         items.append(
             Item(
                 index=index,
-                prompt=question,
+                prompt=example.question,
                 gold=example.gold,
                 prediction=answer.text,
+                written=answer.written,
                 correct=verdict.strict,
                 tokens=answer.tokens,
                 ended=answer.ended,

@@ -32,6 +32,7 @@ class Item:
     note: str | None = None
     credit: float | None = None
     likeliest: bool | None = None
+    written: str | None = None  # all that the model wrote, where that is more than the prediction
     samples: list[dict[str, Any]] = field(default_factory=list)  # where there was a vote: every answer that had one
 
 
@@ -120,6 +121,7 @@ class Scores:
             "generated_tokens": sum(item.tokens for item in self.items),
             "truncated": sum(not item.ended for item in self.items),
             "empty": sum(not item.prediction.strip() for item in self.items),
+            "unfinished_reasoning": sum(not item.prediction.strip() and bool(item.written) for item in self.items),
             "failed": len(self.failed),
             "given_up": sum(item.note is not None for item in self.items),
         }

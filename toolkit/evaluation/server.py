@@ -6,21 +6,24 @@ The prompt is rendered here, so that every model compared is asked the same, tok
 sent the text, and one that wants to render it itself the chat.
 """
 
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.distributed import share, world_size
 from toolkit.errors import PollardError
-from toolkit.evaluation.answers import Request, before_stop
+from toolkit.evaluation.answers import Request, answer_of
 from toolkit.evaluation.decoding import Decoding
 from toolkit.evaluation.judging import Answer
 from toolkit.progress import showing
 from toolkit.recipe_evaluation import ServerRecipe, ServersRecipe
+from toolkit.tasks import ChatFormat, Message, chat_format
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before another attempt
 BUSY = (408, 409, 425, 429)  # of the 4xx, those that may pass
@@ -81,25 +84,34 @@ class Server:
         decoding = self.decoding
         wish: dict[str, Any] = {
             "model": self.model, "max_tokens": decoding.max_new_tokens, "temperature": decoding.temperature,
-            "stop": list(decoding.stop) or None,
         }  # fmt: skip
+        form = chat_format(self.tokenizer, request.plain)
+        if request.plain or not self.tokenizer.chat_template:
+            # Else the answer is cut here: a server would also stop in reasoning, and in what the template writes before an answer
+            wish["stop"] = list(decoding.stop) or None
+        if any(token in form.prefix + form.reasoning[0][0] for token in form.special):
+            wish["extra_body"] = {"skip_special_tokens": False}  # they say where the answer begins
         if decoding.temperature:
             wish["seed"] = decoding.numbers(request.index, request.sample).getrandbits(31)
         if self.asking.prompt == "chat":
-            reply = self.client.chat.completions.create(messages=list(request.messages), **wish)
+            tools = {"tools": list(request.tools)} if request.tools else {}
+            messages = [_with_texts_for_arguments(message) for message in request.messages]
+            reply = self.client.chat.completions.create(messages=messages, **tools, **wish)
         else:
             prompt = request.prompt if self.asking.prompt == "tokens" else self.tokenizer.decode(request.prompt)
             reply = self.client.completions.create(prompt=prompt, **wish)
-        return self._read(reply)
+        return self._read(reply, form)
 
-    def _read(self, reply: Any) -> Answer:
+    def _read(self, reply: Any, form: ChatFormat) -> Answer:
         try:
             choice = reply.choices[0]
             text = choice.message.content if self.asking.prompt == "chat" else choice.text
             tokens = (
                 reply.usage.completion_tokens if reply.usage else len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
             )
-            return Answer(before_stop(str(text or ""), self.decoding.stop), int(tokens), choice.finish_reason != "length")
+            if self.asking.prompt == "chat":  # the server reads its own template, the block that it opens included
+                form = replace(form, opened="")
+            return answer_of(str(text or ""), int(tokens), choice.finish_reason != "length", self.decoding.stop, form)
         except (AttributeError, IndexError, TypeError, ValueError) as error:
             raise Garbage(f"no answer in {str(reply)[:200]!r} ({error})") from None
 
@@ -136,6 +148,17 @@ class Server:
             f"The server at {self.url} does not answer ({what}, tried {len(WAITS) + 1} times; last: {_words(error)}). What is "
             "answered is kept: when the server is well again, the same command goes on."
         ) from None
+
+
+def _with_texts_for_arguments(message: Message) -> Message:
+    """As the protocol wants a tool call's arguments; chat templates want objects."""
+    if "tool_calls" not in message:
+        return message
+    calls = [
+        call | {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"])}}
+        for call in message["tool_calls"]
+    ]
+    return message | {"tool_calls": calls}
 
 
 def _words(error: Exception) -> str:

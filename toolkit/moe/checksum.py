@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
-from transformers.utils.hub import cached_file
 
 from toolkit.distributed import gather, say, share
 from toolkit.errors import PollardError
-from toolkit.moe.load import load_config, quantization_of
+from toolkit.moe.checkpoint_files import checkpoint_files
+from toolkit.moe.load import checkpoint_folder, load_config, quantization_of
 from toolkit.moe.names import Names
 from toolkit.moe.partition import layer_of, own_part
-from toolkit.moe.tensor_files import INDEX, SINGLE, stored_tensors
+from toolkit.moe.tensor_files import stored_tensors
 
 PIECE = 2**24  # elements squared at a time: 128 MiB in float64
 ROUNDING = 1e-9  # relative; float64 sums of the same numbers in another order
@@ -57,8 +57,8 @@ def check_loaded(model: PreTrainedModel, path: str, revision: str | None = None)
 
 def _files(path: str, revision: str | None) -> dict[str, Path]:
     """The tensors of a checkpoint (a folder, or one of the hub's, which is downloaded already), and their files."""
-    folder = Path(str(cached_file(path, "config.json", revision=revision))).parent
-    if not any((folder / name).exists() for name in (SINGLE, INDEX)):
+    folder = checkpoint_folder(path, revision)
+    if not checkpoint_files(folder).safetensors:
         return {}
     return {name: tensor.file for name, tensor in stored_tensors(folder).items()}
 

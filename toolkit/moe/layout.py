@@ -9,7 +9,6 @@ No family is named here. Which parameters hold experts is what `slice_model` cha
 tensor becomes which parameter is what transformers' own loading says.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -18,12 +17,11 @@ from transformers.core_model_loading import dot_natural_key
 
 from toolkit.errors import PollardError
 from toolkit.moe.blocks import find_blocks
+from toolkit.moe.completeness import EXPERT_NUMBER, Source, absent_parameters, check_experts, check_sizes
 from toolkit.moe.names import Names
 from toolkit.moe.slice import kept_rows
 from toolkit.moe.tensor_files import Piece, StoredTensor, row_axis
 from toolkit.plan import Plan
-
-EXPERT_NUMBER = re.compile(r"(?<=\bexperts\.)\d+(?=\.)")  # what all families call the list of a block's experts
 
 
 class UnknownLayoutError(Exception):
@@ -46,39 +44,48 @@ def cut(
     """The tensors of the pruned checkpoint, and the names of those left out because transformers does not load them.
 
     `model` and `sliced`: the original and the pruned model, both without weights. Raises UnknownLayoutError, and PollardError
-    where tensors of experts are missing.
+    where the files do not hold what the configuration describes.
     """
     names, cuts = Names(model), expert_rows(model, sliced, plan)
-    pieces, left = [], []
-    numbers: dict[tuple[str, str], set[int]] = defaultdict(set)  # (parameter, name with * for the number): numbers found
-    served: set[str] = set()
+    sources: dict[str, list[Source]] = defaultdict(list)  # per parameter
+    parameters: dict[str, str] = {}  # per tensor, where it becomes (part of) a single parameter
+    left: list[str] = []
+    split: set[str] = set()  # parameters of tensors that become several
     for name in sorted(stored, key=dot_natural_key):
-        home = names.known(name)
-        if home is None:
+        known = names.known(name)
+        if known is None:
             if names.is_further(name):
                 left.append(name)
-            else:
-                pieces.append(Piece(name, stored[name]))
+            elif EXPERT_NUMBER.search(name):
+                raise UnknownLayoutError(f"{name} is of one expert, and no parameter of the model comes from it")
             continue
-        served.update(home.parameters)
-        if not cuts.keys() & set(home.parameters):
-            pieces.append(Piece(name, stored[name]))
-            continue
-        if len(home.parameters) > 1:
+        weight, home = known
+        if len(home.parameters) == 1:
+            parameters[name] = home.parameters[0]
+            sources[home.parameters[0]].append(Source(stored[name], weight))
+        elif cuts.keys() & set(home.parameters):
             raise UnknownLayoutError(f"{name} becomes part of {' and '.join(home.parameters)}")
-        parameter = home.parameters[0]
-        number = EXPERT_NUMBER.search(name)
-        if number:
-            numbers[parameter, EXPERT_NUMBER.sub("*", name, count=1)].add(int(number[0]))
-            if int(number[0]) in cuts[parameter]:
-                new = str(cuts[parameter].index(int(number[0])))
-                pieces.append(Piece(EXPERT_NUMBER.sub(new, name, count=1), stored[name]))
         else:
-            pieces.append(_rows_of(name, stored[name], names.parameters[parameter].shape, cuts[parameter]))
-    _check_whole(numbers, names)
-    absent = cuts.keys() - served
+            split.update(home.parameters)
+    names.check_layers(left)
+    absent = absent_parameters(sources.keys() | split, model)
+    if cuts.keys() & set(absent):
+        raise UnknownLayoutError(f"no tensor becomes {min(cuts.keys() & set(absent))}")
+    check_experts(sources, {parameter: names.parameters[parameter].shape[0] for parameter in cuts})
+    check_sizes({parameter: mine for parameter, mine in sources.items() if parameter not in split}, model)
     if absent:
-        raise UnknownLayoutError(f"no tensor becomes {min(absent)}")
+        more = f" (and {len(absent) - 1:,} more of the model's parameters)" * (len(absent) > 1)
+        raise PollardError(f"No tensor of the files becomes {absent[0]}{more}. Is a file missing? Fetch the checkpoint again.")
+    pieces = []
+    for name in sorted(stored.keys() - set(left), key=dot_natural_key):
+        parameter, number = parameters.get(name, ""), EXPERT_NUMBER.search(name)
+        if parameter not in cuts:
+            pieces.append(Piece(name, stored[name]))
+        elif number is None:
+            pieces.append(_rows_of(name, stored[name], names.parameters[parameter].shape, cuts[parameter]))
+        elif int(number[0]) in cuts[parameter]:
+            new = str(cuts[parameter].index(int(number[0])))
+            pieces.append(Piece(EXPERT_NUMBER.sub(new, name, count=1), stored[name]))
     return pieces, left
 
 
@@ -90,14 +97,3 @@ def _rows_of(name: str, tensor: StoredTensor, shape: tuple[int, ...], rows: list
     if tensor.shape[axis] != shape[row_axis(shape)]:
         raise UnknownLayoutError(f"{name} {list(tensor.shape)} has no row per expert of {list(shape)}")
     return Piece(name, tensor, rows)
-
-
-def _check_whole(numbers: Mapping[tuple[str, str], set[int]], names: Names) -> None:
-    for (parameter, name), found in numbers.items():
-        experts = names.parameters[parameter].shape[0]
-        missing = sorted(set(range(experts)) - found)
-        if missing or len(found) > experts:
-            raise PollardError(
-                f"The checkpoint has {name} for {len(found)} experts, and its configuration says {experts}"
-                + (f": {name.replace('*', str(missing[0]))} is missing." if missing else ".")
-            )

@@ -1,47 +1,46 @@
 """Open checkpoints, with errors that say what to do."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoTokenizer,
+    GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import cached_file
 
 from toolkit.errors import PollardError
+from toolkit.moe.checkpoint_files import refuse_adapter, say_what_is_read
+from toolkit.moe.completeness import mismatch
+from toolkit.moe.hub import NOT_FETCHED as NOT_FETCHED
+from toolkit.moe.hub import fetched
+from toolkit.moe.names import Names
+from toolkit.moe.open_errors import explained
 from toolkit.moe.skip import apply_skipping
 from toolkit.skipping import FILE as SKIPPING
 from toolkit.skipping import Skipping
-
-T = TypeVar("T")
-
-# Weights in other formats, and folders of other tools (gpt-oss has all its weights twice more, in original/ and metal/)
-NOT_FETCHED = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf", "*.onnx", "original/*", "metal/*"]
 
 DEQUANTIZED = ("mxfp4",)  # what `load_model` makes plain numbers of
 
 
 def checkpoint_folder(path: str, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint; a hub model is fetched into the hub's cache first, but for weights in other formats
-    than safetensors. Raises PollardError when it is neither."""
+    """The local folder of a checkpoint; a hub model is fetched into the hub's cache first: everything beside the weights, and
+    of the weights those safetensors files that transformers reads. Raises PollardError when it is neither."""
     if Path(path).is_dir():
         return Path(path)
-    return Path(explained(lambda: snapshot_download(path, revision=revision, ignore_patterns=NOT_FETCHED), path))
+    return explained(lambda: fetched(path, revision), path)
 
 
 def load_config(path: str, revision: str | None = None) -> Any:
     """The configuration; raises PollardError when `path` is no checkpoint and no reachable hub model."""
-    return explained(lambda: AutoConfig.from_pretrained(path, revision=revision), path)
+    explained(lambda: refuse_adapter(path, revision), path)
+    return explained(lambda: AutoConfig.from_pretrained(path, revision=revision), path, "configuration")
 
 
 def model_class(config_class: type) -> Any:
@@ -63,13 +62,31 @@ def _door(config: Any) -> Any:
     return door
 
 
-def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer, padding on the left; eos pads where there is no pad token."""
-    tokenizer = explained(lambda: AutoTokenizer.from_pretrained(path, revision=revision), path)
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+def find_file(path: str, name: str, revision: str | None = None) -> str | None:
+    """A file of a checkpoint folder, or of a hub model in the hub's cache (fetched where the hub is reached); None without it."""
+    return explained(
+        lambda: cached_file(
+            path, name, revision=revision, _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        ),
+        path,
+    )  # fmt: skip
+
+
+def load_generation_config(path: str, revision: str | None = None) -> GenerationConfig | None:
+    """What the checkpoint says of generation, such as its end tokens; None where it says nothing. Raises PollardError for a file
+    that cannot be read, which transformers would ignore."""
+    file = find_file(path, "generation_config.json", revision)
+    if file is None:
+        return None
+    folder = str(Path(file).parent)
+    settings = explained(lambda: GenerationConfig.from_pretrained(folder), folder, "generation settings")
+    ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    if not all(end is None or type(end) is int for end in ends):
+        raise PollardError(
+            f"{file}: eos_token_id is {settings.eos_token_id!r}, and must be a token's number, or several: [1, 2]."
+        )
+    return settings
 
 
 def load_model(
@@ -89,21 +106,29 @@ def load_model(
     """
     config = load_config(path, revision)
     options: dict[str, Any] = {"revision": revision, "dtype": number_type(dtype, config) or "auto"}
+    check_runnable(config, path)
     method = quantization_of(config)
     if method:
-        if method not in DEQUANTIZED:
-            raise PollardError(
-                f"{path} is quantized ({method}): its checkpoint can be pruned, but not be run, watched or trained here. "
-                "Use its unquantized checkpoint."
-            )
         from transformers import Mxfp4Config  # type: ignore[attr-defined]
 
         options["quantization_config"] = Mxfp4Config(dequantize=True)
+    if Path(path).is_dir():
+        say_what_is_read(path)
     door = _door(config)
     if spread:
         options["device_map"] = "auto"
+    load_generation_config(path, revision)
     thresholds = load_thresholds(path, revision) if skipping else None
-    model, found = explained(lambda: door.from_pretrained(path, output_loading_info=True, **options), path)
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # what does not fit is told below, with its shapes
+    model, found = explained(lambda: door.from_pretrained(path, **options), path, "weights")
+    if found["mismatched_keys"]:
+        name, stored, described = min(found["mismatched_keys"])
+        more = len(found["mismatched_keys"]) - 1
+        raise PollardError(
+            f"Cannot open the model {path}. {mismatch(name, stored, described, config)}"
+            + f" ({more:,} more tensors do not fit.)" * bool(more)
+        )
+    Names(model).check_layers(found["unexpected_keys"])
     missing = sorted(found["missing_keys"])  # transformers leaves them random, and only warns
     if missing and not is_deepspeed_zero3_enabled():  # there `check_loaded` tells it, with the loader as a suspect
         raise PollardError(
@@ -120,20 +145,28 @@ def load_model(
 
 def load_thresholds(path: str, revision: str | None = None) -> Skipping | None:
     """When a checkpoint's tokens skip experts; None where they never do. Raises PollardError for a damaged file."""
-    folder: str | Path | None = path
-    if not Path(path).is_dir():
-        file = cached_file(
-            path, SKIPPING, revision=revision, _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )  # fmt: skip
-        folder = file and Path(file).parent
-    return Skipping.beside(folder) if folder else None
+    file = find_file(path, SKIPPING, revision)
+    return Skipping.beside(Path(file).parent) if file else None
 
 
 def quantization_of(config: Any) -> str | None:
     """How the checkpoint's weights are quantized ("mxfp4", "fp8", …), or None."""
     found = getattr(config, "quantization_config", None)
-    return str(found.get("quant_method") if isinstance(found, dict) else found.quant_method) if found else None
+    if not found:
+        return None
+    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
+    return str(method or "by an unknown method")
+
+
+def check_runnable(config: Any, path: str) -> None:
+    """Raises PollardError for a quantized model that `load_model` cannot make plain numbers of."""
+    method = quantization_of(config)
+    if method and method not in DEQUANTIZED:
+        raise PollardError(
+            f"{path} is quantized ({method}): its checkpoint can be pruned, but not be run, watched or trained here. Take its "
+            "unquantized copy for that (bfloat16; most makers publish one): model=…. What is learnt of it holds for this one, "
+            f'too: prune it with the plan of that run, toolkit.prune("{path}", toolkit.Plan.load("runs/…/plan.json"), "pruned").'
+        )
 
 
 def number_type(dtype: str, config: Any) -> torch.dtype | None:
@@ -145,8 +178,10 @@ def number_type(dtype: str, config: Any) -> torch.dtype | None:
 
 def meta_model(config: Any, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """The model without its weights: built on the meta device from the configuration alone, in no time."""
+    path = str(getattr(config, "name_or_path", "") or config.model_type)
+    options = {"dtype": dtype} if dtype else {}
     with torch.device("meta"):
-        return _door(config).from_config(config, **({"dtype": dtype} if dtype else {}))
+        return explained(lambda: _door(config).from_config(config, **options), path, "configuration")
 
 
 def random_model(config: Any, dtype: str = "auto", device: torch.device | str = "cpu") -> PreTrainedModel:
@@ -158,25 +193,3 @@ def random_model(config: Any, dtype: str = "auto", device: torch.device | str = 
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02, generator=generator)
     return model.eval()
-
-
-def explained(load: Callable[[], T], path: str) -> T:
-    """What `load` returns; its errors, as PollardErrors that say what to do."""
-    try:
-        return load()
-    except (OSError, ValueError) as error:
-        gated = "gated" in str(error).lower() or "401" in str(error) or "403" in str(error)
-        if "does not recognize this architecture" in str(error):
-            what = "Its family is newer than the installed transformers, or needs remote code, which Pollard does not run."
-        elif Path(path).is_dir():
-            what = "The folder is no complete transformers checkpoint (config.json, weights, tokenizer)."
-        elif gated:
-            what = "The model is gated: accept its licence on the hub, then `hf auth login` (or set HF_TOKEN)."
-        else:
-            what = (
-                "No such folder, and the hub does not have it or cannot be reached: check the name, model.revision and the "
-                "network (HF_TOKEN for a private model), or give the path of a downloaded checkpoint: model=…"
-            )
-        raise PollardError(
-            f"Cannot open the model {path}. {what}\n(transformers says: {str(error).strip().splitlines()[0]})"
-        ) from error

@@ -14,6 +14,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from toolkit.distributed import is_main, on_main
 from toolkit.files import write_text
+from toolkit.moe.checkpoint_files import INDEX, SINGLE
 from toolkit.moe.partition import layer_of
 
 FILE_BYTES = 5 * 10**9  # a file is closed when it has grown beyond
@@ -70,11 +71,11 @@ class Files:
         """How many files there are is known now: they get their names, and an index where they are several."""
         self._write()
         count = len(self.written)
-        names = [f"model-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)] if count > 1 else ["model.safetensors"]
+        names = [f"model-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)] if count > 1 else [SINGLE]
         for number, name in enumerate(names):
             self._partial(number).rename(self.folder / name)
         if count > 1:
             weight_map = {tensor: name for name, tensors in zip(names, self.written, strict=True) for tensor in tensors}
             total = sum(size for tensors in self.written for size in tensors.values())
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-            write_text(self.folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
+            write_text(self.folder / INDEX, json.dumps(index, indent=2) + "\n")

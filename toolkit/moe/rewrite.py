@@ -1,7 +1,7 @@
 """Prune a checkpoint file by file: bytes are copied, no model is built.
 
 The same source and plan give the same bytes on any number of ranks, which share the files. Files that are whole stay in
-`<target>.tmp` when something stops the work, and the same command goes on from there.
+`<target>.tmp` when something stops the work, and the same command goes on from there (folders.py).
 """
 
 import hashlib
@@ -15,19 +15,19 @@ from transformers import PreTrainedModel
 
 from toolkit.distributed import on_main, say, share, together
 from toolkit.errors import PollardError
-from toolkit.files import put_in_place, write_text
+from toolkit.files import write_text
+from toolkit.folders import begin, is_begun, partial_of, put_in_place, remove_own, sign
+from toolkit.moe.checkpoint_files import INDEX, SINGLE, checkpoint_files
+from toolkit.moe.companions import copy_companions
 from toolkit.moe.layout import UnknownLayoutError, cut
 from toolkit.moe.load import load_config, meta_model
+from toolkit.moe.quantized_names import SECTION, RenamedModules
 from toolkit.moe.slice import slice_model
-from toolkit.moe.tensor_files import INDEX, SINGLE, Piece, StoredTensor, explained_writing, stored_tensors, write_file
+from toolkit.moe.tensor_files import Piece, StoredTensor, explained_writing, stored_tensors, write_file
 from toolkit.plan import Plan
 from toolkit.progress import progress
-from toolkit.skipping import FILE as SKIPPING
 
 SHARD_BYTES = 5 * 10**9  # a rerun after a stop repeats at most one such file per rank
-MARKER = "pruning.json"  # in the unfinished folder: what it is to become
-OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".index.json")
-TEMPLATES = "additional_chat_templates"
 
 
 class Job(NamedTuple):
@@ -40,18 +40,21 @@ class Job(NamedTuple):
     sliced: PreTrainedModel
     shards: dict[str, list[Piece]]
     left: list[str]
+    modules: RenamedModules
 
 
 def plan_job(folder: Path, plan: Plan) -> Job:
     """Decides every tensor from headers and configuration. Raises PollardError as `slice_model` and `stored_tensors` do,
     and UnknownLayoutError."""
-    if not any((folder / name).exists() for name in (SINGLE, INDEX)):
+    if not checkpoint_files(folder).safetensors:
         raise UnknownLayoutError(f"it has no {SINGLE}")
     model, sliced = (meta_model(load_config(str(folder))) for _ in range(2))
     slice_model(sliced, plan)
     stored = stored_tensors(folder)
     pieces, left = cut(stored, model, sliced, plan)
-    return Job(folder, plan, stored, model, sliced, _packed(pieces), left)
+    renamed = {piece.source.name: piece.name for piece in pieces}
+    modules = RenamedModules(renamed, stored.keys() - renamed.keys())
+    return Job(folder, plan, stored, model, sliced, _packed(pieces), left, modules)
 
 
 def _packed(pieces: list[Piece]) -> dict[str, list[Piece]]:
@@ -69,13 +72,13 @@ def _packed(pieces: list[Piece]) -> dict[str, list[Piece]]:
     return {f"model-{n:05}-of-{len(shards):05}.safetensors": shard for n, shard in enumerate(shards, 1)}
 
 
-def rewrite(job: Job, config: dict[str, Any], target: Path, verify: Callable[[Path], None]) -> None:
-    """Writes the pruned checkpoint with that configuration to `target`, by all ranks.
+def rewrite(job: Job, config: dict[str, Any], target: Path, verify: Callable[[Path], None], facts: dict[str, Any]) -> None:
+    """Writes the pruned checkpoint with that configuration to `target`, by all ranks, and signs it with `facts`.
 
     `verify` looks at the written folder before it gets its name, also on every rank. Raises PollardError where the disk is
-    too small or cannot be written; nothing is left at `target` then.
+    too small or cannot be written; nothing is changed at `target` then.
     """
-    partial = target.with_name(target.name + ".tmp")
+    partial = partial_of(target)
 
     def step(where: Callable[[Callable[[], None]], None], work: Callable[[], None]) -> None:
         def explained() -> None:  # on the rank that fails: the others are told its words
@@ -85,30 +88,28 @@ def rewrite(job: Job, config: dict[str, Any], target: Path, verify: Callable[[Pa
         where(explained)
 
     def finish() -> None:
-        (partial / MARKER).unlink()
+        sign(partial, facts)
         put_in_place(partial, target)
 
-    step(on_main, lambda: _open(job, partial))
+    step(on_main, lambda: _open(job, target))
     step(together, lambda: _write(job, partial))
     step(on_main, lambda: _write_rest(job, partial, config))
     step(together, lambda: verify(partial))
     step(on_main, finish)
 
 
-def _open(job: Job, partial: Path) -> None:
+def _open(job: Job, target: Path) -> None:
     """Makes the folder, or takes over what an earlier attempt at the same left. Raises PollardError where the rest of the
     files does not fit on the disk."""
-    marker = json.dumps({"format": 1, "fingerprint": _fingerprint(job)})
-    if not (partial / MARKER).exists() or (partial / MARKER).read_text() != marker:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        write_text(partial / MARKER, marker)
+    partial, identity = partial_of(target), _fingerprint(job)
+    if not is_begun(target, identity):
+        begin(target, identity)
     todo = [pieces for name, pieces in job.shards.items() if not (partial / name).exists()]
     needed = sum(piece.bytes for pieces in todo for piece in pieces)
     free = shutil.disk_usage(partial).free
     if needed > free:
         if len(todo) == len(job.shards):
-            shutil.rmtree(partial)
+            remove_own(partial)
         raise PollardError(
             f"The pruned checkpoint needs {needed / 1e9:,.1f} GB more in {partial.parent}, where {free / 1e9:,.1f} GB are free. "
             "Make room, or give another place."
@@ -139,17 +140,12 @@ def _write_rest(job: Job, partial: Path, config: dict[str, Any]) -> None:
         where = {piece.name: file for file, pieces in job.shards.items() for piece in pieces}
         write_text(partial / INDEX, json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2) + "\n")
     write_text(partial / "config.json", json.dumps(config, indent=2) + "\n")
-    ours = {tensor.file.name for tensor in job.stored.values()} | {INDEX, "config.json"}
-    skipped = []
-    for path in sorted(job.folder.iterdir()):
-        if path.name.startswith(".") or path.name in ours:
-            continue
-        if path.name == TEMPLATES:
-            shutil.copytree(path, partial / path.name, dirs_exist_ok=True)
-        elif path.is_dir() or path.name.endswith(OTHER_WEIGHTS) or path.name == SKIPPING:  # thresholds of the model as it was
-            skipped.append(path.name + "/" * path.is_dir())
-        else:
-            shutil.copyfile(path, partial / path.name)
+    files = checkpoint_files(job.folder)
+    read = {path.relative_to(job.folder).parts[0] for path in (*files.weights, *([files.index_file] if files.index_file else []))}
+    skipped = [name for name in copy_companions(job.folder, partial) if name.rstrip("/") not in read]
+    for path in sorted(job.folder.glob("*.json")):
+        if SECTION.search(path.name) and (partial / path.name).exists():  # what else says how the weights are quantized
+            write_text(partial / path.name, job.modules.renumbered_file(path))
     if job.left:
         say(f"  left out: {len(job.left)} tensors of layers that predict further tokens, such as {job.left[0]}")
     if skipped:

@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
+from toolkit.errors import PollardError
 from toolkit.moe.blocks import find_blocks
+from toolkit.moe.checkpoint_files import checkpoint_files
 from toolkit.moe.load import load_config, meta_model, number_type
 
 
@@ -29,9 +31,14 @@ def active_expert_parameters(model: PreTrainedModel) -> int:
 
 
 def checkpoint_bytes(path: str | Path, revision: str | None = None) -> int:
-    """Bytes of the weights on disk: of the files of a local folder, or what the configuration of a hub model makes them."""
+    """Bytes of the weights on disk: of the files of a local folder, or what the configuration of a hub model makes them.
+
+    Raises PollardError where a file that is part of the model is missing."""
     if Path(path).is_dir():
-        return sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
+        try:
+            return sum(file.stat().st_size for file in checkpoint_files(path).weights)
+        except OSError as error:
+            raise PollardError(f"Cannot read {error.filename}: {error.strerror}. Is the checkpoint complete?") from None
     return weight_bytes(load_config(str(path), revision))
 
 

@@ -10,6 +10,7 @@ of them: per-expert and fused checkpoints of every family, without code per fami
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,14 +21,16 @@ from transformers import initialization as init
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
-from transformers.utils.hub import get_checkpoint_shard_files
+from transformers.utils import logging
 
 from toolkit.errors import PollardError
 from toolkit.moe.blocks import find_blocks
+from toolkit.moe.checkpoint_files import checkpoint_files, say_what_is_read
+from toolkit.moe.completeness import mismatch
 from toolkit.moe.layers import layers_of
-from toolkit.moe.load import explained, load_config, meta_model, number_type
+from toolkit.moe.load import checkpoint_folder, load_config, meta_model, number_type
 from toolkit.moe.names import Names
+from toolkit.moe.open_errors import explained
 
 REST, UNUSED = -1, -2  # parts of the model that are no decoder layer
 
@@ -95,6 +98,7 @@ class StreamedModel:
                 part = self._part(parameters[0])
                 if part in keys:
                     keys[part].append((file, key))
+        names.check_layers(key for file in self.files for key in file.keys())  # noqa: SIM118
         needed = [name for name, _ in self.model.named_parameters() if self._part(name) != UNUSED]
         missing = [name for name in needed if name not in made]
         if missing:
@@ -118,10 +122,14 @@ class StreamedModel:
         )  # fmt: skip
         slices = {key: file.get_slice(key) for file, key in self.keys[part]}
         with quiet():
-            info, _ = convert_and_load_state_dict_in_model(self.model, slices, settings)
+            load = partial(convert_and_load_state_dict_in_model, self.model, slices, settings)
+            info, _ = explained(load, self.path, "weights")
         where = "outside its layers" if part == REST else f"in layer {part}"
-        if info.mismatched_keys or info.conversion_errors or info.error_msgs:
-            broken = [*(key[0] for key in info.mismatched_keys), *info.conversion_errors, *info.error_msgs]
+        if info.mismatched_keys:
+            name, stored, described = min(info.mismatched_keys)
+            raise PollardError(f"{self.path}: {mismatch(name, stored, described, self.model.config)}")
+        if info.conversion_errors or info.error_msgs:
+            broken = [*info.conversion_errors, *info.error_msgs]
             raise PollardError(
                 f"{self.path}: tensors {where} are not those of its configuration: {', '.join(map(str, broken[:3]))}."
             )
@@ -143,15 +151,14 @@ class StreamedModel:
 
 
 def safetensors_files(path: str, revision: str | None = None) -> list[str]:
-    """The files of a checkpoint folder, or of a hub model once they are downloaded; as transformers finds them."""
-    options: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
-    single = explained(lambda: cached_file(path, SAFE_WEIGHTS_NAME, **options), path)
-    if single:
-        return [single]
-    index = explained(lambda: cached_file(path, SAFE_WEIGHTS_INDEX_NAME, **options), path)
-    if not index:
+    """The weights of a checkpoint folder, or of a hub model once they are downloaded. Raises CannotStream where they are not
+    in safetensors files, and PollardError as `checkpoint_files` does."""
+    folder = checkpoint_folder(path, revision)
+    say_what_is_read(str(folder))
+    files = checkpoint_files(folder)
+    if not files.safetensors:
         raise CannotStream("it has no safetensors files")
-    return explained(lambda: get_checkpoint_shard_files(path, index, revision=revision), path)[0]
+    return [str(file) for file in files.weights]
 
 
 def _opened(file: str) -> Any:

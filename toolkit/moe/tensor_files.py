@@ -18,8 +18,7 @@ from typing import IO, NamedTuple
 
 from toolkit.errors import PollardError
 from toolkit.files import KEPT, explained_full_disk
-
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+from toolkit.moe.checkpoint_files import SINGLE, checkpoint_files, read_index
 
 
 class StoredTensor(NamedTuple):
@@ -79,25 +78,37 @@ def row_axis(shape: Sequence[int]) -> int:
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """All tensors of a checkpoint folder, from its index (or its only file) and the files' headers.
+    """All tensors of a checkpoint folder's safetensors files (`checkpoint_files`), from the files' headers.
 
-    Raises PollardError where a file that the index names is missing, cut off or damaged, or lacks a tensor.
+    Raises PollardError where a file is missing, cut off or damaged, or an index names a tensor that is not in its file.
     """
-    if (folder / INDEX).exists():
-        try:
-            index: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise PollardError(f"{folder / INDEX} is damaged ({error!r}). Fetch it again.") from None
-        files = sorted({folder / file for file in index.values()})
-        found = {name: tensor for file in files for name, tensor in read_header(file).items()}
-        absent = sorted(name for name, file in index.items() if name not in found or found[name].file.name != file)
-        if absent:
-            raise PollardError(
-                f"{folder / INDEX} names {len(absent)} tensor(s) that are not in their file, such as {absent[0]} in "
-                f"{index[absent[0]]}. The checkpoint is damaged: fetch it again."
-            )
-        return {name: found[name] for name in index}
-    return read_header(folder / SINGLE)
+    files = checkpoint_files(folder)
+    found: dict[str, StoredTensor] = {}
+    for file in files.weights or (folder / SINGLE,):
+        found |= read_header(file)
+    if files.index_file:
+        index = read_index(files.index_file)
+        if any(name not in found or found[name].file != folder / file for name, file in index.items()):
+            raise PollardError(_misled(files.index_file, index, found))
+        return {name: found[name] for name in [*index, *found]}
+    return found
+
+
+def _misled(path: Path, index: dict[str, str], found: dict[str, StoredTensor]) -> str:
+    """What is wrong with an index: tensors that are not where it says, or in a second file that is read later."""
+    twice = [name for name, file in index.items() if name in found and name in read_header(path.parent / file)]
+    twice = [name for name in twice if found[name].file != path.parent / index[name]]
+    if twice:
+        name = twice[0]
+        return (
+            f"{name} is in two files, {index[name]}, where {path} says, and {found[name].file.name}, which transformers reads "
+            "last. Fetch the checkpoint again, into an empty folder."
+        )
+    absent = sorted(name for name, file in index.items() if name not in found or found[name].file != path.parent / file)
+    return (
+        f"{path} names {len(absent)} tensor(s) that are not in their file, such as {absent[0]} in {index[absent[0]]}. The "
+        "checkpoint is damaged: fetch it again."
+    )
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:

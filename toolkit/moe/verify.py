@@ -14,7 +14,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 
-from toolkit.distributed import share
+from toolkit.distributed import is_main, share
 from toolkit.errors import PollardError
 from toolkit.moe.blocks import MoEBlock, find_blocks
 from toolkit.moe.load import load_config, meta_model
@@ -22,6 +22,7 @@ from toolkit.moe.mask import restricted
 from toolkit.moe.names import Names
 from toolkit.moe.reroute import choice_of
 from toolkit.moe.rewrite import Job
+from toolkit.moe.stock import check_opens
 from toolkit.moe.tensor_files import Piece, StoredTensor, stored_tensors
 
 # The sliced model sums the same products as the masked one, perhaps in another order: rounding of the dtype.
@@ -34,7 +35,7 @@ def verify(job: Job, folder: Path, oracle: bool) -> None:
     """This rank's share of the checks of `folder`; raises PollardError where one fails.
 
     Every tensor is read back through the safetensors library and compared with the original's bytes, which costs reading
-    both once. Memory: one MoE block of the original, for the oracle.
+    both once. Memory: one MoE block of the original, for the oracle. At last transformers alone opens the folder.
     """
     written = stored_tensors(folder)
     model = meta_model(load_config(str(folder)))
@@ -44,6 +45,8 @@ def verify(job: Job, folder: Path, oracle: bool) -> None:
     if oracle:
         for name in share(sample(job.model)):
             check_block(job, written, model, name)
+    if is_main():
+        check_opens(folder, job.folder)
 
 
 def sample(model: PreTrainedModel) -> list[str]:

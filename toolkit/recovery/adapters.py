@@ -17,12 +17,13 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from toolkit.distributed import device, on_main
 from toolkit.errors import PollardError
-from toolkit.files import whole_folder
+from toolkit.folders import provenance, whole_folder
 from toolkit.moe import (
     UNFUSED,
     MoEBlock,
     check_whole,
-    copy_companions,
+    checkpoint_folder,
+    complete_checkpoint,
     decoder_linears,
     expert_weights,
     find_blocks,
@@ -126,11 +127,13 @@ def save_merged(recipe: Recipe, arguments: TrainingArguments, model: PeftModel, 
             stock = load_model(training.source, training.revision, dtype=recipe.model.dtype, skipping=False)
         needed = sum(parameter.numel() for parameter in stock.parameters())
         adapted = with_adapter(stock, settings.lora, weights)
-        with whole_folder(training.adapter) as folder:
+        with whole_folder(training.adapter, provenance("adapter", training.source, training.revision)) as folder:
             adapted.save_pretrained(str(folder), save_embedding_layers=False)
-        with whole_folder(training.target) as folder:
-            write_checkpoint(adapted.merge_and_unload(), folder)
-            copy_companions(training.source, folder, training.revision)
+        with whole_folder(training.target, training.facts) as folder:
+            merged = adapted.merge_and_unload()
+            write_checkpoint(merged, folder)
             check_whole(folder, needed)
+            source = checkpoint_folder(training.source, training.revision)
+            complete_checkpoint(source, folder, merged.config, merged.dtype)
 
     on_main(write)

@@ -1,8 +1,6 @@
 """Fine-tune the pruned checkpoint (or, as control, the original) on the task's training split: TRL under DeepSpeed."""
 
 import gc
-import json
-import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -13,17 +11,17 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-from transformers.utils import cached_file
 from trl import SFTTrainer
 
 from toolkit.distributed import is_main, on_main, say
 from toolkit.errors import PollardError
-from toolkit.files import explained_full_disk, whole_folder, write_text
+from toolkit.files import explained_full_disk
+from toolkit.folders import check_target, remove_own, whole_folder
 from toolkit.moe import (
     check_whole,
-    copy_companions,
+    checkpoint_folder,
+    complete_checkpoint,
     is_partitioned,
-    load_config,
     load_tokenizer,
     write_checkpoint,
     write_partitioned,
@@ -40,10 +38,7 @@ from toolkit.recovery.teacher import TeacherCache
 from toolkit.recovery.trainer import RecoveryTrainer, close_trackers, prepare, tensorboard_in
 from toolkit.recovery.training_data import TrainingData, read_training_data
 from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
-from toolkit.skipping import FILE as SKIPPING
 from toolkit.tasks import Encoded, Example, Task, encode_all
-
-COMPANIONS = (".json", ".jinja", ".model", ".txt")  # configurations, tokenizer, chat template
 
 
 def recover(
@@ -66,6 +61,8 @@ def recover(
     build_communication()
     run = RunDirectory(recipe.name, root)
     training = training_of(recipe, run, role)
+    for folder in (training.target, training.adapter):
+        on_main(lambda folder=folder: check_target(folder, overwrite=True))  # type: ignore[misc]
     if recipe.finetuning.select_by == "dev_accuracy" and accuracy is None:
         raise PollardError("finetuning.select_by is dev_accuracy: give recover() a function of the model that measures it.")
     fingerprint = fingerprint or _identity(recipe, training)
@@ -91,7 +88,7 @@ def recover(
         continued = prepare(trainer, recipe, training, fingerprint, begun, accuracy)
         with explained_full_disk(run.path, lambda: kept(training.checkpoints)):  # what trackers write, too
             trainer.train(resume_from_checkpoint=continued)
-        on_main(lambda: shutil.rmtree(training.adapter, ignore_errors=True))  # of another method
+        on_main(lambda: remove_own(training.adapter))  # of another method
         with explained_full_disk(training.target, lambda: kept(training.checkpoints)):
             _save(recipe, trainer, model, training)
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -153,37 +150,24 @@ def _save(recipe: Recipe, trainer: SFTTrainer, model: Any, training: Training) -
         return
     needed = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())  # tied ones once
     if is_partitioned(model):
-        with whole_folder(training.target) if is_main() else nullcontext(training.target) as folder:
+        with whole_folder(training.target, training.facts) if is_main() else nullcontext(training.target) as folder:
             write_partitioned(model, folder)
+            unset_hf_deepspeed_config()  # or ZeRO-3 would partition what is opened to look at it
             on_main(lambda: _complete(model, folder, training, needed))
         return
-    for key, value in _own_config(training).items():  # TRL switches the balancing loss off in the model's configuration
-        setattr(model.config.get_text_config(), key, value)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
 
     def write() -> None:
         tied = getattr(model, "all_tied_weights_keys", {})  # stored once, as in every stock checkpoint
-        with whole_folder(training.target) as folder:
+        with whole_folder(training.target, training.facts) as folder:
             write_checkpoint(model, folder, {name: tensor for name, tensor in weights.items() if name not in tied})
-            copy_companions(training.source, folder, training.revision)
-            check_whole(folder, needed)
+            _complete(model, folder, training, needed)
 
     on_main(write)
 
 
 def _complete(model: PreTrainedModel, folder: Path, training: Training, needed: int) -> None:
     """All of the checkpoint it began as but the weights."""
-    here = Path(str(cached_file(training.source, "config.json", revision=training.revision))).parent  # the hub's: downloaded
-    for file in here.iterdir():
-        if file.suffix in COMPANIONS and ".index." not in file.name and file.name != SKIPPING:  # thresholds of other weights
-            shutil.copy(file, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("quantization_config", None)  # what is trained was dequantized
-    config["dtype"] = str(model.dtype).removeprefix("torch.")
-    write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     check_whole(folder, needed)
-
-
-def _own_config(training: Training) -> dict[str, Any]:
-    config = load_config(training.source, training.revision).get_text_config()
-    return {key: getattr(config, key) for key in ("router_aux_loss_coef", "output_router_logits") if hasattr(config, key)}
+    model.config.architectures = [type(model).__name__]  # as save_pretrained says
+    complete_checkpoint(checkpoint_folder(training.source, training.revision), folder, model.config, model.dtype)

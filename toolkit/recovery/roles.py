@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from toolkit.folders import provenance
 from toolkit.recipe import Recipe
 from toolkit.run_directory import RunDirectory
 
@@ -20,6 +21,11 @@ class Training:
     adapter: Path
     checkpoints: Path
     log: Path
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the trained checkpoint says of itself."""
+        return provenance("fine-tuned checkpoint", self.source, self.revision)
 
 
 def training_of(recipe: Recipe, run: RunDirectory, role: TrainedRole) -> Training:

@@ -119,7 +119,7 @@ def without_overlap(
     return kept, Counter({kind: counts[kind] for kind in leaves})
 
 
-def _origin(task: Task) -> tuple[str | None, ...]:
+def _origin(task: Task) -> tuple[object, ...]:
     return task.preset.dataset, task.preset.subset, task.preset.train
 
 

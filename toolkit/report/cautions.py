@@ -66,6 +66,7 @@ def _about_answers(facts: Facts) -> list[str]:
     for key, what in (
         ("truncated", f"that did not end within {within}"),
         ("empty", "that are empty"),
+        ("unfinished_reasoning", f"of which only reasoning had been written within {within} (evaluation.max_new_tokens)"),
         ("given_up", "whose comparison with the gold answer was given up, counted as wrong"),
     ):
         counts = [f"{found[key]:,} of {found['n']:,} ({role})" for role, found in evaluated.items() if found.get(key)]

@@ -9,6 +9,8 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from toolkit.errors import PollardError
+from toolkit.folders import PROVENANCE
+from toolkit.moe import checkpoint_files
 from toolkit.report.card import card, result_of
 from toolkit.run_directory import RunDirectory
 
@@ -17,7 +19,7 @@ def push(where: str, repository: str, public: bool = False) -> str:
     """Uploads runs/NAME/recovered (pruned, where nothing was recovered) and returns its address.
 
     A new repository is private unless `public`; one that is there keeps its visibility. Raises PollardError where there is
-    nothing to upload, for want of a login, and for what the hub answers.
+    nothing to upload, for an adapter or a damaged index in the folder, for want of a login, and for what the hub answers.
     """
     path = Path(where)
     run = RunDirectory(path.name, path.parent)
@@ -25,13 +27,17 @@ def push(where: str, repository: str, public: bool = False) -> str:
     folder = run.path / result_of(report)
     if not (folder / "config.json").exists():
         raise PollardError(f"There is no {folder} to push: `pollard run {run.recipe}` makes it.")
+    stays = [name for name in (PROVENANCE, *checkpoint_files(folder).unread) if (folder / name).exists()]  # paths; other models
     if not get_token():
         raise PollardError("Not logged in to the hub: say `hf auth login` once, or set HF_TOKEN to a token that may write.")
     try:
         api = HfApi()
         api.create_repo(repository, private=not public, exist_ok=True)
         api.upload_folder(
-            repo_id=repository, folder_path=folder, ignore_patterns=["README.md"], commit_message=f"{report['name']}: checkpoint"
+            repo_id=repository,
+            folder_path=folder,
+            ignore_patterns=["README.md", *stays],
+            commit_message=f"{report['name']}: checkpoint",
         )
         text = card(report, repository).encode()
         api.upload_file(path_or_fileobj=text, path_in_repo="README.md", repo_id=repository, commit_message="Model card")

@@ -14,11 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.distributed import gather
 from toolkit.errors import PollardError
-from toolkit.evaluation import batch_size_for, greedy, share_of_answers
+from toolkit.evaluation import answer_text, batch_size_for, greedy, share_of_answers
+from toolkit.evaluation.decoding import as_list
 from toolkit.recipe import Recipe
 from toolkit.recipe_data import SourceRecipe
-from toolkit.run_directory import fingerprint_of_source
-from toolkit.tasks import Encoded, Example, Task, encode_all, encode_prompt, encode_texts, read_texts
+from toolkit.tasks import Encoded, Example, Task, encode_all, encode_prompt, encode_texts, gold_of, read_texts
+from toolkit.tasks.sources import fingerprint_of_data
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ def identity_of_sources(recipe: Recipe, sources: Sequence[SourceRecipe]) -> list
     """For a fingerprint: what the recipe says of each source, and what its file holds (or its name on the hub)."""
     found = []
     for source in sources:
-        where = source.text or Task(source.task or recipe.task).sources(("train",))["train"]
-        found.append([source.model_dump(), fingerprint_of_source(where)])
+        data = fingerprint_of_data(source.text) if source.text else Task(source.task or recipe.task).fingerprint("train")
+        found.append([source.model_dump(), data])
     return found
 
 
@@ -106,8 +107,9 @@ def right_answers(
     prompts, mine = [prompt for prompt, _ in pairs], []
     size = batch_size_for(recipe.evaluation.batch_size, model, prompts, recipe.evaluation.max_new_tokens)
     for i, answer in share_of_answers(model, prompts, size.number, settings):
-        (prompt, example), text = pairs[i], str(tokenizer.decode(answer, skip_special_tokens=True))
-        if task.score(text, example.gold) and len(prompt) + len(answer) <= longest:
+        prompt, example = pairs[i]
+        text = answer_text(tokenizer, answer, as_list(settings.eos_token_id), example)
+        if task.score(text, gold_of(tokenizer, example)) and len(prompt) + len(answer) <= longest:
             mine.append((i, Encoded(prompt + answer, len(prompt))))
     kept = [encoded for _, encoded in sorted(found for part in gather(mine) for found in part)]
     if not kept:

@@ -144,7 +144,7 @@ def _check_match(statistics: ExpertStatistics, run: RunDirectory) -> None:
 
 def prune_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
     """Plan and original checkpoint -> pruned checkpoint, verified."""
-    prune_checkpoint(recipe.model.path, Plan.load(run.plan), run.pruned, recipe.model.revision)
+    prune_checkpoint(recipe.model.path, Plan.load(run.plan), run.pruned, recipe.model.revision, overwrite=True)
     size = checkpoint_bytes(run.pruned)
     say(f"  {run.pruned}: {size / 2**20:,.1f} MiB")
     return {"checkpoint_bytes": size}

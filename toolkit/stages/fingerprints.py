@@ -37,7 +37,7 @@ def fingerprints_of(recipe: Recipe, taught: Taught | None) -> Fingerprints:
     there, and where the model's routers cannot do what the recipe asks."""
     task, settings = Task(recipe.task), recipe.task.model_dump()
     model = fingerprint_of(fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}))
-    data = {split: fingerprint_of_source(source) for split, source in task.sources().items()}
+    data = {split: task.fingerprint(split) for split in task.sources()}
     split = data["train" if recipe.evaluation.split == "dev" else "test"]
     evaluation = [recipe.evaluation.what_decides(), *([recipe.seed] if recipe.evaluation.temperature else [])]
     taught = taught or teach.fingerprints(recipe, model, fingerprint_of(settings, data["train"]), data["test"])

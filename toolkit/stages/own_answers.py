@@ -13,12 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.distributed import on_main, say
 from toolkit.errors import PollardError
-from toolkit.evaluation import Decoding, batch_size_for, generate, sampled
+from toolkit.evaluation import Decoding, answer_text, batch_size_for, generate, sampled
 from toolkit.recipe import Recipe
 from toolkit.recipe_data import TrainingSourceRecipe
 from toolkit.recovery.training_data import training_examples, training_sources
 from toolkit.shards import make_shards, missing_shards
-from toolkit.tasks import Task, encode_prompt
+from toolkit.tasks import Task, encode_prompt, gold_of
 
 PROMPTS = 64  # per piece: what a kill loses at most
 SUFFIX = ".jsonl"
@@ -49,7 +49,7 @@ def _draw(
 ) -> tuple[int, int]:
     task, longest = Task(source.task or recipe.task), recipe.finetuning.max_length
     examples, _ = training_examples(source, recipe)
-    asked = [(prompt, e.gold) for e in examples if len(prompt := encode_prompt(tokenizer, e)) < longest]
+    asked = [(prompt, e) for e in examples if len(prompt := encode_prompt(tokenizer, e)) < longest]
     settings = sampled(model, tokenizer, recipe.evaluation.max_new_tokens, source.temperature)
     ends, drawing = settings.eos_token_id, Decoding(seed=recipe.seed)
     rows_at_once = batch_size_for(recipe.evaluation.batch_size, model, [p for p, _ in asked], recipe.evaluation.max_new_tokens)
@@ -63,8 +63,8 @@ def _draw(
             answers = generate(model, [asked[i][0] for i, _ in rows], settings, [drawing.numbers(*row) for row in rows])
             right = {}  # in the order drawn, equal ones once
             for (i, _), answer in zip(rows, answers, strict=True):
-                prompt, gold = asked[i]
-                text = str(tokenizer.decode(answer, skip_special_tokens=True))
+                prompt, example = asked[i]
+                text, gold = answer_text(tokenizer, answer, ends, example), gold_of(tokenizer, example)
                 ended = bool(answer) and answer[-1] in ends
                 if ended and len(prompt) + len(answer) <= longest and task.score(text, gold):
                     right[(*prompt, *answer)] = len(prompt)

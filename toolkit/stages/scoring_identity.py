@@ -8,6 +8,9 @@ from toolkit.run_directory import fingerprint_of_source
 from toolkit.tasks import Task
 from toolkit.tasks.own_scorer import source_of
 
+# Of the rules by which answers are taken out of what was written, and judged: with others a finished evaluation is done again
+RULES = 2
+
 
 def own_scorer_identity(recipe: TaskRecipe) -> list[Any]:
     """The content of the user's own scorer's file; nothing for the toolkit's own."""
@@ -16,6 +19,6 @@ def own_scorer_identity(recipe: TaskRecipe) -> list[Any]:
 
 
 def identity_of_scoring(task: Task) -> list[Any]:
-    """Beside the task's own keys and the split that is asked: nothing for most tasks."""
-    shots = [fingerprint_of_source(task.sources(("train",))["train"])] if task.preset.shots else []
-    return [*own_scorer_identity(task.recipe), *shots]
+    """Beside the task's own keys and the split that is asked."""
+    shots = [task.fingerprint("train")] if task.preset.shots else []
+    return [RULES, *own_scorer_identity(task.recipe), *shots]

@@ -1,10 +1,21 @@
 """What the model is for: examples, prompts, answer extraction, scoring."""
 
 from toolkit.tasks.batches import padded_batches
-from toolkit.tasks.example import Example
+from toolkit.tasks.chat_format import ChatFormat, chat_format
+from toolkit.tasks.example import Example, Message
 from toolkit.tasks.overlap import HeldOut, Overlap, question_of
 from toolkit.tasks.presets import PRESETS
-from toolkit.tasks.prompts import Encoded, encode, encode_all, encode_prompt, prompt_text
+from toolkit.tasks.prompts import (
+    Encoded,
+    encode,
+    encode_all,
+    encode_cloze,
+    encode_prompt,
+    format_of,
+    gold_of,
+    prompt_text,
+)
+from toolkit.tasks.rendered_fields import check_rendering
 from toolkit.tasks.scorer import Scorer, Verdict
 from toolkit.tasks.scorers import SCORERS
 from toolkit.tasks.task import Split, Task
@@ -13,18 +24,25 @@ from toolkit.tasks.texts import encode_texts, read_texts
 __all__ = [
     "PRESETS",
     "SCORERS",
+    "ChatFormat",
     "Encoded",
     "Example",
     "HeldOut",
+    "Message",
     "Overlap",
     "Scorer",
     "Split",
     "Task",
     "Verdict",
+    "chat_format",
+    "check_rendering",
     "encode",
     "encode_all",
+    "encode_cloze",
     "encode_prompt",
     "encode_texts",
+    "format_of",
+    "gold_of",
     "padded_batches",
     "prompt_text",
     "question_of",

@@ -2,50 +2,107 @@
 
 gold "B":  strictly "B", "(B)", "B. Oslo";  flexibly also "The answer is (B), since …" and a last line with one letter only
 gold "positive":  strictly "positive";  flexibly also "I would say: Positive."
+
+A longer label counts before one inside it ("very positive" is not "positive"), and what is denied is not named ("It is not
+spam", "neither A nor B").
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from toolkit.tasks.readings import final_part, likeliest_part, words_of
+from toolkit.tasks.readings import answer_part, gold_part, likeliest_part
 from toolkit.tasks.scorer import Scorer
 
 ONLY_LETTER = re.compile(r"\(?([A-Z])(?:\)|[.:](?=\s|$)|\)[.:]|$)")
 BRACKETED = re.compile(r"\(([A-Z])\)")
 LETTER = re.compile(r"\b([B-HJ-Z]|A(?!\s+(?!or\b|and\b)[a-z])|I(?!['’]|\s+[a-z]))\b")  # neither the article nor the pronoun
 
+_CLAUSE_ENDS = re.compile(r"[.,;:!?\n]|\bbut\b|\brather\b|\bhence\b|\bso\b", re.IGNORECASE)
+_DENIAL = re.compile(
+    r"\b(?:not(?!\s+only\b)|no(?!\s+(?:doubt|question)\b)|never|neither|nor|cannot|\w+n['’]t|(?:is|are|was|does|do|did|would|ca)nt)\b",
+    re.IGNORECASE,
+)
+_GOES_ON = re.compile(r"\W*(?:or|nor)\W*", re.IGNORECASE)
 
-def strict_letter(text: str) -> str | None:
-    """The letter that the final part is, or begins with: "B", "(B)", "B. Oslo"; None where it does neither."""
-    found = ONLY_LETTER.match(final_part(text))
+
+def _not_denied(text: str, mentions: Sequence[re.Match[str]]) -> list[str]:
+    """What is mentioned and nowhere denied. A denial holds for what is mentioned next in its clause, and what "or" adds."""
+    named, denied = [], set()
+    end, before_is_denied = 0, False
+    for mention in mentions:
+        between = text[end : mention.start()]
+        goes_on = before_is_denied and _GOES_ON.fullmatch(between)
+        clause = _CLAUSE_ENDS.split(between)[-1]
+        before_is_denied = bool(goes_on or _DENIAL.search(clause))
+        if before_is_denied:
+            denied.add(mention[1])
+        named.append(mention[1])
+        end = mention.end()
+    return [name for name in dict.fromkeys(named) if name not in denied]
+
+
+def strict_letter(part: str) -> str | None:
+    """The letter that an answer is, or begins with: "B", "(B)", "B. Oslo"; None where it does neither."""
+    found = ONLY_LETTER.match(part)
     return found[1] if found else None
 
 
-def flexible_letter(text: str) -> str | None:
-    """The only letter of the likeliest part, one in brackets before any other; None where it names two."""
-    part = likeliest_part(text)
-    letters = set(BRACKETED.findall(part)) or set(LETTER.findall(part))
-    return letters.pop() if len(letters) == 1 else None
+def flexible_letter(part: str) -> str | None:
+    """The only letter that a sentence names, one in brackets before any other; None where it names two."""
+    mentions = list(BRACKETED.finditer(part)) or list(LETTER.finditer(part))
+    letters = _not_denied(part, mentions)
+    return letters[0] if len(letters) == 1 else None
 
 
-CHOICE = Scorer(
-    lambda prediction, gold: strict_letter(gold) is not None and strict_letter(prediction) == strict_letter(gold),
-    lambda prediction, gold: strict_letter(gold) is not None and flexible_letter(prediction) == strict_letter(gold),
-)
+def _begins_with_a_letter(part: str) -> bool:
+    return strict_letter(part) is not None
+
+
+def choice(prediction: str, gold: str) -> bool:
+    right = strict_letter(gold_part(gold))
+    return right is not None and strict_letter(answer_part(prediction, gold, _begins_with_a_letter)) == right
+
+
+def choice_flexible(prediction: str, gold: str) -> bool:
+    right = strict_letter(gold_part(gold))
+    return right is not None and flexible_letter(likeliest_part(prediction, gold, _begins_with_a_letter)) == right
+
+
+CHOICE = Scorer(choice, choice_flexible)
 
 
 def label_scorer(labels: Sequence[str]) -> Scorer:
     """The answer is the gold label and nothing else (strict), or its likeliest part names that label alone."""
-    words = [words_of(label) for label in labels]
+    words = {label: _label_words(label) for label in labels}
+    by_words = {found: label for label, found in words.items()}
+    longest_first = sorted(words.values(), key=len, reverse=True)
+    pattern = re.compile(rf"(?<![\w-])({'|'.join(_spelt(found) for found in longest_first)})(?![\w]|[-'’]\w)")
 
-    def named(text: str) -> list[list[str]]:
-        there = f" {' '.join(words_of(text))} "
-        return [label for label in words if f" {' '.join(label)} " in there]
+    def mentions(text: str) -> Iterator[re.Match[str]]:
+        return pattern.finditer(text.casefold())
+
+    def named(text: str) -> set[str]:
+        return {by_words[_label_words(found)] for found in _not_denied(text.casefold(), list(mentions(text)))}
+
+    def is_label(part: str) -> bool:
+        return part in squeezed
+
+    squeezed = {" ".join(label.split()): label for label in labels}
 
     def strict(prediction: str, gold: str) -> bool:
-        return words_of(final_part(gold)) in words and final_part(prediction) == final_part(gold)
+        return is_label(gold_part(gold)) and answer_part(prediction, gold, is_label) == gold_part(gold)
 
     def flexible(prediction: str, gold: str) -> bool:
-        return named(likeliest_part(prediction)) == [words_of(final_part(gold))]
+        right = squeezed.get(gold_part(gold))
+        return right is not None and named(likeliest_part(prediction, gold, is_label)) == {right}
 
     return Scorer(strict, flexible)
+
+
+def _label_words(label: str) -> str:
+    """In small letters, a space between words: `not_spam`, `not-spam` and "Not spam" are the same label."""
+    return re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", " ".join(label.casefold().split()))
+
+
+def _spelt(words: str) -> str:
+    return re.escape(words).replace(r"\ ", r"[\s_-]+")

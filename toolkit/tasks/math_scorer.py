@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import PollardError
-from toolkit.tasks.readings import boxed, final_part, said
+from toolkit.tasks.readings import answer_part, boxed, gold_part, likeliest_part, named_answers
 from toolkit.tasks.scorer import Scorer, Verdict
+from toolkit.tasks.units import units_clash
 
 SECONDS = 10.0  # for one comparison, which takes 0.01 as a rule
 START = 120.0  # to import math-verify, on a machine that is busy
@@ -151,13 +152,13 @@ class MathScorer(Scorer):
 def formula_of(gold: str) -> str:
     """What is to be found: in the gold answer's box, behind its mark, or all of it."""
     found = boxed(gold)
-    return final_part(gold).strip("$") if found is None else found
+    return gold_part(gold).strip("$") if found is None else found
 
 
 def strict_formula(prediction: str, gold: str) -> str | None:
     """What the prediction answers, in the gold answer's format: None where it does not keep to it."""
     found = boxed(prediction)
-    return final_part(prediction).strip("$") if found is None and boxed(gold) is None else found
+    return answer_part(prediction, gold).strip("$") if found is None and boxed(gold) is None else found
 
 
 def without_thinking(prediction: str, gold: str) -> Verdict | None:
@@ -170,14 +171,15 @@ def without_thinking(prediction: str, gold: str) -> Verdict | None:
 
 def compared(worker: Worker, prediction: str, gold: str, seconds: float) -> Verdict:
     """One that did not end in time, or that its process died of, is wrong, with a note that says so."""
-    named = said(prediction) if boxed(prediction) is None else None
+    named = next(iter(named_answers(prediction)), None) if boxed(prediction) is None else None
     question = {"prediction": prediction, "said": named, "boxed": strict_formula(prediction, gold), "gold": formula_of(gold)}
     answer = worker.ask(question, seconds)
     if answer is None:
         return Verdict(False, False, note=f"the comparison did not end within {seconds:g} s, or its process died")
     if "error" in answer:  # of the libraries, over what a model wrote
         return Verdict(False, False, note=f"the comparison failed: {answer['error']}")
-    return Verdict(answer["strict"], answer["flexible"])
+    strict = answer["strict"] and not units_clash(question["gold"], question["boxed"])
+    return Verdict(strict, strict or (answer["flexible"] and not units_clash(question["gold"], likeliest_part(prediction, gold))))
 
 
 MATH = MathScorer()

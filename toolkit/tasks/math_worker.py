@@ -4,14 +4,135 @@ It is run as a script and imports nothing of ours. SymPy may compute 9^(9^9) unt
 time is the parent's to watch.
 
     {"prediction": "so \\boxed{0.5}", "boxed": "0.5", "said": null, "gold": "\\frac12"}  ->  {"strict": true, "flexible": true}
+
+math-verify parses and compares. Three things it is not trusted with: a formula that cannot be parsed is compared as text alone,
+not by a number in it; numbers that it takes for equal are compared again, relative to their size (it rounds differences to
+zero); and mixed numbers in a line (2 2/3), which it reads as 2. Roots of quotients are equal where both are real.
 """
 
+import itertools
 import json
 import logging
+import re
 import resource
 import sys
+from typing import Any
 
 BYTES = 4 * 2**30
+DIGITS = 40
+EXACT = 1e-25  # relative; of numbers without decimals
+DECIMALS = 1.5e-6  # 0.333333 is a third
+SAMPLES = (0.7, 1.9)  # by which roots are compared, with either sign
+
+_LETTER = re.compile(r"\\(?:mathrm|text|textrm|rm|operatorname)\s*\{\s*([ei])\s*\}")
+_MIXED = re.compile(r"(?<![\d.,/^_}\w])(\d+)(?:\s|\\[ ,;]|~)+(\d+)\s?/\s?(\d+)(?![\d/.]\d|\d)")
+
+
+def prepared(text: str) -> str:
+    """With Euler's number and mixed numbers as math-verify reads them."""
+    return _MIXED.sub(_as_sum, _LETTER.sub(r"{\1}", text))
+
+
+def _as_sum(found: re.Match[str]) -> str:
+    return f"({found[1]}+{found[2]}/{found[3]})" if int(found[2]) < int(found[3]) else found[0]
+
+
+class Comparison:
+    """Whether formulas mean the same. Raises ImportError without math-verify."""
+
+    def __init__(self) -> None:
+        import sympy
+        from math_verify import LatexExtractionConfig, parse, verify
+
+        self._sympy, self._parse, self._verify = sympy, parse, verify
+        self._latex = [LatexExtractionConfig()]
+
+    def formula(self, text: str) -> list[Any]:
+        """A formula as a whole; nothing where it cannot be parsed."""
+        how = {"extraction_config": self._latex, "extraction_mode": "first_match", "fallback_mode": "no_fallback"}
+        return list(self._parse(f"${prepared(text)}$", parsing_timeout=None, **how))
+
+    def formula_within(self, text: str) -> list[Any]:
+        """The likeliest formula in a text; nothing where that one cannot be parsed."""
+        how = {"extraction_mode": "first_match", "fallback_mode": "no_fallback"}
+        return list(self._parse(prepared(text), parsing_timeout=None, **how))
+
+    def same(self, gold: list[Any], found: list[Any]) -> bool:
+        if not gold or not found:
+            return False
+        if self._verify(gold, found, timeout_seconds=None):
+            return not self._differ(gold[0], found[0])
+        return self._same_where_real(gold[0], found[0])
+
+    def _differ(self, gold: Any, found: Any) -> bool:
+        """Whether numbers, alone or in pairs, sets and matrices, are not equal relative to their size."""
+        sympy = self._sympy
+        if isinstance(gold, sympy.MatrixBase) and isinstance(found, sympy.MatrixBase):
+            return any(map(self._differ, gold.flat(), found.flat()))
+        if isinstance(gold, sympy.FiniteSet) and isinstance(found, sympy.FiniteSet):
+            return not all(any(not self._differ(one, other) for other in found.args) for one in gold.args)
+        if isinstance(gold, (sympy.Tuple, sympy.Interval)) and type(gold) is type(found):
+            return any(map(self._differ, gold.args, found.args))
+        if isinstance(found, sympy.Eq) and not isinstance(gold, sympy.Eq):
+            return self._differ(gold, found.rhs)
+        if isinstance(gold, sympy.Eq):
+            return self._differ(gold.rhs, found.rhs if isinstance(found, sympy.Eq) else found)
+        pairs = list(itertools.product(self._values(gold), self._values(found)))
+        return bool(pairs) and all(self._apart(*pair) for pair in pairs)
+
+    def _values(self, expression: Any) -> list[Any]:
+        """The number that an expression is; of a percentage also the number before the sign. None for anything else."""
+        sympy = self._sympy
+        if not isinstance(expression, sympy.Expr) or expression.free_symbols or not expression.is_number:
+            return []
+        percent = isinstance(expression, sympy.Mul) and expression.args[-1] == sympy.UnevaluatedExpr(sympy.Rational(1, 100))
+        return [expression, expression.args[0]] if percent else [expression]
+
+    def _apart(self, one: Any, other: Any) -> bool:
+        one, other = one.doit(), other.doit()
+        if one == other:
+            return False
+        values = [value.evalf(DIGITS) for value in (one, other)]
+        if not all(value.is_Number or value.is_number for value in values) or not all(value.is_finite for value in values):
+            return False
+        close = DECIMALS if one.has(self._sympy.Float) or other.has(self._sympy.Float) else EXACT
+        if abs(values[0] - values[1]) <= close * max(map(abs, values)):
+            return False
+        return self._sympy.simplify(one - other) != 0
+
+    def _same_where_real(self, gold: Any, found: Any) -> bool:
+        """Whether two formulas with roots are equal for positive variables, and for others wherever both are real."""
+        sympy = self._sympy
+        if not all(isinstance(side, sympy.Expr) and side.has(sympy.Pow) and not side.has(sympy.Abs) for side in (gold, found)):
+            return False
+        symbols = sorted(gold.free_symbols, key=str)
+        if not symbols or gold.free_symbols != found.free_symbols or len(symbols) > 4:
+            return False
+        positive = {symbol: sympy.Symbol(f"positive{i}", positive=True) for i, symbol in enumerate(symbols)}
+        if sympy.simplify(gold.doit().xreplace(positive) - found.doit().xreplace(positive)) != 0:
+            return False
+        for values in itertools.product([sign * value for value in SAMPLES for sign in (1, -1)], repeat=len(symbols)):
+            at = dict(zip(symbols, values, strict=True))
+            one, other = (side.doit().subs(at).evalf(DIGITS) for side in (gold, found))
+            if one.is_real and other.is_real and abs(one - other) > DECIMALS * max(abs(one), abs(other)):
+                return False
+        return True
+
+
+def is_formula(text: str) -> bool:
+    """No prose: no word of three letters or more, apart from LaTeX commands."""
+    return "$" not in text and not re.search(r"(?<![\\A-Za-z])[A-Za-z]{3,}", re.sub(r"\\(?:text|mathrm)\s*\{[^}]*\}", "", text))
+
+
+def judged(compare: Comparison, asked: dict[str, Any]) -> dict[str, bool]:
+    gold = compare.formula(asked["gold"])
+    if asked["boxed"] is not None and compare.same(gold, compare.formula(asked["boxed"])):
+        return {"strict": True, "flexible": True}
+    said = (asked["said"] or "").strip(" .,;*")
+    if said and is_formula(said):
+        return {"strict": False, "flexible": compare.same(gold, compare.formula(said))}
+    texts = [text for text in (asked["said"], asked["prediction"]) if text]
+    return {"strict": False, "flexible": any(compare.same(gold, compare.formula_within(text)) for text in texts)}
 
 
 def main() -> None:
@@ -19,22 +140,14 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no answer
     try:
-        from math_verify import parse, verify
+        compare = Comparison()
     except ImportError as error:
         print(json.dumps({"fatal": str(error)}), file=answers, flush=True)
         return
     print(json.dumps({"ready": True}), file=answers, flush=True)
-
-    def same(gold: str, text: str) -> bool:
-        right, found = parse(f"${gold}$", parsing_timeout=None), parse(text, parsing_timeout=None)
-        return bool(verify(right, found, timeout_seconds=None))
-
     for line in sys.stdin:
-        asked = json.loads(line)
         try:
-            strict = asked["boxed"] is not None and same(asked["gold"], f"${asked['boxed']}$")
-            texts = [text for text in (asked["said"], asked["prediction"]) if text]
-            verdict: dict = {"strict": strict, "flexible": strict or any(same(asked["gold"], text) for text in texts)}
+            verdict: dict[str, Any] = judged(compare, json.loads(line))
         except Exception as error:
             verdict = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(verdict), file=answers, flush=True)

@@ -1,30 +1,77 @@
 """A scorer of the user's own, `scorer: my_module:my_function`, from the folder where the command was started.
 
 def my_function(prediction: str, gold: str) -> bool: …      # my_module.py
+
+`gold` is what `task.answer` says, which need not be an answer: HumanEval and MBPP have tests there, and the function runs them.
+A degree from 0 to 1 (the share of tests that pass) may stand for True and False, as may what NumPy and PyTorch have for these.
 """
 
 import importlib
 import importlib.util
+import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from toolkit.errors import PollardError
-from toolkit.tasks.scorer import Scorer
+from toolkit.tasks.scorer import Scorer, Verdict, quoted
+
+HALF = 0.5
 
 
-def own_scorer(name: str) -> Scorer:
-    """Raises PollardError where the module or the function cannot be had; whatever it says must be true or false."""
-    function = _imported(name)
+class OwnScorer(Scorer):
+    """Strict: True, or a degree of 1. Flexible: a degree of at least one half. Where a function gives degrees, their mean is
+    reported beside both."""
 
-    def judged(prediction: str, gold: str) -> bool:
-        found = function(prediction, gold)
-        if found is not True and found is not False:
-            raise TypeError(f"{name} must say True or False, and said {found!r}")
+    def __init__(self, name: str, function: Callable[[str, str], Any], answered: bool = False) -> None:
+        """`answered`: there is a `task.answer` apart from the completion, which is then right by it."""
+        super().__init__(lambda prediction, gold: self._degree(prediction, gold) == 1, lambda prediction, gold: False)
+        self._name, self._function, self._answered = name, function, answered
+
+    def verdicts(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
+        found = [self._verdict(*pair) for pair in pairs]
+        if all(verdict.credit in (None, 0.0, 1.0) for verdict in found):  # true or false, however it is written
+            return [verdict._replace(credit=None) for verdict in found]
         return found
 
-    return Scorer(judged, lambda prediction, gold: False)
+    def _verdict(self, prediction: str, gold: str) -> Verdict:
+        try:
+            degree = self._degree(prediction, gold)
+        except Exception as error:  # told with the item, and the stage fails
+            return Verdict(False, False, f"{type(error).__name__}: {error}")
+        return Verdict(degree == 1, degree >= HALF, credit=degree)
+
+    def _degree(self, prediction: str, gold: str) -> float:
+        found = self._function(prediction, gold)
+        try:
+            degree = math.nan if isinstance(found, str) else float(found)
+        except (TypeError, ValueError, RuntimeError):  # neither a number nor an array of one
+            degree = math.nan
+        if not 0 <= degree <= 1:
+            raise TypeError(f"{self._name} must say True or False, or a degree from 0 to 1, and said {quoted_value(found)}")
+        return degree
+
+    def gold_faults(self, pairs: Sequence[tuple[str, str]]) -> list[str | None]:
+        """What the function raises; and a completion that is wrong by the `task.answer` of its own line."""
+        return [self._fault(*pair, verdict) for pair, verdict in zip(pairs, self.verdicts(pairs), strict=True)]
+
+    def _fault(self, completion: str, gold: str, verdict: Verdict) -> str | None:
+        if verdict.error:
+            return f"fails on the completion {quoted(completion)} itself: {verdict.error}"
+        if self._answered and not verdict.flexible:
+            return f"says that the completion {quoted(completion)} is wrong by its own answer {quoted(gold)}"
+        return None
+
+
+def quoted_value(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def own_scorer(name: str, answered: bool = False) -> Scorer:
+    """Raises PollardError where the module or the function cannot be had."""
+    return OwnScorer(name, _imported(name), answered)
 
 
 def source_of(name: str) -> str | None:

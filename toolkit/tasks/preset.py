@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from toolkit.tasks.data_files import Source
+
 
 def as_it_is(row: dict) -> dict:
     return row
@@ -16,8 +18,9 @@ class Preset:
     about: str = ""
     dataset: str | None = None
     subset: str | None = None
-    train: str | None = None
-    test: str | None = None
+    train: Source | None = None
+    test: Source | None = None
+    system: str | None = None
     prompt: str | None = None
     completion: str | None = None
     answer: str | None = None
@@ -25,7 +28,8 @@ class Preset:
     pattern: str | None = None
     labels: Sequence[str] | None = None
     label: str | None = None
-    choices: str | None = None
+    label_format: str | None = None
+    choices: str | Sequence[str] | None = None
     cloze: str | None = None
     shots: int = 0
     chat: bool = True

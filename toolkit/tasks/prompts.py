@@ -5,13 +5,17 @@ is, followed by a new line. The completion ends with the end-of-sequence token, 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import PollardError
-from toolkit.tasks.example import Example
+from toolkit.tasks.chat_format import REASONING, ChatFormat, chat_format, render, split_reasoning
+from toolkit.tasks.conversation import text_of_calls
+from toolkit.tasks.example import Example, Message
+
+ANCHORS = ("\n", ".", "a")  # texts to tokenize another behind, where it must not look like a beginning
 
 
 class Encoded(NamedTuple):
@@ -25,31 +29,136 @@ class Encoded(NamedTuple):
         return [0] * self.prompt_length + [1] * (len(self.input_ids) - self.prompt_length)
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
-    """The tokens a model is asked to continue."""
-    text = prompt_text(tokenizer, example)
-    # The template writes its own special tokens
-    return tokenizer(text, add_special_tokens=not _by_template(tokenizer, example))["input_ids"]
-
-
-def prompt_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
-    """The prompt as the model sees it; without a template one message a line, and an empty line behind what is answered."""
-    if _by_template(tokenizer, example):
-        return _render(tokenizer, example.turns, add_generation_prompt=True)
-    return "".join(turn["content"] + ("\n\n" if turn["role"] == "assistant" else "\n") for turn in example.turns)
-
-
-def _by_template(tokenizer: PreTrainedTokenizerBase, example: Example) -> bool:
+def by_template(tokenizer: PreTrainedTokenizerBase, example: Example) -> bool:
+    """Whether the chat template renders this example's prompt."""
     return bool(tokenizer.chat_template) and not example.plain
 
 
+def format_of(tokenizer: PreTrainedTokenizerBase, example: Example) -> ChatFormat:
+    """What stands around the answer to this example."""
+    return chat_format(tokenizer, example.plain)
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
+    """The prompt as the model sees it; without a template one message a line, and an empty line behind what is answered.
+
+    Raises PollardError, with the example's line, for a conversation that the template refuses.
+    """
+    if by_template(tokenizer, example):
+        return _rendered(tokenizer, example, add_generation_prompt=True)
+    return "".join((turn["content"] or "") + ("\n\n" if turn["role"] == "assistant" else "\n") for turn in example.turns)
+
+
+def completion_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
+    """What the template itself would write for the assistant after the generation prompt (think tags, channels, …), up to the
+    end-of-sequence token where it writes one."""
+    form, example = format_of(tokenizer, example), without_end_texts(tokenizer, example)
+    if not by_template(tokenizer, example):
+        return example.completion
+    answer = example.answer
+    if form.opened or form.shows_reasoning:  # or it would stand inside the answer, or be dropped
+        thought, text = split_reasoning(answer["content"])
+        answer = answer | ({REASONING: thought, "content": text} if thought else {})
+    thought = answer.get(REASONING, "")
+    prompt, whole = prompt_text(tokenizer, example), _rendered(tokenizer, example, answer)
+    if form.opened and thought and not form.shows_reasoning:  # the template begins reasoning, and then drops it
+        return f"{thought}\n{form.closing}\n\n{_answer_of(tokenizer, form, prompt, whole, answer)}"
+    if whole.startswith(prompt):
+        return _up_to_end(tokenizer, whole[len(prompt) :])
+    return form.before_answer + _answer_of(tokenizer, form, prompt, whole, answer)
+
+
+def _answer_of(tokenizer: PreTrainedTokenizerBase, form: ChatFormat, prompt: str, whole: str, answer: Message) -> str:
+    """The answer with its calls and its end, where the template does not continue the generation prompt."""
+    shared = prompt.removesuffix(form.unshared)
+    if form.opened and form.unshared and whole.startswith(shared):
+        return _up_to_end(tokenizer, whole[len(shared) :])
+    return f"{answer['content']}{form.suffix.strip()}"
+
+
+def _up_to_end(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    before, end, _ = text.rpartition(str(tokenizer.eos_token))
+    return before + end if end else text.rstrip("\n")
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, example: Example, answer: Message | None = None, add_generation_prompt: bool = False
+) -> str:
+    turns = [*example.turns, answer] if answer else example.turns
+    try:
+        return render(tokenizer, turns, example.tools, add_generation_prompt)
+    except PollardError as error:
+        raise PollardError(f"{example.where}: {error}" if example.where else str(error)) from None
+
+
+def without_end_texts(tokenizer: PreTrainedTokenizerBase, example: Example) -> Example:
+    """The example without the text of an end token in its completion: a model ends there, and can never write on."""
+    ends = {str(tokenizer.eos_token), format_of(tokenizer, example).suffix.strip()} - {"", "None"}
+    if not any(end in example.completion for end in ends):
+        return example
+    completion = example.completion
+    for end in ends:
+        completion = completion.replace(end, "")
+    return replace(example, completion=completion)
+
+
+def gold_of(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
+    """The text that an answer of this model is compared with: the example's gold without special tokens, which are no part
+    of an answer. Of a reply that consists of tool calls, the calls as the template writes them."""
+    form = format_of(tokenizer, example)
+    if example.reply.get("tool_calls") and example.gold == text_of_calls(example.reply["tool_calls"]):
+        return form.answer_in(completion_text(tokenizer, example)).strip()
+    gold = form.without_special(example.gold)
+    return gold.replace(form.suffix.strip(), "") if form.suffix.strip() else gold
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
+    """The tokens a model is asked to continue."""
+    return tokens_of(tokenizer, prompt_text(tokenizer, example), not by_template(tokenizer, example))
+
+
+def encode_cloze(tokenizer: PreTrainedTokenizerBase, example: Example) -> Encoded:
+    """The prompt of an example without its choices, and what of its completion is text of the choice: no end, and what the
+    template writes before every answer counts as prompt."""
+    prompt = prompt_text(tokenizer, example) + format_of(tokenizer, example).before_answer
+    return _split(tokenizer, example, prompt, example.completion)
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, example: Example) -> Encoded:
-    """Prompt and completion, tokenized apart so that generation continues exactly where training did."""
-    prompt = encode_prompt(tokenizer, example)
-    completion = tokenizer(_completion_text(tokenizer, example), add_special_tokens=False)["input_ids"]
-    if completion[-1] != tokenizer.eos_token_id:
-        completion.append(tokenizer.eos_token_id)
-    return Encoded(prompt + completion, len(prompt))
+    """Prompt and completion, so that generation continues exactly where training did."""
+    encoded = _split(tokenizer, example, prompt_text(tokenizer, example), completion_text(tokenizer, example))
+    if encoded.input_ids[-1] != tokenizer.eos_token_id or len(encoded.input_ids) == encoded.prompt_length:
+        encoded.input_ids.append(int(tokenizer.eos_token_id))  # type: ignore[arg-type]
+    return encoded
+
+
+def _split(tokenizer: PreTrainedTokenizerBase, example: Example, prompt: str, completion: str) -> Encoded:
+    """The tokens of the whole text, split at the prompt's end; where a token would reach over it, the two are tokenized apart,
+    for a model that answers is given the prompt's own tokens."""
+    special = not by_template(tokenizer, example)  # the template writes its own special tokens
+    before = tokens_of(tokenizer, prompt, special)
+    whole = tokens_of(tokenizer, prompt + completion, special)
+    if whole[: len(before)] != before:
+        whole = before + _tokens_behind(tokenizer, completion)
+    return Encoded(whole, len(before))
+
+
+def tokens_of(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = True) -> list[int]:
+    """The tokens of a text with the `special` ones that the tokenizer adds, but without an end token that it may append to every
+    text: nothing has ended there."""
+    ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    while special and ids and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()
+    return ids
+
+
+def _tokens_behind(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a text that continues another: without the mark of a word's beginning that some tokenizers put first."""
+    for anchor in ANCHORS:
+        before, both = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (anchor, anchor + text))
+        if both[: len(before)] == before:
+            return list(both[len(before) :])
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def encode_all(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int) -> tuple[list[Encoded], int]:
@@ -63,26 +172,3 @@ def encode_all(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], 
         shortest = min((len(e.input_ids) for e in encoded), default=0)
         raise PollardError(f"No example fits into max_length {max_length}: the shortest has {shortest} tokens. Raise max_length.")
     return fitting, len(encoded) - len(fitting)
-
-
-def _completion_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
-    """What the template itself would write for the assistant after the generation prompt (think tags, channels, …)."""
-    if not _by_template(tokenizer, example):
-        return example.completion
-    prompt = prompt_text(tokenizer, example)
-    answer = {"role": "assistant", "content": example.completion}
-    whole = _render(tokenizer, [*example.turns, answer], add_generation_prompt=False)
-    if not whole.startswith(prompt):
-        return example.completion
-    text, end, _ = whole[len(prompt) :].rpartition(tokenizer.eos_token)
-    return text + end if end else whole[len(prompt) :].rstrip("\n")
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
-    """What the chat template writes. Raises PollardError where it refuses (many know no system message, for one)."""
-    try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
-    except TemplateError as error:
-        roles = ", ".join(m["role"] for m in messages)
-        raise PollardError(f"The model's chat template refuses a conversation of {roles}: {error}") from None
-    return str(text)

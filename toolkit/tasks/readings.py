@@ -1,23 +1,64 @@
 """Where in a text its answer stands.
 
-"He pays 3 + 4 = 7.\\n#### 7"      strictly: what follows the first #### up to the end of its line
+"He pays 3 + 4 = 7.\\n#### 7"      strictly: what follows #### up to the end of its line
 "… so it is \\boxed{7}."           flexibly also: the box, what follows "answer is", else the last line or number
+
+`####` is also how Markdown writes a heading. It marks an answer where the gold answer's last line has it, too; and in front of
+a number, where numbers are compared ("#### Step 1 … #### 72" is 72). Of several marks the first counts, since a model may go on
+to a next question; the last, where the gold answer itself has several.
 """
 
 import re
 import string
-from decimal import Decimal, InvalidOperation
+from collections.abc import Callable
 
-NUMBER = re.compile(r"(?:(?<!\d)-)?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")  # the - of 10-12 is no sign
-ANSWER_IS = re.compile(r"\banswer(?:\s+is)?\s*:?[\s*]*(?=\S)(.+)", re.IGNORECASE)
+from toolkit.tasks.numerals import Number, last_number, leading_number, numbers_in, plain, sole_number
+
 MARK = "####"
 BOX = "\\boxed{"
+_MARK = re.compile(r"(?<!#)####(?!#)\s*")
+_ANSWER_IS = re.compile(
+    r"\b(?i:answer)\b(?:\s+[\w'’-]+){0,8}?[\s*_'\"”’)]*(?i:\bis\b\s*:?|\b(?:must|would|should)\s+be\b|[:=])[\s*_]*(?=\S)"
+    r"|^[\s#>*_]*(?i:(?:the\s+)?(?:final\s+)?answer)\b[*_]*(?:[ \t]+(?![a-z])|[ \t]*\n\s*)[*_]*(?=\S)",
+    re.MULTILINE,
+)
+_NUMBER_FOLLOWS = re.compile(r"(?:[\s*_`\"'(\[{=≈]|\\boxed\{|\\[(\[]|\$)*")
+_HEADING = re.compile(r"(?:step|part|case)\s*\d+\b|\d{1,3}[.):]\s+\S", re.IGNORECASE)
+_ENUMERATED = re.compile(r"(\d{1,3})[.):]\s+\S")
 
 
-def final_part(text: str) -> str:
-    """What follows the first `####` up to the end of its line; the whole text where there is no mark."""
-    _, mark, rest = text.partition(MARK)
-    return " ".join((rest.strip().partition("\n")[0] if mark else text).split())
+def parts_behind_marks(text: str) -> list[str]:
+    """What follows each `####`, up to the end of its line or the next one."""
+    starts = list(_MARK.finditer(text))
+    ends = [*(mark.start() for mark in starts[1:]), len(text)][: len(starts)]
+    return [_squeezed(text[mark.end() : end].partition("\n")[0]) for mark, end in zip(starts, ends, strict=True)]
+
+
+def declares_mark(gold: str) -> bool:
+    """Whether a gold answer says that answers stand behind `####`: its last line has it. A heading has text below it."""
+    lines = re.sub(r"####\s*\n\s*(?=\S)", "#### ", gold.strip()).split("\n")
+    return _MARK.search(lines[-1]) is not None
+
+
+def is_no_heading(part: str) -> bool:
+    return not _HEADING.match(part)
+
+
+def answer_part(text: str, gold: str, is_answer: Callable[[str], bool] = is_no_heading) -> str:
+    """What a text answers, in the format of the gold answer: the line behind the first mark that `is_answer` holds of, where
+    the gold answer has a mark; otherwise all of the text."""
+    parts = parts_behind_marks(text) if declares_mark(gold) else []
+    if not parts:
+        return _squeezed(text)
+    of_gold = parts_behind_marks(gold)
+    if len(of_gold) > 1:
+        return parts[-1]
+    return next(filter(is_answer, parts), parts[0]) if is_answer(of_gold[0]) else parts[0]
+
+
+def gold_part(gold: str) -> str:
+    """The answer in a gold text: behind its last mark, where its last line has one; otherwise all of it."""
+    return parts_behind_marks(gold)[-1] if declares_mark(gold) else _squeezed(gold)
 
 
 def boxed(text: str) -> str | None:
@@ -31,21 +72,23 @@ def boxed(text: str) -> str | None:
     return None
 
 
-def said(text: str) -> str | None:
-    """What the text calls its answer: in the last box, or behind the last "answer is"; None where it does not."""
+def named_answers(text: str) -> list[str]:
+    """What the text calls its answer, the likeliest first: in the last box, or behind "the answer is" or "Answer:", the last
+    of these before the others."""
     found = boxed(text)
-    if found is None and (named := ANSWER_IS.findall(text)):
-        found = named[-1]
-    return None if found is None else " ".join(found.split())
+    if found is not None:
+        return [_squeezed(found)]
+    named = [text[match.end() :].partition("\n")[0] for match in _ANSWER_IS.finditer(text)]
+    return [_squeezed(part) for part in reversed(named) if not re.match(r"not\b", part, re.IGNORECASE)]
 
 
-def likeliest_part(text: str) -> str:
+def likeliest_part(text: str, gold: str, is_answer: Callable[[str], bool] = is_no_heading) -> str:
     """Where an answer most likely stands: behind the mark, where the text says so, or in the last line."""
-    if MARK in text and final_part(text):
-        return final_part(text)
-    found = said(text)
-    lines = (" ".join(line.split()) for line in reversed(text.replace(MARK, "").split("\n")) if line.strip())
-    return next(lines, "") if found is None else found
+    marked = answer_part(text, gold, is_answer) if declares_mark(gold) and _MARK.search(text) else ""
+    if marked:
+        return marked
+    lines = [_squeezed(line) for line in _MARK.sub("\n", text).split("\n") if line.strip()]
+    return next(iter([*named_answers(text), *reversed(lines)]), "")
 
 
 def words_of(text: str) -> list[str]:
@@ -54,33 +97,49 @@ def words_of(text: str) -> list[str]:
     return [word for word in bare if word]
 
 
-def number_in(text: str) -> Decimal | None:
-    """The number after `####`, else the last one in the text; None where there is none."""
-    return first_number(final_part(text)) if MARK in text else last_number(text)
+def marked_number_part(text: str) -> str | None:
+    """The first line behind a mark that begins with a number; None where there is none. Numbered headings begin with 1."""
+    heading = 0
+    for part in parts_behind_marks(text):
+        begin = plain(part)
+        first = next(iter(numbers_in(begin)), None)
+        if first is None or not _NUMBER_FOLLOWS.fullmatch(begin[: first.start()]):
+            continue
+        enumerated = _ENUMERATED.match(begin)
+        if not enumerated or int(enumerated[1]) != heading + 1:
+            return part
+        heading += 1
+    return None
 
 
-def likeliest_number(text: str) -> Decimal | None:
-    """The number behind the mark, else where the text says its answer, else the last one."""
-    marked = number_in(text) if MARK in text else None
-    if marked is None and MARK not in text and (found := said(text)) is not None:
-        marked = first_number(found)
-    return last_number(text) if marked is None else marked
+def gold_number(gold: str) -> Number | None:
+    """The number that a gold answer is: behind its mark, in its box, behind "the answer is", or all of it. None where there
+    are several, or more than a number and its unit."""
+    marked = marked_number_part(gold)
+    parts = [*named_answers(gold)[:1], gold] if marked is None else [marked]
+    return next((number for part in parts if (number := sole_number(part)) is not None), None)
 
 
-def first_number(text: str) -> Decimal | None:
-    return _number(_numbers(text)[:1])
-
-
-def last_number(text: str) -> Decimal | None:
-    return _number(_numbers(text)[-1:])
-
-
-def _numbers(text: str) -> list[str]:
-    return NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
-
-
-def _number(found: list[str]) -> Decimal | None:
-    try:
-        return Decimal(re.sub(r"[$,]", "", found[0])) if found else None
-    except InvalidOperation:
+def strict_number(text: str, gold: str) -> Number | None:
+    """The number right behind the mark, where the gold answer has it there; otherwise also the last one, or the one that the
+    text names, where the gold answer names its own."""
+    marked = marked_number_part(text)
+    if marked is not None:
+        return leading_number(marked, computed=False)
+    if marked_number_part(gold) is not None:
         return None
+    return likeliest_number(text) if named_answers(gold) else last_number(text)
+
+
+def likeliest_number(text: str) -> Number | None:
+    """The number behind the mark, else where the text says its answer, else the last one."""
+    marked = marked_number_part(text)
+    parts = named_answers(text) if marked is None else [marked]
+    for part in parts:
+        if numbers_in(plain(part)):
+            return leading_number(part)
+    return last_number(text)
+
+
+def _squeezed(text: str) -> str:
+    return " ".join(text.split())

@@ -1,58 +1,95 @@
-"""From a line of a file to an example, by the task's templates."""
+"""From the lines of a source to examples, by the task's templates."""
 
+from collections.abc import Callable
 from typing import Any
 
 from toolkit.errors import PollardError
-from toolkit.tasks.classification import labelled
-from toolkit.tasks.example import Example, Message
-from toolkit.tasks.multiple_choice import lettered
+from toolkit.tasks.classification import labels_of
+from toolkit.tasks.conversation import Conversation, conversation_in
+from toolkit.tasks.example import Example
+from toolkit.tasks.multiple_choice import choice_reader
 from toolkit.tasks.preset import Preset
-from toolkit.tasks.sources import Row
-from toolkit.tasks.templates import column, filled
+from toolkit.tasks.sources import Lines
+from toolkit.tasks.templates import check_texts, column, filled
+
+Columns = dict[str, Any]
 
 
-def example_of(row: Row, preset: Preset, conversation: str | None) -> Example:
-    """`conversation` names a column with chat messages, which then stands for the templates. Raises PollardError, with the
-    line, for one that does not fit them."""
+def examples_of(lines: Lines, preset: Preset, conversation: str | None) -> tuple[list[Example], list[str]]:
+    """The examples of a source, and of each line that cannot be used what is wrong with it, where it stands.
+
+    `conversation` names a column with chat messages, which then stands for the templates. Raises PollardError where it is
+    the whole source that cannot be understood.
+    """
+    prepare, examples, bad = _preparation(lines, preset), [], []
+    for where, columns in lines.lines:
+        if isinstance(columns, str):
+            bad.append(f"{where}: {columns}")
+            continue
+        try:
+            examples.append(_example((where, columns), prepare, preset, conversation))
+        except PollardError as error:
+            bad.append(str(error))
+        except RecursionError:
+            bad.append(f"{where}: nested too deeply to be read.")
+    return examples, bad
+
+
+def _preparation(lines: Lines, preset: Preset) -> Callable[[Columns], Columns]:
+    """What is done to a line's columns before the templates: what labels and choices mean is decided over all lines."""
+    rows = []
+    for columns in lines.columns:
+        try:
+            rows.append(preset.prepare(columns))
+        except PollardError:
+            continue  # it is raised again, and told, where the line is read
+    steps = [preset.prepare]
+    if preset.choices:
+        steps.append(choice_reader(rows, preset, lines.class_names).of)
+    elif preset.label:
+        steps.append(labels_of(rows, preset, lines.class_names).of)
+
+    def prepare(columns: Columns) -> Columns:
+        for step in steps:
+            columns = step(columns)
+        return columns
+
+    return prepare
+
+
+def _example(
+    row: tuple[str, Columns], prepare: Callable[[Columns], Columns], preset: Preset, conversation: str | None
+) -> Example:
     where, columns = row
     try:
-        columns = _prepared(columns, preset)
+        columns = prepare(columns)
     except PollardError as error:
         raise PollardError(f"{where}: {error}") from None
-    if conversation:
-        messages, completion = _turns(where, columns, conversation)
-    else:
-        messages = ({"role": "user", "content": filled(str(preset.prompt), columns, where)},)
-        completion = filled(str(preset.completion), columns, where)
-    if not completion.strip():
+    system = filled(preset.system, columns, where) if preset.system else None
+    chat = _chat(where, columns, conversation, system) if conversation else _asked(where, columns, preset, system)
+    if not chat.completion.strip() and not chat.reply.get("tool_calls"):
         raise PollardError(f"{where}: the completion is empty.")
-    gold = filled(preset.answer, columns, where) if preset.answer else completion
+    messages, completion = chat.messages, chat.completion
+    gold = filled(preset.answer, columns, where) if preset.answer else chat.gold
     if not preset.choices:
-        return Example(messages, completion, gold, where, plain=not preset.chat)
+        return Example(messages, completion, gold, where, plain=not preset.chat, reply=chat.reply, tools=chat.tools)
     cloze = filled(preset.cloze, columns, where) if preset.cloze else None
     texts = tuple(columns["texts"])
     return Example(messages, completion, gold, where, plain=not preset.chat, choices=texts, right=columns["right"], cloze=cloze)
 
 
-def _prepared(columns: dict[str, Any], preset: Preset) -> dict[str, Any]:
-    columns = preset.prepare(columns)
-    if preset.choices:
-        columns = lettered(columns, preset.choices)
-    if preset.label:
-        if not preset.labels:
-            raise PollardError("a classification needs `task.labels`, e.g. labels: [positive, negative].")
-        columns = labelled(columns, preset.label, preset.labels)
-    return columns
+def _asked(where: str, columns: Columns, preset: Preset, system: str | None) -> Conversation:
+    """A question and its answer, by the task's templates."""
+    question = {"role": "user", "content": filled(str(preset.prompt), columns, where)}
+    if not question["content"].strip():
+        raise PollardError(f"{where}: the prompt is empty.")
+    messages = ({"role": "system", "content": system}, question) if system else (question,)
+    return Conversation(messages, filled(str(preset.completion), columns, where), {}, ())
 
 
-def _turns(where: str, columns: dict[str, Any], name: str) -> tuple[tuple[Message, ...], str]:
-    messages = column(name, columns, where)
-    well_formed = isinstance(messages, list) and len(messages) > 1
-    well_formed = well_formed and all(isinstance(m, dict) and "role" in m and isinstance(m.get("content"), str) for m in messages)
-    if not well_formed or messages[-1]["role"] != "assistant":
-        raise PollardError(
-            f"{where}: `{name}` must be a list of {{role, content}} messages, each content a text, "
-            "that ends with the assistant's."
-        )
-    turns = tuple({"role": m["role"], "content": m["content"]} for m in messages)
-    return turns[:-1], turns[-1]["content"]
+def _chat(where: str, columns: Columns, name: str, system: str | None) -> Conversation:
+    check_texts(name, column(name, columns, where), where)
+    try:
+        return conversation_in(columns, name, system)
+    except PollardError as error:
+        raise PollardError(f"{where}: {error}") from None

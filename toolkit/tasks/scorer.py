@@ -7,7 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from toolkit.tasks.readings import MARK, answer_part, declares_mark, gold_part
+
 Judge = Callable[[str, str], bool]  # prediction, gold
+QUOTED = 200  # characters of an answer, in a message
 
 
 class Verdict(NamedTuple):
@@ -38,3 +41,25 @@ class Scorer:
             return Verdict(strict, strict or self.flexible(prediction, gold))
         except Exception as error:  # told with the item, and the stage fails
             return Verdict(False, False, f"{type(error).__name__}: {error}")
+
+    def gold_faults(self, pairs: Sequence[tuple[str, str]]) -> list[str | None]:
+        """For each completion and gold answer why nothing could be judged by it; None where the gold answer is right itself."""
+        verdicts = self.verdicts([(gold, gold) for _, gold in pairs])
+        return [self._gold_fault(gold, verdict) for (_, gold), verdict in zip(pairs, verdicts, strict=True)]
+
+    def _gold_fault(self, gold: str, verdict: Verdict) -> str | None:
+        if verdict.error or verdict.note:
+            return f"fails on the answer {quoted(gold)} itself: {verdict.error or verdict.note}"
+        if not gold_part(gold) or not verdict.strict:
+            return f"finds nothing to compare with in the answer {quoted(gold)}"
+        return None
+
+    def as_gold(self, prediction: str, gold: str) -> str:
+        """What a prediction answers, as a gold answer in the format of `gold`: two predictions agree where one is right by
+        the other."""
+        part = answer_part(prediction, gold) if declares_mark(gold) else ""
+        return f"{MARK} {part}" if part else prediction
+
+
+def quoted(text: str) -> str:
+    return repr(text if len(text) <= QUOTED else f"{text[: QUOTED // 2]} … {text[-QUOTED // 2 :]}")

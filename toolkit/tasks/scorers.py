@@ -9,7 +9,7 @@ from toolkit.tasks.math_scorer import MATH
 from toolkit.tasks.own_scorer import own_scorer
 from toolkit.tasks.preset import Preset
 from toolkit.tasks.scorer import Scorer
-from toolkit.tasks.text_scorers import CONTAINS, EXACT, F1, NUMERIC, regex_scorer
+from toolkit.tasks.text_scorers import CONTAINS, EXACT, F1, NUMERIC, RegexScorer
 
 T = TypeVar("T")
 SCORERS: dict[str, Scorer] = {
@@ -21,7 +21,7 @@ SCORERS: dict[str, Scorer] = {
     "f1": F1,
 }
 MADE: dict[str, Callable[[Preset], Scorer]] = {
-    "regex": lambda preset: regex_scorer(_needed("pattern", preset.pattern)),
+    "regex": lambda preset: RegexScorer(_needed("pattern", preset.pattern)),
     "label": lambda preset: label_scorer(_needed("labels", preset.labels)),
 }
 
@@ -30,7 +30,7 @@ def scorer_of(preset: Preset) -> Scorer:
     """What judges a task's answers. Raises PollardError where it lacks a key, or cannot be imported."""
     name = preset.scorer or "exact"
     if ":" in name:
-        return own_scorer(name)
+        return own_scorer(name, answered=bool(preset.answer))
     return SCORERS[name] if name in SCORERS else MADE[name](preset)
 
 

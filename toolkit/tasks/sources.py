@@ -1,50 +1,99 @@
-"""Where examples come from: a local JSONL file or a split of a hub data set, as rows that remember where they stood."""
+"""Where examples come from: data files, or a split of a data set from the hub or a folder, as lines that remember where
+they stood."""
 
-import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from toolkit.errors import PollardError
-
-Row = tuple[str, dict[str, Any]]  # where ("train.jsonl, line 7"), columns
-
-
-def is_local(name: str) -> bool:
-    """Whether `name` means a file rather than a split of a hub data set."""
-    return name.endswith((".jsonl", ".json")) or "/" in name
+from toolkit.run_directory import fingerprint_of_path
+from toolkit.tasks.data_files import ENDINGS, Source, ending_of, files_of, is_saved_by_datasets
+from toolkit.tasks.file_formats import Line, class_names_of, read_file
 
 
-def read_jsonl(path: str) -> list[Row]:
-    """The objects of a JSONL file; raises PollardError naming file and line of the first that is none."""
-    rows: list[Row] = []
+@dataclass(frozen=True)
+class Lines:
+    """What a source holds, in its order. `class_names`: of columns that number their classes (ClassLabel), the names."""
+
+    lines: list[Line]
+    class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> list[dict[str, Any]]:
+        """Of the lines that could be read."""
+        return [columns for _, columns in self.lines if isinstance(columns, dict)]
+
+
+def read_files(source: Source) -> Lines:
+    """All lines of one file or several. Raises PollardError for a file that cannot be read."""
+    files = files_of(source)
+    if len(files) == 1 and Path(files[0]).is_dir():
+        return _saved_by_datasets(files[0], files[0])
+    names = class_names_of(files[0]) if files else {}
+    return Lines([line for file in files for line in _lines_of(file)], names)
+
+
+def _lines_of(path: str) -> list[Line]:
+    return _saved_by_datasets(path, path).lines if Path(path).is_dir() else list(read_file(path))
+
+
+def _saved_by_datasets(folder: str, name: str) -> Lines:
+    from datasets import load_from_disk
+
     try:
-        with Path(path).open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                where = f"{path}, line {number}"
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise PollardError(f"{where}: not valid JSON ({error}). Every line must hold one JSON object.") from None
-                if not isinstance(row, dict):
-                    raise PollardError(f"{where}: holds {type(row).__name__}, not a JSON object with columns.")
-                rows.append((where, row))
-    except (OSError, UnicodeDecodeError) as error:
-        raise PollardError(f"Cannot read {path}: {error}. Give the path of a JSONL file, relative to where you start.") from None
-    return rows
+        return _rows(load_from_disk(folder), name)
+    except Exception as error:  # a damaged folder, or one of a newer version
+        raise PollardError(f"Cannot read {folder}, which `datasets` has saved: {error}") from error
 
 
-def read_hub(dataset: str, subset: str | None, split: str, revision: str | None) -> list[Row]:
-    """The rows of a hub split; raises PollardError saying what to do when it cannot be had."""
+def read_hub(dataset: str, subset: str | None, split: str, revision: str | None) -> Lines:
+    """A split of a data set from the hub, or of a folder; raises PollardError saying what to do when it cannot be had."""
     from datasets import load_dataset
 
+    if Path(dataset).is_dir():
+        if is_saved_by_datasets(Path(dataset) / split):
+            return _saved_by_datasets(f"{dataset}/{split}", f"{dataset} {split}")
+        if files := _files_of_split(dataset, subset, split):
+            return read_files(files)
     try:
-        rows = load_dataset(dataset, subset, split=split, revision=revision)
+        return _rows(load_dataset(dataset, subset, split=split, revision=revision), f"{dataset} {split}")
     except Exception as error:  # the hub library raises many types; each means the same to a user
         raise PollardError(
             f"Cannot load {dataset} (subset {subset}, split {split}) from the hub: {error}\n"
-            "Check the name and the network, run `hf auth login` for a gated data set, or give local JSONL files: "
+            "Check the name and the network, run `hf auth login` for a gated data set, or give local data files: "
             "task.train=… task.test=…"
         ) from error
-    return [(f"{dataset} {split}, row {number}", dict(row)) for number, row in enumerate(rows)]
+
+
+def _files_of_split(folder: str, subset: str | None, split: str) -> list[str]:
+    """The files that `datasets` takes for a split of a folder, by their names or by its README; none where the split is a
+    part or a sum of splits, or the files are not all data files of ours."""
+    from datasets import load_dataset_builder
+
+    try:
+        found = load_dataset_builder(folder, subset).config.data_files or {}
+    except Exception as error:
+        raise PollardError(f"Cannot read the data set in {folder} (subset {subset}): {error}") from error
+    files = [str(file) for file in found.get(split, [])]
+    return files if all(ending_of(file) in ENDINGS for file in files) else []
+
+
+def _rows(dataset: Any, name: str) -> Lines:
+    names = {column: kind.names for column, kind in dataset.features.items() if hasattr(kind, "int2str")}
+    return Lines([(f"{name}, row {number}", dict(row)) for number, row in enumerate(dataset)], names)
+
+
+def fingerprint_of_data(source: Source) -> Any:
+    """What identifies the content of data files, whatever their names; the name of what is not there."""
+    try:
+        found = [fingerprint_of_path(file) for file in files_of(source)]
+    except (OSError, PollardError):
+        return source
+    return found[0] if len(found) == 1 else found
+
+
+def fingerprint_of_folder(folder: str) -> Any:
+    """What identifies a folder with a data set: all its files, in folders below, too."""
+    paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): fingerprint_of_path(path) for path in paths}

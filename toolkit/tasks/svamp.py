@@ -8,18 +8,31 @@ The completion is the equation, then the number: "6 / 2 = 3\\n#### 3".
 
 import re
 
+from toolkit.errors import PollardError
 from toolkit.tasks.preset import Preset
+from toolkit.tasks.templates import is_null, text_of
 
 WHOLE = re.compile(r"(\d+)\.0\b")
 
 
 def worked(row: dict) -> dict:
     """`work` and `number` as people write them, beside the columns that are there."""
-    work = WHOLE.sub(r"\1", str(row.get("Equation", ""))).strip()
-    if work.startswith("(") and work.endswith(")") and ")" not in work[:-1]:
-        work = work[1:-1].strip()
-    found = {"work": work} if "Equation" in row else {}
-    return row | found | ({"number": WHOLE.sub(r"\1", str(row["Answer"]))} if row.get("Answer") is not None else {})
+    found = {}
+    if not is_null(row.get("Equation")):
+        work = _written("Equation", row).strip()
+        inside = work.startswith("(") and work.endswith(")") and ")" not in work[:-1]
+        found["work"] = work[1:-1].strip() if inside else work
+    if not is_null(row.get("Answer")):
+        found["number"] = _written("Answer", row)
+    return row | found
+
+
+def _written(column: str, row: dict) -> str:
+    """Whole numbers without the ".0" that they have there. Raises PollardError for what is no text or number."""
+    try:
+        return WHOLE.sub(r"\1", text_of(row[column]))
+    except ValueError as error:
+        raise PollardError(f"the field `{column}`: {error}.") from None
 
 
 SVAMP = Preset(

@@ -3,20 +3,25 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
-from typing import Literal
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Literal
 
-from toolkit.errors import PollardError
+from rich.markup import escape
+
+from toolkit.distributed import say
+from toolkit.errors import PollardError, first_of
 from toolkit.recipe_data import TaskRecipe
+from toolkit.tasks.data_files import READ, Source, is_local
 from toolkit.tasks.example import Example
 from toolkit.tasks.preset import Preset
 from toolkit.tasks.presets import PRESETS
-from toolkit.tasks.readings import final_part
-from toolkit.tasks.rows import example_of
+from toolkit.tasks.rows import examples_of
 from toolkit.tasks.scorers import scorer_of
-from toolkit.tasks.sources import is_local, read_hub, read_jsonl
+from toolkit.tasks.sources import fingerprint_of_data, fingerprint_of_folder, read_files, read_hub
 
 Split = Literal["train", "dev", "test"]
+Stored = Literal["train", "test"]  # dev is carved from train
 DEV_SHARE = 5  # dev takes at most a fifth of train
 
 
@@ -34,6 +39,8 @@ class Task:
         self.name = recipe.name
         self.preset = Preset(**{**preset.__dict__, **own})
         self.recipe = recipe
+        self.skipped: dict[str, int] = {}
+        """By stored split (train, test): its lines that could not be used and were left out, once it is read."""
         self.scorer = scorer_of(self.preset)
         self.stop = list(self.preset.stop)
         if not recipe.messages and not (self.preset.prompt and self.preset.completion):
@@ -51,9 +58,22 @@ class Task:
                 f"The scorer of task {self.name} fails on the answer {prediction!r} to {gold!r}: {what}."
             ) from error
 
-    def sources(self, splits: Sequence[Literal["train", "test"]] = ("train", "test")) -> dict[str, str]:
-        """Where train and test come from, for people and fingerprints."""
+    def sources(self, splits: Sequence[Stored] = ("train", "test")) -> dict[Stored, Source]:
+        """Where train and test come from, for people."""
         return {split: self._source(split) for split in splits}
+
+    def fingerprint(self, split: Stored) -> Any:
+        """What identifies a split's data: the content of local files, else their names on the hub."""
+        source = self._source(split)
+        if self.is_local(split):
+            return fingerprint_of_data(source)
+        folder = str(self.preset.dataset)
+        return [source, fingerprint_of_folder(folder)] if Path(folder).is_dir() else source
+
+    def is_local(self, split: Stored) -> bool:
+        """Whether a split is read from files that the recipe names."""
+        source = self._source(split)
+        return is_local(source) or (not self.preset.dataset and Path(str(source)).exists())
 
     def examples(self, split: Split) -> list[Example]:
         """All examples of a split, in the file's order (dev and train: what the carving left them)."""
@@ -109,31 +129,55 @@ class Task:
     def _shown(self) -> dict[str, list[Example]]:
         return {split: self._with_shots(self._carved[split]) for split in ("train", "dev")}
 
-    def _source(self, split: Literal["train", "test"] | str) -> str:
+    def _source(self, split: Stored) -> Source:
         source = getattr(self.preset, split)
-        if source is None or (not is_local(source) and not self.preset.dataset):
+        if source is None or not (is_local(source) or self.preset.dataset or Path(source).exists()):
+            given = getattr(self.recipe, split)
+            named = f" ({given!r} is neither)" if given else ""
             raise PollardError(
-                f"Task {self.name} has no {split} data: give `task.{split}`, a JSONL file (or a split of `task.dataset`)."
+                f"Task {self.name} has no {split} data: give `task.{split}`, a data file ({READ}), or a split of "
+                f"`task.dataset`{named}."
             )
         return source
 
-    def _read(self, split: str) -> list[Example]:
+    def _read(self, split: Stored) -> list[Example]:
         source = self._source(split)
-        if is_local(source):
-            rows = read_jsonl(source)
+        if self.is_local(split):
+            lines = read_files(source)
         else:
-            rows = read_hub(str(self.preset.dataset), self.preset.subset, source, self.recipe.revision)
-        if not rows:
-            raise PollardError(f"{source} is empty: task {self.name} needs {split} examples.")
-        return [example_of(row, self.preset, self.recipe.messages) for row in rows]
+            lines = read_hub(str(self.preset.dataset), self.preset.subset, str(source), self.recipe.revision)
+        name = source if isinstance(source, str) else ", ".join(source)
+        if not lines.lines:
+            raise PollardError(f"{name} is empty: task {self.name} needs {split} examples.")
+        examples, bad = examples_of(lines, self.preset, self.recipe.messages)
+        self.skipped[split] = len(bad)
+        if bad:
+            self._refuse_or_count(split, name, bad, len(lines.lines))
+        return examples
+
+    def _refuse_or_count(self, split: str, name: str, bad: list[str], number: int) -> None:
+        """Of lines that cannot be used: raises PollardError with the first of them, or says how many are left out."""
+        count = f"{len(bad):,} of {number:,} lines in {name} cannot be used"
+        if self.recipe.on_bad_lines == "skip" and len(bad) < number:
+            _say_once(f"  [bold]{escape(count)}[/], left out of {split} (task.on_bad_lines: skip):\n{escape(first_of(bad, 3))}")
+            return
+        way_out = ", or leave them out with `task.on_bad_lines: skip`" if len(bad) < number else ""
+        raise PollardError(f"{first_of(bad)}\n{count}. Mend them{way_out}.")
 
     def _check_golds(self, examples: list[Example]) -> None:
-        """Raises PollardError for a text by which no answer could be right (`numeric` without a number), or every one, and
-        for one that the scorer cannot read."""
-        verdicts = self.scorer.verdicts([(example.gold, example.gold) for example in examples])
-        for example, verdict in zip(examples, verdicts, strict=True):
-            if verdict.error:
-                raise PollardError(f"{example.where}: the scorer fails on the answer {example.gold!r} itself: {verdict.error}.")
-            if not final_part(example.gold) or not verdict.strict:
-                nothing = f"scorer `{self.preset.scorer}` finds nothing to compare with in the answer {example.gold!r}"
-                raise PollardError(f"{example.where}: {nothing}.")
+        """Raises PollardError, with the lines, for texts by which no answer could be right (`numeric` without a number), or
+        every one, and for those that the scorer cannot read."""
+        faults = self.scorer.gold_faults([(example.completion, example.gold) for example in examples])
+        told = [
+            f"{example.where}: scorer `{self.preset.scorer}` {fault}."
+            for example, fault in zip(examples, faults, strict=True)
+            if fault
+        ]
+        if told:
+            raise PollardError(first_of(told))
+
+
+@cache
+def _say_once(text: str) -> None:
+    """Every stage reads its data anew; what there is to say of them is said once in a process."""
+    say(text)

@@ -1,33 +1,152 @@
-"""Templates over the columns of a line, and what is said where they do not fit."""
+"""Templates over the columns of a line: how values become text, and what is said where they do not fit.
 
+true -> "true"      1e-05 -> "0.00001"      ["x", 1.5] -> '["x", 1.5]'      a date -> "2024-02-29"      null -> refused
+"""
+
+import json
+import math
 from dataclasses import dataclass
+from datetime import date, time
+from decimal import Decimal
+from numbers import Integral, Real
+from string import Formatter
 from typing import Any
 
 from toolkit.errors import PollardError
 
 
 def column(name: str, columns: dict[str, Any], where: str) -> Any:
+    """The value of a column. Raises PollardError where the line lacks it, or it is null."""
     if name not in columns:
-        raise PollardError(f"{where}: no field `{name}`. Fields there: {', '.join(columns) or 'none'}.")
-    if columns[name] is None:
-        raise PollardError(f"{where}: the field `{name}` is null.")
+        raise PollardError(f"{where}: no field `{name}`. Fields there: {fields_in(columns)}.")
+    if is_null(columns[name]):
+        raise PollardError(f"{where}: the field `{name}` is null{'' if columns[name] is None else ' (NaN)'}.")
     return columns[name]
 
 
+def fields_in(columns: dict[str, Any]) -> str:
+    """The names of a line's columns, for messages."""
+    return ", ".join(columns).encode("utf-8", "backslashreplace").decode() or "none"
+
+
+def is_null(value: Any) -> bool:
+    """Nothing: null, and the NaN (pandas' NaT, NA) that stands for it in tables."""
+    if isinstance(value, Real | Decimal) and not isinstance(value, Integral):
+        return math.isnan(value)
+    return value is None or type(value).__name__ in ("NaTType", "NAType")
+
+
+def text_of(value: Any) -> str:
+    """The text of a value: of a text itself, of a number all its digits, of a list or an object JSON.
+
+    Raises ValueError for what has none: null, an infinite number, half a surrogate pair, an image.
+    """
+    value = _plain(value)
+    if isinstance(value, str):
+        return _checked(value)
+    if is_null(value):
+        raise ValueError("it is null" if value is None else "it is null (NaN)")
+    if isinstance(value, dict | list):
+        return _json(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Integral):
+        return str(int(value))
+    if isinstance(value, Decimal | Real):
+        if not math.isfinite(value):
+            raise ValueError("it is infinite")
+        return format(Decimal(str(value)), "f")  # str is the shortest that reads back as the same number, but with exponents
+    if isinstance(value, date | time):  # and datetime, which is a date
+        return value.isoformat()
+    raise ValueError(f"it is a {type(value).__name__}, which is no text")
+
+
+def _plain(value: Any) -> Any:
+    """numpy's arrays and truth values, and tuples, as Python's."""
+    if hasattr(value, "tolist") and (value.ndim or type(value).__name__ in ("bool", "bool_")):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple | set | frozenset) else value
+
+
+def _checked(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            "it holds half a surrogate pair, which is no character: the text was cut inside an emoji or the like"
+        ) from None
+    if "\0" in text:
+        raise ValueError("it holds the character NUL")
+    return text
+
+
+def _json(value: Any) -> str:
+    """JSON as `json.dumps` writes it, but with numbers as `text_of` does and texts as they are."""
+    value = _plain(value)
+    if value is None:
+        return "null"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_quoted(str(key))}: {_json(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_json, value)) + "]"
+    return text_of(value) if isinstance(value, bool | Real | Decimal) else _quoted(text_of(value))
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(_checked(text), ensure_ascii=False)
+
+
+def _predicate(error: ValueError) -> str:
+    return str(error).removeprefix("it ")
+
+
+def check_texts(name: str, value: Any, where: str) -> None:
+    """Raises PollardError for a text, in a column of whatever shape, that `text_of` would refuse."""
+    try:
+        if isinstance(value, str):
+            _checked(value)
+    except ValueError as error:
+        raise PollardError(f"{where}: the field `{name}` {_predicate(error)}.") from None
+    for item in [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ():
+        check_texts(name, item, where)
+
+
 @dataclass(frozen=True)
-class _Columns:
-    """Lets `str.format_map` explain a field that a line does not have."""
+class _Filler(Formatter):
+    """`str.format` over a line's columns, by `text_of`."""
 
     columns: dict[str, Any]
     where: str
 
-    def __getitem__(self, name: str) -> Any:
-        return column(name, self.columns, self.where)
+    def get_value(self, key: int | str, args: Any, kwargs: Any) -> Any:
+        if isinstance(key, int):
+            raise ValueError("Format string contains positional fields")
+        return column(key, self.columns, self.where)
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
+        value, first = super().get_field(field_name, args, kwargs)
+        try:
+            text_of(value)
+        except ValueError as error:
+            raise PollardError(f"{self.where}: the field `{field_name}` {_predicate(error)}.") from None
+        return value, first
+
+    def convert_field(self, value: Any, conversion: str | None) -> Any:
+        return text_of(value) if conversion == "s" else super().convert_field(value, conversion)  # type: ignore[arg-type]
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        value = _plain(value)
+        if not format_spec or isinstance(value, bool | dict | list):
+            return format(text_of(value), format_spec)
+        if isinstance(value, str) and format_spec[-1] in "deEfFgG%":  # a number from a CSV file
+            return format(int(value) if format_spec[-1] == "d" else float(value), format_spec)
+        return format(value, format_spec)
 
 
 def filled(template: str, columns: dict[str, Any], where: str) -> str:
+    """The template with a line's values in it. Raises PollardError for a value that has no text, and for another template."""
     try:
-        return template.format_map(_Columns(columns, where))
+        return _Filler(columns, where).vformat(template, (), {})
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise PollardError(

@@ -1,6 +1,6 @@
 """Plain text, without questions and answers: what a calibration mix or an off-task measure may take beside tasks.
 
-{"text": "The harbour of Odense was dug in 1803 and …"}      a line of a .jsonl file
+{"text": "The harbour of Odense was dug in 1803 and …"}      a line of a .jsonl file, or of any other data file
 paragraphs, with empty lines between them                    a .txt file
 """
 
@@ -10,34 +10,58 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.errors import PollardError
-from toolkit.tasks.prompts import Encoded
-from toolkit.tasks.sources import read_jsonl
+from toolkit.errors import PollardError, first_of
+from toolkit.tasks.data_files import ENDINGS, ending_of, files_of
+from toolkit.tasks.file_formats import NOT_UTF8, is_utf8, opened
+from toolkit.tasks.prompts import Encoded, tokens_of
+from toolkit.tasks.sources import read_files
+from toolkit.tasks.templates import check_texts, fields_in
 
 
 def read_texts(path: str) -> list[str]:
-    """The texts in a .jsonl or .txt file. Raises PollardError for another kind of file, and for one without text."""
-    if path.endswith(".jsonl"):
-        texts = []
-        for where, row in read_jsonl(path):
-            if not isinstance(row.get("text"), str):
-                raise PollardError(
-                    f"{where}: plain text is read from the field `text`. Fields there: {', '.join(row) or 'none'}."
-                )
-            texts.append(row["text"])
-    elif path.endswith(".txt"):
-        try:
-            texts = re.split(r"\n\s*\n", Path(path).read_text(encoding="utf-8-sig"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise PollardError(
-                f"Cannot read {path}: {error}. Give the path of a text file, relative to where you start."
-            ) from None
+    """The texts in data files or a .txt file. Raises PollardError for another kind of file, and for one without text."""
+    kind = ending_of(path)
+    if kind == ".txt":
+        texts = [paragraph for file in files_of(path) for paragraph in _paragraphs(file)]
+    elif kind in ENDINGS or Path(path).is_dir():
+        texts = _texts_in(path)
     else:
         raise PollardError(f"{path} is no text file: plain text is a .jsonl file (a `text` in every line) or a .txt file.")
     found = [text.strip() for text in texts if text.strip()]
     if not found:
         raise PollardError(f"{path} is empty: it holds no text.")
     return found
+
+
+def _paragraphs(path: str) -> list[str]:
+    try:
+        with opened(path) as file:
+            text = file.read()
+    except (OSError, EOFError) as error:
+        raise PollardError(f"Cannot read {path}: {error}. Give the path of a text file, relative to where you start.") from None
+    if not is_utf8(text):
+        raise PollardError(f"Cannot read {path}: {NOT_UTF8}")
+    return re.split(r"\n\s*\n", text)
+
+
+def _texts_in(path: str) -> list[str]:
+    """The column `text` of data files. Raises PollardError with the first of the lines that have none."""
+    texts, bad = [], []
+    for where, row in read_files(path).lines:
+        if isinstance(row, str):
+            bad.append(f"{where}: {row}")
+            continue
+        try:
+            if not isinstance(row.get("text"), str):
+                bad.append(f"{where}: plain text is read from the field `text`. Fields there: {fields_in(row)}.")
+                continue
+            check_texts("text", row["text"], where)
+            texts.append(row["text"])
+        except PollardError as error:
+            bad.append(str(error))
+    if bad:
+        raise PollardError(first_of(bad))
+    return texts
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[Encoded]:
@@ -47,6 +71,6 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_l
     """
     pieces = []
     for text in texts:
-        ids = tokenizer(text)["input_ids"]
+        ids = tokens_of(tokenizer, text)
         pieces += [Encoded(ids[start : start + max_length], 0) for start in range(0, len(ids), max_length)]
     return pieces

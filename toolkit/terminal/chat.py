@@ -18,11 +18,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from toolkit.distributed import console, device, say
 from toolkit.errors import PollardError
 from toolkit.evaluation import generate, greedy
+from toolkit.evaluation.answers import read_answer
+from toolkit.evaluation.decoding import as_list
 from toolkit.moe import load_config, load_model, load_tokenizer, weight_bytes
 from toolkit.placement import HEADROOM
 from toolkit.report.formats import size
 from toolkit.run_models import FoundRun, NamedModel
-from toolkit.tasks import Example, Task, encode_prompt
+from toolkit.tasks import Example, Message, Task, chat_format, encode_prompt
 
 WIDE = 100  # columns from which on answers stand side by side
 HELP = "/new begins a new conversation, /quit (or Ctrl-D) ends; Ctrl-C stops an answer"
@@ -40,7 +42,7 @@ class Speaker:
 
     def __init__(self, role: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.role, self.model, self.tokenizer = role, model, tokenizer
-        self.said: list[dict[str, str]] = []
+        self.said: list[Message] = []
 
     def answer(self, question: str, max_new_tokens: int) -> Answer:
         """Raises PollardError where the chat template refuses the conversation; it is as before, then."""
@@ -49,9 +51,11 @@ class Speaker:
         settings = greedy(self.model, self.tokenizer, max_new_tokens)
         started = time.monotonic()
         tokens = generate(self.model, [prompt], settings)[0]
-        ended = bool(tokens) and tokens[-1] in settings.eos_token_id
-        text = str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-        self.said = [*asked, {"role": "assistant", "content": text}]
+        ends, form = as_list(settings.eos_token_id), chat_format(self.tokenizer)
+        ended = bool(tokens) and tokens[-1] in ends
+        found = read_answer(self.tokenizer, tokens, ends, (), max_new_tokens, form)
+        text = found.text.strip() or form.without_special(found.written or "").strip()  # reasoning that came to no answer
+        self.said = [*asked, {"role": "assistant", "content": found.text.strip()}]
         return Answer(text, len(tokens), time.monotonic() - started, ended)
 
 

@@ -14,7 +14,7 @@ from rich.markup import escape
 from toolkit.distributed import is_main, say, world_size
 from toolkit.estimate.amounts import Amount, Amounts, amounts
 from toolkit.estimate.finetuning import Trainer
-from toolkit.moe import find_blocks, load_config, meta_model, pruned_meta_model, sizes
+from toolkit.moe import checkpoint_bytes, find_blocks, load_config, meta_model, pruned_meta_model, sizes
 from toolkit.moe.load import number_type
 from toolkit.plan import Plan
 from toolkit.progress import duration
@@ -184,4 +184,4 @@ def _columns(said: Mapping[Any, str]) -> None:
 
 
 def _bytes(folder: Path) -> str:
-    return size(sum(file.stat().st_size for file in folder.glob("*.safetensors")))
+    return size(checkpoint_bytes(folder)) if folder.is_dir() else ""

@@ -9,6 +9,7 @@ from toolkit.errors import PollardError
 from toolkit.evaluation.speed import Entrant
 from toolkit.moe import (
     checkpoint_bytes,
+    checkpoint_files,
     load_config,
     load_model,
     meta_model,
@@ -39,7 +40,10 @@ def entrants(paths: Sequence[str], keep: Sequence[int], dtype: str) -> list[Entr
 
 
 def _without_weights(path: str) -> bool:
-    return Path(path).is_dir() and (Path(path) / "config.json").is_file() and not list(Path(path).glob("*.safetensors"))
+    if not (Path(path) / "config.json").is_file():
+        return False
+    files = checkpoint_files(path)
+    return not files.weights and not files.unread
 
 
 def _real(model: NamedModel, dtype: str) -> Entrant:

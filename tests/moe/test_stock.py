@@ -1,0 +1,45 @@
+"""What is written opens with transformers alone, or is not left."""
+
+import json
+from pathlib import Path
+
+import pytest
+from companions import read_config
+from conftest import plan_for, tiny_model
+from safetensors.torch import load_file, save_file
+
+from toolkit.errors import PollardError
+from toolkit.moe import prune_checkpoint, stock
+
+KEPT = [0, 3, 5, 6]
+
+
+def test_a_folder_that_transformers_cannot_open_is_told_and_not_named(tiny_checkpoint, tmp_path: Path, monkeypatch) -> None:
+    source = tiny_checkpoint()
+    monkeypatch.setattr("toolkit.moe.rewrite.copy_companions", lambda source, target: [])
+    with pytest.raises(PollardError, match=r"transformers cannot open the tokenizer of what was written to .*Please report"):
+        prune_checkpoint(source, plan_for(tiny_model("mixtral"), KEPT), tmp_path / "pruned")
+    assert not (tmp_path / "pruned").exists()
+
+
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("fault", ["missing", "shape", "expert's shape", "config"])
+def test_what_is_wrong_with_a_written_folder_is_found(
+    tiny_checkpoint, tmp_path: Path, monkeypatch, small: bool, fault: str
+) -> None:
+    monkeypatch.setattr(stock, "READ_AGAIN", 2 * 10**9 if small else 0)
+    folder, source = tiny_checkpoint(), tmp_path / "source"
+    source.mkdir()
+    stock.check_opens(folder, source)
+    tensors = load_file(folder / "model.safetensors")
+    expert = "model.layers.1.block_sparse_moe.experts.2.w3.weight"
+    if fault == "missing":
+        del tensors["model.norm.weight"]
+    elif fault == "config":
+        (folder / "config.json").write_text(json.dumps(read_config(folder) | {"hidden_size": 64, "head_dim": 16}))
+    else:
+        name = expert if "expert" in fault else "model.norm.weight"
+        tensors[name] = tensors[name][:-1].clone()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(PollardError, match="transformers cannot open the model of what was written to"):
+        stock.check_opens(folder, source)

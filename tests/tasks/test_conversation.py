@@ -1,0 +1,149 @@
+"""Chat messages as data sets publish them: read whole, or refused with what is wrong."""
+
+import json
+from typing import Any
+
+import pytest
+
+from toolkit.errors import PollardError
+from toolkit.tasks.conversation import Conversation, conversation_in
+
+HELLO = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+
+
+def read(messages: Any, **columns: Any) -> Conversation:
+    return conversation_in({"chat": messages} | columns, "chat")
+
+
+def asked(*fields: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": "Weather in Oslo?"}, *fields]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        HELLO,
+        [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}],
+        [{"from": "user", "value": "Hi"}, {"from": "assistant", "value": "Hello"}],
+        [{"role": "human", "content": "Hi"}, {"role": "model", "content": "Hello"}],
+        [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, {"role": "assistant", "content": ["Hello"]}],
+        [
+            {"role": "user", "content": "Hi", "tool_calls": None, "name": None},
+            {"role": "assistant", "content": "Hello", "parts": []},
+        ],
+        json.dumps(HELLO),
+    ],
+)
+def test_all_published_shapes_are_the_same_conversation(messages: Any) -> None:
+    found = read(messages)
+    assert found.messages == ({"role": "user", "content": "Hi"},)
+    assert (found.completion, found.gold, found.reply, found.tools) == ("Hello", "Hello", {}, ())
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        CALL,
+        CALL | {"function": {"name": "weather", "arguments": '{"city": "Oslo"}'}},
+        {"id": "c1", "name": "weather", "arguments": {"city": "Oslo"}},
+        {"id": "c1", "name": "weather", "parameters": {"city": "Oslo"}},
+        json.dumps(CALL),
+    ],
+)
+def test_tool_calls_come_with_their_arguments_as_objects(call: Any) -> None:
+    conversation = asked(
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "name": "weather", "content": "3 degrees"},
+        {"role": "assistant", "content": "3 degrees."},
+    )
+    found = read(conversation, tools=[TOOL])
+    assert found.messages[1] == {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    assert found.messages[2] == conversation[2] and found.tools == (TOOL,)
+
+
+def test_a_final_message_may_consist_of_calls_and_is_judged_by_them() -> None:
+    found = read(asked({"role": "assistant", "tool_calls": [CALL, CALL]}))
+    assert found.completion == "" and found.reply == {"tool_calls": [CALL, CALL]}
+    assert json.loads(found.gold) == [CALL["function"], CALL["function"]]
+
+
+def test_earlier_ways_to_call_are_read_alike() -> None:
+    function = {"name": "weather", "arguments": '{"city": "Oslo"}'}
+    openai = read(asked({"role": "assistant", "content": None, "function_call": function}))
+    sharegpt = read([{"from": "human", "value": "Weather in Oslo?"}, {"from": "function_call", "value": json.dumps(function)}])
+    assert openai.reply == sharegpt.reply == {"tool_calls": [{k: v for k, v in CALL.items() if k != "id"}]}
+
+
+@pytest.mark.parametrize("tools", [[TOOL], json.dumps([TOOL]), [json.dumps(TOOL)], [TOOL["function"]], TOOL])
+def test_tools_are_read_from_their_column(tools: Any) -> None:
+    assert read(HELLO, tools=tools).tools == (TOOL,)
+    assert read(HELLO, functions=tools).tools == (TOOL,)
+    assert read(HELLO, tools=None).tools == read(HELLO, tools=[]).tools == ()
+
+
+# Parquet gives every tool the parameters of all.
+def test_null_in_a_tool_is_left_out() -> None:
+    filled_up = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "items": None}}, "x": None}
+    assert read(HELLO, tools=[filled_up]).tools == (TOOL,)
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_is_one_field_under_all_its_names(name: str) -> None:
+    found = read(asked({"role": "assistant", "content": "3 degrees.", name: "Look it up."}))
+    assert found.reply == {"reasoning_content": "Look it up."} and found.gold == "3 degrees."
+
+
+def test_reasoning_in_parts_or_tags_is_none_of_the_gold() -> None:
+    parts = [{"type": "thinking", "thinking": "Look it up."}, {"type": "text", "text": "3 degrees."}]
+    assert read(asked({"role": "assistant", "content": parts})).reply == {"reasoning_content": "Look it up."}
+    tagged = read(asked({"role": "assistant", "content": "<think>\nLook it up.\n</think>\n\n3 degrees."}))
+    assert tagged.gold == "3 degrees." and tagged.completion.startswith("<think>")
+
+
+def test_every_other_field_of_a_message_passes() -> None:
+    user = {"role": "user", "content": "Hi", "name": "Mia", "timestamp": "2026", "toxic": False, "country": "NO"}
+    assert read([user, HELLO[1]]).messages == (user,)
+
+
+def test_a_system_prompt_stands_before_a_conversation_without_one() -> None:
+    system, own = {"role": "system", "content": "Be brief."}, {"role": "system", "content": "Be long."}
+    assert conversation_in({"chat": HELLO}, "chat", "Be brief.").messages[0] == system
+    assert conversation_in({"chat": [own, *HELLO]}, "chat", "Be brief.").messages[:1] == (own,)
+
+
+@pytest.mark.parametrize(
+    ("messages", "fault"),
+    [
+        ("Hi?", "`chat` must be a list of at least two messages"),
+        ([], "`chat` must be a list of at least two messages"),
+        (HELLO[:1], "`chat` must be a list of at least two messages"),
+        (["Hi?", "Ho."], "`chat` must be a list of at least two messages"),
+        ([HELLO[1], HELLO[0]], "`chat` ends with a message of the user"),
+        ([HELLO[0], {"role": "assistent", "content": "Ho"}], "has the role 'assistent'. Did you mean `assistant`?"),
+        ([HELLO[0], {"content": "Ho"}], "message 2 of `chat` has the role None"),
+        ([HELLO[0], {"role": "assistant", "content": None}], "message 2 of `chat` (of the assistant) is empty"),
+        ([{"role": "user", "content": " "}, HELLO[1]], "message 1 of `chat` (of the user) is empty"),
+        ([{"role": "user", "content": 7}, HELLO[1]], "message 1 of `chat`: its content is int"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, HELLO[1]], "a part of type 'image_url'"),
+        ([HELLO[0], HELLO[1] | {"weight": 0}], "the last message of `chat` says weight: 0"),
+        ([HELLO[0], HELLO[1] | {"train": False}], "the last message of `chat` says train: False"),
+        ([HELLO[0], HELLO[1] | {"thinking": ["So"]}], "message 2 of `chat`: its reasoning is no text"),
+        ([HELLO[0], {"role": "assistant", "tool_calls": [{"id": "c1"}]}], "message 2 of `chat` has a tool call without a name"),
+        (
+            [HELLO[0], {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{city: Oslo"}]}],
+            "message 2 of `chat` calls f with arguments that are no JSON object: '{city: Oslo'",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_its_place(messages: Any, fault: str) -> None:
+    with pytest.raises(PollardError) as caught:
+        read(messages)
+    assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize("tools", ["weather", [{"description": "no name"}], [["weather"]]])
+def test_tools_without_names_are_refused(tools: Any) -> None:
+    with pytest.raises(PollardError, match="`tools` must be a list of tools with a name"):
+        read(HELLO, tools=tools)

@@ -1,0 +1,148 @@
+"""Which files of a folder are the model: those that transformers reads, in its order, and no others.
+
+    config.json: "transformers_weights": "…"     where it says so, that file or index and nothing else
+    model.safetensors                            else this one, even with an index beside it
+    model.safetensors.index.json                 else the files that it names
+    pytorch_model.bin, pytorch_model.bin.index.json
+
+Everything that reads, counts, copies or compares weights asks `checkpoint_files`. Other weights in the folder (an index that
+is not read, files of an earlier save, variants, consolidated files) are no part of the model.
+"""
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    find_adapter_config_file,
+)
+
+from toolkit.distributed import say
+from toolkit.errors import PollardError
+
+SINGLE, INDEX = SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME
+SUFFIXES = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".ggml", ".onnx", ".onnx_data", ".tflite", ".ot",
+    ".nemo", ".mlmodel",
+)  # fmt: skip
+OF_A_TRAINING = ("optimizer", "scheduler", "rng_state", "training_args", "scaler", "random_states")  # its state, no weights
+ONE_RANKS_PART = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")  # what transformers saves of a distributed model
+
+
+class CheckpointFiles(NamedTuple):
+    """The weights of a checkpoint folder."""
+
+    weights: tuple[Path, ...]  # in the order they are read: of a tensor that is in two files, the later one counts
+    index_file: Path | None  # the index that names them
+    unread: tuple[str, ...]  # weights and indices in the folder that are no part of the model
+
+    @property
+    def safetensors(self) -> bool:
+        """Whether the weights are there, and in safetensors files."""
+        return bool(self.weights) and all(file.suffix == ".safetensors" for file in self.weights)
+
+
+def checkpoint_files(folder: str | Path) -> CheckpointFiles:
+    """The files that transformers reads of a local folder, which may be none.
+
+    Raises PollardError for an adapter in the folder, a damaged index, and a choice that cannot be followed.
+    """
+    folder = Path(folder)
+    refuse_adapter(str(folder))
+    there = sorted(path.name for path in folder.iterdir() if path.is_file())
+    if part := next((name for name in there if ONE_RANKS_PART.fullmatch(name)), None):
+        raise PollardError(
+            f"{folder} holds a model as its ranks saved it in parts ({part}, …). Load it with transformers and save it again "
+            "(save_pretrained), or take those files away if they are old."
+        )
+    if named := named_by_config(folder):
+        if not (folder / named).is_file():
+            raise PollardError(
+                f"{folder / 'config.json'} says `transformers_weights`: {named}, and there is no such file. Fetch it, or take "
+                "that key out."
+            )
+        first = named
+    else:
+        first = next((name for name in (SINGLE, INDEX, WEIGHTS_NAME, WEIGHTS_INDEX_NAME) if name in there), "")
+    index = folder / first if first.endswith(".index.json") else None
+    names = sorted(set(read_index(index).values())) if index else [first] * bool(first)
+    used = {first, *names}
+    unread = tuple(name for name in there if name not in used and is_weights(name) and not name.startswith(OF_A_TRAINING))
+    return CheckpointFiles(tuple(folder / name for name in names), index, unread)
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Tensors by name, with the file that holds each. Raises PollardError for a file that is no index."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+            raise ValueError("weight_map does not name files")
+        return found
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise PollardError(f"{path} is damaged ({error!r}). Fetch it again.") from None
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of that name holds tensors, in whatever format, or says where they are."""
+    return name.endswith(SUFFIXES) or re.search(r"\.index(\.\w+)?\.json$", name) is not None
+
+
+def named_by_config(folder: Path) -> str:
+    """The file or index that config.json says the weights are in; nothing where it does not say."""
+    try:
+        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return str(config.get("transformers_weights") or "")
+    except (OSError, ValueError, AttributeError, RecursionError):  # explained where the configuration is opened
+        return ""
+
+
+@cache
+def say_what_is_read(folder: str) -> None:
+    """A line, once, where a folder has weights that are no part of its model. Raises PollardError where it has only such."""
+    files = checkpoint_files(folder)
+    shown = ", ".join(files.unread[:5]) + ", …" * (len(files.unread) > 5)
+    if files.weights and files.unread:
+        read = files.index_file or files.weights[0]
+        say(f"  {folder}: the model is {read.name}, as transformers reads it; not read: {shown}")
+    elif files.unread:
+        raise PollardError(
+            f"{folder} has weights only under names that transformers does not look for ({shown}): it reads {SINGLE}, or the "
+            f"files that {INDEX} names. Of a variant (model.fp16.safetensors), rename the file, or load it with "
+            "variant=… and save it again; of another format, fetch the model's transformers checkpoint."
+        )
+
+
+def refuse_adapter(path: str, revision: str | None = None) -> None:
+    """Raises PollardError where a PEFT adapter lies in a folder or a hub repository: transformers puts it on top of the weights
+    that it loads, so what answers is another model than the one in the files."""
+    file = Path(path) / ADAPTER_CONFIG_NAME if Path(path).is_dir() else _adapter_on_hub(path, revision)
+    if not file or not file.is_file():
+        return
+    try:
+        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        base = None
+    merge = "peft's AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…) does that"
+    if (file.parent / "config.json").is_file():
+        what = (
+            f"{path} holds an adapter beside the model ({ADAPTER_CONFIG_NAME}), which transformers puts on top of the weights "
+            f"when it loads them. Merge it into the weights ({merge}), or, to use the weights as they are, move "
+            "adapter_config.json and adapter_model.* away"
+        )
+    else:
+        of = f" of {base}" if base else ""
+        what = f"{path} is an adapter{of}, no model. Merge the two first ({merge}), and give the folder of the result"
+    raise PollardError(f"{what}.")
+
+
+@cache
+def _adapter_on_hub(path: str, revision: str | None) -> Path | None:
+    found = find_adapter_config_file(path, revision=revision)
+    return Path(found) if found else None

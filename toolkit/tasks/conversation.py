@@ -1,0 +1,162 @@
+"""Chat messages of a line, in the shapes they are published in, whole: reasoning, tool calls and their results included.
+
+    {"messages": [{"role": "user", "content": "Weather?"}, {"role": "assistant", "tool_calls": [{"function": {"name": …}}]}, …],
+     "tools": [{"type": "function", "function": {"name": "get_weather", "parameters": {…}}}]}
+    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}], "system": "Be brief."}     ShareGPT
+
+What a field means is known here, what becomes of it is the chat template's affair (tasks/rendered_fields.py looks whether it
+shows it). A field that is null or empty says nothing: files with columns fill up every message with all fields.
+"""
+
+import json
+from typing import Any, NamedTuple
+
+from toolkit.errors import PollardError, did_you_mean
+from toolkit.tasks.chat_format import REASONING, REASONING_NAMES, split_reasoning
+from toolkit.tasks.example import Message
+
+ROLES = {  # as templates call them, by the names that data sets use
+    "system": "system", "developer": "developer", "user": "user", "human": "user", "prompter": "user", "assistant": "assistant",
+    "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant", "tool": "tool", "function": "tool",
+    "observation": "tool", "ipython": "ipython", "function_call": "assistant",
+}  # fmt: skip
+NOT_TRAINED = {"weight": 0, "train": False, "loss": False, "trainable": False}  # marks of messages not to learn from
+
+
+class Conversation(NamedTuple):
+    """`completion` is the final message's text, `reply` its other fields."""
+
+    messages: tuple[Message, ...]
+    completion: str
+    reply: Message
+    tools: tuple[dict[str, Any], ...]
+
+    @property
+    def gold(self) -> str:
+        """What an answer is judged by: the text without reasoning in front of it, or the calls."""
+        calls = self.reply.get("tool_calls")
+        return text_of_calls(calls) if calls and not self.completion.strip() else split_reasoning(self.completion)[1]
+
+
+def conversation_in(columns: dict[str, Any], name: str, system: str | None = None) -> Conversation:
+    """The conversation in the column `name`, with the tools in a column `tools` (or `functions`); `system` stands before one
+    that has no system message of its own.
+
+    Raises PollardError for what is no conversation that ends with the assistant, and for what cannot be used of it.
+    """
+    given = _parsed(columns[name])
+    if not isinstance(given, list) or len(given) < 2 or not all(isinstance(message, dict) for message in given):
+        raise PollardError(
+            f"`{name}` must be a list of at least two messages, {{role, content}} or {{from, value}}, that ends with the "
+            "assistant's."
+        )
+    messages = [_message(message, f"message {number} of `{name}`") for number, message in enumerate(given, start=1)]
+    if messages[-1]["role"] != "assistant":
+        raise PollardError(
+            f"`{name}` ends with a message of the {messages[-1]['role']}: the last one, which is what is learnt and asked for, "
+            "must be the assistant's."
+        )
+    for mark in (key for key, value in NOT_TRAINED.items() if messages[-1].get(key, True) == value):
+        raise PollardError(f"the last message of `{name}` says {mark}: {messages[-1][mark]}, and it is the one that is learnt.")
+    if system and messages[0]["role"] not in ("system", "developer"):
+        messages.insert(0, {"role": "system", "content": system})
+    last = {key: value for key, value in messages[-1].items() if key not in ("role", "content")}
+    return Conversation(tuple(messages[:-1]), messages[-1]["content"], last, _tools(columns))
+
+
+def text_of_calls(calls: list[dict[str, Any]]) -> str:
+    """Tool calls as one text: names and arguments."""
+    return json.dumps([call["function"] for call in calls], ensure_ascii=False, sort_keys=True)
+
+
+def _message(given: dict[str, Any], what: str) -> Message:
+    """One message in the shape that chat templates take."""
+    fields = {key: value for key, value in given.items() if value is not None and value != [] and value != {}}
+    role, content = fields.pop("role", fields.pop("from", None)), fields.pop("content", fields.pop("value", None))
+    if role not in ROLES:
+        known = ", ".join(ROLES)
+        raise PollardError(f"{what} has the role {role!r}{did_you_mean(str(role), list(ROLES))} Roles that are known: {known}.")
+    if role == "function_call":  # ShareGPT's way to call a tool
+        fields["tool_calls"], content = content, None
+    if "function_call" in fields:  # OpenAI's earlier one
+        fields["tool_calls"] = [fields.pop("function_call")]
+    text, thoughts = _text(content, what)
+    thoughts += [fields.pop(key) for key in REASONING_NAMES if key in fields]
+    if "tool_calls" in fields:
+        fields["tool_calls"] = [_call(call, what) for call in _as_list(_parsed(fields["tool_calls"]))]
+    message = {"role": ROLES[role], "content": text, **fields}
+    if not all(isinstance(thought, str) for thought in thoughts):
+        raise PollardError(f"{what}: its reasoning is no text.")
+    if thoughts := [thought for thought in dict.fromkeys(thoughts) if thought.strip()]:
+        message[REASONING] = "\n".join(thoughts)
+    if not text.strip() and not message.get("tool_calls") and ROLES[role] in ("user", "assistant"):
+        raise PollardError(f"{what} (of the {ROLES[role]}) is empty: it has neither text nor tool calls.")
+    return message
+
+
+def _text(content: Any, what: str) -> tuple[str, list[str]]:
+    """The text of a message, a line for each of its parts, and parts that are reasoning."""
+    if content is None or isinstance(content, str):
+        return content or "", []
+    if not isinstance(content, list) or not all(isinstance(part, dict | str) for part in content):
+        raise PollardError(f"{what}: its content is {type(content).__name__}, neither a text nor a list of parts.")
+    texts: list[str] = []
+    thoughts: list[str] = []
+    for part in content:
+        kind = "text" if isinstance(part, str) else str(part.get("type", "text"))
+        value = part if isinstance(part, str) else part.get("text") or part.get(kind)
+        if kind not in ("text", "input_text", "output_text", "thinking", "reasoning") or not isinstance(value, str):
+            raise PollardError(f"{what} holds a part of type {kind!r}, and only text can be used here.")
+        (thoughts if kind in ("thinking", "reasoning") else texts).append(value)
+    return "\n".join(texts), thoughts
+
+
+def _call(call: Any, what: str) -> dict[str, Any]:
+    """One tool call, {"type": "function", "function": {"name", "arguments"}}, its arguments an object, as templates want it."""
+    call = _parsed(call)
+    function = _parsed(call.get("function", call)) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise PollardError(f"{what} has a tool call without a name: {call!r}.")
+    arguments = function.get("arguments", function.get("parameters", {}))
+    parsed = _parsed(arguments) if arguments not in (None, "") else {}
+    if not isinstance(parsed, dict):
+        raise PollardError(f"{what} calls {function['name']} with arguments that are no JSON object: {arguments!r}.")
+    outside = {key: value for key, value in call.items() if key not in ("function", "name", "arguments", "parameters")}
+    return {"type": "function"} | outside | {"function": {"name": function["name"], "arguments": parsed}}
+
+
+def _tools(columns: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """The tools that a conversation may call, each {"type": "function", "function": {…}}."""
+    name = next((name for name in ("tools", "functions") if columns.get(name)), None)
+    if name is None:
+        return ()
+    found = []
+    for tool in _as_list(_parsed(columns[name])):
+        tool = _without_null(_parsed(tool))
+        if isinstance(tool, dict) and "function" not in tool and "name" in tool:
+            tool = {"type": "function", "function": tool}
+        if not isinstance(tool, dict) or not isinstance(tool.get("function"), dict) or "name" not in tool["function"]:
+            raise PollardError(f"`{name}` must be a list of tools with a name, as JSON schemas, and holds {tool!r}.")
+        found.append(tool)
+    return tuple(found)
+
+
+def _without_null(value: Any) -> Any:
+    """Files with columns give every tool the parameters of all, as null where it has none."""
+    if isinstance(value, dict):
+        return {key: _without_null(inner) for key, inner in value.items() if inner is not None}
+    return [_without_null(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _parsed(value: Any) -> Any:
+    """A list or an object that a data set keeps as JSON text."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,111 @@
+"""Which files a recipe means by a name: one file, several, a pattern, or a folder.
+
+train: tickets.csv
+train: [january.jsonl, february.jsonl.gz]
+train: "logs/2024-*.parquet"                 in the order of their names
+train: exports/                              every data file in it
+"""
+
+import glob
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from toolkit.errors import PollardError
+
+LINES, TABLES, COLUMNS = (".jsonl", ".ndjson", ".json"), (".csv", ".tsv"), (".parquet", ".arrow", ".feather")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+ENDINGS = (*LINES, *TABLES, *COLUMNS)
+READ = f"{', '.join(ENDINGS)}, the first five also with {', '.join(COMPRESSED)}"  # for messages
+ABOUT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}  # the hub library's own notes
+NO_DATA = (".md", ".py", ".yaml", ".yml", ".lock")  # what else stands in folders of data
+PATHS = "Give its path relative to where you start, {}."
+SPLITS = {
+    "train": re.compile(r"(?:^|[^a-z])train(?:ing)?(?:[^a-z]|$)"),
+    "validation": re.compile(r"(?:^|[^a-z])(?:validation|valid|val|dev)(?:[^a-z]|$)"),
+    "test": re.compile(r"(?:^|[^a-z])(?:test|testing|eval|evaluation)(?:[^a-z]|$)"),
+}
+
+Source = str | Sequence[str]
+
+
+def ending_of(name: str) -> str:
+    """What kind of file it is, by its name: ".csv" of "A.CSV.gz"."""
+    name = name.lower()
+    packed = next((ending for ending in COMPRESSED if name.endswith(ending)), "")
+    return Path(name.removesuffix(packed)).suffix
+
+
+def is_local(source: Source) -> bool:
+    """Whether a name means files rather than a split of a hub data set."""
+    return not isinstance(source, str) or "/" in source or os.sep in source or ending_of(source) in ENDINGS
+
+
+def files_of(source: Source) -> list[str]:
+    """The files, in the order in which they are read. Raises PollardError for a name that means none."""
+    names = [source] if isinstance(source, str) else source
+    return [file for name in names for file in _files(os.path.expanduser(name))]
+
+
+def is_saved_by_datasets(folder: Path) -> bool:
+    """Whether `Dataset.save_to_disk` wrote the folder."""
+    return (folder / "state.json").is_file()
+
+
+def _files(name: str) -> list[str]:
+    path = Path(name)
+    try:
+        if path.is_dir():
+            return _in_folder(path)
+        if path.exists():
+            return [name]
+        if glob.has_magic(name):
+            found = sorted(file for file in glob.glob(name, recursive=True) if Path(file).is_file())
+            if found:
+                return found
+            raise PollardError(f"Cannot read {name}: no file matches it. {PATHS.format(Path.cwd())}")
+    except (OSError, ValueError) as error:  # no permission; a NUL in the name
+        raise PollardError(f"Cannot read {name!r}: {error}.") from None
+    raise PollardError(f"Cannot read {name}: there is no such file. {PATHS.format(Path.cwd())}")
+
+
+def _in_folder(folder: Path) -> list[str]:
+    if is_saved_by_datasets(folder):
+        return [str(folder)]
+    if (folder / "dataset_dict.json").is_file():
+        raise PollardError(f"{folder} holds a data set with several splits: give one of its folders, such as {folder}/train.")
+    data: list[Path] = []
+    other: list[Path] = []
+    for path in _walk(folder):
+        if path.suffix.lower() in NO_DATA or path.name in ABOUT_DATA or path.name.split(".")[0] in ("LICENSE", "README"):
+            continue
+        (data if ending_of(path.name) in ENDINGS else other).append(path)
+    if not data:
+        raise PollardError(f"Cannot read {folder}: no file in it is a data file ({READ}).")
+    if other:
+        raise PollardError(
+            f"{folder} holds {other[0].relative_to(folder)}, which is no data file ({READ}): give a pattern for those that are "
+            f"meant, such as {folder}/*{data[0].suffix}."
+        )
+    names = [str(path.relative_to(folder)).lower() for path in data]
+    splits = [split for split, pattern in SPLITS.items() if any(map(pattern.search, names))]
+    if len(splits) > 1:
+        raise PollardError(
+            f"{folder} holds several splits ({', '.join(splits)}): say `task.dataset: {folder}` with their names in `task.train` "
+            f"and `task.test`, or give a pattern, such as {folder}/train*."
+        )
+    return [str(path) for path in data]
+
+
+def _walk(folder: Path) -> list[Path]:
+    """All files below, without hidden ones, by name."""
+    found: list[Path] = []
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for at, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        found += [Path(at) / name for name in names if not name.startswith((".", "_"))]
+    return sorted(found)

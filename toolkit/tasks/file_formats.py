@@ -1,0 +1,236 @@
+"""How each kind of data file becomes lines that remember where they stood.
+
+    train.jsonl, line 7       train.csv, line 7       as an editor counts them, from 1
+    train.json, item 3        of a JSON array, from 1
+    train.parquet, row 6      from 0, as pandas and `datasets` count rows
+
+JSON is read by the standard library and not by `datasets`, which fits all lines into one table: there a line has no number,
+fields that it lacks become null, and one value of another type stops everything. So is CSV: pandas would read the texts
+"007" and "NA" as 7 and as nothing.
+"""
+
+import bz2
+import csv
+import gzip
+import importlib
+import io
+import json
+import lzma
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from toolkit.errors import PollardError
+from toolkit.tasks.data_files import COLUMNS, READ, TABLES, ending_of
+
+Columns = dict[str, Any]
+Line = tuple[str, Columns | str]  # where it stood, and its columns, or what is wrong with it
+
+OPEN: dict[str, Callable[[str], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+NO_UTF8 = re.compile("[\udc80-\udcff]")  # what Python makes of such bytes
+CHAT = {"role", "from"}  # keys of messages: a list of them is a conversation, and no list of lines
+
+
+def read_file(path: str) -> Iterable[Line]:
+    """The lines of a data file. Raises PollardError for a file that cannot be read at all."""
+    ending = ending_of(path)
+    reader = read_columns if ending in COLUMNS else read_table if ending in TABLES else read_json
+    try:
+        yield from reader(path)
+    except PollardError:
+        raise
+    except RecursionError:
+        raise PollardError(f"Cannot read {path}: it is nested too deeply.") from None
+    except Exception as error:  # every library raises its own for a file that is damaged, or of another kind
+        what = str(error) or type(error).__name__
+        raise PollardError(f"Cannot read {path}: {what}. Data files are {READ}, by the ends of their names.") from None
+
+
+@contextmanager
+def opened(path: str) -> Iterator[TextIO]:
+    """A text file, packed or not; bytes that are no UTF-8 come as lone surrogates (`is_utf8`)."""
+    packed = Path(path).suffix.lower()
+    if packed == ".zst":
+        try:
+            opener: Callable[[str], Any] = importlib.import_module("zstandard").open
+        except ImportError:
+            raise PollardError(f"Cannot read {path}: Python needs a package for .zst, `pip install zstandard`.") from None
+    else:
+        opener = OPEN.get(packed, io.FileIO)
+    with opener(path) as found, io.BufferedReader(found) as file:
+        start = file.peek(1024)[:1024]
+        if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start:
+            raise PollardError(
+                f"Cannot read {path}: it is no UTF-8 text, but UTF-16 or no text at all. Data files are {READ}. "
+                f"To convert UTF-16: iconv -f UTF-16 -t UTF-8 {path} > converted{ending_of(path)}"
+            )
+        yield io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=None if is_json(path) else "")
+
+
+def is_json(path: str) -> bool:
+    return ending_of(path) not in TABLES
+
+
+def is_utf8(text: str) -> bool:
+    return text.isascii() or not NO_UTF8.search(text)
+
+
+NOT_UTF8 = "not UTF-8 text: convert the file, for example with `iconv -f LATIN1 -t UTF-8`."
+
+
+def read_json(path: str) -> Iterator[Line]:
+    """Objects, one a line; or all of them in one list, which may stand under a key."""
+    with opened(path) as file:
+        first = list(islice((line for line in file if line.strip()), 2))
+    if _is_document(first, ending_of(path)):
+        yield from _document(path)
+        return
+    with opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield f"{path}, line {number}", _object(line)
+
+
+def _is_document(first: list[str], ending: str) -> bool:
+    """Whether the file is one JSON value, by its first two lines."""
+    if not first or not first[0].lstrip().startswith(("[", "{")):
+        return False
+    try:
+        value = json.loads(first[0])
+    except RecursionError:
+        return False
+    except ValueError:
+        goes_on = len(first) == 2 and not first[1].lstrip().startswith("{")
+        return first[0].lstrip().startswith("[") or (ending == ".json" and goes_on)
+    return len(first) == 1 and (isinstance(value, list) or (ending == ".json" and _lists_in(value) != []))
+
+
+def _document(path: str) -> Iterator[Line]:
+    with opened(path) as file:
+        text = file.read()
+    if not is_utf8(text):
+        raise PollardError(f"Cannot read {path}: {NOT_UTF8}")
+    try:
+        value = json.loads(text, object_pairs_hook=_without_repetition)
+    except ValueError as error:
+        raise PollardError(f"{path}: not valid JSON ({error}).") from None
+    key = ""
+    if isinstance(value, dict):
+        keys = _lists_in(value)
+        if len(keys) > 1:
+            raise PollardError(f"{path} holds several lists of objects ({', '.join(keys)}): write each into a file of its own.")
+        key, value = (f" of {keys[0]}", value[keys[0]]) if keys else ("", [value])
+    for number, item in enumerate(value, start=1):
+        yield f"{path}, item {number}{key}", item if isinstance(item, dict) else _no_object(item)
+
+
+def _lists_in(value: dict[str, Any]) -> list[str]:
+    """The keys under which lists of objects stand that are no conversations."""
+    return [
+        key
+        for key, items in value.items()
+        if isinstance(items, list) and items and all(isinstance(item, dict) and not CHAT & item.keys() for item in items)
+    ]
+
+
+def _object(line: str) -> Columns | str:
+    if not is_utf8(line):
+        return NOT_UTF8
+    try:
+        value = json.loads(line, object_pairs_hook=_without_repetition)
+    except RecursionError:
+        return "nested too deeply to be read."
+    except ValueError as error:
+        return f"not valid JSON ({error}). Every line must hold one JSON object."
+    return value if isinstance(value, dict) else _no_object(value)
+
+
+def _no_object(value: Any) -> str:
+    return f"holds {type(value).__name__}, not a JSON object with columns."
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> Columns:
+    """An object whose keys are all different: of two alike, Python would keep the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"an object has the key {twice!r} twice")
+    return found
+
+
+def read_table(path: str) -> Iterator[Line]:
+    """Rows of text under a header, with commas, semicolons or tabs between them. Every cell stays the text that it is."""
+    csv.field_size_limit(sys.maxsize)  # 128 KiB unless said, and a document may be longer
+    with opened(path) as file:
+        first = next(file, "")
+        between = max("\t,;" if ending_of(path) == ".tsv" else ",;\t", key=first.count)
+        reader = csv.reader(chain([first], file), delimiter=between, strict=True)
+        header = next(reader, [])
+        if twice := [name for name in header if header.count(name) > 1]:
+            raise PollardError(f"Cannot read {path}: its header names {twice[0]!r} twice.")
+        if not is_utf8("".join(header)):
+            raise PollardError(f"Cannot read {path}: {NOT_UTF8}")
+        while True:
+            where = f"{path}, line {reader.line_num + 1}"
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield where, f"not valid CSV ({error})."
+                continue
+            if len(cells) != len(header):
+                if cells:  # an empty line is none
+                    yield where, f"{_count(cells, 'cell')} where the header names {_count(header, 'column')}."
+            elif not is_utf8("".join(cells)):
+                yield where, NOT_UTF8
+            else:
+                yield where, dict(zip(header, cells, strict=True))
+
+
+def _count(things: list[str], name: str) -> str:
+    return f"{len(things)} {name}{'s' * (len(things) != 1)}"
+
+
+def read_columns(path: str) -> Iterator[Line]:
+    """The rows of a Parquet or Arrow (Feather) file, or of a folder that `Dataset.save_to_disk` wrote."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if ending_of(path) == ".parquet":
+        with pq.ParquetFile(path) as file:
+            yield from _numbered(path, file.schema_arrow, file.iter_batches())
+        return
+    with pa.memory_map(path) as source:
+        try:
+            table = pa.ipc.open_file(source).read_all()
+        except pa.ArrowInvalid:  # as `datasets` writes them
+            source.seek(0)
+            table = pa.ipc.open_stream(source).read_all()
+        yield from _numbered(path, table.schema, table.to_batches())
+
+
+def class_names_of(path: str) -> dict[str, list[str]]:
+    """Of a Parquet file that `datasets` has written: the names of the classes that a column numbers."""
+    import pyarrow.parquet as pq
+
+    if ending_of(path) != ".parquet":
+        return {}
+    try:
+        about = json.loads((pq.read_schema(path).metadata or {}).get(b"huggingface", b"{}"))
+        kinds = about.get("info", {}).get("features", {}).items()
+        return {column: kind["names"] for column, kind in kinds if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"}
+    except Exception:  # a damaged file is told where it is read
+        return {}
+
+
+def _numbered(path: str, schema: Any, batches: Iterable[Any]) -> Iterator[Line]:
+    if twice := [name for name in schema.names if schema.names.count(name) > 1]:
+        raise PollardError(f"Cannot read {path}: it has two columns of the name {twice[0]!r}.")
+    rows = (row for batch in batches for row in batch.to_pylist())
+    yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows))

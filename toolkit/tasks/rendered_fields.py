@@ -1,0 +1,102 @@
+"""Does the model see all that the data says? Every field of a conversation is tried: rendered without it, or with another
+text in its place, the conversation must read differently.
+
+Templates drop much without a word: tool calls, names, reasoning, system messages. What carries the content of an example is
+refused where it would be lost, all else is counted.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from toolkit.errors import PollardError, first_of
+from toolkit.tasks.chat_format import REASONING
+from toolkit.tasks.example import Example, Message
+from toolkit.tasks.prompts import completion_text, prompt_text, without_end_texts
+
+OTHER_TEXT = "zqOtherqz"
+CONTENT = ("content", "tool_calls")  # of any message; and tools, and the reasoning of the answer
+
+
+class LostField(NamedTuple):
+    name: str
+    is_content: bool
+
+
+def check_rendering(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[str]:
+    """What the model does not see as the data says it, as counted lines for people.
+
+    Raises PollardError for conversations that the chat template refuses, and for those of which it leaves out what the model
+    should know or learn, with their lines.
+    """
+    known: dict[Any, list[LostField]] = {}  # per shape of a conversation
+    refused, left_out = [], []
+    lost, cut = Counter[str](), 0
+    for example in examples:
+        try:
+            prompt_text(tokenizer, example)
+            shape = _shape(example)
+            if shape not in known:
+                known[shape] = list(dict.fromkeys(_lost_fields(tokenizer, example)))
+            fields = known[shape]
+            cut += without_end_texts(tokenizer, example) != example
+        except PollardError as error:
+            refused.append(str(error))
+            continue
+        if content := [field.name for field in fields if field.is_content]:
+            left_out.append(f"{example.where}: the model's chat template leaves out {' and '.join(content)}.")
+        lost.update({field.name for field in fields if not field.is_content})
+    if left_out:
+        left_out.append(
+            "A model cannot learn from what it is not shown: say it in the text of a message, take another model, or give this "
+            "one a template that shows it (chat_template.jinja in its folder)."
+        )
+    if refused or left_out:
+        raise PollardError("\n".join([first_of(refused), first_of(left_out[:-1]), *left_out[-1:]]).strip("\n"))
+    notes = [f"{number:,} of {len(examples):,} examples: the chat template does not show {name}" for name, number in lost.items()]
+    if cut:
+        notes.append(f"{cut:,} of {len(examples):,} completions hold the text of an end token, where an answer ends: taken off")
+    return notes
+
+
+def _shape(example: Example) -> Any:
+    """Conversations of the same roles and fields are rendered alike."""
+    turns = tuple((turn["role"], tuple(sorted(key for key, value in turn.items() if value))) for turn in example.messages)
+    return turns, tuple(sorted(key for key, value in example.answer.items() if value)), bool(example.tools), example.plain
+
+
+def _lost_fields(tokenizer: PreTrainedTokenizerBase, example: Example) -> Iterator[LostField]:
+    """What is in the example and not in its prompt and completion."""
+    example = replace(example, shots=())
+    before = _read(tokenizer, example)
+    if example.tools and _read(tokenizer, replace(example, tools=())) == before:
+        yield LostField("its tools", True)
+    for number, message in enumerate(example.messages):
+        for field, other in _variants(message):
+            messages = (*example.messages[:number], other, *example.messages[number + 1 :])
+            if _read(tokenizer, replace(example, messages=messages)) == before:
+                yield LostField(f"`{field}` of the {message['role']}", field in CONTENT)
+    for field, other in _variants(example.answer):
+        reply = {key: value for key, value in other.items() if key not in ("role", "content")}
+        if _read(tokenizer, replace(example, completion=other["content"], reply=reply)) == before:
+            yield LostField(f"`{field}` of the answer", field in (*CONTENT, REASONING))
+
+
+def _variants(message: Message) -> Iterator[tuple[str, Message]]:
+    """The message without one of its fields, or with another text."""
+    for field, value in message.items():
+        if field == "content" and value:
+            yield field, message | {"content": OTHER_TEXT}
+        elif field not in ("role", "content") and value:
+            yield field, {key: inner for key, inner in message.items() if key != field}
+
+
+def _read(tokenizer: PreTrainedTokenizerBase, example: Example) -> str | None:
+    """The whole conversation as rendered; None where the template refuses it, which it does because of what was changed."""
+    try:
+        return prompt_text(tokenizer, example) + completion_text(tokenizer, example)
+    except PollardError:
+        return None
