@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import pytest
 from transformers import AutoConfig
 
+from toolkit.errors import PollardError
+from toolkit.moe import meta_model
 from toolkit.moe.limits import context_length, embedding_rows, longer_than_context
 
 NO_TOKENIZER_LIMIT = SimpleNamespace(model_max_length=10**30)
@@ -71,3 +73,10 @@ def test_texts_beyond_the_context_are_counted() -> None:
 
 def test_the_rows_of_the_embedding_are_those_of_the_language_model() -> None:
     assert embedding_rows(AutoConfig.for_model("qwen3_vl_moe", text_config={"vocab_size": 321})) == 321
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_a_padding_token_without_an_embedding_is_told_with_both_numbers(family: str) -> None:
+    config = AutoConfig.for_model(family, num_hidden_layers=1, vocab_size=768, pad_token_id=768)
+    with pytest.raises(PollardError, match=r"pad_token_id is 768, and the model's embedding has 768 rows"):
+        meta_model(config)

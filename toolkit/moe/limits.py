@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from toolkit.errors import PollardError
+
 NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 NO_LIMIT = 10**9  # a tokenizer that knows none says 10^30
 
@@ -63,3 +65,13 @@ def longer_than_context(config: Any, tokenizer: PreTrainedTokenizerBase, lengths
 def embedding_rows(config: Any) -> int:
     """Tokens from this number on have no embedding."""
     return int(config.get_text_config().vocab_size)
+
+
+def check_padding(config: Any) -> None:
+    """Raises PollardError for a padding token that has no embedding: most families cannot even be built with it."""
+    padding, rows = getattr(config.get_text_config(), "pad_token_id", None), embedding_rows(config)
+    if isinstance(padding, int) and padding >= rows:
+        raise PollardError(
+            f"config.json: pad_token_id is {padding:,}, and the model's embedding has {rows:,} rows (vocab_size), numbered "
+            "from 0. Give the number of a token that the model has (often eos_token_id), or null."
+        )
