@@ -1,7 +1,10 @@
 """The one exception users see: what is wrong, where, and what to do. Entry points print it without a traceback."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class PollardError(Exception):
@@ -29,3 +32,36 @@ def first_of(faults: Sequence[str], shown: int = 5) -> str:
     """The first `shown` of many faults of one kind, a line each, and how many more there are."""
     more = [f"… and {len(faults) - shown:,} more"] if len(faults) > shown else []
     return "\n".join([*faults[:shown], *more])
+
+
+class Mistakes:
+    """Several checks that do not depend on each other: all of them are made, and what they find is raised together.
+
+    mistakes = Mistakes()
+    config = mistakes.collect(lambda: load_config(path))   # None where that raised a PollardError
+    mistakes.collect(lambda: read_jsonl(file))
+    mistakes.raise_all()                                   # one PollardError, each mistake once
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[str, PollardError] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def collect(self, check: Callable[[], T]) -> T | None:
+        """What `check` returns, or None where it raises a PollardError, which is kept. Other exceptions pass."""
+        try:
+            return check()
+        except PollardError as error:
+            self._found.setdefault(str(error), error)
+            return None
+
+    def raise_all(self) -> None:
+        """Raises what was found: a single error as it is, several as one with all their messages."""
+        if len(self._found) == 1:
+            raise next(iter(self._found.values()))
+        if self._found:
+            together = PollardError("\n".join(self._found))
+            together.told = all(error.told for error in self._found.values())
+            raise together

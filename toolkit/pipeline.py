@@ -12,26 +12,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from rich.markup import escape
 
 from toolkit.distributed import barrier, check_shared, is_main, on_main, say, world_size
-from toolkit.errors import ItemsFailed, PollardError
-from toolkit.evaluation.harness import check_harness
+from toolkit.errors import ItemsFailed, Mistakes, PollardError
 from toolkit.files import explained_full_disk
 from toolkit.recipe import Recipe
 from toolkit.recipe_file import dump_recipe
-from toolkit.recovery.training_data import check_training_data
 from toolkit.run_directory import RunDirectory, fingerprint_of
 from toolkit.stages import beside, core, teach
-from toolkit.stages.calibration_data import check_data, sources_of
+from toolkit.stages.calibration_data import sources_of
+from toolkit.stages.checks import check
 from toolkit.stages.evaluate import evaluate_stage
 from toolkit.stages.fingerprints import Fingerprints, fingerprints_of
 from toolkit.stages.full_memory import explained_full_memory
-from toolkit.stages.rounds import early_rounds, recipe_of_last_round, recipe_of_round, share_what_is_taught
-from toolkit.stages.skip import check_skipping, role_that_skips, skip_stage
+from toolkit.stages.model_limits import trains
+from toolkit.stages.rounds import recipe_of_last_round, recipe_of_round, share_what_is_taught
+from toolkit.stages.skip import role_that_skips, skip_stage
 from toolkit.stages.teach import Taught
-from toolkit.tasks import Task
 
 Do = Callable[[Recipe, RunDirectory, str], dict[str, Any]]
 
@@ -50,7 +48,7 @@ class Stage:
 def plan_stages(recipe: Recipe, taught: Taught | None = None) -> list[Stage]:
     """The stages of a recipe with their fingerprints, in order; without those that make what is `taught` already."""
     marks = fingerprints_of(recipe, taught)
-    teaching = _teaching(marks.taught) if taught is None and _trains(recipe) else []
+    teaching = _teaching(marks.taught) if taught is None and trains(recipe) else []
     early = [
         Stage(f"rounds/{keep}", f"on the way: prune to {keep} experts and recover", mark, _round_stage(keep, marks.taught))
         for keep, mark in marks.rounds.items()
@@ -121,10 +119,6 @@ def _skipping(recipe: Recipe, marks: Fingerprints) -> list[Stage]:
     ]
 
 
-def _trains(recipe: Recipe) -> bool:
-    return "recovered" in recipe.evaluation.models or recipe.control or bool(recipe.pruning.schedule)
-
-
 def _teaching(taught: Taught) -> list[Stage]:
     stages_of_it = []
     if taught.answers:
@@ -151,28 +145,6 @@ def _in_last_round(do: Do) -> Do:
     return lambda recipe, directory, fingerprint: do(recipe_of_last_round(recipe, directory), directory, fingerprint)
 
 
-def check(recipe: Recipe) -> None:
-    """Everything that can be known to be wrong before the first stage starts; raises PollardError."""
-    for keep in (*early_rounds(recipe), recipe.pruning.keep):
-        core.budget(recipe.model_copy(update={"pruning": recipe.pruning.model_copy(update={"keep": keep})}))
-    if recipe.model.dtype in ("bfloat16", "float16") and not torch.cuda.is_available():
-        raise PollardError(
-            f"model.dtype is {recipe.model.dtype}, but this machine has no GPU: say model.dtype=float32 (or auto)."
-        )
-    task = Task(recipe.task)
-    for split in ("train", recipe.evaluation.split):
-        task.examples(split)
-    check_data(recipe)
-    check_skipping(recipe, core.budget(recipe).experts_per_token)
-    if recipe.evaluation.harness:
-        check_harness(recipe.evaluation.harness, recipe.evaluation.harness_tasks)
-    if _trains(recipe):
-        check_training_data(recipe)
-        from toolkit.recovery.settings import check_finetuning  # takes seconds; a run that is done needs none of it
-
-        check_finetuning(recipe, RunDirectory(recipe.name).checkpoints)
-
-
 def run(
     recipe: Recipe, root: str = "runs", fresh: bool = False, until: str | None = None, taught: Taught | None = None
 ) -> RunDirectory:
@@ -184,12 +156,13 @@ def run(
     """
     directory = RunDirectory(recipe.name, root)
     owner = recipe.model.path, recipe.task.name
-    on_main(lambda: directory.check_owner(*owner))
-    planned = plan_stages(recipe, taught)
+    mistakes, notes = Mistakes(), []
+    mistakes.collect(lambda: on_main(lambda: directory.check_owner(*owner)))
+    planned = mistakes.collect(lambda: plan_stages(recipe, taught)) or []
     reasons = on_main(lambda: _reasons(planned, directory, fresh))
     todo = [name for name, reason in reasons.items() if reason]
-    if todo:
-        check(recipe)
+    if mistakes or todo:
+        notes = check(recipe, directory, mistakes)
     on_main(directory.lock)
     try:
         check_shared(directory.path)
@@ -198,6 +171,8 @@ def run(
             from toolkit.terminal.screens import first_screen  # it counts as the estimates do, which know the pipeline
 
             first_screen(recipe, directory, named)
+            for note in notes:
+                say(f"[bold]note[/] {escape(note)}")
         on_main(lambda: directory.open(*owner, dump_recipe(recipe), todo))
         if fresh:
             on_main(directory.forget)

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from toolkit.errors import PollardError, did_you_mean
 from toolkit.recipe import SHORTHANDS, Recipe
 from toolkit.recipe_data import Section
+from toolkit.recipe_quick_checks import quick_checks
 
 EXAMPLES = {"name": "name: my-run", "model": "model: mistralai/Mixtral-8x7B-v0.1", "task": "task: gsm8k"}
 
@@ -64,7 +65,8 @@ def dump_value(value: Any) -> str:
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in `path` with `key.path=value` overrides applied.
 
-    Raises PollardError listing *all* faults, each with file, line and key, what is allowed, and the likeliest meaning.
+    Raises PollardError listing *all* faults, each with file, line and key, what is allowed, and the likeliest meaning; and
+    what else an instant tells.
     """
     path = Path(path)
     try:
@@ -90,7 +92,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         faults = {_explain(dict(fault), lines, str(path)): None for fault in error.errors()}
-        raise PollardError("\n".join(faults)) from None
+        more = (f"{_place(key, lines, str(path))}: `{'.'.join(key)}`: {what}" for key, what in quick_checks(values))
+        raise PollardError("\n".join(faults | dict.fromkeys(more))) from None
 
 
 def _override(values: dict[str, Any], override: str) -> tuple[str, ...]:
@@ -138,10 +141,15 @@ def _lines_of(node: Any, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], 
     return lines
 
 
+def _place(key: tuple[str, ...], lines: dict[tuple[str, ...], str], file: str) -> str:
+    """Where a key stands, or the section that it is missing in."""
+    return next((lines[key[:n]] for n in range(len(key), 0, -1) if key[:n] in lines), file)
+
+
 def _explain(fault: dict[str, Any], lines: dict[tuple[str, ...], str], file: str) -> str:
     """One fault as one line: where, which key, what is wrong, what to write instead."""
     location = tuple(map(str, fault["loc"]))
-    where = next((lines[location[:n]] for n in range(len(location), 0, -1) if location[:n] in lines), file)
+    where = _place(location, lines, file)
     key = ".".join(location) or "the recipe"
     if fault["type"] == "extra_forbidden":
         section = _section_at(location[:-1])

@@ -10,18 +10,21 @@ import json
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.distributed import barrier, check_shared, is_main, on_main, say, world_size
+from toolkit.errors import Mistakes
 from toolkit.evaluation import keep_original, measure_fidelity
 from toolkit.expert_statistics import ExpertStatistics
 from toolkit.files import write_text
 from toolkit.moe import find_blocks, load_config, load_tokenizer, masked, meta_model
-from toolkit.pipeline import check, do_stage, plan_stages
+from toolkit.pipeline import do_stage, plan_stages
 from toolkit.placement import with_model
 from toolkit.plan import BlockPlan, Plan
 from toolkit.probe import check_probe, probe_of, probed
@@ -32,6 +35,7 @@ from toolkit.report import show_sweep, tabulate, write_report
 from toolkit.report.formats import loss, percent
 from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
 from toolkit.selection import kept_unobserved, select
+from toolkit.stages.checks import check
 from toolkit.stages.scoring_identity import own_scorer_identity
 from toolkit.sweep_grid import Cell, Grid
 from toolkit.tasks import Task
@@ -67,7 +71,7 @@ def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> dict[str, Any]
     directory = RunDirectory(recipe.name, root)
     owner = recipe.model.path, recipe.task.name
     on_main(lambda: directory.check_owner(*owner))
-    _check(grid)
+    _check(grid, directory)
     on_main(directory.lock)
     try:
         check_shared(directory.path)
@@ -87,15 +91,20 @@ def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> dict[str, Any]
     return table
 
 
-def _check(grid: Grid) -> None:
-    """Everything that can be known to be wrong before the calibration starts."""
+def _check(grid: Grid, directory: RunDirectory) -> None:
+    """Everything that can be known to be wrong before the calibration starts, of all cells together."""
+    mistakes, notes = Mistakes(), dict[str, None]()
     for recipe in {
         cell.recipe.pruning.model_dump_json(exclude={"criterion", "skipping"}): cell.recipe for cell in grid.cells
     }.values():
         evaluation = recipe.evaluation.model_copy(update={"models": ["pruned"], "split": "dev", "harness": None})
-        check(recipe.model_copy(update={"evaluation": evaluation, "control": False}))
-    if grid.recipe.sweep.off_task:
-        check_probe(grid.recipe.sweep.off_task)
+        of_cell = recipe.model_copy(update={"evaluation": evaluation, "control": False})
+        notes |= dict.fromkeys(mistakes.collect(partial(check, of_cell, directory)) or [])
+    if other := grid.recipe.sweep.off_task:
+        mistakes.collect(lambda: check_probe(other))
+    mistakes.raise_all()
+    for note in notes:
+        say(f"[bold]note[/] {escape(note)}")
 
 
 def _open(directory: RunDirectory, recipe: Recipe, fresh: bool) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import PLAYGROUND, tiny_model
-from transformers import StopStringCriteria
 
 from toolkit.evaluation import Decoding, decoding, generate, greedy, sampled
+from toolkit.evaluation.generation import StopInAnswer
 from toolkit.moe import load_model, load_tokenizer
 from toolkit.recipe_data import TaskRecipe
-from toolkit.tasks import Task, encode_prompt
+from toolkit.tasks import Task, chat_format, encode_prompt
 
 PATH = str(PLAYGROUND / "model")
 KINDS = ("arithmetic", "sorting", "reversing", "facts", "logic", "code")
@@ -33,6 +33,10 @@ def prompts(tokenizer: Any) -> list[list[int]]:
     """Answers of all lengths, so that rows leave the batch one after the other."""
     tasks = [Task(TaskRecipe.model_validate({"name": f"playground/{kind}"})) for kind in KINDS]
     return [encode_prompt(tokenizer, example) for task in tasks for example in task.examples("test")[:3]]
+
+
+def stop_at(tokenizer: Any, *texts: str) -> StopInAnswer:
+    return StopInAnswer(tokenizer, texts, [tokenizer.eos_token_id], chat_format(tokenizer))
 
 
 def stock(model: Any, prompt: list[int], settings: Any) -> list[int]:
@@ -83,7 +87,7 @@ def test_tokens_are_drawn_as_often_as_the_model_means(tokenizer: Any) -> None:
 def test_an_answer_ends_with_the_token_that_completes_a_stop_string(model: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
     settings = greedy(model, tokenizer, 64)
     free = generate(model, prompts, settings)
-    stopped = generate(model, prompts, settings, stop=StopStringCriteria(tokenizer, [" ="]))
+    stopped = generate(model, prompts, settings, stop=stop_at(tokenizer, " ="))
     assert stopped != free
     for whole, part in zip(free, stopped, strict=True):
         assert whole[: len(part)] == part
@@ -96,7 +100,7 @@ def test_an_answer_ends_with_the_token_that_completes_a_stop_string(model: Any, 
 def test_rows_that_are_looked_at_seldom_answer_the_same(
     model: Any, tokenizer: Any, prompts: list[list[int]], strings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stop = StopStringCriteria(tokenizer, strings) if strings else None
+    stop = stop_at(tokenizer, *strings) if strings else None
     for settings in (greedy(model, tokenizer, 45), sampled(model, tokenizer, 45, temperature=1.0)):
 
         def answers(settings: Any = settings) -> list[list[int]]:
@@ -112,5 +116,5 @@ def test_rows_that_are_looked_at_seldom_answer_the_same(
 def test_a_stop_string_is_not_looked_for_in_the_prompt(model: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
     prompt = next(prompt for prompt in prompts if prompt[-1] == tokenizer.convert_tokens_to_ids("<|assistant|>"))
     settings = greedy(model, tokenizer, 64)
-    criterion = StopStringCriteria(tokenizer, ["<|assistant|>"])
+    criterion = stop_at(tokenizer, "<|assistant|>")
     assert generate(model, [prompt], settings, stop=criterion) == generate(model, [prompt], settings)

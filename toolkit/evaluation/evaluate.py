@@ -22,7 +22,9 @@ from toolkit.evaluation.scores import Scores
 from toolkit.evaluation.skipping import measured_skipping
 from toolkit.evaluation.voting import judge_samples, mean_score
 from toolkit.moe import is_partitioned, load_model, load_tokenizer
+from toolkit.moe.limits import ContextLength, context_length
 from toolkit.tasks import Example, Split, Task, encode_prompt, gold_of
+from toolkit.tasks.lengths import context_fit
 
 
 def evaluate(
@@ -73,7 +75,8 @@ def evaluate(
             say(f"  {size}")
         writer, about["batch_size"] = Batches(model, tokenizer, decoding, size.number), size.number
     with measured_skipping(model) as skipped:
-        scores = evaluate_with(writer, tokenizer, task, split, examples, decoding, log, in_step=is_partitioned(model))
+        context = context_length(model.config, tokenizer)
+        scores = evaluate_with(writer, tokenizer, task, split, examples, decoding, log, is_partitioned(model), context)
     scores.items = with_likeliest(scores.items, model, tokenizer, chosen, size.number)
     scores.about |= about | skipped | {"peak_memory_bytes": max(gather(peak_memory(model.device)))}
     return scores
@@ -88,8 +91,10 @@ def evaluate_with(
     decoding: Decoding,
     log: AnswerLog | None = None,
     in_step: bool = False,
+    context: ContextLength | None = None,
 ) -> Scores:
-    """As `evaluate`, with answers by `writer`; `in_step`: it waits for the other ranks while it writes."""
+    """As `evaluate`, with answers by `writer`; `in_step`: it waits for the other ranks while it writes. `context`: the
+    model's, against which prompts are counted in `Scores.about`."""
     chosen = task.examples(split)[:examples]
     if not chosen:
         raise PollardError(f"Task {task.name} has no {split} examples.")
@@ -125,6 +130,14 @@ def evaluate_with(
         "max_new_tokens": decoding.max_new_tokens,
         "ranks": world_size(),
     }
+    if context:
+        prompts = [len(request.prompt) for request in requests if request.sample == 0]
+        fit = context_fit(prompts, context.tokens, decoding.max_new_tokens)
+        about |= {
+            "context_length": context.tokens,
+            "prompts_beyond_context": fit.beyond,
+            "prompts_without_room": fit.without_room,
+        }
     if decoding.temperature:
         about |= {"temperature": decoding.temperature, "samples": decoding.samples}
     if decoding.samples > 1:

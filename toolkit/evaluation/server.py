@@ -165,6 +165,11 @@ def _words(error: Exception) -> str:
     return " ".join(str(getattr(error, "message", None) or error).split())[:300] or type(error).__name__
 
 
+def check_client() -> None:
+    """Raises PollardError where the package that asks servers is not installed."""
+    _openai()
+
+
 def _openai() -> Any:
     try:
         import openai  # takes a second

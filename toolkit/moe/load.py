@@ -20,6 +20,7 @@ from toolkit.moe.checkpoint_files import refuse_adapter, say_what_is_read
 from toolkit.moe.completeness import mismatch
 from toolkit.moe.hub import NOT_FETCHED as NOT_FETCHED
 from toolkit.moe.hub import fetched
+from toolkit.moe.limits import check_padding
 from toolkit.moe.names import Names
 from toolkit.moe.open_errors import explained
 from toolkit.moe.skip import apply_skipping
@@ -181,7 +182,15 @@ def meta_model(config: Any, dtype: torch.dtype | None = None) -> PreTrainedModel
     path = str(getattr(config, "name_or_path", "") or config.model_type)
     options = {"dtype": dtype} if dtype else {}
     with torch.device("meta"):
-        return explained(lambda: _door(config).from_config(config, **options), path, "configuration")
+        return explained(lambda: _from_config(config, options), path, "configuration")
+
+
+def _from_config(config: Any, options: dict[str, Any]) -> PreTrainedModel:
+    try:
+        return _door(config).from_config(config, **options)
+    except AssertionError:  # torch's own, for a padding token without a row
+        check_padding(config)
+        raise
 
 
 def random_model(config: Any, dtype: str = "auto", device: torch.device | str = "cpu") -> PreTrainedModel:

@@ -26,6 +26,7 @@ from toolkit.moe import (
     write_checkpoint,
     write_partitioned,
 )
+from toolkit.moe.limits import longer_than_context
 from toolkit.recipe import Recipe
 from toolkit.recovery.checkpoints import kept, last_checkpoint
 from toolkit.recovery.distillation import IGNORED, DistilledTrainer
@@ -97,6 +98,7 @@ def recover(
             "selected_step": chosen or trainer.state.global_step,
             "examples": len(train_data),
             "left_out": learnt.left_out,
+            "beyond_context": longer_than_context(model.config, tokenizer, (len(e.input_ids) for e in learnt.encoded)),
             "overlapping": learnt.overlapping,
             "bad_lines": learnt.bad_lines,
             "first_loss": losses[0] if losses else None,

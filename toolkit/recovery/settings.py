@@ -1,6 +1,7 @@
 """The training arguments: what a recipe leaves open, and the check of what it says, before the first stage starts."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -63,15 +64,28 @@ def sft_config(recipe: Recipe, output_dir: Path) -> SFTConfig:
     return arguments
 
 
-def check_finetuning(recipe: Recipe, output_dir: Path) -> None:
-    """Raises PollardError for what could be known to be wrong with the fine-tuning before the first stage starts."""
-    check_method(recipe)
-    build_communication()
+def finetuning_checks(recipe: Recipe, output_dir: Path) -> list[Callable[[], None]]:
+    """What could be known to be wrong with the fine-tuning before the first stage starts: each raises PollardError for its
+    own part."""
+    return [
+        lambda: check_method(recipe),
+        lambda: _check_keys(recipe.finetuning.trainer),
+        lambda: check_combinations(recipe),
+        lambda: _check_arguments(recipe, output_dir),
+        lambda: _check_selection(recipe),
+        build_communication,
+    ]
+
+
+def _check_arguments(recipe: Recipe, output_dir: Path) -> None:
     try:
         arguments = sft_config(recipe, output_dir)
     finally:
         unset_hf_deepspeed_config()  # under ZeRO-3, the next model to be loaded would be partitioned
     check_trackers(list(arguments.report_to or ()))  # SFTConfig makes it a list
+
+
+def _check_selection(recipe: Recipe) -> None:
     if recipe.finetuning.select_by != "last" and not Task(recipe.task).examples("dev"):
         raise PollardError(
             f"finetuning.select_by is {recipe.finetuning.select_by}, but the training data is too small for a dev slice: "

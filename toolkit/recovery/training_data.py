@@ -17,7 +17,6 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.distributed import on_main, say
 from toolkit.errors import PollardError
-from toolkit.moe import load_tokenizer
 from toolkit.recipe import Recipe
 from toolkit.recipe_data import TrainingSourceRecipe
 from toolkit.tasks import Encoded, Example, HeldOut, Task, encode, encode_all, encode_texts, question_of, read_texts
@@ -40,16 +39,17 @@ def training_sources(recipe: Recipe) -> list[TrainingSourceRecipe]:
     return recipe.finetuning.data or [TrainingSourceRecipe(task=recipe.task)]
 
 
-def check_training_data(recipe: Recipe) -> None:
-    """Raises PollardError for a source that cannot be read, and for one of whose examples none is short enough."""
-    tokenizer, longest = load_tokenizer(recipe.model.path, recipe.model.revision), recipe.finetuning.max_length
-    for source in training_sources(recipe):
-        if source.text:
-            read_texts(source.text)
-            continue
-        examples = Task(source.task or recipe.task).examples("train")
-        if not source.self_generated and not any(len(encode(tokenizer, e).input_ids) <= longest for e in examples):
-            encode_all(tokenizer, examples, longest)  # tells how long they are
+def check_training_source(recipe: Recipe, source: TrainingSourceRecipe, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Raises PollardError for a source that cannot be read, and for one of whose examples none is short enough (which only a
+    tokenizer tells)."""
+    if source.text:
+        read_texts(source.text)
+        return
+    examples, longest = Task(source.task or recipe.task).examples("train"), recipe.finetuning.max_length
+    if tokenizer is None or source.self_generated:
+        return
+    if not any(len(encode(tokenizer, example).input_ids) <= longest for example in examples):
+        encode_all(tokenizer, examples, longest)  # tells how long they are
 
 
 def read_training_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, answers: Path) -> TrainingData:

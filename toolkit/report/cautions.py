@@ -10,7 +10,7 @@ def warnings(facts: Facts) -> list[str]:
     """What a reader of the scores must know before believing them."""
     return [
         *_about_selection(facts), *_about_data(facts), *_about_training(facts), *_about_answers(facts),
-        *_about_likeness(facts), *_about_versions(facts),
+        *_about_context(facts), *_about_likeness(facts), *_about_versions(facts),
     ]  # fmt: skip
 
 
@@ -36,6 +36,9 @@ def _about_data(facts: Facts) -> list[str]:
             limit = f"longer than {longest:,} tokens" if longest else "too long"
             of = f" of {found['left_out'] + found['examples']:,}" if found["examples"] is not None else ""
             said.append(f"{stage} left out {found['left_out']:,}{of} examples: they are {limit} ({section}.max_length).")
+        if found and found.get("beyond_context"):
+            count = f"{found['beyond_context']:,} of {found['examples']:,}"
+            said.append(f"{stage} read {count} examples that are longer than the model's context ({section}.max_length).")
     bad: dict[str, int] = {}
     for stage, entry in facts["stages"].items():
         if (what := READERS.get(stage.partition("/")[0])) and entry.get("bad_lines"):
@@ -75,6 +78,25 @@ def _about_answers(facts: Facts) -> list[str]:
         counts = [f"{found[key]:,} of {found['n']:,} ({role})" for role, found in evaluated.items() if found.get(key)]
         if counts:
             said.append(f"Answers {what}: {', '.join(counts)}.")
+    return said
+
+
+def _about_context(facts: Facts) -> list[str]:
+    """Prompts that are longer than what a model can read; all models of a run were mostly asked the same."""
+    said = []
+    for key, what in (
+        ("prompts_beyond_context", "do not fit the model's context of {context:,} tokens"),
+        (
+            "prompts_without_room",
+            "leave less room in the model's context of {context:,} tokens than the {new:,} new ones allowed",
+        ),
+    ):
+        roles: dict[str, list[str]] = {}
+        for role, found in facts["models"].items():
+            if found and found.get(key):
+                words = what.format(context=found["context_length"], new=found["max_new_tokens"])
+                roles.setdefault(f"{found[key]:,} of {found['n']:,} prompts {words}", []).append(role)
+        said += [f"{count} ({', '.join(named)})." for count, named in roles.items()]
     return said
 
 

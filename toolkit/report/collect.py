@@ -31,6 +31,7 @@ MEASURES = (
     "unfinished_reasoning", "given_up", "f1", "likelihood_score", "likelihood_correct",
     "generated_tokens", "seconds", "tokens_per_second", "peak_memory_bytes", "parameters", "active_parameters",
     "checkpoint_bytes", "max_new_tokens", "batch_size", "ranks", "device", "dtype", "skip_rate",
+    "context_length", "prompts_beyond_context", "prompts_without_room",
     "experts_skipped", "backend", "temperature", "samples", "mean_score",
 )  # fmt: skip
 # Not the speed: a ratio of two passes measured once each would be mostly noise
@@ -113,7 +114,7 @@ def _calibration(stages: dict[str, Any], statistics: ExpertStatistics | None) ->
         return None
     blocks = statistics.about["blocks"].values() if statistics else ()
     tokens = next((about["tokens"] for about in blocks), None)  # every block sees the same tokens
-    return {key: stages["calibrate"].get(key) for key in ("examples", "left_out")} | {"tokens": tokens}
+    return {key: stages["calibrate"].get(key) for key in ("examples", "left_out", "beyond_context")} | {"tokens": tokens}
 
 
 def _models(
@@ -163,5 +164,5 @@ def _training(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
     def curve(key: str) -> list[list[float | None]]:
         return [[line["step"], line[key] if math.isfinite(line[key]) else None] for line in log if key in line]
 
-    facts = {key: entry.get(key) for key in ("steps", "examples", "left_out", "selected_step")}
+    facts = {key: entry.get(key) for key in ("steps", "examples", "left_out", "beyond_context", "selected_step")}
     return facts | {"loss": curve("loss"), "dev_loss": curve("eval_loss")}

@@ -41,18 +41,22 @@ def as_seen(tokenizer: PreTrainedTokenizerBase, example: Example, coloured: bool
 
 
 def show_lengths(splits: Mapping[str, Lengths], limits: Mapping[str, int]) -> None:
-    """One row per split; `limits` are the recipe's keys that leave longer examples out, with their numbers."""
+    """One row per split; `limits` are what an example may be too long for, with their numbers: keys of the recipe that leave
+    longer ones out, and the model's context."""
+    by_number: dict[int, list[str]] = {}
+    for name, limit in limits.items():
+        by_number.setdefault(limit, []).append(name)
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
     table.add_column("split", no_wrap=True)
-    for column in ("n", "prompt tokens", "completion tokens", *(f"> {limit:,}" for limit in limits.values())):
+    for column in ("n", "prompt tokens", "completion tokens", *(f"> {limit:,}" for limit in by_number)):
         table.add_column(column, justify="right", no_wrap=True)
     for split, found in splits.items():
-        over = (f"{found.longer_than(limit):,}" for limit in limits.values())
+        over = (f"{found.longer_than(limit):,}" for limit in by_number)
         table.add_row(split, f"{len(found.whole):,}", _told(found.prompt), _told(found.completion), *over)
     console.print(table)
     say("[dim]tokens: least / median / 95 % / most[/]")
-    for key, limit in limits.items():
-        say(f"[dim]> {limit:,}: prompt and completion longer than {key}[/]")
+    for limit, names in by_number.items():
+        say(f"[dim]> {limit:,}: prompt and completion longer than {' and '.join(names)}[/]")
 
 
 def _told(spread: Spread | None) -> str:

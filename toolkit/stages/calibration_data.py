@@ -55,13 +55,16 @@ def identity_of_sources(recipe: Recipe, sources: Sequence[SourceRecipe]) -> list
     return found
 
 
-def check_data(recipe: Recipe) -> None:
-    """Raises PollardError for a source of a mix that cannot be read, and where own answers have nothing to answer."""
-    for source in recipe.calibration.data or ():
-        if source.task:
-            Task(source.task).examples("train")
-        else:
-            read_texts(str(source.text))
+def check_source(source: SourceRecipe) -> None:
+    """Raises PollardError for a source that cannot be read."""
+    if source.task:
+        Task(source.task).examples("train")
+    else:
+        read_texts(str(source.text))
+
+
+def check_self_generated(recipe: Recipe) -> None:
+    """Raises PollardError where own answers have nothing to answer."""
     if recipe.calibration.self_generated and not any(source.task for source in sources_of(recipe)):
         raise PollardError(
             "calibration.self_generated has the model answer a task's prompts, but calibration.data holds only plain text: "

@@ -1,6 +1,6 @@
 """What each stage does: files in, files out, on every rank."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
@@ -20,6 +20,7 @@ from toolkit.moe import (
     meta_model,
     prune_checkpoint,
 )
+from toolkit.moe.limits import longer_than_context
 from toolkit.placement import share_of, with_layers
 from toolkit.plan import Plan
 from toolkit.recipe import Recipe
@@ -29,7 +30,7 @@ from toolkit.selection import experts_to_activate, experts_to_keep, kept_unobser
 from toolkit.stages.alternatives import write_alternatives
 from toolkit.stages.calibration_data import read_source, sources_of
 from toolkit.stages.rounds import composed_plan, early_rounds
-from toolkit.tasks import Task, padded_batches
+from toolkit.tasks import Encoded, Task, padded_batches
 
 
 class Budget(NamedTuple):
@@ -68,6 +69,10 @@ def calibrate_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict
         say(f"  watched with {active} expert{'s' * (active > 1)} per token, as the pruned model will have")
     mode = recipe.pruning.mode if search_of(recipe) else False
 
+    def beyond(encoded: Iterable[Encoded]) -> int:
+        config = load_config(recipe.model.path, recipe.model.revision)
+        return longer_than_context(config, tokenizer, (len(e.input_ids) for e in encoded))
+
     def watch(model: PreTrainedModel | StreamedModel) -> None:
         answering = model if isinstance(model, PreTrainedModel) and settings.self_generated else None
         sources, watched = [read_source(source, recipe, tokenizer, answering) for source in sources_of(recipe)], []
@@ -84,6 +89,7 @@ def calibrate_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict
         statistics.about |= {
             "model": recipe.model.path, "task": recipe.task.name, "seed": recipe.seed, "fingerprint": fingerprint,
             "examples": sum(len(source.encoded) for source in sources),
+            "beyond_context": beyond(e for source in sources for e in source.encoded),
             "left_out": sum(source.left_out for source in sources), "not_kept": sum(source.not_kept for source in sources),
             "bad_lines": sum(source.bad_lines for source in sources),
         }  # fmt: skip
@@ -97,7 +103,8 @@ def calibrate_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict
     idle = sum(len(block["unobserved"]) for block in blocks.values())
     say(f"  {len(blocks)} MoE blocks watched" + (f"; {idle} experts were never chosen" if idle else ""))
     tokens = sum(next(iter(blocks.values()))["tokens"].values())
-    return {"tokens": tokens} | {key: about[key] for key in ("examples", "left_out", "not_kept", "bad_lines")}
+    kept = ("examples", "left_out", "beyond_context", "not_kept", "bad_lines")
+    return {"tokens": tokens} | {key: about[key] for key in kept}
 
 
 def select_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:

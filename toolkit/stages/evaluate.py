@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from toolkit.distributed import is_main, say, together
 from toolkit.evaluation import AnswerLog, Decoding, Scores, evaluate, evaluate_with
 from toolkit.moe import active_expert_parameters, checkpoint_bytes, load_config, load_tokenizer, meta_model, sizes
+from toolkit.moe.limits import context_length
 from toolkit.placement import with_model
 from toolkit.recipe import Recipe
 from toolkit.recipe_evaluation import ServerRecipe
@@ -58,7 +59,8 @@ def evaluate_stage(
             decoding = Decoding(settings.max_new_tokens, settings.temperature, settings.samples, tuple(task.stop), recipe.seed)
             asking = together(lambda: Server(server, settings.servers, tokenizer, decoding))
             say(f"  asking {asking.model} at {asking.url}")
-            return done(evaluate_with(asking, tokenizer, *asked, decoding, log), {"backend": "server"})
+            context = context_length(nothing_loaded.config, tokenizer)
+            return done(evaluate_with(asking, tokenizer, *asked, decoding, log, context=context), {"backend": "server"})
 
         def done(scores: Scores, more: dict[str, Any]) -> dict[str, Any]:
             scores.about |= facts | more

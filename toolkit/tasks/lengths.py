@@ -17,11 +17,13 @@ class Spread(NamedTuple):
 
 
 class Lengths(NamedTuple):
-    """`whole` holds prompt + completion of each example, to count those above a limit; the spreads are None without any."""
+    """`whole` holds prompt + completion of each example and `prompts` the prompt alone, to count those above a limit; the
+    spreads are None without any."""
 
     prompt: Spread | None
     completion: Spread | None
     whole: list[int]
+    prompts: list[int]
 
     def longer_than(self, limit: int) -> int:
         return sum(length > limit for length in self.whole)
@@ -31,7 +33,24 @@ def lengths_of(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) 
     encoded = [encode(tokenizer, example) for example in examples]
     prompts = [e.prompt_length for e in encoded]
     whole = [len(e.input_ids) for e in encoded]
-    return Lengths(_spread(prompts), _spread([all_ - prompt for all_, prompt in zip(whole, prompts, strict=True)]), whole)
+    return Lengths(
+        _spread(prompts), _spread([all_ - prompt for all_, prompt in zip(whole, prompts, strict=True)]), whole, prompts
+    )
+
+
+class ContextFit(NamedTuple):
+    """How many texts there are, how many are longer than the context themselves, and of how many the answer may be cut: they
+    fit, but not together with the new tokens."""
+
+    texts: int
+    beyond: int
+    without_room: int
+
+
+def context_fit(lengths: Sequence[int], context: int, new_tokens: int = 0) -> ContextFit:
+    """Texts of so many tokens against a context, with `new_tokens` to be written behind each."""
+    beyond = sum(length > context for length in lengths)
+    return ContextFit(len(lengths), beyond, sum(length + new_tokens > context for length in lengths) - beyond)
 
 
 def _spread(lengths: Sequence[int]) -> Spread | None:

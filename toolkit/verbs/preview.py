@@ -15,11 +15,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Reads the task and the tokenizer, and no weights."""
+    """Reads the task, the tokenizer and the configuration, and no weights. What does not fit the model comes last."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    from rich.markup import escape
+
     from toolkit.distributed import say
-    from toolkit.moe import load_tokenizer
+    from toolkit.errors import Mistakes
+    from toolkit.moe import load_config, load_tokenizer
+    from toolkit.moe.limits import context_length
     from toolkit.report.preview import show_examples, show_lengths
+    from toolkit.stages.model_limits import limit_checks
     from toolkit.tasks import Task
     from toolkit.tasks.lengths import lengths_of
 
@@ -34,9 +39,16 @@ def run(arguments: argparse.Namespace) -> None:
     say(f"[bold]{recipe.task.name}[/]: {template}{shots}; judged by {task.preset.scorer}{stops}\n")
     show_examples(tokenizer, splits[arguments.split][: arguments.examples])
     limits = {f"{name}.max_length": getattr(recipe, name).max_length for name in ("calibration", "finetuning")}
-    if len(set(limits.values())) == 1:
-        limits = {" and ".join(limits): recipe.finetuning.max_length}
+    mistakes = Mistakes()
+    config = mistakes.collect(lambda: load_config(recipe.model.path, recipe.model.revision))
+    context = context_length(config, tokenizer) if config is not None else None
+    if context:
+        limits[str(context)] = context.tokens
     show_lengths({split: lengths_of(tokenizer, examples) for split, examples in splits.items()}, limits)
+    for check in limit_checks(recipe, config, tokenizer) if config is not None else ():
+        for note in mistakes.collect(check) or ():
+            say(f"[bold]note[/] {escape(note)}")
+    mistakes.raise_all()
 
 
 PREVIEW = Verb(
