@@ -171,8 +171,14 @@ def without_thinking(prediction: str, gold: str) -> Verdict | None:
 
 def compared(worker: Worker, prediction: str, gold: str, seconds: float) -> Verdict:
     """One that did not end in time, or that its process died of, is wrong, with a note that says so."""
-    named = next(iter(named_answers(prediction)), None) if boxed(prediction) is None else None
-    question = {"prediction": prediction, "said": named, "boxed": strict_formula(prediction, gold), "gold": formula_of(gold)}
+    no_box = boxed(prediction) is None
+    question = {
+        "prediction": prediction,
+        "said": next(iter(named_answers(prediction)), None) if no_box else None,
+        "boxed": strict_formula(prediction, gold),
+        "prose": no_box,
+        "gold": formula_of(gold),
+    }
     answer = worker.ask(question, seconds)
     if answer is None:
         return Verdict(False, False, note=f"the comparison did not end within {seconds:g} s, or its process died")
