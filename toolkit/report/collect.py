@@ -27,8 +27,8 @@ from toolkit.run_directory import RunDirectory
 T = TypeVar("T")
 ROLES = ("original", "pruned", "recovered", "skipping", "control")
 MEASURES = (
-    "score", "correct", "n", "interval", "flexible_score", "flexible_correct", "split", "truncated", "empty", "given_up", "credit",
-    "likelihood_score", "likelihood_correct",
+    "score", "correct", "n", "interval", "flexible_score", "flexible_correct", "split", "truncated", "empty", "given_up",
+    "credit", "likelihood_score", "likelihood_correct",
     "generated_tokens", "seconds", "tokens_per_second", "peak_memory_bytes", "parameters", "active_parameters",
     "checkpoint_bytes", "max_new_tokens", "batch_size", "ranks", "device", "dtype", "skip_rate",
     "experts_skipped", "backend", "temperature", "samples", "mean_score",

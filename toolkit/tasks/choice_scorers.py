@@ -8,6 +8,7 @@ spam", "neither A nor B").
 """
 
 import re
+import string
 from collections.abc import Sequence
 
 from toolkit.recipe_data import label_words
@@ -73,22 +74,27 @@ CHOICE = Scorer(choice, choice_flexible)
 
 
 def label_scorer(labels: Sequence[str]) -> Scorer:
-    """The answer is the gold label and nothing else (strict), or its likeliest part names that label alone."""
-    by_text = {" ".join(label.split()): label for label in labels}
+    """The answer is the gold label and nothing else, as the gold text writes it (strict), or its likeliest part names that
+    label alone."""
     by_words = {label_words(label): label for label in labels}
     spelt = (re.escape(words).replace(r"\ ", r"[\s_-]+") for words in sorted(by_words, key=len, reverse=True))
     pattern = re.compile(rf"(?<![\w-])({'|'.join(spelt)})(?![\w]|[-'’]\w)")
+
+    def label_of(part: str) -> str | None:
+        return by_words.get(label_words(part)) or by_words.get(label_words(part.strip(string.punctuation)))
+
+    def is_label(part: str) -> bool:
+        return label_of(part) is not None
 
     def named(text: str) -> set[str]:
         text = text.casefold()
         return {by_words[label_words(found)] for found in _not_denied(text, list(pattern.finditer(text)))}
 
     def strict(prediction: str, gold: str) -> bool:
-        right = gold_part(gold)
-        return right in by_text and answer_part(prediction, gold, by_text.__contains__) == right
+        return is_label(gold_part(gold)) and answer_part(prediction, gold, is_label) == gold_part(gold)
 
     def flexible(prediction: str, gold: str) -> bool:
-        right = by_text.get(gold_part(gold))
-        return right is not None and named(likeliest_part(prediction, gold, by_text.__contains__)) == {right}
+        right = label_of(gold_part(gold))
+        return right is not None and named(likeliest_part(prediction, gold, is_label)) == {right}
 
     return Scorer(strict, flexible)

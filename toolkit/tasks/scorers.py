@@ -58,7 +58,7 @@ def scorer_of(preset: Preset) -> Scorer:
     if ":" in name:
         return own_scorer(name, answered=bool(preset.answer))
     scorer = SCORERS[name] if name in SCORERS else MADE[name](preset)
-    marked = name not in ("numeric", "math") and preset.answer and declares_mark(preset.completion or "")
+    marked = name != "numeric" and preset.answer and declares_mark(preset.completion or "")
     return BehindMark(scorer) if marked else scorer
 
 
