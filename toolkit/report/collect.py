@@ -28,7 +28,7 @@ T = TypeVar("T")
 ROLES = ("original", "pruned", "recovered", "skipping", "control")
 MEASURES = (
     "score", "correct", "n", "interval", "flexible_score", "flexible_correct", "split", "truncated", "empty",
-    "unfinished_reasoning", "given_up", "f1", "likelihood_score", "likelihood_correct",
+    "unfinished_reasoning", "given_up", "credit", "likelihood_score", "likelihood_correct",
     "generated_tokens", "seconds", "tokens_per_second", "peak_memory_bytes", "parameters", "active_parameters",
     "checkpoint_bytes", "max_new_tokens", "batch_size", "ranks", "device", "dtype", "skip_rate",
     "context_length", "prompts_beyond_context", "prompts_without_room",

@@ -29,7 +29,7 @@ ROWS = (  # label, key of a model's measures (none: several of them), format; a 
     ("Questions", "n", "count"),
     ("By flexible extraction", "flexible_score", "percent"),
     ("Likeliest choice is right", "likelihood_score", "percent"),
-    ("Mean F1", "f1", "percent"),
+    ("Mean credit (F1, or the scorer's degree)", "credit", "percent"),
     ("Cut off by the token limit", "truncated", "count"),
     ("Empty answers", "empty", "count"),
     ("Comparisons given up", "given_up", "count"),
