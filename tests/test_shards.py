@@ -26,6 +26,19 @@ def test_only_what_is_missing_is_made(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["about.json"]
 
 
+def test_files_that_are_no_pieces_are_left(tmp_path: Path) -> None:
+    mine = ("notes.txt", "00000.csv", "raw/00001.txt")
+    for name in mine:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    missing_shards(tmp_path, {"for": "one"}, 2, ".txt")
+    make_shards(tmp_path, [0, 1], ".txt", write, "making")
+    (tmp_path / "about.json").write_text("{")  # damaged: nobody can tell what the pieces are of
+    assert missing_shards(tmp_path, {"for": "one"}, 2, ".txt") == [0, 1]
+    assert all((tmp_path / name).read_text() == "mine" for name in mine)
+    assert not (tmp_path / "00000.txt").exists()
+
+
 def _rank(rank: int, folder: str) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE="2")
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)

@@ -8,8 +8,10 @@ What the original teaches serves every training of a run: with rounds, it is mad
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,10 +21,15 @@ from toolkit.distributed import barrier, check_shared, is_main, on_main, say, wo
 from toolkit.errors import ItemsFailed, PollardError
 from toolkit.evaluation.harness import check_harness
 from toolkit.files import explained_full_disk
+from toolkit.plan import Plan
 from toolkit.recipe import Recipe
+from toolkit.recipe_evaluation import ROLES
 from toolkit.recipe_file import dump_recipe
 from toolkit.recovery.training_data import check_training_data
-from toolkit.run_directory import RunDirectory, fingerprint_of
+from toolkit.report import write_report
+from toolkit.run_directory import DONE, RunDirectory, fingerprint_of
+from toolkit.run_files import sizes_of
+from toolkit.stage import Do, Stage, is_settled, reasons
 from toolkit.stages import beside, core, teach
 from toolkit.stages.calibration_data import check_data, sources_of
 from toolkit.stages.evaluate import evaluate_stage
@@ -33,91 +40,101 @@ from toolkit.stages.skip import check_skipping, role_that_skips, skip_stage
 from toolkit.stages.teach import Taught
 from toolkit.tasks import Task
 
-Do = Callable[[Recipe, RunDirectory, str], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step: `fingerprint` covers all that decides its result."""
-
-    name: str
-    purpose: str
-    fingerprint: str
-    run: Do
-    scratch: str = ""  # what it needs in the run directory only until it is done
-
 
 def plan_stages(recipe: Recipe, taught: Taught | None = None) -> list[Stage]:
     """The stages of a recipe with their fingerprints, in order; without those that make what is `taught` already."""
     marks = fingerprints_of(recipe, taught)
     teaching = _teaching(marks.taught) if taught is None and _trains(recipe) else []
-    early = [
-        Stage(f"rounds/{keep}", f"on the way: prune to {keep} experts and recover", mark, _round_stage(keep, marks.taught))
-        for keep, mark in marks.rounds.items()
-    ]
+    taught_by = tuple(stage.name for stage in teaching)
     trained = f"({recipe.finetuning.method}, ZeRO {recipe.finetuning.zero}, {world_size()} rank{'s' * (world_size() > 1)})"
+    early = _early_rounds(marks, taught_by)
     planned = [
         *([*teaching, *early] if early else []),  # the original teaches in every round
-        *_choosing(recipe, marks),
+        *_choosing(recipe, marks, tuple(stage.name for stage in early)),
         *_evaluation(recipe, marks, "original"),
-        *_evaluation(recipe, marks, "pruned"),
+        *_evaluation(recipe, marks, "pruned", "prune"),
         *([] if early else teaching),
     ]
     if "recovered" in recipe.evaluation.models:
         how_to, mark = f"fine-tune the pruned model {trained}", marks.models["recovered"]
-        planned.append(Stage("recover", how_to, mark, core.recover_stage, scratch="checkpoints/recovered"))
-        planned += _evaluation(recipe, marks, "recovered")
+        planned.append(
+            Stage(
+                "recover", how_to, mark, core.recover_stage, "checkpoints/recovered", ("prune", *taught_by), "unique",
+                ("recovered", "adapter"),
+            )
+        )  # fmt: skip
+        planned += _evaluation(recipe, marks, "recovered", "recover")
     if recipe.pruning.skipping:
         planned += _skipping(recipe, marks)
     if recipe.control:
         how_to, mark = f"fine-tune the original in the same way {trained}", marks.models["control"]
-        planned.append(Stage("control", how_to, mark, core.control_stage, scratch="checkpoints/control"))
-        planned += _evaluation(recipe, marks, "control")
+        planned.append(
+            Stage(
+                "control", how_to, mark, core.control_stage, "checkpoints/control", taught_by, "unique",
+                ("control", "control_adapter"),
+            )
+        )  # fmt: skip
+        planned += _evaluation(recipe, marks, "control", "control")
     everything = fingerprint_of([stage.fingerprint for stage in planned])
     return [*planned, Stage("report", "put it together", everything, core.report_stage)]
 
 
-def _choosing(recipe: Recipe, marks: Fingerprints) -> list[Stage]:
+def _early_rounds(marks: Fingerprints, taught_by: tuple[str, ...]) -> list[Stage]:
+    planned: list[Stage] = []
+    for keep, mark in marks.rounds.items():
+        purpose, needs = f"on the way: prune to {keep} experts and recover", (*taught_by, *(stage.name for stage in planned[-1:]))
+        planned.append(Stage(f"rounds/{keep}", purpose, mark, _round_stage(keep, marks.taught), needs=needs, result="unique"))
+    return planned
+
+
+def _choosing(recipe: Recipe, marks: Fingerprints, rounds: tuple[str, ...]) -> list[Stage]:
     """From the original to the pruned model; and what the original says, where that is asked for."""
     watched, pruning = [source.name for source in sources_of(recipe)], recipe.pruning
     searching = f" and search the best sets ({pruning.mode})" if pruning.criterion == "reconstruction" else ""
     watch = f"watch which experts {' + '.join(watched)} use{'s' * (len(watched) == 1)}{searching}"
     choose = f"choose the experts to keep ({pruning.keep}, {pruning.criterion})"
+    cut = "cut the others out of the checkpoint"
     said = Stage(
         "fidelity/original", "keep what the original model says of the gold answers", marks.said, beside.fidelity_original_stage
     )
     return [
-        Stage("calibrate", watch, marks.calibrate, _in_last_round(core.calibrate_stage)),
-        Stage("select", choose, marks.select, core.select_stage),
-        Stage("prune", "cut the others out of the checkpoint", marks.models["pruned"], _in_last_round(core.prune_stage)),
+        Stage("calibrate", watch, marks.calibrate, _in_last_round(core.calibrate_stage), needs=rounds[-1:]),
+        Stage("select", choose, marks.select, core.select_stage, needs=("calibrate", *rounds), result="by plan"),
+        Stage(
+            "prune", cut, marks.models["pruned"], _in_last_round(core.prune_stage), needs=("select", *rounds[-1:]),
+            result="by plan", checkpoints=("pruned",),
+        ),
         *([said] if recipe.evaluation.fidelity else []),
-    ]
+    ]  # fmt: skip
 
 
-def _evaluation(recipe: Recipe, marks: Fingerprints, role: str) -> list[Stage]:
+def _evaluation(recipe: Recipe, marks: Fingerprints, role: str, made_by: str = "") -> list[Stage]:
     """What is measured of a model, its score last, so that `pollard evaluate` ends with everything."""
     if role not in (*recipe.evaluation.models, "control"):
         return []
     model, measured = marks.models[role], []
+    needs = (made_by,) if made_by else ()
     if recipe.evaluation.fidelity and role != "original":
         purpose, do = f"compare what the {role} model says with the original", beside.fidelity_stage(role, marks.said)
-        measured.append(Stage(f"fidelity/{role}", purpose, fingerprint_of(model, marks.said), do))
+        identity = fingerprint_of(model, marks.said)
+        measured.append(Stage(f"fidelity/{role}", purpose, identity, do, needs=(*needs, "fidelity/original")))
     if recipe.evaluation.harness:
         purpose, do = f"ask the {role} model about other tasks", beside.harness_stage(role)
-        measured.append(Stage(f"harness/{role}", purpose, fingerprint_of(model, marks.asked), do))
+        measured.append(Stage(f"harness/{role}", purpose, fingerprint_of(model, marks.asked), do, needs=needs))
     purpose = f"answer the {recipe.evaluation.split} questions of {recipe.task.name} with the {role} model"
     do, answers = evaluate_stage(role, model), f"evaluation/{role}.answers"
-    return [*measured, Stage(f"evaluate/{role}", purpose, marks.scores_of(role), do, scratch=answers)]
+    return [*measured, Stage(f"evaluate/{role}", purpose, marks.scores_of(role), do, scratch=answers, needs=needs)]
 
 
 def _skipping(recipe: Recipe, marks: Fingerprints) -> list[Stage]:
     last = role_that_skips(recipe)
+    made_by = "recover" if last == "recovered" else "prune"
     how_to = f"find when a token of the {last} model can do without an expert ({recipe.pruning.skipping})"
     answering = f"answer them once more with the {last} model, skipping experts"
     judged = fingerprint_of(marks.skip, marks.judged)
     return [
-        Stage("skip", how_to, marks.skip, skip_stage(last)),
-        Stage("evaluate/skipping", answering, judged, evaluate_stage("skipping", None, last)),
+        Stage("skip", how_to, marks.skip, skip_stage(last), needs=(made_by,)),
+        Stage("evaluate/skipping", answering, judged, evaluate_stage("skipping", None, last), needs=("skip", made_by)),
     ]
 
 
@@ -132,7 +149,8 @@ def _teaching(taught: Taught) -> list[Stage]:
         stages_of_it.append(Stage("answers", purpose, taught.answers, teach.answers_stage))
     if taught.teacher:
         purpose = "keep what the original model says of every completion token"
-        stages_of_it.append(Stage("teacher", purpose, taught.teacher, teach.teacher_stage))
+        needs = tuple(stage.name for stage in stages_of_it)
+        stages_of_it.append(Stage("teacher", purpose, taught.teacher, teach.teacher_stage, needs=needs))
     return stages_of_it
 
 
@@ -151,7 +169,7 @@ def _in_last_round(do: Do) -> Do:
     return lambda recipe, directory, fingerprint: do(recipe_of_last_round(recipe, directory), directory, fingerprint)
 
 
-def check(recipe: Recipe) -> None:
+def check(recipe: Recipe, root: str = "runs") -> None:
     """Everything that can be known to be wrong before the first stage starts; raises PollardError."""
     for keep in (*early_rounds(recipe), recipe.pruning.keep):
         core.budget(recipe.model_copy(update={"pruning": recipe.pruning.model_copy(update={"keep": keep})}))
@@ -170,7 +188,7 @@ def check(recipe: Recipe) -> None:
         check_training_data(recipe)
         from toolkit.recovery.settings import check_finetuning  # takes seconds; a run that is done needs none of it
 
-        check_finetuning(recipe, RunDirectory(recipe.name).checkpoints)
+        check_finetuning(recipe, RunDirectory(recipe.name, root).checkpoints)
 
 
 def run(
@@ -186,35 +204,85 @@ def run(
     owner = recipe.model.path, recipe.task.name
     on_main(lambda: directory.check_owner(*owner))
     planned = plan_stages(recipe, taught)
-    reasons = on_main(lambda: _reasons(planned, directory, fresh))
-    todo = [name for name, reason in reasons.items() if reason]
-    if todo:
-        check(recipe)
+    ends = _end(planned, until)
+    why = on_main(lambda: reasons(planned, directory.entries(), fresh))
+    if any(why.values()):
+        check(recipe, root)
     on_main(directory.lock)
     try:
         check_shared(directory.path)
-        named = [(stage.name, reasons[stage.name]) for stage in planned[: _end(planned, until)]]
+        named = [(stage.name, why[stage.name]) for stage in planned[:ends]]
         if taught is None and any(reason for _, reason in named):  # a round is part of a run that has said it
             from toolkit.terminal.screens import first_screen  # it counts as the estimates do, which know the pipeline
 
             first_screen(recipe, directory, named)
-        on_main(lambda: directory.open(*owner, dump_recipe(recipe), todo))
-        if fresh:
-            on_main(directory.forget)
+        on_main(lambda: _open(directory, recipe, planned, why, fresh))
         failed = []
-        for stage in planned[: _end(planned, until)]:
+        for stage in planned[:ends]:
             try:
-                do_stage(stage, recipe, directory, reasons[stage.name])
+                do_stage(stage, recipe, directory, on_main(partial(_why_now, stage, planned, directory, why)), planned)
             except ItemsFailed as error:
                 if not stage.name.startswith("evaluate/"):  # what comes after it needs its result
                     raise
                 failed.append(f"{stage.name}: {error}")
                 _note_failure(directory, stage.name, error)
+        if ends < len(planned):
+            on_main(lambda: _settle(planned[ends:], planned, directory))
         if failed:
             raise PollardError("\n".join(failed))
     finally:
         directory.unlock()
     return directory
+
+
+def _open(directory: RunDirectory, recipe: Recipe, planned: list[Stage], why: dict[str, str], fresh: bool) -> None:
+    """Marks what is not current, and has the report that lies there say so: nothing may look like this recipe's that is not."""
+    todo = {name for name, reason in why.items() if reason} | _no_longer_asked_for(directory, recipe, planned)
+    names = [stage.name for stage in planned]
+    directory.open(recipe.model.path, recipe.task.name, dump_recipe(recipe), todo, names)
+    if fresh:
+        directory.begin(*names)
+        directory.forget()
+    _refresh_report(directory)
+
+
+def _no_longer_asked_for(directory: RunDirectory, recipe: Recipe, planned: list[Stage]) -> set[str]:
+    """The entries of stages that the recipe does not have (a control that is off), where it would make something else of them."""
+    names = {stage.name for stage in planned}
+    others = {name: entry for name, entry in directory.entries().items() if name not in names and name != "sweep"}
+    if not others:
+        return set()
+    models = recipe.evaluation.model_copy(update={"models": list(ROLES[:3])})
+    marks = {
+        stage.name: stage.fingerprint for stage in plan_stages(recipe.model_copy(update={"evaluation": models, "control": True}))
+    }
+    return {name for name, entry in others.items() if marks.get(name) != entry["fingerprint"]}
+
+
+def _why_now(stage: Stage, planned: list[Stage], directory: RunDirectory, why: dict[str, str]) -> str:
+    """Why a stage must be done, when it is its turn: what it was made from may have come out otherwise than before. What
+    was stale and is asked for again is current from here on."""
+    reason = why[stage.name] or reasons(planned, directory.entries())[stage.name]
+    if not reason:
+        directory.revive(stage.name)
+    return reason
+
+
+def _settle(later: list[Stage], planned: list[Stage], directory: RunDirectory) -> None:
+    """Of the stages that were not asked for: what is current again after those that were, and the report without the rest."""
+    why = reasons(planned, directory.entries())
+    for stage in later:
+        if not why[stage.name] and is_settled(stage, planned, directory.entries()):
+            directory.revive(stage.name)
+    _refresh_report(directory)
+
+
+def _refresh_report(directory: RunDirectory) -> None:
+    """Where there is a report of something that is stale, or was."""
+    stale = any(entry.get("status", DONE) != DONE for entry in directory.entries().values())
+    if stale and (directory.path / "report.html").exists():
+        with suppress(PollardError):  # a damaged file, which the stages that are to come may mend: the last of them would say so
+            write_report(directory.path)
 
 
 def _note_failure(directory: RunDirectory, stage: str, error: ItemsFailed) -> None:
@@ -229,23 +297,9 @@ def _end(planned: list[Stage], until: str | None) -> int:
     return max(ends, default=len(planned))
 
 
-def _reasons(planned: list[Stage], directory: RunDirectory, fresh: bool) -> dict[str, str]:
-    """Per stage why it must run; empty where it is done."""
-    reasons = {}
-    for stage in planned:
-        if fresh:
-            reasons[stage.name] = "as asked by --fresh"
-        elif directory.is_done(stage.name, stage.fingerprint):
-            reasons[stage.name] = ""
-        elif directory.was_done(stage.name):
-            reasons[stage.name] = "what it depends on has changed: done again"
-        else:
-            reasons[stage.name] = "not done yet"
-    return reasons
-
-
-def do_stage(stage: Stage, recipe: Recipe, directory: RunDirectory, reason: str) -> None:
-    """Runs one stage on every rank and writes its entry; without a `reason` it only says that it is done."""
+def do_stage(stage: Stage, recipe: Recipe, directory: RunDirectory, reason: str, planned: Sequence[Stage] = ()) -> None:
+    """Runs one stage on every rank and writes its entry; without a `reason` it only says that it is done. `planned`: those
+    that it may have been made from."""
     if not reason:
         say(f"[dim]{stage.name:<20} done already, skipped[/]")
         if stage.name == "report":  # cheap, and what the user came for
@@ -254,11 +308,30 @@ def do_stage(stage: Stage, recipe: Recipe, directory: RunDirectory, reason: str)
     say(f"[bold]{stage.name:<20}[/] {stage.purpose} ({reason})")
     started = time.monotonic()
     room = "Stages that are done stay done: make room, and the same command goes on."
+    on_main(lambda: directory.begin(stage.name))
     with explained_full_disk(directory.path, lambda: room), explained_full_memory(stage.name, recipe):
         facts = stage.run(recipe, directory, stage.fingerprint)
         barrier()
         seconds = time.monotonic() - started
         if is_main():
+            facts |= _identity(stage, directory, planned)
             directory.finish(stage.name, stage.fingerprint, seconds, seed=recipe.seed, ranks=world_size(), **facts)
             directory.clear(stage.scratch)
     say(f"  [dim]{seconds:.1f} s[/]")
+
+
+def _identity(stage: Stage, directory: RunDirectory, planned: Sequence[Stage]) -> dict[str, Any]:
+    """What tells this result from others, what it was made from, and the files of the checkpoints that it left."""
+    entries = directory.done()
+    made_from = {
+        need.name: entries[need.name].get("result") for need in planned if need.name in stage.needs and need.name in entries
+    }
+    result = stage.fingerprint
+    if stage.result == "unique":
+        result = uuid.uuid4().hex[:16]
+    elif stage.result == "by plan":
+        plan, trained = Plan.load(directory.plan), [result for name, result in made_from.items() if name.startswith("rounds/")]
+        kept = {name: block.kept for name, block in plan.blocks.items()}
+        result = fingerprint_of(stage.fingerprint, kept, plan.experts_per_token, trained)
+    files = {name: sizes_of(directory.path / name) for name in stage.checkpoints if (directory.path / name).is_dir()}
+    return {"result": result, "made_from": made_from, **({"files": files} if files else {})}

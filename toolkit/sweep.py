@@ -7,7 +7,6 @@ with the same choice share one file, and a finished file is never measured again
 """
 
 import json
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from toolkit.recipe_file import dump_recipe
 from toolkit.report import show_sweep, tabulate, write_report
 from toolkit.report.formats import loss, percent
 from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
+from toolkit.run_files import OWN, PIECES, remove_own
 from toolkit.selection import kept_unobserved, select
 from toolkit.stages.scoring_identity import own_scorer_identity
 from toolkit.sweep_grid import Cell, Grid
@@ -66,7 +66,7 @@ def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> dict[str, Any]
     directory = RunDirectory(recipe.name, root)
     owner = recipe.model.path, recipe.task.name
     on_main(lambda: directory.check_owner(*owner))
-    _check(grid)
+    _check(grid, root)
     on_main(directory.lock)
     try:
         check_shared(directory.path)
@@ -86,13 +86,13 @@ def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> dict[str, Any]
     return table
 
 
-def _check(grid: Grid) -> None:
+def _check(grid: Grid, root: str) -> None:
     """Everything that can be known to be wrong before the calibration starts."""
     for recipe in {
         cell.recipe.pruning.model_dump_json(exclude={"criterion", "skipping"}): cell.recipe for cell in grid.cells
     }.values():
         evaluation = recipe.evaluation.model_copy(update={"models": ["pruned"], "split": "dev", "harness": None})
-        check(recipe.model_copy(update={"evaluation": evaluation, "control": False}))
+        check(recipe.model_copy(update={"evaluation": evaluation, "control": False}), root)
     if grid.recipe.sweep.off_task:
         check_probe(grid.recipe.sweep.off_task)
 
@@ -102,14 +102,14 @@ def _open(directory: RunDirectory, recipe: Recipe, fresh: bool) -> None:
     if not directory.manifest.exists():
         directory.open(recipe.model.path, recipe.task.name, dump_recipe(recipe), [])
     if fresh:
-        shutil.rmtree(directory.sweep, ignore_errors=True)
+        remove_own(directory.sweep, OWN["sweep"])
     directory.sweep.mkdir(exist_ok=True)
 
 
 def _calibrated(recipe: Recipe, directory: RunDirectory) -> Path:
     """Where the statistics for this recipe are: the run's own where they fit, else beside the cells."""
     stage = plan_stages(recipe)[0]
-    own = on_main(lambda: directory.is_done(stage.name, stage.fingerprint) or not directory.was_done(stage.name))
+    own = on_main(lambda: directory.is_done(stage.name, stage.fingerprint) or stage.name not in directory.entries())
     home = directory if own else RunDirectory(stage.fingerprint, directory.sweep / "calibration")
     if not on_main(lambda: home.is_done(stage.name, stage.fingerprint)):
         on_main(lambda: home.path.mkdir(parents=True, exist_ok=True))
@@ -173,7 +173,7 @@ def _measure(recipe: Recipe, choices: list[Choice], folder: Path) -> None:
     gold, said = _gold(recipe, tokenizer), folder / "original"  # what the original says of them, until all cells are measured
 
     def measure(model: PreTrainedModel) -> None:
-        on_main(lambda: shutil.rmtree(said, ignore_errors=True))
+        on_main(lambda: remove_own(said, PIECES))
         if gold:
             keep_original(model, gold, said, "")
         for number, choice in enumerate(choices, start=1):
@@ -195,7 +195,7 @@ def _measure(recipe: Recipe, choices: list[Choice], folder: Path) -> None:
 
     with_model(recipe, recipe.model.path, recipe.model.revision, measure, whole="a sweep masks the routers of a whole model")
     barrier()
-    on_main(lambda: shutil.rmtree(said, ignore_errors=True))
+    on_main(lambda: remove_own(said, PIECES))
 
 
 def _gold(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, torch.Tensor]]:
