@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from toolkit.typed_command import CALLED_FROM, LAUNCHER, command_again, program_path
+from toolkit.typed_command import CALLED_FROM, LAUNCHER, SHELL_PATH, command_again, program_path
 
 BIN = Path(sys.executable).parent
 BARE = "/usr/bin:/bin"  # a shell that has not activated the environment
@@ -17,7 +17,7 @@ BARE = "/usr/bin:/bin"  # a shell that has not activated the environment
 
 @pytest.fixture(autouse=True)
 def _typed_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (LAUNCHER, CALLED_FROM, "WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+    for name in (LAUNCHER, CALLED_FROM, SHELL_PATH, "WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -47,16 +47,14 @@ def test_the_command_is_the_one_that_was_typed(
 
 @pytest.mark.parametrize("path", [f"{BIN}:{BARE}", BARE], ids=["activated", "not activated"])
 @pytest.mark.parametrize(
-    ("argv", "world"),
+    "argv",
     [
-        ([str(BIN / "pollard"), "run", "--help"], "1"),
-        ([str(ROOT / "toolkit" / "train.py"), "--help"], "1"),
-        ([str(ROOT / "toolkit" / "cli.py"), "run", "--help"], "1"),
+        [str(BIN / "pollard"), "run", "--help"],
+        [str(ROOT / "toolkit" / "train.py"), "--help"],
+        [str(ROOT / "toolkit" / "cli.py"), "run", "--help"],
     ],
 )
-def test_the_command_runs_as_it_stands(
-    argv: list[str], world: str, path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_command_runs_as_it_stands(argv: list[str], path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setenv("PATH", path)
     monkeypatch.chdir(tmp_path)
@@ -74,6 +72,9 @@ def test_a_program_of_the_environment_is_found_from_anywhere(name: str, monkeypa
             assert os.path.samefile(_found(program_path(name)), BIN / name)
     monkeypatch.setenv("PATH", f"{BIN}:{BARE}")
     assert program_path(name) == name
+    monkeypatch.setenv(SHELL_PATH, BARE)  # the process itself has found its programs since
+    assert program_path(name) != name
+    monkeypatch.delenv(SHELL_PATH)
     monkeypatch.setenv(LAUNCHER, "./launch.sh --ranks 2")  # which leaves the path of the shell as it was
     assert program_path(name) != name
 

@@ -8,7 +8,6 @@ What the original teaches serves every training of a run: with rounds, it is mad
 """
 
 import time
-import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -27,9 +26,9 @@ from toolkit.recipe_evaluation import ROLES
 from toolkit.recipe_file import dump_recipe
 from toolkit.recovery.training_data import check_training_data
 from toolkit.report import write_report
-from toolkit.run_directory import DONE, RunDirectory, fingerprint_of
+from toolkit.run_directory import RunDirectory, fingerprint_of
 from toolkit.run_files import sizes_of
-from toolkit.stage import Do, Stage, is_settled, reasons
+from toolkit.stage import Do, Stage, is_settled, made_from, reasons
 from toolkit.stages import beside, core, teach
 from toolkit.stages.calibration_data import check_data, sources_of
 from toolkit.stages.evaluate import evaluate_stage
@@ -59,8 +58,8 @@ def plan_stages(recipe: Recipe, taught: Taught | None = None) -> list[Stage]:
         how_to, mark = f"fine-tune the pruned model {trained}", marks.models["recovered"]
         planned.append(
             Stage(
-                "recover", how_to, mark, core.recover_stage, "checkpoints/recovered", ("prune", *taught_by), "unique",
-                ("recovered", "adapter"),
+                "recover", how_to, mark, core.recover_stage, "checkpoints/recovered", ("prune", *taught_by),
+                result="unique", checkpoints=("recovered", "adapter"),
             )
         )  # fmt: skip
         planned += _evaluation(recipe, marks, "recovered", "recover")
@@ -70,8 +69,8 @@ def plan_stages(recipe: Recipe, taught: Taught | None = None) -> list[Stage]:
         how_to, mark = f"fine-tune the original in the same way {trained}", marks.models["control"]
         planned.append(
             Stage(
-                "control", how_to, mark, core.control_stage, "checkpoints/control", taught_by, "unique",
-                ("control", "control_adapter"),
+                "control", how_to, mark, core.control_stage, "checkpoints/control", taught_by,
+                result="unique", checkpoints=("control", "control_adapter"),
             )
         )  # fmt: skip
         planned += _evaluation(recipe, marks, "control", "control")
@@ -133,7 +132,7 @@ def _skipping(recipe: Recipe, marks: Fingerprints) -> list[Stage]:
     answering = f"answer them once more with the {last} model, skipping experts"
     judged = fingerprint_of(marks.skip, marks.judged)
     return [
-        Stage("skip", how_to, marks.skip, skip_stage(last), needs=(made_by,)),
+        Stage("skip", how_to, marks.skip, skip_stage(last), needs=(made_by,), inside=made_by),
         Stage("evaluate/skipping", answering, judged, evaluate_stage("skipping", None, last), needs=("skip", made_by)),
     ]
 
@@ -243,7 +242,8 @@ def _open(directory: RunDirectory, recipe: Recipe, planned: list[Stage], why: di
     if fresh:
         directory.begin(*names)
         directory.forget()
-    _refresh_report(directory)
+    if todo:
+        _refresh_report(directory)
 
 
 def _no_longer_asked_for(directory: RunDirectory, recipe: Recipe, planned: list[Stage]) -> set[str]:
@@ -278,10 +278,9 @@ def _settle(later: list[Stage], planned: list[Stage], directory: RunDirectory) -
 
 
 def _refresh_report(directory: RunDirectory) -> None:
-    """Where there is a report of something that is stale, or was."""
-    stale = any(entry.get("status", DONE) != DONE for entry in directory.entries().values())
-    if stale and (directory.path / "report.html").exists():
-        with suppress(PollardError):  # a damaged file, which the stages that are to come may mend: the last of them would say so
+    """Where there is a report, it shows what is current by now."""
+    if (directory.path / "report.html").exists():
+        with suppress(PollardError):  # a damaged file: stages that are to come may mend it, and the last of them would say so
             write_report(directory.path)
 
 
@@ -321,17 +320,15 @@ def do_stage(stage: Stage, recipe: Recipe, directory: RunDirectory, reason: str,
 
 
 def _identity(stage: Stage, directory: RunDirectory, planned: Sequence[Stage]) -> dict[str, Any]:
-    """What tells this result from others, what it was made from, and the files of the checkpoints that it left."""
-    entries = directory.done()
-    made_from = {
-        need.name: entries[need.name].get("result") for need in planned if need.name in stage.needs and need.name in entries
-    }
-    result = stage.fingerprint
-    if stage.result == "unique":
-        result = uuid.uuid4().hex[:16]
-    elif stage.result == "by plan":
-        plan, trained = Plan.load(directory.plan), [result for name, result in made_from.items() if name.startswith("rounds/")]
+    """What the result was made from, what tells a plan's from others, and the files of the checkpoints that were left."""
+    facts: dict[str, Any] = {"made_from": made_from(stage, planned, directory.done())}
+    if stage.result == "by plan":
+        plan, trained = (
+            Plan.load(directory.plan),
+            [made for name, made in facts["made_from"].items() if name.startswith("rounds/")],
+        )
         kept = {name: block.kept for name, block in plan.blocks.items()}
-        result = fingerprint_of(stage.fingerprint, kept, plan.experts_per_token, trained)
-    files = {name: sizes_of(directory.path / name) for name in stage.checkpoints if (directory.path / name).is_dir()}
-    return {"result": result, "made_from": made_from, **({"files": files} if files else {})}
+        facts["result"] = fingerprint_of(stage.fingerprint, kept, plan.experts_per_token, trained)
+    if stage.checkpoints:
+        facts["files"] = {name: sizes_of(directory.path / name) for name in stage.checkpoints}
+    return facts

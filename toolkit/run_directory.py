@@ -10,6 +10,7 @@ import hashlib
 import json
 import subprocess
 import time
+import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
@@ -152,23 +153,25 @@ class RunDirectory:
         for name in set(todo) & manifest["stages"].keys():
             if manifest["stages"][name].get("status") != UNFINISHED:
                 manifest["stages"][name]["status"] = STALE
-        self._note_changes(manifest["stages"].values(), recipe)
+        changed, new = self._changes(recipe)
+        for entry in manifest["stages"].values():
+            if entry.get("status") in (STALE, UNFINISHED) and new:
+                entry["made_with"] = still_differing(entry.get("made_with", {}), changed, new)
         self._write(manifest)
         self.write_editable(self.recipe, recipe)
         remove_half_written(self.path)
 
-    def _note_changes(self, entries: Iterable[dict[str, Any]], recipe: str) -> None:
-        """Keeps, with every result that is not current, the keys that it was made with and this recipe sets otherwise."""
+    def made_with(self, stage: str, recipe: str) -> dict[str, Any]:
+        """The keys that what lies there of a stage was made with and `recipe` (YAML) sets otherwise."""
+        return still_differing(self.entries().get(stage, {}).get("made_with", {}), *self._changes(recipe))
+
+    def _changes(self, recipe: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What `recipe` changes against the one that lies there, with its values before; and the new values."""
         try:
             old, new = read_values(self.recipe.read_text(encoding="utf-8")), read_values(recipe)
         except (OSError, ValueError):  # there is none yet, or somebody has edited it
-            return
-        if not (isinstance(old, dict) and isinstance(new, dict)):
-            return
-        changed = differing(old, new)
-        for entry in entries:
-            if entry.get("status") in (STALE, UNFINISHED):
-                entry["made_with"] = still_differing(entry.get("made_with", {}), changed, new)
+            old = new = {}
+        return (differing(old, new), new) if isinstance(old, dict) and isinstance(new, dict) else ({}, {})
 
     def write_editable(self, path: Path, text: str) -> None:
         """Writes a file that people may have edited since: theirs is kept under another name (recipe.edited.yaml), and said."""
@@ -268,6 +271,7 @@ class RunDirectory:
         manifest["stages"][stage] = {
             "fingerprint": fingerprint,
             "status": DONE,
+            "id": uuid.uuid4().hex[:16],  # of this making
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(seconds, 1),
             "versions": {package: version(package) for package in PACKAGES},

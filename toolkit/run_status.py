@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
 from toolkit.errors import PollardError
 from toolkit.made_with import described
 from toolkit.progress import duration
+from toolkit.recipe import Recipe
+from toolkit.recipe_file import dump_recipe
 from toolkit.run_directory import RunDirectory
 
 STAGE_OF = {"pruned": "prune", "recovered": "recover", "control": "control"}
@@ -55,8 +58,9 @@ def stale_message(run: RunDirectory, what: str, stage: str) -> str:
     )
 
 
-def replaced_models(run: RunDirectory, to_do: Iterable[str]) -> list[str]:
-    """A line for each trained model that the stages `to_do` will replace: how it was made, how long that took, how to keep it."""
+def replaced_models(run: RunDirectory, recipe: Recipe, to_do: Iterable[str]) -> list[str]:
+    """A line for each trained model that the stages `to_do` of `recipe` will replace: how it was made, how long that took, how
+    to keep it."""
     entries, lines = run.entries(), []
     for stage in to_do:
         names = (f"{stage}/recovered",) if stage.startswith("rounds/") else TRAINED.get(stage, ())
@@ -64,7 +68,7 @@ def replaced_models(run: RunDirectory, to_do: Iterable[str]) -> list[str]:
         if not there:
             continue
         entry = entries.get(stage, {})
-        settings = described(stage, entry.get("made_with", {})) or "the same settings"
+        settings = described(stage, run.made_with(stage, dump_recipe(recipe))) or "the same settings"
         took = f" in {duration(entry['seconds'])}" if "seconds" in entry else ""
         lines.append(
             f"{' and '.join(there)} will be replaced: trained{took} with {settings}. To keep it, stop now (Ctrl-C) and give this "
@@ -74,31 +78,27 @@ def replaced_models(run: RunDirectory, to_do: Iterable[str]) -> list[str]:
 
 
 def state_of(run: RunDirectory) -> str:
-    """In a few words: "complete", "stopped at recover", "running", "stale: recovered/ (made with …)", "damaged"."""
+    """In a few words: "complete", "stopped at recover", "running: recover", "done as far as prune", "failed: …", "damaged"."""
     try:
-        manifest, stale = run.read_manifest(), stale_parts(run)
+        manifest = run.read_manifest()
     except PollardError:
-        return "damaged: manifest.json cannot be read"
+        return "damaged"
     done = run.done()
     if run.is_locked():
         return f"running: {manifest.get('at_work') or 'starting'}"
     if manifest.get("failed"):
-        state = f"failed: {', '.join(manifest['failed'])}"
-    elif manifest.get("at_work"):
-        state = f"stopped at {manifest['at_work']}"
-    elif "report" in done:
-        state = "complete"
-    else:
-        missing = [stage for stage in manifest.get("planned", []) if stage not in done]
-        state = f"done as far as {_last(done, manifest.get('planned', []))}" if missing or not done else "complete"
-    return "; ".join([state, *(f"stale: {parts}" for parts in stale)])
+        return f"failed: {', '.join(manifest['failed'])}"
+    if manifest.get("at_work"):
+        return f"stopped at {manifest['at_work']}"
+    planned = manifest.get("planned", [])
+    return "complete" if "report" in done else f"done as far as {_last(done, planned)}"
 
 
 def _last(done: Iterable[str], planned: Sequence[str]) -> str:
     """The stage before the first that is missing."""
     known = set(done)
-    first = next((number for number, stage in enumerate(planned) if stage not in known), len(planned))
-    return planned[first - 1] if first else "nothing"
+    before_a_gap = list(takewhile(known.__contains__, planned))
+    return before_a_gap[-1] if before_a_gap else "nothing"
 
 
 def best_score(run: RunDirectory) -> tuple[str, float] | None:

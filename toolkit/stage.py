@@ -2,8 +2,9 @@
 they were made from is made again.
 
 A fingerprint covers a stage's inputs, so the results of two equal fingerprints are interchangeable, with two exceptions: a
-training comes out another model each time, and a plan may differ where scores all but tie. Their entries carry a `result` of
-their own, and what is made from them notes it (`made_from`): a score belongs to the very model that was trained.
+training comes out another model each time, and a plan may differ where scores all but tie. So an entry has the `id` of its
+making, that of a plan the `result`, and what is made from them notes those (`made_from`): a score belongs to the very model that
+was trained.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ class Stage:
     run: Do
     scratch: str = ""  # what it needs in the run directory only until it is done
     needs: tuple[str, ...] = ()  # the stages whose results it reads
+    inside: str = ""  # of those, the one into whose folder it writes: made again, that folder is without it
     result: Literal["by fingerprint", "by plan", "unique"] = "by fingerprint"  # what a result is the same by
     checkpoints: tuple[str, ...] = ()  # folders of the run directory that it makes
 
@@ -60,9 +62,20 @@ def _own_reason(stage: Stage, entry: Mapping[str, Any] | None) -> str:
 def _made_again(need: Stage, stage: Stage, found: Mapping[str, str], entries: Entries) -> bool:
     """Whether what `stage` was made from is another now, or will be. Of a plan that is chosen again, its choice will tell."""
     if found[need.name]:
-        return need.result == "unique"
+        return need.result == "unique" or need.name == stage.inside
     then = entries[stage.name].get("made_from", {}).get(need.name)
-    return then is not None and then != entries[need.name].get("result", then)
+    return then is not None and then != _identity(need, stage, entries)
+
+
+def made_from(stage: Stage, planned: Sequence[Stage], entries: Entries) -> dict[str, str | None]:
+    """What identifies the results that `stage` reads, to tell later whether they are still the same."""
+    return {need.name: _identity(need, stage, entries) for need in _needs(stage, planned) if need.name in entries}
+
+
+def _identity(need: Stage, stage: Stage, entries: Entries) -> str | None:
+    by_making = need.result == "unique" or need.name == stage.inside
+    key = "id" if by_making else "result" if need.result == "by plan" else "fingerprint"
+    return entries[need.name].get(key)
 
 
 def _needs(stage: Stage, planned: Sequence[Stage]) -> list[Stage]:

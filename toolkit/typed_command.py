@@ -10,6 +10,7 @@ from pathlib import Path
 from toolkit.distributed import world_size
 
 LAUNCHER = "POLLARD_LAUNCHER"  # launch.sh puts here how it was called, up to the recipe
+SHELL_PATH = "POLLARD_SHELL_PATH"  # PATH as it was, once the process has put more on it
 CALLED_FROM = "POLLARD_CALLED_FROM"  # and here the folder it was called in
 
 
@@ -40,7 +41,7 @@ def _program(ranks: int | None) -> str:
 
 def program_path(name: str) -> str:
     """A program of this environment, as it can be called: by its name where the shell finds it, else by its path."""
-    ours, found = Path(sys.executable).parent / name, shutil.which(name)
+    ours, found = Path(sys.executable).parent / name, shutil.which(name, path=os.environ.get(SHELL_PATH))
     if not ours.exists():
         return name
     if found and LAUNCHER not in os.environ:  # launch.sh puts the environment on the path for the run alone

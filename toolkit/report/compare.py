@@ -36,19 +36,19 @@ def find_answered(where: str, stale: bool = False) -> Answered:
         run, role = RunDirectory(path.parent.name, path.parent.parent), path.name
     if not run.manifest.exists():
         raise PollardError(f"{where} is no run directory (it has no manifest.json), nor a model of one: say runs/NAME/recovered.")
-    entries = run.entries() if stale else run.done()
+    entries = run.entries()
     evaluated = [stage.partition("/")[2] for stage in entries if stage.startswith("evaluate/")]
-    if f"evaluate/{role}" in run.entries() and role not in evaluated:
-        raise PollardError(stale_message(run, str(run.path / role), f"evaluate/{role}") + "--stale compares it all the same.")
     if not evaluated:
         raise PollardError(f"No model of {run.path} is evaluated yet: `pollard evaluate {run.recipe}` does it.")
     if role and role not in evaluated:
         raise PollardError(f"{run.path} has no finished evaluation of `{role}`. There is: {', '.join(evaluated)}.")
     role = role or next((role for role in PREFERRED if role in evaluated), evaluated[-1])
+    why = run.why_stale(f"evaluate/{role}")
+    if why and not stale:
+        raise PollardError(stale_message(run, str(run.path / role), f"evaluate/{role}") + "--stale compares it all the same.")
     items, summary = read_items(run.evaluation / f"{role}.predictions.jsonl"), run.evaluation / f"{role}.json"
     if not items or not summary.exists():
         raise PollardError(f"The answers of {run.path / role} are gone ({run.evaluation}). Evaluate it again (--fresh).")
-    why = run.why_stale(f"evaluate/{role}")
     return Answered(
         f"{run.path / role}{f' ({why})' if why else ''}", json.loads(summary.read_text(encoding="utf-8")), right_of(items)
     )

@@ -55,7 +55,7 @@ def first_screen(recipe: Recipe, run: RunDirectory, planned: Sequence[tuple[str,
     for stage, reason in planned:
         work = arithmetic(stage, recipe, data) if reason else "done already"
         say(f"{'' if reason else '[dim]'}  {stage:<20}{escape(work)}".rstrip())
-    for line in replaced_models(run, [stage for stage, reason in planned if reason]):
+    for line in replaced_models(run, recipe, [stage for stage, reason in planned if reason]):
         say(f"\n[bold yellow]note:[/] {escape(line)}")
     say()
 

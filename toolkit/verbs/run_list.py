@@ -71,11 +71,12 @@ def _directories(given: Sequence[str]) -> tuple[list["RunDirectory"], list[Path]
 
 def _show(found: Sequence["RunDirectory"]) -> None:
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     from toolkit.report.formats import percent, size
     from toolkit.run_files import bytes_of, files_below
-    from toolkit.run_status import best_score, state_of
+    from toolkit.run_status import best_score, stale_parts, state_of
 
     if not found:
         say("No runs here yet: `pollard run RECIPE` makes one in runs/.")
@@ -83,15 +84,21 @@ def _show(found: Sequence["RunDirectory"]) -> None:
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
     for column in ("run", "model", "task", "keep", "score", "size", "age", "state"):
         table.add_column(column, justify="right" if column in ("keep", "score", "size", "age") else "left", overflow="fold")
+    notes = []
     for directory in found:
         model, task, keep = _facts(directory)
-        state = state_of(directory)
-        score = None if state.startswith("damaged") else best_score(directory)
+        state, score = state_of(directory), None
+        if state != "damaged":
+            score, stale = best_score(directory), stale_parts(directory)
+            notes += [f"{directory.path.name}: stale: {parts}" for parts in stale]
+            state += ", parts stale" if stale else ""
         table.add_row(
-            directory.path.name, model, task, keep, f"{percent(score[1])} {score[0]}" if score else "–",
+            *map(escape, (directory.path.name, model, task, keep)), f"{percent(score[1])} {score[0]}" if score else "–",
             size(bytes_of(files_below(directory.path))), _age(directory), state,
         )  # fmt: skip
-    console.print(table, markup=False)
+    console.print(table)
+    for note in notes:
+        console.print(note, markup=False)
 
 
 def _facts(directory: "RunDirectory") -> tuple[str, str, str]:
