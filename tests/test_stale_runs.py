@@ -234,6 +234,32 @@ def test_a_run_in_somebody_elses_folder_is_refused_before_anything_is_written(po
     assert (mine / "recipe.yaml").read_text() == "# my notes\n"
 
 
+# Scores stay without their model; a stage that needs it makes it again, and what was trained from it stays.
+def test_a_run_that_was_cleaned_is_complete_and_makes_again_only_what_is_needed(pollard: Pollard) -> None:
+    before = weights()
+    status, out = pollard("runs", "small", "--clean")
+    assert status == 0 and "runs/small/pruned" in out and "Nothing is removed yet" in out and (RUN / "pruned").exists()
+    (RUN / "pruned" / "mine.gguf").write_text("mine")
+    status, out = pollard("runs", "small", "--clean", "--yes")
+    assert status == 0 and "not Pollard's, left: runs/small/pruned/mine.gguf" in out
+    assert [path.name for path in (RUN / "pruned").iterdir()] == ["mine.gguf"]
+    assert "complete" in pollard("runs")[1] and redone(pollard("run", "small.yaml")[1]) == []
+    assert pollard("compare", "runs/small/pruned", "runs/small/original")[0] == 0
+    status, out = pollard("run", "small.yaml", "evaluation.max_new_tokens=5")
+    assert redone(out) == ["prune", "evaluate/original", "evaluate/pruned", "evaluate/recovered", "report"]
+    assert "removed before, and needed again" in out and weights() == before
+
+
+def test_a_trained_model_is_removed_only_where_it_is_named(pollard: Pollard) -> None:
+    pollard("runs", "--clean", "--yes")
+    assert (RUN / "recovered" / "model.safetensors").exists()
+    assert pollard("runs", "--clean", "--parts", "recovered")[1].splitlines()[0].endswith("hours of training")
+    pollard("runs", "--clean", "--parts", "recovered", "--yes")
+    assert not (RUN / "recovered").exists()
+    last = after("Done in", pollard("run", "small.yaml")[1])
+    assert "recovered" not in last.split("Next")[0] and "chat" not in last and "compare" in last
+
+
 def test_the_recipe_in_the_run_directory_is_the_one_that_ran(pollard: Pollard) -> None:
     pollard("prune", "small.yaml", "pruning.keep=2")
     assert load_recipe(RUN / "recipe.yaml").pruning.keep == 2

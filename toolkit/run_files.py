@@ -8,6 +8,7 @@ import re
 import shutil
 import stat
 from collections.abc import Iterable, Mapping
+from itertools import count
 from pathlib import Path
 
 BEFORE_A_MANIFEST = re.compile(r"lock|traceback(-rank\d+)?\.txt|manifest\.json\.tmp|[0-9a-f]{32}\.tmp")
@@ -44,6 +45,12 @@ def foreign_files(folder: Path) -> list[str]:
         for path in folder.iterdir()
         if not (BEFORE_A_MANIFEST.fullmatch(path.name) or (path.name in inherited and path.is_symlink()))
     )
+
+
+def free_name(folder: Path) -> str:
+    """A name beside the folder that is not taken: "small-2"."""
+    numbered = (f"{folder.name}-{number}" for number in count(2))
+    return next(name for name in numbered if not (folder.parent / name).exists())
 
 
 def own_files(folder: Path, pattern: str) -> list[Path]:

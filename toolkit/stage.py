@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from toolkit.manifest import DONE, UNFINISHED
 from toolkit.recipe import Recipe
-from toolkit.run_directory import DONE, UNFINISHED, RunDirectory
+from toolkit.run_directory import RunDirectory
 
 Do = Callable[[Recipe, RunDirectory, str], dict[str, Any]]
 Entries = Mapping[str, Mapping[str, Any]]

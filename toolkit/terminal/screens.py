@@ -15,6 +15,7 @@ from toolkit.distributed import is_main, say, world_size
 from toolkit.errors import PollardError
 from toolkit.estimate.amounts import Amount, Amounts, amounts
 from toolkit.estimate.finetuning import Trainer
+from toolkit.manifest import git_commit
 from toolkit.moe import find_blocks, load_config, meta_model, pruned_meta_model, sizes
 from toolkit.moe.load import number_type
 from toolkit.plan import Plan
@@ -23,7 +24,7 @@ from toolkit.recipe import Recipe
 from toolkit.recipe_file import load_recipe
 from toolkit.recovery.trainer_defaults import trainer_defaults
 from toolkit.report.formats import amount, size
-from toolkit.run_directory import RunDirectory, git_commit
+from toolkit.run_directory import RunDirectory
 from toolkit.run_status import BEST_FIRST, replaced_models, stale_parts, why_model_stale
 from toolkit.stages.core import budget
 from toolkit.typed_command import program_path
@@ -180,8 +181,9 @@ def _commands(run: RunDirectory, again: str) -> dict[str, str]:
         found[again] = "the stages that are left"
     if best:
         found[f"{program} chat {where}"] = "ask the original and the smaller model side by side"
-    if best and f"evaluate/{best}" in current and "evaluate/original" in current:
-        found[f"{program} compare {where}/{best} {where}/original"] = "question by question"
+    judged = next((role for role in BEST_FIRST if f"evaluate/{role}" in current), None)
+    if judged and "evaluate/original" in current:
+        found[f"{program} compare {where}/{judged} {where}/original"] = "question by question"
     if "report" in current and (keeps := _keeps_to_try(run)):
         found[f"{program} sweep {where}/{run.recipe.name} pruning.keep={keeps}"] = "how few experts would do?"
     return found

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from toolkit.run_directory import RunDirectory
 
 FOLDER = "runs"
+UNTOUCHABLE = ("running", "damaged")  # states in which nothing is removed
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,11 +126,13 @@ def _age(directory: "RunDirectory") -> str:
 def _clean(found: Sequence["RunDirectory"], parts: list[str] | None, yes: bool) -> None:
     from toolkit.cleaning import AGAIN, COSTLY, removable, remove
     from toolkit.report.formats import size
+    from toolkit.run_status import state_of
 
-    for directory in found:
-        if directory.is_locked():
-            console.print(f"{directory.path}: a run is at work there, left as it is", markup=False)
-    found = [directory for directory in found if not directory.is_locked()]
+    states = {directory.path: state_of(directory) for directory in found}
+    for path, state in states.items():
+        if state.startswith(UNTOUCHABLE):
+            console.print(f"{path}: {state}, left as it is", markup=False)
+    found = [directory for directory in found if not states[directory.path].startswith(UNTOUCHABLE)]
     items = [item for directory in found for item in removable(directory, parts)]
     if not items:
         say("Nothing to remove: what is there cannot be made again, or is not Pollard's.")
