@@ -6,10 +6,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from toolkit.recipe_file import dump_values
 from toolkit.report import formats, speed_table
 from toolkit.report.beside import acceptance, kl, measured
 from toolkit.report.charts import agreement, forest
@@ -79,7 +79,7 @@ def render(report: dict[str, Any]) -> str:
 
 
 def recipe_text(report: dict[str, Any]) -> str | None:
-    return yaml.safe_dump(report["recipe"], sort_keys=False, allow_unicode=True) if report["recipe"] else None
+    return dump_values(report["recipe"]) if report["recipe"] else None
 
 
 def _tells(found: dict[str, Any], key: str) -> bool:
