@@ -53,6 +53,23 @@ def test_lines_that_could_not_be_used_are_counted(tmp_path: Path) -> None:
     assert "Lines of the data that could not be used and are left out: 3 (calibration), 1 (evaluation)." in warnings_of(run)
 
 
+def test_examples_and_prompts_beyond_the_models_context_are_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.finish("calibrate", "calibrate", 1.0, examples=8, left_out=0, beyond_context=3)
+    run.finish("recover", "recover", 1.0, steps=20, examples=90, left_out=0, beyond_context=9)
+    for role in ("original", "pruned"):
+        evaluate_role(run, role, context_length=512, prompts_beyond_context=2, prompts_without_room=0)
+    evaluate_role(run, "recovered", context_length=512, prompts_beyond_context=0, prompts_without_room=4)
+    said = warnings_of(run)
+    assert "Calibration read 3 of 8 examples that are longer than the model's context (calibration.max_length)." in said
+    assert "Training read 9 of 90 examples that are longer than the model's context (finetuning.max_length)." in said
+    assert "2 of 20 prompts do not fit the model's context of 512 tokens (original, pruned)." in said
+    assert (
+        "4 of 20 prompts leave less room in the model's context of 512 tokens than the 64 new ones allowed (recovered)." in said
+    )
+    assert sum("context" in line for line in said) == 4
+
+
 def test_answers_cut_short_or_empty_are_counted_per_model(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     evaluate_role(run, "pruned", truncated=3, empty=1)

@@ -139,6 +139,8 @@ def test_prompts_beyond_the_context_are_counted_and_those_without_room_too(
     assert fewer[0].startswith("1 of 3 test prompts")
     run(recipe)
     assert f"note 5 of 20 test prompts do not fit {context}" in capsys.readouterr().out
+    found = json.loads(Path("runs/context/evaluation/original.json").read_text())
+    assert (found["context_length"], found["prompts_beyond_context"], found["prompts_without_room"]) == (32, 5, 0)
     report = json.loads(Path("runs/context/report.json").read_text())
     assert "5 of 20 prompts do not fit the model's context of 32 tokens (original)." in report["warnings"]
 

@@ -115,7 +115,7 @@ def test_without_labels_they_are_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "told"),
     [
-        (["good", "good enough"], "the label `good enough` begins with the label `good`"),
+        (["not spam", "not_spam"], "no two of them the same"),
         (["yes"], "give at least two labels"),
         (["yes", "Yes"], "no two of them the same"),
         (["yes", " "], "none empty"),
@@ -126,5 +126,8 @@ def test_labels_that_cannot_be_told_apart_are_refused(labels: list[str], told: s
         TaskRecipe(name="classification", labels=labels)
 
 
-def test_labels_that_only_begin_with_the_same_letters_can_be_told_apart() -> None:
-    assert TaskRecipe(name="classification", labels=["pos", "positive", "1", "10"]).labels
+@pytest.mark.parametrize(
+    "labels", [["pos", "positive", "1", "10"], ["good", "good enough"], ["spam", "not spam"], ["C", "C++", "-1", "1"]]
+)
+def test_labels_inside_others_can_be_told_apart(labels: list[str]) -> None:
+    assert TaskRecipe(name="classification", labels=labels).labels

@@ -89,6 +89,25 @@ def test_a_line_that_does_not_serve_is_named(tmp_path: Path, row: dict[str, Any]
     assert fault in fault_of(tmp_path, [ROW, row], **recipe)
 
 
+@pytest.mark.parametrize("answer", ["12 or 13", "3,5,7", "5:30", "48 + 24 = 72", "2x + 1", "12 dollars and 3 cents"])
+def test_a_gold_answer_of_several_numbers_is_refused_with_its_line(tmp_path: Path, answer: str) -> None:
+    fault = fault_of(tmp_path, [ROW | {"answer": "5"}, ROW | {"answer": answer}], scorer="numeric")
+    assert fault.startswith(
+        f"rows.jsonl, line 2: scorer `numeric` finds no single number in the answer {answer!r}: give one number"
+    )
+
+
+@pytest.mark.parametrize("answer", [1e-05, 1e16, 0.1, "3/4", "1 1/2", "$1,000", "72 clips", "#### 72", "6 * 12 = 72 #### 72"])
+def test_a_gold_answer_of_one_number_is_accepted_however_it_is_written(tmp_path: Path, answer: Any) -> None:
+    assert task_of(tmp_path, [ROW | {"answer": answer}], scorer="numeric").examples("test")
+
+
+def test_all_lines_that_cannot_be_judged_by_are_told_and_the_rest_counted(tmp_path: Path) -> None:
+    fault = fault_of(tmp_path, [ROW | {"answer": "5" if i == 1 else "five"} for i in range(8)], scorer="numeric")
+    assert [line.partition(": ")[0] for line in fault.split("\n")[:-1]] == [f"rows.jsonl, line {i}" for i in (1, 3, 4, 5, 6)]
+    assert fault.endswith("… and 2 more")
+
+
 # Training text need not have an answer that the scorer can read: only what is judged must.
 def test_only_test_answers_must_suit_the_scorer(tmp_path: Path) -> None:
     assert task_of(tmp_path, [ROW], scorer="numeric").examples("train")

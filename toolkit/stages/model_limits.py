@@ -22,7 +22,7 @@ from toolkit.tasks.vocabulary import check_vocabulary
 def limit_checks(recipe: Recipe, config: Any, tokenizer: PreTrainedTokenizerBase) -> list[Callable[[], list[str]]]:
     """Each returns sentences about its own part, or raises PollardError: where the data has tokens without an embedding, and
     where all of what one stage reads is longer than the model's context."""
-    checks = [partial(_vocabulary, recipe, config, tokenizer)]
+    checks: list[Callable[[], list[str]]] = [partial(_vocabulary, recipe, config, tokenizer)]
     context = context_length(config, tokenizer)
     if context is None:
         return checks
