@@ -6,6 +6,7 @@ paragraphs, with empty lines between them                    a .txt file
 
 import re
 from collections.abc import Sequence
+from glob import has_magic
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -17,17 +18,17 @@ from toolkit.tasks.prompts import Encoded, tokens_of
 from toolkit.tasks.sources import read_files
 from toolkit.tasks.templates import check_texts, fields_in
 
+KINDS = (*ENDINGS, ".txt")
+
 
 def read_texts(path: str) -> list[str]:
     """The texts in data files or a .txt file. Raises PollardError for another kind of file, and for one without text."""
+    several = has_magic(path) or Path(path).is_dir()
     texts = []
-    for file in files_of(path):
-        if ending_of(file) == ".txt":
-            texts += _paragraphs(file)
-        elif ending_of(file) in ENDINGS or Path(file).is_dir():
-            texts += _texts_in(file)
-        else:
+    for file in files_of(path) if several or ending_of(path) in KINDS else [path]:
+        if ending_of(file) not in KINDS and not Path(file).is_dir():
             raise PollardError(f"{file} is no text file: plain text is a .jsonl file (a `text` in every line) or a .txt file.")
+        texts += _paragraphs(file) if ending_of(file) == ".txt" else _texts_in(file)
     found = [text.strip() for text in texts if text.strip()]
     if not found:
         raise PollardError(f"{path} is empty: it holds no text.")
