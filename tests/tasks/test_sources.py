@@ -16,6 +16,7 @@ import pytest
 
 from toolkit.errors import PollardError
 from toolkit.tasks.sources import Lines, fingerprint_of_data, read_files, read_hub
+from toolkit.tasks.templates import text_of
 
 ROWS = [{"q": 'é, "one" \nand more', "a": "1"}, {"q": "two", "a": "007"}, {"q": "", "a": "NA"}]
 
@@ -191,6 +192,15 @@ def test_several_files_are_read_in_their_order(tmp_path: Path) -> None:
 def test_dates_and_nothing_come_as_what_they_are(tmp_path: Path) -> None:
     pa.parquet.write_table(pa.table({"on": [date(2024, 2, 29), None]}), tmp_path / "a.parquet")
     assert read_files(str(tmp_path / "a.parquet")).columns == [{"on": date(2024, 2, 29)}, {"on": None}]
+
+
+def test_numbers_of_32_bits_stay_what_they_are(tmp_path: Path) -> None:
+    table = pa.table({"x": pa.array([0.1, None], pa.float32()), "y": pa.array([0.1, 0.2], pa.float16())})
+    pa.parquet.write_table(table, tmp_path / "a.parquet")
+    datasets.Dataset(table).save_to_disk(tmp_path / "saved")
+    for source in (tmp_path / "a.parquet", tmp_path / "saved"):
+        first, second = read_files(str(source)).columns
+        assert (text_of(first["x"]), text_of(first["y"]), second["x"]) == ("0.1", "0.1", None)
 
 
 def test_a_folder_saved_by_datasets_is_read(tmp_path: Path) -> None:

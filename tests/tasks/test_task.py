@@ -252,7 +252,7 @@ def test_the_content_of_a_folder_with_a_data_set_identifies_its_splits(tmp_path:
     for split in ("train", "test"):
         (tmp_path / f"{split}.csv").write_text(f"question,answer\n{split},x\n")
     task = Task(TaskRecipe(dataset=str(tmp_path), train="train", test="test", prompt="{question}", completion="{answer}"))
-    assert [example.messages[0]["content"] for example in task.examples("test")] == ["test"] and not task.is_local("test")
+    assert [example.messages[0]["content"] for example in task.examples("test")] == ["test"] and task.is_local("test")
     before = task.fingerprint("test")
     (tmp_path / "test.csv").write_text("question,answer\nanother,x\n")
     assert task.fingerprint("test") != before

@@ -103,6 +103,10 @@ def test_formats_work_as_in_python(template: str, value: Any, text: str) -> None
     assert filled(template, {"x": value}, "here") == text
 
 
+def test_a_column_may_have_a_dot_or_a_space_in_its_name() -> None:
+    assert filled("{meta.answer} {my field}", {"meta.answer": 7, "my field": True}, "here") == "7 true"
+
+
 def test_a_column_whose_name_is_no_text_can_be_told() -> None:
     with pytest.raises(PollardError) as caught:
         column("x", {"cut \ud83d": 1}, "here")

@@ -18,11 +18,13 @@ import json
 import lzma
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
+
+import numpy as np
 
 from toolkit.errors import PollardError
 from toolkit.tasks.data_files import COLUMNS, READ, TABLES, ending_of
@@ -32,6 +34,8 @@ Line = tuple[str, Columns | str]  # where it stood, and its columns, or what is 
 
 OPEN: dict[str, Callable[[str], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 NO_UTF8 = re.compile("[\udc80-\udcff]")  # what Python makes of such bytes
+ARROW = {"float": "float32", "halffloat": "float16"}  # what Arrow calls numbers of fewer than 64 bits
+NARROW = set(ARROW.values())
 CHAT = {"role", "from"}  # keys of messages: a list of them is a conversation, and no list of lines
 
 
@@ -232,5 +236,13 @@ def class_names_of(path: str) -> dict[str, list[str]]:
 def _numbered(path: str, schema: Any, batches: Iterable[Any]) -> Iterator[Line]:
     if twice := [name for name in schema.names if schema.names.count(name) > 1]:
         raise PollardError(f"Cannot read {path}: it has two columns of the name {twice[0]!r}.")
+    kinds = {column.name: ARROW.get(str(column.type), "") for column in schema}
+    narrow = {name: kind for name, kind in kinds.items() if kind}
     rows = (row for batch in batches for row in batch.to_pylist())
-    yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows))
+    yield from ((f"{path}, row {number}", as_narrow(row, narrow)) for number, row in enumerate(rows))
+
+
+def as_narrow(row: Columns, kinds: Mapping[str, str]) -> Columns:
+    """A row whose numbers of 32 or 16 bits are so: 0.1, which as a number of 64 bits would be 0.10000000149011612."""
+    narrow = {name: np.dtype(kind).type(row[name]) for name, kind in kinds.items() if row[name] is not None}
+    return row | narrow if narrow else row

@@ -10,7 +10,7 @@ from typing import Any
 from toolkit.errors import PollardError
 from toolkit.run_directory import fingerprint_of_path
 from toolkit.tasks.data_files import ENDINGS, Source, ending_of, files_of, is_saved_by_datasets
-from toolkit.tasks.file_formats import Line, class_names_of, read_file
+from toolkit.tasks.file_formats import NARROW, Line, as_narrow, class_names_of, read_file
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def _of_folder(folder: str, subset: str | None, split: str) -> Lines | None:
 
 def _rows(dataset: Any, name: str) -> Lines:
     names = {column: kind.names for column, kind in dataset.features.items() if hasattr(kind, "int2str")}
-    return Lines([(f"{name}, row {number}", dict(row)) for number, row in enumerate(dataset)], names)
+    narrow = {column: dtype for column, kind in dataset.features.items() if (dtype := getattr(kind, "dtype", "")) in NARROW}
+    return Lines([(f"{name}, row {number}", as_narrow(dict(row), narrow)) for number, row in enumerate(dataset)], names)
 
 
 def fingerprint_of_data(source: Source) -> Any:

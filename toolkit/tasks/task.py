@@ -64,13 +64,16 @@ class Task:
     def fingerprint(self, split: Stored) -> Any:
         """What identifies a split's data: the content of local files, else their names on the hub."""
         source = self._source(split)
-        if self.is_local(split):
+        if self._names_files(split):
             return fingerprint_of_data(source)
         folder = str(self.preset.dataset)
         return [source, fingerprint_of_folder(folder)] if Path(folder).is_dir() else source
 
     def is_local(self, split: Stored) -> bool:
-        """Whether a split is read from files that the recipe names."""
+        """Whether a split lies on this machine, so that nothing is fetched to read it."""
+        return self._names_files(split) or Path(str(self.preset.dataset)).is_dir()
+
+    def _names_files(self, split: Stored) -> bool:
         source = self._source(split)
         return is_local(source) or (not self.preset.dataset and Path(str(source)).exists())
 
@@ -145,7 +148,7 @@ class Task:
 
     def _read(self, split: Stored) -> list[Example]:
         source = self._source(split)
-        if self.is_local(split):
+        if self._names_files(split):
             lines = read_files(source)
         else:
             lines = read_hub(str(self.preset.dataset), self.preset.subset, str(source), self.recipe.revision)

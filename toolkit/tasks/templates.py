@@ -124,7 +124,10 @@ class _Filler(Formatter):
         return column(key, self.columns, self.where)
 
     def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
-        value, first = super().get_field(field_name, args, kwargs)
+        if field_name in self.columns:  # a dot in it may be part of its name, as in tables of nested data
+            value, first = self.get_value(field_name, args, kwargs), field_name
+        else:
+            value, first = super().get_field(field_name, args, kwargs)
         try:
             text_of(value)
         except ValueError as error:
@@ -135,6 +138,8 @@ class _Filler(Formatter):
         return text_of(value) if conversion == "s" else super().convert_field(value, conversion)  # type: ignore[arg-type]
 
     def format_field(self, value: Any, format_spec: str) -> str:
+        if isinstance(value, str) and not format_spec:
+            return value
         value = _plain(value)
         if not format_spec or isinstance(value, bool | dict | list):
             return format(text_of(value), format_spec)
