@@ -66,24 +66,24 @@ interruptible() {
 }
 
 on_this_machine() {
-    local gpus where
+    local gpus where chosen
     gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
     ranks=${ranks:-$((gpus > 0 ? gpus : 2))}
     [ "$gpus" -gt 0 ] || export DS_ACCELERATOR=cpu # or DeepSpeed looks for others, and warns
-    where=(--num_gpus "$ranks")
+    where=(--num_gpus "$ranks") chosen=${CUDA_VISIBLE_DEVICES:+CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES }
     if [ "$gpus" -gt 0 ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then # which DeepSpeed would forget beside --num_gpus
         [[ $CUDA_VISIBLE_DEVICES =~ ^[0-9,]+$ ]] || stop "DeepSpeed takes GPUs by number only, e.g. CUDA_VISIBLE_DEVICES=0,1"
         where=(--include "localhost:$(cut -d, -f "1-$ranks" <<<"$CUDA_VISIBLE_DEVICES")")
         unset CUDA_VISIBLE_DEVICES
     fi
-    export POLLARD_LAUNCHER="$called --ranks $ranks"
+    export POLLARD_LAUNCHER="$chosen$called --ranks $ranks"
     interruptible deepspeed --quiet "${where[@]}" --master_port "$(free_port)" "${deepspeed_entry[@]}" "$@"
 }
 
 on_the_hosts() {
     [ -z "$ranks" ] || stop "--ranks and --hostfile exclude each other: the hostfile's slots are the ranks of each machine"
     python "$here/toolkit/nodes.py" hostfile "$hostfile" "$recipe"
-    export POLLARD_LAUNCHER="$called --hostfile $hostfile"
+    export POLLARD_LAUNCHER="$called --hostfile $(printf %q "$hostfile")"
     exec deepspeed --quiet --hostfile "$hostfile" --force_multi --master_port "$(free_port)" "${deepspeed_entry[@]}" "$@"
 }
 
@@ -91,6 +91,8 @@ on_the_job() {
     local first
     read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     ranks=$(python "$here/toolkit/nodes.py" slurm ${ranks:+--ranks "$ranks"} "$recipe")
+    export POLLARD_LAUNCHER="sbatch --nodes=$SLURM_NNODES${SLURM_GPUS_PER_NODE:+ --gpus-per-node=$SLURM_GPUS_PER_NODE}"
+    POLLARD_LAUNCHER+="${SLURM_JOB_PARTITION:+ --partition=$SLURM_JOB_PARTITION} $(printf %q "$here/launch.sh")"
     local cores=$((${SLURM_CPUS_ON_NODE:-1} / ranks))
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 1 ? cores : 1))}
     # --overlap: also from a shell that is a step of the job. The port: another for another job, below those the system gives away
@@ -99,7 +101,11 @@ on_the_job() {
         --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="$first:$((20000 + SLURM_JOB_ID % 10000))" "${torchrun_entry[@]}" "$@"
 }
 
-here=$(find_home) called=$0
+# How this was called, as it can be pasted again: `bash launch.sh` names a file that no path holds
+export POLLARD_CALLED_FROM=$PWD
+case $0 in */*) called=$0 ;; *) called=./$0 ;; esac
+[ -x "$called" ] && called=$(printf %q "$called") || called="bash $(printf %q "$called")"
+here=$(find_home)
 set_up
 export PATH="$here/.venv/bin:$PATH" # ninja and deepspeed are found there
 ranks="" hostfile=""
@@ -121,7 +127,7 @@ test)
     exec pytest -n 2 --dist loadfile --no-loadscope-reorder # a file's launches are shared by its tests, and long files come first
     ;;
 *)
-    [ $# -gt 0 ] || { cd "$here" && set -- recipes/playground.yaml; }
+    [ $# -gt 0 ] || { cd "$here" && called=./launch.sh && set -- recipes/playground.yaml; }
     deepspeed_entry=("$here/toolkit/train.py") torchrun_entry=("$here/toolkit/train.py") recipe=$1
     [ "$1" != sweep ] || { deepspeed_entry=(--module toolkit.cli) torchrun_entry=(-m toolkit.cli) recipe=${2:-}; }
     if [ -n "$hostfile" ]; then

@@ -136,6 +136,7 @@ def test_another_model_or_task_in_the_same_run_directory_is_refused(folder: Path
 def test_leftovers_of_a_killed_run_are_removed_and_its_stage_repeated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = RunDirectory("small")
     directory.open("original", "custom", directory.recipe.read_text(), ["prune"])  # what a run does first
+    directory.begin("prune")
     (directory.path / "pruned.tmp").mkdir()
     (directory.path / "pruned.tmp" / "half").write_text("half")
     redone = done_by(small(), capsys)

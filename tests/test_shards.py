@@ -26,16 +26,17 @@ def test_only_what_is_missing_is_made(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["about.json"]
 
 
-@pytest.mark.parametrize("stranger", ["notes.txt", "00001.jsonl", "deep"])
-def test_a_folder_with_somebodys_files_is_not_emptied(tmp_path: Path, stranger: str) -> None:
-    for begun in (False, True):
-        folder = tmp_path / f"pieces{begun}"
-        if begun:
-            missing_shards(folder, {"for": "one"}, 3, ".txt")
-        (folder / stranger).mkdir(parents=True)
-        with pytest.raises(PollardError, match=rf"holds what Pollard did not write: {stranger}\. Move it away"):
-            missing_shards(folder, {"for": "another"}, 3, ".txt")
-        assert (folder / stranger).is_dir()
+def test_files_that_are_no_pieces_are_left(tmp_path: Path) -> None:
+    mine = ("notes.txt", "00000.csv", "raw/00001.txt")
+    for name in mine:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    missing_shards(tmp_path, {"for": "one"}, 2, ".txt")
+    make_shards(tmp_path, [0, 1], ".txt", write, "making")
+    (tmp_path / "about.json").write_text("{")  # damaged: nobody can tell what the pieces are of
+    assert missing_shards(tmp_path, {"for": "one"}, 2, ".txt") == [0, 1]
+    assert all((tmp_path / name).read_text() == "mine" for name in mine)
+    assert not (tmp_path / "00000.txt").exists()
 
 
 def _rank(rank: int, folder: str) -> None:

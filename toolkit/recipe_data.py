@@ -2,7 +2,6 @@
 
 import json
 import re
-from itertools import permutations
 from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -21,6 +20,11 @@ SAMPLES, SAMPLING_TEMPERATURE = 4, 0.7  # the temperature of rejection-sampling 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def label_words(label: str) -> str:
+    """A label in small letters, a space between words: `not_spam`, `not-spam` and "Not spam" are the same label."""
+    return re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", " ".join(label.casefold().split()))
 
 
 def _unless_said(**rules: Any) -> Any:
@@ -129,15 +133,12 @@ class TaskRecipe(Section):
     @field_validator("labels", mode="after")
     @classmethod
     def _labels_can_be_told_apart(cls, labels: list[str] | None) -> list[str] | None:
-        """As whole words: `pos` and `positive` can, `good` and `good enough` cannot."""
+        """Whatever the case, and whether spaces, `-` or `_` stand between words. Of labels inside others the longest counts."""
         if labels is None:
             return None
-        words = {label: label.casefold().split() for label in labels}
-        if len(labels) < 2 or len({" ".join(found) for found in words.values()}) < len(labels) or not all(words.values()):
+        words = [label_words(label) for label in labels]
+        if len(labels) < 2 or len(set(words)) < len(labels) or not all(words):
             raise ValueError("give at least two labels, no two of them the same and none empty")
-        for one, other in permutations(labels, 2):
-            if words[other][: len(words[one])] == words[one]:
-                raise ValueError(f"the label `{other}` begins with the label `{one}`: an answer could mean either")
         return labels
 
     @model_validator(mode="after")

@@ -52,7 +52,20 @@ _as_people_mean_it(_Dumper)
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, every default filled in; `load_recipe` reads the same recipe back."""
-    return yaml.dump(recipe.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return dump_values(recipe.model_dump())
+
+
+def dump_values(values: Any) -> str:
+    """YAML of plain values, as a recipe writes them."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def read_values(text: str) -> Any:
+    """The plain values of YAML, as a recipe means them (`no` is a word). Raises ValueError for text that is no YAML."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
 
 
 def dump_value(value: Any) -> str:

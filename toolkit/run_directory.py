@@ -1,32 +1,31 @@
-"""runs/<name>/: where everything is, and what of it is finished.
-
-A stage's entry in manifest.json is written last: the entry is what says that the stage is done. Its fingerprint covers
-everything that decides the stage's result; when it changes, the stage is done again.
-"""
+"""runs/<name>/: where everything is, who works in it, and whose files are in it."""
 
 import fcntl
 import hashlib
 import json
-import shutil
-import subprocess
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
+from rich.markup import escape
+
+from toolkit.distributed import say
 from toolkit.errors import PollardError
 from toolkit.files import write_text
+from toolkit.made_with import differing, still_differing
+from toolkit.manifest import STALE, UNFINISHED, Manifest
+from toolkit.recipe_file import read_values
+from toolkit.run_files import OWN, foreign_files, free_name, own_files, remove_files, remove_half_written, remove_own
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "deepspeed", "bitsandbytes", "datasets", "accelerate", "safetensors")
+RESUMED = ("checkpoints", "teacher", "answers", "fidelity")  # what stages go on from
 
 
-class RunDirectory:
+class RunDirectory(Manifest):
     """Paths and manifest of one run."""
 
     def __init__(self, name: str, root: str | Path = "runs") -> None:
-        self.path = Path(root) / name
+        super().__init__(Path(root) / name)
         self.recipe = self.path / "recipe.yaml"
         self.statistics = self.path / "calibration"
         self.plan = self.path / "plan.json"
@@ -45,32 +44,29 @@ class RunDirectory:
         self.evaluation = self.path / "evaluation"
         self.fidelity = self.path / "fidelity"
         self.sweep = self.path / "sweep"
-        self.manifest = self.path / "manifest.json"
         self._lock: IO[str] | None = None
 
     def answer_log(self, role: str) -> Path:
         """What is answered of an evaluation at work."""
         return self.evaluation / f"{role}.answers"
 
-    def read_manifest(self) -> dict[str, Any]:
-        """The manifest, or a new one. Raises PollardError for a file that cannot be understood."""
-        if not self.manifest.exists():
-            return {"format": 1, "stages": {}}
-        try:
-            manifest = json.loads(self.manifest.read_text())
-            if not isinstance(manifest.get("stages"), dict):
-                raise ValueError("it lists no stages")
-            return manifest
-        except (ValueError, AttributeError) as error:
-            raise PollardError(f"{self.manifest} is damaged ({error}). Remove {self.path}, or choose another `name`.") from None
+    @property
+    def another_name(self) -> str:
+        """An override that makes the same run elsewhere: "name=small-2"."""
+        return f"name={free_name(self.path)}"
 
     def lock(self) -> None:
         """Takes the folder for this process until `unlock` or its death; raises PollardError while another has it.
 
         A killed launcher can leave ranks behind that still write.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / "lock").open("a")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / "lock").open("a")
+        except OSError as error:
+            raise PollardError(
+                f"Cannot write into {self.path}: {error.strerror}. Start in a folder where you may write: runs/ is made there."
+            ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -85,81 +81,107 @@ class RunDirectory:
             self._lock.close()
             self._lock = None
 
+    def is_locked(self) -> bool:
+        """Whether a process is at work in the folder."""
+        try:
+            with (self.path / "lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # there is none
+            return False
+        return False
+
     def check_owner(self, model: str, task: str) -> None:
-        """Raises PollardError if the folder holds the run of another model or task."""
+        """Raises PollardError if the folder holds the run of another model or task, or files that no run has left there."""
+        if self.path.exists() and not self.path.is_dir():
+            raise PollardError(f"{self.path} is a file: give the run another name ({self.another_name}).")
+        if not self.manifest.exists() and (there := foreign_files(self.path)):
+            more = f" and {len(there) - 5:,} more" if len(there) > 5 else ""
+            raise PollardError(
+                f"{self.path} has no manifest.json, so it is no run directory, and holds {', '.join(there[:5])}{more}. Nothing "
+                f"of it is touched: give the run another name ({self.another_name})."
+            )
         manifest = self.read_manifest()
         for key, mine in (("model", model), ("task", task)):
             theirs = manifest.get(key, mine)
             if theirs != mine:
                 raise PollardError(
                     f"{self.path} holds a run with {key} {theirs}, and this recipe says {mine}. "
-                    "Give the new run another name (name=…), or remove that folder."
+                    f"Give the new run another name ({self.another_name})."
                 )
 
-    def open(self, model: str, task: str, recipe: str, todo: Iterable[str]) -> None:
-        """Makes the folder this run's, with `recipe` (YAML), and forgets the stages that are to be done.
+    def open(self, model: str, task: str, recipe: str, todo: Iterable[str], planned: Sequence[str] = ()) -> None:
+        """Makes the folder this run's, with `recipe` (YAML), and marks as stale what the stages in `todo` have left.
 
-        Removes what killed stages left under temporary names. Forgetting comes first: a kill in the middle must not
-        leave old entries beside new files.
+        `planned` are all stages of the recipe. Removes what killed stages left under temporary names. Marking comes first: a
+        kill in the middle must not leave entries that look current beside new files.
         """
         manifest = self.read_manifest() | {"model": model, "task": task}
-        manifest["stages"] = {name: entry for name, entry in manifest["stages"].items() if name not in set(todo)}
+        if planned:
+            manifest["planned"] = list(planned)
+        for name in set(todo) & manifest["stages"].keys():
+            if manifest["stages"][name].get("status") != UNFINISHED:
+                manifest["stages"][name]["status"] = STALE
+        changed, new = self._changes(recipe)
+        for entry in manifest["stages"].values():
+            if entry.get("status") in (STALE, UNFINISHED) and new:
+                entry["made_with"] = still_differing(entry.get("made_with", {}), changed, new)
         self._write(manifest)
-        write_text(self.recipe, recipe)
-        started = self.pruned.with_name(self.pruned.name + ".tmp")  # pruning goes on from there, or removes it itself
-        for left in self._half_written() - {started}:
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+        self.write_editable(self.recipe, recipe)
+        remove_half_written(self.path)
 
-    def _half_written(self) -> set[Path]:
-        """Files and folders under temporary names: ours end in .tmp, those of safetensors begin with it."""
-        names = ("*.tmp", ".tmp*")
-        near = {path for name in names for depth in ("", "*/") for path in self.path.glob(depth + name)}
-        # Deeper there are runs of their own (rounds), which remove their folders themselves
-        return near | {path for name in names for path in self.path.glob(f"*/*/{name}") if path.is_file()}
+    def made_with(self, stage: str, recipe: str) -> dict[str, Any]:
+        """The keys that what lies there of a stage was made with and `recipe` (YAML) sets otherwise."""
+        return still_differing(self.entries().get(stage, {}).get("made_with", {}), *self._changes(recipe))
+
+    def _changes(self, recipe: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What `recipe` changes against the one that lies there, with its values before; and the new values."""
+        try:
+            old, new = read_values(self.recipe.read_text(encoding="utf-8")), read_values(recipe)
+        except (OSError, ValueError):  # there is none yet, or somebody has edited it
+            old = new = {}
+        return (differing(old, new), new) if isinstance(old, dict) and isinstance(new, dict) else ({}, {})
+
+    def write_editable(self, path: Path, text: str) -> None:
+        """Writes a file that people may have edited since: theirs is kept under another name (recipe.edited.yaml), and said."""
+        name, manifest = path.name, self.read_manifest()
+        ours = manifest.get("written", {}).get(name)
+        there = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+        if there is not None and there != text and ours not in (None, fingerprint_of(there)):
+            numbered = (path.with_name(f"{path.stem}.edited{number}{path.suffix}") for number in ("", *range(2, 1000)))
+            kept = next(at for at in numbered if not at.exists())
+            path.rename(kept)
+            say(f"{escape(str(path))} was edited by hand: kept as {escape(str(kept))}")
+        if there != text:
+            write_text(path, text)
+        if ours != fingerprint_of(text) and self.manifest.exists():
+            manifest["written"] = manifest.get("written", {}) | {name: fingerprint_of(text)}
+            self._write(manifest)
+
+    def has_written(self, path: Path) -> bool:
+        """Whether the file's content is what `write_editable` wrote last under that name."""
+        ours = self.read_manifest().get("written", {}).get(path.name)
+        return path.is_file() and ours == fingerprint_of(path.read_text(encoding="utf-8", errors="replace"))
 
     def forget(self) -> None:
-        """Removes what a stage would go on from instead of beginning again."""
-        begun = self.evaluation.glob("*.answers")
-        for left in (self.checkpoints, self.rounds, self.teacher, self.answers, self.fidelity, *begun):
-            shutil.rmtree(left, ignore_errors=True)
+        """Removes what a stage would go on from instead of beginning again. What lies there and is somebody else's stays."""
+        for name in RESUMED:
+            remove_own(self.path / name, OWN[name])
+        for log in self.evaluation.glob("*.answers"):
+            self.clear(log.relative_to(self.path).as_posix())
+        for folder in self.rounds.glob("[0-9]*"):
+            if (earlier := RunDirectory(folder.name, self.rounds)).manifest.exists():
+                earlier.begin(*earlier.entries())
+                earlier.forget()
 
     def clear(self, scratch: str) -> None:
-        """Removes a folder that a stage needed, and the one it stands in where nothing else does."""
+        """Removes of a folder that a stage needed what is ours, and the one it stands in where nothing else does."""
         if scratch:
-            shutil.rmtree(self.path / scratch, ignore_errors=True)
+            top, folder = scratch.partition("/")[0], self.path / scratch
+            remove_files([path for path in own_files(self.path / top, OWN[top]) if folder in path.parents], folder)
             with suppress(OSError):
-                (self.path / scratch).parent.rmdir()
-
-    def is_done(self, stage: str, fingerprint: str) -> bool:
-        return self.read_manifest()["stages"].get(stage, {}).get("fingerprint") == fingerprint
-
-    def was_done(self, stage: str) -> bool:
-        """Whether the stage was once finished, perhaps under other settings."""
-        return stage in self.read_manifest()["stages"]
-
-    def finish(self, stage: str, fingerprint: str, seconds: float, **facts: Any) -> None:
-        manifest = self.read_manifest()
-        manifest["stages"][stage] = {
-            "fingerprint": fingerprint,
-            "status": "done",
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "seconds": round(seconds, 1),
-            "versions": {package: version(package) for package in PACKAGES},
-            "git_commit": git_commit(),
-            **facts,
-        }
-        if failed := {name: why for name, why in manifest.pop("failed", {}).items() if name != stage}:
-            manifest["failed"] = failed
-        self._write(manifest)
-
-    def fail(self, stage: str, message: str, items: list[int]) -> None:
-        """Notes that a stage could not judge some items; it has no entry, so the next run does it again."""
-        manifest = self.read_manifest()
-        manifest["failed"] = manifest.get("failed", {}) | {stage: {"message": message, "items": items}}
-        self._write(manifest)
-
-    def _write(self, manifest: dict[str, Any]) -> None:
-        write_text(self.manifest, json.dumps(manifest, indent=1) + "\n")
+                folder.parent.rmdir()
 
 
 def fingerprint_of(*parts: Any) -> str:
@@ -184,19 +206,3 @@ def fingerprint_of_source(name: str) -> Any:
         return fingerprint_of_path(name)
     except OSError:
         return name
-
-
-def git_commit() -> str | None:
-    """The toolkit's own commit, where it stands in a git checkout."""
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None

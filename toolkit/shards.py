@@ -5,7 +5,6 @@ teacher/about.json  teacher/00000.safetensors  teacher/00001.safetensors  …
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from toolkit.distributed import on_main, share, together
 from toolkit.errors import PollardError
 from toolkit.files import KEPT, explained_full_disk, write_text
 from toolkit.progress import progress
+from toolkit.run_files import remove_own
 
 ABOUT = "about.json"
 
@@ -23,38 +23,27 @@ def shard_path(folder: Path, number: int, suffix: str) -> Path:
 
 
 def missing_shards(folder: Path, about: dict[str, Any], count: int, suffix: str) -> list[int]:
-    """The pieces that are still to be made; first empties a folder that was begun for something else than `about`.
-
-    Raises PollardError where there is anything but such pieces in it.
-    """
+    """The pieces that are still to be made. Pieces that were made for something else than `about` are removed first; other files
+    of the folder are not touched."""
 
     def prepare() -> list[int]:
         path = folder / ABOUT
-        if _read(path) != about:
-            _check_own(folder, suffix)
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+        if _about(path) != about:
+            if folder.is_dir():
+                remove_own(folder, rf"{re.escape(ABOUT)}|\d{{5}}{re.escape(suffix)}(\.tmp)?")
+            folder.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(about, indent=1) + "\n")
         return [number for number in range(count) if not shard_path(folder, number, suffix).exists()]
 
     return on_main(prepare)
 
 
-def _read(path: Path) -> Any:
+def _about(path: Path) -> Any:
+    """What the pieces beside it were made for; None where nobody can tell."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-
-
-def _check_own(folder: Path, suffix: str) -> None:
-    pieces = re.compile(rf"({re.escape(ABOUT)}|\d{{5}}{re.escape(suffix)})(\.tmp)?")
-    others = sorted(path.name for path in folder.iterdir() if not pieces.fullmatch(path.name)) if folder.is_dir() else []
-    if others:
-        raise PollardError(
-            f"{folder} is to be made anew, and holds what Pollard did not write: {', '.join(others[:5])}"
-            f"{', …' * (len(others) > 5)}. Move it away, or give the run another name (name=…)."
-        )
 
 
 def make_shards(folder: Path, missing: list[int], suffix: str, make: Callable[[int, Path], None], description: str) -> None:

@@ -7,7 +7,6 @@ with the same choice share one file, and a finished file is never measured again
 """
 
 import json
-import shutil
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +33,7 @@ from toolkit.recipe_file import dump_recipe
 from toolkit.report import show_sweep, tabulate, write_report
 from toolkit.report.formats import loss, percent
 from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
+from toolkit.run_files import OWN, PIECES, remove_own
 from toolkit.selection import kept_unobserved, select
 from toolkit.stages.checks import check
 from toolkit.stages.scoring_identity import own_scorer_identity
@@ -112,14 +112,14 @@ def _open(directory: RunDirectory, recipe: Recipe, fresh: bool) -> None:
     if not directory.manifest.exists():
         directory.open(recipe.model.path, recipe.task.name, dump_recipe(recipe), [])
     if fresh:
-        shutil.rmtree(directory.sweep, ignore_errors=True)
+        remove_own(directory.sweep, OWN["sweep"])
     directory.sweep.mkdir(exist_ok=True)
 
 
 def _calibrated(recipe: Recipe, directory: RunDirectory) -> Path:
     """Where the statistics for this recipe are: the run's own where they fit, else beside the cells."""
     stage = plan_stages(recipe)[0]
-    own = on_main(lambda: directory.is_done(stage.name, stage.fingerprint) or not directory.was_done(stage.name))
+    own = on_main(lambda: directory.is_done(stage.name, stage.fingerprint) or stage.name not in directory.entries())
     home = directory if own else RunDirectory(stage.fingerprint, directory.sweep / "calibration")
     if not on_main(lambda: home.is_done(stage.name, stage.fingerprint)):
         on_main(lambda: home.path.mkdir(parents=True, exist_ok=True))
@@ -183,7 +183,7 @@ def _measure(recipe: Recipe, choices: list[Choice], folder: Path) -> None:
     gold, said = _gold(recipe, tokenizer), folder / "original"  # what the original says of them, until all cells are measured
 
     def measure(model: PreTrainedModel) -> None:
-        on_main(lambda: shutil.rmtree(said, ignore_errors=True))
+        on_main(lambda: remove_own(said, PIECES))
         if gold:
             keep_original(model, gold, said, "")
         for number, choice in enumerate(choices, start=1):
@@ -205,7 +205,7 @@ def _measure(recipe: Recipe, choices: list[Choice], folder: Path) -> None:
 
     with_model(recipe, recipe.model.path, recipe.model.revision, measure, whole="a sweep masks the routers of a whole model")
     barrier()
-    on_main(lambda: shutil.rmtree(said, ignore_errors=True))
+    on_main(lambda: remove_own(said, PIECES))
 
 
 def _gold(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, torch.Tensor]]:

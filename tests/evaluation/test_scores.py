@@ -23,8 +23,8 @@ def test_saving_leaves_a_summary_and_one_line_per_item(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "evaluation" / "pruned.json").read_text())
     assert summary == {
         "score": 2 / 3, "correct": 2, "n": 3, "interval": list(wilson(2, 3)), "flexible_score": 0.0, "flexible_correct": 0,
-        "generated_tokens": 12, "truncated": 1, "empty": 1, "unfinished_reasoning": 0, "failed": 0, "given_up": 0, "task": "gsm8k",
-        "split": "test",
+        "generated_tokens": 12, "truncated": 1, "empty": 1, "unfinished_reasoning": 0, "failed": 0, "given_up": 0,
+        "task": "gsm8k", "split": "test",
     }  # fmt: skip
     lines = (tmp_path / "evaluation" / "pruned.predictions.jsonl").read_text().splitlines()
     assert [Item(**json.loads(line)) for line in lines] == items

@@ -42,6 +42,14 @@ def test_agreement_is_mutual_where_a_scorer_is_not() -> None:
     assert winners(task("contains"), [answers("no", "nothing and yes", "yes", "Yes")]) == [2]  # neither of the others in both
 
 
+# The gold answer says what a mark means: behind it stands the answer, whatever comes after, or it is a heading.
+def test_votes_are_read_in_the_format_of_the_gold_answer() -> None:
+    runaway = answers("#### Tom", "a\n#### Mia\n\nQuestion: who?", "b\n#### Mia")
+    headings = answers("no", "#### Steps\nyes", "#### Steps\nno")
+    assert winners(task("exact"), [runaway, headings], ["#### Mia", "yes"]) == [1, 0]
+    assert winners(task(), [answers("The answer is 5", "48 + 24 = 72", "72")], ["72"]) == [1]
+
+
 def test_the_items_say_who_voted_and_what_one_sample_is_worth() -> None:
     example = Example(({"role": "user", "content": "6 * 12?"},), "#### 72", "#### 72")
     samples = [answers("#### 70", "#### 72", "72 #### 72"), answers("#### 72", "#### 1", "#### 2")]

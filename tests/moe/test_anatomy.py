@@ -1,10 +1,17 @@
 """True dimensions, without a download: the configurations are those of the published models."""
 
+import re
+from pathlib import Path
+
+import pytest
 import torch
-from conftest import plan_for, tiny_model
+from conftest import FAMILIES, plan_for, tiny_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from toolkit.moe import anatomy_of, sizes, slice_model
+from toolkit.errors import PollardError
+from toolkit.moe import anatomy, anatomy_of, checkpoint_bytes, prune_checkpoint, sizes, slice_model
+from toolkit.report.anatomy import checkpoint, show_anatomy
 
 
 def test_mixtral_8x7b() -> None:
@@ -39,3 +46,64 @@ def test_sizes_are_those_of_a_model_that_is_pruned() -> None:
     model = tiny_model("qwen2_moe")
     expected = anatomy_of(model.config).pruned[4]
     assert sizes(slice_model(model, plan_for(model, [0, 2, 3, 7]))) == expected
+
+
+def in_fp8(folder: Path) -> Path:
+    """A checkpoint whose experts are stored in FP8, as DeepSeek does; its configuration says bfloat16."""
+    model = tiny_model("mixtral", torch.bfloat16)
+    model.config.quantization_config = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    model.save_pretrained(folder)
+    tensors = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        tensors[name] = tensor.to(torch.float8_e4m3fn) if ".experts." in name else tensor
+        tensors |= {f"{name}_scale_inv": torch.ones(1, 1)} if ".experts." in name else {}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+# The configuration of an FP8 checkpoint says in what it is computed, not in what it is stored.
+def test_a_quantized_checkpoint_is_as_large_as_its_files(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    found = anatomy(str(in_fp8(tmp_path / "fp8")))
+    assert found.stored and (found.quantization, found.dtype) == ("fp8", torch.bfloat16)
+    header = checkpoint_bytes(tmp_path / "fp8") - found.stored.bytes
+    assert 0 < header < 20_000 and found.stored.bytes < found.parameters * 2
+    assert found.stored.dtypes.keys() == {"F8_E4M3", "BF16", "F32"}
+    assert re.fullmatch(r"0\.\d MiB in fp8 \(bfloat16 \d+%, float8 \d+%\)", checkpoint(found))
+    for keep, written in found.stored.pruned.items():
+        model = tiny_model("mixtral", torch.bfloat16)
+        prune_checkpoint(tmp_path / "fp8", plan_for(model, list(range(keep))), tmp_path / f"keep{keep}")
+        stored = anatomy(str(tmp_path / f"keep{keep}")).stored
+        assert stored and stored.bytes == written
+    show_anatomy(found)
+    assert "in fp8 (" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v2", "gpt_oss"])
+def test_the_bytes_of_plain_files_are_those_of_the_parameters(family: str, tmp_path: Path) -> None:
+    tiny_model(family, torch.bfloat16, **FAMILIES[family]).save_pretrained(tmp_path)
+    found = anatomy(str(tmp_path))
+    assert found.stored and found.stored.bytes == 2 * found.parameters
+    assert found.stored.pruned == {keep: 2 * left.parameters for keep, left in found.pruned.items()}
+    assert checkpoint(found).endswith(" in bfloat16")
+
+
+def test_a_configuration_that_says_another_format_than_the_files_is_not_believed(tmp_path: Path) -> None:
+    tiny_model("mixtral").save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"float32"', '"bfloat16"'))
+    assert checkpoint(anatomy(str(tmp_path))).endswith(" in float32")
+
+
+def test_without_files_a_quantized_size_is_not_made_up(tmp_path: Path) -> None:
+    folder = in_fp8(tmp_path)
+    (folder / "model.safetensors").unlink()
+    found = anatomy(str(folder))
+    assert found.stored is None and checkpoint(found).startswith("fp8, computed in bfloat16; how large is said by its files")
+
+
+def test_files_that_are_another_models_are_told(tmp_path: Path) -> None:
+    tiny_model("mixtral").save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 1'))
+    with pytest.raises(PollardError, match="says 1 layer, and the files have 2"):
+        anatomy(str(tmp_path))

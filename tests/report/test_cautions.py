@@ -45,6 +45,14 @@ def test_examples_left_out_are_counted(tmp_path: Path) -> None:
     assert "Training left out 10 of 100 examples: they are longer than 60 tokens (finetuning.max_length)." in said
 
 
+def test_lines_that_could_not_be_used_are_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert "could not be used" not in " ".join(warnings_of(run))
+    run.finish("calibrate", "calibrate", 1.0, examples=8, left_out=0, bad_lines=3)
+    run.finish("evaluate/original", "original", 1.0, bad_lines=1)
+    assert "Lines of the data that could not be used and are left out: 3 (calibration), 1 (evaluation)." in warnings_of(run)
+
+
 def test_examples_and_prompts_beyond_the_models_context_are_counted(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     run.finish("calibrate", "calibrate", 1.0, examples=8, left_out=0, beyond_context=3)

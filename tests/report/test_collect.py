@@ -1,5 +1,6 @@
 """Law: report.json says what the run directory holds, and None where it holds nothing."""
 
+import html
 import json
 from pathlib import Path
 
@@ -8,8 +9,10 @@ from made_up_run import BLOCKS, KEPT, RIGHT, ROLES, evaluate_role, make_run
 
 from toolkit.errors import PollardError
 from toolkit.plan import BlockPlan, Plan
+from toolkit.recipe_file import dump_recipe, load_recipe
 from toolkit.report import collect, write_report
 from toolkit.report.collect import MEASURES
+from toolkit.report.page import recipe_text
 
 
 def test_every_measure_is_the_one_the_evaluation_wrote(tmp_path: Path) -> None:
@@ -104,7 +107,39 @@ def test_a_stage_that_is_being_done_again_has_no_result(tmp_path: Path) -> None:
     run.open("path/of/model", "playground/logic", run.recipe.read_text(), ["evaluate/pruned"])
     report = collect(run.path)
     assert report["models"]["pruned"] is None
-    assert report["warnings"][-1] == "pruned.json is left out: its evaluation was started again and has not finished."
+    assert report["stale"] == [{"parts": ["evaluation/pruned.json"], "why": "made of what has changed since"}]
+    run.begin("evaluate/pruned")
+    (found,) = collect(run.path)["stale"]
+    assert found["why"].endswith("; it was begun again and has not finished")
+
+
+def test_what_is_stale_is_named_and_not_shown(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.recovered.mkdir()
+    recipe = run.recipe.read_text()
+    run.open("path/of/model", "playground/logic", recipe.replace("keep: 2", "keep: 3"), ["recover", "evaluate/recovered"])
+    report = write_report(run.path)
+    assert report["models"]["recovered"] is None and report["training"] is None
+    assert report["stale"] == [{"parts": ["recovered/", "evaluation/recovered.json"], "why": "made with pruning.keep=2"}]
+    page = (run.path / "report.html").read_text()
+    assert "Stale, and not shown here: recovered/, evaluation/recovered.json (made with pruning.keep=2)." in page
+    assert "90.0" not in page  # the stale score
+
+
+# YAML 1.1 has `no` and `off` as truth values, and 1e-5 as text.
+def test_the_recipe_is_read_and_shown_as_it_was_written(tmp_path: Path) -> None:
+    trainer = {"eval_strategy": "no", "save_strategy": "off", "learning_rate": 1e-5}
+    run = make_run(tmp_path, finetuning={"trainer": trainer})
+    run.recipe.write_text(dump_recipe(load_recipe(run.recipe, ["name=on", "task.stop=[yes, n, '1_000']"])))
+    report = write_report(run.path)
+    assert report["recipe"]["finetuning"]["trainer"] == trainer
+    assert (report["recipe"]["name"], report["recipe"]["task"]["stop"]) == ("on", ["yes", "n", "1_000"])
+    text = recipe_text(report)
+    assert text and "eval_strategy: no\n" in text
+    for shown in (html.unescape((run.path / name).read_text()) for name in ("report.html", "README.md")):
+        assert "eval_strategy: no\n" in shown and "learning_rate: 1.0e-05\n" in shown
+    (tmp_path / "again.yaml").write_text(text)
+    assert load_recipe(tmp_path / "again.yaml") == load_recipe(run.recipe)
 
 
 def test_a_result_the_recipe_does_not_ask_for_is_left_out(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from pydantic import ValidationError
 
@@ -12,9 +13,9 @@ from toolkit.tasks import Task
 LABELS = ["negative", "positive"]
 
 
-def task_of(folder: Path, row: dict[str, Any], **recipe: Any) -> Task:
+def task_of(folder: Path, row: dict[str, Any], *more: dict[str, Any], **recipe: Any) -> Task:
     path = folder / "rows.jsonl"
-    path.write_text(json.dumps(row) + "\n")
+    path.write_text("".join(json.dumps(row) + "\n" for row in (row, *more)))
     return Task(TaskRecipe(name="classification", train=str(path), test=str(path), **recipe))
 
 
@@ -23,6 +24,61 @@ def test_a_label_is_a_word_or_its_number(tmp_path: Path, label: str | int) -> No
     (example,) = task_of(tmp_path, {"text": "Fine.", "label": label}, labels=LABELS).examples("test")
     assert example.messages[0]["content"] == "Fine.\nAnswer with one of: negative, positive."
     assert (example.completion, example.gold) == ("positive", "positive")
+
+
+@pytest.mark.parametrize(
+    ("values", "golds"),
+    [
+        (["Positive", " NEGATIVE "], ["positive", "negative"]),
+        ([0, 1, 1], ["negative", "positive", "positive"]),
+        ([0.0, 1.0], ["negative", "positive"]),
+        (["0", "1", "1.0"], ["negative", "positive", "positive"]),
+        ([1, 2, 2], ["negative", "positive", "positive"]),  # never 0, and both 1 and the last: from 1
+        (["1", "2"], ["negative", "positive"]),
+        ([1, 1], ["positive", "positive"]),
+        (["positive", 0], ["positive", "negative"]),
+    ],
+)
+def test_labels_in_every_usual_form_are_read(tmp_path: Path, values: list[Any], golds: list[str]) -> None:
+    task = task_of(tmp_path, *({"text": f"t{n}", "label": value} for n, value in enumerate(values)), labels=LABELS)
+    assert [example.gold for example in task.examples("test")] == golds
+
+
+@pytest.mark.parametrize("values", [["1"], ["1", "1"], ["2", "1", "2"]])
+def test_numbers_as_text_that_could_count_from_0_or_1_are_refused_with_the_key(tmp_path: Path, values: list[str]) -> None:
+    rows, labels = [{"text": f"t{n}", "label": value} for n, value in enumerate(values)], [*LABELS, "neutral"]
+    with pytest.raises(PollardError, match=r"could count the labels from 0 or from 1: say `task\.label_format: index_from_0`"):
+        task_of(tmp_path, *rows, labels=labels).examples("test")
+    for first, form in enumerate(("index_from_0", "index_from_1")):
+        task = task_of(tmp_path, *rows, labels=labels, label_format=form)
+        assert [example.gold for example in task.examples("test")] == [labels[int(value) - first] for value in values]
+
+
+@pytest.mark.parametrize(
+    ("labels", "value", "gold"), [([False, True], True, "true"), ([1, 2, 3], 3.0, "3"), (["No", "Yes"], "yes", "Yes")]
+)
+def test_labels_of_a_recipe_may_be_numbers_and_truth_values(tmp_path: Path, labels: list[Any], value: Any, gold: str) -> None:
+    (example,) = task_of(tmp_path, {"text": "x", "label": value}, labels=labels).examples("test")
+    assert example.gold == gold
+
+
+# Labels 1 and 2 beside numbers 0 and 1: 1 would be taken for itself, and 0 for the first.
+def test_labels_that_are_numbers_are_never_counted_unless_it_is_said(tmp_path: Path) -> None:
+    rows = [{"text": "x", "label": 0}, {"text": "y", "label": 1}]
+    with pytest.raises(PollardError, match=r"line 1: `label` is 0, and the labels are 1, 2\."):
+        task_of(tmp_path, *rows, labels=["1", "2"]).examples("test")
+    task = task_of(tmp_path, *rows, labels=["1", "2"], label_format="index_from_0")
+    assert [example.gold for example in task.examples("test")] == ["1", "2"]
+
+
+# A data set that names its classes says what their numbers mean, whatever the order in the recipe.
+def test_the_names_of_a_data_sets_classes_win_over_their_numbers(tmp_path: Path) -> None:
+    kinds = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["Positive", "Negative"])})
+    data = datasets.Dataset.from_dict({"text": ["x", "y"], "label": [0, 1]}, features=kinds)
+    data.to_parquet(tmp_path / "a.parquet")
+    path = str(tmp_path / "a.parquet")
+    task = Task(TaskRecipe(name="classification", train=path, test=path, labels=LABELS))
+    assert [example.gold for example in task.examples("test")] == ["positive", "negative"]
 
 
 def test_labels_that_are_numbers_mean_themselves(tmp_path: Path) -> None:
@@ -59,7 +115,7 @@ def test_without_labels_they_are_asked_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "told"),
     [
-        (["good", "good enough"], "the label `good enough` begins with the label `good`"),
+        (["not spam", "not_spam"], "no two of them the same"),
         (["yes"], "give at least two labels"),
         (["yes", "Yes"], "no two of them the same"),
         (["yes", " "], "none empty"),
@@ -70,5 +126,8 @@ def test_labels_that_cannot_be_told_apart_are_refused(labels: list[str], told: s
         TaskRecipe(name="classification", labels=labels)
 
 
-def test_labels_that_only_begin_with_the_same_letters_can_be_told_apart() -> None:
-    assert TaskRecipe(name="classification", labels=["pos", "positive", "1", "10"]).labels
+@pytest.mark.parametrize(
+    "labels", [["pos", "positive", "1", "10"], ["good", "good enough"], ["spam", "not spam"], ["C", "C++", "-1", "1"]]
+)
+def test_labels_inside_others_can_be_told_apart(labels: list[str]) -> None:
+    assert TaskRecipe(name="classification", labels=labels).labels

@@ -35,6 +35,64 @@ def test_formulas_stand_in_the_box_or_behind_the_mark(prediction: str, gold: str
     assert (strict_formula(prediction, gold), formula_of(gold)) == (asked, wanted)
 
 
+TRUE, FALSE, IN_WORDS = Verdict(True, True), Verdict(False, False), Verdict(False, True)
+JUDGED = [
+    # What cannot be parsed is not compared by a part of it
+    (r"\boxed{1-\frac{1}{\mathrm{e}}}", r"\boxed{1+\frac{1}{\mathrm{e}}}", FALSE),
+    (r"\boxed{1-\frac{1}{\mathrm{e}}}", r"\boxed{1-\frac{1}{e}}", TRUE),
+    (r"\boxed{\unknown{2}}", r"\boxed{\unknown{3}}", FALSE),
+    (r"\boxed{2}", r"\boxed{\unknown{3}+2}", FALSE),
+    (r"\boxed{1}", r"The answer is $1-\unknown{e}$.", FALSE),
+    (r"\boxed{3}", "The answer is x^2 + 3.", FALSE),
+    (r"\boxed{x^2+3}", "The answer is x^2 + 3.", IN_WORDS),
+    # Numbers are compared relative to their size
+    (r"\boxed{\frac{1}{2^{99}}}", r"\boxed{\frac{1}{2^{98}}}", FALSE),
+    (r"\boxed{\frac{1}{2^{99}}}", r"\boxed{2^{-99}}", TRUE),
+    (r"\boxed{\frac{1}{2004!}}", r"\boxed{\frac{1}{2006!}}", FALSE),
+    (r"\boxed{0}", r"\boxed{10^{-30}}", FALSE),
+    (r"\boxed{e^{-100}}", r"\boxed{e^{-101}}", FALSE),
+    (r"\boxed{0.0000001}", r"\boxed{0.0000002}", FALSE),
+    (r"\boxed{1.6\times 10^{-19}}", r"\boxed{1.7\times 10^{-19}}", FALSE),
+    (r"\boxed{1.6\times 10^{-19}}", r"\boxed{0.16\times 10^{-18}}", TRUE),
+    (r"\boxed{\frac13}", r"\boxed{0.333333}", TRUE),
+    (r"\boxed{\frac13}", r"\boxed{0.33}", FALSE),
+    (r"\boxed{\left(\frac{1}{2^{99}},1\right)}", r"\boxed{\left(\frac{1}{2^{98}},1\right)}", FALSE),
+    (r"\boxed{\{10^{-20},1\}}", r"\boxed{\{10^{-21},1\}}", FALSE),
+    (r"\boxed{\begin{pmatrix}10^{-20}\\1\end{pmatrix}}", r"\boxed{\begin{pmatrix}10^{-21}\\1\end{pmatrix}}", FALSE),
+    (r"\boxed{[0,10^{-20}]}", r"\boxed{[0,10^{-21}]}", FALSE),
+    (r"\boxed{x<10^{-20}}", r"\boxed{x<10^{-21}}", FALSE),
+    (r"\boxed{x+10^{-20}}", r"\boxed{x+10^{-21}}", FALSE),
+    (r"\boxed{x=10^{-20}}", r"\boxed{10^{-21}}", FALSE),
+    # Mixed numbers, repeating decimals
+    (r"\boxed{2}", "The answer is 2 2/3.", FALSE),
+    (r"\boxed{11\frac56}", "The answer is 11 5/6.", IN_WORDS),
+    (r"\boxed{-2\frac13}", "The answer is -2 1/3.", IN_WORDS),
+    (r"\boxed{\frac83}", r"\boxed{2 2/3}", TRUE),
+    (r"\boxed{0.\overline{3}}", r"\boxed{\frac13}", TRUE),
+    # Roots of quotients, where they are real
+    (r"\boxed{\sqrt{1/n}}", r"\boxed{\frac{1}{\sqrt{n}}}", TRUE),
+    (r"\boxed{\sqrt{\frac{a}{b}}}", r"\boxed{\frac{\sqrt{a}}{\sqrt{b}}}", TRUE),
+    (r"\boxed{\sqrt{xy}}", r"\boxed{\sqrt{x}\sqrt{y}}", TRUE),
+    (r"\boxed{x}", r"\boxed{\sqrt{x^2}}", FALSE),
+    (r"\boxed{|x|}", r"\boxed{x}", FALSE),
+    # Units
+    (r"\boxed{10\text{ inches}}", r"\boxed{10\text{ cm}}", FALSE),
+    (r"\boxed{10\text{ inches}}", r"\boxed{10}", TRUE),
+    (r"\boxed{10\text{ inches}}", r"\boxed{10\text{ in}}", TRUE),
+    (r"\boxed{10\text{ inches}}", "The answer is 10 cm.", FALSE),
+    (r"\boxed{10\text{ inches}}", "It is 10 inches.", IN_WORDS),
+    (r"\boxed{5\text{ m}}", r"\boxed{5\text{ m}^2}", FALSE),
+    (r"\boxed{45\text{ mph}}", r"\boxed{45\text{ miles per hour}}", TRUE),
+    (r"\boxed{81\text{ teachers}}", r"\boxed{81\text{ people}}", TRUE),
+]
+
+
+def test_formulas_are_judged_by_their_value() -> None:
+    found = MathScorer().verdicts([(prediction, gold) for gold, prediction, _ in JUDGED])
+    wrong = [(*case, verdict) for case, verdict in zip(JUDGED, found, strict=True) if verdict != case[2]]
+    assert not wrong
+
+
 # SymPy would compute 9^(9^(9^9)) for longer than anybody waits, and no signal reaches it there.
 def test_a_comparison_that_does_not_end_is_killed_told_and_counted_as_wrong() -> None:
     scorer, before = MathScorer(seconds=2), children()

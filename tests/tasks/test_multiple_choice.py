@@ -12,9 +12,9 @@ MMLU = {"question": "Where is the Holmenkollen?", "choices": ["Rome", "Oslo", "B
 ARC = {"question": "Where?", "choices": {"text": ["Rome", "Oslo", "Bonn"], "label": ["1", "2", "3"]}, "answerKey": "2"}
 
 
-def task_of(folder: Path, row: dict[str, Any], **recipe: Any) -> Task:
+def task_of(folder: Path, row: dict[str, Any], *more: dict[str, Any], **recipe: Any) -> Task:
     path = folder / "rows.jsonl"
-    path.write_text(json.dumps(row) + "\n")
+    path.write_text("".join(json.dumps(row) + "\n" for row in (row, *more)))
     return Task(TaskRecipe(name="multiple_choice", train=str(path), test=str(path), **recipe))
 
 
@@ -57,3 +57,142 @@ def test_choices_that_are_none_are_told_with_the_line(tmp_path: Path, row: dict[
     with pytest.raises(PollardError) as caught:
         task_of(tmp_path, row).examples("test")
     assert str(caught.value).replace(f"{tmp_path}/", "").startswith(f"rows.jsonl, line 1: {told}")
+
+
+TWO, FOUR = ["Oslo", "Rome"], ["Oslo", "Rome", "Bonn", "Bern"]
+OPTIONS = {"opa": "Oslo", "opb": "Rome", "opc": "Bonn", "opd": "Bern"}
+
+
+def rights(folder: Path, rows: list[dict[str, Any]], **recipe: Any) -> list[str]:
+    """The right choices' texts."""
+    return [example.choices[example.right] for example in task_of(folder, *rows, **recipe).examples("test")]
+
+
+def rows_with(column: str, values: list[Any], base: dict[str, Any]) -> list[dict[str, Any]]:
+    return [base | {column: value} for value in values]
+
+
+@pytest.mark.parametrize(
+    ("base", "column", "values", "right"),
+    [
+        ({"question": "?", "options": ["A)21", "B)22", "C)23"], "rationale": "…"}, "correct", ["A", "C"], ["21", "23"]),  # AQuA
+        ({"question": "?", **OPTIONS, "exp": "…"}, "cop", [0, 3], ["Oslo", "Bern"]),  # MedMCQA on the hub
+        ({"question": "?", **OPTIONS, "exp": "…"}, "cop", [1, 4], ["Oslo", "Bern"]),  # and in its own files
+        ({"sentence": "_ ?", "option1": "Ann", "option2": "Bob"}, "answer", ["1", "2"], ["Ann", "Bob"]),  # WinoGrande
+        ({"sentence": "_ ?", "option1": "Ann", "option2": "Bob"}, "answer", ["1", "1"], ["Ann", "Ann"]),
+        ({"goal": "?", "sol1": "Push.", "sol2": "Pull."}, "label", [1, 0], ["Pull.", "Push."]),  # PIQA
+        ({"goal": "?", "sol1": "Push.", "sol2": "Pull."}, "label", ["1"], ["Pull."]),
+        ({"ctx": "?", "endings": FOUR, "activity_label": "x"}, "label", ["1", "2"], ["Rome", "Bonn"]),  # HellaSwag
+        ({"question": "?", "choices": FOUR, "subject": "x"}, "answer", [1, 2], ["Rome", "Bonn"]),  # MMLU
+        ({"question": "?", "options": {"A": "x", "B": "y", "E": None}, "answer": "y"}, "answer_idx", ["B"], ["y"]),  # MedQA
+        ({"question_stem": "?", "choices": {"text": TWO, "label": ["A", "B"]}}, "answerKey", ["B"], ["Rome"]),  # OpenBookQA
+        ({"question": "?", "article": "…", "options": FOUR}, "answer", ["D"], ["Bern"]),  # RACE
+    ],
+)  # fmt: skip
+def test_published_columns_are_known(
+    tmp_path: Path, base: dict[str, Any], column: str, values: list[Any], right: list[str]
+) -> None:
+    assert rights(tmp_path, rows_with(column, values, base)) == right
+    (question, *_) = task_of(tmp_path, *rows_with(column, values, base)).examples("test")
+    assert "?" in question.messages[0]["content"].splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "right"),
+    [
+        (["Rome", "oslo", " Bern "], ["Rome", "Oslo", "Bern"]),
+        (["a", "(B)", "C.", "D)"], FOUR),
+        ([1, 2, 3, 4], FOUR),
+        (["1", "4"], ["Oslo", "Bern"]),
+        (["0", "3"], ["Oslo", "Bern"]),
+        ([0.0, 3.0], ["Oslo", "Bern"]),
+        (["1.0", "4.0", "2.0"], ["Oslo", "Bern", "Rome"]),
+    ],
+)
+def test_the_right_choice_is_named_by_letter_text_or_number(tmp_path: Path, values: list[Any], right: list[str]) -> None:
+    assert rights(tmp_path, rows_with("target", values, {"question": "?", "choices": FOUR})) == right
+
+
+# The silent error of this kind: numbers that happen to be in range either way.
+@pytest.mark.parametrize("values", [["1", "2"], ["2", "3", "3"], ["1", "1.0"], [1, 2]])
+def test_numbers_that_could_count_from_0_or_1_are_refused_with_the_key(tmp_path: Path, values: list[Any]) -> None:
+    rows = rows_with("label", values, {"question": "?", "choices": FOUR})
+    with pytest.raises(PollardError, match=r"say `task\.label_format`, `index_from_0` or `index_from_1`\."):
+        task_of(tmp_path, *rows).examples("test")
+    for first, form in enumerate(("index_from_0", "index_from_1")):
+        expected = [FOUR[int(float(value)) - first] for value in values]
+        assert rights(tmp_path, rows, label_format=form) == expected
+
+
+# "3" among the choices 2, 3, 4 is one of them, or the third.
+def test_numbers_that_are_choices_themselves_are_told_from_positions(tmp_path: Path) -> None:
+    base = {"question": "?", "choices": ["20", "3", "4"]}
+    assert rights(tmp_path, rows_with("answer", ["20", "4", "3"], base)) == ["20", "4", "3"]
+    with pytest.raises(PollardError, match=r"`answer` could name the right choice in several ways: say `task\.label_format`, "):
+        task_of(tmp_path, *rows_with("answer", ["2", "3"], base | {"choices": ["3", "2", "1"]})).examples("test")
+    assert rights(tmp_path, rows_with("answer", ["2", "3"], base | {"choices": ["3", "2", "1"]}), label_format="text") == [
+        "2",
+        "3",
+    ]
+
+
+def test_the_column_that_names_choices_is_found_among_others(tmp_path: Path) -> None:
+    explained = [{"question": "?", "choices": FOUR, "answer": "because of it", "label": n} for n in range(4)]
+    assert rights(tmp_path, explained) == FOUR
+    twice = [{"question": "?", "choices": FOUR, "answer": FOUR[n], "label": "ABCD"[n]} for n in range(4)]
+    assert rights(tmp_path, twice) == FOUR
+
+
+def test_columns_that_contradict_each_other_are_refused_until_one_is_named(tmp_path: Path) -> None:
+    rows = [{"question": "?", "choices": FOUR, "answer": "A", "label": "B"}]
+    with pytest.raises(PollardError, match=r"Several columns name a choice, not always the same \(`answer`, `label`\)"):
+        task_of(tmp_path, *rows).examples("test")
+    assert rights(tmp_path, rows, label="label") == ["Rome"]
+
+
+def test_choices_may_stand_in_columns_of_any_name(tmp_path: Path) -> None:
+    rows = [{"q": "?", "x": "Oslo", "y": 7, "z": True, "best": name} for name in ("x?", "7", "true", "C")]
+    keys = {"choices": ["x", "y", "z"], "label": "best", "prompt": "{q}\n{options}", "cloze": "{q}"}
+    with pytest.raises(PollardError) as caught:
+        task_of(tmp_path, *rows, **keys).examples("test")
+    assert "line 1: `best` is 'x?', and the choices are A, B, C" in str(caught.value)
+    assert rights(tmp_path, rows[1:3], **keys) == ["7", "true"]
+    with pytest.raises(PollardError, match="no field `w`"):
+        task_of(tmp_path, rows[1], **keys | {"choices": ["x", "w"]}).examples("test")
+
+
+@pytest.mark.parametrize(
+    ("given", "answer", "texts"),
+    [
+        (["A)21", "B)22"], "B", ["21", "22"]),
+        (["(A) 21", "(B) 22"], "B", ["21", "22"]),
+        (["a. Oslo", "b. Rome"], "B", ["Oslo", "Rome"]),
+        (["A: Oslo", "B: Rome"], "B: Rome", ["Oslo", "Rome"]),
+        (["1) Oslo", "2) Rome"], "2", ["Oslo", "Rome"]),
+        (["1.5", "2.5"], "B", ["1.5", "2.5"]),  # no letters of their own
+        (["A. Smith", "C. Darwin"], "B", ["A. Smith", "C. Darwin"]),
+        (["A)21", "22"], "B", ["A)21", "22"]),
+        (["Vitamin A", "Vitamin B"], "B", ["Vitamin A", "Vitamin B"]),
+    ],
+)
+def test_choices_lose_the_letters_that_all_of_them_begin_with(
+    tmp_path: Path, given: list[str], answer: str, texts: list[str]
+) -> None:
+    (example,) = task_of(tmp_path, {"question": "?", "choices": given, "answer": answer}).examples("test")
+    assert list(example.choices) == texts and example.right == 1
+
+
+def test_letters_of_their_own_may_stand_in_another_order(tmp_path: Path) -> None:
+    assert rights(tmp_path, [{"question": "?", "choices": ["B) Rome", "A) Oslo"], "answer": "A"}]) == ["Oslo"]
+
+
+def test_what_is_no_choice_is_one_bad_line_among_good_ones(tmp_path: Path) -> None:
+    rows = [MMLU, MMLU | {"answer": None}, MMLU | {"choices": ["x", None, "y"]}, MMLU | {"answer": 0}, MMLU | {"answer": 7}]
+    with pytest.raises(PollardError) as caught:
+        task_of(tmp_path, *rows).examples("test")
+    assert str(caught.value).replace(f"{tmp_path}/", "") == (
+        "rows.jsonl, line 2: `answer` is None, and the choices are A, B, C (or 0 to 2).\n"
+        "rows.jsonl, line 3: choice 2 of `choices`: it is null.\n"
+        "rows.jsonl, line 5: `answer` is 7, and the choices are A, B, C (or 0 to 2).\n"
+        "3 of 5 lines in rows.jsonl cannot be used. Mend them, or leave them out with `task.on_bad_lines: skip`."
+    )

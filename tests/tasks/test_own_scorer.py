@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,89 @@ def test_a_function_in_the_working_folder_judges(folder: Path) -> None:
     assert source_of("judging_here:longer") == str(folder / "judging_here.py")
 
 
-def test_what_is_neither_true_nor_false_fails_the_item(folder: Path) -> None:
-    (folder / "vague.py").write_text("def maybe(prediction, gold):\n    return 0.5\n")
-    (verdict,) = task_with("vague:maybe").scorer.verdicts([("a", "b")])
-    assert verdict.error == "TypeError: vague:maybe must say True or False, and said 0.5"
+@pytest.mark.parametrize(
+    "value", ["numpy.bool_(True)", "torch.tensor(True)", "torch.tensor([True])", "1", "numpy.float32(1)", "True"]
+)
+def test_what_libraries_have_for_true_is_true(folder: Path, value: str) -> None:
+    name = f"truth_{abs(hash(value))}"
+    (folder / f"{name}.py").write_text(f"import numpy, torch\ndef f(prediction, gold):\n    return {value}\n")
+    assert task_with(f"{name}:f").scorer.verdicts([("a", "b")]) == [Verdict(True, True)]
+    assert task_with(f"{name}:f").score("a", "b") is True
+
+
+# As with F1: all of it is strictly right, one half flexibly.
+def test_a_degree_is_kept_as_credit(folder: Path) -> None:
+    (folder / "passing.py").write_text("def share(prediction, gold):\n    return len(prediction) / int(gold)\n")
+    found = task_with("passing:share").scorer.verdicts([("abcd", "4"), ("ab", "4"), ("a", "4"), ("", "4")])
+    assert [(v.strict, v.flexible, v.credit) for v in found] == [
+        (True, True, 1.0),
+        (False, True, 0.5),
+        (False, False, 0.25),
+        (False, False, 0.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("None", "None"),
+        ("'yes'", "'yes'"),
+        ("'1'", "'1'"),
+        ("float('nan')", "nan"),
+        ("1.5", "1.5"),
+        ("-1", "-1"),
+        ("[True]", "[True]"),
+        ("{}", "{}"),
+        ("__import__('torch').tensor([True, False])", "tensor([ True, False])"),
+        ("'x' * 500", "'" + "x" * 79 + "…"),
+    ],
+)
+def test_what_is_neither_true_nor_a_degree_fails_the_item(folder: Path, value: str, said: str) -> None:
+    name = f"vague_{abs(hash(value))}"
+    (folder / f"{name}.py").write_text(f"def maybe(prediction, gold):\n    return {value}\n")
+    (verdict,) = task_with(f"{name}:maybe").scorer.verdicts([("a", "b")])
+    assert verdict.error == f"TypeError: {name}:maybe must say True or False, or a degree from 0 to 1, and said {said}"
+
+
+# HumanEval and MBPP: the gold text is no answer but the tests that an answer must pass.
+RUNS_TESTS = (
+    "def passes(prediction, gold):\n    names = {}\n    exec(prediction, names)\n    exec(gold, names)\n    return True\n"
+)
+
+
+def running_task(folder: Path, module: str, source: str, rows: list[dict[str, str]], **keys: str) -> Task:
+    (folder / f"{module}.py").write_text(source)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    how = {"train": "rows.jsonl", "test": "rows.jsonl", "prompt": "{q}", "completion": "{code}", "answer": "{tests}"} | keys
+    return Task(TaskRecipe(**{key: value for key, value in how.items() if value}))
+
+
+GOOD = {"q": "Add one.", "code": "def f(x):\n    return x + 1", "tests": "assert f(1) == 2"}
+
+
+def test_a_scorer_that_runs_tests_is_asked_about_completions_not_about_the_tests(folder: Path) -> None:
+    task = running_task(folder, "running", RUNS_TESTS, [GOOD], scorer="running:passes")
+    (example,) = task.examples("test")
+    assert task.score(example.completion, example.gold)
+
+
+def test_completions_that_are_wrong_by_their_own_answers_are_told_with_all_their_lines(folder: Path) -> None:
+    source = RUNS_TESTS.replace("    exec(gold, names)\n    return True", "    return eval(gold.removeprefix('assert '), names)")
+    bad = GOOD | {"tests": "assert f(1) == 3"}
+    raising = GOOD | {"code": "def g("}
+    with pytest.raises(PollardError) as caught:
+        running_task(folder, "checking", source, [bad, GOOD, raising, bad], scorer="checking:passes").examples("test")
+    first, second, third = str(caught.value).split("\n")
+    assert first.startswith("rows.jsonl, line 1: scorer `checking:passes` says that the completion 'def f(x):")
+    assert first.endswith("is wrong by its own answer 'assert f(1) == 3'.")
+    assert second.startswith("rows.jsonl, line 3: scorer `checking:passes` fails on the completion 'def g(' itself: SyntaxError")
+    assert third.startswith("rows.jsonl, line 4:")
+
+
+# A scorer that compares with something of its own need not find the completion right.
+def test_without_an_answer_of_its_own_a_completion_need_not_be_right(folder: Path) -> None:
+    never = "def never(prediction, gold):\n    return False\n"
+    assert running_task(folder, "doubting", never, [GOOD], scorer="doubting:never", answer="").examples("test")
 
 
 @pytest.mark.parametrize(

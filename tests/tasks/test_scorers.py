@@ -2,10 +2,11 @@ from fractions import Fraction
 
 import pytest
 
-from toolkit.tasks import Scorer, Verdict
+from toolkit.recipe_data import TaskRecipe
+from toolkit.tasks import Scorer, Task, Verdict
 from toolkit.tasks.readings import answer_part, strict_number
 from toolkit.tasks.scorers import SCORERS
-from toolkit.tasks.text_scorers import contains, exact, numeric
+from toolkit.tasks.text_scorers import RegexScorer, contains, exact, numeric
 
 
 @pytest.mark.parametrize(
@@ -129,3 +130,149 @@ def test_what_a_scorer_raises_stays_with_its_item() -> None:
         Verdict(False, False, "ZeroDivisionError: division by zero"),
         Verdict(True, True),
     ]
+
+
+PATTERN, LABELS = r"Answer: ([^\n.]+)", ["very negative", "negative", "neutral", "1", "C", "C++", "not spam", "spam", "-1"]
+GOLDS = [
+    *(
+        "72",
+        "#### 72",
+        "So 48 + 24 = 72.\n#### 72",
+        "-5",
+        "1,234.5",
+        "$3.50",
+        "25%",
+        "3/4",
+        "1 1/2",
+        "½",
+        "1e-05",
+        "2.5 × 10³",
+        "6/2",
+    ),
+    *(
+        "12 or 13",
+        "3,5,7",
+        "The answer is 72.",
+        "The answer is 72.\nThat is 3 times 24.",
+        "The answer is not 5",
+        "**72**",
+        "10 cm",
+    ),
+    *(
+        r"\boxed{72}",
+        r"so \boxed{\frac{1}{2}} of 3",
+        "x^2+1",
+        r"\boxed{10\text{ cm}}",
+        "#### **72** clips",
+        "1. Berlin",
+        "#### 2. Berlin",
+    ),
+    *("Paris", "#### Paris", "a #### b", "#### Step 1\nadd\n#### Paris", "#### Steps\n1. Unplug it.", "Intro\n#### Steps\nMore."),
+    *("one\ntwo\n\nthree", "  spaced   out  ", "the", "A", "B", "(C)", "D. Oslo", "#### B", "Not B", "very negative", "negative"),
+    *(
+        "Not spam",
+        "C++",
+        "-1",
+        "spam.",
+        "Answer: Paris",
+        "Answer: A. Answer: B",
+        "Yes, no and 3",
+        "!!!",
+        "+",
+        "北京",
+        "#### 北京",
+    ),
+    *("####", "I do not know. ####", "#### a\n####"),
+]
+
+
+def scorer_named(name: str) -> Scorer:
+    keys = {"regex": {"pattern": PATTERN}, "label": {"labels": LABELS}}.get(name, {})
+    return Task(TaskRecipe(prompt="{q}", completion="{a}", scorer=name, **keys)).scorer
+
+
+# The law of every scorer: a gold answer is strictly right, or it is refused before anything is judged by it.
+@pytest.mark.parametrize("name", ["exact", "numeric", "contains", "f1", "regex", "choice", "label", "math"])
+def test_a_gold_answer_is_strictly_right_or_refused(name: str) -> None:
+    scorer = scorer_named(name)
+    faults = scorer.gold_faults([(gold, gold) for gold in GOLDS])
+    verdicts = scorer.verdicts([(gold, gold) for gold in GOLDS])
+    for gold, fault, verdict in zip(GOLDS, faults, verdicts, strict=True):
+        assert verdict.error is None
+        assert (verdict.strict and verdict.flexible) or fault, gold
+    accepted = {gold for gold, fault in zip(GOLDS, faults, strict=True) if not fault}
+    assert accepted >= USED[name] and not accepted & UNUSED[name]
+
+
+USED = {
+    "exact": {*GOLDS[:-3]},
+    "numeric": {
+        *GOLDS[:13],
+        "The answer is 72.",
+        "The answer is 72.\nThat is 3 times 24.",
+        "**72**",
+        "#### **72** clips",
+        "10 cm",
+    },
+    "contains": {"Paris", "one\ntwo\n\nthree", "北京", "!!!"},
+    "f1": {"Paris", "the", "A", "one\ntwo\n\nthree", "北京"},
+    "regex": {"Answer: Paris", "Answer: A. Answer: B"},
+    "choice": {"A", "B", "(C)", "D. Oslo", "#### B"},
+    "label": {"very negative", "negative", "Not spam", "C++", "-1", "spam."},
+    "math": {"x^2+1", "72", r"\boxed{72}", r"so \boxed{\frac{1}{2}} of 3"},
+}
+UNUSED = {
+    "exact": {"####", "I do not know. ####"},
+    "numeric": {"12 or 13", "3,5,7", "x^2+1", "Paris", "####"},
+    "contains": {"####"},
+    "f1": {"####", "!!!"},
+    "regex": {"####"},
+    "choice": {"Paris", "Not B", "####"},
+    "label": {"Paris", "Not B", "####"},
+    "math": {"####"},
+}
+
+
+# Where completions have a mark and `task.answer` is the bare answer, the completion is still right.
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("exact", "Mia"),
+        ("contains", "Mia"),
+        ("f1", "Mia"),
+        ("numeric", "72"),
+        ("choice", "B"),
+        ("label", "very negative"),
+        ("math", "x^2"),
+    ],
+)
+def test_the_completions_template_says_where_the_mark_stands(name: str, answer: str) -> None:
+    keys = {"labels": LABELS} if name == "label" else {}
+    scorer = Task(TaskRecipe(prompt="{q}", completion="{why}\n#### {a}", answer="{a}", scorer=name, **keys)).scorer
+    found = scorer.verdicts([(f"Because of A and 3.\n#### {answer}", answer)])
+    assert found[0].strict and scorer.strict(f"Because of A and 3.\n#### {answer}", answer)
+    assert scorer.gold_faults([("", answer)]) == [None]
+
+
+# Every x may be taken alone or with the next: as many ways as Fibonacci's numbers, none of which ends with the text.
+def test_a_pattern_that_backtracks_without_end_is_given_up_and_told() -> None:
+    scorer, endless = RegexScorer("^((?:x|xx)+)$", seconds=0.3), "x" * 200 + "!"
+    given_up, other = scorer.verdicts([(endless, "x"), ("xx", "xx")])
+    assert given_up == Verdict(False, False, note="the pattern did not end within 0.3 s")
+    assert other == Verdict(True, True)
+    assert scorer.strict(endless, "x") is False
+    assert "the pattern did not end within 0.3 s" in str(scorer.gold_faults([("", endless)]))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "found"),
+    [
+        (r"(?i)answer:\s*(\w+)", "ANSWER:  Mia", "Mia"),
+        (r"(?:A: (\d+)|B: (\d+))", "B: 7", "7"),
+        (r"\[\[(?P<letter>[A-D])\]\]", "so [[C]]", "C"),
+        (r"([a-z]+)$", "one two", "two"),
+        (r"(?<=: )(\S+)", "is: 5", "5"),
+    ],
+)
+def test_patterns_mean_what_they_mean_to_python(pattern: str, text: str, found: str) -> None:
+    assert RegexScorer(pattern).verdicts([(text, found)]) == [Verdict(True, True)]

@@ -206,7 +206,10 @@ def test_a_folder_is_a_data_set_whose_splits_the_names_say(tmp_path: Path, names
     train, test = (written(tmp_path / name, f"a\n00{number}\n") for number, name in enumerate(names))
     assert read_hub(str(tmp_path), None, "train", None).lines == [(f"{train}, line 2", {"a": "000"})]
     assert read_hub(str(tmp_path), None, "test", None).lines == [(f"{test}, line 2", {"a": "001"})]
-    assert len(read_hub(str(tmp_path), None, "train+test", None).lines) == 2  # as `datasets` reads it
+    assert read_hub(str(tmp_path), None, "train+test[:100%]", None).columns == [{"a": "000"}, {"a": "001"}]
+    assert read_hub(str(tmp_path), None, "train[1:]", None).columns == []
+    with pytest.raises(PollardError, match=r"Cannot read the data set in .*split validation"):
+        read_hub(str(tmp_path), None, "validation", None)
 
 
 # What the numbers of a data set's own classes mean is known: nobody needs to guess it.

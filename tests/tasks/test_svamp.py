@@ -1,5 +1,10 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
 from conftest import ROOT
 
+from toolkit.errors import PollardError
 from toolkit.recipe_data import TaskRecipe
 from toolkit.tasks import Task
 from toolkit.tasks.svamp import worked
@@ -18,3 +23,22 @@ def test_local_files_of_the_published_form_serve() -> None:
 
 def test_a_row_of_another_form_is_left_to_the_templates() -> None:
     assert worked({"Question": "Why?"}) == {"Question": "Why?"}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"Equation": "( 6 / 2 )", "Answer": 1e-05}, {"work": "6 / 2", "number": "0.00001"}),
+        ({"Equation": "( 6.0 / 2.0 )", "Answer": "3.0"}, {"work": "6 / 2", "number": "3"}),
+        ({"Equation": None, "Answer": float("nan")}, {}),
+    ],
+)
+def test_values_become_text_as_people_write_them(row: dict[str, Any], said: dict[str, str]) -> None:
+    assert {key: value for key, value in worked(row).items() if key not in row} == said
+
+
+def test_a_line_without_equation_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"Body": "x", "Question": "y", "Equation": null, "Answer": 3}\n')
+    with pytest.raises(PollardError, match=r"line 1: no field `work`"):
+        Task(TaskRecipe(name="svamp", train=str(path), test=str(path))).examples("test")

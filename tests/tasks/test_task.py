@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from toolkit.errors import PollardError
 from toolkit.recipe_data import TaskRecipe
@@ -88,6 +89,25 @@ def test_a_line_that_does_not_serve_is_named(tmp_path: Path, row: dict[str, Any]
     assert fault in fault_of(tmp_path, [ROW, row], **recipe)
 
 
+@pytest.mark.parametrize("answer", ["12 or 13", "3,5,7", "5:30", "48 + 24 = 72", "2x + 1", "12 dollars and 3 cents"])
+def test_a_gold_answer_of_several_numbers_is_refused_with_its_line(tmp_path: Path, answer: str) -> None:
+    fault = fault_of(tmp_path, [ROW | {"answer": "5"}, ROW | {"answer": answer}], scorer="numeric")
+    assert fault.startswith(
+        f"rows.jsonl, line 2: scorer `numeric` finds no single number in the answer {answer!r}: give one number"
+    )
+
+
+@pytest.mark.parametrize("answer", [1e-05, 1e16, 0.1, "3/4", "1 1/2", "$1,000", "72 clips", "#### 72", "6 * 12 = 72 #### 72"])
+def test_a_gold_answer_of_one_number_is_accepted_however_it_is_written(tmp_path: Path, answer: Any) -> None:
+    assert task_of(tmp_path, [ROW | {"answer": answer}], scorer="numeric").examples("test")
+
+
+def test_all_lines_that_cannot_be_judged_by_are_told_and_the_rest_counted(tmp_path: Path) -> None:
+    fault = fault_of(tmp_path, [ROW | {"answer": "5" if i == 1 else "five"} for i in range(8)], scorer="numeric")
+    assert [line.partition(": ")[0] for line in fault.split("\n")[:-1]] == [f"rows.jsonl, line {i}" for i in (1, 3, 4, 5, 6)]
+    assert fault.endswith("… and 2 more")
+
+
 # Training text need not have an answer that the scorer can read: only what is judged must.
 def test_only_test_answers_must_suit_the_scorer(tmp_path: Path) -> None:
     assert task_of(tmp_path, [ROW], scorer="numeric").examples("train")
@@ -150,3 +170,105 @@ def test_a_recipes_own_keys_win_over_the_preset() -> None:
     preset = task.preset
     assert (preset.dataset, preset.subset, preset.prompt, preset.completion) == ("other/data", None, "{problem}", "{answer}")
     assert task.score("x", "x")
+
+
+BAD = [ROW, ROW | {"answer": ""}, ROW, {"question": "three?"}, ROW | {"answer": None}, ROW | {"question": " "}, "no object"]
+
+
+def test_all_bad_lines_are_told_at_once_with_a_way_out(tmp_path: Path) -> None:
+    assert fault_of(tmp_path, BAD) == (
+        "rows.jsonl, line 2: the completion is empty.\n"
+        "rows.jsonl, line 4: no field `answer`. Fields there: question.\n"
+        "rows.jsonl, line 5: the field `answer` is null.\n"
+        "rows.jsonl, line 6: the prompt is empty.\n"
+        "rows.jsonl, line 7: holds str, not a JSON object with columns.\n"
+        "5 of 7 lines in rows.jsonl cannot be used. Mend them, or leave them out with `task.on_bad_lines: skip`."
+    )
+
+
+def test_of_many_bad_lines_some_are_shown_and_the_others_counted(tmp_path: Path) -> None:
+    fault = fault_of(tmp_path, [ROW, *[{"question": "q", "answer": ""}] * 1200])
+    assert "line 6: the completion is empty.\n… and 1,195 more\n1,200 of 1,201 lines in rows.jsonl" in fault
+    assert len(fault.splitlines()) == 7
+
+
+def test_bad_lines_may_be_left_out_and_are_counted_aloud_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    task = task_of(tmp_path, BAD, on_bad_lines="skip")
+    assert len(task.examples("test")) == 2 and task.bad_lines("test") == 5
+    assert len(task.examples("train")) + len(task.examples("dev")) == 2 and task.bad_lines("dev") == 5
+    task_of(tmp_path, BAD, on_bad_lines="skip").examples("test")
+    said = "".join(capsys.readouterr().out.split())
+    for split in ("test", "train"):
+        assert said.count(f"5of7linesin{tmp_path}/rows.jsonlcannotbeusedandareleftoutof{split}".replace(" ", "")) == 1
+
+
+def test_without_a_good_line_there_is_nothing_to_leave_out(tmp_path: Path) -> None:
+    fault = fault_of(tmp_path, BAD[1:2], on_bad_lines="skip")
+    assert fault == "rows.jsonl, line 2: the completion is empty.".replace("2", "1") + (
+        "\n1 of 1 lines in rows.jsonl cannot be used. Mend them."
+    )
+
+
+def test_nothing_is_skipped_where_all_lines_serve(tmp_path: Path) -> None:
+    task = task_of(tmp_path, [ROW], on_bad_lines="skip")
+    assert task.examples("test") == task_of(tmp_path, [ROW]).examples("test") and task.bad_lines("test") == 0
+
+
+def test_half_a_character_in_a_conversation_is_named(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "smile \ud83d"}, {"role": "assistant", "content": "Ho."}]
+    fault = fault_of(tmp_path, [{"chat": chat}], messages="chat", prompt=None, completion=None)
+    assert fault.startswith("rows.jsonl, line 1: the field `chat` holds half a surrogate pair")
+
+
+def test_a_conversation_nested_beyond_measure_is_a_bad_line(tmp_path: Path) -> None:
+    nested: Any = "x"
+    for _ in range(400):
+        nested = [nested]
+    assert task_of(tmp_path, [ROW | {"meta": nested}]).examples("test")  # nobody looks at it
+    (tmp_path / "rows.jsonl").write_text('{"question": "q", "answer": ' + "[" * 5000 + "]" * 5000 + "}\n")
+    path = str(tmp_path / "rows.jsonl")
+    with pytest.raises(PollardError, match="line 1: nested too deeply"):
+        Task(TaskRecipe(train=path, test=path, prompt="{question}", completion="{answer}")).examples("test")
+
+
+def test_splits_may_be_several_files_patterns_and_folders(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    for name in ("a.jsonl", "more/b.jsonl", "more/c.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"question": name, "answer": "x"}) + "\n")
+    keys = {"prompt": "{question}", "completion": "{answer}"}
+    a, b, c = (str(tmp_path / name) for name in ("a.jsonl", "more/b.jsonl", "more/c.jsonl"))
+    task = Task(TaskRecipe(train=[c, a], test=f"{tmp_path}/more/*.jsonl", **keys))
+    assert [example.where for example in task.examples("train")] == [f"{c}, line 1", f"{a}, line 1"]
+    assert [example.where for example in task.examples("test")] == [f"{b}, line 1", f"{c}, line 1"]
+    folder = Task(TaskRecipe(train=a, test=str(tmp_path / "more"), **keys))
+    assert folder.examples("test") == task.examples("test") and folder.is_local("test")
+    before = [task.fingerprint("train"), task.fingerprint("test"), folder.fingerprint("test")]
+    Path(c).write_text(json.dumps({"question": "another", "answer": "x"}) + "\n")
+    after = [task.fingerprint("train"), task.fingerprint("test"), folder.fingerprint("test")]
+    assert all(one != other for one, other in zip(before, after, strict=True))
+
+
+def test_the_content_of_a_folder_with_a_data_set_identifies_its_splits(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text(f"question,answer\n{split},x\n")
+    task = Task(TaskRecipe(dataset=str(tmp_path), train="train", test="test", prompt="{question}", completion="{answer}"))
+    assert [example.messages[0]["content"] for example in task.examples("test")] == ["test"] and not task.is_local("test")
+    before = task.fingerprint("test")
+    (tmp_path / "test.csv").write_text("question,answer\nanother,x\n")
+    assert task.fingerprint("test") != before
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"train": []}, "name a file, a list of files, or a split"),
+        ({"train": ["a.csv", ""]}, "name a file, a list of files, or a split"),
+        ({"choices": ["a"]}, "give a column for each choice, at least two"),
+        ({"label_format": "text"}, "label_format says how `label` names one of `labels` or `choices`"),
+        ({"name": "classification", "label_format": "letter"}, "labels have no letters"),
+        ({"on_bad_lines": "warn"}, "Input should be 'error' or 'skip'"),
+    ],
+)
+def test_keys_about_data_are_checked(keys: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        TaskRecipe(**keys)

@@ -1,3 +1,4 @@
+import gzip
 import json
 from pathlib import Path
 
@@ -14,6 +15,22 @@ def test_paragraphs_of_a_text_file_and_lines_of_a_jsonl_file_are_texts(tmp_path:
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "One."}) + "\n\n" + json.dumps({"text": "Two.", "more": 1}) + "\n")
     assert read_texts(str(tmp_path / "a.txt")) == ["One line,\nanother.", "The second."]
     assert read_texts(str(tmp_path / "a.jsonl")) == ["One.", "Two."]
+
+
+def test_texts_stand_in_data_files_of_every_kind_and_in_several(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,n\nOne.,1\n")
+    (tmp_path / "b.json").write_text(json.dumps([{"text": "Two."}]))
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"Three.\n\nFour."))
+    assert read_texts(str(tmp_path / "a.csv")) == ["One."]
+    assert read_texts(str(tmp_path / "[ab].*")) == ["One.", "Two."]
+    assert read_texts(str(tmp_path / "c.txt.gz")) == ["Three.", "Four."]
+
+
+def test_all_lines_without_text_are_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "One."}\n{"text": null}\nx\n{"text": "cut \\ud83d"}\n')
+    with pytest.raises(PollardError) as caught:
+        read_texts(str(tmp_path / "a.jsonl"))
+    assert [line.split(":")[0].rpartition(", ")[2] for line in str(caught.value).splitlines()] == ["line 2", "line 3", "line 4"]
 
 
 def test_a_long_text_is_cut_into_pieces_that_lose_nothing_and_all_of_it_is_completion() -> None:

@@ -132,3 +132,18 @@ def test_the_keyboard_has_a_prompt_and_help_and_ends_with_ctrl_d(run: Path, tmp_
 
 def test_a_run_is_found_by_path_and_by_name(run: Path) -> None:
     assert list(find_run("small").models) == list(find_run("runs/small").models) == ["original", "pruned"]
+
+
+# What a conversation begins with in training it begins with here.
+def test_the_tasks_system_prompt_stands_before_every_conversation(run: Path, ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    render = chat.encode_prompt
+    monkeypatch.setattr(chat, "encode_prompt", lambda t, e: asked.append([m["role"] for m in e.messages]) or render(t, e))
+    model = run.parent.parent / "original"
+    template = (model / "chat_template.jinja").read_text()
+    (model / "chat_template.jinja").write_text(
+        "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}" + template
+    )
+    (run / "recipe.yaml").write_text(dump_recipe(small_recipe(task=TASK | {"system": "Count with care."})))
+    assert ask("one\n/new\ntwo\n", str(run), "--models", "pruned", "--max-new-tokens", "2")[0] == 0
+    assert asked == [["system", "user"], ["system", "user"]]

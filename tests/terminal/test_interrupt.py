@@ -1,4 +1,6 @@
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,7 +9,7 @@ import time
 import pytest
 from conftest import ROOT
 
-from toolkit.terminal.interrupt import LAUNCHER, command_again, resumable
+from toolkit.terminal.interrupt import resumable
 
 WAITING = """
 import sys, time
@@ -30,7 +32,13 @@ def test_a_signal_ends_the_process_at_once_with_the_command_that_goes_on(number:
     out, err = process.communicate(timeout=10)
     assert process.returncode == 130 and err == ""
     assert "stopped: what is done stays done, and this goes on from there:" in out
-    assert "  python toolkit/train.py 'recipes/a b.yaml' pruning.keep=2\n" in out
+    command = out.splitlines()[-1]
+    assert command.endswith("python toolkit/train.py 'recipes/a b.yaml' pruning.keep=2")
+    program = shlex.split(command)[0]  # by its path, where the shell would find none or another
+    assert (
+        os.path.dirname(shutil.which(program) or "")
+        and subprocess.run([program, "-c", "import torch"], check=False).returncode == 0
+    )
 
 
 def test_afterwards_signals_are_what_they_were() -> None:
@@ -42,22 +50,3 @@ def test_afterwards_signals_are_what_they_were() -> None:
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
-
-
-@pytest.mark.parametrize(
-    ("argv", "environment", "command"),
-    [
-        (["/usr/bin/pollard", "run", "r.yaml", "--fresh"], {}, "pollard run r.yaml"),
-        (["/x/toolkit/cli.py", "--local_rank=0", "sweep", "r.yaml"], {"WORLD_SIZE": "2"},
-         "deepspeed --num_gpus 2 --module toolkit.cli sweep r.yaml"),
-        (["toolkit/train.py", "--local_rank=0", "r.yaml"], {"WORLD_SIZE": "4"}, "deepspeed --num_gpus 4 toolkit/train.py r.yaml"),
-        (["toolkit/train.py", "r.yaml"], {LAUNCHER: "./launch.sh --ranks 2"}, "./launch.sh --ranks 2 r.yaml"),
-    ],
-)  # fmt: skip
-def test_the_command_is_the_one_that_was_typed(
-    argv: list[str], environment: dict[str, str], command: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", argv)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert command_again() == command

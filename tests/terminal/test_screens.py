@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 
 import pytest
@@ -6,8 +5,8 @@ from small_run import make_small, small_recipe
 
 from toolkit.pipeline import plan_stages
 from toolkit.run_directory import RunDirectory
-from toolkit.terminal.interrupt import LAUNCHER
-from toolkit.terminal.screens import first_screen, last_screen, pollard
+from toolkit.terminal import screens
+from toolkit.terminal.screens import first_screen, last_screen
 
 
 @pytest.fixture
@@ -70,16 +69,8 @@ def test_every_kind_of_stage_has_its_arithmetic(changes: dict, small, capsys) ->
         assert len(line_of(stage.name, lines).split()) > 1, stage.name
 
 
-def test_the_command_is_named_as_it_can_be_typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv(LAUNCHER, raising=False)
-    assert pollard() == "pollard"
-    monkeypatch.setenv(LAUNCHER, "./launch.sh --ranks 2")  # which leaves the path of the shell as it was
-    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
-    monkeypatch.chdir(tmp_path)
-    assert pollard() == ".venv/bin/pollard"
-
-
-def test_the_last_screen_says_what_there_is_and_what_to_do_next(small, tmp_path: Path, capsys) -> None:
+def test_the_last_screen_says_what_there_is_and_what_to_do_next(small, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(screens, "program_path", lambda name: name)
     run = RunDirectory("small")
     run.pruned.mkdir(parents=True)
     (run.pruned / "model.safetensors").write_bytes(b"0" * 2**20)

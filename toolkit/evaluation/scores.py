@@ -16,7 +16,7 @@ class Item:
     """One answered test item; `tokens` counts what was generated, `ended` says that the model stopped by itself.
 
     `correct` is the verdict by strict extraction, `flexible` by flexible extraction; `error` is what the scorer raised, `note`
-    why a comparison was given up and counts as wrong, `credit` a degree of rightness (of the scorer f1), and `likeliest`
+    why a comparison was given up and counts as wrong, `credit` a degree of rightness (of F1 and of own scorers), and `likeliest`
     whether the model finds the right one of the item's choices the likeliest.
     """
 
@@ -70,7 +70,7 @@ class Scores:
         return wilson(self.correct, self.n)
 
     @property
-    def f1(self) -> float | None:
+    def credit(self) -> float | None:
         """The mean of the items' credits; None where the scorer gives none."""
         credits = [item.credit for item in self.items if item.credit is not None]
         return math.fsum(credits) / len(credits) if credits else None
@@ -87,7 +87,7 @@ class Scores:
     @property
     def told_beside(self) -> str:
         """The other measures, where there are any, for the terminal."""
-        beside = {"by the likeliest choice": self.likelihood_score, "mean F1": self.f1}
+        beside = {"by the likeliest choice": self.likelihood_score, "mean credit": self.credit}
         return "".join(f", {value:.1%} {name}" for name, value in beside.items() if value is not None)
 
     @property
@@ -125,8 +125,8 @@ class Scores:
             "failed": len(self.failed),
             "given_up": sum(item.note is not None for item in self.items),
         }
-        if self.f1 is not None:
-            summary["f1"] = self.f1
+        if self.credit is not None:
+            summary["credit"] = self.credit
         if self.likelihood_score is not None:
             summary |= {"likelihood_score": self.likelihood_score, "likelihood_correct": sum(self._weighed)}
         write_text(folder / f"{role}.json", json.dumps(summary | self.about, indent=1) + "\n")

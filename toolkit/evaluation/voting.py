@@ -3,7 +3,7 @@
     "… #### 72"   "… #### 70"   "So it is #### 72."        72 wins, in the words of the first
 
 Whether two answers agree is the task's own notion: either would be right if the other were the gold answer. So what the task
-extracts is compared, not the words around it.
+extracts is compared, not the words around it, in the format of the item's gold answer.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,8 @@ def judge_samples(task: Task, examples: Sequence[Example], answers: Sequence[Seq
     if len(judged) == 1:
         return judged[0]
     items = []
-    for winner, samples in zip(winners(task, answers), zip(*judged, strict=True), strict=True):
+    golds = [example.gold for example in examples]
+    for winner, samples in zip(winners(task, answers, golds), zip(*judged, strict=True), strict=True):
         told = [{"prediction": s.prediction, "correct": s.correct, "tokens": s.tokens, "ended": s.ended} for s in samples]
         items.append(replace(samples[winner], tokens=sum(s.tokens for s in samples), samples=told))
     return items
@@ -33,12 +34,15 @@ def mean_score(items: Sequence[Item]) -> float:
     return sum(every) / len(every) if every else 0.0
 
 
-def winners(task: Task, answers: Sequence[Sequence[Answer]]) -> list[int]:
-    """Per item the first of the samples that agree with most; of as many votes, the first. Answers in which the task finds
+def winners(task: Task, answers: Sequence[Sequence[Answer]], golds: Sequence[str] | None = None) -> list[int]:
+    """Of each item's answers the one that most agree with. `golds` are the items' gold answers, whose format says where an
+    answer stands; without them every answer's own does.
+
+    Per item the first of the samples that agree with most; of as many votes, the first. Answers in which the task finds
     nothing (they do not even agree with themselves) have no vote, unless there are no others: then equal words agree."""
     texts = [[answer.text.strip() for answer in of_one] for of_one in answers]
     pairs = [(i, a, b) for i, of_one in enumerate(texts) for a, b in _pairs(of_one)]
-    verdicts = task.scorer.verdicts([(a, b) for _, a, b in pairs])
+    verdicts = task.scorer.verdicts([(a, task.scorer.as_gold(b, golds[i] if golds else b)) for i, a, b in pairs])
     right = {pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict.strict}
     found = []
     for i, of_one in enumerate(texts):

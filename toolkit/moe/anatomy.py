@@ -1,7 +1,9 @@
 """What a model is made of and what pruning would leave of it, from its configuration alone."""
 
 import copy
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,12 +12,23 @@ from transformers import PreTrainedModel
 from toolkit.errors import PollardError
 from toolkit.moe.blocks import MoEBlock, find_blocks
 from toolkit.moe.check import check_prunable
-from toolkit.moe.load import load_config, meta_model
+from toolkit.moe.layout import UnknownLayoutError
+from toolkit.moe.load import load_config, meta_model, quantization_of
+from toolkit.moe.rewrite import plan_job
 from toolkit.moe.sizes import Sizes, sizes
 from toolkit.moe.slice import slice_model
 from toolkit.plan import BlockPlan, Plan
 
 SHARES = (0.75, 0.5, 0.25, 0.125)  # of the experts kept, in the table of sizes
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """What the headers of a checkpoint's files say of its tensors."""
+
+    bytes: int
+    dtypes: dict[str, int]  # safetensors' name of a number format -> bytes in it, the most first
+    pruned: dict[int, int]  # experts kept per block -> bytes that pruning would write
 
 
 @dataclass(frozen=True)
@@ -32,8 +45,10 @@ class Anatomy:
     active_parameters: int
     expert_parameters: int
     shared_parameters: int  # in shared experts, which serve every token and are never pruned
-    dtype: torch.dtype  # of the checkpoint
+    dtype: torch.dtype  # that the model is computed in; of a checkpoint that is not quantized, also that of its files
+    quantization: str | None  # how the weights are quantized, or None
     pruned: dict[int, Sizes]  # experts kept per block -> what is left
+    stored: StoredWeights | None = None  # None where there are no files at hand
 
     @property
     def bytes_per_parameter(self) -> int:
@@ -41,8 +56,30 @@ class Anatomy:
 
 
 def anatomy(path: str) -> Anatomy:
-    """Opens the configuration of a checkpoint folder or hub model, no weights. Raises PollardError for a dense model."""
-    return anatomy_of(load_config(path))
+    """Opens the configuration of a checkpoint folder or hub model, and the headers of a folder's files; no weights. Raises
+    PollardError for a dense model, and for files that are not what the configuration describes."""
+    found = anatomy_of(load_config(path))
+    return replace(found, stored=_stored(Path(path), found))
+
+
+def _stored(folder: Path, found: Anatomy) -> StoredWeights | None:
+    """Of how pruning would cut the files for one number of experts follows what it would write for every other."""
+    keep = next(iter(found.pruned), found.experts)
+    model = meta_model(load_config(str(folder))) if folder.is_dir() else None
+    if model is None:
+        return None
+    try:
+        job = plan_job(folder, _first_experts(model, keep, min(keep, found.experts_per_token)))
+    except UnknownLayoutError:  # no safetensors files, or their names do not say which expert is where
+        return None
+    dtypes: Counter[str] = Counter()
+    for tensor in job.stored.values():
+        dtypes[tensor.dtype] += tensor.bytes
+    kept = sum(piece.bytes for pieces in job.shards.values() for piece in pieces)
+    whole = sum(tensor.bytes for name, tensor in job.stored.items() if name not in set(job.left))
+    each = (whole - kept) / (found.experts - keep) if keep < found.experts else 0.0  # of an expert in every block
+    pruned = {number: round(kept + each * (number - keep)) for number in found.pruned}
+    return StoredWeights(dtypes.total(), dict(dtypes.most_common()), pruned)
 
 
 def anatomy_of(config: Any) -> Anatomy:
@@ -57,6 +94,7 @@ def anatomy_of(config: Any) -> Anatomy:
         active_parameters=total.active_parameters,
         expert_parameters=sum(p.numel() for b in blocks for p in b.experts.parameters()),
         shared_parameters=sum(_shared(b) for b in blocks), dtype=config.dtype or torch.float32,
+        quantization=quantization_of(config),
         pruned={keep: _sizes_with(config, keep) for keep in dict.fromkeys(keeps) if _possible(blocks, keep)},
     )  # fmt: skip
 
@@ -84,9 +122,14 @@ def pruned_meta_model(config: Any, keep: int, experts_per_token: int | None = No
     Cut by the code that prunes, so that the same is counted.
     """
     model = meta_model(copy.deepcopy(config))
+    active = experts_per_token or min(keep, find_blocks(model)[0].experts_per_token)
+    return slice_model(model, _first_experts(model, keep, active))
+
+
+def _first_experts(model: PreTrainedModel, keep: int, experts_per_token: int) -> Plan:
+    """Keeps the first experts of each group."""
     blocks = find_blocks(model)
     groups, experts = blocks[0].groups or 1, blocks[0].expert_count
     kept = [expert for expert in range(experts) if expert % (experts // groups) < keep // groups]
     choice = {block.name: BlockPlan(experts=experts, kept=kept) for block in blocks}
-    active = experts_per_token or min(keep, blocks[0].experts_per_token)
-    return slice_model(model, Plan(model="", criterion="", keep=keep, experts_per_token=active, blocks=choice))
+    return Plan(model="", criterion="", keep=keep, experts_per_token=experts_per_token, blocks=choice)

@@ -84,7 +84,9 @@ class Names:
             if len(numbers) > promised:
                 layers = self.modules[path]
                 assert isinstance(layers, nn.ModuleList)
-                most = f"{len(layers)} layers" + f" and {promised} that predict further tokens" * bool(promised)
+                most = f"{len(layers)} layer{'s' * (len(layers) > 1)}" + f" and {promised} that predict further tokens" * bool(
+                    promised
+                )
                 raise PollardError(
                     f"The configuration says {most}, and the files have {max(numbers) + 1}: {path}.{min(numbers)} is no layer of "
                     "the model. Is config.json another model's? Put the number of layers right there (num_hidden_layers), or "

@@ -8,9 +8,7 @@ full disk left: it is skipped, and the one before it serves.
 """
 
 import json
-import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +18,7 @@ from transformers import TrainerCallback
 from toolkit.distributed import barrier, on_main, say, world_size
 from toolkit.errors import PollardError
 from toolkit.files import write_text
+from toolkit.typed_command import command_again
 
 COMPLETE = "complete.json"
 
@@ -78,8 +77,8 @@ def last_checkpoint(folder: Path, fingerprint: str) -> tuple[Path, bool] | None:
     if facts["ranks"] != world_size():
         raise PollardError(
             f"The training in {folder} was begun by {ranks(facts['ranks'])}, and its checkpoints are theirs: "
-            f"{ranks(world_size())} cannot go on with them. Go on with `{command(facts['ranks'])}`, or remove that folder to "
-            f"train from the start with {ranks(world_size())}."
+            f"{ranks(world_size())} cannot go on with them. Go on with `{command_again(ranks=facts['ranks'])}`, or remove that "
+            f"folder to train from the start with {ranks(world_size())}."
         )
     return path, facts["finished"]
 
@@ -129,14 +128,6 @@ def kept(folder: Path) -> str:
 
 def ranks(number: int) -> str:
     return f"{number} rank{'s' * (number > 1)}"
-
-
-def command(ranks: int) -> str:
-    """This process's command, started with another number of ranks."""
-    entry, *words = sys.argv
-    module = Path(entry).name in ("pollard", "cli.py")
-    words = [word for word in words if not word.startswith(("--local_rank", "--local-rank"))]
-    return shlex.join(["deepspeed", "--num_gpus", str(ranks), *(["--module", "toolkit.cli"] if module else [entry]), *words])
 
 
 class Space(NamedTuple):

@@ -19,6 +19,7 @@ import torch
 
 from toolkit.distributed import barrier, console, rank
 from toolkit.errors import PollardError
+from toolkit.typed_command import SHELL_PATH
 
 SHARED_MEMORY = Path("/dev/shm")  # where Linux shows what shm_open makes
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "pollard"
@@ -38,6 +39,7 @@ def build_communication() -> None:
             "DeepSpeed compiles its communication module and finds no C++ compiler: install one, e.g. `apt install g++`."
         )
     # ninja stands beside the Python that runs this, which a launcher on another machine need not have on its PATH
+    os.environ.setdefault(SHELL_PATH, os.environ["PATH"])
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     import deepspeed
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder

@@ -31,6 +31,7 @@ class TrainingData:
     encoded: list[Encoded]
     left_out: int
     overlapping: int
+    bad_lines: int = 0  # that could not be used (task.on_bad_lines)
 
 
 def training_sources(recipe: Recipe) -> list[TrainingSourceRecipe]:
@@ -56,7 +57,7 @@ def read_training_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, answe
 
     Raises PollardError where a source has nothing left, and where own answers were not drawn.
     """
-    longest, kept, left_out, overlapping = recipe.finetuning.max_length, [], 0, 0
+    longest, kept, left_out, overlapping, bad_lines = recipe.finetuning.max_length, [], 0, 0, 0
     sources = training_sources(recipe)
     for number, source in enumerate(sources):
         too_long, dropped = 0, Counter[str]()
@@ -67,7 +68,8 @@ def read_training_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, answe
             encoded = [piece for piece in encode_texts(tokenizer, texts, longest) if len(piece.input_ids) > 1]
             encoded = _sample(encoded, source, recipe)
         else:
-            examples, dropped = training_examples(source, recipe)
+            examples, dropped, bad = training_examples(source, recipe)
+            bad_lines += bad
             encoded, too_long = encode_all(tokenizer, examples, longest)
         say(
             f"  {source.name}: {len(encoded):,} examples"
@@ -79,14 +81,15 @@ def read_training_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, answe
         left_out, overlapping = left_out + too_long, overlapping + dropped.total()
     if len(kept) > 1 and sources[0].weight is not None:
         kept = _by_weight(sources, kept, recipe.seed)
-    return TrainingData([encoded for part in kept for encoded in part], left_out, overlapping)
+    return TrainingData([encoded for part in kept for encoded in part], left_out, overlapping, bad_lines)
 
 
-def training_examples(source: TrainingSourceRecipe, recipe: Recipe) -> tuple[list[Example], Counter[str]]:
-    """A task's training examples, without those that overlap, and by kind how many did; a seeded sample of the number asked."""
+def training_examples(source: TrainingSourceRecipe, recipe: Recipe) -> tuple[list[Example], Counter[str], int]:
+    """A task's training examples, without those that overlap, and by kind how many did; a seeded sample of the number asked.
+    And how many lines of its data could not be used."""
     task = Task(source.task or recipe.task)
     examples, dropped = without_overlap(recipe, source, task.examples("train"), lambda example: question_of(task, example))
-    return _sample(examples, source, recipe), dropped
+    return _sample(examples, source, recipe), dropped, task.bad_lines("train")
 
 
 def without_overlap(

@@ -10,6 +10,7 @@ from toolkit.report.collect import collect
 from toolkit.report.page import render
 from toolkit.report.sweep_table import show_sweep, tabulate
 from toolkit.report.terminal import show
+from toolkit.run_directory import RunDirectory
 
 __all__ = ["card", "collect", "render", "show", "show_sweep", "tabulate", "write_report"]
 
@@ -18,7 +19,8 @@ def write_report(run_path: str | Path) -> dict[str, Any]:
     """Writes report.json, report.html and the model card (README.md, into the result's folder as well); returns what report.json
     holds.
 
-    What the run has not done yet is reported as not done. Raises PollardError for a file that is there but damaged.
+    What the run has not done yet is reported as not done, and what is stale is named. Raises PollardError for a file that is
+    there but damaged.
     """
     run_path = Path(run_path)
     report = collect(run_path)
@@ -26,7 +28,7 @@ def write_report(run_path: str | Path) -> dict[str, Any]:
     page, readme = render(report), card(report, str(result))  # before anything is written: all files, or none
     write_text(run_path / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
     write_text(run_path / "report.html", page)
-    write_text(run_path / "README.md", readme)
+    RunDirectory(run_path.name, run_path.parent).write_editable(run_path / "README.md", readme)
     if result.name == "recovered" and result.is_dir():  # pruned/ is the original's folder, smaller: with the original's card
         write_text(result / "README.md", readme)
     return report

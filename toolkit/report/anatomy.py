@@ -5,7 +5,17 @@ from rich.table import Table
 
 from toolkit.distributed import console, say
 from toolkit.moe import Anatomy
-from toolkit.report.formats import amount, size
+from toolkit.report.formats import NOTHING, amount, size
+
+NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8",
+    "I32": "int32",
+    "U8": "uint8",
+}
 
 
 def show_anatomy(found: Anatomy) -> None:
@@ -20,7 +30,7 @@ def show_anatomy(found: Anatomy) -> None:
         "shared experts": shared,
         "parameters": f"{amount(found.parameters)}, {amount(found.active_parameters)} of them active per token",
         "in experts": f"{amount(found.expert_parameters)} ({share:.0%})",
-        "checkpoint": f"{size(found.parameters * found.bytes_per_parameter)} in {str(found.dtype).removeprefix('torch.')}",
+        "checkpoint": checkpoint(found),
     }
     for name, value in facts.items():
         say(f"[bold]{name:<16}[/]{value}")
@@ -29,7 +39,22 @@ def show_anatomy(found: Anatomy) -> None:
     for column in ("experts kept", "parameters", "active", "checkpoint", "of the original"):
         table.add_column(column, justify="right", no_wrap=True)
     for keep, left in found.pruned.items():
-        bytes_left = size(left.parameters * found.bytes_per_parameter)
+        bytes_left = size(found.stored.pruned[keep]) if found.stored else NOTHING
+        if not found.stored and not found.quantization:
+            bytes_left = size(left.parameters * found.bytes_per_parameter)
         part = f"{left.parameters / found.parameters:.0%}"
         table.add_row(str(keep), amount(left.parameters), amount(left.active_parameters), bytes_left, part)
     console.print(table)
+
+
+def checkpoint(found: Anatomy) -> str:
+    """How large the files are, and in which numbers: as their headers say, or as the configuration makes them."""
+    plain = str(found.dtype).removeprefix("torch.")
+    if found.stored is None:
+        if found.quantization:
+            return f"{found.quantization}, computed in {plain}; how large is said by its files, which are not here"
+        return f"{size(found.parameters * found.bytes_per_parameter)} in {plain}"
+    shares = {NAMES.get(name, name): count / found.stored.bytes for name, count in found.stored.dtypes.items()}
+    parts = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if round(share, 2) > 0)
+    formats = next(iter(shares)) if len(shares) == 1 or next(iter(shares.values())) > 0.995 else parts
+    return f"{size(found.stored.bytes)} in {f'{found.quantization} ({formats})' if found.quantization else formats}"

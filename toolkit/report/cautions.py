@@ -3,6 +3,7 @@
 from typing import Any
 
 Facts = dict[str, Any]
+READERS = {"calibrate": "calibration", "recover": "training", "evaluate": "evaluation"}  # stages that read data
 
 
 def warnings(facts: Facts) -> list[str]:
@@ -38,7 +39,12 @@ def _about_data(facts: Facts) -> list[str]:
         if found and found.get("beyond_context"):
             count = f"{found['beyond_context']:,} of {found['examples']:,}"
             said.append(f"{stage} read {count} examples that are longer than the model's context ({section}.max_length).")
-    return said
+    bad: dict[str, int] = {}
+    for stage, entry in facts["stages"].items():
+        if (what := READERS.get(stage.partition("/")[0])) and entry.get("bad_lines"):
+            bad[what] = entry["bad_lines"]
+    counts = ", ".join(f"{number:,} ({what})" for what, number in bad.items())
+    return [*said, f"Lines of the data that could not be used and are left out: {counts}."] if bad else said
 
 
 def _about_training(facts: Facts) -> list[str]:

@@ -1,7 +1,7 @@
 """From a run directory to one dictionary of facts, report.json: the only source of the page and of the table.
 
-A file counts when the manifest says that its stage is finished and the recipe asks for it; what is missing is None, and
-nothing is guessed.
+A file counts when the manifest says that its stage is finished and the recipe asks for it; what is stale is named and not shown;
+what is missing is None, and nothing is guessed.
 """
 
 import json
@@ -10,11 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from toolkit.errors import PollardError
 from toolkit.expert_statistics import ExpertStatistics
 from toolkit.plan import Plan
+from toolkit.recipe_file import read_values
 from toolkit.report.beside import beside
 from toolkit.report.blocks import blocks_of, criteria_of
 from toolkit.report.cautions import warnings
@@ -23,12 +22,13 @@ from toolkit.report.origin import origin
 from toolkit.report.pairs import pairs
 from toolkit.report.words import comparisons, headline, summary
 from toolkit.run_directory import RunDirectory
+from toolkit.run_status import stale_parts
 
 T = TypeVar("T")
 ROLES = ("original", "pruned", "recovered", "skipping", "control")
 MEASURES = (
     "score", "correct", "n", "interval", "flexible_score", "flexible_correct", "split", "truncated", "empty",
-    "unfinished_reasoning", "given_up", "f1", "likelihood_score", "likelihood_correct",
+    "unfinished_reasoning", "given_up", "credit", "likelihood_score", "likelihood_correct",
     "generated_tokens", "seconds", "tokens_per_second", "peak_memory_bytes", "parameters", "active_parameters",
     "checkpoint_bytes", "max_new_tokens", "batch_size", "ranks", "device", "dtype", "skip_rate",
     "context_length", "prompts_beyond_context", "prompts_without_room",
@@ -42,8 +42,8 @@ def collect(run_path: Path) -> dict[str, Any]:
     """The facts of a run as plain JSON values. Raises PollardError for a file that is there but damaged."""
     run = RunDirectory(run_path.name, run_path.parent)
     manifest = run.read_manifest()
-    stages = {name: entry for name, entry in manifest["stages"].items() if name != "report"}
-    recipe = _read(run.recipe, yaml.safe_load) or {}
+    stages = {name: entry for name, entry in run.done().items() if name != "report"}
+    recipe = _read(run.recipe, read_values) or {}
     plan = Plan.load(run.plan) if "select" in stages and run.plan.exists() else None
     schedule = recipe.get("pruning", {}).get("schedule")
     whole_plan = Plan.load(run.rounds / "plan.json") if plan and schedule else plan  # of all rounds together
@@ -69,6 +69,7 @@ def collect(run_path: Path) -> dict[str, Any]:
         "control_training": _training(run.control_log, stages["control"]) if "control" in stages else None,
         "sweep": _read(run.sweep / "table.json", json.loads) if "sweep" in stages else None,
         **beside(run, recipe, stages),
+        "stale": [parts._asdict() for parts in stale_parts(run)],
         "stages": stages,
         "versions": latest.get("versions"),
         "git_commit": latest.get("git_commit"),
@@ -89,7 +90,7 @@ def _read(path: Path, parse: Callable[[str], T]) -> T | None:
         return None
     try:
         return parse(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise PollardError(f"{path} is damaged ({error}). Remove it and run the stage that writes it again (--fresh).") from None
 
 
@@ -129,6 +130,8 @@ def _models(
         found = _read(path, json.loads)
         if (failure := failed.get(f"evaluate/{role}")) and f"evaluate/{role}" not in stages:
             left_out.append(f"{path.name} is left out, its evaluation failed. {failure['message']}")
+        elif found and run.why_stale(f"evaluate/{role}") and f"evaluate/{role}" in run.entries():
+            continue  # named as stale
         elif found and f"evaluate/{role}" not in stages:
             left_out.append(f"{path.name} is left out: its evaluation was started again and has not finished.")
         elif found and role not in asked:

@@ -14,6 +14,7 @@ from toolkit.report.formats import interval, percent
 from toolkit.report.pairs import Right, compared, read_items, right_of
 from toolkit.report.words import verdict
 from toolkit.run_directory import RunDirectory
+from toolkit.run_status import stale_message
 
 PREFERRED = ("recovered", "pruned", "control", "original")  # where only the run is named: what it is about
 
@@ -26,30 +27,37 @@ class Answered(NamedTuple):
     right: Right
 
 
-def find_answered(where: str) -> Answered:
-    """`where`: a run directory (its recovered model, or what comes nearest), or one of its models: runs/math/pruned."""
+def find_answered(where: str, stale: bool = False) -> Answered:
+    """`where`: a run directory (its recovered model, or what comes nearest), or one of its models: runs/math/pruned. Raises
+    PollardError for one that is not evaluated, and, unless `stale`, for one that is not what the run's recipe asks for by now."""
     path = Path(where)
     run, role = RunDirectory(path.name, path.parent), ""
     if not run.manifest.exists():
         run, role = RunDirectory(path.parent.name, path.parent.parent), path.name
     if not run.manifest.exists():
         raise PollardError(f"{where} is no run directory (it has no manifest.json), nor a model of one: say runs/NAME/recovered.")
-    stages = run.read_manifest()["stages"]
-    evaluated = [stage.partition("/")[2] for stage in stages if stage.startswith("evaluate/")]
+    entries = run.entries()
+    evaluated = [stage.partition("/")[2] for stage in entries if stage.startswith("evaluate/")]
     if not evaluated:
         raise PollardError(f"No model of {run.path} is evaluated yet: `pollard evaluate {run.recipe}` does it.")
     if role and role not in evaluated:
         raise PollardError(f"{run.path} has no finished evaluation of `{role}`. There is: {', '.join(evaluated)}.")
     role = role or next((role for role in PREFERRED if role in evaluated), evaluated[-1])
+    why = run.why_stale(f"evaluate/{role}")
+    if why and not stale:
+        raise PollardError(stale_message(run, str(run.path / role), f"evaluate/{role}") + "--stale compares it all the same.")
     items, summary = read_items(run.evaluation / f"{role}.predictions.jsonl"), run.evaluation / f"{role}.json"
     if not items or not summary.exists():
         raise PollardError(f"The answers of {run.path / role} are gone ({run.evaluation}). Evaluate it again (--fresh).")
-    return Answered(str(run.path / role), json.loads(summary.read_text(encoding="utf-8")), right_of(items))
+    return Answered(
+        f"{run.path / role}{f' ({why})' if why else ''}", json.loads(summary.read_text(encoding="utf-8")), right_of(items)
+    )
 
 
-def compare(first: str, second: str) -> dict[str, Any]:
-    """The facts of the comparison, first minus second. Raises PollardError where the questions are not the same."""
-    one, other = find_answered(first), find_answered(second)
+def compare(first: str, second: str, stale: bool = False) -> dict[str, Any]:
+    """The facts of the comparison, first minus second. Raises PollardError where the questions are not the same, and for a
+    stale model unless `stale`."""
+    one, other = find_answered(first, stale), find_answered(second, stale)
     if one.right.keys() != other.right.keys():
         both = len(one.right.keys() & other.right.keys())
         raise PollardError(

@@ -5,8 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from toolkit.recipe_file import read_values
 from toolkit.run_directory import RunDirectory
 from toolkit.tasks import PRESETS
 
@@ -44,8 +43,8 @@ def _metadata(path: Path) -> dict[str, Any]:
     """The YAML at the head of a card; empty where there is none that can be read: other people's files are no error of ours."""
     try:
         head = re.match(r"---\s*\n(.*?)\n---", path.read_text(encoding="utf-8"), re.DOTALL)
-        found = yaml.safe_load(head[1]) if head else {}
-    except (OSError, ValueError, yaml.YAMLError):
+        found = read_values(head[1]) if head else {}
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -6,10 +6,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from toolkit.recipe_file import dump_values
 from toolkit.report import formats, speed_table
 from toolkit.report.beside import acceptance, kl, measured
 from toolkit.report.charts import agreement, forest
@@ -29,7 +29,7 @@ ROWS = (  # label, key of a model's measures (none: several of them), format; a 
     ("Questions", "n", "count"),
     ("By flexible extraction", "flexible_score", "percent"),
     ("Likeliest choice is right", "likelihood_score", "percent"),
-    ("Mean F1", "f1", "percent"),
+    ("Mean credit (F1, or the scorer's degree)", "credit", "percent"),
     ("Cut off by the token limit", "truncated", "count"),
     ("Empty answers", "empty", "count"),
     ("Comparisons given up", "given_up", "count"),
@@ -79,7 +79,7 @@ def render(report: dict[str, Any]) -> str:
 
 
 def recipe_text(report: dict[str, Any]) -> str | None:
-    return yaml.safe_dump(report["recipe"], sort_keys=False, allow_unicode=True) if report["recipe"] else None
+    return dump_values(report["recipe"]) if report["recipe"] else None
 
 
 def _tells(found: dict[str, Any], key: str) -> bool:

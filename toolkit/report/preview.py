@@ -8,7 +8,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.distributed import console, say
-from toolkit.tasks import Example, encode, encode_prompt
+from toolkit.tasks import Example, encode, encode_prompt, gold_of
 from toolkit.tasks.lengths import Lengths, Spread
 
 COMPLETION = "black on green"
@@ -27,7 +27,7 @@ def show_examples(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example
             console.print(
                 Text(f"and for the likelihood of each of {len(example.choices)} choices ({right}):\n{said}", style="dim")
             )
-        say(f"[dim]judged by[/] {Text(repr(example.gold)).markup}\n")
+        say(f"[dim]judged by[/] {Text(repr(gold_of(tokenizer, example))).markup}\n")
 
 
 def as_seen(tokenizer: PreTrainedTokenizerBase, example: Example, coloured: bool) -> Text:

@@ -13,6 +13,7 @@ from toolkit.folders import PROVENANCE
 from toolkit.moe import checkpoint_files
 from toolkit.report.card import card, result_of
 from toolkit.run_directory import RunDirectory
+from toolkit.run_status import BEST_FIRST, STAGE_OF, stale_message
 
 
 def push(where: str, repository: str, public: bool = False) -> str:
@@ -24,6 +25,9 @@ def push(where: str, repository: str, public: bool = False) -> str:
     path = Path(where)
     run = RunDirectory(path.name, path.parent)
     report = _report(run)
+    for role in BEST_FIRST:
+        if (run.path / role).is_dir() and run.why_stale(STAGE_OF[role]):
+            raise PollardError(stale_message(run, str(run.path / role), STAGE_OF[role]) + "Nothing was uploaded.")
     folder = run.path / result_of(report)
     if not (folder / "config.json").exists():
         raise PollardError(f"There is no {folder} to push: `pollard run {run.recipe}` makes it.")

@@ -27,6 +27,8 @@ def show(report: dict[str, Any]) -> None:
     say(f"[bold]{escape(report['headline'])}[/]")
     if report["summary"]:
         say(escape(report["summary"]))
+    for found in report["stale"]:
+        say(f"[yellow]stale, not shown:[/] {escape(', '.join(found['parts']))} ({escape(found['why'])})")
     say()
     console.print(table)
     say()

@@ -31,6 +31,7 @@ class Source:
     weight: float
     told: str  # what is missing, for people
     left_out: int = 0  # too long
+    bad_lines: int = 0  # that could not be used (task.on_bad_lines)
     not_kept: int = 0  # the model's own answers that were not right, or too long
 
 
@@ -87,10 +88,11 @@ def read_source(
     if model is None:
         encoded, too_long = encode_all(tokenizer, asked, settings.max_length)
         told = f"; {too_long:,} longer than {settings.max_length} tokens left out" if too_long else ""
-        return Source(source.name, encoded, source.weight or len(encoded), told, too_long)
+        return Source(source.name, encoded, source.weight or len(encoded), told, too_long, task.bad_lines("train"))
     encoded = right_answers(model, tokenizer, task, asked, recipe)
     told = f"; the model's own answers, {len(encoded):,} of {len(asked):,} kept: right, within {settings.max_length} tokens"
-    return Source(source.name, encoded, source.weight or len(encoded), told, not_kept=len(asked) - len(encoded))
+    not_kept, bad_lines = len(asked) - len(encoded), task.bad_lines("train")
+    return Source(source.name, encoded, source.weight or len(encoded), told, bad_lines=bad_lines, not_kept=not_kept)
 
 
 def right_answers(

@@ -2,7 +2,7 @@
 
     model ─► numbers of experts                    data ─► examples            packages
       └─► tokenizer ─┬───────────────────────────────┘ └─► training sources    settings of the trainer
-                     └─► context length, vocabulary
+                     └─► rendering ─► context length, vocabulary
 
 A check whose ground another one has found missing is left out: its message would only repeat that one.
 """
@@ -21,6 +21,7 @@ from toolkit.run_directory import RunDirectory
 from toolkit.stages import core
 from toolkit.stages.calibration_data import check_self_generated, check_source
 from toolkit.stages.model_limits import limit_checks, trains
+from toolkit.stages.rendering import rendering_checks
 from toolkit.stages.rounds import early_rounds
 from toolkit.stages.skip import check_skipping
 from toolkit.tasks import Split, Task
@@ -56,9 +57,13 @@ def _checked(recipe: Recipe, directory: RunDirectory, mistakes: Mistakes) -> lis
         mistakes.collect(partial(check_source, source))
     mistakes.collect(lambda: check_self_generated(recipe))
     _check_packages(recipe, mistakes)
+    notes: list[str] = []
+    if tokenizer is not None and all(readable):
+        rendered = [mistakes.collect(check_part) for check_part in rendering_checks(recipe, tokenizer)]
+        notes += [note for found in rendered for note in found or ()]
+        tokenizer = None if None in rendered else tokenizer
     if trains(recipe):
         _check_training(recipe, directory, tokenizer, mistakes)
-    notes: list[str] = []
     if tokenizer is not None and all(readable):
         for check_part in limit_checks(recipe, config, tokenizer):
             notes += mistakes.collect(check_part) or []

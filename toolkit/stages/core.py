@@ -91,6 +91,7 @@ def calibrate_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict
             "examples": sum(len(source.encoded) for source in sources),
             "beyond_context": beyond(e for source in sources for e in source.encoded),
             "left_out": sum(source.left_out for source in sources), "not_kept": sum(source.not_kept for source in sources),
+            "bad_lines": sum(source.bad_lines for source in sources),
         }  # fmt: skip
         on_main(lambda: statistics.save(run.statistics))
 
@@ -102,7 +103,8 @@ def calibrate_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict
     idle = sum(len(block["unobserved"]) for block in blocks.values())
     say(f"  {len(blocks)} MoE blocks watched" + (f"; {idle} experts were never chosen" if idle else ""))
     tokens = sum(next(iter(blocks.values()))["tokens"].values())
-    return {"tokens": tokens} | {key: about[key] for key in ("examples", "left_out", "beyond_context", "not_kept")}
+    kept = ("examples", "left_out", "beyond_context", "not_kept", "bad_lines")
+    return {"tokens": tokens} | {key: about[key] for key in kept}
 
 
 def select_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def evaluate_stage(
             )
             if (mean := scores.about.get("mean_score")) is not None:
                 say(f"  by the vote of {settings.samples} answers each; a single one is right {mean:.1%} of the time")
-            return {"score": scores.score, "n": scores.n}
+            return {"score": scores.score, "n": scores.n, "bad_lines": task.bad_lines(settings.split)}
 
         return ask(server) if server else with_model(recipe, path, revision, measure, skipping=bool(skipping_of))
 

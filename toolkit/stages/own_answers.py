@@ -48,7 +48,7 @@ def _draw(
     fingerprint: str,
 ) -> tuple[int, int]:
     task, longest = Task(source.task or recipe.task), recipe.finetuning.max_length
-    examples, _ = training_examples(source, recipe)
+    examples, *_ = training_examples(source, recipe)
     asked = [(prompt, e) for e in examples if len(prompt := encode_prompt(tokenizer, e)) < longest]
     settings = sampled(model, tokenizer, recipe.evaluation.max_new_tokens, source.temperature)
     ends, drawing = settings.eos_token_id, Decoding(seed=recipe.seed)

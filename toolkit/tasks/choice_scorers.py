@@ -8,8 +8,10 @@ spam", "neither A nor B").
 """
 
 import re
-from collections.abc import Iterator, Sequence
+import string
+from collections.abc import Sequence
 
+from toolkit.recipe_data import label_words
 from toolkit.tasks.readings import answer_part, gold_part, likeliest_part
 from toolkit.tasks.scorer import Scorer
 
@@ -72,37 +74,27 @@ CHOICE = Scorer(choice, choice_flexible)
 
 
 def label_scorer(labels: Sequence[str]) -> Scorer:
-    """The answer is the gold label and nothing else (strict), or its likeliest part names that label alone."""
-    words = {label: _label_words(label) for label in labels}
-    by_words = {found: label for label, found in words.items()}
-    longest_first = sorted(words.values(), key=len, reverse=True)
-    pattern = re.compile(rf"(?<![\w-])({'|'.join(_spelt(found) for found in longest_first)})(?![\w]|[-'’]\w)")
+    """The answer is the gold label and nothing else, as the gold text writes it (strict), or its likeliest part names that
+    label alone."""
+    by_words = {label_words(label): label for label in labels}
+    spelt = (re.escape(words).replace(r"\ ", r"[\s_-]+") for words in sorted(by_words, key=len, reverse=True))
+    pattern = re.compile(rf"(?<![\w-])({'|'.join(spelt)})(?![\w]|[-'’]\w)")
 
-    def mentions(text: str) -> Iterator[re.Match[str]]:
-        return pattern.finditer(text.casefold())
-
-    def named(text: str) -> set[str]:
-        return {by_words[_label_words(found)] for found in _not_denied(text.casefold(), list(mentions(text)))}
+    def label_of(part: str) -> str | None:
+        return by_words.get(label_words(part)) or by_words.get(label_words(part.strip(string.punctuation)))
 
     def is_label(part: str) -> bool:
-        return part in squeezed
+        return label_of(part) is not None
 
-    squeezed = {" ".join(label.split()): label for label in labels}
+    def named(text: str) -> set[str]:
+        text = text.casefold()
+        return {by_words[label_words(found)] for found in _not_denied(text, list(pattern.finditer(text)))}
 
     def strict(prediction: str, gold: str) -> bool:
         return is_label(gold_part(gold)) and answer_part(prediction, gold, is_label) == gold_part(gold)
 
     def flexible(prediction: str, gold: str) -> bool:
-        right = squeezed.get(gold_part(gold))
+        right = label_of(gold_part(gold))
         return right is not None and named(likeliest_part(prediction, gold, is_label)) == {right}
 
     return Scorer(strict, flexible)
-
-
-def _label_words(label: str) -> str:
-    """In small letters, a space between words: `not_spam`, `not-spam` and "Not spam" are the same label."""
-    return re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", " ".join(label.casefold().split()))
-
-
-def _spelt(words: str) -> str:
-    return re.escape(words).replace(r"\ ", r"[\s_-]+")

@@ -34,6 +34,7 @@ class Labels:
     labels: Sequence[str]
     first: int | None
     names: Sequence[str] = ()
+    declared: bool = False  # the recipe says that numbers are positions, even where labels are numbers, too
 
     def of(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row with its label as a word, and all of them as `labels`. Raises PollardError for one that is none of them."""
@@ -53,7 +54,8 @@ class Labels:
         number = number_of(value)
         if self.names and number is not None and 0 <= number < len(self.names):
             value, number = self.names[number], None
-        if (found := _word(value, self.labels)) is not None:
+        counted = self.declared and number is not None
+        if not counted and (found := _word(value, self.labels)) is not None:
             return found
         if self.first is None or number is None or not 0 <= number - self.first < len(self.labels):
             return None
@@ -77,7 +79,8 @@ def labels_of(rows: Iterable[dict[str, Any]], preset: Preset, class_names: Mappi
     if names and {same(name) for name in names} <= {same(label) for label in labels}:
         return Labels(column, labels, None, names)
     if preset.label_format is not None:
-        return Labels(column, labels, FIRST.get(preset.label_format))
+        first = FIRST.get(preset.label_format)
+        return Labels(column, labels, first, declared=first is not None)
     if any(number_of(label) is not None for label in labels):
         return Labels(column, labels, None)
     values = [row[column] for row in rows if column in row and _word(row[column], labels) is None]

@@ -171,15 +171,21 @@ def without_thinking(prediction: str, gold: str) -> Verdict | None:
 
 def compared(worker: Worker, prediction: str, gold: str, seconds: float) -> Verdict:
     """One that did not end in time, or that its process died of, is wrong, with a note that says so."""
-    named = next(iter(named_answers(prediction)), None) if boxed(prediction) is None else None
-    question = {"prediction": prediction, "said": named, "boxed": strict_formula(prediction, gold), "gold": formula_of(gold)}
+    no_box, right, found = boxed(prediction) is None, formula_of(gold), strict_formula(prediction, gold)
+    question = {
+        "prediction": prediction,
+        "said": next(iter(named_answers(prediction)), None) if no_box else None,
+        "boxed": found,
+        "prose": no_box,
+        "gold": right,
+    }
     answer = worker.ask(question, seconds)
     if answer is None:
         return Verdict(False, False, note=f"the comparison did not end within {seconds:g} s, or its process died")
     if "error" in answer:  # of the libraries, over what a model wrote
         return Verdict(False, False, note=f"the comparison failed: {answer['error']}")
-    strict = answer["strict"] and not units_clash(question["gold"], question["boxed"])
-    return Verdict(strict, strict or (answer["flexible"] and not units_clash(question["gold"], likeliest_part(prediction, gold))))
+    strict = answer["strict"] and not units_clash(right, found or "")
+    return Verdict(strict, strict or (answer["flexible"] and not units_clash(right, likeliest_part(prediction, gold))))
 
 
 MATH = MathScorer()

@@ -4,6 +4,7 @@ It is run as a script and imports nothing of ours. SymPy may compute 9^(9^9) unt
 time is the parent's to watch.
 
     {"prediction": "so \\boxed{0.5}", "boxed": "0.5", "said": null, "gold": "\\frac12"}  ->  {"strict": true, "flexible": true}
+    ("prose": true: what stands for "boxed" came from no box, and may be a sentence)
 
 math-verify parses and compares. Three things it is not trusted with: a formula that cannot be parsed is compared as text alone,
 not by a number in it; numbers that it takes for equal are compared again, relative to their size (it rounds differences to
@@ -27,10 +28,17 @@ SAMPLES = (0.7, 1.9)  # by which roots are compared, with either sign
 _LETTER = re.compile(r"\\(?:mathrm|text|textrm|rm|operatorname)\s*\{\s*([ei])\s*\}")
 _MIXED = re.compile(r"(?<![\d.,/^_}\w])(\d+)(?:\s|\\[ ,;]|~)+(\d+)\s?/\s?(\d+)(?![\d/.]\d|\d)")
 
+_REPEATING = re.compile(r"(?<![\d.])(\d{1,20})\.(\d{0,20})\\overline\s*\{?(\d{1,20})\}?")
+
 
 def prepared(text: str) -> str:
-    """With Euler's number and mixed numbers as math-verify reads them."""
-    return _MIXED.sub(_as_sum, _LETTER.sub(r"{\1}", text))
+    """With Euler's number, mixed numbers and repeating decimals as math-verify reads them."""
+    return _REPEATING.sub(_as_fraction, _MIXED.sub(_as_sum, _LETTER.sub(r"{\1}", text)))
+
+
+def _as_fraction(found: re.Match[str]) -> str:
+    whole, once, again = found.groups()
+    return f"\\frac{{{int(whole + once + again) - int(whole + once)}}}{{{10 ** len(once) * (10 ** len(again) - 1)}}}"
 
 
 def _as_sum(found: re.Match[str]) -> str:
@@ -77,6 +85,11 @@ class Comparison:
             return self._differ(gold, found.rhs)
         if isinstance(gold, sympy.Eq):
             return self._differ(gold.rhs, found.rhs if isinstance(found, sympy.Eq) else found)
+        if isinstance(gold, sympy.core.relational.Relational):
+            return type(gold) is type(found) and self._differ(gold.lhs - gold.rhs, found.lhs - found.rhs)
+        if isinstance(gold, sympy.Expr) and isinstance(found, sympy.Expr) and (gold.free_symbols or found.free_symbols):
+            apart = sympy.expand(gold.doit() - found.doit())
+            return bool(apart.is_number and not apart.has(sympy.Float) and sympy.simplify(apart) != 0)
         pairs = list(itertools.product(self._values(gold), self._values(found)))
         return bool(pairs) and all(self._apart(*pair) for pair in pairs)
 
@@ -113,8 +126,9 @@ class Comparison:
             return False
         for values in itertools.product([sign * value for value in SAMPLES for sign in (1, -1)], repeat=len(symbols)):
             at = dict(zip(symbols, values, strict=True))
+            roots = [root.subs(at).evalf(DIGITS) for root in (gold.doit() + found.doit()).atoms(sympy.Pow)]
             one, other = (side.doit().subs(at).evalf(DIGITS) for side in (gold, found))
-            if one.is_real and other.is_real and abs(one - other) > DECIMALS * max(abs(one), abs(other)):
+            if all(value.is_real for value in (*roots, one, other)) and abs(one - other) > DECIMALS * max(abs(one), abs(other)):
                 return False
         return True
 
@@ -126,13 +140,17 @@ def is_formula(text: str) -> bool:
 
 def judged(compare: Comparison, asked: dict[str, Any]) -> dict[str, bool]:
     gold = compare.formula(asked["gold"])
-    if asked["boxed"] is not None and compare.same(gold, compare.formula(asked["boxed"])):
+    if asked["boxed"] is not None and compare.same(gold, _formula_or_prose(compare, asked["boxed"], asked.get("prose", False))):
         return {"strict": True, "flexible": True}
     said = (asked["said"] or "").strip(" .,;*")
     if said and is_formula(said):
         return {"strict": False, "flexible": compare.same(gold, compare.formula(said))}
     texts = [text for text in (asked["said"], asked["prediction"]) if text]
     return {"strict": False, "flexible": any(compare.same(gold, compare.formula_within(text)) for text in texts)}
+
+
+def _formula_or_prose(compare: Comparison, text: str, prose: bool) -> list[Any]:
+    return compare.formula_within(text) if prose and not is_formula(text) else compare.formula(text)
 
 
 def main() -> None:

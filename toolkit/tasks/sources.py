@@ -1,6 +1,7 @@
 """Where examples come from: data files, or a split of a data set from the hub or a folder, as lines that remember where
 they stood."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,11 +52,8 @@ def read_hub(dataset: str, subset: str | None, split: str, revision: str | None)
     """A split of a data set from the hub, or of a folder; raises PollardError saying what to do when it cannot be had."""
     from datasets import load_dataset
 
-    if Path(dataset).is_dir():
-        if is_saved_by_datasets(Path(dataset) / split):
-            return _saved_by_datasets(f"{dataset}/{split}", f"{dataset} {split}")
-        if files := _files_of_split(dataset, subset, split):
-            return read_files(files)
+    if Path(dataset).is_dir() and (lines := _of_folder(dataset, subset, split)):
+        return lines
     try:
         return _rows(load_dataset(dataset, subset, split=split, revision=revision), f"{dataset} {split}")
     except Exception as error:  # the hub library raises many types; each means the same to a user
@@ -66,17 +64,26 @@ def read_hub(dataset: str, subset: str | None, split: str, revision: str | None)
         ) from error
 
 
-def _files_of_split(folder: str, subset: str | None, split: str) -> list[str]:
-    """The files that `datasets` takes for a split of a folder, by their names or by its README; none where the split is a
-    part or a sum of splits, or the files are not all data files of ours."""
-    from datasets import load_dataset_builder
+def _of_folder(folder: str, subset: str | None, split: str) -> Lines | None:
+    """A split of a folder's data files, as `datasets` tells splits by the names of files or the folder's README, and with its
+    grammar of parts ("train[:10%]+test"); None where not all of them are data files of ours."""
+    from datasets import ReadInstruction, load_dataset_builder
 
+    if is_saved_by_datasets(Path(folder) / split):
+        return _saved_by_datasets(f"{folder}/{split}", f"{folder} {split}")
     try:
         found = load_dataset_builder(folder, subset).config.data_files or {}
+        files = {name: [str(file) for file in found[name]] for name in found if name in re.split(r"[^\w.-]", split)}
+        if not all(ending_of(file) in ENDINGS for name in files for file in files[name]):
+            return None
+        read = {name: read_files(files[name]) for name in files}
+        parts = ReadInstruction.from_spec(split).to_absolute({name: len(lines.lines) for name, lines in read.items()})
+    except PollardError:
+        raise
     except Exception as error:
-        raise PollardError(f"Cannot read the data set in {folder} (subset {subset}): {error}") from error
-    files = [str(file) for file in found.get(split, [])]
-    return files if all(ending_of(file) in ENDINGS for file in files) else []
+        raise PollardError(f"Cannot read the data set in {folder} (subset {subset}, split {split}): {error}") from error
+    names = {column: classes for lines in read.values() for column, classes in lines.class_names.items()}
+    return Lines([line for part in parts for line in read[part.splitname].lines[part.from_ : part.to]], names)
 
 
 def _rows(dataset: Any, name: str) -> Lines:

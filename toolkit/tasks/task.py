@@ -39,8 +39,7 @@ class Task:
         self.name = recipe.name
         self.preset = Preset(**{**preset.__dict__, **own})
         self.recipe = recipe
-        self.skipped: dict[str, int] = {}
-        """By stored split (train, test): its lines that could not be used and were left out, once it is read."""
+        self._skipped: dict[str, int] = {}
         self.scorer = scorer_of(self.preset)
         self.stop = list(self.preset.stop)
         if not recipe.messages and not (self.preset.prompt and self.preset.completion):
@@ -90,6 +89,10 @@ class Task:
             return None
         dev = self._dev_size(everything)
         return dev if split == "dev" else everything - dev - self.preset.shots
+
+    def bad_lines(self, split: Split) -> int:
+        """How many lines of the data a split comes from could not be used and are left out; known once it is read."""
+        return self._skipped.get("test" if split == "test" else "train", 0)
 
     def _dev_size(self, everything: int) -> int:
         return min(self.recipe.dev_examples, everything // DEV_SHARE)
@@ -150,7 +153,7 @@ class Task:
         if not lines.lines:
             raise PollardError(f"{name} is empty: task {self.name} needs {split} examples.")
         examples, bad = examples_of(lines, self.preset, self.recipe.messages)
-        self.skipped[split] = len(bad)
+        self._skipped[split] = len(bad)
         if bad:
             self._refuse_or_count(split, name, bad, len(lines.lines))
         return examples
@@ -159,7 +162,8 @@ class Task:
         """Of lines that cannot be used: raises PollardError with the first of them, or says how many are left out."""
         count = f"{len(bad):,} of {number:,} lines in {name} cannot be used"
         if self.recipe.on_bad_lines == "skip" and len(bad) < number:
-            _say_once(f"  [bold]{escape(count)}[/], left out of {split} (task.on_bad_lines: skip):\n{escape(first_of(bad, 3))}")
+            some = "\n".join(f"    {line}" for line in first_of(bad, 3).splitlines())
+            _say_once(f"  [bold]{escape(count)}[/] and are left out of {split} (task.on_bad_lines):\n{escape(some)}")
             return
         way_out = ", or leave them out with `task.on_bad_lines: skip`" if len(bad) < number else ""
         raise PollardError(f"{first_of(bad)}\n{count}. Mend them{way_out}.")

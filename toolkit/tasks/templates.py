@@ -58,7 +58,7 @@ def text_of(value: Any) -> str:
         return format(Decimal(str(value)), "f")  # str is the shortest that reads back as the same number, but with exponents
     if isinstance(value, date | time):  # and datetime, which is a date
         return value.isoformat()
-    raise ValueError(f"it is a {type(value).__name__}, which is no text")
+    raise ValueError(f"it is of the type {type(value).__name__}, which is no text")
 
 
 def _plain(value: Any) -> Any:

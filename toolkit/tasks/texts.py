@@ -20,13 +20,14 @@ from toolkit.tasks.templates import check_texts, fields_in
 
 def read_texts(path: str) -> list[str]:
     """The texts in data files or a .txt file. Raises PollardError for another kind of file, and for one without text."""
-    kind = ending_of(path)
-    if kind == ".txt":
-        texts = [paragraph for file in files_of(path) for paragraph in _paragraphs(file)]
-    elif kind in ENDINGS or Path(path).is_dir():
-        texts = _texts_in(path)
-    else:
-        raise PollardError(f"{path} is no text file: plain text is a .jsonl file (a `text` in every line) or a .txt file.")
+    texts = []
+    for file in files_of(path):
+        if ending_of(file) == ".txt":
+            texts += _paragraphs(file)
+        elif ending_of(file) in ENDINGS or Path(file).is_dir():
+            texts += _texts_in(file)
+        else:
+            raise PollardError(f"{file} is no text file: plain text is a .jsonl file (a `text` in every line) or a .txt file.")
     found = [text.strip() for text in texts if text.strip()]
     if not found:
         raise PollardError(f"{path} is empty: it holds no text.")

@@ -37,11 +37,12 @@ _NAMES = {
     "euro": "euros €",
 }
 _UNITS = {word: unit for unit, words in _NAMES.items() for word in (unit, *words.split())}
+_LONG = {unit: words.split()[-1] for unit, words in _NAMES.items() if len(unit) == 1}
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _IN_TEXT = re.compile(r"\\(?:text|mbox|mathrm|textrm|textnormal|operatorname|rm)\s*\{([^{}]*)\}")
 _BEHIND_A_NUMBER = re.compile(
     r"(?:\d|[})])\s*(?:(?P<power>square|sq|cubic|cu)\.?\s+)?(?P<unit>[a-z]+|°|€)\.?(?:\s*\^\s*\{?(?P<exponent>[23]))?"
-    r"(?:\s*(?:/|\bper\b)\s*(?P<per>[a-z]+))?(?![a-z])"
+    r"(?:\s*(?:/|\bper\b)\s*(?P<per>[a-z]+))?(?![a-z])(?!(?<=\bin)\s+[a-z])"  # not the word "in"
 )
 _DOLLARS = re.compile(r"\\\$\s*\d")
 
@@ -64,16 +65,15 @@ def units_in(text: str) -> set[Unit]:
         name, per = match["unit"], match["per"]
         if name in ("mph", "kmh", "kph"):
             found.add(Unit("mi" if name == "mph" else "km", per="h"))
-        elif name in _UNITS and len(name) > 1 or name in "°€":
+        elif (name in _UNITS and len(name) > 1) or name in "°€":
             power = int(match["exponent"] or _POWERS.get(match["power"] or "", 1))
             found.add(Unit(_UNITS[name], power, _UNITS.get(per, per) if per else None))
     return found
 
 
 def _in_words(found: re.Match[str]) -> str:
-    """A unit of one letter by its longer name: outside of `\\text{}` it would be a variable."""
-    word = found[1].strip().rstrip(".")
-    return f" {_NAMES[word].split()[-1] if len(word) == 1 and word in _NAMES else found[1]} "
+    """Units of one letter by their longer names: outside of `\\text{}` they would be variables."""
+    return f" {re.sub(r'[a-z]+', lambda unit: _LONG.get(unit[0], unit[0]), found[1])} "
 
 
 def units_clash(gold: str, text: str) -> bool:

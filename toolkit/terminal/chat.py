@@ -75,7 +75,9 @@ def load_speakers(models: Sequence[NamedModel]) -> list[Speaker]:
 
 def chat(speakers: Sequence[Speaker], run: FoundRun, raw: bool, max_new_tokens: int) -> None:
     """Asks all of them what is typed, or what comes through a pipe, one question a line."""
-    template = None if raw else question_template(run)
+    template, system = (None, []) if raw else (question_template(run), system_prompt(run))
+    for speaker in speakers:
+        speaker.said = list(system)
     if template:
         say(f"[dim]the task's prompt: {escape(repr(template))}; --raw asks what you type as it stands[/]")
     for line in _lines():
@@ -83,12 +85,12 @@ def chat(speakers: Sequence[Speaker], run: FoundRun, raw: bool, max_new_tokens: 
             return
         if line == "/new":
             for speaker in speakers:
-                speaker.said = []
+                speaker.said = list(system)
             say("[dim]a new conversation[/]")
         elif line.startswith("/"):
             say(f"[dim]{HELP}[/]")
         elif line:
-            first = not speakers[0].said
+            first = speakers[0].said == system
             _ask(speakers, _filled(template, line) if template and first else line, max_new_tokens)
 
 
@@ -97,6 +99,14 @@ def question_template(run: FoundRun) -> str | None:
     template = Task(run.recipe.task).preset.prompt or ""
     columns = {name for _, name, _, _ in string.Formatter().parse(template) if name}
     return template if len(columns) == 1 and template != f"{{{next(iter(columns))}}}" else None
+
+
+def system_prompt(run: FoundRun) -> list[Message]:
+    """The task's system message, where it is the same for every question."""
+    system = Task(run.recipe.task).preset.system
+    if not system or any(name for _, name, _, _ in string.Formatter().parse(system)):
+        return []
+    return [{"role": "system", "content": system.format()}]
 
 
 def _filled(template: str, question: str) -> str:

@@ -6,21 +6,19 @@ what a run goes on from: the same as after a kill.
 """
 
 import os
-import shlex
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from toolkit.distributed import console, is_main, world_size
+from toolkit.distributed import console, is_main
+from toolkit.typed_command import command_again
 
 INTERRUPTED = 130  # exit status
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-LAUNCHER = "POLLARD_LAUNCHER"  # launch.sh puts here how it was called, up to the recipe
 
 
 @contextmanager
@@ -63,18 +61,3 @@ def _leave() -> None:
     console.show_cursor(True)  # a progress bar had hidden it
     sys.stdout.flush()
     os._exit(INTERRUPTED)
-
-
-def command_again() -> str:
-    """What was typed, as far as a rank can know it, without --fresh: that would begin anew."""
-    words = [word for word in sys.argv[1:] if word != "--fresh" and not word.startswith(("--local_rank", "--local-rank"))]
-    script = Path(sys.argv[0])
-    if os.environ.get(LAUNCHER):
-        program = os.environ[LAUNCHER]
-    elif script.name == "train.py":
-        program = f"deepspeed --num_gpus {world_size()} {script}" if world_size() > 1 else f"python {script}"
-    elif world_size() > 1:
-        program = f"deepspeed --num_gpus {world_size()} --module toolkit.cli"
-    else:
-        program = "pollard"
-    return f"{program} {shlex.join(words)}"

@@ -1,9 +1,9 @@
 """The first screen of a run: what will happen, with its arithmetic, before any weights are read. And the last one: what was
 made, where it is, and what to do next."""
 
-import os
-import sys
+import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -12,18 +12,22 @@ import torch
 from rich.markup import escape
 
 from toolkit.distributed import is_main, say, world_size
+from toolkit.errors import PollardError
 from toolkit.estimate.amounts import Amount, Amounts, amounts
 from toolkit.estimate.finetuning import Trainer
+from toolkit.manifest import git_commit
 from toolkit.moe import checkpoint_bytes, find_blocks, load_config, meta_model, pruned_meta_model, sizes
 from toolkit.moe.load import number_type
 from toolkit.plan import Plan
 from toolkit.progress import duration
 from toolkit.recipe import Recipe
+from toolkit.recipe_file import load_recipe
 from toolkit.recovery.trainer_defaults import trainer_defaults
 from toolkit.report.formats import amount, size
-from toolkit.run_directory import RunDirectory, git_commit
+from toolkit.run_directory import RunDirectory
+from toolkit.run_status import BEST_FIRST, replaced_models, stale_parts, why_model_stale
 from toolkit.stages.core import budget
-from toolkit.terminal.interrupt import LAUNCHER
+from toolkit.typed_command import program_path
 
 SHOWN = ("torch", "transformers", "trl", "deepspeed")
 
@@ -52,6 +56,8 @@ def first_screen(recipe: Recipe, run: RunDirectory, planned: Sequence[tuple[str,
     for stage, reason in planned:
         work = arithmetic(stage, recipe, data) if reason else "done already"
         say(f"{'' if reason else '[dim]'}  {stage:<20}{escape(work)}".rstrip())
+    for line in replaced_models(run, recipe, [stage for stage, reason in planned if reason]):
+        say(f"\n[bold yellow]note:[/] {escape(line)}")
     say()
 
 
@@ -137,44 +143,64 @@ def _number(number: int | None) -> str:
     return "all" if number is None else f"{number:,}"
 
 
-def pollard() -> str:
-    """How the command is called from here: launch.sh puts it on the path for the run alone."""
-    if LAUNCHER not in os.environ:
-        return "pollard"
-    return os.path.relpath(Path(sys.executable).parent / "pollard")
+MADE = {  # what a run leaves that people look for: by the stage that makes it
+    "recover": ("recovered", "the pruned model, fine-tuned: a stock transformers checkpoint"),
+    "prune": ("pruned", "the pruned model"),
+    "control": ("control", "the original, fine-tuned alike"),
+    "select": ("plan.json", "which experts stay"),
+    "report": ("report.html", "the report: one page, for a browser"),
+}
 
 
 def last_screen(run: RunDirectory, seconds: float, again: str) -> None:
-    """What there is and what to do next, on rank 0. `again`: the command that goes on where a run was asked for its first
-    stages only."""
+    """What there is, what of it is stale, and what to do next, on rank 0. `again`: the command that does the stages that are
+    left where a run was asked for its first stages only."""
     if not is_main():
         return
-    made = {
-        run.recovered: f"the pruned model, fine-tuned: a stock transformers checkpoint, {_bytes(run.recovered)}",
-        run.pruned: f"the pruned model, {_bytes(run.pruned)}",
-        run.control: f"the original, fine-tuned alike, {_bytes(run.control)}",
-        run.plan: "which experts stay",
-        run.path / "report.html": "the report: one page, for a browser",
-    }
-    there = {path: what for path, what in made.items() if path.exists()}
-    whole = run.path / "report.html" in there
-    best = next((path for path in (run.recovered, run.pruned) if path in there), None)
-    program, following = pollard(), {}
-    if not whole:
-        following[again] = "the stages that are left"
-    if best:
-        following[f"{program} chat {run.path}"] = "ask the original and the smaller model side by side"
-    if all((run.evaluation / f"{role}.json").exists() for role in ("original", "recovered")):
-        following[f"{program} compare {run.recovered} {run.path / 'original'}"] = "question by question"
-    if whole:
-        experts = next(iter(Plan.load(run.plan).blocks.values())).experts
-        keeps = ",".join(str(keep) for keep in dict.fromkeys(experts * share // 8 for share in (6, 4, 2)) if keep)
-        following[f"{program} sweep {run.recipe} pruning.keep={keeps}"] = "how few experts would do?"
+    there = {}
+    for stage, (name, what) in MADE.items():
+        path = run.path / name
+        if path.exists() and not run.why_stale(stage):
+            there[path] = f"{what}, {_bytes(path)}" if path.is_dir() else what
     say()
     say(f"[bold]Done[/] in {duration(seconds)}")
     _columns(there)
+    if stale := {run.path / part: found.why for found in stale_parts(run) for part in found.parts}:
+        say("[bold yellow]Stale[/] (of other settings: not in the report, not to be compared)")
+        _columns(stale)
     say("[bold]Next[/]")
-    _columns(following)
+    _columns(_commands(run, again))
+
+
+def _commands(run: RunDirectory, again: str) -> dict[str, str]:
+    """What can be done with what is current."""
+    current, program, found = run.done(), program_path("pollard"), {}
+    best = next((role for role in BEST_FIRST if (run.path / role).exists() and not why_model_stale(run, role)), None)
+    where = shlex.quote(str(run.path))
+    if "report" not in current:
+        found[again] = "the stages that are left"
+    if best:
+        found[f"{program} chat {where}"] = "ask the original and the smaller model side by side"
+    judged = next((role for role in BEST_FIRST if f"evaluate/{role}" in current), None)
+    if judged and "evaluate/original" in current:
+        found[f"{program} compare {where}/{judged} {where}/original"] = "question by question"
+    if "report" in current and (keeps := _keeps_to_try(run)):
+        found[f"{program} sweep {where}/{run.recipe.name} pruning.keep={keeps}"] = "how few experts would do?"
+    return found
+
+
+def _keeps_to_try(run: RunDirectory) -> str:
+    """Three quarters, half and a quarter of the experts, those that the model's routers can do; empty where a sweep cannot be."""
+    recipe = load_recipe(run.recipe)
+    if recipe.pruning.schedule:
+        return ""
+    experts, possible = next(iter(Plan.load(run.plan).blocks.values())).experts, []
+    for keep in dict.fromkeys(experts * share // 8 for share in (6, 4, 2)):
+        with suppress(PollardError):
+            if keep:
+                budget(recipe.model_copy(update={"pruning": recipe.pruning.model_copy(update={"keep": keep})}))
+                possible.append(str(keep))
+    return ",".join(possible)
 
 
 def _columns(said: Mapping[Any, str]) -> None:

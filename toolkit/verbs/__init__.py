@@ -11,6 +11,7 @@ from toolkit.verbs.inspect import INSPECT
 from toolkit.verbs.preview import PREVIEW
 from toolkit.verbs.push import PUSH
 from toolkit.verbs.recipes import RECIPES
+from toolkit.verbs.run_list import RUN_LIST
 from toolkit.verbs.runs import RUNS
 from toolkit.verbs.sweep import SWEEP
 from toolkit.verbs.tasks import TASKS
@@ -18,6 +19,7 @@ from toolkit.verbs.verb import Verb
 
 VERBS: list[Verb] = [
     *RUNS,
+    RUN_LIST,
     SWEEP,
     COMPARE,
     PUSH,

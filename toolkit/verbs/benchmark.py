@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 from toolkit.distributed import say
 from toolkit.verbs.verb import Verb
@@ -41,6 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.new_tokens < 2 or min(arguments.prompt_tokens, arguments.repeats) < 1:
         raise PollardError("--new-tokens must be at least 2 (the first is prefill), --prompt-tokens and --repeats at least 1.")
+    if arguments.json:
+        _check_figures(Path(arguments.json))
     load = Load(arguments.batch_sizes, arguments.prompt_tokens, arguments.new_tokens, arguments.repeats)
     found = benchmark(entrants(arguments.models, arguments.keep, arguments.dtype), load)
     show_speed(found)
@@ -48,10 +51,28 @@ def run(arguments: argparse.Namespace) -> None:
         write_text(arguments.json, json.dumps(found, indent=1) + "\n")
     if len(arguments.models) == 1 and is_run(arguments.models[0]):
         run = find_run(arguments.models[0]).directory
-        of = models_made(run.read_manifest()["stages"])
+        of = models_made(run.done())
         write_text(run.path / SPEED, json.dumps(found | {"of": of}, indent=1) + "\n")
         write_report(run.path)
         say(f"Report: {run.path / 'report.html'}")
+
+
+def _check_figures(path: Path) -> None:
+    """Raises PollardError, before anything is measured, for a file that is there and holds no figures of a benchmark."""
+    from toolkit.errors import PollardError
+
+    if not path.parent.is_dir():
+        raise PollardError(f"--json {path}: there is no folder {path.parent}.")
+    if not path.exists():
+        return
+    try:
+        ours = {"models", "batch_sizes"} <= json.loads(path.read_text(encoding="utf-8")).keys()
+    except (OSError, ValueError, AttributeError, RecursionError):
+        ours = False
+    if not ours:
+        raise PollardError(
+            f"--json {path}: that file is there, and holds no figures of a benchmark. It is left as it is: name another."
+        )
 
 
 BENCHMARK = Verb(

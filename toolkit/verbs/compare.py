@@ -9,13 +9,14 @@ from toolkit.verbs.verb import Verb
 def arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("first", "second"):
         parser.add_argument(name, help="a run (its recovered model), or one of its models: runs/math/original")
+    parser.add_argument("--stale", action="store_true", help="also models that are not what their run's recipe asks for by now")
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
 
 
 def run(arguments: argparse.Namespace) -> None:
     from toolkit.report.compare import compare, show_comparison
 
-    facts = compare(arguments.first, arguments.second)
+    facts = compare(arguments.first, arguments.second, arguments.stale)
     print(json.dumps(facts, indent=1)) if arguments.json else show_comparison(facts)
 
 

@@ -25,6 +25,7 @@ def run(arguments: argparse.Namespace) -> None:
     from toolkit.moe.limits import context_length
     from toolkit.report.preview import show_examples, show_lengths
     from toolkit.stages.model_limits import limit_checks
+    from toolkit.stages.rendering import rendering_checks
     from toolkit.tasks import Task
     from toolkit.tasks.lengths import lengths_of
 
@@ -37,17 +38,20 @@ def run(arguments: argparse.Namespace) -> None:
     )
     stops = f", stops at {', '.join(map(repr, task.stop))}" if task.stop else ""
     say(f"[bold]{recipe.task.name}[/]: {template}{shots}; judged by {task.preset.scorer}{stops}\n")
+    mistakes = Mistakes()
+    notes = [note for check in rendering_checks(recipe, tokenizer) for note in mistakes.collect(check) or ()]
+    mistakes.raise_all()  # what the template refuses cannot be shown
     show_examples(tokenizer, splits[arguments.split][: arguments.examples])
     limits = {f"{name}.max_length": getattr(recipe, name).max_length for name in ("calibration", "finetuning")}
-    mistakes = Mistakes()
     config = mistakes.collect(lambda: load_config(recipe.model.path, recipe.model.revision))
     context = context_length(config, tokenizer) if config is not None else None
     if context:
         limits[str(context)] = context.tokens
     show_lengths({split: lengths_of(tokenizer, examples) for split, examples in splits.items()}, limits)
     for check in limit_checks(recipe, config, tokenizer) if config is not None else ():
-        for note in mistakes.collect(check) or ():
-            say(f"[bold]note[/] {escape(note)}")
+        notes += mistakes.collect(check) or []
+    for note in notes:
+        say(f"[bold]note[/] {escape(note)}")
     mistakes.raise_all()
 
 

@@ -7,7 +7,8 @@ from toolkit.distributed import join
 from toolkit.recipe_file import load_recipe
 from toolkit.run_directory import RunDirectory
 from toolkit.terminal.bugs import tracebacks_in
-from toolkit.terminal.interrupt import command_again, resumable
+from toolkit.terminal.interrupt import resumable
+from toolkit.typed_command import command_again
 from toolkit.verbs.verb import Verb, arguments_of_a_run
 
 UNTIL = {  # verb: the last stage it runs
@@ -31,7 +32,8 @@ def run(arguments: argparse.Namespace, until: str | None) -> None:
         from toolkit.terminal.screens import last_screen
 
         directory = pipeline.run(recipe, fresh=arguments.fresh, until=until)
-        last_screen(directory, time.monotonic() - started, command_again())
+        again = command_again(*((verb, "run") for verb in UNTIL))  # the stages that are left, whichever verb it was
+        last_screen(directory, time.monotonic() - started, again)
 
 
 def _verb(name: str, until: str | None) -> Verb:
