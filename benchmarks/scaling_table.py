@@ -11,10 +11,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from toolkit.estimate import Estimate, Estimator, StageEstimate, advice, machine
+from toolkit.estimate import Estimate, Estimator, StageEstimate, advice, combined_advice, machine
 from toolkit.recipe import Recipe
 from toolkit.recipe_file import load_recipe
-from toolkit.report.estimate import gib
+from toolkit.report.estimate import gib, lacking
 from toolkit.report.formats import NOTHING, amount
 
 MODELS = {"mixtral-8x7b": "Mixtral-8x7B", "qwen3-235b-a22b": "Qwen3-235B-A22B", "deepseek-v3": "DeepSeek-V3"}
@@ -43,7 +43,8 @@ This page is written by `python benchmarks/scaling_table.py > docs/scaling.md`, 
   together), partitioned by ZeRO-3 or, on one GPU, held in RAM; gradient checkpointing; 128 examples per step.
 - With offload (one GPU) the optimizer runs on the CPU and everything crosses PCIe: the hours count neither, and are too few.
 - Calibration takes one decoder layer at a time, and pruning checks one MoE block: neither grows with the number of layers.
-  The original is evaluated with its layers spread over the GPUs of one node where one GPU is too small.
+  A model is evaluated with its layers spread over the GPUs of one node where one GPU is too small, and in parts over all
+  ranks (ZeRO-3) where a node is; hours do not count what is sent between GPUs then.
 - DeepSeek-V3 is published in FP8; training needs numbers that can be trained, so its bfloat16 copy is counted.
 
 GPU GiB is per GPU at the fullest moment, GPU-hours are over all GPUs. Bold: does not fit.
@@ -101,7 +102,9 @@ def _verdict(estimator: Estimator, recipe: Recipe, estimate: Estimate, gpus: int
             if changes
             else f"{name} (too large whatever the recipe's other keys: more memory, or fewer experts)"
         )
-    return where + f"{', '.join(fits)} fit. Not: {'; '.join(said)}."
+    together = combined_advice(estimator, recipe, estimate)
+    rest = f"; that does not suffice: {lacking(together.estimate)}" if together.estimate.lacking else ", all of it fits"
+    return where + f"{', '.join(fits)} fit. Not: {'; '.join(said)}. With `{together}`{rest}."
 
 
 def head() -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.distributed import on_main, share, together
-from toolkit.errors import PollardError
 from toolkit.files import KEPT, explained_full_disk, write_text
 from toolkit.progress import progress
 from toolkit.run_files import remove_own

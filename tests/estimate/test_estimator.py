@@ -1,6 +1,7 @@
 """A recipe's estimate: against what the model and the pipeline's own stages do, and in what it advises."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from conftest import PLAYGROUND, plan_for, tiny_model
 from small_run import make_small, small_recipe
 
 from toolkit.errors import PollardError
-from toolkit.estimate import Estimate, Estimator, StageEstimate, advice, machine
+from toolkit.estimate import Combined, Estimate, Estimator, Machine, StageEstimate, advice, combined_advice, machine
 from toolkit.estimate.advice import changed
 from toolkit.estimate.finetuning import trainer_of
 from toolkit.moe import checkpoint_bytes, find_blocks, load_config, load_model, load_tokenizer, meta_model, prune_checkpoint
@@ -18,6 +19,7 @@ from toolkit.pipeline import plan_stages
 from toolkit.recipe import Recipe
 from toolkit.recovery.teacher import bytes_per_token, predicted
 from toolkit.recovery.training_data import read_training_data
+from toolkit.report.estimate import verdict
 
 LARGE = {"gpus": 8, "gpu": "h100", "cpu_memory": "1T"}
 SMALL = {"hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -253,6 +255,66 @@ def test_the_original_is_spread_over_the_gpus_where_one_is_too_small(config_only
     whole, spread = first("80G"), first("0.02M")
     assert "8 copies" in whole[1] and "one copy over 8 GPUs" in spread[1]
     assert spread[0] == -(-whole[0] // 8)
+
+
+def test_what_spread_leaves_on_the_host_is_counted_there(config_only: str) -> None:
+    spread = {"path": config_only, "placement": "spread"}
+    found = stages_of(recipe_of(spread, evaluation={"fidelity": 8}), gpus=1, gpu_memory="0.02M")  # type: ignore[arg-type]
+    size = stages_of(recipe_of(config_only))["evaluate/original"].gpu["weights"]
+    for name in ("evaluate/original", "fidelity/original"):
+        assert found[name].host["weights"] + found[name].gpu["weights"] == size
+        assert found[name].host["weights"] > 0 and "are on the host" in found[name].notes[0]
+    apart = stages_of(recipe_of(spread), gpus=0)["evaluate/original"]  # type: ignore[arg-type]
+    assert apart.host["weights"] == 2 * size  # one copy, in float32, where `copies` has one on every rank
+    assert stages_of(recipe_of(config_only), gpus=0)["evaluate/original"].host["weights"] == 4 * size
+    few = estimated(recipe_of(spread), gpus=1, gpu_memory="0.02M", cpu_memory="0.01M")  # type: ignore[arg-type]
+    assert "host" in few.lacking["evaluate/original"]
+
+
+# What it would estimate stops at the first stage.
+def test_a_model_that_cannot_be_run_is_refused_with_the_cure(config_only: str) -> None:
+    path = Path(config_only) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(PollardError, match=r"quantized \(fp8\).*unquantized copy.*prune it with the plan of that run"):
+        estimated(recipe_of(config_only))
+
+
+PLAYGROUND_MODEL = str(PLAYGROUND / "model")
+
+
+def combined(there: Machine, **sections: Any) -> tuple[Estimate, Combined, list[str]]:
+    estimator, recipe = Estimator(there), recipe_of(PLAYGROUND_MODEL, task="playground/sorting", **sections)
+    found = estimator.estimate(recipe)
+    together = combined_advice(estimator, recipe, found)
+    return found, together, verdict(found, advice(estimator, recipe, found), together)
+
+
+def test_the_last_line_changes_the_whole_recipe_so_that_it_fits() -> None:
+    trainer = {"per_device_train_batch_size": 16}
+    sections = {"pruning": {"keep": 7}, "finetuning": {"zero": 0, "trainer": trainer}, "evaluation": {"batch_size": 256}}
+    there = machine(gpus=4, gpu_memory="60M", cpu_memory="64G")
+    found, together, lines = combined(there, **sections)
+    assert len(found.lacking) > 1 and not together.estimate.lacking
+    assert lines[-1].startswith("does not fit: ") and lines[-1].endswith(f"Change: {together}")
+    recipe = changed(recipe_of(PLAYGROUND_MODEL, task="playground/sorting", **sections), together.change)
+    assert not Estimator(there).estimate(recipe).lacking
+    assert len(together.change) > 1  # one of them alone leaves another stage that does not fit
+
+
+def test_where_changes_do_not_suffice_what_is_lacking_is_told() -> None:
+    found, together, lines = combined(machine(gpus=1, gpu_memory="7M", cpu_memory="64G"), evaluation={"models": ["pruned"]})
+    lacking = together.estimate.lacking
+    assert lacking and lacking.keys() < found.lacking.keys()
+    assert f"Change: {together}; that does not suffice: " in lines[-1]
+    for stage in together.estimate.stages:
+        assert (f"{stage.name} lacks " in lines[-1]) == (stage.name in lacking)
+    assert re.search(r"calibrate lacks \d\.\d MiB of GPU memory \(\d\.\d MiB of 6\.4 MiB usable\)", lines[-1])
+
+
+def test_where_no_change_helps_it_is_told_by_how_much(config_only: str) -> None:
+    _, together, lines = combined(machine(gpus=1, gpu_memory="0.1M", cpu_memory="0.1M"), evaluation={"models": ["pruned"]})
+    assert not together.change and "No change of the recipe suffices: calibrate lacks " in lines[-1]
+    assert " MiB of host memory (" in lines[-1]
 
 
 # A list among the task's keys must not stand in the way of counting data once.

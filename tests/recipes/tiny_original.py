@@ -26,6 +26,7 @@ def save_tiny(published: Path, folder: Path) -> None:
     config = json.loads((published / "config.json").read_text())
     numbers = {key: config[key] for key in CHOICES if key in config}
     wide = {"intermediate_size": 32} if "quantization_config" in config else {}  # MXFP4 scales 32 weights at a time
+    numbers |= {"max_position_embeddings": 4096}  # solved examples stand before some questions
     model = tiny_model(config["model_type"], torch.bfloat16, vocab_size=768, eos_token_id=1, **(numbers | wide))
     model.save_pretrained(folder)
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):

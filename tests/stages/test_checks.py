@@ -176,3 +176,11 @@ def test_tokens_without_an_embedding_are_refused_where_the_data_uses_them(folder
     (folder / "sql.txt").write_text("Plain text with <|sql|> in it.\n")
     said = told(small_recipe(name="unresized", model=name, calibration={"data": [{"text": "sql.txt"}]}))
     assert "(number 768) in sql.txt" in said
+
+
+def test_a_bug_that_a_mistake_leads_to_does_not_hide_the_mistake(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolkit.stages.checks.limit_checks", lambda *_: [lambda: 1 // 0])
+    with pytest.raises(PollardError, match=r"pruning\.keep is 9"):
+        check(small_recipe(pruning={"keep": 9}))
+    with pytest.raises(ZeroDivisionError):
+        check(small_recipe())

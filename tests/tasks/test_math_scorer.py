@@ -75,6 +75,14 @@ JUDGED = [
     (r"\boxed{\sqrt{xy}}", r"\boxed{\sqrt{x}\sqrt{y}}", TRUE),
     (r"\boxed{x}", r"\boxed{\sqrt{x^2}}", FALSE),
     (r"\boxed{|x|}", r"\boxed{x}", FALSE),
+    # In sentences
+    (r"\boxed{5}", "So we get\n$$x=5.$$", IN_WORDS),
+    (r"\boxed{(3,4)}", "The answer is (3, 4).", IN_WORDS),
+    (r"\boxed{\frac34}", "The answer is 3/4 of it.", IN_WORDS),
+    (r"\boxed{\text{(A)}}", "The answer is (A).", IN_WORDS),
+    ("72", "It is 72.", TRUE),
+    (r"\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix}", r"\begin{pmatrix} -\frac13 \\ \frac23 \end{pmatrix}", TRUE),
+    (r"\boxed{\$32,\!348}", r"The answer is \$32,348.", IN_WORDS),
     # Units
     (r"\boxed{10\text{ inches}}", r"\boxed{10\text{ cm}}", FALSE),
     (r"\boxed{10\text{ inches}}", r"\boxed{10}", TRUE),

@@ -3,9 +3,11 @@
 Everything is an estimate. Nothing is fetched, no weights are read, no GPU is needed.
 """
 
-from toolkit.estimate.advice import advice
+from toolkit.estimate.advice import Combined, advice, combined_advice
 from toolkit.estimate.estimator import Estimator
 from toolkit.estimate.figures import Estimate, StageEstimate
 from toolkit.estimate.machine import GPUS, Machine, machine
 
-__all__ = ["GPUS", "Estimate", "Estimator", "Machine", "StageEstimate", "advice", "machine"]
+__all__ = [
+    "GPUS", "Combined", "Estimate", "Estimator", "Machine", "StageEstimate", "advice", "combined_advice", "machine",
+]  # fmt: skip

@@ -1,6 +1,8 @@
 """What to change where a stage does not fit: overrides of the recipe, each tried before it is recommended."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from toolkit.errors import PollardError
@@ -13,34 +15,101 @@ Change = dict[str, Any]  # key.path -> value, as on the command line
 SHOWN = 3
 
 
+@dataclass(frozen=True)
+class Combined:
+    """Changes of several stages together, and what the whole recipe takes with all of them."""
+
+    change: Change
+    estimate: Estimate
+
+    def __str__(self) -> str:
+        return _written(self.change)
+
+
 def advice(estimator: Estimator, recipe: Recipe, estimate: Estimate) -> dict[str, list[str]]:
     """Per stage that does not fit, the changes that would make it fit, as overrides to paste; the first few, the gentlest
     first. Empty where none of them does."""
-    return {name: _remedies(estimator, recipe, name) for name in estimate.lacking}
+    return {name: [_written(change) for change in _remedies(estimator, recipe, name)] for name in estimate.lacking}
 
 
-def _remedies(estimator: Estimator, recipe: Recipe, name: str) -> list[str]:
-    found: list[str] = []
+def combined_advice(estimator: Estimator, recipe: Recipe, estimate: Estimate) -> Combined:
+    """One change after the other, each the first that leaves fewer stages of the whole recipe that do not fit, until all fit or
+    none helps. What is still lacking then is in its estimate."""
+    best = Combined({}, estimate)
+    while best.estimate.lacking:
+        better = next(_improvements(estimator, recipe, best), None)
+        if better is None:
+            break
+        best = better
+    return best
+
+
+def _improvements(estimator: Estimator, recipe: Recipe, so_far: Combined) -> Iterator[Combined]:
+    """What `so_far` and one change more make of the recipe, where fewer stages lack memory then and no other does."""
+    now = changed(recipe, so_far.change)
+    for name in so_far.estimate.lacking:
+        for change in _first_and_anew(estimator, recipe, now, name):
+            try:
+                estimate = estimator.estimate(changed(now, change))
+            except PollardError:
+                continue
+            if estimate.lacking.keys() < so_far.estimate.lacking.keys():
+                yield Combined(so_far.change | change, estimate)
+
+
+def _first_and_anew(estimator: Estimator, recipe: Recipe, now: Recipe, name: str) -> Iterator[Change]:
+    """The remedies of the recipe as it was, which are known already and mostly still right; then those of the changed one."""
+    yield from _remedies(estimator, recipe, name)
+    yield from _remedies(estimator, now, name)
+
+
+def _remedies(estimator: Estimator, recipe: Recipe, name: str) -> list[Change]:
+    return estimator.once(
+        ("remedies", estimator.machine, recipe.model_dump_json(), name), lambda: _found_remedies(estimator, recipe, name)
+    )
+
+
+def _found_remedies(estimator: Estimator, recipe: Recipe, name: str) -> list[Change]:
+    found: list[Change] = []
     for change in _changes(estimator, recipe, name):
         if len(found) == SHOWN:
             break
-        other = changed(recipe, change)
-        try:
-            if name == "recover" and estimator.hopeless(other):
-                continue
-            fits = not estimator.stage(other, name).lacks(estimator.machine)
-        except PollardError:  # fewer experts than its routers can serve
+        if name == "recover" and estimator.hopeless(changed(recipe, change)):
             continue
-        if fits:
-            found.append(_written(change))
-    if not found and name == "control":
-        found.append(_written({"control": False}))
-    if not found and name.startswith("fidelity/"):
-        found.append("evaluation.fidelity=null")
+        if _fits(estimator, recipe, name, change):
+            found.append(change)
+    if not found:
+        found = _without(recipe, name)
+    slower = [change for change in _elsewhere(estimator, recipe, name) if _fits(estimator, recipe, name, change)]
+    fewer = (change for change in _fewer_experts(estimator, recipe, name) if _fits(estimator, recipe, name, change))
+    return [*found, *slower, *islice(fewer, 0 if found or slower else 1)][:SHOWN]
+
+
+def _fits(estimator: Estimator, recipe: Recipe, name: str, change: Change) -> bool:
+    try:
+        return not estimator.stage(changed(recipe, change), name).lacks(estimator.machine)
+    except PollardError:  # fewer experts than its routers can serve
+        return False
+
+
+def _without(recipe: Recipe, name: str) -> list[Change]:
+    """To do without what the stage measures."""
+    if name == "control":
+        return [{"control": False}]
+    if name.startswith("fidelity/"):
+        return [{"evaluation.fidelity": None}]
     others = [role for role in recipe.evaluation.models if role != "original"]
-    if not found and name == "evaluate/original" and others:
-        found.append(_written({"evaluation.models": others}))
-    return found
+    return [{"evaluation.models": others}] if name == "evaluate/original" and others else []
+
+
+def _elsewhere(estimator: Estimator, recipe: Recipe, name: str) -> Iterator[Change]:
+    """To hold the model in another place while it answers; partly on the host, which is slow."""
+    if name in ("calibrate", "recover", "control", "prune") or name.startswith("rounds/") or not estimator.machine.gpus:
+        return
+    if recipe.model.placement != "spread":
+        yield {"model.placement": "spread"}
+    if recipe.model.placement != "zero3" and estimator.machine.ranks > 1:
+        yield {"model.placement": "zero3"}
 
 
 def changed(recipe: Recipe, change: Change) -> Recipe:
@@ -54,8 +123,15 @@ def changed(recipe: Recipe, change: Change) -> Recipe:
     return Recipe.model_validate(values)
 
 
+def _fewer_experts(estimator: Estimator, recipe: Recipe, name: str) -> Iterator[Change]:
+    if name.endswith(("/pruned", "/recovered")) and not recipe.pruning.schedule:
+        yield from ({"pruning.keep": keep} for keep in _halves(estimator.kept(recipe)))
+
+
 def _written(change: Change) -> str:
     def text(value: Any) -> str:
+        if value is None:
+            return "null"
         if isinstance(value, list):
             return f"[{','.join(value)}]"
         return str(value).lower() if isinstance(value, bool) else str(value)

@@ -4,7 +4,8 @@ from toolkit.estimate.amounts import Amount
 from toolkit.estimate.figures import DISK, StageEstimate, on_machine
 from toolkit.estimate.machine import Machine
 from toolkit.estimate.model import ModelNumbers
-from toolkit.estimate.stages import pass_with_logits, placed
+from toolkit.estimate.placed import placed
+from toolkit.estimate.stages import pass_with_logits
 from toolkit.evaluation.distributions import TOKENS_AT_ONCE, bytes_per_token
 from toolkit.recipe import Recipe
 
@@ -14,13 +15,14 @@ COPIES = 12  # in float32, of a part of the logits, while they are sorted and su
 
 def estimate_fidelity(recipe: Recipe, machine: Machine, role: str, model: ModelNumbers, data: Amount) -> StageEstimate:
     """One pass over gold answers as long as the training examples; the original keeps what it says of every token."""
-    parts, copies = placed(machine, model)
-    gpu = pass_with_logits(recipe.calibration.batch_size, model, data.longest, parts, COPIES, TOKENS_AT_ONCE)
+    held = placed(recipe, machine, model)
+    gpu = pass_with_logits(recipe.calibration.batch_size, model, data.longest, held, COPIES, TOKENS_AT_ONCE)
     counted = round((data.examples or 0) * data.counted)
     each = bytes_per_token(model.vocabulary)
     kept = each * counted
     flops = None if data.tokens is None else 2.0 * model.active * data.tokens
-    on_gpu, in_ram = on_machine(machine, gpu, {})
+    on_gpu, in_ram = on_machine(machine, gpu, {"weights": held.host})
+    passes = (data.examples or 0) / recipe.calibration.batch_size
     return StageEstimate(
         name=f"fidelity/{role}",
         work=f"{data.examples:,} answers, {counted:,} tokens" + (f", {each:,} bytes each at most" if role == "original" else ""),
@@ -28,8 +30,8 @@ def estimate_fidelity(recipe: Recipe, machine: Machine, role: str, model: ModelN
         host=in_ram,
         disk=kept if role == "original" else 0,
         flops=flops,
-        seconds=machine.seconds(flops, (model.bytes + kept) / DISK, gpus=copies),
-        notes=("on disk: at most; of a model that is sure of its answers, less",) if role == "original" else (),
+        seconds=machine.seconds(flops, (model.bytes + kept) / DISK + held.moving(passes), gpus=held.copies),
+        notes=held.notes + (("on disk: at most; of a model that is sure of its answers, less",) * (role == "original")),
     )
 
 
@@ -37,12 +39,11 @@ def estimate_harness(recipe: Recipe, machine: Machine, role: str, model: ModelNu
     """How long its tasks' questions are only lm-eval knows: as long as the longest examples, at most."""
     asked, longest = recipe.evaluation.batch_size, recipe.finetuning.max_length
     batch = AT_ONCE if asked == "auto" else asked
-    parts, _ = placed(machine, model)
-    gpu = {
-        "weights": -(-model.bytes // parts),
+    held = placed(recipe, machine, model, whole=True)
+    gpu = held.gpu | {
         "activations": model.working(batch, longest) or 0,
         "logits": 2 * 4 * model.vocabulary * batch * longest,  # and their logarithms, in float32
     }
-    on_gpu, in_ram = on_machine(machine, gpu, {})
+    on_gpu, in_ram = on_machine(machine, gpu, {"weights": held.host})
     work = f"lm-evaluation-harness: {', '.join(recipe.evaluation.harness or [])}; questions of at most {longest:,} tokens"
-    return StageEstimate(f"harness/{role}", work, on_gpu, in_ram, flops=None)
+    return StageEstimate(f"harness/{role}", work, on_gpu, in_ram, flops=None, notes=held.notes)

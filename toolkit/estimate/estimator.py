@@ -21,6 +21,7 @@ from toolkit.estimate.stages import (
     estimate_teacher,
 )
 from toolkit.moe import find_blocks, load_config, meta_model, pruned_meta_model
+from toolkit.moe.load import check_runnable
 from toolkit.pipeline import plan_stages
 from toolkit.recipe import Recipe
 from toolkit.stages.core import Budget, budget
@@ -45,6 +46,7 @@ class Estimator:
     def estimate(self, recipe: Recipe) -> Estimate:
         """Raises PollardError as the stages would: for a dense model, for numbers its routers cannot serve, for local data
         that is not there."""
+        check_runnable(self._config(recipe), recipe.model.path)
         names = [stage.name for stage in plan_stages(recipe) if stage.name != "report"]
         original, pruned = self._original(recipe), self._pruned(recipe, self._dtype(recipe))
         trainer, data = trainer_of(recipe, self.machine), self._amounts(recipe)
@@ -121,7 +123,7 @@ class Estimator:
     def _original(self, recipe: Recipe, dtype: torch.dtype | None = None) -> ModelNumbers:
         """In the dtype it answers in, unless given."""
         dtype = dtype or self._dtype(recipe)
-        return self._once(("original", recipe.model, dtype), lambda: numbers_of(meta_model(self._config(recipe)), dtype))
+        return self.once(("original", recipe.model, dtype), lambda: numbers_of(meta_model(self._config(recipe)), dtype))
 
     def _watched(self, recipe: Recipe) -> ModelNumbers:
         """What is watched and pruned: the original, or with rounds the one that the last of them before this leaves."""
@@ -130,23 +132,24 @@ class Estimator:
 
     def _pruned(self, recipe: Recipe, dtype: torch.dtype) -> ModelNumbers:
         keep, active, _ = self._budget(recipe)
-        return self._once(
+        return self.once(
             ("pruned", recipe.model, keep, active, dtype),
             lambda: numbers_of(pruned_meta_model(self._config(recipe), keep, active), dtype),
         )
 
     def _budget(self, recipe: Recipe) -> Budget:
-        return self._once(("budget", recipe.model, recipe.pruning.model_dump_json()), lambda: budget(recipe))
+        return self.once(("budget", recipe.model, recipe.pruning.model_dump_json()), lambda: budget(recipe))
 
     def _config(self, recipe: Recipe) -> Any:
-        return self._once(("config", recipe.model), lambda: load_config(recipe.model.path, recipe.model.revision))
+        return self.once(("config", recipe.model), lambda: load_config(recipe.model.path, recipe.model.revision))
 
     def _amounts(self, recipe: Recipe) -> Amounts:
         data = recipe.finetuning.model_dump_json(include={"max_length", "examples", "data"})
         key = recipe.task.model_dump_json(), recipe.calibration.model_dump_json(), data, recipe.evaluation.model_dump_json()
-        return self._once(("amounts", *key), lambda: amounts(recipe))
+        return self.once(("amounts", *key), lambda: amounts(recipe))
 
-    def _once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+    def once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+        """What `make` returns, made once for a key, also for other machines (`on`)."""
         if key not in self._known:
             self._known[key] = make()
         return self._known[key]

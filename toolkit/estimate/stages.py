@@ -8,9 +8,9 @@ from toolkit.estimate.amounts import Amount
 from toolkit.estimate.figures import BANDWIDTH_SHARE, DISK, StageEstimate, on_machine
 from toolkit.estimate.machine import GIB, Machine
 from toolkit.estimate.model import ModelNumbers
+from toolkit.estimate.placed import Placed, placed
 from toolkit.evaluation.batch_size import ON_CPU, fitting
 from toolkit.moe import find_blocks, quantization_of
-from toolkit.placement import HEADROOM
 from toolkit.recipe import Recipe
 from toolkit.recovery.teacher import TOKENS_AT_ONCE, bytes_per_token
 
@@ -32,10 +32,12 @@ def estimate_calibrate(recipe: Recipe, machine: Machine, original: ModelNumbers,
         "weights": weight * (original.embeddings + 2 * original.largest_layer),
         "activations": original.working(settings.batch_size, longest) or 0,
     }
-    notes = []
+    notes, kept = [], {}
     if quantization_of(original.model.config):
-        gpu["weights"] = -(-original.bytes // placed(machine, original)[0])
+        loaded = placed(recipe, machine, original, whole=searching)
+        gpu, kept = loaded.gpu | {"activations": gpu["activations"]}, {"weights": loaded.host}
         notes.append("its weights are quantized: the whole model is loaded, as the plain numbers they stand for")
+        notes += loaded.notes
     passes = 1
     if searching:
         experts = blocks[0].expert_count
@@ -53,11 +55,12 @@ def estimate_calibrate(recipe: Recipe, machine: Machine, original: ModelNumbers,
     if settings.self_generated:
         answers = generation(recipe, machine, original, prompts.limited(data.examples))
         gpu = max(gpu, answers.gpu, key=lambda parts: sum(parts.values()))
+        kept |= answers.host if machine.gpus else {}
         flops = None if flops is None or answers.flops is None else flops + answers.flops
         seconds = None if seconds is None or answers.seconds is None else seconds + answers.seconds
         notes.append(f"the model's own answers first: {answers.work}")
     how = f", {recipe.pruning.mode} search over every expert" if searching else ""
-    on_gpu, in_ram = on_machine(machine, gpu, {"hidden states": states})
+    on_gpu, in_ram = on_machine(machine, gpu, {"hidden states": states} | kept)
     return StageEstimate(
         name="calibrate",
         gpu=on_gpu,
@@ -90,18 +93,17 @@ def estimate_prune(machine: Machine, original: ModelNumbers, pruned: ModelNumber
 
 def estimate_answers(recipe: Recipe, machine: Machine, original: ModelNumbers, prompts: Amount) -> StageEstimate:
     """The original's own answers to training prompts; all of them right, at most."""
-    found = generation(recipe, machine, original, prompts)
+    found = generation(recipe, machine, original, prompts, whole=True)
     tokens = (prompts.examples or 0) * (prompts.mean + recipe.evaluation.max_new_tokens)
     disk = round(ANSWER_BYTES * tokens)
     return StageEstimate("answers", found.work, found.gpu, found.host, disk, found.flops, found.seconds, found.notes)
 
 
-def pass_with_logits(batch: int, model: ModelNumbers, longest: int, parts: int, copies: int, at_once: int) -> dict[str, int]:
+def pass_with_logits(batch: int, model: ModelNumbers, longest: int, held: Placed, copies: int, at_once: int) -> dict[str, int]:
     """GPU memory of a forward pass whose logits are read: those of the batch, those that count, and so many float32 `copies`
     of `at_once` tokens of them."""
     tokens = batch * longest
-    return {
-        "weights": -(-model.bytes // parts),
+    return held.gpu | {
         "activations": model.working(batch, longest) or 0,
         "logits": model.vocabulary * (2 * model.weight_bytes * tokens + copies * 4 * min(tokens, at_once)),
     }
@@ -109,22 +111,24 @@ def pass_with_logits(batch: int, model: ModelNumbers, longest: int, parts: int, 
 
 def estimate_teacher(recipe: Recipe, machine: Machine, original: ModelNumbers, data: Amount) -> StageEstimate:
     """The original over the training data, and what is kept of its logits."""
-    parts, copies = placed(machine, original)
+    held = placed(recipe, machine, original, whole=True)
     # Float32 copies: offsets, the rest, at the temperature
-    gpu = pass_with_logits(recipe.calibration.batch_size, original, data.longest, parts, 3, TOKENS_AT_ONCE)
+    gpu = pass_with_logits(recipe.calibration.batch_size, original, data.longest, held, 3, TOKENS_AT_ONCE)
     counted = round((data.examples or 0) * data.counted)
     disk = counted * bytes_per_token(original.vocabulary)
     flops = None if data.tokens is None else 2.0 * original.active * data.tokens
-    on_gpu, in_ram = on_machine(machine, gpu, {})
+    on_gpu, in_ram = on_machine(machine, gpu, {"weights": held.host})
+    passes = (data.examples or 0) / recipe.calibration.batch_size
     return StageEstimate(
         name="teacher",
         work=f"{_count(data.examples)} examples, {_count(None if data.examples is None else counted)} completion tokens at most, "
-        f"{bytes_per_token(original.vocabulary)} bytes each, {_where(parts, copies)}",
+        f"{bytes_per_token(original.vocabulary)} bytes each, {held.where}",
         gpu=on_gpu,
         host=in_ram,
         disk=disk,
         flops=flops,
-        seconds=machine.seconds(flops, (original.bytes + disk) / DISK, gpus=copies),
+        seconds=machine.seconds(flops, (original.bytes + disk) / DISK + held.moving(passes), gpus=held.copies),
+        notes=held.notes,
     )
 
 
@@ -133,32 +137,33 @@ def estimate_evaluate(recipe: Recipe, machine: Machine, role: str, model: ModelN
     return StageEstimate(f"evaluate/{role}", found.work, found.gpu, found.host, 0, found.flops, found.seconds, found.notes)
 
 
-def generation(recipe: Recipe, machine: Machine, model: ModelNumbers, prompts: Amount) -> StageEstimate:
-    """Answers to all prompts: a copy of the model on every rank, or one spread over the first node's GPUs."""
+def generation(recipe: Recipe, machine: Machine, model: ModelNumbers, prompts: Amount, whole: bool = False) -> StageEstimate:
+    """Answers to all prompts, by a model placed as `placed` says."""
     new = recipe.evaluation.max_new_tokens
-    parts, copies = placed(machine, model)
-    batch = _questions_at_once(recipe, machine, model, -(-model.bytes // parts), (prompts.longest + new), parts)
-    gpu = {
-        "weights": -(-model.bytes // parts),
-        "cache": -(-batch * (prompts.longest + new) * model.cache_per_token // parts),
+    held = placed(recipe, machine, model, whole)
+    length, parts = prompts.longest + new, held.parts
+    batch = _questions_at_once(recipe, machine, model, sum(held.gpu.values()), length, parts)
+    gpu = held.gpu | {
+        "cache": -(-batch * length * model.cache_per_token // parts),
         "activations": (model.working(batch, prompts.longest) or 0) + 4 * batch * model.vocabulary,
     }
     flops = seconds = None
     if prompts.examples is not None:
         flops = 2.0 * model.active * prompts.examples * (prompts.mean + new)
         if machine.gpu:  # each new token reads every weight (all experts, in a batch) and is as fast as that
-            forwards = math.ceil(prompts.examples / (batch * copies)) * new
+            forwards = math.ceil(prompts.examples / (batch * held.copies)) * new
             reading = forwards * model.bytes / (BANDWIDTH_SHARE * machine.gpu.bandwidth)
-            compute = machine.seconds(flops, 0.0, gpus=copies) or 0.0
-            seconds = model.bytes / DISK + max(reading, compute)
-    on_gpu, in_ram = on_machine(machine, gpu, {})
+            compute = machine.seconds(flops, 0.0, gpus=held.copies) or 0.0
+            seconds = model.bytes / DISK + max(reading, compute, held.moving(forwards))
+    on_gpu, in_ram = on_machine(machine, gpu, {"weights": held.host})
     return StageEstimate(
         name="generate",
         gpu=on_gpu,
         host=in_ram,
-        work=f"{_count(prompts.examples)} questions, {new:,} new tokens each at most, {_where(parts, copies)}",
+        work=f"{_count(prompts.examples)} questions, {new:,} new tokens each at most, {held.where}",
         flops=flops,
         seconds=seconds,
+        notes=held.notes,
     )
 
 
@@ -171,16 +176,6 @@ def _questions_at_once(recipe: Recipe, machine: Machine, model: ModelNumbers, we
         return ON_CPU
     row = length * model.cache_per_token // parts + (model.working(1, length) or 0) + 20 * model.vocabulary
     return fitting(machine.gpu_memory - weights, row)
-
-
-def placed(machine: Machine, model: ModelNumbers) -> tuple[int, int]:
-    """How many GPUs hold a copy of a model that answers, and how many copies there are."""
-    spread = machine.gpus > 0 and HEADROOM * model.bytes > machine.gpu_memory
-    return (machine.gpus, 1) if spread else (1, machine.ranks)
-
-
-def _where(parts: int, copies: int) -> str:
-    return f"one copy over {parts} GPUs" if parts > 1 else f"{copies} cop{'ies' if copies > 1 else 'y'}"
 
 
 def _count(number: int | None) -> str:

@@ -5,14 +5,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from toolkit.distributed import console, say
-from toolkit.estimate import Estimate, StageEstimate
+from toolkit.estimate import Combined, Estimate, StageEstimate
+from toolkit.estimate.machine import USABLE
 from toolkit.report.formats import NOTHING, amount, duration
+from toolkit.report.formats import size as as_size
 
 GIB = 2**30
 COLUMNS = ("GPU GiB", "host GiB", "disk GiB", "FLOP", "time", "fits")
 
 
-def show_estimate(found: Estimate, advice: dict[str, list[str]]) -> None:
+def show_estimate(found: Estimate, advice: dict[str, list[str]], together: Combined) -> None:
     """Prints the plan, one row per stage, and as its last line whether it fits and what to change if not."""
     machine = found.machine
     nodes = f"{machine.nodes} nodes, each " if machine.nodes > 1 else ""
@@ -51,23 +53,40 @@ def show_estimate(found: Estimate, advice: dict[str, list[str]]) -> None:
     say()
     for assumption in found.assumptions:
         say(f"[dim]assumed: {escape(assumption)}[/]")
-    for line in verdict(found, advice):
+    for line in verdict(found, advice, together):
         say(escape(line))
 
 
-def verdict(found: Estimate, advice: dict[str, list[str]]) -> list[str]:
-    """The changes that help, stage by stage, and last the one line that says whether it fits."""
+def verdict(found: Estimate, advice: dict[str, list[str]], together: Combined) -> list[str]:
+    """The changes that help, stage by stage, and last the one line that says whether it fits, and what makes the whole recipe fit
+    or is lacking whatever is changed."""
     if not found.lacking:
         return ["fits"]
-    lines, firsts = [], []
+    lines = []
     for stage, changes in advice.items():
         lines += [f"for {stage}: {change}" for change in changes]
-        firsts += changes[:1]
         if not changes:
             lines.append(f"{stage}: too large whatever the recipe's other keys: more memory, or fewer experts")
     what = "; ".join(f"{name} ({' and '.join(lacks)} memory)" for name, lacks in found.lacking.items())
-    change = f". Change: {' '.join(dict.fromkeys(firsts))}" if firsts else ""
-    return [*lines, f"does not fit: {what}{change}"]
+    if not together.estimate.lacking:
+        return [*lines, f"does not fit: {what}. Change: {together}"]
+    tried = f"Change: {together}; that does not suffice" if together.change else "No change of the recipe suffices"
+    return [*lines, f"does not fit: {what}. {tried}: {lacking(together.estimate)}"]
+
+
+def lacking(estimate: Estimate) -> str:
+    """What is missing where, and how much: "evaluate/original lacks 27.4 GiB of GPU memory (101.0 GiB of 73.6 GiB usable)"."""
+    machine, parts = estimate.machine, []
+    for stage in estimate.stages:
+        for where, needed, there in (
+            ("GPU", stage.gpu_bytes, machine.gpu_memory),
+            ("host", stage.host_bytes, machine.cpu_memory),
+        ):
+            if where in stage.lacks(machine):
+                usable = int(USABLE * there)
+                amounts = f"{as_size(needed - usable)} of {where} memory ({as_size(needed)} of {as_size(usable)} usable)"
+                parts.append(f"{stage.name} lacks {amounts}")
+    return "; ".join(parts)
 
 
 def costs(stage: StageEstimate) -> tuple[str, str]:

@@ -34,6 +34,16 @@ def check(recipe: Recipe, directory: RunDirectory | None = None, mistakes: Mista
     `directory`: where the run will be; runs/<name> unless given.
     """
     mistakes, directory = mistakes or Mistakes(), directory or RunDirectory(recipe.name)
+    try:
+        notes = _checked(recipe, directory, mistakes)
+    except Exception:
+        mistakes.raise_all()  # a bug that comes of them is not what the user should read
+        raise
+    mistakes.raise_all()
+    return notes
+
+
+def _checked(recipe: Recipe, directory: RunDirectory, mistakes: Mistakes) -> list[str]:
     path, revision = recipe.model.path, recipe.model.revision
     config = mistakes.collect(lambda: load_config(path, revision))
     tokenizer = mistakes.collect(lambda: load_tokenizer(path, revision)) if config is not None else None
@@ -57,7 +67,6 @@ def check(recipe: Recipe, directory: RunDirectory | None = None, mistakes: Mista
     if tokenizer is not None and all(readable):
         for check_part in limit_checks(recipe, config, tokenizer):
             notes += mistakes.collect(check_part) or []
-    mistakes.raise_all()
     return notes
 
 

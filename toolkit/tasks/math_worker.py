@@ -26,13 +26,15 @@ DECIMALS = 1.5e-6  # 0.333333 is a third
 SAMPLES = (0.7, 1.9)  # by which roots are compared, with either sign
 
 _LETTER = re.compile(r"\\(?:mathrm|text|textrm|rm|operatorname)\s*\{\s*([ei])\s*\}")
-_MIXED = re.compile(r"(?<![\d.,/^_}\w])(\d+)(?:\s|\\[ ,;]|~)+(\d+)\s?/\s?(\d+)(?![\d/.]\d|\d)")
+_MIXED = re.compile(r"(?<![\d.,/^_}\w])(\d{1,9})(?:\s|\\[ ,;]|~)+(\d{1,9})\s?/\s?(\d{1,9})(?![\d/.]\d|\d)")
 
+_PROSE = re.compile(r"(?<![\\A-Za-z])(?:[A-Za-z]{3,}|(?:of|it|in|is|so|to|at|as|an|if|we|by|on|no|be|do|up|us|am|pm|[ap]\.m)\b)")
 _REPEATING = re.compile(r"(?<![\d.])(\d{1,20})\.(\d{0,20})\\overline\s*\{?(\d{1,20})\}?")
 
 
 def prepared(text: str) -> str:
-    """With Euler's number, mixed numbers and repeating decimals as math-verify reads them."""
+    """With Euler's number, mixed numbers and repeating decimals as math-verify reads them, and no full stop in a formula."""
+    text = re.sub(r"[.,;]\s*(?=\$|\\[\])])", "", text)
     return _REPEATING.sub(_as_fraction, _MIXED.sub(_as_sum, _LETTER.sub(r"{\1}", text)))
 
 
@@ -134,23 +136,22 @@ class Comparison:
 
 
 def is_formula(text: str) -> bool:
-    """No prose: no word of three letters or more, apart from LaTeX commands."""
-    return "$" not in text and not re.search(r"(?<![\\A-Za-z])[A-Za-z]{3,}", re.sub(r"\\(?:text|mathrm)\s*\{[^}]*\}", "", text))
+    """No prose: no word of three letters or more, apart from LaTeX commands, and none of the short ones."""
+    bare = re.sub(r"\\(?:text|mathrm|begin|end)\s*\{[^}]*\}|\\\$", "", text)
+    return "$" not in bare and not _PROSE.search(bare)
 
 
 def judged(compare: Comparison, asked: dict[str, Any]) -> dict[str, bool]:
-    gold = compare.formula(asked["gold"])
-    if asked["boxed"] is not None and compare.same(gold, _formula_or_prose(compare, asked["boxed"], asked.get("prose", False))):
-        return {"strict": True, "flexible": True}
+    gold, answer = compare.formula(asked["gold"]), asked["boxed"]
+    if answer is not None:
+        prose = asked.get("prose", False) and not is_formula(answer)
+        if compare.same(gold, compare.formula(answer)) or (prose and compare.same(gold, compare.formula_within(answer))):
+            return {"strict": True, "flexible": True}
     said = (asked["said"] or "").strip(" .,;*")
     if said and is_formula(said):
         return {"strict": False, "flexible": compare.same(gold, compare.formula(said))}
     texts = [text for text in (asked["said"], asked["prediction"]) if text]
     return {"strict": False, "flexible": any(compare.same(gold, compare.formula_within(text)) for text in texts)}
-
-
-def _formula_or_prose(compare: Comparison, text: str, prose: bool) -> list[Any]:
-    return compare.formula_within(text) if prose and not is_formula(text) else compare.formula(text)
 
 
 def main() -> None:

@@ -73,8 +73,8 @@ def _as_one_line(found: re.Match[str]) -> str:
 
 
 def _as_digits(found: re.Match[str]) -> str:
-    before = found.string[: found.start()]
-    return (" " if before[-1:].isdigit() else "") + unicodedata.normalize("NFKC", found[0])
+    before = found.string[max(found.start() - 1, 0) : found.start()]
+    return (" " if before.isdigit() else "") + unicodedata.normalize("NFKC", found[0])
 
 
 def numbers_in(text: str) -> list[re.Match[str]]:

@@ -19,7 +19,7 @@ BOX = "\\boxed{"
 _MARK = re.compile(r"(?<!#)####(?!#)\s*")
 _ANSWER_IS = re.compile(
     r"\b(?i:answer)\b(?:\s+[\w'’-]+|\s*\([^()\n]*\)){0,8}?[\s*_'\"”’)]*(?i:\bis\b\s*:?|\b(?:must|would|should)\s+be\b|[:=])[\s*_]*(?=\S)"
-    r"|^[\s#>*_]*(?i:(?:the\s+)?(?:final\s+)?answer)\b[*_]*(?:[ \t]+(?![a-z])|[ \t]*\n\s*)[*_]*(?=\S)",
+    r"|^[ \t#>*_]*(?i:(?:the\s+)?(?:final\s+)?answer)\b[*_]*(?:[ \t]+(?![a-z])|[ \t]*\n\s*)[*_]*(?=\S)",
     re.MULTILINE,
 )
 _NUMBER_FOLLOWS = re.compile(r"(?:[\s*_`\"'(\[{=≈]|\\boxed\{|\\[(\[]|\$)*")

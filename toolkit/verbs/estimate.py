@@ -22,13 +22,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Exit status 0 whether it fits or not: the last line says so."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    from toolkit.estimate import Estimator, advice, machine
+    from toolkit.estimate import Estimator, advice, combined_advice, machine
     from toolkit.report.estimate import show_estimate
 
     there = machine(arguments.gpus, arguments.nodes, arguments.gpu, arguments.gpu_memory, arguments.cpu_memory)
     estimator = Estimator(there)
     found = estimator.estimate(recipe)
-    show_estimate(found, advice(estimator, recipe, found))
+    show_estimate(found, advice(estimator, recipe, found), combined_advice(estimator, recipe, found))
 
 
 ESTIMATE = Verb(
