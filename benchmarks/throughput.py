@@ -52,7 +52,7 @@ def plan_for(source: Path) -> Plan:
 
 def prune(source: Path, plan: Plan, target: Path) -> None:
     job = plan_job(source, plan)
-    rewrite(job, pruned_config(job), target, verify=lambda folder: None)
+    rewrite(job, pruned_config(job), target, verify=lambda folder: None, facts={})
 
 
 def copy(source: Path, target: Path) -> None:

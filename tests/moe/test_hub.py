@@ -92,6 +92,19 @@ def test_of_the_weights_those_are_fetched_that_transformers_reads(cache, monkeyp
     assert sorted(asked) == expected and options["revision"] == COMMIT  # whatever the branch points to by now
 
 
+@pytest.mark.parametrize(
+    "names", [["model.fp16.safetensors"], ["consolidated.safetensors", "params.json"], ["model-Q4_K_M.gguf"]]
+)
+def test_a_repository_without_a_model_that_transformers_reads_says_what_it_has(cache, monkeypatch, names: list[str]) -> None:
+    cache({"config.json": "{}"})
+    monkeypatch.setattr(hub, "cached_file", lambda *given, **options: None)
+    monkeypatch.setattr(hub, "list_repo_files", lambda *given, **options: ["config.json", "tokenizer.json", *names])
+    with pytest.raises(PollardError, match=rf"some/model has weights only under names .* \({names[0]}\).*rename the file"):
+        checkpoint_folder("some/model")
+    monkeypatch.setattr(hub, "list_repo_files", lambda *given, **options: ["pytorch_model.bin", *names])
+    assert checkpoint_folder("some/model").name == COMMIT  # transformers fetches that itself
+
+
 def test_an_adapter_of_the_hub_is_refused(cache) -> None:
     cache({"config.json": "{}", "adapter_config.json": "{}"})
     with pytest.raises(PollardError, match="some/model holds an adapter beside the model"):

@@ -11,6 +11,7 @@ is not read, files of an earlier save, variants, consolidated files) are no part
 
 import json
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,15 +108,25 @@ def named_by_config(folder: Path) -> str:
 def say_what_is_read(folder: str) -> None:
     """A line, once, where a folder has weights that are no part of its model. Raises PollardError where it has only such."""
     files = checkpoint_files(folder)
-    shown = ", ".join(files.unread[:5]) + ", …" * (len(files.unread) > 5)
     if files.weights and files.unread:
         read = files.index_file or files.weights[0]
-        say(f"  {folder}: the model is {read.name}, as transformers reads it; not read: {shown}")
+        say(f"  {folder}: the model is {read.name}, as transformers reads it; not read: {_shown(files.unread)}")
     elif files.unread:
-        raise PollardError(
-            f"{folder} has weights only under names that transformers does not look for ({shown}): it reads {SINGLE}, or the "
-            f"files that {INDEX} names. Of a variant (model.fp16.safetensors), rename the file, or load it with "
-            "variant=… and save it again; of another format, fetch the model's transformers checkpoint."
+        raise NotLookedForError(folder, files.unread)
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + ", …" * (len(names) > 5)
+
+
+class NotLookedForError(PollardError):
+    """A folder or repository has weights, but none that transformers looks for."""
+
+    def __init__(self, where: str, names: Sequence[str]) -> None:
+        super().__init__(
+            f"{where} has weights only under names that transformers does not look for ({_shown(names)}): it reads {SINGLE}, or "
+            f"the files that {INDEX} names. Of a variant (model.fp16.safetensors), rename the file, or load it with variant=… "
+            "and save it again; of another format, fetch the model's transformers checkpoint."
         )
 
 

@@ -4,13 +4,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import list_repo_files, snapshot_download
 from huggingface_hub.errors import IncompleteSnapshotError
-from transformers.utils import cached_file
+from transformers.utils import WEIGHTS_INDEX_NAME, WEIGHTS_NAME, cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
 
 from toolkit.distributed import say
-from toolkit.moe.checkpoint_files import INDEX, SINGLE, named_by_config
+from toolkit.moe.checkpoint_files import INDEX, SINGLE, NotLookedForError, is_weights, named_by_config
 
 # What a repository may hold beside the model: its weights in other formats, under other names, and in folders of other tools
 # (gpt-oss has them twice more, in original/ and metal/)
@@ -27,7 +27,7 @@ def fetched(repository: str, revision: str | None) -> Path:
     """The folder of a hub model in the hub's cache, with everything that belongs to it there; without a network, with what
     was fetched before. Where its weights are in no safetensors file, it has none: transformers fetches those it reads.
 
-    Raises what huggingface_hub and transformers raise.
+    Raises NotLookedForError, and what huggingface_hub and transformers raise.
     """
     try:
         found = snapshot_download(repository, revision=revision, ignore_patterns=[*NOT_FETCHED, "*.safetensors"])
@@ -43,5 +43,17 @@ def fetched(repository: str, revision: str | None) -> Path:
         if file and name.endswith(".index.json"):
             get_checkpoint_shard_files(repository, file, revision=commit)
         if file:
-            break
+            return folder
+    _check_names(repository, commit)
     return folder
+
+
+def _check_names(repository: str, revision: str | None) -> None:
+    """Raises NotLookedForError where a repository has weights, and none that transformers would fetch by itself."""
+    try:
+        there = list_repo_files(repository, revision=revision)
+    except Exception:  # no way to the hub: whoever opens the weights says so
+        return
+    weights = [name for name in there if is_weights(name)]
+    if weights and not {WEIGHTS_NAME, WEIGHTS_INDEX_NAME} & {*weights}:
+        raise NotLookedForError(repository, weights)

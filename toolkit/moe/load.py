@@ -113,8 +113,7 @@ def load_model(
         from transformers import Mxfp4Config  # type: ignore[attr-defined]
 
         options["quantization_config"] = Mxfp4Config(dequantize=True)
-    if Path(path).is_dir():
-        say_what_is_read(path)
+    say_what_is_read(str(checkpoint_folder(path, revision)))
     door = _door(config)
     if spread:
         options["device_map"] = "auto"
