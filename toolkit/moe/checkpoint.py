@@ -67,7 +67,8 @@ def prune_checkpoint(
     if job.modules.summary:
         say(f"  {job.modules.summary}")
     if quantized:
-        trained = "fine-tuning dequantizes it" if quantized in DEQUANTIZED else "it cannot be fine-tuned here as it is"
+        cure = "it cannot be fine-tuned here as it is: train its bfloat16 copy, pruned with the same plan"
+        trained = "fine-tuning dequantizes it" if quantized in DEQUANTIZED else cure
         say(f"  it stays quantized ({quantized}) as the original is; {trained}")
 
 
