@@ -79,6 +79,12 @@ def another_run(folder: Path) -> None:
     directory.open("another", "custom", "", [])
 
 
+def somebodys_folder(folder: Path) -> None:
+    (folder / "runs" / "mine").mkdir(parents=True)
+    for name in ("recipe.yaml", "thesis.tex"):
+        (folder / "runs" / "mine" / name).write_text("years of work")
+
+
 class Mistake(NamedTuple):
     what: str
     made: Callable[[Path], None]
@@ -180,11 +186,18 @@ MISTAKES = [
     ),
     Mistake("two runs at once", run_at_work, "run mine.yaml", "runs/mine", "name=…"),
     Mistake(
+        "a name whose folder holds something else",
+        somebodys_folder,
+        "run mine.yaml",
+        "runs/mine has no manifest.json, so it is no run directory, and holds recipe.yaml, thesis.tex",
+        "name=mine-2",
+    ),
+    Mistake(
         "another model in the same run directory",
         another_run,
         "run mine.yaml",
         "runs/mine holds a run with model another",
-        "(name=…)",
+        "name=mine-2",
     ),
     Mistake("a chat with a run that is none", nothing, "chat mine", "No run at mine", "pollard run"),
 ]

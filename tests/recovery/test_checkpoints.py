@@ -1,6 +1,7 @@
 """Law: only a whole checkpoint of this very training is gone on from, and the newest and the best are never removed."""
 
 import shutil
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from conftest import tiny_model
 from toolkit.errors import PollardError
 from toolkit.recovery import checkpoints
 from toolkit.recovery.checkpoints import Keeper, Space, check_space, declare_complete, last_checkpoint, newest_first, space
+from toolkit.typed_command import SHELL_PATH
 
 
 def saved(folder: Path, step: int, fingerprint: str = "mine", ranks: int = 1, finished: bool = False) -> Path:
@@ -53,6 +55,7 @@ def test_another_recipes_checkpoints_are_not_gone_on_from(tmp_path: Path) -> Non
 
 def test_another_number_of_ranks_is_told_the_command_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path, 20, ranks=4)
+    monkeypatch.setenv(SHELL_PATH, str(Path(sys.executable).parent))
     for argv, said in (
         (["toolkit/train.py", "--local_rank=0", "my.yaml", "pruning.keep=2"], "toolkit/train.py my.yaml pruning.keep=2`"),
         (["/usr/bin/pollard", "recover", "my.yaml"], "--module toolkit.cli recover my.yaml`"),
