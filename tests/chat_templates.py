@@ -98,6 +98,13 @@ TOOLS = Shape(
     "<|im_end|>",
     ("<|im_start|>",),
 )
+# Behind the end of a turn stands that of the text
+PHI = Shape(
+    "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end_of_turn|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ '<|endoftext|>' }}{% endif %}",
+    "<|endoftext|>",
+    ("<|end_of_turn|>",),
+)
 # No mark ends a turn but the next one's beginning; a word stands before the answer
 SPEAKERS = Shape(
     "{% for m in messages %}{{ '\n\n' if not loop.first }}{{ m.role | capitalize + ': ' + m.content }}{% endfor %}"
@@ -114,6 +121,7 @@ SHAPES = {
     "DeepSeek-R1": R1_THINK,
     "harmony": HARMONY,
     "tools": TOOLS,
+    "Phi": PHI,
     "speakers": SPEAKERS,
 }
 

@@ -49,6 +49,11 @@ class ChatFormat:
         return dict(REASONING_TAGS)[self.opened] if self.opened else ""
 
     @property
+    def end(self) -> str:
+        """What marks the end of an answer; more may follow it (Phi's end of a turn, a line break, the end of the text)."""
+        return self.suffix.strip().partition("\n")[0]
+
+    @property
     def before_answer(self) -> str:
         """What a model writes between the generation prompt and an answer without reasoning."""
         return self.prefix or (f"\n{self.closing}\n\n" if self.opened else "")
@@ -70,8 +75,8 @@ class ChatFormat:
         if rest is None:
             return ""
         rest = rest.removeprefix(self.prefix)
-        if self.suffix.strip():
-            rest = rest.partition(self.suffix.strip())[0]
+        if self.end:
+            rest = rest.partition(self.end)[0]
         return self.without_special(rest)
 
     def without_special(self, text: str) -> str:

@@ -93,7 +93,7 @@ def _rendered(
 
 def without_end_texts(tokenizer: PreTrainedTokenizerBase, example: Example) -> Example:
     """The example without the text of an end token in its completion: a model ends there, and can never write on."""
-    ends = {str(tokenizer.eos_token), format_of(tokenizer, example).suffix.strip()} - {"", "None"}
+    ends = {str(tokenizer.eos_token), format_of(tokenizer, example).end} - {"", "None"}
     if not any(end in example.completion for end in ends):
         return example
     completion = example.completion
@@ -109,7 +109,7 @@ def gold_of(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
     if example.reply.get("tool_calls") and example.gold == text_of_calls(example.reply["tool_calls"]):
         return form.answer_in(completion_text(tokenizer, example)).strip()
     gold = form.without_special(example.gold)
-    return gold.replace(form.suffix.strip(), "") if form.suffix.strip() else gold
+    return gold.replace(form.end, "") if form.end else gold
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
