@@ -18,7 +18,7 @@ from toolkit.errors import PollardError
 from toolkit.files import put_in_place, write_text
 from toolkit.moe.layout import UnknownLayoutError, cut
 from toolkit.moe.load import load_config, meta_model
-from toolkit.moe.quantized_names import SECTION, RenamedModules
+from toolkit.moe.quantized_names import QUANTIZATION, RenamedModules
 from toolkit.moe.slice import slice_model
 from toolkit.moe.tensor_files import INDEX, SINGLE, Piece, StoredTensor, explained_writing, stored_tensors, write_file
 from toolkit.plan import Plan
@@ -152,7 +152,7 @@ def _write_rest(job: Job, partial: Path, config: dict[str, Any]) -> None:
             shutil.copytree(path, partial / path.name, dirs_exist_ok=True)
         elif path.is_dir() or path.name.endswith(OTHER_WEIGHTS) or path.name == SKIPPING:  # thresholds of the model as it was
             skipped.append(path.name + "/" * path.is_dir())
-        elif path.suffix == ".json" and SECTION.search(path.name):  # what else says how it is quantized
+        elif QUANTIZATION.search(path.name):  # what else says how it is quantized
             write_text(partial / path.name, job.modules.renumbered_file(path))
         else:
             shutil.copyfile(path, partial / path.name)
