@@ -22,7 +22,8 @@ from typing import Any
 from toolkit.errors import PollardError
 
 PREFIXES = ("re:", "-:", "+:")  # a regex follows
-SECTION = re.compile("quant|compression")  # keys of config.json, and names of files beside it
+SECTION = re.compile("quant|compression")  # keys of config.json
+QUANTIZATION = re.compile(r"quant.*config\.json$")  # names of files beside it: quantize_config.json, hf_quant_config.json, …
 EXPERT = re.compile(r"(?<=experts)(?P<dot>\\?\.)(?P<number>\d+)(?!\d)")
 REGEX = re.compile(r"[\\()\[\]|^$+{}]|\.\*")
 GLOB = re.compile(r"[*?]")

@@ -21,7 +21,7 @@ from toolkit.moe.checkpoint_files import INDEX, SINGLE, checkpoint_files
 from toolkit.moe.companions import copy_companions
 from toolkit.moe.layout import UnknownLayoutError, cut
 from toolkit.moe.load import load_config, meta_model
-from toolkit.moe.quantized_names import SECTION, RenamedModules
+from toolkit.moe.quantized_names import QUANTIZATION, RenamedModules
 from toolkit.moe.slice import slice_model
 from toolkit.moe.tensor_files import Piece, StoredTensor, explained_writing, stored_tensors, write_file
 from toolkit.plan import Plan
@@ -143,8 +143,10 @@ def _write_rest(job: Job, partial: Path, config: dict[str, Any]) -> None:
     files = checkpoint_files(job.folder)
     read = {path.relative_to(job.folder).parts[0] for path in (*files.weights, *([files.index_file] if files.index_file else []))}
     skipped = [name for name in copy_companions(job.folder, partial) if name.rstrip("/") not in read]
-    for path in sorted(job.folder.glob("*.json")):
-        if SECTION.search(path.name) and (partial / path.name).exists():  # what else says how the weights are quantized
+    for path in sorted(job.folder.iterdir()):
+        if (
+            path.is_file() and QUANTIZATION.search(path.name) and (partial / path.name).exists()
+        ):  # what else says how it is quantized
             write_text(partial / path.name, job.modules.renumbered_file(path))
     if job.left:
         say(f"  left out: {len(job.left)} tensors of layers that predict further tokens, such as {job.left[0]}")
