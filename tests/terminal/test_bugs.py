@@ -35,6 +35,14 @@ def test_without_a_run_directory_the_traceback_is_in_a_temporary_file(capsys: py
     assert "in break_down" in Path(written.strip()).read_text()
 
 
+def test_a_folder_that_is_no_runs_gets_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "traceback.txt").write_text("of my own program")
+    with pytest.raises(Bug), tracebacks_in(tmp_path):
+        break_down()
+    assert (tmp_path / "traceback.txt").read_text() == "of my own program"
+
+
 @pytest.mark.parametrize(("error", "status"), [(PollardError("write it right"), 1), (ValueError("oh"), 3)])
 def test_debug_shows_the_traceback_as_well(error: Exception, status: int, capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> None:

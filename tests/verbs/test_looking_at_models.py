@@ -11,6 +11,7 @@ from small_run import small_folder, small_recipe
 
 from toolkit import cli, distributed
 from toolkit.pipeline import run
+from toolkit.verbs import benchmark as verb_benchmark
 
 Pollard = Callable[..., tuple[int, str]]
 MODEL = str(PLAYGROUND / "model")
@@ -75,6 +76,7 @@ def test_a_benchmark_of_a_run_is_a_table_a_file_and_a_part_of_its_report(folder:
     status, out = pollard("benchmark", "runs/small", *QUICKLY, "--json", "figures.json")
     assert status == 0 and "\x1b" not in out and "ratios are to original" in out
     found = json.loads(Path("figures.json").read_text())
+    verb_benchmark._check_figures(Path("figures.json"))  # its own may be written again
     assert [model["name"] for model in found["models"]] == ["original", "pruned"]
     assert [batch["batch_size"] for batch in found["models"][1]["batches"]] == [1, 2]
     assert found.items() <= in_report().items()
@@ -84,6 +86,16 @@ def test_a_benchmark_of_a_run_is_a_table_a_file_and_a_part_of_its_report(folder:
         run(small_recipe(pruning__keep=keep))
         distributed.stop()
         assert bool(in_report()) == there
+
+
+@pytest.mark.parametrize("content", ["my notes", '{"format": 1}', "[1]", ""])
+def test_figures_overwrite_figures_and_nothing_else(pollard: Pollard, tmp_path: Path, content: str) -> None:
+    (tmp_path / "mine.json").write_text(content)
+    status, out = pollard("benchmark", MODEL, *QUICKLY, "--json", str(tmp_path / "mine.json"))
+    assert status == 1 and "holds no figures of a benchmark. It is left as it is" in out
+    assert (tmp_path / "mine.json").read_text() == content
+    status, out = pollard("benchmark", MODEL, *QUICKLY, "--json", str(tmp_path / "none" / "figures.json"))
+    assert status == 1 and "there is no folder" in out
 
 
 def in_report() -> dict:

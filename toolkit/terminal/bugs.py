@@ -11,6 +11,7 @@ from pathlib import Path
 
 from toolkit.distributed import rank
 from toolkit.errors import PollardError
+from toolkit.run_files import foreign_files
 
 BUG = 3  # exit status
 
@@ -48,8 +49,12 @@ def write_traceback(error: Exception, folder: Path | None) -> Path:
     """Returns where it is."""
     name = "traceback.txt" if rank() == 0 else f"traceback-rank{rank()}.txt"
     text = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}  {sys.argv}\n{''.join(traceback.format_exception(error))}"
-    if folder is None or not os.access(folder, os.W_OK):
+    if folder is None or not os.access(folder, os.W_OK) or _is_somebody_elses(folder):
         folder = Path(tempfile.mkdtemp(prefix="pollard-"))
     path = folder / name
     path.write_text(text)
     return path
+
+
+def _is_somebody_elses(folder: Path) -> bool:
+    return not (folder / "manifest.json").exists() and bool(foreign_files(folder))
