@@ -1,8 +1,10 @@
 """What the original model writes: right answers only, no two the same, and the same ones after a kill."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from chat_templates import SHAPES, tokenizer_of
 from conftest import PLAYGROUND
 from small_run import kill_in_call
 from transformers import PreTrainedModel
@@ -13,7 +15,7 @@ from toolkit.recipe import Recipe
 from toolkit.recovery.training_data import read_training_data
 from toolkit.stages import own_answers
 from toolkit.stages.own_answers import draw_answers
-from toolkit.tasks import Task, encode_prompt
+from toolkit.tasks import Task, encode, encode_prompt
 
 PATH = str(PLAYGROUND / "model")
 
@@ -69,3 +71,21 @@ def test_a_kill_loses_one_piece_and_changes_nothing(
 def test_no_right_answer_is_an_error(model: PreTrainedModel, tmp_path: Path) -> None:
     with pytest.raises(PollardError, match=r"None of the original model's 48 answers .* is right and ends within 2 new tokens"):
         drawn(model, tmp_path, recipe(max_new_tokens=2))
+
+
+# What the template writes around an answer, and reasoning before it, are learnt with the answer and not judged.
+@pytest.mark.parametrize("shape", ["Qwen3", "Qwen3, thinking only", "DeepSeek-R1", "harmony"])
+def test_answers_are_right_whatever_the_template_writes_around_them(
+    shape: str, model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, wish = tokenizer_of(SHAPES[shape], ends_apart=True), recipe()
+    wish = wish.model_copy(update={"finetuning": wish.finetuning.model_copy(update={"max_length": 512})})
+    written = {}
+    for example in Task(wish.task).examples("train"):
+        thinking = replace(example, completion=f"<think>\nHm.\n</think>\n\n{example.completion}")
+        encoded = encode(tokenizer, thinking)
+        written[tuple(encoded.input_ids[: encoded.prompt_length])] = encoded.input_ids[encoded.prompt_length :]
+    monkeypatch.setattr(own_answers, "generate", lambda model, prompts, *rest: [written[tuple(prompt)] for prompt in prompts])
+    draw_answers(model, tokenizer, wish, tmp_path, "fingerprint")
+    found = read_training_data(wish, tokenizer, tmp_path).encoded
+    assert len(found) == 12 and all("Hm." in str(tokenizer.decode(e.input_ids)) for e in found)
