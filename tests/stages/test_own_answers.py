@@ -74,7 +74,7 @@ def test_no_right_answer_is_an_error(model: PreTrainedModel, tmp_path: Path) -> 
 
 
 # What the template writes around an answer, and reasoning before it, are learnt with the answer and not judged.
-@pytest.mark.parametrize("shape", ["Qwen3", "Qwen3, thinking only", "DeepSeek-R1", "harmony"])
+@pytest.mark.parametrize("shape", ["ChatML", "Qwen3", "Qwen3, thinking only", "DeepSeek-R1"])
 def test_answers_are_right_whatever_the_template_writes_around_them(
     shape: str, model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
