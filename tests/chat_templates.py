@@ -111,6 +111,52 @@ SPEAKERS = Shape(
     "{% if add_generation_prompt %}{{ '\n\n' }}{% endif %}",
     "<|end|>",
 )
+# The generation prompt opens the block, and what is rendered closes it: both tags begin alike
+DEEPSEEK_V31_THINK = Shape(
+    "{% for m in messages %}{% if m.role == 'user' %}{{ '<｜User｜>' + m.content }}{% elif m.role == 'assistant' %}"
+    "{{ '<｜Assistant｜></think>' + m.content.split('</think>')[-1] + '<｜end▁of▁sentence｜>' }}{% else %}{{ m.content }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<｜Assistant｜><think>' }}{% endif %}",
+    "<｜end▁of▁sentence｜>",
+    ("<｜User｜>", "<｜Assistant｜>"),
+    True,
+)
+# Two marks end an answer, and the second is the end token
+COMMAND_R7B = Shape(
+    "{% for m in messages %}{{ '<|START_OF_TURN_TOKEN|>' }}{% if m.role == 'assistant' %}{{ '<|CHATBOT_TOKEN|>' }}"
+    "{{ '<|START_RESPONSE|>' + m.content + '<|END_RESPONSE|>' }}{% else %}{{ '<|' + m.role + '_TOKEN|>' + m.content }}{% endif %}"
+    "{{ '<|END_OF_TURN_TOKEN|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' }}{% endif %}",
+    "<|END_OF_TURN_TOKEN|>",
+    ("<|START_OF_TURN_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+)
+# A frame of words follows the reasoning
+ERNIE_THINK = Shape(
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
+    "{{ '<think>\n' + (m.reasoning_content or '') + '\n</think>\n\n<response>\n' + m.content + '\n</response>\n' }}"
+    "{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}",
+    "<|im_end|>",
+    ("<|im_start|>",),
+    True,
+)
+# The generation prompt opens the block otherwise than what is rendered, and no mark ends an answer
+GLM_THINK = Shape(
+    "{% for m in messages %}{{ '<|' + m.role + '|>' }}{% if m.role == 'assistant' %}"
+    "{{ '\n<think>' + (m.reasoning_content or '') + '</think>' }}{% endif %}{{ '\n' + m.content | trim }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|><think>' }}{% endif %}",
+    "<|endoftext|>",
+    ("<|user|>", "<|assistant|>"),
+    True,
+)
+# The block is rendered where there was reasoning only
+MINIMAX_THINK = Shape(
+    "{% for m in messages %}{{ ']~b]' + m.role + '\n' }}{% if m.reasoning_content %}"
+    "{{ '<think>\n' + m.reasoning_content + '\n</think>\n\n' }}{% endif %}{{ m.content + '[e~[\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ ']~b]assistant\n<think>\n' }}{% endif %}",
+    "[e~[",
+    ("]~b]",),
+    True,
+)
 SHAPES = {
     "ChatML": CHATML,
     "Llama 3": LLAMA3,
@@ -123,6 +169,11 @@ SHAPES = {
     "tools": TOOLS,
     "Phi": PHI,
     "speakers": SPEAKERS,
+    "DeepSeek-V3.1": DEEPSEEK_V31_THINK,
+    "Command R7B": COMMAND_R7B,
+    "ERNIE": ERNIE_THINK,
+    "GLM": GLM_THINK,
+    "MiniMax": MINIMAX_THINK,
 }
 
 

@@ -1,5 +1,6 @@
 """What is trained through a template is read back as the answer it was: of every scorer and every shape of template."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -115,7 +116,48 @@ def test_several_messages_of_a_model_end_in_its_final_one() -> None:
     assert form.answer_in(written) == "72"
 
 
+# Some servers cut the opening tag off, and with a template that opens the block data sets lack it.
+@pytest.mark.parametrize("shape", SHAPES)
+def test_reasoning_whose_opening_tag_is_missing_is_reasoning(shape: str) -> None:
+    tokenizer = tokenizer_of(SHAPES[shape])
+    example = example_with({"content": f"{THOUGHT}\n</think>\n\nbilling"})
+    assert example.gold == "billing"
+    assert answer_to(tokenizer, example).strip() == "billing"
+    form = format_of(tokenizer, example)
+    if not form.opened:
+        assert form.answer_in("Tags are `<think>` and `</think>`.\nBoth.") == "Tags are `<think>` and `</think>`.\nBoth."
+        assert form.answer_in("Write `</think>` behind it.") == "Write `</think>` behind it."
+
+
+def test_a_message_before_the_final_one_is_no_part_of_the_answer() -> None:
+    form = format_of(tokenizer_of(SHAPES["harmony"]), example_with({"content": "x"}))
+    commentary = "<|channel|>commentary<|message|>I look it up.<|end|><|start|>assistant<|channel|>final<|message|>72"
+    assert form.answer_in(commentary) == "72"
+
+
+@pytest.mark.parametrize(("content", "shape"), [
+    ("Write `</think>` behind it.", "Qwen3"),
+    ("Write `</think>` behind it.", "DeepSeek-R1"),
+    ("```\n<think>\n</think>\n```\nis a block.", "DeepSeek-V3.1"),
+])  # fmt: skip
+def test_an_answer_that_the_template_cuts_is_refused(content: str, shape: str) -> None:
+    with pytest.raises(PollardError, match="line 1: the model's chat template leaves out a part of the text of the answer"):
+        check_rendering(tokenizer_of(SHAPES[shape]), [example_with({"content": content})])
+    assert check_rendering(tokenizer_of(SHAPES["MiniMax"]), [example_with({"content": content})]) == []
+
+
+def test_a_question_that_the_template_cuts_is_counted() -> None:
+    tokenizer = tokenizer_of(SHAPES["ChatML"])
+    tokenizer.chat_template = SHAPES["ChatML"].template.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")
+    example = replace(example_with({"content": "billing"}), messages=({"role": "user", "content": "What is </think>?"},))
+    assert check_rendering(tokenizer, [example]) == [
+        "1 of 1 examples: the chat template does not show all of the text of the user"
+    ]
+
+
 def test_reasoning_is_split_from_the_text_behind_it() -> None:
+    assert split_reasoning("So.\n</think>\n72") == ("So.", "72")
+    assert split_reasoning("`</think>` ends it") == ("", "`</think>` ends it")
     assert split_reasoning("<think>\nSo.\n</think>\n\n  72") == ("So.", "  72")
     assert split_reasoning("72, <think>not so</think>") == ("", "72, <think>not so</think>")
     assert split_reasoning("<think>never closed") == ("", "<think>never closed")

@@ -24,6 +24,7 @@ REASONING_TAGS = (
     ("[THINK]", "[/THINK]"),
     ("<seed:think>", "</seed:think>"),
     ("◁think▷", "◁/think▷"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
 )
 # One field, as different templates call it
 REASONING = "reasoning_content"
@@ -37,6 +38,7 @@ class ChatFormat:
 
     prefix: str = ""  # between the generation prompt and the answer
     suffix: str = ""  # behind the answer
+    end: str = ""  # what marks the end of an answer; more may follow it (Phi's end of a turn, a line break, the end of the text)
     reasoning: tuple[tuple[str, str], ...] = REASONING_TAGS  # what opens and what closes a block of reasoning
     shows_reasoning: bool = False  # the template renders a message's reasoning_content
     opened: str = ""  # the block of reasoning that the generation prompt opens, as a tag
@@ -49,35 +51,51 @@ class ChatFormat:
         return dict(REASONING_TAGS)[self.opened] if self.opened else ""
 
     @property
-    def end(self) -> str:
-        """What marks the end of an answer; more may follow it (Phi's end of a turn, a line break, the end of the text)."""
-        return self.suffix.strip().partition("\n")[0]
-
-    @property
     def before_answer(self) -> str:
         """What a model writes between the generation prompt and an answer without reasoning."""
         return self.prefix or (f"\n{self.closing}\n\n" if self.opened else "")
+
+    def behind_opening(self, text: str) -> str:
+        """A text without the opening tag of reasoning that stands in the generation prompt already."""
+        return text.lstrip()[len(self.opened) :] if self.opened and _starts(text, self.opened) else text
+
+    @property
+    def _frame(self) -> str:
+        """The prefix, or what of it follows the end of reasoning that the generation prompt has opened."""
+        _, closed, frame = self.prefix.partition(self.closing) if self.opened else ("", "", "")
+        return frame.lstrip("\n") if closed else self.prefix
 
     def answer_in(self, written: str) -> str:
         """The answer in a text as a model wrote it (special tokens included, its end token not): without the template's
         prefix and suffix, blocks of reasoning before it and special tokens. Empty where the text ends before the answer."""
         if len(written.strip()) > 1 and self.prefix.strip().startswith(written.strip()):  # half a prefix
             return ""
-        rest: str | None = _behind(written, self.closing) if self.opened else written
+        frame = self._frame
+        rest: str | None = _behind(written, self.closing) if self.opened else self._behind_unopened(written)
         while rest is not None:
             closing = next((close for open_, close in self.reasoning if _starts(rest, open_)), None)
             if closing is not None:
                 rest = _behind(rest, closing)
-            elif self.prefix.strip() and _starts(rest, self.prefix):
-                rest = rest.lstrip()[len(self.prefix.strip()) :].removeprefix(self.prefix[len(self.prefix.rstrip()) :])
+            elif frame.strip() and _starts(rest, frame):
+                rest = rest.lstrip()[len(frame.strip()) :].removeprefix(frame[len(frame.rstrip()) :])
             else:
                 break
         if rest is None:
             return ""
-        rest = rest.removeprefix(self.prefix)
+        rest = rest.removeprefix(frame)
         if self.end:
-            rest = rest.partition(self.end)[0]
+            gap = self.suffix.partition(self.end)[0]
+            rest = rest.partition(self.end)[0].removesuffix(gap)
         return self.without_special(rest)
+
+    def _behind_unopened(self, text: str) -> str:
+        """What follows reasoning without its opening tag, which a server or an earlier message has taken; else all of it."""
+        for opening, closing in self.reasoning:
+            before, _, rest = text.partition(closing.strip())
+            ends_message = self.prefix.strip() and closing.endswith(self.prefix)
+            if opening.strip() not in before and rest and (ends_message or rest.startswith("\n")):
+                return rest.lstrip("\n")
+        return text
 
     def without_special(self, text: str) -> str:
         for token in self.special:
@@ -96,11 +114,18 @@ def _behind(text: str, closing: str) -> str | None:
 
 
 def split_reasoning(text: str) -> tuple[str, str]:
-    """The reasoning at the beginning of a text, without its tags, and the text behind it."""
+    """The reasoning at the beginning of a text, without its tags, and the text behind it. The opening tag may be missing, where
+    the closing one ends a line: it stood in the prompt."""
     for opening, closing in REASONING_TAGS:
-        if _starts(text, opening) and (answer := _behind(text, closing)) is not None:
-            return text.partition(closing)[0].lstrip()[len(opening) :].strip(), answer
+        before, closed, rest = text.partition(closing)
+        if closed and (_starts(text, opening) or (opening not in before and rest.startswith("\n"))):
+            return before.lstrip().removeprefix(opening).strip(), rest.lstrip("\n")
     return "", text
+
+
+def endless_reasoning(text: str) -> str | None:
+    """The tag of the reasoning that a text begins and never ends; None where it does not."""
+    return next((opening for opening, closing in REASONING_TAGS if _starts(text, opening) and closing not in text), None)
 
 
 _formats: WeakKeyDictionary[Any, tuple[str, ChatFormat]] = WeakKeyDictionary()
@@ -133,17 +158,29 @@ def _derived(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
     except PollardError:
         reasoned = answered
     shared = _common_beginning(prompt, answered, reasoned)
-    unshared = prompt[len(shared) :]
     opened = next((tag for tag, closing in REASONING_TAGS if prompt.rstrip().endswith(tag)), "")
+    if opened and shared != prompt:  # <think> and </think> begin alike
+        shared = shared[: prompt.rindex(opened)]
+    unshared = prompt[len(shared) :]
     if unshared and not unshared.strip().startswith(opened or "\0"):  # the two have nothing to do with each other
-        return ChatFormat(suffix=answered.partition(ANSWER)[2], opened=opened, unshared=unshared, special=special)
+        suffix = answered.partition(ANSWER)[2]
+        end = _end_in(suffix, tokenizer)
+        return ChatFormat(suffix=suffix, end=end, opened=opened, unshared=unshared, special=special)
     prefix, _, suffix = answered[len(shared) :].partition(ANSWER)
+    if opened and _starts(prefix, opened):
+        prefix = prefix.lstrip()[len(opened) :]
     shows = THOUGHT in reasoned and ANSWER in reasoned.partition(THOUGHT)[2]
     pairs: tuple[tuple[str, str], ...] = REASONING_TAGS
     before, _, behind = reasoned[len(shared) :].partition(THOUGHT)
     if shows and not opened and before.strip():
         pairs = ((before, behind.partition(ANSWER)[0]), *(pair for pair in pairs if pair[0] != before.strip()))
-    return ChatFormat(prefix, suffix, pairs, shows, opened, unshared, special)
+    return ChatFormat(prefix, suffix, _end_in(suffix, tokenizer), pairs, shows, opened, unshared, special)
+
+
+def _end_in(suffix: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What of a suffix stands first: the text of the end token is a mark of its own."""
+    first = suffix.strip().partition("\n")[0]
+    return first.partition(str(tokenizer.eos_token))[0].strip() or first
 
 
 def _common_beginning(*texts: str) -> str:

@@ -58,22 +58,23 @@ def completion_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> str
     answer = example.answer
     if form.opened or form.shows_reasoning:  # or it would stand inside the answer, or be dropped
         thought, text = split_reasoning(answer["content"])
-        answer = answer | ({REASONING: thought, "content": text} if thought else {})
-    thought = answer.get(REASONING, "")
+        if text != answer["content"] or any(closing.strip() in text for _, closing in form.reasoning):
+            thoughts = filter(None, [answer.get(REASONING), thought])
+            # Without any it is empty, and not left out: some templates look for it in the text then
+            answer = answer | {REASONING: "\n".join(dict.fromkeys(thoughts)), "content": text}
     prompt, whole = prompt_text(tokenizer, example), _rendered(tokenizer, example, answer)
-    if form.opened and thought and not form.shows_reasoning:  # the template begins reasoning, and then drops it
-        return f"{thought}\n{form.closing}\n\n{_answer_of(tokenizer, form, prompt, whole, answer)}"
-    if whole.startswith(prompt):
+    if whole.startswith(prompt) and (form.shows_reasoning or not form.opened):
         return _up_to_end(tokenizer, whole[len(prompt) :])
-    return form.before_answer + _answer_of(tokenizer, form, prompt, whole, answer)
-
-
-def _answer_of(tokenizer: PreTrainedTokenizerBase, form: ChatFormat, prompt: str, whole: str, answer: Message) -> str:
-    """The answer with its calls and its end, where the template does not continue the generation prompt."""
     shared = prompt.removesuffix(form.unshared)
-    if form.opened and form.unshared and whole.startswith(shared):
-        return _up_to_end(tokenizer, whole[len(shared) :])
-    return f"{answer['content']}{form.suffix.strip()}"
+    if not form.opened or not whole.startswith(shared):  # the template does not continue the generation prompt
+        rest = f"{answer['content']}{form.suffix.strip()}"
+    else:
+        rest = form.behind_opening(_up_to_end(tokenizer, whole[len(shared) :]))
+    thought = answer.get(REASONING, "")
+    if not form.opened or (form.shows_reasoning and thought and thought in rest):
+        return rest
+    # The template begins reasoning, and then drops it
+    return thought + (rest if rest.lstrip().startswith(form.closing) else f"\n{form.closing}\n\n{rest}")
 
 
 def _up_to_end(tokenizer: PreTrainedTokenizerBase, text: str) -> str:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import PollardError, first_of
-from toolkit.tasks.chat_format import REASONING
+from toolkit.tasks.chat_format import REASONING, split_reasoning
 from toolkit.tasks.example import Example, Message
-from toolkit.tasks.prompts import completion_text, prompt_text, without_end_texts
+from toolkit.tasks.prompts import completion_text, format_of, prompt_text, without_end_texts
 
 OTHER_TEXT = "zqOtherqz"
 CONTENT = ("content", "tool_calls")  # of any message; and tools, and the reasoning of the answer
@@ -37,11 +37,11 @@ def check_rendering(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Examp
     lost, cut = Counter[str](), 0
     for example in examples:
         try:
-            prompt_text(tokenizer, example)
             shape = _shape(example)
+            cut_texts = list(_cut_texts(tokenizer, example))
             if shape not in known:
                 known[shape] = list(dict.fromkeys(_lost_fields(tokenizer, example)))
-            fields = known[shape]
+            fields = known[shape] or cut_texts
             cut += without_end_texts(tokenizer, example) != example
         except PollardError as error:
             refused.append(str(error))
@@ -83,6 +83,24 @@ def _lost_fields(tokenizer: PreTrainedTokenizerBase, example: Example) -> Iterat
         reply = {key: value for key, value in other.items() if key not in ("role", "content")}
         if _read(tokenizer, replace(example, completion=other["content"], reply=reply)) == before:
             yield LostField(f"`{field}` of the answer", field in (*CONTENT, REASONING))
+
+
+def _cut_texts(tokenizer: PreTrainedTokenizerBase, example: Example) -> Iterator[LostField]:
+    """Texts of which a template writes only a part: some cut out what looks like reasoning, wherever it stands."""
+    prompt, written = prompt_text(tokenizer, example), completion_text(tokenizer, example)
+    for message in example.messages:
+        written_as_json = message["role"] in ("tool", "ipython")
+        if not written_as_json and _bare(message["content"]) not in _bare(prompt):
+            yield LostField(f"all of the text of the {message['role']}", False)
+    form = format_of(tokenizer, example)
+    thought, text = split_reasoning(without_end_texts(tokenizer, example).completion)
+    if _bare(thought) not in _bare(written) or _bare(form.without_special(text)) not in _bare(form.answer_in(written)):
+        yield LostField("a part of the text of the answer", True)
+
+
+def _bare(text: str) -> str:
+    """Templates trim texts."""
+    return "".join(text.split())
 
 
 def _variants(message: Message) -> Iterator[tuple[str, Message]]:
