@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from toolkit.errors import PollardError, did_you_mean
 from toolkit.tasks.chat_format import REASONING, REASONING_NAMES, split_reasoning
 from toolkit.tasks.example import Message
+from toolkit.tasks.templates import parsed_json
 
 ROLES = {  # as templates call them, by the names that data sets use
     "system": "system", "developer": "developer", "user": "user", "human": "user", "prompter": "user", "assistant": "assistant",
@@ -44,7 +45,7 @@ def conversation_in(columns: dict[str, Any], name: str, system: str | None = Non
 
     Raises PollardError for what is no conversation that ends with the assistant, and for what cannot be used of it.
     """
-    given = _parsed(columns[name])
+    given = parsed_json(columns[name])
     if not isinstance(given, list) or len(given) < 2 or not all(isinstance(message, dict) for message in given):
         raise PollardError(
             f"`{name}` must be a list of at least two messages, {{role, content}} or {{from, value}}, that ends with the "
@@ -83,7 +84,7 @@ def _message(given: dict[str, Any], what: str) -> Message:
     text, thoughts = _text(content, what)
     thoughts += [fields.pop(key) for key in REASONING_NAMES if key in fields]
     if "tool_calls" in fields:
-        fields["tool_calls"] = [_call(call, what) for call in _as_list(_parsed(fields["tool_calls"]))]
+        fields["tool_calls"] = [_call(call, what) for call in _as_list(parsed_json(fields["tool_calls"]))]
     message = {"role": ROLES[role], "content": text, **fields}
     if not all(isinstance(thought, str) for thought in thoughts):
         raise PollardError(f"{what}: its reasoning is no text.")
@@ -113,12 +114,12 @@ def _text(content: Any, what: str) -> tuple[str, list[str]]:
 
 def _call(call: Any, what: str) -> dict[str, Any]:
     """One tool call, {"type": "function", "function": {"name", "arguments"}}, its arguments an object, as templates want it."""
-    call = _parsed(call)
-    function = _parsed(call.get("function", call)) if isinstance(call, dict) else None
+    call = parsed_json(call)
+    function = parsed_json(call.get("function", call)) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise PollardError(f"{what} has a tool call without a name: {call!r}.")
     arguments = function.get("arguments", function.get("parameters", {}))
-    parsed = _parsed(arguments) if arguments not in (None, "") else {}
+    parsed = parsed_json(arguments) if arguments not in (None, "") else {}
     if not isinstance(parsed, dict):
         raise PollardError(f"{what} calls {function['name']} with arguments that are no JSON object: {arguments!r}.")
     outside = {key: value for key, value in call.items() if key not in ("function", "name", "arguments", "parameters")}
@@ -131,8 +132,8 @@ def _tools(columns: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     if name is None:
         return ()
     found = []
-    for tool in _as_list(_parsed(columns[name])):
-        tool = _without_null(_parsed(tool))
+    for tool in _as_list(parsed_json(columns[name])):
+        tool = _without_null(parsed_json(tool))
         if isinstance(tool, dict) and "function" not in tool and "name" in tool:
             tool = {"type": "function", "function": tool}
         if not isinstance(tool, dict) or not isinstance(tool.get("function"), dict) or "name" not in tool["function"]:
@@ -146,16 +147,6 @@ def _without_null(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_null(inner) for key, inner in value.items() if inner is not None}
     return [_without_null(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _parsed(value: Any) -> Any:
-    """A list or an object that a data set keeps as JSON text."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
 
 
 def _as_list(value: Any) -> list[Any]:

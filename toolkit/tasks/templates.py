@@ -44,6 +44,16 @@ def is_null(value: Any) -> bool:
     return value is None or type(value).__name__ in ("NaTType", "NAType")
 
 
+def parsed_json(value: Any) -> Any:
+    """A list or an object that a data set keeps as JSON text, as tables do; anything else as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
 def text_of(value: Any) -> str:
     """The text of a value: of a text itself, of a number all its digits, of a list or an object JSON.
 
