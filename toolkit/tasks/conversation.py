@@ -3,6 +3,7 @@
     {"messages": [{"role": "user", "content": "Weather?"}, {"role": "assistant", "tool_calls": [{"function": {"name": …}}]}, …],
      "tools": [{"type": "function", "function": {"name": "get_weather", "parameters": {…}}}]}
     {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}], "system": "Be brief."}     ShareGPT
+    {"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Hello"}]}
 
 What a field means is known here, what becomes of it is the chat template's affair (tasks/rendered_fields.py looks whether it
 shows it). A field that is null or empty says nothing: files with columns fill up every message with all fields.
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 from toolkit.errors import PollardError, did_you_mean
 from toolkit.tasks.chat_format import REASONING, REASONING_NAMES, split_reasoning
 from toolkit.tasks.example import Message
+from toolkit.tasks.file_formats import CHAT
 from toolkit.tasks.templates import parsed_json
 
 ROLES = {  # as templates call them, by the names that data sets use
@@ -45,7 +47,7 @@ def conversation_in(columns: dict[str, Any], name: str, system: str | None = Non
 
     Raises PollardError for what is no conversation that ends with the assistant, and for what cannot be used of it.
     """
-    given = parsed_json(columns[name])
+    given = _whole(columns, name)
     if not isinstance(given, list) or len(given) < 2 or not all(isinstance(message, dict) for message in given):
         raise PollardError(
             f"`{name}` must be a list of at least two messages, {{role, content}} or {{from, value}}, that ends with the "
@@ -63,6 +65,21 @@ def conversation_in(columns: dict[str, Any], name: str, system: str | None = Non
         messages.insert(0, {"role": "system", "content": system})
     last = {key: value for key, value in messages[-1].items() if key not in ("role", "content")}
     return Conversation(tuple(messages[:-1]), messages[-1]["content"], last, _tools(columns))
+
+
+def _whole(columns: dict[str, Any], name: str) -> Any:
+    """What a column holds; where data keep the question and the answer apart, each a list of messages, both."""
+    given, prompt = parsed_json(columns[name]), parsed_json(columns.get("prompt"))
+    if name == "prompt" and is_conversation(answer := parsed_json(columns.get("completion"))) and is_conversation(given):
+        return [*given, *answer]
+    if name in ("completion", "chosen") and is_conversation(prompt) and is_conversation(given) and len(given) == 1:
+        return [*prompt, *given]
+    return given
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether a value is a list of messages."""
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) and CHAT & one.keys() for one in value)
 
 
 def text_of_calls(calls: list[dict[str, Any]]) -> str:
