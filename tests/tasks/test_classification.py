@@ -131,3 +131,16 @@ def test_labels_that_cannot_be_told_apart_are_refused(labels: list[str], told: s
 )
 def test_labels_inside_others_can_be_told_apart(labels: list[str]) -> None:
     assert TaskRecipe(name="classification", labels=labels).labels
+
+
+# BoolQ: {"question": "…", "answer": true}
+def test_truth_values_are_numbers_of_labels_where_the_recipe_says_so(tmp_path: Path) -> None:
+    rows = [{"text": "x", "label": value} for value in (False, True)]
+    with pytest.raises(
+        PollardError, match=r"`label` is False, and the labels are no, yes \(with `task\.label_format: index_from_0`"
+    ):
+        task_of(tmp_path, *rows, labels=["no", "yes"]).examples("test")
+    declared = task_of(tmp_path, *rows, labels=["no", "yes"], label_format="index_from_0")
+    assert [example.gold for example in declared.examples("test")] == ["no", "yes"]
+    named = task_of(tmp_path, *rows, labels=[True, False])
+    assert [example.gold for example in named.examples("test")] == ["false", "true"]

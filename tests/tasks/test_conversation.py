@@ -1,11 +1,14 @@
 """Chat messages as data sets publish them: read whole, or refused with what is wrong."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from toolkit.errors import PollardError
+from toolkit.recipe_data import TaskRecipe
+from toolkit.tasks import Task
 from toolkit.tasks.conversation import Conversation, conversation_in
 
 HELLO = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -147,3 +150,39 @@ def test_what_cannot_be_used_is_refused_with_its_place(messages: Any, fault: str
 def test_tools_without_names_are_refused(tools: Any) -> None:
     with pytest.raises(PollardError, match="`tools` must be a list of tools with a name"):
         read(HELLO, tools=tools)
+
+
+@pytest.mark.parametrize(
+    ("columns", "name"),
+    [
+        ({"prompt": HELLO[:1], "completion": HELLO[1:]}, "prompt"),
+        ({"prompt": HELLO[:1], "completion": HELLO[1:]}, "completion"),
+        ({"prompt": HELLO[:1], "chosen": HELLO[1:], "rejected": HELLO[1:]}, "chosen"),
+        ({"prompt": "Hi", "chosen": HELLO, "rejected": HELLO}, "chosen"),
+        ({"prompt": HELLO[:1], "chosen": HELLO}, "chosen"),
+        ({"prompt": json.dumps(HELLO[:1]), "completion": json.dumps(HELLO[1:])}, "prompt"),
+        ({"prompt": HELLO, "completion": "another"}, "prompt"),
+    ],
+)
+def test_questions_and_answers_that_stand_apart_are_one_conversation(columns: dict[str, Any], name: str) -> None:
+    found = conversation_in(columns, name)
+    assert (found.messages, found.completion) == (tuple(HELLO[:1]), "Hello")
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        (
+            {"prompt": HELLO[:1], "completion": HELLO[1:]},
+            "the column `prompt` holds messages, not a text: say `task.messages: prompt`",
+        ),
+        ({"prompt": "Hi", "completion": HELLO}, "the column `completion` holds messages"),
+        ({"prompt": "Hi", "completion": json.dumps([{"from": "gpt", "value": "x"}])}, "the column `completion` holds messages"),
+    ],
+)
+def test_messages_in_the_place_of_a_text_are_refused(tmp_path: Path, columns: dict[str, Any], told: str) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(columns))
+    keys = {"prompt": "{prompt}", "completion": "{completion}", "scorer": "exact", "test": str(tmp_path / "a.jsonl")}
+    with pytest.raises(PollardError) as caught:
+        Task(TaskRecipe(**keys)).examples("test")
+    assert told in str(caught.value)

@@ -196,3 +196,64 @@ def test_what_is_no_choice_is_one_bad_line_among_good_ones(tmp_path: Path) -> No
         "rows.jsonl, line 5: `answer` is 7, and the choices are A, B, C (or 0 to 2).\n"
         "3 of 5 lines in rows.jsonl cannot be used. Mend them, or leave them out with `task.on_bad_lines: skip`."
     )
+
+
+SCIQ = {"distractor1": "Rome", "distractor2": "Bonn", "distractor3": "Bern", "correct_answer": "Oslo", "support": "…"}
+GPQA = {"Correct Answer": "Oslo", "Incorrect Answer 1": "Rome", "Incorrect Answer 2": "Bonn", "Incorrect Answer 3": "2"}
+TRUTHFUL = {"mc1_targets": {"choices": ["Oslo", "Rome", "Bonn"], "labels": [1, 0, 0]}}
+OWN = {"good": "Oslo", "bad": "Rome"}
+
+
+# Else a model would learn, and be measured by, a letter that is always the same.
+@pytest.mark.parametrize(
+    ("row", "question", "recipe"),
+    [
+        (SCIQ, "question", {}),
+        (GPQA, "Question", {}),
+        (TRUTHFUL, "question", {}),
+        (OWN, "question", {"choices": ["good", "bad"], "label": "good"}),
+    ],
+)
+def test_a_place_that_says_what_is_right_is_drawn_for_each_question(
+    tmp_path: Path, row: dict[str, Any], question: str, recipe: dict[str, Any]
+) -> None:
+    rows = [{question: f"Which is number {n}?"} | row for n in range(40)]
+    examples = task_of(tmp_path, *rows, **recipe).examples("test")
+    assert {e.choices[e.right] for e in examples} == {"Oslo"}
+    assert {e.right for e in examples} == set(range(len(examples[0].choices)))
+    assert all("ABCD"[e.right] == e.gold and f"{e.gold}. Oslo" in e.messages[0]["content"] for e in examples)
+    again = task_of(tmp_path, *reversed(rows), **recipe).examples("test")
+    assert [e.choices for e in reversed(again)] == [e.choices for e in examples]  # whatever stands around a question
+
+
+def test_marks_are_of_one_choice(tmp_path: Path) -> None:
+    several = {"question": "?", "mc2_targets": {"choices": ["Oslo", "Rome"], "labels": [1, 1]}}
+    with pytest.raises(PollardError, match="`mc2_targets` marks 2 choices as right: one must be"):
+        task_of(tmp_path, several, choices="mc2_targets").examples("test")
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        '["Rome", "Oslo", "Bonn"]',  # as tables have lists
+        '{"A": "Rome", "B": "Oslo", "C": "Bonn"}',
+        [{"text": "Rome", "label": "A"}, {"text": "Oslo", "label": "B"}, {"text": "Bonn", "label": "C"}],
+        [{"text": "Rome"}, {"text": "Oslo"}, {"text": "Bonn"}],
+    ],
+)
+def test_choices_are_read_as_tables_and_objects_have_them(tmp_path: Path, choices: Any) -> None:
+    (example,) = task_of(tmp_path, MMLU | {"choices": choices, "answer": "B"}).examples("test")
+    assert (example.choices, example.right) == (("Rome", "Oslo", "Bonn"), 1)
+
+
+@pytest.mark.parametrize("choice", [{"id": "A", "content": "Rome"}, ["Rome"]])
+def test_a_choice_is_a_text(tmp_path: Path, choice: Any) -> None:
+    with pytest.raises(PollardError, match=r"choice 1 of `choices`: it is (an object|a list), not a text\."):
+        task_of(tmp_path, MMLU | {"choices": [choice, choice]}).examples("test")
+
+
+def test_a_letter_that_is_always_right_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task_of(tmp_path, *[MMLU | {"answer": 1}] * 24).examples("test")
+    assert "B is right in all 24 questions of" in " ".join(capsys.readouterr().out.split())
+    task_of(tmp_path, *[MMLU | {"answer": 1}] * 24, MMLU | {"answer": 0}).examples("test")
+    assert "is right in all" not in capsys.readouterr().out

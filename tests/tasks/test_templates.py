@@ -111,3 +111,44 @@ def test_a_column_whose_name_is_no_text_can_be_told() -> None:
     with pytest.raises(PollardError) as caught:
         column("x", {"cut \ud83d": 1}, "here")
     assert str(caught.value).encode()
+
+
+@pytest.mark.parametrize(
+    ("template", "columns", "why"),
+    [
+        ("{q[0]}", {"q": "hello"}, "the field `q` is a text, and no list or object of which [0] is a part."),
+        ("{q[v][0]}", {"q": {"v": "hello"}}, "the field `q[v]` is a text, and no list or object of which [0] is a part."),
+        ("{q[v][0]}", {"q": {"v": None}}, "the field `q[v]` is null, and no list or object of which [0] is a part."),
+        ("{q[v]}", {"q": True}, "the field `q` is a value of the type bool, and no list or object of which [v] is a part."),
+        ("{q.__class__}", {"q": "x"}, "no field `q.__class__`. Fields there: q. A part of `q` is `q[__class__]`."),
+        ("{q.__doc__}", {"q": 1}, "no field `q.__doc__`. Fields there: q. A part of `q` is `q[__doc__]`."),
+        ("{q.real}", {"q": 1}, "no field `q.real`. Fields there: q. A part of `q` is `q[real]`."),
+        ("{q.k}", {"q": {"k": "v"}}, "no field `q.k`. Fields there: q. A part of `q` is `q[k]`."),
+        ("{answer}", {"q": "x", " answer": "y"}, "no field `answer`. Fields there: q,  answer. Did you mean ` answer`?"),
+        ("{}", {"q": "x"}, "the template '{}' cannot be filled"),
+        ("{0}", {"q": "x"}, "the template '{0}' cannot be filled"),
+        ("{q[0}", {"q": ["x"]}, "the template '{q[0}' cannot be filled"),
+        ("{q[1]}", {"q": ["x"]}, "the template '{q[1]}' cannot be filled (IndexError: list index out of range)"),
+        ("{q[x]}", {"q": {"y": 1}}, "the template '{q[x]}' cannot be filled (KeyError: 'x')"),
+    ],
+)
+def test_only_columns_and_parts_of_lists_and_objects_can_be_named(template: str, columns: dict[str, Any], why: str) -> None:
+    with pytest.raises(PollardError) as caught:
+        filled(template, columns, "here")
+    assert str(caught.value).startswith(f"here: {why}")
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{x[a][1]}", "n"),
+        ("{x[0]}", "zero"),
+        ("{x[a][-1]}", "n"),
+        ("{0}", "named 0"),
+        ("{x[a b]}", "spaced"),
+        ("{y.z[0]}", "dot"),
+    ],
+)
+def test_parts_of_columns_are_found_by_key_and_number(template: str, text: str) -> None:
+    columns = {"x": {"a": ["m", "n"], "0": "zero", "a b": "spaced"}, "0": "named 0", "y.z": ["dot"]}
+    assert filled(template, columns, "here") == text

@@ -1,6 +1,7 @@
 """The choices of a question, as data hold them.
 
 ["Oslo", "Rome"]      ["A) Oslo", "B) Rome"]      {"A": "Oslo", "B": "Rome"}      {"text": ["Oslo", "Rome"], "label": ["1", "2"]}
+[{"text": "Oslo", "label": "A"}, {"text": "Rome", "label": "B"}]      {"choices": ["Oslo", "Rome"], "labels": [0, 1]}
 or a column for each
 """
 
@@ -12,7 +13,7 @@ from typing import Any
 
 from toolkit.errors import PollardError
 from toolkit.tasks.label_formats import number_of, position_of
-from toolkit.tasks.templates import fields_in, text_of
+from toolkit.tasks.templates import fields_in, parsed_json, text_of
 
 LETTERED = re.compile(r"[(\[]?\s*([A-Za-z]|\d{1,2})\s*(?:[)\]:]|\.(?=\s))\s*(\S.*)", re.DOTALL)
 BARE = re.compile(r"[(\[]?\s*(\w+)\s*[)\]]?[.:]?")
@@ -21,12 +22,13 @@ BARE = re.compile(r"[(\[]?\s*(\w+)\s*[)\]]?[.:]?")
 @dataclass(frozen=True)
 class Choices:
     """`names`: what the data call each, its letter unless they say otherwise (`are_named`); `as_given`: its text with a
-    letter of its own."""
+    letter of its own. `marked`: the number of the right one, where the data mark it among them."""
 
     texts: tuple[str, ...]
     names: tuple[str, ...]
     as_given: tuple[str, ...]
     are_named: bool
+    marked: int | None = None
 
     @property
     def letters(self) -> str:
@@ -46,18 +48,20 @@ def choices_of(row: dict[str, Any], columns: str | Sequence[str]) -> Choices:
     """The choices in one column, or in a column each. Raises PollardError for what is no list of at least two."""
     where = f"`{columns}`" if isinstance(columns, str) else ", ".join(f"`{name}`" for name in columns)
     if isinstance(columns, str):
-        given, names = _in_column(row.get(columns))
+        given, names, marks = _in_column(parsed_json(row.get(columns)))
         if not isinstance(given, list) or len(given) < 2:
             raise PollardError(f"{where} must be a list of at least two choices, not {row.get(columns)!r}.")
     else:
         if lacking := [name for name in columns if name not in row]:
             raise PollardError(f"no field `{lacking[0]}` (task.choices names it). Fields there: {fields_in(row)}.")
-        given, names = [row[name] for name in columns], None
+        given, names, marks = [row[name] for name in columns], None, None
     if len(given) > len(ascii_uppercase):
         raise PollardError(f"{where} has {len(given)} choices, more than there are letters.")
     texts = []
     for number, value in enumerate(given, start=1):
         try:
+            if isinstance(value, dict | list):
+                raise ValueError(f"it is {'an object' if isinstance(value, dict) else 'a list'}, not a text")
             texts.append(text_of(value).strip())
         except ValueError as error:
             raise PollardError(f"choice {number} of {where}: {error}.") from None
@@ -66,21 +70,33 @@ def choices_of(row: dict[str, Any], columns: str | Sequence[str]) -> Choices:
     as_given = tuple(texts)
     if names is None:
         names, texts = _own_letters(texts)
+    marked = None if marks is None else _marked(marks, where)
     if names is not None and len({name.strip() for name in names}) == len(names) == len(texts):
-        return Choices(tuple(texts), tuple(name.strip() for name in names), as_given, True)
-    return Choices(tuple(texts), tuple(ascii_uppercase[: len(texts)]), as_given, False)
+        return Choices(tuple(texts), tuple(name.strip() for name in names), as_given, True, marked)
+    return Choices(tuple(texts), tuple(ascii_uppercase[: len(texts)]), as_given, False, marked)
 
 
-def _in_column(given: Any) -> tuple[Any, list[str] | None]:
-    """The choices of a column and what it calls them."""
+def _in_column(given: Any) -> tuple[Any, list[str] | None, list[Any] | None]:
+    """The choices of a column, what it calls them, and of each whether it is marked as right."""
     given = given.tolist() if hasattr(given, "tolist") else given
+    if isinstance(given, list) and given and all(isinstance(one, dict) and "text" in one for one in given):
+        given = {key: [one.get(key) for one in given] for key in given[0]}
     if not isinstance(given, dict):
-        return given, None
+        return given, None, None
     if isinstance(given.get("text"), list):
         names = given.get("label")
-        return given["text"], [str(name) for name in names] if isinstance(names, list) else None
+        return given["text"], [str(name) for name in names] if isinstance(names, list) else None, None
+    if isinstance(given.get("choices"), list) and isinstance(given.get("labels"), list):
+        return given["choices"], None, given["labels"]
     there = {name: text for name, text in given.items() if text is not None}  # a table has every letter in every row
-    return list(there.values()), list(there)
+    return list(there.values()), list(there), None
+
+
+def _marked(marks: list[Any], where: str) -> int:
+    """The number of the only choice whose mark is 1. Raises PollardError where it is not one."""
+    if (count := sum(number_of(mark) == 1 for mark in marks)) != 1:
+        raise PollardError(f"{where} marks {count} choices as right: one must be.")
+    return [number_of(mark) for mark in marks].index(1)
 
 
 def _own_letters(texts: list[str]) -> tuple[list[str] | None, list[str]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolkit.errors import PollardError
-from toolkit.tasks.label_formats import FIRST, first_index, number_of, position_of, same
+from toolkit.tasks.label_formats import FIRST, first_index, index_of, number_of, position_of, same
 from toolkit.tasks.preset import Preset
 from toolkit.tasks.templates import fields_in, is_null
 
@@ -45,13 +45,15 @@ class Labels:
         if position is None:
             counted = self.first is not None and number_of(value) is not None
             numbers = f" (or {self.first} to {len(self.labels) - 1 + int(self.first or 0)})" if counted else ""
+            if isinstance(value, bool):
+                numbers += " (with `task.label_format: index_from_0` false is the first and true the second)"
             raise PollardError(f"`{self.column}` is {value!r}, and the labels are {', '.join(self.labels)}{numbers}.")
         return row | {"label": self.labels[position], "labels": ", ".join(self.labels)}
 
     def _position(self, value: Any) -> int | None:
         if is_null(value):
             return None
-        number = number_of(value)
+        number = index_of(value) if self.declared else number_of(value)
         if self.names and number is not None and 0 <= number < len(self.names):
             value, number = self.names[number], None
         counted = self.declared and number is not None

@@ -3,6 +3,7 @@
     {"messages": [{"role": "user", "content": "Weather?"}, {"role": "assistant", "tool_calls": [{"function": {"name": …}}]}, …],
      "tools": [{"type": "function", "function": {"name": "get_weather", "parameters": {…}}}]}
     {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}], "system": "Be brief."}     ShareGPT
+    {"prompt": [{"role": "user", "content": "Hi"}], "completion": [{"role": "assistant", "content": "Hello"}]}
 
 What a field means is known here, what becomes of it is the chat template's affair (tasks/rendered_fields.py looks whether it
 shows it). A field that is null or empty says nothing: files with columns fill up every message with all fields.
@@ -14,6 +15,8 @@ from typing import Any, NamedTuple
 from toolkit.errors import PollardError, did_you_mean
 from toolkit.tasks.chat_format import REASONING, REASONING_NAMES, split_reasoning
 from toolkit.tasks.example import Message
+from toolkit.tasks.file_formats import CHAT
+from toolkit.tasks.templates import parsed_json
 
 ROLES = {  # as templates call them, by the names that data sets use
     "system": "system", "developer": "developer", "user": "user", "human": "user", "prompter": "user", "assistant": "assistant",
@@ -44,7 +47,7 @@ def conversation_in(columns: dict[str, Any], name: str, system: str | None = Non
 
     Raises PollardError for what is no conversation that ends with the assistant, and for what cannot be used of it.
     """
-    given = _parsed(columns[name])
+    given = _whole(columns, name)
     if not isinstance(given, list) or len(given) < 2 or not all(isinstance(message, dict) for message in given):
         raise PollardError(
             f"`{name}` must be a list of at least two messages, {{role, content}} or {{from, value}}, that ends with the "
@@ -62,6 +65,21 @@ def conversation_in(columns: dict[str, Any], name: str, system: str | None = Non
         messages.insert(0, {"role": "system", "content": system})
     last = {key: value for key, value in messages[-1].items() if key not in ("role", "content")}
     return Conversation(tuple(messages[:-1]), messages[-1]["content"], last, _tools(columns))
+
+
+def _whole(columns: dict[str, Any], name: str) -> Any:
+    """What a column holds; where data keep the question and the answer apart, each a list of messages, both."""
+    given, prompt = parsed_json(columns[name]), parsed_json(columns.get("prompt"))
+    if name == "prompt" and is_conversation(answer := parsed_json(columns.get("completion"))) and is_conversation(given):
+        return [*given, *answer]
+    if name in ("completion", "chosen") and is_conversation(prompt) and is_conversation(given) and len(given) == 1:
+        return [*prompt, *given]
+    return given
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether a value is a list of messages."""
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) and CHAT & one.keys() for one in value)
 
 
 def text_of_calls(calls: list[dict[str, Any]]) -> str:
@@ -83,7 +101,7 @@ def _message(given: dict[str, Any], what: str) -> Message:
     text, thoughts = _text(content, what)
     thoughts += [fields.pop(key) for key in REASONING_NAMES if key in fields]
     if "tool_calls" in fields:
-        fields["tool_calls"] = [_call(call, what) for call in _as_list(_parsed(fields["tool_calls"]))]
+        fields["tool_calls"] = [_call(call, what) for call in _as_list(parsed_json(fields["tool_calls"]))]
     message = {"role": ROLES[role], "content": text, **fields}
     if not all(isinstance(thought, str) for thought in thoughts):
         raise PollardError(f"{what}: its reasoning is no text.")
@@ -113,12 +131,12 @@ def _text(content: Any, what: str) -> tuple[str, list[str]]:
 
 def _call(call: Any, what: str) -> dict[str, Any]:
     """One tool call, {"type": "function", "function": {"name", "arguments"}}, its arguments an object, as templates want it."""
-    call = _parsed(call)
-    function = _parsed(call.get("function", call)) if isinstance(call, dict) else None
+    call = parsed_json(call)
+    function = parsed_json(call.get("function", call)) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise PollardError(f"{what} has a tool call without a name: {call!r}.")
     arguments = function.get("arguments", function.get("parameters", {}))
-    parsed = _parsed(arguments) if arguments not in (None, "") else {}
+    parsed = parsed_json(arguments) if arguments not in (None, "") else {}
     if not isinstance(parsed, dict):
         raise PollardError(f"{what} calls {function['name']} with arguments that are no JSON object: {arguments!r}.")
     outside = {key: value for key, value in call.items() if key not in ("function", "name", "arguments", "parameters")}
@@ -131,8 +149,8 @@ def _tools(columns: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     if name is None:
         return ()
     found = []
-    for tool in _as_list(_parsed(columns[name])):
-        tool = _without_null(_parsed(tool))
+    for tool in _as_list(parsed_json(columns[name])):
+        tool = _without_null(parsed_json(tool))
         if isinstance(tool, dict) and "function" not in tool and "name" in tool:
             tool = {"type": "function", "function": tool}
         if not isinstance(tool, dict) or not isinstance(tool.get("function"), dict) or "name" not in tool["function"]:
@@ -146,16 +164,6 @@ def _without_null(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_null(inner) for key, inner in value.items() if inner is not None}
     return [_without_null(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _parsed(value: Any) -> Any:
-    """A list or an object that a data set keeps as JSON text."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
 
 
 def _as_list(value: Any) -> list[Any]:

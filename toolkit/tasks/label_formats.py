@@ -28,6 +28,11 @@ def number_of(value: Any) -> int | None:
     return int(float(value)) if isinstance(value, Real) and float(value).is_integer() else None
 
 
+def index_of(value: Any) -> int | None:
+    """`number_of`, where a recipe says that a column holds numbers: of false and true 0 and 1."""
+    return int(value) if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_") else number_of(value)
+
+
 def first_index(numbers: Iterable[tuple[int, int]]) -> int | None:
     """Whether numbers count from 0 or from 1, where they show it; each comes with how many there are to choose from.
 

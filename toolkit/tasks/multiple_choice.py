@@ -5,10 +5,15 @@
     {"question": "…", "options": ["A)Oslo", "B)Rome"], "correct": "B"}                                       as in AQuA
     {"question": "…", "opa": "Oslo", "opb": "Rome", "opc": "Bonn", "opd": "Bern", "cop": 1}                  as in MedMCQA
     {"sentence": "… _ …", "option1": "Oslo", "option2": "Rome", "answer": "2"}                               as in WinoGrande
+    {"question": "…", "distractor1": "Rome", …, "correct_answer": "Oslo"}                                    as in SciQ
+
+Where a column of its own holds the right choice, or marks tell it (TruthfulQA), its place says nothing, and is often the first:
+there the choices of each question are put in an order drawn for it, always the same.
 
 Two scores: the letter that the model writes, and the choice whose text it finds the likeliest (evaluation/choices.py).
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,11 +45,12 @@ MULTIPLE_CHOICE = Preset(
 @dataclass(frozen=True)
 class Shape:
     """The columns of a published data set. `format`: how it says which choice is right, where a small sample may not show
-    it."""
+    it; `label`: the column among `choices` that holds the right one."""
 
     question: str
     choices: tuple[str, ...]
     format: str | None = None
+    label: str | None = None
 
 
 SHAPES = (
@@ -53,6 +59,13 @@ SHAPES = (
     Shape("goal", ("sol1", "sol2"), "index_from_0"),  # PIQA
     Shape("ctx", ("endings",), "index_from_0"),  # HellaSwag
     Shape("question", ("opa", "opb", "opc", "opd")),  # MedMCQA: cop counts from 1 in its files, from 0 on the hub
+    Shape("question", ("correct_answer", "distractor1", "distractor2", "distractor3"), label="correct_answer"),  # SciQ
+    Shape(
+        "Question",
+        ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
+        label="Correct Answer",
+    ),  # GPQA
+    Shape("question", ("mc1_targets",)),  # TruthfulQA
     Shape("question", ("options",)),  # AQuA, MedQA, RACE
 )
 
@@ -70,20 +83,39 @@ class ChoiceReader:
         """The row with `options` ("A. Oslo\\nB. Rome"), `letter` of the right one, `choice` (its text) and number (`right`),
         and `texts` of all. Raises PollardError for choices that are none, and a right one that is not among them."""
         choices = choices_of(row, self.columns)
+        right, drawn = self._right(row, choices)
+        texts, letters = choices.texts, choices.letters
+        if drawn:
+            order = _order(row, len(texts))
+            texts, right = tuple(texts[number] for number in order), order.index(right)
+        options = "\n".join(f"{letter}. {text}" for letter, text in zip(letters, texts, strict=True))
+        more = {"options": options, "letter": letters[right], "choice": texts[right], "texts": list(texts), "right": right}
+        return {"question": row.get(self.question)} | row | more
+
+    def _right(self, row: dict[str, Any], choices: Choices) -> tuple[int, bool]:
+        """The number of the right choice, and whether its place says nothing."""
+        if self.label is None and choices.marked is not None:
+            return choices.marked, True
         column = self.label
         if column is None or column not in row:
             wanted = f"`{column}`" if column else f"one of {', '.join(GOLD[:3])}, … (task.label names it)"
             raise PollardError(f"no column says which choice is right: {wanted}. Fields there: {fields_in(row)}.")
+        if not isinstance(self.columns, str) and column in self.columns:
+            return list(self.columns).index(column), True
         right = position(choices, row[column], self.format)
         if right is None:
             first, names = FIRST.get(self.format, 0), ", ".join(choices.names)
             raise PollardError(
                 f"`{column}` is {row[column]!r}, and the choices are {names} (or {first} to {len(choices.names) - 1 + first})."
             )
-        letters, texts = choices.letters, choices.texts
-        options = "\n".join(f"{letter}. {text}" for letter, text in zip(letters, texts, strict=True))
-        more = {"options": options, "letter": letters[right], "choice": texts[right], "texts": list(texts), "right": right}
-        return {"question": row.get(self.question)} | row | more
+        return right, False
+
+
+def _order(row: dict[str, Any], count: int) -> list[int]:
+    """Numbers of choices in an order that depends on the texts of the row alone: not on the recipe's seed, so that runs
+    compare, nor on other rows."""
+    texts = sorted(value for value in row.values() if isinstance(value, str))
+    return random.Random("\n".join(texts)).sample(range(count), count)
 
 
 def position(choices: Choices, value: Any, form: str) -> int | None:
@@ -104,11 +136,16 @@ def choice_reader(rows: Sequence[dict[str, Any]], preset: Preset, class_names: M
     columns, shape = preset.choices or "", _shape(rows, preset)
     if shape:
         columns = shape.choices[0] if len(shape.choices) == 1 else shape.choices
+    question = shape.question if shape else "question"
+    label = preset.label or (shape and shape.label)
+    if label and not isinstance(columns, str) and label in columns:
+        return ChoiceReader(columns, question, label)
     readable = [(row, choices) for row in rows if (choices := _choices(row, columns))]
+    if not label and readable and all(choices.marked is not None for _, choices in readable):
+        return ChoiceReader(columns, question, None)
     names = [preset.label] if preset.label else [name for name in GOLD if any(not is_null(row.get(name)) for row in rows)]
     found = [(name, *_format(name, readable, preset, shape, name in class_names)) for name in names]
     chosen = _only(found, readable)
-    question = shape.question if shape else "question"
     return ChoiceReader(columns, question, chosen and chosen[0], chosen[1] if chosen else "letter")
 
 

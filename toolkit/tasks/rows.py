@@ -5,12 +5,12 @@ from typing import Any
 
 from toolkit.errors import PollardError
 from toolkit.tasks.classification import labels_of
-from toolkit.tasks.conversation import Conversation, conversation_in
+from toolkit.tasks.conversation import Conversation, conversation_in, is_conversation
 from toolkit.tasks.example import Example
 from toolkit.tasks.multiple_choice import choice_reader
 from toolkit.tasks.preset import Preset
 from toolkit.tasks.sources import Lines
-from toolkit.tasks.templates import check_texts, column, filled
+from toolkit.tasks.templates import check_texts, column, filled, parsed_json
 
 Columns = dict[str, Any]
 
@@ -80,6 +80,13 @@ def _example(
 
 def _asked(where: str, columns: Columns, preset: Preset, system: str | None) -> Conversation:
     """A question and its answer, by the task's templates."""
+    for template in (preset.prompt, preset.completion):
+        name = str(template).strip().removeprefix("{").removesuffix("}")
+        if is_conversation(parsed_json(columns.get(name))):
+            raise PollardError(
+                f"{where}: the column `{name}` holds messages, not a text: say `task.messages: {name}`, which then stands for "
+                "task.prompt and task.completion."
+            )
     question = {"role": "user", "content": filled(str(preset.prompt), columns, where)}
     if not question["content"].strip():
         raise PollardError(f"{where}: the prompt is empty.")

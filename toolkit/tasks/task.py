@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any, Literal
 
 from rich.markup import escape
@@ -23,6 +24,7 @@ from toolkit.tasks.sources import fingerprint_of_data, fingerprint_of_folder, re
 Split = Literal["train", "dev", "test"]
 Stored = Literal["train", "test"]  # dev is carved from train
 DEV_SHARE = 5  # dev takes at most a fifth of train
+MANY = 20  # questions whose right choice hardly stands at one place by chance
 
 
 class Task:
@@ -159,6 +161,12 @@ class Task:
         self._skipped[split] = len(bad)
         if bad:
             self._refuse_or_count(split, name, bad, len(lines.lines))
+        if self.preset.choices and len(examples) >= MANY and len({example.right for example in examples}) == 1:
+            letter = ascii_uppercase[examples[0].right]
+            _say_once(
+                f"  [bold]{letter} is right in all {len(examples):,} questions of {escape(name)}[/]: letters say nothing of what "
+                "a model knows there. Put the choices in another order."
+            )
         return examples
 
     def _refuse_or_count(self, split: str, name: str, bad: list[str], number: int) -> None:

@@ -5,6 +5,7 @@ true -> "true"      1e-05 -> "0.00001"      ["x", 1.5] -> '["x", 1.5]'      a da
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
@@ -12,13 +13,20 @@ from numbers import Integral, Real
 from string import Formatter
 from typing import Any
 
-from toolkit.errors import PollardError
+from toolkit.errors import PollardError, did_you_mean
+
+FIELD = re.compile(r"([^\[\]]+)((?:\[[^\[\]]+\])*)")  # column[key][0]
+KEY = re.compile(r"\[(.+?)\]")
 
 
 def column(name: str, columns: dict[str, Any], where: str) -> Any:
     """The value of a column. Raises PollardError where the line lacks it, or it is null."""
     if name not in columns:
-        raise PollardError(f"{where}: no field `{name}`. Fields there: {fields_in(columns)}.")
+        outer, dot, inner = name.partition(".")
+        close = (
+            f" A part of `{outer}` is `{outer}[{inner}]`." if dot and outer in columns else did_you_mean(name, list(columns))[1:]
+        )
+        raise PollardError(f"{where}: no field `{name}`. Fields there: {fields_in(columns)}.{close}")
     if is_null(columns[name]):
         raise PollardError(f"{where}: the field `{name}` is null{'' if columns[name] is None else ' (NaN)'}.")
     return columns[name]
@@ -34,6 +42,16 @@ def is_null(value: Any) -> bool:
     if isinstance(value, Real | Decimal) and not isinstance(value, Integral):
         return math.isnan(value)
     return value is None or type(value).__name__ in ("NaTType", "NAType")
+
+
+def parsed_json(value: Any) -> Any:
+    """A list or an object that a data set keeps as JSON text, as tables do; anything else as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
 
 
 def text_of(value: Any) -> str:
@@ -118,21 +136,29 @@ class _Filler(Formatter):
     columns: dict[str, Any]
     where: str
 
-    def get_value(self, key: int | str, args: Any, kwargs: Any) -> Any:
-        if isinstance(key, int):
-            raise ValueError("Format string contains positional fields")
-        return column(key, self.columns, self.where)
-
     def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
-        if field_name in self.columns:  # a dot in it may be part of its name, as in tables of nested data
-            value, first = self.get_value(field_name, args, kwargs), field_name
-        else:
-            value, first = super().get_field(field_name, args, kwargs)
+        """Columns and what is in them; unlike Python's own formats no attribute, and no letter of a text."""
+        match = None if field_name in self.columns else FIELD.fullmatch(field_name)
+        at, keys = (match[1], KEY.findall(match[2])) if match else (field_name, [])
+        if at not in self.columns and (not at or at.isdigit()):
+            raise ValueError("Format string contains positional fields")
+        value = column(at, self.columns, self.where)
+        for key in keys:
+            value, at = self._part(value, key, at), f"{at}[{key}]"
         try:
             text_of(value)
         except ValueError as error:
             raise PollardError(f"{self.where}: the field `{field_name}` {_predicate(error)}.") from None
-        return value, first
+        return value, at
+
+    def _part(self, value: Any, key: str, at: str) -> Any:
+        value = _plain(value)
+        if isinstance(value, dict):
+            return value[key]
+        if isinstance(value, list):
+            return value[int(key)]
+        kind = "null" if is_null(value) else "a text" if isinstance(value, str) else f"a value of the type {type(value).__name__}"
+        raise PollardError(f"{self.where}: the field `{at}` is {kind}, and no list or object of which [{key}] is a part.")
 
     def convert_field(self, value: Any, conversion: str | None) -> Any:
         return text_of(value) if conversion == "s" else super().convert_field(value, conversion)  # type: ignore[arg-type]
