@@ -97,6 +97,8 @@ class Command:
     def results(self, name: str) -> dict[str, bytes]:
         run = self.folder / "runs" / name
         found = {str(path.relative_to(run)): path.read_bytes() for part in COMPARED for path in sorted(run.glob(part))}
+        for path in (path for path in found if path.endswith("pollard.json")):  # it names what the folder was made from
+            found[path] = found[path].replace(f"runs/{name}/".encode(), "runs/…/".encode())
         for log in run.glob("training_log.jsonl"):
             lines = [json.loads(line) for line in log.read_text().splitlines()]
             kept = [{key: line[key] for key in sorted(line) if not any(part in key for part in CLOCK)} for line in lines]

@@ -140,7 +140,7 @@ def main() -> int:
     recipe = arguments.files[-1]
     try:
         if arguments.where == "here":
-            print(json.dumps(here(recipe)))
+            sys.stdout.write(json.dumps(here(recipe)) + "\n")  # at once: srun lets the nodes' lines through as they come
         elif arguments.where == "hostfile":
             hosts = parse_hostfile(arguments.files[0])
             check(over_ssh(hosts, recipe), list(hosts.values()))

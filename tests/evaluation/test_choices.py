@@ -19,7 +19,7 @@ ROWS = [
     {
         "question": "Why?",
         "choices": {"text": ["x", "because of the olive tree", "no"], "label": ["1", "2", "3"]},
-        "answerKey": "3",
+        "answer": 2,
     },
 ]
 
