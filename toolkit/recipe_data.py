@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -24,7 +25,7 @@ class Section(BaseModel):
 
 def label_words(label: str) -> str:
     """A label in small letters, a space between words: `not_spam`, `not-spam` and "Not spam" are the same label."""
-    return re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", " ".join(label.casefold().split()))
+    return re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", " ".join(unicodedata.normalize("NFC", label).casefold().split()))
 
 
 def _unless_said(**rules: Any) -> Any:

@@ -106,8 +106,19 @@ def test_a_servers_answers_are_read_in_the_same_way(task: Task, shape: str, text
 def test_a_server_that_renders_the_chat_itself_has_closed_the_block_that_the_prompt_opens(task: Task) -> None:
     tokenizer = tokenizer_of(SHAPES["DeepSeek-R1"])
     assert served(tokenizer, task, "billing", "chat", []).score == 1.0
+    assert served(tokenizer, task, "So.</think>billing", "chat", []).score == 1.0, "one that leaves the block in"
     assert served(tokenizer, task, "billing", "text", []).score == 0.0
     assert served(tokenizer, task, "So.\n</think>\n\nbilling", "text", []).score == 1.0
+
+
+# Of special tokens a server gives back none unless asked, and what is reasoning could not be seen.
+def test_a_server_leaves_tags_of_reasoning_in() -> None:
+    tokenizer = tokenizer_of(SHAPES["Mistral"])
+    assert not any(token in chat_format(tokenizer).marks for token in chat_format(tokenizer).special)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]}, replace_extra_special_tokens=False)
+    tokenizer.chat_template += " "
+    assert any(token in chat_format(tokenizer).marks for token in chat_format(tokenizer).special)
+    assert chat_format(tokenizer).answer_in("[THINK]So.[/THINK]billing") == "billing"
 
 
 # A reasoner that is cut off before its answer scores 0 like one that is wrong: the report must be able to tell.

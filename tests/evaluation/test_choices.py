@@ -16,11 +16,7 @@ from toolkit.tasks import Task, encode_prompt
 ROWS = [
     {"question": "Which comes first?", "choices": ["acorn", "tiger", "olive and badge"], "answer": 0},
     {"question": "Reverse: a b c", "choices": ["a b c", "c b a"], "answer": 1},
-    {
-        "question": "Why?",
-        "choices": {"text": ["x", "because of the olive tree", "no"], "label": ["1", "2", "3"]},
-        "answer": 2,
-    },
+    {"question": "Why?", "choices": ["x", "because of the olive tree", "no"], "answer": 2},
 ]
 
 KEYS = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)]  # item and choice

@@ -36,6 +36,7 @@ def asked(*fields: dict[str, Any]) -> list[dict[str, Any]]:
             {"role": "user", "content": "Hi", "tool_calls": None, "name": None},
             {"role": "assistant", "content": "Hello", "parts": []},
         ],
+        [{"from": "Human", "value": "Hi"}, {"from": "GPT", "value": "Hello"}],
         json.dumps(HELLO),
     ],
 )
@@ -105,6 +106,47 @@ def test_reasoning_in_parts_or_tags_is_none_of_the_gold() -> None:
     assert tagged.gold == "3 degrees." and tagged.completion.startswith("<think>")
 
 
+def test_reasoning_may_be_parts_of_a_part() -> None:
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "Look it up."}]}, {"type": "text", "text": "3 degrees."}]
+    found = read(asked({"role": "assistant", "content": parts}))
+    assert (found.completion, found.reply) == ("3 degrees.", {"reasoning_content": "Look it up."})
+
+
+def test_reasoning_in_tags_and_a_field_is_there_once() -> None:
+    text = "<think>\nLook it up.\n</think>\n\n3 degrees."
+    assert read(asked({"role": "assistant", "content": text, "reasoning": "Look it up."})).reply == {}
+    assert read(asked({"role": "assistant", "content": text, "reasoning": "Other"})).reply == {"reasoning_content": "Other"}
+
+
+def test_calls_are_judged_with_the_text_before_them_and_without_reasoning() -> None:
+    for content, before in (("Wait.", "Wait.\n"), ("<think>\nHm.\n</think>\n\n", ""), ("<think>Hm.</think>Wait.", "Wait.\n")):
+        found = read(asked({"role": "assistant", "content": content, "tool_calls": [CALL]}))
+        assert found.gold == before + '[{"arguments": {"city": "Oslo"}, "name": "weather"}]'
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        ({"degrees": 3, "snow": None}, '{"degrees": 3, "snow": null}'),
+        ([{"type": "sedan", "price": 1.5}], '[{"type": "sedan", "price": 1.5}]'),
+        (3, "3"),
+        (True, "true"),
+        ([], "[]"),
+        (None, ""),
+        ([{"type": "text", "text": "3 degrees"}], "3 degrees"),
+        ('{"degrees": 3}', '{"degrees": 3}'),
+    ],
+)
+@pytest.mark.parametrize("role", ["tool", "tool_response", "ipython"])
+def test_what_a_tool_answers_need_not_be_a_text(role: str, result: Any, text: str) -> None:
+    messages = asked(
+        {"role": "tool_call", "content": '{"name": "weather", "arguments": {}}'},
+        {"role": role, "content": result},
+        HELLO[1],
+    )
+    assert read(messages).messages[2]["content"] == text
+
+
 def test_every_other_field_of_a_message_passes() -> None:
     user = {"role": "user", "content": "Hi", "name": "Mia", "timestamp": "2026", "toxic": False, "country": "NO"}
     assert read([user, HELLO[1]]).messages == (user,)
@@ -125,6 +167,11 @@ def test_a_system_prompt_stands_before_a_conversation_without_one() -> None:
         (["Hi?", "Ho."], "`chat` must be a list of at least two messages"),
         ([HELLO[1], HELLO[0]], "`chat` ends with a message of the user"),
         ([HELLO[0], {"role": "assistent", "content": "Ho"}], "has the role 'assistent'. Did you mean `assistant`?"),
+        ([{"role": ["user"], "content": "Hi"}, HELLO[1]], "has the role ['user']"),
+        (
+            [{"role": "tool", "content": {"degrees": float("nan")}}, HELLO[1]],
+            "message 1 of `chat`: in its result it is null (NaN)",
+        ),
         ([HELLO[0], {"content": "Ho"}], "message 2 of `chat` has the role None"),
         ([HELLO[0], {"role": "assistant", "content": None}], "message 2 of `chat` (of the assistant) is empty"),
         ([{"role": "user", "content": " "}, HELLO[1]], "message 1 of `chat` (of the user) is empty"),

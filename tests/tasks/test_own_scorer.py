@@ -27,13 +27,33 @@ def test_a_function_in_the_working_folder_judges(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["numpy.bool_(True)", "torch.tensor(True)", "torch.tensor([True])", "1", "numpy.float32(1)", "True"]
+    "value",
+    ["numpy.bool_(True)", "torch.tensor(True)", "torch.tensor([True])", "1", "numpy.float32(1)", "numpy.array([1.0])", "True"],
 )
 def test_what_libraries_have_for_true_is_true(folder: Path, value: str) -> None:
     name = f"truth_{abs(hash(value))}"
     (folder / f"{name}.py").write_text(f"import numpy, torch\ndef f(prediction, gold):\n    return {value}\n")
     assert task_with(f"{name}:f").scorer.verdicts([("a", "b")]) == [Verdict(True, True)]
     assert task_with(f"{name}:f").score("a", "b") is True
+
+
+def test_a_scorer_that_runs_code_leaves_the_process_as_it_was(folder: Path) -> None:
+    (folder / "running.py").write_text("def run(prediction, gold):\n    exec(prediction)\n    return True\n")
+    answers = ["import os; os.chdir('/')", "import sys; sys.exit(0)", "exit()", "x = 1"]
+    found = task_with("running:run").scorer.verdicts([(answer, "") for answer in answers])
+    assert [verdict.strict for verdict in found] == [True, False, False, True]
+    assert found[1].error == "RuntimeError: it ended Python: sys.exit(0)" and Path.cwd() == folder
+    with pytest.raises(PollardError, match="it ended Python"):
+        task_with("running:run").score("exit()", "")
+
+
+def test_a_module_that_is_a_script_and_a_function_that_is_async_are_refused(folder: Path) -> None:
+    (folder / "a_script.py").write_text("import sys\nsys.exit('usage: a_script FILE')\n")
+    with pytest.raises(PollardError, match="a_script cannot be imported .SystemExit: usage: a_script FILE"):
+        task_with("a_script:f")
+    (folder / "waiting.py").write_text("async def f(prediction, gold):\n    return True\n")
+    with pytest.raises(PollardError, match="f is `async`"):
+        task_with("waiting:f")
 
 
 # As with F1: all of it is strictly right, one half flexibly.

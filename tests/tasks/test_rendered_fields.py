@@ -6,8 +6,9 @@ import pytest
 from chat_templates import SHAPES, tokenizer_of
 
 from toolkit.errors import PollardError
-from toolkit.tasks import Example, check_rendering, encode, gold_of
+from toolkit.tasks import Example, check_rendering, encode, format_of, gold_of
 from toolkit.tasks.conversation import conversation_in
+from toolkit.tasks.prompts import completion_text
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
@@ -135,3 +136,33 @@ def test_plain_prompts_refuse_what_they_cannot_say() -> None:
     tokenizer.chat_template = None
     with pytest.raises(PollardError, match="leaves out its tools and `tool_calls` of the assistant"):
         check_rendering(tokenizer, [example_of(CALLING, tools=TOOLS)])
+
+
+# gpt-oss writes one call a message, Llama 3.1 refuses more.
+def test_a_call_that_is_left_out_beside_another_is_missed() -> None:
+    two = [CALL, {**CALL, "function": {"name": "time", "arguments": {}}}]
+    single, parallel = ([CALLING[0], {"role": "assistant", "tool_calls": calls}] for calls in ([CALL], two))
+    tokenizer = tokenizer_of(SHAPES["harmony"])
+    assert check_rendering(tokenizer, [example_of(single)]) == []
+    with pytest.raises(PollardError, match=r"line 7: the model's chat template leaves out `tool_calls\[1:\]` of the answer"):
+        check_rendering(tokenizer, [example_of(single), example_of(parallel)])
+    assert check_rendering(tokenizer_of(SHAPES["tools"]), [example_of(parallel)]) == []
+
+
+@pytest.mark.parametrize("content", ["", "Let me see.", "<think>\nI look it up.\n</think>\n\n"])
+@pytest.mark.parametrize("shape", ["tools", "harmony"])
+def test_calls_are_read_back_with_the_text_before_them(shape: str, content: str) -> None:
+    tokenizer, example = tokenizer_of(SHAPES[shape]), example_of([CALLING[0], {**CALLING[1], "content": content}])
+    if (shape, content) == ("harmony", "Let me see."):
+        with pytest.raises(PollardError, match="leaves out `content` of the answer"):
+            check_rendering(tokenizer, [example])
+        return
+    written, gold = completion_text(tokenizer, example), gold_of(tokenizer, example)
+    assert format_of(tokenizer, example).answer_in(written).strip() == gold
+    assert "weather" in gold and "Oslo" in gold and ("Let me see." in gold) == ("Let me see." in content)
+    assert "look it up" not in gold and ("look it up" in written) == ("look it up" in content)
+
+
+def test_a_completion_that_is_an_end_token_alone_is_refused() -> None:
+    with pytest.raises(PollardError, match="line 7: the completion is nothing but the text of an end token"):
+        check_rendering(tokenizer_of(SHAPES["ChatML"]), [example_of([CALLING[0], {**CALLING[3], "content": "<|im_end|>\n"}])])

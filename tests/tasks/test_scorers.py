@@ -1,4 +1,5 @@
 from fractions import Fraction
+from typing import Any
 
 import pytest
 
@@ -276,3 +277,49 @@ def test_a_pattern_that_backtracks_without_end_is_given_up_and_told() -> None:
 )
 def test_patterns_mean_what_they_mean_to_python(pattern: str, text: str, found: str) -> None:
     assert RegexScorer(pattern).verdicts([(text, found)]) == [Verdict(True, True)]
+
+
+def flexibly(scorer: str, gold: str, answer: str, **keys: Any) -> bool:
+    verdict = Task(TaskRecipe(prompt="{q}", completion="{a}", scorer=scorer, **keys)).scorer.verdicts([(answer, gold)])[0]
+    assert not verdict.strict
+    return verdict.flexible
+
+
+# Many models answer first and explain then.
+def test_an_answer_that_stands_alone_in_the_first_line_is_meant() -> None:
+    labels = {"labels": ["positive", "negative"]}
+    assert flexibly("choice", "B", "B\n\nExplanation: A is wrong, since it freezes.")
+    assert flexibly("choice", "B", "**(B)**\nC would be too hot.")
+    assert not flexibly("choice", "B", "B\nThinking again, the answer is A.")
+    assert flexibly("label", "positive", "Positive.\n\nUnlike negative reviews it ends well.", **labels)
+    assert not flexibly("label", "positive", "positive\nnegative", **labels)
+
+
+def test_fences_and_text_commands_are_no_part_of_an_answer() -> None:
+    assert flexibly("exact", "Paris", "```\nParis\n```")
+    assert flexibly("label", "positive", "```text\npositive\n```", labels=["positive", "negative"])
+    assert flexibly("exact", "Paris", r"It is \boxed{\text{Paris}}.")
+
+
+def test_letters_are_found_between_other_scripts() -> None:
+    assert flexibly("choice", "B", "答案是B。")
+    assert flexibly("choice", "B", "B选项正确")
+
+
+def test_a_label_is_none_with_a_sign_of_its_name_behind_it() -> None:
+    assert not flexibly("label", "C", "It is C++.", labels=["C", "Java"])
+    assert flexibly("label", "C", "It is C.", labels=["C", "Java"])
+
+
+# Some tokenizers compose accents, so that a model could never write the gold answer as the file has it.
+@pytest.mark.parametrize(
+    ("scorer", "keys"), [("exact", {}), ("contains", {}), ("f1", {}), ("label", {"labels": ["cafe\u0301", "the\u0301"]})]
+)
+@pytest.mark.parametrize("gold", ["cafe\u0301", "caf\u00e9"])
+def test_accents_are_compared_however_they_are_written(scorer: str, keys: dict[str, Any], gold: str) -> None:
+    judge = Task(TaskRecipe(prompt="{q}", completion="{a}", scorer=scorer, **keys)).scorer
+    assert [verdict.strict for verdict in judge.verdicts([("cafe\u0301", gold), ("caf\u00e9", gold), ("cafe", gold)])] == [
+        True,
+        True,
+        False,
+    ]

@@ -113,6 +113,23 @@ def test_only_test_answers_must_suit_the_scorer(tmp_path: Path) -> None:
     assert task_of(tmp_path, [ROW], scorer="numeric").examples("train")
 
 
+# Distilled data are often cut off at a length.
+@pytest.mark.parametrize(
+    ("completion", "fault"),
+    [
+        ("<think>\nSo 3 and", "begins reasoning (<think>) that never ends, and has no answer"),
+        ("[THINK]So 3 and", "begins reasoning ([THINK]) that never ends, and has no answer"),
+        ("<think>\n7\n</think>\n", "is nothing but reasoning, and has no answer"),
+    ],
+)
+def test_reasoning_without_an_answer_is_refused_with_its_line(tmp_path: Path, completion: str, fault: str) -> None:
+    assert f"line 1: the completion {fault}" in fault_of(
+        tmp_path, [{"q": "3 + 4?", "a": completion}], prompt="{q}", completion="{a}"
+    )
+    chat = [{"role": "user", "content": "3 + 4?"}, {"role": "assistant", "content": completion}]
+    assert f"line 1: the completion {fault}" in fault_of(tmp_path, [{"chat": chat}], messages="chat")
+
+
 def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
     assert fault_of(tmp_path, []) == "rows.jsonl is empty: task custom needs test examples."
 

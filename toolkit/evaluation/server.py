@@ -89,8 +89,8 @@ class Server:
         if request.plain or not self.tokenizer.chat_template:
             # Else the answer is cut here: a server would also stop in reasoning, and in what the template writes before an answer
             wish["stop"] = list(decoding.stop) or None
-        if any(token in form.prefix + form.reasoning[0][0] for token in form.special):
-            wish["extra_body"] = {"skip_special_tokens": False}  # they say where the answer begins
+        if any(token in form.marks for token in form.special):
+            wish["extra_body"] = {"skip_special_tokens": False}
         if decoding.temperature:
             wish["seed"] = decoding.numbers(request.index, request.sample).getrandbits(31)
         if self.asking.prompt == "chat":
@@ -109,8 +109,8 @@ class Server:
             tokens = (
                 reply.usage.completion_tokens if reply.usage else len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
             )
-            if self.asking.prompt == "chat":  # the server reads its own template, the block that it opens included
-                form = replace(form, opened="")
+            if self.asking.prompt == "chat" and form.closing not in str(text):  # the server has taken the reasoning off
+                form = replace(form, opened="", prefix=form.frame)
             return answer_of(str(text or ""), int(tokens), choice.finish_reason != "length", self.decoding.stop, form)
         except (AttributeError, IndexError, TypeError, ValueError) as error:
             raise Garbage(f"no answer in {str(reply)[:200]!r} ({error})") from None

@@ -60,7 +60,7 @@ class ChatFormat:
         return text.lstrip()[len(self.opened) :] if self.opened and _starts(text, self.opened) else text
 
     @property
-    def _frame(self) -> str:
+    def frame(self) -> str:
         """The prefix, or what of it follows the end of reasoning that the generation prompt has opened."""
         _, closed, frame = self.prefix.partition(self.closing) if self.opened else ("", "", "")
         return frame.lstrip("\n") if closed else self.prefix
@@ -70,12 +70,13 @@ class ChatFormat:
         prefix and suffix, blocks of reasoning before it and special tokens. Empty where the text ends before the answer."""
         if len(written.strip()) > 1 and self.prefix.strip().startswith(written.strip()):  # half a prefix
             return ""
-        frame = self._frame
+        frame = self.frame
         rest: str | None = _behind(written, self.closing) if self.opened else self._behind_unopened(written)
         while rest is not None:
             closing = next((close for open_, close in self.reasoning if _starts(rest, open_)), None)
             if closing is not None:
-                rest = _behind(rest, closing)
+                ends = [closing, closing.removesuffix(self.prefix)]  # instead of an answer, a tool may be called
+                rest = next((found for end in ends if end and (found := _behind(rest, end)) is not None), None)
             elif frame.strip() and _starts(rest, frame):
                 rest = rest.lstrip()[len(frame.strip()) :].removeprefix(frame[len(frame.rstrip()) :])
             else:
@@ -96,6 +97,11 @@ class ChatFormat:
             if opening.strip() not in before and rest and (ends_message or rest.startswith("\n")):
                 return rest.lstrip("\n")
         return text
+
+    @property
+    def marks(self) -> str:
+        """All that says where an answer begins."""
+        return self.prefix + "".join(opening + closing for opening, closing in self.reasoning)
 
     def without_special(self, text: str) -> str:
         for token in self.special:

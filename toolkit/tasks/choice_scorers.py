@@ -12,12 +12,13 @@ import string
 from collections.abc import Sequence
 
 from toolkit.recipe_data import label_words
-from toolkit.tasks.readings import answer_part, gold_part, likeliest_part
+from toolkit.tasks.readings import answer_part, gold_part, likeliest_part, squeezed
 from toolkit.tasks.scorer import Scorer
 
 ONLY_LETTER = re.compile(r"\(?([A-Z])(?:\)|[.:](?=\s|$)|\)[.:]|$)")
 BRACKETED = re.compile(r"\(([A-Z])\)")
-LETTER = re.compile(r"\b([B-HJ-Z]|A(?!\s+(?!or\b|and\b)[a-z])|I(?!['’]|\s+[a-z]))\b")  # neither the article nor the pronoun
+# Neither the article nor the pronoun; between letters of other scripts, too
+LETTER = re.compile(r"\b([B-HJ-Z]|A(?!\s+(?!or\b|and\b)[a-z])|I(?!['’]|\s+[a-z]))\b", re.ASCII)
 
 _CLAUSE_ENDS = re.compile(r"[.,;:!?\n]|\bbut\b|\brather\b|\bhence\b|\bso\b", re.IGNORECASE)
 _DENIAL = re.compile(
@@ -56,6 +57,10 @@ def flexible_letter(part: str) -> str | None:
     return letters[0] if len(letters) == 1 else None
 
 
+def _is_a_letter(line: str) -> bool:
+    return ONLY_LETTER.fullmatch(line.strip("*_` ")) is not None
+
+
 def _begins_with_a_letter(part: str) -> bool:
     return strict_letter(part) is not None
 
@@ -67,7 +72,7 @@ def choice(prediction: str, gold: str) -> bool:
 
 def choice_flexible(prediction: str, gold: str) -> bool:
     right = strict_letter(gold_part(gold))
-    return right is not None and flexible_letter(likeliest_part(prediction, gold, _begins_with_a_letter)) == right
+    return right is not None and flexible_letter(likeliest_part(prediction, gold, _begins_with_a_letter, _is_a_letter)) == right
 
 
 CHOICE = Scorer(choice, choice_flexible)
@@ -78,7 +83,7 @@ def label_scorer(labels: Sequence[str]) -> Scorer:
     label alone."""
     by_words = {label_words(label): label for label in labels}
     spelt = (re.escape(words).replace(r"\ ", r"[\s_-]+") for words in sorted(by_words, key=len, reverse=True))
-    pattern = re.compile(rf"(?<![\w-])({'|'.join(spelt)})(?![\w]|[-'’]\w)")
+    pattern = re.compile(rf"(?<![\w-])({'|'.join(spelt)})(?![\w+#]|[-'’]\w)")
 
     def label_of(part: str) -> str | None:
         return by_words.get(label_words(part)) or by_words.get(label_words(part.strip(string.punctuation)))
@@ -87,7 +92,7 @@ def label_scorer(labels: Sequence[str]) -> Scorer:
         return label_of(part) is not None
 
     def named(text: str) -> set[str]:
-        text = text.casefold()
+        text = squeezed(text).casefold()
         return {by_words[label_words(found)] for found in _not_denied(text, list(pattern.finditer(text)))}
 
     def strict(prediction: str, gold: str) -> bool:
@@ -95,6 +100,6 @@ def label_scorer(labels: Sequence[str]) -> Scorer:
 
     def flexible(prediction: str, gold: str) -> bool:
         right = label_of(gold_part(gold))
-        return right is not None and named(likeliest_part(prediction, gold, is_label)) == {right}
+        return right is not None and named(likeliest_part(prediction, gold, is_label, is_label)) == {right}
 
     return Scorer(strict, flexible)

@@ -16,13 +16,15 @@ from toolkit.errors import PollardError, did_you_mean
 from toolkit.tasks.chat_format import REASONING, REASONING_NAMES, split_reasoning
 from toolkit.tasks.example import Message
 from toolkit.tasks.file_formats import CHAT
-from toolkit.tasks.templates import parsed_json
+from toolkit.tasks.templates import parsed_json, text_of
 
 ROLES = {  # as templates call them, by the names that data sets use
     "system": "system", "developer": "developer", "user": "user", "human": "user", "prompter": "user", "assistant": "assistant",
     "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant", "tool": "tool", "function": "tool",
-    "observation": "tool", "ipython": "ipython", "function_call": "assistant",
+    "observation": "tool", "tool_response": "tool", "ipython": "ipython", "function_call": "assistant", "tool_call": "assistant",
 }  # fmt: skip
+CALLING = ("function_call", "tool_call")  # roles of messages that consist of calls
+RESULTS = ("tool", "ipython")  # roles of what a tool has answered
 NOT_TRAINED = {"weight": 0, "train": False, "loss": False, "trainable": False}  # marks of messages not to learn from
 
 
@@ -36,9 +38,8 @@ class Conversation(NamedTuple):
 
     @property
     def gold(self) -> str:
-        """What an answer is judged by: the text without reasoning in front of it, or the calls."""
-        calls = self.reply.get("tool_calls")
-        return text_of_calls(calls) if calls and not self.completion.strip() else split_reasoning(self.completion)[1]
+        """What an answer is judged by: the text without reasoning in front of it, and the calls."""
+        return text_of_reply(self.completion, self.reply)
 
 
 def conversation_in(columns: dict[str, Any], name: str, system: str | None = None) -> Conversation:
@@ -82,22 +83,29 @@ def is_conversation(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(one, dict) and CHAT & one.keys() for one in value)
 
 
-def text_of_calls(calls: list[dict[str, Any]]) -> str:
-    """Tool calls as one text: names and arguments."""
-    return json.dumps([call["function"] for call in calls], ensure_ascii=False, sort_keys=True)
+def text_of_reply(completion: str, reply: Message) -> str:
+    """A reply as one text without its reasoning, tool calls by names and arguments."""
+    text = split_reasoning(completion)[1]
+    if not reply.get("tool_calls"):
+        return text
+    calls = json.dumps([call["function"] for call in reply["tool_calls"]], ensure_ascii=False, sort_keys=True)
+    return f"{text.strip()}\n{calls}".strip()
 
 
 def _message(given: dict[str, Any], what: str) -> Message:
     """One message in the shape that chat templates take."""
     fields = {key: value for key, value in given.items() if value is not None and value != [] and value != {}}
     role, content = fields.pop("role", fields.pop("from", None)), fields.pop("content", fields.pop("value", None))
-    if role not in ROLES:
+    role = role.lower() if isinstance(role, str) else role
+    if not isinstance(role, str) or role not in ROLES:
         known = ", ".join(ROLES)
         raise PollardError(f"{what} has the role {role!r}{did_you_mean(str(role), list(ROLES))} Roles that are known: {known}.")
-    if role == "function_call":  # ShareGPT's way to call a tool
+    if role in CALLING:  # ShareGPT's way to call a tool
         fields["tool_calls"], content = content, None
     if "function_call" in fields:  # OpenAI's earlier one
         fields["tool_calls"] = [fields.pop("function_call")]
+    if ROLES[role] in RESULTS:
+        content = _result(given.get("content", given.get("value")), what)
     text, thoughts = _text(content, what)
     thoughts += [fields.pop(key) for key in REASONING_NAMES if key in fields]
     if "tool_calls" in fields:
@@ -106,7 +114,9 @@ def _message(given: dict[str, Any], what: str) -> Message:
     if not all(isinstance(thought, str) for thought in thoughts):
         raise PollardError(f"{what}: its reasoning is no text.")
     if thoughts := [thought for thought in dict.fromkeys(thoughts) if thought.strip()]:
-        message[REASONING] = "\n".join(thoughts)
+        thought = "\n".join(thoughts)
+        if split_reasoning(text)[0] != thought.strip():  # the text may have it as well
+            message[REASONING] = thought
     if not text.strip() and not message.get("tool_calls") and ROLES[role] in ("user", "assistant"):
         raise PollardError(f"{what} (of the {ROLES[role]}) is empty: it has neither text nor tool calls.")
     return message
@@ -123,10 +133,26 @@ def _text(content: Any, what: str) -> tuple[str, list[str]]:
     for part in content:
         kind = "text" if isinstance(part, str) else str(part.get("type", "text"))
         value = part if isinstance(part, str) else part.get("text") or part.get(kind)
+        if kind in ("thinking", "reasoning") and isinstance(value, list):  # of parts
+            value = _text(value, what)[0]
         if kind not in ("text", "input_text", "output_text", "thinking", "reasoning") or not isinstance(value, str):
             raise PollardError(f"{what} holds a part of type {kind!r}, and only text can be used here.")
         (thoughts if kind in ("thinking", "reasoning") else texts).append(value)
     return "\n".join(texts), thoughts
+
+
+def _result(result: Any, what: str) -> Any:
+    """What a tool has answered: a text or parts as they are, all else as JSON."""
+    if isinstance(result, list) and result and all(_is_part(item) for item in result):
+        return result
+    try:
+        return "" if result is None else text_of(result)
+    except ValueError as error:
+        raise PollardError(f"{what}: in its result {error}.") from None
+
+
+def _is_part(item: Any) -> bool:
+    return isinstance(item, str) or (isinstance(item, dict) and bool({"text", str(item.get("type"))} & item.keys()))
 
 
 def _call(call: Any, what: str) -> dict[str, Any]:

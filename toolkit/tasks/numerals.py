@@ -3,8 +3,9 @@
 "1,234.5"  "-$5"  ".5"  "3/4"  "1 1/2"  "½"  "1e-05"  "2.5 x 10^3"  "1.5 million"  "\\frac{3}{4}"      one number each
 "3,5,7"  "2,25"  "12 or 13"  "3:30"  "1/2/2020"  "2π"  "48 + 24"                                        none
 
-Commas separate thousands and nothing else. A unit, a currency or a percent sign may stand around a number and does not change
-it: 25% is 25, as the answers of GSM8K have it. Values are fractions of integers, so 0.75 is 3/4 and 0.333 is not 1/3.
+Commas and thin spaces separate thousands, and commas nothing else. A unit, a currency or a percent sign may stand around a
+number and does not change it: 25% is 25, as the answers of GSM8K have it. Values are fractions of integers, so 0.75 is 3/4 and
+0.333 is not 1/3.
 """
 
 import re
@@ -33,9 +34,14 @@ _NUMBER = re.compile(
         | [ ](?P<scale>{"|".join(SCALES)})s?\b
       )?
     )
-    (?P<spoilt_behind>(?:[.,:/]\d|\s?\^|\*\*[\s(]?\d|\s?(?:π|√|\\pi|\\sqrt)|[xyzi](?![A-Za-z\d]))[\d.,:/]*)?
+    (?P<spoilt_behind>(?:[.,:/'’_]\d|[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]|\s?\^|\*\*[\s(]?\d|\s?(?:π|√|\\pi|\\sqrt)|[xyzi](?![A-Za-z\d]))[\d.,:/]*)?
     """,
     re.VERBOSE,
+)
+_THIN = r"(?:[\u00a0\u2009\u202f]|\\[, ])"
+_THIN_THOUSANDS = re.compile(rf"(?<![\d.,])[1-9]\d{{0,2}}(?:{_THIN}\d{{3}})+(?![\d/])")
+_MINUS = re.compile(
+    r"(^|[=:(*]|\b(?:is|are|be|was|equals|about)\b)(\s*)(?:(?:minus|negative)\s+|–)(?=[$\d.])", re.IGNORECASE | re.MULTILINE
 )
 _VULGAR = re.compile("[¼½¾⅐-⅞]")
 _LATEX_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
@@ -60,6 +66,7 @@ class Number(NamedTuple):
 def plain(text: str) -> str:
     """The text with one way to write minus signs, fractions and spaces, and without bold type."""
     text = text.replace("\N{MINUS SIGN}", "-").replace("\\$", "$").replace("\\%", "%").replace("{,}", ",").replace(",\\!", ",")
+    text = _MINUS.sub(r"\1\2-", _THIN_THOUSANDS.sub(lambda found: re.sub(_THIN, "", found[0]), text))
     text = re.sub(r"[\u00a0\u2009\u202f~]|\\[,;!: ]", " ", text)
     text = re.sub(r"(?<!\d)\*\*|\*\*(?!\s?[\d({])|__", "", text)
     text = re.sub(r"(\d?)" + _LATEX_FRACTION.pattern, _as_one_line, text)

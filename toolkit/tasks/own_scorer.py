@@ -6,8 +6,10 @@ def my_function(prediction: str, gold: str) -> bool: …      # my_module.py
 A degree from 0 to 1 (the share of tests that pass) may stand for True and False, as may what NumPy and PyTorch have for these.
 """
 
+import contextlib
 import importlib
 import importlib.util
+import inspect
 import math
 import os
 import sys
@@ -43,9 +45,13 @@ class OwnScorer(Scorer):
         return Verdict(degree == 1, degree >= HALF, credit=degree)
 
     def _degree(self, prediction: str, gold: str) -> float:
-        found = self._function(prediction, gold)
         try:
-            degree = math.nan if isinstance(found, str) else float(found)
+            with contextlib.chdir("."):  # back to where we were, wherever tests have been run
+                found = self._function(prediction, gold)
+        except SystemExit as error:  # of code that it runs
+            raise RuntimeError(f"it ended Python: sys.exit({error.code!r})") from None
+        try:
+            degree = math.nan if isinstance(found, str) else float(found.item() if hasattr(found, "item") else found)
         except (TypeError, ValueError, RuntimeError):  # neither a number nor an array of one
             degree = math.nan
         if not 0 <= degree <= 1:
@@ -91,13 +97,17 @@ def _imported(name: str) -> Callable[[str, str], Any]:
             f"task.scorer {name}: there is no module {module_name}. It is looked for in {os.getcwd()} "
             f"({module_name.replace('.', '/')}.py) and among what is installed."
         ) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         what = f"{type(error).__name__}: {error}"
         raise PollardError(f"task.scorer {name}: {module_name} cannot be imported ({what}).") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         there = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_")) or "none"
         raise PollardError(f"task.scorer {name}: {module_name} has no function {function_name}. Functions there: {there}.")
+    if inspect.iscoroutinefunction(function):
+        raise PollardError(
+            f"task.scorer {name}: {function_name} is `async`, and a scorer answers at once: write a plain function."
+        )
     return function
 
 

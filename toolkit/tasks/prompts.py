@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import PollardError
 from toolkit.tasks.chat_format import REASONING, ChatFormat, chat_format, render, split_reasoning
-from toolkit.tasks.conversation import text_of_calls
+from toolkit.tasks.conversation import text_of_reply
 from toolkit.tasks.example import Example, Message
 
 ANCHORS = ("\n", ".", "a")  # texts to tokenize another behind, where it must not look like a beginning
@@ -105,9 +105,9 @@ def without_end_texts(tokenizer: PreTrainedTokenizerBase, example: Example) -> E
 
 def gold_of(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
     """The text that an answer of this model is compared with: the example's gold without special tokens, which are no part
-    of an answer. Of a reply that consists of tool calls, the calls as the template writes them."""
+    of an answer. Of a reply with tool calls, the text and the calls as the template writes them."""
     form = format_of(tokenizer, example)
-    if example.reply.get("tool_calls") and example.gold == text_of_calls(example.reply["tool_calls"]):
+    if example.reply.get("tool_calls") and example.gold == text_of_reply(example.completion, example.reply):
         return form.answer_in(completion_text(tokenizer, example)).strip()
     gold = form.without_special(example.gold)
     return gold.replace(form.end, "") if form.end else gold

@@ -10,6 +10,7 @@ to a next question; the last, where the gold answer itself has several.
 
 import re
 import string
+import unicodedata
 from collections.abc import Callable
 
 from toolkit.tasks.numerals import Number, last_number, leading_number, numbers_in, plain, sole_number
@@ -23,6 +24,8 @@ _ANSWER_IS = re.compile(
     re.MULTILINE,
 )
 _NUMBER_FOLLOWS = re.compile(r"(?:[\s*_`\"'(\[{=≈]|\\boxed\{|\\[(\[]|\$)*")
+_FENCE = re.compile(r"(?:`{3,}|~{3,})\w*|[-*_=]{3,}")
+_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 _HEADING = re.compile(r"(?:step|part|case)\s*\d+\b|\d{1,3}[.):]\s+\S", re.IGNORECASE)
 _ENUMERATED = re.compile(r"(\d{1,3})[.):]\s+\S")
 
@@ -31,7 +34,7 @@ def parts_behind_marks(text: str) -> list[str]:
     """What follows each `####`, up to the end of its line or the next one."""
     starts = list(_MARK.finditer(text))
     ends = [*(mark.start() for mark in starts[1:]), len(text)][: len(starts)]
-    return [_squeezed(text[mark.end() : end].partition("\n")[0]) for mark, end in zip(starts, ends, strict=True)]
+    return [squeezed(text[mark.end() : end].partition("\n")[0]) for mark, end in zip(starts, ends, strict=True)]
 
 
 def declares_mark(gold: str) -> bool:
@@ -49,7 +52,7 @@ def answer_part(text: str, gold: str, is_answer: Callable[[str], bool] = is_no_h
     the gold answer has a mark; otherwise all of the text."""
     parts = parts_behind_marks(text) if declares_mark(gold) else []
     if not parts:
-        return _squeezed(text)
+        return squeezed(text)
     of_gold = parts_behind_marks(gold)
     if len(of_gold) > 1:
         return parts[-1]
@@ -58,7 +61,7 @@ def answer_part(text: str, gold: str, is_answer: Callable[[str], bool] = is_no_h
 
 def gold_part(gold: str) -> str:
     """The answer in a gold text: behind its last mark, where its last line has one; otherwise all of it."""
-    return parts_behind_marks(gold)[-1] if declares_mark(gold) else _squeezed(gold)
+    return parts_behind_marks(gold)[-1] if declares_mark(gold) else squeezed(gold)
 
 
 def boxed(text: str) -> str | None:
@@ -77,23 +80,30 @@ def named_answers(text: str) -> list[str]:
     of these before the others."""
     found = boxed(text)
     if found is not None:
-        return [_squeezed(found)]
+        bare = _TEXT.fullmatch(found)
+        return [squeezed(bare[1] if bare else found)]
     named = [text[match.end() :].partition("\n")[0] for match in _ANSWER_IS.finditer(text)]
-    return [_squeezed(part) for part in reversed(named) if not re.match(r"not\b", part, re.IGNORECASE)]
+    return [squeezed(part) for part in reversed(named) if not re.match(r"not\b", part, re.IGNORECASE)]
 
 
-def likeliest_part(text: str, gold: str, is_answer: Callable[[str], bool] = is_no_heading) -> str:
-    """Where an answer most likely stands: behind the mark, where the text says so, or in the last line."""
+def likeliest_part(
+    text: str, gold: str, is_answer: Callable[[str], bool] = is_no_heading, is_alone: Callable[[str], bool] = lambda line: False
+) -> str:
+    """Where an answer most likely stands: behind the mark, where the text says so, or in the last line; in the first where that
+    `is_alone` an answer, and the last is not."""
     marked = answer_part(text, gold, is_answer) if declares_mark(gold) and _MARK.search(text) else ""
     if marked:
         return marked
-    lines = [_squeezed(line) for line in _MARK.sub("\n", text).split("\n") if line.strip()]
+    lines = [squeezed(line) for line in _MARK.sub("\n", text).split("\n") if line.strip()]
+    lines = [line for line in lines if not _FENCE.fullmatch(line)] or lines
+    if lines and is_alone(lines[0]) and not is_alone(lines[-1]):
+        lines = lines[:1]
     return next(iter([*named_answers(text), *reversed(lines)]), "")
 
 
 def words_of(text: str) -> list[str]:
     """Words in small letters, without the punctuation around them."""
-    bare = (word.strip(string.punctuation) for word in text.casefold().split())
+    bare = (word.strip(string.punctuation) for word in squeezed(text).casefold().split())
     return [word for word in bare if word]
 
 
@@ -141,5 +151,6 @@ def likeliest_number(text: str) -> Number | None:
     return last_number(text)
 
 
-def _squeezed(text: str) -> str:
-    return " ".join(text.split())
+def squeezed(text: str) -> str:
+    """Without line breaks, and with one way to write accents: tokenizers change it."""
+    return " ".join(unicodedata.normalize("NFC", text).split())

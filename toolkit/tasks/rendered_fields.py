@@ -42,7 +42,7 @@ def check_rendering(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Examp
             if shape not in known:
                 known[shape] = list(dict.fromkeys(_lost_fields(tokenizer, example)))
             fields = known[shape] or cut_texts
-            cut += without_end_texts(tokenizer, example) != example
+            cut += _loses_end_texts(tokenizer, example)
         except PollardError as error:
             refused.append(str(error))
             continue
@@ -62,10 +62,23 @@ def check_rendering(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Examp
     return notes
 
 
+def _loses_end_texts(tokenizer: PreTrainedTokenizerBase, example: Example) -> bool:
+    kept = without_end_texts(tokenizer, example)
+    if not kept.completion.strip() and not kept.reply.get("tool_calls"):
+        raise PollardError(f"{example.where}: the completion is nothing but the text of an end token, where an answer ends.")
+    return kept != example
+
+
 def _shape(example: Example) -> Any:
     """Conversations of the same roles and fields are rendered alike."""
-    turns = tuple((turn["role"], tuple(sorted(key for key, value in turn.items() if value))) for turn in example.messages)
-    return turns, tuple(sorted(key for key, value in example.answer.items() if value)), bool(example.tools), example.plain
+    turns = [*example.messages, example.answer]
+    fields = [tuple(sorted((key, _several(value)) for key, value in turn.items() if value)) for turn in turns]
+    return tuple(turn["role"] for turn in turns), tuple(fields), bool(example.tools), example.plain
+
+
+def _several(value: Any) -> bool:
+    """Of some lists templates write the first item alone."""
+    return isinstance(value, list) and len(value) > 1
 
 
 def _lost_fields(tokenizer: PreTrainedTokenizerBase, example: Example) -> Iterator[LostField]:
@@ -78,11 +91,11 @@ def _lost_fields(tokenizer: PreTrainedTokenizerBase, example: Example) -> Iterat
         for field, other in _variants(message):
             messages = (*example.messages[:number], other, *example.messages[number + 1 :])
             if _read(tokenizer, replace(example, messages=messages)) == before:
-                yield LostField(f"`{field}` of the {message['role']}", field in CONTENT)
+                yield LostField(f"`{field}` of the {message['role']}", field.partition("[")[0] in CONTENT)
     for field, other in _variants(example.answer):
         reply = {key: value for key, value in other.items() if key not in ("role", "content")}
         if _read(tokenizer, replace(example, completion=other["content"], reply=reply)) == before:
-            yield LostField(f"`{field}` of the answer", field in (*CONTENT, REASONING))
+            yield LostField(f"`{field}` of the answer", field.partition("[")[0] in (*CONTENT, REASONING))
 
 
 def _cut_texts(tokenizer: PreTrainedTokenizerBase, example: Example) -> Iterator[LostField]:
@@ -110,6 +123,8 @@ def _variants(message: Message) -> Iterator[tuple[str, Message]]:
             yield field, message | {"content": OTHER_TEXT}
         elif field not in ("role", "content") and value:
             yield field, {key: inner for key, inner in message.items() if key != field}
+            if _several(value):
+                yield f"{field}[1:]", message | {field: value[:1]}
 
 
 def _read(tokenizer: PreTrainedTokenizerBase, example: Example) -> str | None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from toolkit.errors import PollardError
+from toolkit.tasks.chat_format import endless_reasoning
 from toolkit.tasks.classification import labels_of
 from toolkit.tasks.conversation import Conversation, conversation_in, is_conversation
 from toolkit.tasks.example import Example
@@ -69,6 +70,10 @@ def _example(
     chat = _chat(where, columns, conversation, system) if conversation else _asked(where, columns, preset, system)
     if not chat.completion.strip() and not chat.reply.get("tool_calls"):
         raise PollardError(f"{where}: the completion is empty.")
+    if tag := endless_reasoning(chat.completion):
+        raise PollardError(f"{where}: the completion begins reasoning ({tag}) that never ends, and has no answer.")
+    if not chat.gold.strip():
+        raise PollardError(f"{where}: the completion is nothing but reasoning, and has no answer.")
     messages, completion = chat.messages, chat.completion
     gold = filled(preset.answer, columns, where) if preset.answer else chat.gold
     if not preset.choices:

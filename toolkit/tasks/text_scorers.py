@@ -19,6 +19,7 @@ from toolkit.tasks.readings import (
     likeliest_part,
     marked_number_part,
     named_answers,
+    squeezed,
     strict_number,
     words_of,
 )
@@ -72,7 +73,7 @@ class NumericScorer(Scorer):
 def contains(prediction: str, gold: str) -> bool:
     """The gold text occurs somewhere in the prediction, whatever its case."""
     right = gold_part(gold).casefold()
-    return bool(right) and right in " ".join(prediction.split()).casefold()
+    return bool(right) and right in squeezed(prediction).casefold()
 
 
 def contains_flexible(prediction: str, gold: str) -> bool:
