@@ -1,5 +1,6 @@
 """What Pollard did not write is never removed, replaced or written over, whatever is called for."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,7 +10,18 @@ import pytest
 
 from toolkit import folders
 from toolkit.errors import PollardError
-from toolkit.folders import check_target, foreign_files, provenance, put_in_place, read_provenance, remove_own, whole_folder
+from toolkit.folders import (
+    check_target,
+    foreign_files,
+    own_files,
+    provenance,
+    put_in_place,
+    read_provenance,
+    remove_from,
+    remove_own,
+    whole_folder,
+    write_into,
+)
 
 FACTS = provenance("pruned checkpoint", "some/model", "main")
 
@@ -31,8 +43,12 @@ def test_a_folder_says_what_it_is_and_of_what(tmp_path: Path) -> None:
     made(tmp_path / "pruned")
     assert read_provenance(tmp_path / "pruned") == {
         "format": 1, "made_by": "pollard", "what": "pruned checkpoint", "source": "some/model", "revision": "main",
-        "files": ["config.json", "deep/weights"],
+        "files": {"config.json": ["44136fa355b3678a"], "deep/weights": [checksum("old")]},
     }  # fmt: skip
+
+
+def checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
@@ -102,10 +118,57 @@ def test_what_somebody_put_into_a_folder_of_ours_keeps_it_from_being_replaced(tm
 
 def test_what_later_stages_and_libraries_leave_is_ours(tmp_path: Path) -> None:
     target = made(tmp_path / "pruned")
-    for file in ("README.md", "skipping.json", "__pycache__/a.pyc", "deep/__pycache__/b.pyc"):
+    for file in ("__pycache__/a.pyc", "deep/__pycache__/b.pyc", ".cache/c"):
         (target / file).parent.mkdir(exist_ok=True)
         (target / file).write_text("")
-    assert foreign_files(target) == []
+    write_into(target, "README.md", "a card")
+    write_into(target, "README.md", "another")
+    assert foreign_files(target) == [] and target / "README.md" in own_files(target)
+    remove_from(target, "README.md")
+    assert not (target / "README.md").exists() and names_in(target) == sorted(
+        ["config.json", "deep", "pollard.json", "__pycache__", ".cache"]
+    )
+
+
+# Training goes on in place, settings are tuned by hand: the files keep their names, and are somebody's work.
+@pytest.mark.parametrize("size", [0, 10, 300_000])
+def test_a_file_that_somebody_changed_is_theirs(tmp_path: Path, size: int) -> None:
+    target = made(tmp_path / "pruned", "0" * size)
+    shutil.copytree(target, tmp_path / "moved")  # with other times
+    check_target(tmp_path / "moved", overwrite=True)
+    (target / "deep" / "weights").write_text("1" * max(size, 1))
+    with pytest.raises(PollardError, match=r"holds what Pollard did not write: deep/weights \(changed since\)\."):
+        check_target(target, overwrite=True)
+    assert [path.name for path in own_files(target)] == ["config.json", "pollard.json"]
+
+
+@pytest.mark.parametrize("then", ["written", "removed"])
+def test_what_a_stage_writes_beside_a_checkpoint_keeps_what_somebody_made_of_it(tmp_path: Path, then: str) -> None:
+    target = made(tmp_path / "pruned")
+    write_into(target, "README.md", "a card")
+    (target / "README.md").write_text("a card, and what I found")
+    if then == "written":
+        write_into(target, "README.md", "a card")
+    else:
+        remove_from(target, "README.md")
+    assert (target / "README.edited.md").read_text() == "a card, and what I found"
+    assert foreign_files(target) == ["README.edited.md"]
+
+
+def test_a_kill_while_an_old_folder_is_removed_leaves_it_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, unlinked = made(tmp_path / "pruned"), Path.unlink
+
+    def unlink(self: Path) -> None:
+        if self.name == "config.json":
+            raise KilledError
+        unlinked(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", unlink)
+        with pytest.raises(KilledError):
+            made(target, "new")
+    made(target, "newest")
+    assert os.listdir(tmp_path) == ["pruned"]
 
 
 def test_replacing_what_is_ours_must_be_asked_for(tmp_path: Path) -> None:
@@ -143,12 +206,21 @@ def test_places_that_no_folder_can_take_are_refused(tmp_path: Path, monkeypatch:
 def test_checkpoints_of_earlier_versions_are_known_by_their_run(tmp_path: Path) -> None:
     for name in ("pruned", "adapter", "pictures"):
         somebodys(tmp_path / name)
+        (tmp_path / name / "thesis.tex").unlink()
     (tmp_path / "begun.tmp").mkdir()
     (tmp_path / "begun.tmp" / "pruning.json").write_text('{"format": 1, "fingerprint": "1"}')
     assert foreign_files(tmp_path / "pruned") and not foreign_files(tmp_path / "begun.tmp")
     (tmp_path / "manifest.json").write_text(json.dumps({"format": 1, "stages": {}}))
     assert not foreign_files(tmp_path / "pruned") and not foreign_files(tmp_path / "adapter")
     assert foreign_files(tmp_path / "pictures")
+    earlier = (
+        "README.md", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.model", "merges.txt",
+        "preprocessor_config.json", "modeling_my.py", "skipping.json", "LICENSE",
+    )  # fmt: skip
+    theirs = ("model-q4.gguf", "notes.md", "notes.txt", "results.json")
+    for name in (*earlier, *theirs):
+        (tmp_path / "pruned" / name).write_text("")
+    assert foreign_files(tmp_path / "pruned") == [*theirs]
 
 
 class KilledError(BaseException):

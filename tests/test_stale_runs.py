@@ -246,12 +246,26 @@ def test_a_run_that_was_cleaned_is_complete_and_makes_again_only_what_is_needed(
     assert "complete" in pollard("runs")[1] and redone(pollard("run", "small.yaml")[1]) == []
     assert pollard("compare", "runs/small/pruned", "runs/small/original")[0] == 0
     status, out = pollard("run", "small.yaml", "evaluation.max_new_tokens=5")
-    assert status == 1 and "removed before, and needed again" in out
-    assert "mine.gguf" in out and "Nothing there is touched" in out
+    assert status == 1 and "mine.gguf" in out and "Nothing there is touched" in out and not redone(out)
     (RUN / "pruned" / "mine.gguf").unlink()
     status, out = pollard("run", "small.yaml", "evaluation.max_new_tokens=5")
     assert redone(out) == ["prune", "evaluate/original", "evaluate/pruned", "evaluate/recovered", "report"]
-    assert weights() == before
+    assert "removed before, and needed again" in out and weights() == before
+
+
+# Before any stage begins, and not after hours; the manifest is as it was.
+@pytest.mark.parametrize("file", ["notes.txt", "model.safetensors", "generation_config.json", "README.md"])
+def test_what_somebody_left_or_changed_in_a_trained_model_keeps_it(pollard: Pollard, file: str) -> None:
+    (RUN / "recovered" / file).write_text("mine")
+    status, out = pollard("run", "small.yaml", "pruning.keep=3")
+    assert status == 1 and f"runs/small/recovered holds what Pollard did not write: {file}" in out and not redone(out)
+    assert (RUN / "recovered" / file).read_text() == "mine" and "complete" in pollard("runs")[1]
+
+
+def test_a_card_that_somebody_edited_is_kept(pollard: Pollard) -> None:
+    (RUN / "recovered" / "README.md").write_text("what I found")
+    assert pollard("report", "small.yaml")[0] == 0
+    assert (RUN / "recovered" / "README.edited.md").read_text() == "what I found"
 
 
 def test_a_trained_model_is_removed_only_where_it_is_named(pollard: Pollard) -> None:

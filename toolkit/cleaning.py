@@ -1,17 +1,17 @@
 """What of a run directory can be made again, and what removing it gives back. Trained models are no such thing.
 
-A part is removed file by file, and only what the product wrote (toolkit/run_files.py, and what the manifest lists of
-checkpoints). The manifest notes it: a stage whose result is gone is done again where a later one needs it, and only there.
+A part is removed file by file, and only what the product wrote (toolkit/run_files.py; of checkpoints toolkit/folders.py). The
+manifest notes it: a stage whose result is gone is done again where a later one needs it, and only there.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import PollardError, did_you_mean
+from toolkit.folders import foreign_files, own_files
 from toolkit.run_directory import RunDirectory
-from toolkit.run_files import OWN, PIECES, bytes_of, files_below, listed_files, own_files, remove_files
+from toolkit.run_files import OWN, PIECES, bytes_of, files_below, matching_files, remove_files
 from toolkit.run_status import STAGE_OF, why_model_stale
-from toolkit.skipping import FILE as SKIPPING
 
 AGAIN: dict[str, str] = {  # part: what making it again takes
     "checkpoints": "a training that was stopped begins anew",
@@ -28,7 +28,6 @@ COSTLY: dict[str, str] = {  # only where they are named
     "adapter": "hours of training",
 }
 MADE_BY = {"teacher": "teacher", "answers": "answers", "fidelity": "fidelity/original"} | STAGE_OF
-ADAPTED_BY = {"adapter": "recover"}  # whose model does without it
 
 
 @dataclass(frozen=True)
@@ -85,18 +84,14 @@ def _folders(run: RunDirectory, part: str) -> list[Path]:
 
 def _files(run: RunDirectory, part: str, folder: Path) -> list[Path]:
     if part in OWN and part != "sweep":
-        return own_files(folder, OWN[part])
-    if folder.name == "pruned.tmp":  # ours by its name and its marker
-        return files_below(folder) if (folder / "pruning.json").exists() else []
+        return matching_files(folder, OWN[part])
+    if folder.name == "pruned.tmp":
+        return files_below(folder) if folder.is_dir() and not foreign_files(folder) else []
     if part == "unfinished":
-        return own_files(folder, r"\d+\.jsonl")
+        return matching_files(folder, r"\d+\.jsonl")
     if part == "sweep":
-        inside = {path for path in own_files(run.sweep, OWN["sweep"]) if folder in path.parents}
-        return sorted(inside | set(own_files(folder, PIECES) if folder.name == "original" else ()))
+        inside = {path for path in matching_files(run.sweep, OWN["sweep"]) if folder in path.parents}
+        return sorted(inside | set(matching_files(folder, PIECES) if folder.name == "original" else ()))
     if part == "pruned" and (why_model_stale(run, "recovered") or not (run.recovered / "config.json").exists()):
         return []  # it is what the run has made so far
-    entries = run.entries()
-    listed = listed_files(folder, entries.get((MADE_BY | ADAPTED_BY)[part], {}).get("files", {}).get(part, {}))
-    later = [folder / "README.md"] if run.has_written(folder / "README.md") else []  # the report's card
-    later += [folder / SKIPPING] if "skip" in entries and (folder / SKIPPING).is_file() else []
-    return list(dict.fromkeys([*listed, *later]))
+    return own_files(folder)

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 
+from rich.markup import escape
+
+from toolkit.distributed import say
 from toolkit.errors import PollardError
 
 FULL = (ENOSPC, EDQUOT, EFBIG)  # the disk, this user's share of it, or what one file may have
@@ -19,6 +22,15 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     partial = Path(f"{os.fspath(path)}.tmp")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+def kept_aside(path: Path) -> Path:
+    """Gives a file that somebody has edited another name (recipe.edited.yaml), which is said, and returned."""
+    numbered = (path.with_name(f"{path.stem}.edited{number}{path.suffix}") for number in ("", *range(2, 1000)))
+    kept = next(at for at in numbered if not at.exists())
+    path.rename(kept)
+    say(f"{escape(str(path))} was edited by hand: kept as {escape(str(kept))}")
+    return kept
 
 
 @contextmanager

@@ -11,13 +11,13 @@ from rich.markup import escape
 from toolkit.distributed import barrier, check_shared, is_main, on_main, say, world_size
 from toolkit.errors import ItemsFailed, Mistakes, PollardError
 from toolkit.files import explained_full_disk
+from toolkit.folders import check_target
 from toolkit.plan import Plan
 from toolkit.recipe import Recipe
 from toolkit.recipe_evaluation import ROLES
 from toolkit.recipe_file import dump_recipe
 from toolkit.report import write_report
 from toolkit.run_directory import RunDirectory, fingerprint_of
-from toolkit.run_files import sizes_of
 from toolkit.stage import Do, Stage, is_settled, made_from, reasons
 from toolkit.stage_list import stages_of
 from toolkit.stages.checks import check
@@ -63,6 +63,7 @@ def run(
     on_main(directory.lock)
     try:
         check_shared(directory.path)
+        on_main(lambda: _check_places(planned[:ends], why, directory))
         named = [(stage.name, why[stage.name]) for stage in planned[:ends]]
         if taught is None and any(reason for _, reason in named):  # a round is part of a run that has said it
             from toolkit.terminal.screens import first_screen  # it counts as the estimates do, which know the pipeline
@@ -87,6 +88,14 @@ def run(
     finally:
         directory.unlock()
     return directory
+
+
+def _check_places(planned: Sequence[Stage], why: dict[str, str], directory: RunDirectory) -> None:
+    """Raises PollardError, before hours of work, where a checkpoint that would be replaced is no longer the run's own."""
+    mistakes = Mistakes()
+    for name in (name for stage in planned if why[stage.name] for name in stage.checkpoints):
+        mistakes.collect(partial(check_target, directory.path / name, overwrite=True))
+    mistakes.raise_all()
 
 
 def _open(directory: RunDirectory, recipe: Recipe, planned: list[Stage], why: dict[str, str], fresh: bool) -> None:
@@ -175,7 +184,7 @@ def do_stage(stage: Stage, recipe: Recipe, directory: RunDirectory, reason: str,
 
 
 def _identity(stage: Stage, directory: RunDirectory, planned: Sequence[Stage]) -> dict[str, Any]:
-    """What the result was made from, what tells a plan's from others, and the files of the checkpoints that were left."""
+    """What the result was made from, and what tells a plan's from others."""
     facts: dict[str, Any] = {"made_from": made_from(stage, planned, directory.done())}
     if stage.result == "by plan":
         plan, trained = (
@@ -184,6 +193,4 @@ def _identity(stage: Stage, directory: RunDirectory, planned: Sequence[Stage]) -
         )
         kept = {name: block.kept for name, block in plan.blocks.items()}
         facts["result"] = fingerprint_of(stage.fingerprint, kept, plan.experts_per_token, trained)
-    if stage.checkpoints:
-        facts["files"] = {name: sizes_of(directory.path / name) for name in stage.checkpoints}
     return facts

@@ -8,15 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from rich.markup import escape
-
-from toolkit.distributed import say
 from toolkit.errors import PollardError
-from toolkit.files import write_text
+from toolkit.files import kept_aside, write_text
 from toolkit.made_with import differing, still_differing
 from toolkit.manifest import STALE, UNFINISHED, Manifest
 from toolkit.recipe_file import read_values
-from toolkit.run_files import OWN, foreign_files, free_name, own_files, remove_files, remove_half_written, remove_own
+from toolkit.run_files import OWN, free_name, left_by_others, matching_files, remove_files, remove_half_written, remove_matching
 
 RESUMED = ("checkpoints", "teacher", "answers", "fidelity")  # what stages go on from
 
@@ -96,7 +93,7 @@ class RunDirectory(Manifest):
         """Raises PollardError if the folder holds the run of another model or task, or files that no run has left there."""
         if self.path.exists() and not self.path.is_dir():
             raise PollardError(f"{self.path} is a file: give the run another name ({self.another_name}).")
-        if not self.manifest.exists() and (there := foreign_files(self.path)):
+        if not self.manifest.exists() and (there := left_by_others(self.path)):
             more = f" and {len(there) - 5:,} more" if len(there) > 5 else ""
             raise PollardError(
                 f"{self.path} has no manifest.json, so it is no run directory, and holds {', '.join(there[:5])}{more}. Nothing "
@@ -149,25 +146,17 @@ class RunDirectory(Manifest):
         ours = manifest.get("written", {}).get(name)
         there = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
         if there is not None and there != text and ours not in (None, fingerprint_of(there)):
-            numbered = (path.with_name(f"{path.stem}.edited{number}{path.suffix}") for number in ("", *range(2, 1000)))
-            kept = next(at for at in numbered if not at.exists())
-            path.rename(kept)
-            say(f"{escape(str(path))} was edited by hand: kept as {escape(str(kept))}")
+            kept_aside(path)
         if there != text:
             write_text(path, text)
         if ours != fingerprint_of(text) and self.manifest.exists():
             manifest["written"] = manifest.get("written", {}) | {name: fingerprint_of(text)}
             self._write(manifest)
 
-    def has_written(self, path: Path) -> bool:
-        """Whether the file's content is what `write_editable` wrote last under that name."""
-        ours = self.read_manifest().get("written", {}).get(path.name)
-        return path.is_file() and ours == fingerprint_of(path.read_text(encoding="utf-8", errors="replace"))
-
     def forget(self) -> None:
         """Removes what a stage would go on from instead of beginning again. What lies there and is somebody else's stays."""
         for name in RESUMED:
-            remove_own(self.path / name, OWN[name])
+            remove_matching(self.path / name, OWN[name])
         for log in self.evaluation.glob("*.answers"):
             self.clear(log.relative_to(self.path).as_posix())
         for folder in self.rounds.glob("[0-9]*"):
@@ -179,7 +168,7 @@ class RunDirectory(Manifest):
         """Removes of a folder that a stage needed what is ours, and the one it stands in where nothing else does."""
         if scratch:
             top, folder = scratch.partition("/")[0], self.path / scratch
-            remove_files([path for path in own_files(self.path / top, OWN[top]) if folder in path.parents], folder)
+            remove_files([path for path in matching_files(self.path / top, OWN[top]) if folder in path.parents], folder)
             with suppress(OSError):
                 folder.parent.rmdir()
 

@@ -1,15 +1,17 @@
 """Which files of a run directory are the product's own: only those are ever removed, whatever else lies beside them.
 
-Checkpoints hold files of the original under names that nobody knows beforehand; of those the manifest lists what a stage wrote.
+Here are the names of all that stages write file by file. Checkpoints, which hold files of the original under names that nobody
+knows beforehand, are signed (folders.py).
 """
 
 import os
 import re
-import shutil
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
+
+from toolkit.folders import OF_A_RUN, foreign_files, partial_of, remove_own, restore
 
 BEFORE_A_MANIFEST = re.compile(r"lock|traceback(-rank\d+)?\.txt|manifest\.json\.tmp|[0-9a-f]{32}\.tmp")
 """What a run may leave in its folder before it has written its manifest."""
@@ -18,8 +20,6 @@ TEMPORARY = re.compile(r"\.tmp\w*|.+\.(json|jsonl|safetensors|html|md|yaml)\.tmp
 """Half-written files: ours end in .tmp, those of safetensors begin with it."""
 
 TEMPORARY_AT_THE_TOP = re.compile(r"(manifest|recipe|plan|alternatives|report|speed|README|\w+_log)\.\w+\.tmp")
-UNFINISHED_FOLDERS = ("recovered.tmp", "control.tmp", "adapter.tmp", "control_adapter.tmp")
-"""Half-written checkpoints. (`pruned.tmp` is no such: pruning goes on from it.)"""
 IN_WHOLE_CHECKPOINTS = ("README.md.tmp", "skipping.json.tmp")
 
 PIECES = r"about\.json|\d{5}\.(safetensors|jsonl)"
@@ -35,7 +35,7 @@ OWN = {  # folder: its files, as regular expressions of their path in it
 }
 
 
-def foreign_files(folder: Path) -> list[str]:
+def left_by_others(folder: Path) -> list[str]:
     """Of a folder without a manifest, the names of what a run has not left there; empty where there is no such folder."""
     if not folder.is_dir():
         return []
@@ -53,7 +53,7 @@ def free_name(folder: Path) -> str:
     return next(name for name in numbered if not (folder.parent / name).exists())
 
 
-def own_files(folder: Path, pattern: str) -> list[Path]:
+def matching_files(folder: Path, pattern: str) -> list[Path]:
     """The files below `folder` whose path in it matches `pattern`, and half-written ones. Links are not followed."""
     wanted = re.compile(pattern)
     return [
@@ -63,22 +63,11 @@ def own_files(folder: Path, pattern: str) -> list[Path]:
     ]
 
 
-def listed_files(folder: Path, sizes: Mapping[str, int]) -> list[Path]:
-    """Those of `sizes` (by path in `folder`) that are still of their size: what has been put there since, or changed, is not."""
-    found = (folder / name for name in sizes)
-    return [path for path in found if path.is_file() and path.stat().st_size == sizes[path.relative_to(folder).as_posix()]]
-
-
 def files_below(folder: Path) -> list[Path]:
     """Every file below `folder`, links as they are; none where it is itself a link."""
     if folder.is_symlink():
         return []
     return [Path(at, name) for at, _, names in os.walk(folder) for name in sorted(names)]
-
-
-def sizes_of(folder: Path) -> dict[str, int]:
-    """The size in bytes of every file below `folder`, by its path in it."""
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files_below(folder) if path.is_file()}
 
 
 def bytes_of(paths: Iterable[Path]) -> int:
@@ -100,8 +89,11 @@ def remove_files(paths: Iterable[Path], folder: Path) -> list[Path]:
 
 def remove_half_written(run: Path) -> None:
     """Of a run directory what a kill left under temporary names. In its rounds there are runs that remove theirs themselves."""
-    for name in UNFINISHED_FOLDERS:
-        shutil.rmtree(run / name, ignore_errors=True)
+    for name in OF_A_RUN:
+        restore(run / name)
+        partial = partial_of(run / name)
+        if name != "pruned" and partial.is_dir() and not foreign_files(partial):  # pruning goes on from what it left
+            remove_own(partial)
     below = [path for name in (*OWN, "pruned.tmp") for path in files_below(run / name) if TEMPORARY.fullmatch(path.name)]
     near = [path for path in run.glob("*.tmp") if path.is_file() and TEMPORARY_AT_THE_TOP.fullmatch(path.name)]
     beside_weights = [path for name in IN_WHOLE_CHECKPOINTS for path in run.glob(f"*/{name}")]
@@ -109,6 +101,6 @@ def remove_half_written(run: Path) -> None:
         left.unlink(missing_ok=True)
 
 
-def remove_own(folder: Path, pattern: str) -> list[Path]:
+def remove_matching(folder: Path, pattern: str) -> list[Path]:
     """Removes what of `folder` is the product's own; returns what is left: somebody else's."""
-    return remove_files(own_files(folder, pattern), folder)
+    return remove_files(matching_files(folder, pattern), folder)

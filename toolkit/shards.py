@@ -12,7 +12,7 @@ from typing import Any
 from toolkit.distributed import on_main, share, together
 from toolkit.files import KEPT, explained_full_disk, write_text
 from toolkit.progress import progress
-from toolkit.run_files import remove_own
+from toolkit.run_files import remove_matching
 
 ABOUT = "about.json"
 
@@ -29,7 +29,7 @@ def missing_shards(folder: Path, about: dict[str, Any], count: int, suffix: str)
         path = folder / ABOUT
         if _about(path) != about:
             if folder.is_dir():
-                remove_own(folder, rf"{re.escape(ABOUT)}|\d{{5}}{re.escape(suffix)}(\.tmp)?")
+                remove_matching(folder, rf"{re.escape(ABOUT)}|\d{{5}}{re.escape(suffix)}(\.tmp)?")
             folder.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(about, indent=1) + "\n")
         return [number for number in range(count) if not shard_path(folder, number, suffix).exists()]

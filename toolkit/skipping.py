@@ -16,7 +16,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from toolkit.errors import PollardError
-from toolkit.files import write_text
+from toolkit.folders import write_into
 
 FILE = "skipping.json"
 
@@ -40,7 +40,7 @@ class Skipping(BaseModel):
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Beside the checkpoint's weights."""
-        write_text(Path(folder) / FILE, json.dumps(self.model_dump(), indent=1) + "\n")
+        write_into(Path(folder), FILE, json.dumps(self.model_dump(), indent=1) + "\n")
 
     @classmethod
     def beside(cls, folder: str | os.PathLike[str]) -> Self | None:

@@ -31,7 +31,7 @@ class Stage:
     needs: tuple[str, ...] = ()  # the stages whose results it reads
     inside: str = ""  # of those, the one into whose folder it writes: made again, that folder is without it
     result: Literal["by fingerprint", "by plan", "unique"] = "by fingerprint"  # what a result is the same by
-    checkpoints: tuple[str, ...] = ()  # folders of the run directory that it makes
+    checkpoints: tuple[str, ...] = ()  # folders of the run directory that it replaces
 
 
 def reasons(planned: Sequence[Stage], entries: Entries, fresh: bool = False) -> dict[str, str]:

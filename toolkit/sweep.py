@@ -33,7 +33,7 @@ from toolkit.recipe_file import dump_recipe
 from toolkit.report import show_sweep, tabulate, write_report
 from toolkit.report.formats import loss, percent
 from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
-from toolkit.run_files import OWN, PIECES, remove_own
+from toolkit.run_files import OWN, PIECES, remove_matching
 from toolkit.selection import kept_unobserved, select
 from toolkit.stages.checks import check
 from toolkit.stages.scoring_identity import own_scorer_identity
@@ -112,7 +112,7 @@ def _open(directory: RunDirectory, recipe: Recipe, fresh: bool) -> None:
     if not directory.manifest.exists():
         directory.open(recipe.model.path, recipe.task.name, dump_recipe(recipe), [])
     if fresh:
-        remove_own(directory.sweep, OWN["sweep"])
+        remove_matching(directory.sweep, OWN["sweep"])
     directory.sweep.mkdir(exist_ok=True)
 
 
@@ -183,7 +183,7 @@ def _measure(recipe: Recipe, choices: list[Choice], folder: Path) -> None:
     gold, said = _gold(recipe, tokenizer), folder / "original"  # what the original says of them, until all cells are measured
 
     def measure(model: PreTrainedModel) -> None:
-        on_main(lambda: remove_own(said, PIECES))
+        on_main(lambda: remove_matching(said, PIECES))
         if gold:
             keep_original(model, gold, said, "")
         for number, choice in enumerate(choices, start=1):
@@ -205,7 +205,7 @@ def _measure(recipe: Recipe, choices: list[Choice], folder: Path) -> None:
 
     with_model(recipe, recipe.model.path, recipe.model.revision, measure, whole="a sweep masks the routers of a whole model")
     barrier()
-    on_main(lambda: remove_own(said, PIECES))
+    on_main(lambda: remove_matching(said, PIECES))
 
 
 def _gold(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, torch.Tensor]]:

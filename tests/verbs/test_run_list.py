@@ -8,6 +8,7 @@ from made_up_run import make_run
 
 from toolkit import cli
 from toolkit.cleaning import AGAIN, COSTLY, removable
+from toolkit.folders import provenance, sign, write_into
 from toolkit.run_directory import RunDirectory
 from toolkit.run_status import state_of
 
@@ -102,7 +103,7 @@ def test_runs_are_named_by_folder_or_name_and_others_are_refused(pollard) -> Non
 
 OURS = (
     "teacher/about.json", "teacher/00000.safetensors", "answers/0/00001.jsonl", "fidelity/00000.safetensors",
-    "checkpoints/recovered/checkpoint-4/global_step4/model.pt", "pruned.tmp/pruning.json", "pruned.tmp/model.safetensors",
+    "checkpoints/recovered/checkpoint-4/global_step4/model.pt", "pruned.tmp/config.json", "pruned.tmp/model.safetensors",
     "evaluation/pruned.answers/0.jsonl", "sweep/original/00000.safetensors",
     "sweep/calibration/0123abcd/calibration/statistics.json", "sweep/calibration/0123abcd/manifest.json",
 )  # fmt: skip
@@ -147,12 +148,18 @@ def test_parts_can_be_named_and_unknown_ones_are_refused(pollard) -> None:
 # Without what was made of it, the pruned model is the run's result; and what nobody listed may be anybody's.
 def test_the_pruned_model_goes_only_beside_what_was_trained_of_it_and_file_by_file(pollard) -> None:
     run = made("one")
-    fill(run, "pruned/model.safetensors", "pruned/config.json", "pruned/added.json")
-    listed = {"pruned": {"model.safetensors": 1000, "config.json": 999}}  # which somebody has edited since
-    run.finish("prune", "prune", 1.0, files=listed)
+    fill(run, "pruned/model.safetensors", "pruned/config.json")
+    sign(run.pruned, provenance("pruned checkpoint", "path/of/model"))
+    write_into(run.pruned, "README.md", "a card")
+    (run.pruned / "config.json").write_text("edited since")
+    fill(run, "pruned/added.json")
     assert not removable(run, ["pruned"])
     fill(run, "recovered/config.json")
-    assert [path.name for found in removable(run, ["pruned"]) for path in found.files] == ["model.safetensors"]
+    assert [path.name for found in removable(run, ["pruned"]) for path in found.files] == [
+        "model.safetensors",
+        "README.md",
+        "pollard.json",
+    ]
     run.open("path/of/model", "playground/logic", run.recipe.read_text(), ["recover"])
     assert not removable(run, ["pruned"])  # the recovered model is stale
 
@@ -179,7 +186,7 @@ def test_rounds_are_cleaned_alike_and_keep_what_they_trained(pollard) -> None:
     run = made("one")
     early = make_run(run.rounds, name="6")
     fill(early, "recovered/config.json", "recovered/model.safetensors", "pruned/model.safetensors", "teacher/00000.safetensors")
-    early.finish("prune", "prune", 1.0, files={"pruned": {"model.safetensors": 1000}})
+    sign(early.pruned, provenance("pruned checkpoint", "path/of/model"))
     pollard("--clean", "--yes")
     assert (early.recovered / "model.safetensors").exists() and not early.pruned.exists() and not early.teacher.exists()
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.files import write_text
+from toolkit.folders import write_into
 from toolkit.report.card import card, result_of
 from toolkit.report.collect import collect
 from toolkit.report.page import render
@@ -30,5 +31,5 @@ def write_report(run_path: str | Path) -> dict[str, Any]:
     write_text(run_path / "report.html", page)
     RunDirectory(run_path.name, run_path.parent).write_editable(run_path / "README.md", readme)
     if result.name == "recovered" and result.is_dir():  # pruned/ is the original's folder, smaller: with the original's card
-        write_text(result / "README.md", readme)
+        write_into(result, "README.md", readme)
     return report

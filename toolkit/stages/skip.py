@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from toolkit.calibration import skipping_thresholds
 from toolkit.distributed import on_main, say
 from toolkit.errors import PollardError
+from toolkit.folders import remove_from
 from toolkit.moe import StreamedModel, load_tokenizer
 from toolkit.placement import share_of, with_layers
 from toolkit.recipe import ModelRecipe, Recipe
@@ -62,4 +63,4 @@ def skip_stage(role: str) -> Callable[[Recipe, RunDirectory, str], dict[str, Any
 def _remove_old(run: RunDirectory) -> None:
     """Of this model, or of the one that the run ended with under another recipe."""
     for folder in (run.pruned, run.recovered):
-        (folder / FILE).unlink(missing_ok=True)
+        remove_from(folder, FILE)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from toolkit.distributed import rank
 from toolkit.errors import PollardError
-from toolkit.run_files import foreign_files
+from toolkit.run_files import left_by_others
 
 BUG = 3  # exit status
 
@@ -57,4 +57,4 @@ def write_traceback(error: Exception, folder: Path | None) -> Path:
 
 
 def _is_somebody_elses(folder: Path) -> bool:
-    return not (folder / "manifest.json").exists() and bool(foreign_files(folder))
+    return not (folder / "manifest.json").exists() and bool(left_by_others(folder))
