@@ -9,41 +9,25 @@ fields that it lacks become null, and one value of another type stops everything
 "007" and "NA" as 7 and as nothing.
 """
 
-import bz2
 import csv
-import gzip
-import importlib
-import io
 import json
-import lzma
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
 from toolkit.errors import PollardError
 from toolkit.tasks.data_files import COLUMNS, ENDINGS, READ, TABLES, ending_of
+from toolkit.tasks.text_files import NOT_UTF8, is_utf8, opened
 
 Columns = dict[str, Any]
 Line = tuple[str, Columns | str]  # where it stood, and its columns, or what is wrong with it
 
-OPEN: dict[str, Callable[[str], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-NO_UTF8 = re.compile("[\udc80-\udcff]")  # what Python makes of such bytes
 ARROW = {"float": "float32", "halffloat": "float16"}  # what Arrow calls numbers of fewer than 64 bits
 NARROW = set(ARROW.values())
-SIGNATURES = {  # what a file of another kind begins with
-    b"\x1f\x8b": "packed by gzip: its name must end with .gz",
-    b"BZh9": "packed by bzip2: its name must end with .bz2",
-    b"\xfd7zXZ": "packed by xz: its name must end with .xz",
-    b"(\xb5/\xfd": "packed by Zstandard: its name must end with .zst",
-    b"PAR1\x15": "Parquet: its name must end with .parquet",
-    b"PK\x03\x04": "a ZIP archive or an Excel file: unpack it, or save the table as CSV",
-}
 CHAT = {"role", "from"}  # keys of messages: a list of them is a conversation, and no list of lines
 
 
@@ -60,40 +44,6 @@ def read_file(path: str) -> Iterable[Line]:
     except Exception as error:  # every library raises its own for a file that is damaged, or of another kind
         what = str(error) or type(error).__name__
         raise PollardError(f"Cannot read {path}: {what}. Data files are {READ}, by the ends of their names.") from None
-
-
-@contextmanager
-def opened(path: str) -> Iterator[TextIO]:
-    """A text file, packed or not; bytes that are no UTF-8 come as lone surrogates (`is_utf8`)."""
-    packed = Path(path).suffix.lower()
-    if packed == ".zst":
-        try:
-            opener: Callable[[str], Any] = importlib.import_module("zstandard").open
-        except ImportError:
-            raise PollardError(f"Cannot read {path}: Python needs a package for .zst, `pip install zstandard`.") from None
-    else:
-        opener = OPEN.get(packed, io.FileIO)
-    with opener(path) as found, io.BufferedReader(found) as file:
-        start = file.peek(1024)[:1024]
-        if kind := next((kind for sign, kind in SIGNATURES.items() if start.startswith(sign)), ""):
-            raise PollardError(f"Cannot read {path}: it is no UTF-8 text, but {kind}.")
-        if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start:
-            raise PollardError(
-                f"Cannot read {path}: it is no UTF-8 text, but UTF-16 or no text at all. Data files are {READ}. "
-                f"To convert UTF-16: iconv -f UTF-16 -t UTF-8 {path} > converted{ending_of(path)}"
-            )
-        yield io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=None if is_json(path) else "")
-
-
-def is_json(path: str) -> bool:
-    return ending_of(path) not in TABLES
-
-
-def is_utf8(text: str) -> bool:
-    return text.isascii() or not NO_UTF8.search(text)
-
-
-NOT_UTF8 = "not UTF-8 text: convert the file, for example with `iconv -f LATIN1 -t UTF-8`."
 
 
 def read_json(path: str) -> Iterator[Line]:
