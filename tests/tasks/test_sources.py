@@ -257,7 +257,7 @@ def test_a_folder_saved_by_datasets_is_read(tmp_path: Path) -> None:
     assert read_files(str(tmp_path / "saved" / "train")).columns == ROWS
     assert read_hub(str(tmp_path / "saved"), None, "test", None).columns == [ROWS[1]]
     assert "give one of its folders" in refusal(str(tmp_path / "saved"))
-    with pytest.raises(PollardError, match="holds a single split, without a name: say `task.train: "):
+    with pytest.raises(PollardError, match=r"holds a single split, without a name: say `task\.train: "):
         read_hub(str(tmp_path / "saved" / "train"), None, "train", None)
 
 
