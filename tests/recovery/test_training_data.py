@@ -100,7 +100,7 @@ def test_overlap_of_the_tasks_own_split_is_told_and_in_a_mix_repetitions_go(
     for finetuning, gone, said in (({}, 0, "all stay"), ({"data": [{"task": task}]}, 1, "the repetitions are left out")):
         leaky = small_recipe(task=task, finetuning=finetuning)
         found = read_training_data(leaky, load_tokenizer("original"), Path("answers"))
-        assert (len(found.encoded), found.overlapping) == (61 - gone, gone)
+        assert (len(found.encoded), found.overlapping, found.repeating) == (61 - gone, gone, 1 - gone)
         assert f"1 repeat a question of the test set or the dev slice, 1 share 13 words in a row with one: {said}" in (
             capsys.readouterr().out
         )

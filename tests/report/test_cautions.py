@@ -45,6 +45,14 @@ def test_examples_left_out_are_counted(tmp_path: Path) -> None:
     assert "Training left out 10 of 100 examples: they are longer than 60 tokens (finetuning.max_length)." in said
 
 
+def test_training_on_what_is_asked_is_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.finish("recover", "recover", 1.0, steps=20, examples=90, left_out=0, repeating=7)
+    assert any(said.startswith("7 questions of the training data are those of the test set") for said in warnings_of(run))
+    run.finish("recover", "recover", 1.0, steps=20, examples=90, left_out=0, repeating=0)
+    assert "word for word" not in " ".join(warnings_of(run))
+
+
 def test_lines_that_could_not_be_used_are_counted(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     assert "could not be used" not in " ".join(warnings_of(run))

@@ -117,6 +117,18 @@ def notes(recipe: Recipe) -> list[str]:
     return check(recipe, RunDirectory(recipe.name))
 
 
+def test_training_on_the_questions_of_the_test_is_told_before_it(folder: Path) -> None:
+    same = TASK | {"test": "train.jsonl"}
+    said = "48 of 48 training questions of custom are questions of test, too, word for word"
+    assert said in " ".join(notes(small_recipe(task=same, evaluation__models=["recovered"])))
+    for fine in (
+        small_recipe(evaluation__models=["recovered"]),
+        small_recipe(task=same),  # nothing is trained
+        small_recipe(task=same, evaluation__models=["recovered"], finetuning={"data": [{"task": same}]}),  # they are left out
+    ):
+        assert "word for word" not in " ".join(notes(fine))
+
+
 def test_prompts_that_fit_are_not_spoken_of(folder: Path) -> None:
     assert notes(small_recipe(task=TASK | LONG)) == []
 

@@ -54,6 +54,9 @@ def test_what_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert refusal("train.csv", tmp_path) == (
         "Cannot read train.csv: there is no such file. Give its path relative to where you start, HERE."
     )
+    assert refusal("https://example.org/a.csv", tmp_path) == (
+        "Cannot read https://example.org/a.csv: data files are read from this machine. Download it, and name the copy."
+    )
     assert refusal("*.csv", tmp_path).startswith("Cannot read *.csv: no file matches it.")
     assert refusal(str(tmp_path), tmp_path).startswith("Cannot read HERE: no file in it is a data file (.jsonl, ")
 

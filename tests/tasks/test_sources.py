@@ -135,7 +135,7 @@ def test_rows_of_tables_count_from_0(tmp_path: Path) -> None:
         ("a.csv", "a,b\n1,2\n1,2,3\n4,5\n", "line 3", "3 cells where the header names 2 columns."),
         ("a.csv", "a,b\n1,2\n1\n4,5\n", "line 3", "1 cell where the header names 2 columns."),
         ("a.csv", 'a,b\n1,2\n1,"2"3\n4,5\n', "line 3", "not valid CSV"),
-        ("a.csv", 'a,b\n1,2\n1,"2\n4,5\n', "line 3", "not valid CSV (unexpected end of data)"),
+        ("a.csv", 'a,b\n1,2\n1,"2\n', "line 3", "not valid CSV (unexpected end of data)"),
         ("a.csv", b"a,b\n1,2\n1,caf\xe9\n4,5\n", "line 3", "not UTF-8 text"),
     ],
 )
@@ -166,11 +166,56 @@ def test_a_line_that_cannot_be_read_is_one_among_others(
         ("a.csv", "a,b,a\n1,2,3\n", "Cannot read a.csv: its header names 'a' twice."),
         ("a.jsonl", as_lines(ROWS).encode("utf-16"), "iconv -f UTF-16 -t UTF-8 a.jsonl > converted.jsonl"),
         ("a.csv", as_csv(",").encode("utf-16-le"), "iconv -f UTF-16 -t UTF-8 a.csv > converted.csv"),
-        ("a.xlsx", b"PK\x03\x04\0\0", "Cannot read a.xlsx: it is no UTF-8 text"),
+        ("a.xlsx", b"PK\x03\x04\0\0", "Cannot read a.xlsx: it is no UTF-8 text, but a ZIP archive or an Excel file"),
+        (
+            "a.jsonl",
+            zipped(b'{"a": 1}\n'),
+            "Cannot read a.jsonl: it is no UTF-8 text, but packed by gzip: its name must end with .gz.",
+        ),
+        ("a.csv", b"PAR1\x15\x04", "Cannot read a.csv: it is no UTF-8 text, but Parquet: its name must end with .parquet."),
+        ("notes", "What I know of it.\n", "Cannot read notes: it holds no JSON, and by its name it is no data file (.jsonl, "),
     ],
 )
 def test_a_file_that_cannot_be_read_is_explained(tmp_path: Path, name: str, content: str | bytes, fault: str) -> None:
     assert fault in refusal(written(tmp_path / name, content)).replace(f"{tmp_path}/", "")
+
+
+TABS = [{"a": '"1', "b": "2"}, {"a": 'said "x"', "b": "3"}, {"a": '"y" or z', "b": "4"}]
+
+
+# A quote that is never closed hides all that follows: left out or not, each of its lines is counted.
+@pytest.mark.parametrize(
+    ("content", "good", "bad"),
+    [
+        ('a,b\n1,2\n1,"2\n4,5\n6,7\n', [2], [3, 4, 5]),
+        ('a,b\n1,2\n1,"2\n4,5\n6,"7"\n8,9\n', [2, 6], [3, 4, 5]),
+        ('a,b\n"1\n2"\n4,5\n', [4], [2, 3]),
+    ],
+)
+def test_every_line_of_a_row_that_is_none_is_counted(tmp_path: Path, content: str, good: list[int], bad: list[int]) -> None:
+    lines = read(tmp_path / "a.csv", content)
+    assert [where for where, row in lines if isinstance(row, dict)] == [f"line {number}" for number in good]
+    assert [where for where, row in lines if isinstance(row, str)] == [f"line {number}" for number in bad]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("a.csv", '"a, or b";c\nx;"y;z"\n', [{"a, or b": "x", "c": "y;z"}]),
+        ("a.csv", "\n \na,b\n1,2\n", [{"a": "1", "b": "2"}]),
+        ("a.csv", "PK,b\n1,2\n", [{"PK": "1", "b": "2"}]),
+        ("a.tsv", 'a\tb\n"1\t2\nsaid "x"\t3\n"y" or z\t4\n', TABS),
+        ("a.tsv", 'a\tb\n"1\t1"\t2\n"3 ""x"""\t4\n', [{"a": "1\t1", "b": "2"}, {"a": '3 "x"', "b": "4"}]),
+        ("a.tsv", 'a\tb\n"1\n1"\t2\n', [{"a": "1\n1", "b": "2"}]),
+        ("a.json", '{"a": ["x", "y"], "b": [1, 2]}', [{"a": "x", "b": 1}, {"a": "y", "b": 2}]),
+        ("a.json", '{\n"a": {"0": "x", "1": "y"},\n"b": {"0": 1, "1": null}}', [{"a": "x", "b": 1}, {"a": "y", "b": None}]),
+        ("a.json", '{"a": ["x", "y"], "b": [1]}', [{"a": ["x", "y"], "b": [1]}]),
+        ("a.json", '{"a": "x", "b": ["y", "z"]}', [{"a": "x", "b": ["y", "z"]}]),
+        ("a.jsonl", '{"a": ["x", "y"], "b": [1, 2]}', [{"a": ["x", "y"], "b": [1, 2]}]),
+    ],
+)  # fmt: skip
+def test_tables_are_read_as_they_were_meant(tmp_path: Path, name: str, content: str, rows: list[dict[str, Any]]) -> None:
+    assert [row for _, row in read(tmp_path / name, content)] == rows
 
 
 def test_an_empty_file_has_no_lines(tmp_path: Path) -> None:
@@ -212,6 +257,8 @@ def test_a_folder_saved_by_datasets_is_read(tmp_path: Path) -> None:
     assert read_files(str(tmp_path / "saved" / "train")).columns == ROWS
     assert read_hub(str(tmp_path / "saved"), None, "test", None).columns == [ROWS[1]]
     assert "give one of its folders" in refusal(str(tmp_path / "saved"))
+    with pytest.raises(PollardError, match=r"holds a single split, without a name: say `task\.train: "):
+        read_hub(str(tmp_path / "saved" / "train"), None, "train", None)
 
 
 @pytest.mark.parametrize("names", [("train.csv", "test.csv"), ("train/a.csv", "test/a.csv")])

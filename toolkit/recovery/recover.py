@@ -100,6 +100,7 @@ def recover(
             "left_out": learnt.left_out,
             "beyond_context": longer_than_context(model.config, tokenizer, (len(e.input_ids) for e in learnt.encoded)),
             "overlapping": learnt.overlapping,
+            "repeating": learnt.repeating,
             "bad_lines": learnt.bad_lines,
             "first_loss": losses[0] if losses else None,
             "last_loss": losses[-1] if losses else None,

@@ -32,6 +32,7 @@ class TrainingData:
     left_out: int
     overlapping: int
     bad_lines: int = 0  # that could not be used (task.on_bad_lines)
+    repeating: int = 0  # that stay although they repeat a question of the test set or the dev slice
 
 
 def training_sources(recipe: Recipe) -> list[TrainingSourceRecipe]:
@@ -58,17 +59,18 @@ def read_training_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, answe
     Raises PollardError where a source has nothing left, and where own answers were not drawn.
     """
     longest, kept, left_out, overlapping, bad_lines = recipe.finetuning.max_length, [], 0, 0, 0
+    repeating = 0
     sources = training_sources(recipe)
     for number, source in enumerate(sources):
-        too_long, dropped = 0, Counter[str]()
+        too_long, dropped, staying = 0, Counter[str](), 0
         if source.self_generated:
             encoded = _own_answers(answers / str(number), longest)
         elif source.text:
-            texts, dropped = without_overlap(recipe, source, read_texts(source.text), str)
+            texts, dropped, staying = without_overlap(recipe, source, read_texts(source.text), str)
             encoded = [piece for piece in encode_texts(tokenizer, texts, longest) if len(piece.input_ids) > 1]
             encoded = _sample(encoded, source, recipe)
         else:
-            examples, dropped, bad = training_examples(source, recipe)
+            examples, dropped, staying, bad = training_examples(source, recipe)
             bad_lines += bad
             encoded, too_long = encode_all(tokenizer, examples, longest)
         say(
@@ -78,24 +80,27 @@ def read_training_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, answe
         if not encoded:
             raise PollardError(f"finetuning.data: {source.name} has no example left to train on.")
         kept.append(encoded)
-        left_out, overlapping = left_out + too_long, overlapping + dropped.total()
+        left_out, overlapping, repeating = left_out + too_long, overlapping + dropped.total(), repeating + staying
     if len(kept) > 1 and sources[0].weight is not None:
         kept = _by_weight(sources, kept, recipe.seed)
-    return TrainingData([encoded for part in kept for encoded in part], left_out, overlapping, bad_lines)
+    return TrainingData([encoded for part in kept for encoded in part], left_out, overlapping, bad_lines, repeating)
 
 
-def training_examples(source: TrainingSourceRecipe, recipe: Recipe) -> tuple[list[Example], Counter[str], int]:
+def training_examples(source: TrainingSourceRecipe, recipe: Recipe) -> tuple[list[Example], Counter[str], int, int]:
     """A task's training examples, without those that overlap, and by kind how many did; a seeded sample of the number asked.
-    And how many lines of its data could not be used."""
+    How many repeat a held-out question and stay, and how many lines of its data could not be used."""
     task = Task(source.task or recipe.task)
-    examples, dropped = without_overlap(recipe, source, task.examples("train"), lambda example: question_of(task, example))
-    return _sample(examples, source, recipe), dropped, task.bad_lines("train")
+    examples, dropped, staying = without_overlap(
+        recipe, source, task.examples("train"), lambda example: question_of(task, example)
+    )
+    return _sample(examples, source, recipe), dropped, staying, task.bad_lines("train")
 
 
 def without_overlap(
     recipe: Recipe, source: TrainingSourceRecipe, items: list[T], text_of: Callable[[T], str]
-) -> tuple[list[T], Counter[str]]:
-    """The items that do not overlap with the task's test questions and dev slice, and by kind how many do; both are said.
+) -> tuple[list[T], Counter[str], int]:
+    """The items that do not overlap with the task's test questions and dev slice, by kind how many do, and how many repeat one
+    and stay; all of it is said.
 
     Of the task's own training split only exact repetitions go: its questions may well be made like those of the test
     set. Without `finetuning.data` it stays as it is, and what a mix would leave out is only said.
@@ -117,9 +122,9 @@ def without_overlap(
             + ("all stay" if recipe.finetuning.data is None else "the repetitions are left out" if own else "left out")
         )
     if recipe.finetuning.data is None:
-        return items, Counter()
+        return items, Counter(), counts["exact"]
     kept = [item for item, kind in zip(items, found, strict=True) if kind not in leaves]
-    return kept, Counter({kind: counts[kind] for kind in leaves})
+    return kept, Counter({kind: counts[kind] for kind in leaves}), 0
 
 
 def _origin(task: Task) -> tuple[object, ...]:

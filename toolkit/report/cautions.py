@@ -48,11 +48,20 @@ def _about_data(facts: Facts) -> list[str]:
 
 
 def _about_training(facts: Facts) -> list[str]:
-    losses = (facts["training"] or {}).get("loss", [])
+    training = facts["training"] or {}
+    losses, said = training.get("loss", []), []
+    if repeating := training.get("repeating"):
+        said.append(
+            f"{repeating:,} questions of the training data are those of the test set or the dev slice, word for word: how well "
+            "the recovered model answers new ones, its scores do not tell."
+        )
     broken = [step for step, loss in losses if loss is None]
     if not broken:
-        return []
-    return [f"The training loss was not finite at {len(broken):,} of {len(losses):,} logged steps, first at step {broken[0]:,}."]
+        return said
+    return [
+        *said,
+        f"The training loss was not finite at {len(broken):,} of {len(losses):,} logged steps, first at step {broken[0]:,}.",
+    ]
 
 
 def _about_answers(facts: Facts) -> list[str]:

@@ -167,5 +167,5 @@ def _training(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
     def curve(key: str) -> list[list[float | None]]:
         return [[line["step"], line[key] if math.isfinite(line[key]) else None] for line in log if key in line]
 
-    facts = {key: entry.get(key) for key in ("steps", "examples", "left_out", "beyond_context", "selected_step")}
+    facts = {key: entry.get(key) for key in ("steps", "examples", "left_out", "repeating", "beyond_context", "selected_step")}
     return facts | {"loss": curve("loss"), "dev_loss": curve("eval_loss")}

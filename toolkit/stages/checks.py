@@ -24,7 +24,7 @@ from toolkit.stages.model_limits import limit_checks, trains
 from toolkit.stages.rendering import rendering_checks
 from toolkit.stages.rounds import early_rounds
 from toolkit.stages.skip import check_skipping
-from toolkit.tasks import Split, Task
+from toolkit.tasks import Split, Task, repeated_questions
 
 
 def check(recipe: Recipe, directory: RunDirectory | None = None, mistakes: Mistakes | None = None) -> list[str]:
@@ -62,6 +62,8 @@ def _checked(recipe: Recipe, directory: RunDirectory, mistakes: Mistakes) -> lis
         rendered = [mistakes.collect(check_part) for check_part in rendering_checks(recipe, tokenizer)]
         notes += [note for found in rendered for note in found or ()]
         tokenizer = None if None in rendered else tokenizer
+    if all(readable) and trains(recipe) and recipe.finetuning.data is None:  # a mix leaves them out
+        notes += _repetitions(recipe)
     if trains(recipe):
         _check_training(recipe, directory, tokenizer, mistakes)
     if tokenizer is not None and all(readable):
@@ -83,6 +85,17 @@ def _check_dtype(recipe: Recipe) -> None:
 
 def _check_split(recipe: Recipe, split: Split, mistakes: Mistakes) -> bool:
     return mistakes.collect(lambda: Task(recipe.task).examples(split)) is not None
+
+
+def _repetitions(recipe: Recipe) -> list[str]:
+    """Training on what is asked afterwards is told before, not by a score that is too good."""
+    repeated, number = repeated_questions(Task(recipe.task), split := recipe.evaluation.split)
+    if not repeated:
+        return []
+    return [
+        f"{repeated:,} of {number:,} training questions of {recipe.task.name} are questions of {split}, too, word for word: "
+        "scores on these do not tell how well a model answers new ones."
+    ]
 
 
 def _check_packages(recipe: Recipe, mistakes: Mistakes) -> None:

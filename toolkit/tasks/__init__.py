@@ -3,7 +3,7 @@
 from toolkit.tasks.batches import padded_batches
 from toolkit.tasks.chat_format import ChatFormat, chat_format
 from toolkit.tasks.example import Example, Message
-from toolkit.tasks.overlap import HeldOut, Overlap, question_of
+from toolkit.tasks.overlap import HeldOut, Overlap, question_of, repeated_questions
 from toolkit.tasks.presets import PRESETS
 from toolkit.tasks.prompts import (
     Encoded,
@@ -47,4 +47,5 @@ __all__ = [
     "prompt_text",
     "question_of",
     "read_texts",
+    "repeated_questions",
 ]

@@ -67,6 +67,8 @@ def _files(name: str) -> list[str]:
             raise PollardError(f"Cannot read {name}: no file matches it. {PATHS.format(Path.cwd())}")
     except (OSError, ValueError) as error:  # no permission; a NUL in the name
         raise PollardError(f"Cannot read {name!r}: {error}.") from None
+    if "://" in name:
+        raise PollardError(f"Cannot read {name}: data files are read from this machine. Download it, and name the copy.")
     raise PollardError(f"Cannot read {name}: there is no such file. {PATHS.format(Path.cwd())}")
 
 

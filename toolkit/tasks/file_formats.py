@@ -9,31 +9,23 @@ fields that it lacks become null, and one value of another type stops everything
 "007" and "NA" as 7 and as nothing.
 """
 
-import bz2
 import csv
-import gzip
-import importlib
-import io
 import json
-import lzma
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from itertools import chain, islice
-from pathlib import Path
-from typing import Any, TextIO
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
 
 import numpy as np
 
 from toolkit.errors import PollardError
-from toolkit.tasks.data_files import COLUMNS, READ, TABLES, ending_of
+from toolkit.tasks.data_files import COLUMNS, ENDINGS, READ, TABLES, ending_of
+from toolkit.tasks.text_files import NOT_UTF8, is_utf8, opened
 
 Columns = dict[str, Any]
 Line = tuple[str, Columns | str]  # where it stood, and its columns, or what is wrong with it
 
-OPEN: dict[str, Callable[[str], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-NO_UTF8 = re.compile("[\udc80-\udcff]")  # what Python makes of such bytes
 ARROW = {"float": "float32", "halffloat": "float16"}  # what Arrow calls numbers of fewer than 64 bits
 NARROW = set(ARROW.values())
 CHAT = {"role", "from"}  # keys of messages: a list of them is a conversation, and no list of lines
@@ -54,38 +46,6 @@ def read_file(path: str) -> Iterable[Line]:
         raise PollardError(f"Cannot read {path}: {what}. Data files are {READ}, by the ends of their names.") from None
 
 
-@contextmanager
-def opened(path: str) -> Iterator[TextIO]:
-    """A text file, packed or not; bytes that are no UTF-8 come as lone surrogates (`is_utf8`)."""
-    packed = Path(path).suffix.lower()
-    if packed == ".zst":
-        try:
-            opener: Callable[[str], Any] = importlib.import_module("zstandard").open
-        except ImportError:
-            raise PollardError(f"Cannot read {path}: Python needs a package for .zst, `pip install zstandard`.") from None
-    else:
-        opener = OPEN.get(packed, io.FileIO)
-    with opener(path) as found, io.BufferedReader(found) as file:
-        start = file.peek(1024)[:1024]
-        if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start:
-            raise PollardError(
-                f"Cannot read {path}: it is no UTF-8 text, but UTF-16 or no text at all. Data files are {READ}. "
-                f"To convert UTF-16: iconv -f UTF-16 -t UTF-8 {path} > converted{ending_of(path)}"
-            )
-        yield io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=None if is_json(path) else "")
-
-
-def is_json(path: str) -> bool:
-    return ending_of(path) not in TABLES
-
-
-def is_utf8(text: str) -> bool:
-    return text.isascii() or not NO_UTF8.search(text)
-
-
-NOT_UTF8 = "not UTF-8 text: convert the file, for example with `iconv -f LATIN1 -t UTF-8`."
-
-
 def read_json(path: str) -> Iterator[Line]:
     """Objects, one a line; or all of them in one list, which may stand under a key."""
     with opened(path) as file:
@@ -93,6 +53,8 @@ def read_json(path: str) -> Iterator[Line]:
     if _is_document(first, ending_of(path)):
         yield from _document(path)
         return
+    if first and ending_of(path) not in ENDINGS and not first[0].lstrip().startswith(("[", "{")):
+        raise PollardError(f"Cannot read {path}: it holds no JSON, and by its name it is no data file ({READ}).")
     with opened(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
@@ -110,7 +72,7 @@ def _is_document(first: list[str], ending: str) -> bool:
     except ValueError:
         goes_on = len(first) == 2 and not first[1].lstrip().startswith("{")
         return first[0].lstrip().startswith("[") or (ending == ".json" and goes_on)
-    return len(first) == 1 and (isinstance(value, list) or (ending == ".json" and _lists_in(value) != []))
+    return len(first) == 1 and (isinstance(value, list) or (ending == ".json" and (_lists_in(value) or len(_rows_of(value)) > 1)))
 
 
 def _document(path: str) -> Iterator[Line]:
@@ -127,9 +89,21 @@ def _document(path: str) -> Iterator[Line]:
         keys = _lists_in(value)
         if len(keys) > 1:
             raise PollardError(f"{path} holds several lists of objects ({', '.join(keys)}): write each into a file of its own.")
-        key, value = (f" of {keys[0]}", value[keys[0]]) if keys else ("", [value])
+        key, value = (f" of {keys[0]}", value[keys[0]]) if keys else ("", _rows_of(value))
     for number, item in enumerate(value, start=1):
         yield f"{path}, item {number}{key}", item if isinstance(item, dict) else _no_object(item)
+
+
+def _rows_of(value: Columns) -> list[Columns]:
+    """The rows of a table that is kept by columns, {"q": ["…", "…"], "a": ["…", "…"]}, or as pandas writes it by default,
+    {"q": {"0": "…", "1": "…"}, …}; else the object as the only row."""
+    columns = list(value.values())
+    if columns and all(isinstance(column, dict) and list(column) == [str(n) for n in range(len(column))] for column in columns):
+        columns = [list(column.values()) for column in columns]
+    is_table = all(isinstance(column, list) and len(column) == len(columns[0]) > 1 for column in columns)
+    if not columns or not is_table or any(isinstance(item, dict) and CHAT & item.keys() for column in columns for item in column):
+        return [value]
+    return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
 
 
 def _lists_in(value: dict[str, Any]) -> list[str]:
@@ -168,33 +142,65 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> Columns:
 
 
 def read_table(path: str) -> Iterator[Line]:
-    """Rows of text under a header, with commas, semicolons or tabs between them. Every cell stays the text that it is."""
+    """Rows of text under a header, with commas, semicolons or tabs between them. Every cell stays the text that it is.
+
+    Of a row that is none, each line that it reaches over comes by itself: a quote that is never closed hides many.
+    """
     csv.field_size_limit(sys.maxsize)  # 128 KiB unless said, and a document may be longer
+    tabs = ending_of(path) == ".tsv"
     with opened(path) as file:
-        first = next(file, "")
-        between = max("\t,;" if ending_of(path) == ".tsv" else ",;\t", key=first.count)
-        reader = csv.reader(chain([first], file), delimiter=between, strict=True)
-        header = next(reader, [])
+        first = next((line for line in file if line.strip()), "")
+    unquoted = re.sub('"[^"]*"', "", first)
+    between = max("\t,;" if tabs else ",;\t", key=unquoted.count)
+    quoting = csv.QUOTE_NONE if tabs and _quotes_are_text(path, between) else csv.QUOTE_MINIMAL
+    with opened(path) as file:
+        reader = csv.reader(file, delimiter=between, quoting=quoting, strict=True)
+        header = next((cells for cells in reader if "".join(cells).strip()), [])
         if twice := [name for name in header if header.count(name) > 1]:
             raise PollardError(f"Cannot read {path}: its header names {twice[0]!r} twice.")
         if not is_utf8("".join(header)):
             raise PollardError(f"Cannot read {path}: {NOT_UTF8}")
         while True:
-            where = f"{path}, line {reader.line_num + 1}"
+            start = reader.line_num + 1
             try:
                 cells = next(reader)
+                row = _row(header, cells)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield where, f"not valid CSV ({error})."
+                row = f"not valid CSV ({error})."
+            if row is None:
                 continue
-            if len(cells) != len(header):
-                if cells:  # an empty line is none
-                    yield where, f"{_count(cells, 'cell')} where the header names {_count(header, 'column')}."
-            elif not is_utf8("".join(cells)):
-                yield where, NOT_UTF8
-            else:
-                yield where, dict(zip(header, cells, strict=True))
+            yield f"{path}, line {start}", row
+            if isinstance(row, str):
+                for number in range(start + 1, reader.line_num + 1):
+                    yield f"{path}, line {number}", f"belongs to the row of line {start}, where a quote opens."
+
+
+def _row(header: list[str], cells: list[str]) -> Columns | str | None:
+    """A row's columns, or what is wrong with it; None for an empty line, which is none."""
+    if not cells:
+        return None
+    if len(cells) != len(header):
+        return f"{_count(cells, 'cell')} where the header names {_count(header, 'column')}."
+    return dict(zip(header, cells, strict=True)) if is_utf8("".join(cells)) else NOT_UTF8
+
+
+def _quotes_are_text(path: str, between: str) -> bool:
+    """Whether quotes in a file with tabs are signs like any other, as in many: every line is a row by itself, and in some of
+    them a quote that stood around a cell would not close."""
+    broken = False
+    with opened(path) as file:
+        lines = (line for line in file if line.strip())
+        number = next(lines, "").count(between)
+        for line in lines:
+            if line.count(between) != number:
+                return False
+            try:
+                broken = broken or ('"' in line and not list(csv.reader([line], delimiter=between, strict=True)))
+            except csv.Error:
+                broken = True
+    return broken
 
 
 def _count(things: list[str], name: str) -> str:

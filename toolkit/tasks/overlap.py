@@ -13,7 +13,7 @@ from string import Formatter
 from typing import Literal
 
 from toolkit.tasks.example import Example
-from toolkit.tasks.task import Task
+from toolkit.tasks.task import Split, Task
 
 N = 13
 WORD = re.compile(r"\w+")
@@ -45,6 +45,13 @@ class HeldOut:
         if words in self._whole:
             return "exact"
         return "partial" if any(part in self._parts for part in _parts(words)) else None
+
+
+def repeated_questions(task: Task, split: Split) -> tuple[int, int]:
+    """How many training examples ask, word for word, what the split asks too; and how many training examples there are."""
+    held = {_words(question_of(task, example)) for example in task.examples(split)}
+    train = task.examples("train")
+    return sum(_words(question_of(task, example)) in held for example in train), len(train)
 
 
 def _words(text: str) -> tuple[str, ...]:

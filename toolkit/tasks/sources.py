@@ -71,6 +71,8 @@ def _of_folder(folder: str, subset: str | None, split: str) -> Lines | None:
 
     if is_saved_by_datasets(Path(folder) / split):
         return _saved_by_datasets(f"{folder}/{split}", f"{folder} {split}")
+    if is_saved_by_datasets(Path(folder)):
+        raise PollardError(f"{folder} holds a single split, without a name: say `task.train: {folder}` or `task.test: {folder}`.")
     try:
         found = load_dataset_builder(folder, subset).config.data_files or {}
         files = {name: [str(file) for file in found[name]] for name in found if name in re.split(r"[^\w.-]", split)}

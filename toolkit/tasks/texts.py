@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.errors import PollardError, first_of
 from toolkit.tasks.data_files import ENDINGS, ending_of, files_of
-from toolkit.tasks.file_formats import NOT_UTF8, is_utf8, opened
 from toolkit.tasks.prompts import Encoded, tokens_of
 from toolkit.tasks.sources import read_files
 from toolkit.tasks.templates import check_texts, fields_in
+from toolkit.tasks.text_files import NOT_UTF8, is_utf8, opened
 
 KINDS = (*ENDINGS, ".txt")
 
