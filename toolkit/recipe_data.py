@@ -57,9 +57,10 @@ class TaskRecipe(Section):
     """Template over a line's columns, e.g. "{question}"."""
     completion: str | None = None
     """Template of what the model should write."""
-    messages: str | None = None
+    messages: str | list[str] | None = None
     """Column with chat messages ({role, content} or {from, value}), instead of the templates: the last message, the assistant's,
-    is the completion. A column `tools` says what it may call."""
+    is the completion. Of several columns, [prompt, completion], the messages follow one another. A column `tools` says what it
+    may call."""
     answer: str | None = None
     """Template of the text the scorer compares with; the completion unless given."""
     scorer: str | None = None
@@ -108,6 +109,13 @@ class TaskRecipe(Section):
         if not groups:
             raise ValueError("put a group around the answer itself, as in 'Answer: (.+)'")
         return pattern
+
+    @field_validator("messages", mode="after")
+    @classmethod
+    def _columns_are_named(cls, messages: str | list[str] | None) -> str | list[str] | None:
+        if messages is not None and (not messages or not all(messages)):
+            raise ValueError("name the column with the messages, or several columns")
+        return messages
 
     @field_validator("train", "test", mode="after")
     @classmethod

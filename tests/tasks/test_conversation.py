@@ -200,19 +200,16 @@ def test_tools_without_names_are_refused(tools: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "name"),
+    ("columns", "names"),
     [
-        ({"prompt": HELLO[:1], "completion": HELLO[1:]}, "prompt"),
-        ({"prompt": HELLO[:1], "completion": HELLO[1:]}, "completion"),
-        ({"prompt": HELLO[:1], "chosen": HELLO[1:], "rejected": HELLO[1:]}, "chosen"),
+        ({"prompt": HELLO[:1], "completion": HELLO[1:]}, ["prompt", "completion"]),
+        ({"prompt": HELLO[:1], "chosen": HELLO[1:], "rejected": HELLO[1:]}, ["prompt", "chosen"]),
+        ({"prompt": json.dumps(HELLO[:1]), "completion": json.dumps(HELLO[1:])}, ["prompt", "completion"]),
         ({"prompt": "Hi", "chosen": HELLO, "rejected": HELLO}, "chosen"),
-        ({"prompt": HELLO[:1], "chosen": HELLO}, "chosen"),
-        ({"prompt": json.dumps(HELLO[:1]), "completion": json.dumps(HELLO[1:])}, "prompt"),
-        ({"prompt": HELLO, "completion": "another"}, "prompt"),
     ],
 )
-def test_questions_and_answers_that_stand_apart_are_one_conversation(columns: dict[str, Any], name: str) -> None:
-    found = conversation_in(columns, name)
+def test_questions_and_answers_that_stand_apart_are_one_conversation(columns: dict[str, Any], names: Any) -> None:
+    found = conversation_in(columns, names)
     assert (found.messages, found.completion) == (tuple(HELLO[:1]), "Hello")
 
 
@@ -221,10 +218,13 @@ def test_questions_and_answers_that_stand_apart_are_one_conversation(columns: di
     [
         (
             {"prompt": HELLO[:1], "completion": HELLO[1:]},
-            "the column `prompt` holds messages, not a text: say `task.messages: prompt`",
+            "the field `prompt` holds chat messages and no text: instead of the templates name the columns",
         ),
-        ({"prompt": "Hi", "completion": HELLO}, "the column `completion` holds messages"),
-        ({"prompt": "Hi", "completion": json.dumps([{"from": "gpt", "value": "x"}])}, "the column `completion` holds messages"),
+        ({"prompt": "Hi", "completion": HELLO}, "the field `completion` holds chat messages"),
+        (
+            {"prompt": "Hi", "completion": json.dumps([{"from": "gpt", "value": "x"}])},
+            "the field `completion` holds chat messages",
+        ),
     ],
 )
 def test_messages_in_the_place_of_a_text_are_refused(tmp_path: Path, columns: dict[str, Any], told: str) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from chat_templates import SHAPES, tokenizer_of
+from tokenizers import normalizers
 
 from toolkit.errors import PollardError
 from toolkit.tasks import Example, check_rendering, encode, format_of, gold_of
@@ -166,3 +167,13 @@ def test_calls_are_read_back_with_the_text_before_them(shape: str, content: str)
 def test_a_completion_that_is_an_end_token_alone_is_refused() -> None:
     with pytest.raises(PollardError, match="line 7: the completion is nothing but the text of an end token"):
         check_rendering(tokenizer_of(SHAPES["ChatML"]), [example_of([CALLING[0], {**CALLING[3], "content": "<|im_end|>\n"}])])
+
+
+def test_a_text_that_the_tokenizer_cannot_write_is_counted() -> None:
+    tokenizer = tokenizer_of(SHAPES["ChatML"])
+    rust: Any = tokenizer._tokenizer
+    rust.normalizer = normalizers.Lowercase()
+    small, large = (example_of([CALLING[0], {"role": "assistant", "content": text}]) for text in ("cold", "COLD"))
+    assert check_rendering(tokenizer, [small]) == []
+    (note,) = check_rendering(tokenizer, [small, large])
+    assert note.startswith("1 of 2 completions cannot be written by the tokenizer as they are, the first becomes 'cold")

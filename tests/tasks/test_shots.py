@@ -52,13 +52,14 @@ def test_they_are_turns_of_a_conversation_or_plain_text(tmp_path: Path, tokenize
     assert tokenizer.decode(encoded.input_ids[encoded.prompt_length :]) == "#### 0<|end|>"
 
 
-def test_a_systems_word_stands_once_and_first(tmp_path: Path) -> None:
-    turns = [{"role": "system", "content": "Brief!"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_systems_word_stands_once_and_first(tmp_path: Path, role: str) -> None:
+    turns = [{"role": role, "content": "Brief!"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     path = tmp_path / "chats.jsonl"
     path.write_text(f"{json.dumps({'m': turns})}\n" * 9)
     task = Task(TaskRecipe(train=str(path), test=str(path), messages="m", shots=2))
     roles = [turn["role"] for turn in task.examples("test")[0].turns]
-    assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert roles == [role, "user", "assistant", "user", "assistant", "user"]
 
 
 @pytest.mark.parametrize("shots", [16, 99])

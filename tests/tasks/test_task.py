@@ -53,6 +53,28 @@ def test_messages_end_with_the_completion(tmp_path: Path) -> None:
     assert example.completion == example.gold == "Ho." and example.reply == {}
 
 
+# As preference data and TRL's conversational ones have it.
+def test_messages_may_stand_in_several_columns(tmp_path: Path) -> None:
+    asked, answered = [{"role": "user", "content": "Sky?"}], [{"role": "assistant", "content": "Blue."}]
+    rows = [{"prompt": asked, "chosen": answered}] * 6
+    example = task_of(tmp_path, rows, messages=["prompt", "chosen"]).examples("test")[0]
+    assert (example.messages, example.completion, example.gold) == (tuple(asked), "Blue.", "Blue.")
+    fault = fault_of(tmp_path, rows, messages=["chosen", "prompt"])
+    assert "line 1: `chosen + prompt` ends with a message of the user" in fault
+    assert "line 1: no field `completion`" in fault_of(tmp_path, rows, messages=["prompt", "completion"])
+    assert "line 1: `prompt + chosen` must be a list of" in fault_of(
+        tmp_path, [{"prompt": "Sky?", "chosen": answered}], messages=["prompt", "chosen"]
+    )
+
+
+@pytest.mark.parametrize("kept", [json.loads, str])
+def test_messages_are_no_text_of_a_template(tmp_path: Path, kept: Any) -> None:
+    chat = kept(json.dumps([{"from": "human", "value": "Sky?"}]))
+    fault = fault_of(tmp_path, [{"prompt": chat, "a": "Blue."}], prompt="{prompt}", completion="{a}")
+    assert "line 1: the field `prompt` holds chat messages and no text" in fault and "task.messages" in fault
+    assert task_of(tmp_path, [{"prompt": [{"x": 1}], "a": "Blue."}] * 6, prompt="{prompt}", completion="{a}").examples("test")
+
+
 def test_a_conversation_that_cannot_be_used_is_named_with_its_line(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "Hi?"}, {"role": "user", "content": "Hi??"}]
     fault = fault_of(tmp_path, [{"chat": messages}], messages="chat")

@@ -10,12 +10,12 @@ shows it). A field that is null or empty says nothing: files with columns fill u
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from toolkit.errors import PollardError, did_you_mean
 from toolkit.tasks.chat_format import REASONING, REASONING_NAMES, split_reasoning
-from toolkit.tasks.example import Message
-from toolkit.tasks.file_formats import CHAT
+from toolkit.tasks.example import SYSTEMS, Message
 from toolkit.tasks.templates import parsed_json, text_of
 
 ROLES = {  # as templates call them, by the names that data sets use
@@ -42,14 +42,16 @@ class Conversation(NamedTuple):
         return text_of_reply(self.completion, self.reply)
 
 
-def conversation_in(columns: dict[str, Any], name: str, system: str | None = None) -> Conversation:
-    """The conversation in the column `name`, with the tools in a column `tools` (or `functions`); `system` stands before one
-    that has no system message of its own.
+def conversation_in(columns: dict[str, Any], names: str | Sequence[str], system: str | None = None) -> Conversation:
+    """The conversation in a column, or in several one after the other, with the tools in a column `tools` (or `functions`);
+    `system` stands before one that has no system message of its own.
 
     Raises PollardError for what is no conversation that ends with the assistant, and for what cannot be used of it.
     """
-    given = _whole(columns, name)
-    if not isinstance(given, list) or len(given) < 2 or not all(isinstance(message, dict) for message in given):
+    names = [names] if isinstance(names, str) else names
+    parts, name = [parsed_json(columns[name]) for name in names], " + ".join(names)
+    given = [message for part in parts if isinstance(part, list) for message in part]
+    if not all(isinstance(part, list) for part in parts) or len(given) < 2 or not all(isinstance(m, dict) for m in given):
         raise PollardError(
             f"`{name}` must be a list of at least two messages, {{role, content}} or {{from, value}}, that ends with the "
             "assistant's."
@@ -62,25 +64,20 @@ def conversation_in(columns: dict[str, Any], name: str, system: str | None = Non
         )
     for mark in (key for key, value in NOT_TRAINED.items() if messages[-1].get(key, True) == value):
         raise PollardError(f"the last message of `{name}` says {mark}: {messages[-1][mark]}, and it is the one that is learnt.")
-    if system and messages[0]["role"] not in ("system", "developer"):
+    if system and messages[0]["role"] not in SYSTEMS:
         messages.insert(0, {"role": "system", "content": system})
     last = {key: value for key, value in messages[-1].items() if key not in ("role", "content")}
     return Conversation(tuple(messages[:-1]), messages[-1]["content"], last, _tools(columns))
 
 
-def _whole(columns: dict[str, Any], name: str) -> Any:
-    """What a column holds; where data keep the question and the answer apart, each a list of messages, both."""
-    given, prompt = parsed_json(columns[name]), parsed_json(columns.get("prompt"))
-    if name == "prompt" and is_conversation(answer := parsed_json(columns.get("completion"))) and is_conversation(given):
-        return [*given, *answer]
-    if name in ("completion", "chosen") and is_conversation(prompt) and is_conversation(given) and len(given) == 1:
-        return [*prompt, *given]
-    return given
+def holds_messages(value: Any) -> bool:
+    """Whether a column holds chat messages."""
+    value = parsed_json(value)
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and _is_message(item) for item in value)
 
 
-def is_conversation(value: Any) -> bool:
-    """Whether a value is a list of messages."""
-    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) and CHAT & one.keys() for one in value)
+def _is_message(item: dict[str, Any]) -> bool:
+    return {"role", "content"} <= item.keys() or {"from", "value"} <= item.keys()
 
 
 def text_of_reply(completion: str, reply: Message) -> str:

@@ -5,6 +5,7 @@ Templates drop much without a word: tool calls, names, reasoning, system message
 refused where it would be lost, all else is counted.
 """
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from toolkit.errors import PollardError, first_of
 from toolkit.tasks.chat_format import REASONING, split_reasoning
 from toolkit.tasks.example import Example, Message
 from toolkit.tasks.prompts import completion_text, format_of, prompt_text, without_end_texts
+from toolkit.tasks.scorer import quoted
 
 OTHER_TEXT = "zqOtherqz"
 CONTENT = ("content", "tool_calls")  # of any message; and tools, and the reasoning of the answer
@@ -35,6 +37,7 @@ def check_rendering(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Examp
     known: dict[Any, list[LostField]] = {}  # per shape of a conversation
     refused, left_out = [], []
     lost, cut = Counter[str](), 0
+    changed: list[tuple[str, str]] = []  # completions, and what the tokenizer makes of them
     for example in examples:
         try:
             shape = _shape(example)
@@ -43,11 +46,15 @@ def check_rendering(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Examp
                 known[shape] = list(dict.fromkeys(_lost_fields(tokenizer, example)))
             fields = known[shape] or cut_texts
             cut += _loses_end_texts(tokenizer, example)
+            completion = completion_text(tokenizer, example)
         except PollardError as error:
             refused.append(str(error))
             continue
         if content := [field.name for field in fields if field.is_content]:
             left_out.append(f"{example.where}: the model's chat template leaves out {' and '.join(content)}.")
+        written = str(tokenizer.decode(tokenizer(completion, add_special_tokens=False)["input_ids"]))
+        if _bare(written) != _bare(completion):
+            changed.append((completion, written))
         lost.update({field.name for field in fields if not field.is_content})
     if left_out:
         left_out.append(
@@ -59,6 +66,11 @@ def check_rendering(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Examp
     notes = [f"{number:,} of {len(examples):,} examples: the chat template does not show {name}" for name, number in lost.items()]
     if cut:
         notes.append(f"{cut:,} of {len(examples):,} completions hold the text of an end token, where an answer ends: taken off")
+    if changed:
+        notes.append(
+            f"{len(changed):,} of {len(examples):,} completions cannot be written by the tokenizer as they are, the first "
+            f"becomes {quoted(changed[0][1])} instead of {quoted(changed[0][0])}: no answer can be the same text"
+        )
     return notes
 
 
@@ -112,8 +124,8 @@ def _cut_texts(tokenizer: PreTrainedTokenizerBase, example: Example) -> Iterator
 
 
 def _bare(text: str) -> str:
-    """Templates trim texts."""
-    return "".join(text.split())
+    """Templates trim texts, and some tokenizers compose accents."""
+    return "".join(unicodedata.normalize("NFC", text).split())
 
 
 def _variants(message: Message) -> Iterator[tuple[str, Message]]:

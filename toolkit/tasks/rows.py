@@ -1,26 +1,26 @@
 """From the lines of a source to examples, by the task's templates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from toolkit.errors import PollardError
 from toolkit.tasks.chat_format import endless_reasoning
 from toolkit.tasks.classification import labels_of
-from toolkit.tasks.conversation import Conversation, conversation_in, is_conversation
+from toolkit.tasks.conversation import Conversation, conversation_in, holds_messages
 from toolkit.tasks.example import Example
 from toolkit.tasks.multiple_choice import choice_reader
 from toolkit.tasks.preset import Preset
 from toolkit.tasks.sources import Lines
-from toolkit.tasks.templates import check_texts, column, filled, parsed_json
+from toolkit.tasks.templates import check_texts, column, filled
 
 Columns = dict[str, Any]
 
 
-def examples_of(lines: Lines, preset: Preset, conversation: str | None) -> tuple[list[Example], list[str]]:
+def examples_of(lines: Lines, preset: Preset, conversation: str | Sequence[str] | None) -> tuple[list[Example], list[str]]:
     """The examples of a source, and of each line that cannot be used what is wrong with it, where it stands.
 
-    `conversation` names a column with chat messages, which then stands for the templates. Raises PollardError where it is
-    the whole source that cannot be understood.
+    `conversation` names the column, or columns, with chat messages, which then stand for the templates. Raises PollardError
+    where it is the whole source that cannot be understood.
     """
     prepare, examples, bad = _preparation(lines, preset), [], []
     for where, columns in lines.lines:
@@ -59,7 +59,7 @@ def _preparation(lines: Lines, preset: Preset) -> Callable[[Columns], Columns]:
 
 
 def _example(
-    row: tuple[str, Columns], prepare: Callable[[Columns], Columns], preset: Preset, conversation: str | None
+    row: tuple[str, Columns], prepare: Callable[[Columns], Columns], preset: Preset, conversation: str | Sequence[str] | None
 ) -> Example:
     where, columns = row
     try:
@@ -86,11 +86,11 @@ def _example(
 def _asked(where: str, columns: Columns, preset: Preset, system: str | None) -> Conversation:
     """A question and its answer, by the task's templates."""
     for template in (preset.prompt, preset.completion):
-        name = str(template).strip().removeprefix("{").removesuffix("}")
-        if is_conversation(parsed_json(columns.get(name))):
+        name = str(template).strip()[1:-1]
+        if f"{{{name}}}" == str(template).strip() and holds_messages(columns.get(name)):
             raise PollardError(
-                f"{where}: the column `{name}` holds messages, not a text: say `task.messages: {name}`, which then stands for "
-                "task.prompt and task.completion."
+                f"{where}: the field `{name}` holds chat messages and no text: instead of the templates name the columns with "
+                "them, `task.messages: chat`, or [prompt, completion] where they follow one another."
             )
     question = {"role": "user", "content": filled(str(preset.prompt), columns, where)}
     if not question["content"].strip():
@@ -99,9 +99,10 @@ def _asked(where: str, columns: Columns, preset: Preset, system: str | None) -> 
     return Conversation(messages, filled(str(preset.completion), columns, where), {}, ())
 
 
-def _chat(where: str, columns: Columns, name: str, system: str | None) -> Conversation:
-    check_texts(name, column(name, columns, where), where)
+def _chat(where: str, columns: Columns, names: str | Sequence[str], system: str | None) -> Conversation:
+    for name in [names] if isinstance(names, str) else names:
+        check_texts(name, column(name, columns, where), where)
     try:
-        return conversation_in(columns, name, system)
+        return conversation_in(columns, names, system)
     except PollardError as error:
         raise PollardError(f"{where}: {error}") from None
