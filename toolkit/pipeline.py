@@ -164,9 +164,8 @@ def do_stage(stage: Stage, recipe: Recipe, directory: RunDirectory, reason: str,
     """Runs one stage on every rank and writes its entry; without a `reason` it only says that it is done. `planned`: those
     that it may have been made from."""
     if not reason:
-        gone = stage.output and not (directory.path / stage.output).exists()
-        then = f", skipped: {directory.path / stage.output} was removed, and nothing needs it" if gone else ", skipped"
-        say(f"[dim]{stage.name:<20} done already{escape(then)}[/]")
+        gone = f": {directory.path / stage.output} was removed, and nothing needs it" if stage.is_gone(directory) else ""
+        say(f"[dim]{stage.name:<20} done already, skipped{escape(gone)}[/]")
         if stage.name == "report":  # cheap, and what the user came for
             stage.run(recipe, directory, stage.fingerprint)
         return

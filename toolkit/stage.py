@@ -40,12 +40,17 @@ class Stage:
         """Whether it leaves a file, which nobody removes to save space, and which the report is made of."""
         return bool(PurePath(self.output).suffix)
 
+    def is_gone(self, directory: RunDirectory) -> bool:
+        """Whether somebody has removed what it left, or everything in it."""
+        path = directory.path / self.output
+        return bool(self.output) and not (any(path.iterdir()) if path.is_dir() else path.exists())
+
 
 def entries_of(planned: Sequence[Stage], directory: RunDirectory) -> dict[str, dict[str, Any]]:
     """The manifest's entries; what somebody has removed by hand is marked as what was cleaned is."""
     entries = directory.entries()
     for stage in planned:
-        if stage.name in entries and stage.output and not (directory.path / stage.output).exists():
+        if stage.name in entries and stage.is_gone(directory):
             entries[stage.name]["removed"] = True
     return entries
 
