@@ -282,3 +282,29 @@ def test_the_recipe_in_the_run_directory_is_the_one_that_ran(pollard: Pollard) -
     pollard("prune", "small.yaml", "pruning.keep=2")
     assert load_recipe(RUN / "recipe.yaml").pruning.keep == 2
     assert redone(pollard("prune", str(RUN / "recipe.yaml"))[1]) == []
+
+
+# Models are large, and removed where they are not needed now; figures are small, and the report is made of them.
+@pytest.mark.parametrize(
+    ("removed", "again", "then"),
+    [
+        ("pruned", [], ["prune", "recover", "evaluate/recovered", "report"]),
+        ("recovered", [], ["recover", "evaluate/recovered", "report"]),
+        ("calibration", [], ["recover", "evaluate/recovered", "report"]),
+        ("evaluation/recovered.json", ["evaluate/recovered"], ["recover", "evaluate/recovered", "report"]),
+        ("plan.json", ["calibrate", "select"], ["recover", "evaluate/recovered", "report"]),
+    ],
+)
+def test_what_somebody_removed_by_hand_is_made_again_where_it_is_needed(
+    pollard: Pollard, removed: str, again: list[str], then: list[str]
+) -> None:
+    if removed == "plan.json":
+        shutil.rmtree(RUN / "calibration")
+    path = RUN / removed
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    status, out = pollard("run", "small.yaml")
+    assert status == 0 and redone(out) == [*again]
+    if not again:
+        assert f"done already, skipped: {path} was removed, and nothing needs it" in out
+    status, out = pollard("run", "small.yaml", "finetuning.trainer.max_steps=3")
+    assert status == 0 and redone(out) == then and "Stale" not in out

@@ -18,7 +18,7 @@ from toolkit.recipe_evaluation import ROLES
 from toolkit.recipe_file import dump_recipe
 from toolkit.report import write_report
 from toolkit.run_directory import RunDirectory, fingerprint_of
-from toolkit.stage import Do, Stage, is_settled, made_from, reasons
+from toolkit.stage import Do, Stage, entries_of, is_settled, made_from, reasons
 from toolkit.stage_list import stages_of
 from toolkit.stages.checks import check
 from toolkit.stages.full_memory import explained_full_memory
@@ -57,7 +57,7 @@ def run(
     mistakes.collect(lambda: on_main(lambda: directory.check_owner(*owner)))
     planned = mistakes.collect(lambda: plan_stages(recipe, taught)) or []
     ends = _end(planned, until)
-    why = on_main(lambda: reasons(planned, directory.entries(), fresh))
+    why = on_main(lambda: reasons(planned, entries_of(planned, directory), fresh))
     if mistakes or any(why.values()):
         notes = check(recipe, directory, mistakes)
     on_main(directory.lock)
@@ -126,7 +126,7 @@ def _no_longer_asked_for(directory: RunDirectory, recipe: Recipe, planned: list[
 def _why_now(stage: Stage, planned: list[Stage], directory: RunDirectory, why: dict[str, str]) -> str:
     """Why a stage must be done, when it is its turn: what it was made from may have come out otherwise than before. What
     was stale and is asked for again is current from here on."""
-    reason = why[stage.name] or reasons(planned, directory.entries())[stage.name]
+    reason = why[stage.name] or reasons(planned, entries_of(planned, directory))[stage.name]
     if not reason:
         directory.revive(stage.name)
     return reason
@@ -134,7 +134,7 @@ def _why_now(stage: Stage, planned: list[Stage], directory: RunDirectory, why: d
 
 def _settle(later: list[Stage], planned: list[Stage], directory: RunDirectory) -> None:
     """Of the stages that were not asked for: what is current again after those that were, and the report without the rest."""
-    why = reasons(planned, directory.entries())
+    why = reasons(planned, entries_of(planned, directory))
     for stage in later:
         if not why[stage.name] and is_settled(stage, planned, directory.entries()):
             directory.revive(stage.name)
@@ -164,7 +164,8 @@ def do_stage(stage: Stage, recipe: Recipe, directory: RunDirectory, reason: str,
     """Runs one stage on every rank and writes its entry; without a `reason` it only says that it is done. `planned`: those
     that it may have been made from."""
     if not reason:
-        say(f"[dim]{stage.name:<20} done already, skipped[/]")
+        gone = f": {directory.path / stage.output} was removed, and nothing needs it" if stage.is_gone(directory) else ""
+        say(f"[dim]{stage.name:<20} done already, skipped{escape(gone)}[/]")
         if stage.name == "report":  # cheap, and what the user came for
             stage.run(recipe, directory, stage.fingerprint)
         return

@@ -9,6 +9,7 @@ was trained.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Literal
 
 from toolkit.manifest import DONE, UNFINISHED
@@ -31,11 +32,31 @@ class Stage:
     needs: tuple[str, ...] = ()  # the stages whose results it reads
     inside: str = ""  # of those, the one into whose folder it writes: made again, that folder is without it
     result: Literal["by fingerprint", "by plan", "unique"] = "by fingerprint"  # what a result is the same by
+    output: str = ""  # the file or folder of the run directory that it leaves
     checkpoints: tuple[str, ...] = ()  # folders of the run directory that it replaces
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it leaves a file, which nobody removes to save space, and which the report is made of."""
+        return bool(PurePath(self.output).suffix)
+
+    def is_gone(self, directory: RunDirectory) -> bool:
+        """Whether somebody has removed what it left, or everything in it."""
+        path = directory.path / self.output
+        return bool(self.output) and not (any(path.iterdir()) if path.is_dir() else path.exists())
+
+
+def entries_of(planned: Sequence[Stage], directory: RunDirectory) -> dict[str, dict[str, Any]]:
+    """The manifest's entries; what somebody has removed by hand is marked as what was cleaned is."""
+    entries = directory.entries()
+    for stage in planned:
+        if stage.name in entries and stage.is_gone(directory):
+            entries[stage.name]["removed"] = True
+    return entries
 
 
 def reasons(planned: Sequence[Stage], entries: Entries, fresh: bool = False) -> dict[str, str]:
-    """Per stage why it must be done; empty where it is done. `entries` are those of the manifest."""
+    """Per stage why it must be done; empty where it is done. `entries`: see `entries_of`."""
     if fresh:
         return {stage.name: "as asked by --fresh" for stage in planned}
     found = {stage.name: _own_reason(stage, entries.get(stage.name)) for stage in planned}
@@ -46,7 +67,9 @@ def reasons(planned: Sequence[Stage], entries: Entries, fresh: bool = False) -> 
                 found[stage.name] = "what it was made from is made again"
         for stage in planned:  # what was removed to save space, where somebody needs it
             removed = not found[stage.name] and entries[stage.name].get("removed")
-            if removed and any(found[other.name] for other in planned if stage.name in other.needs):
+            if removed and stage.is_small:
+                found[stage.name] = f"{stage.output} is not there any more"
+            elif removed and any(found[other.name] for other in planned if stage.name in other.needs):
                 found[stage.name] = "removed before, and needed again"
         if found == before:
             return found

@@ -43,7 +43,7 @@ def stages_of(recipe: Recipe, taught: Taught | None, do_round: Callable[[int, Ta
         planned.append(
             Stage(
                 "recover", how_to, mark, core.recover_stage, "checkpoints/recovered", ("prune", *taught_by),
-                result="unique", checkpoints=("recovered", "adapter"),
+                result="unique", output="recovered", checkpoints=("recovered", "adapter"),
             )
         )  # fmt: skip
         planned += _evaluation(recipe, marks, "recovered", "recover")
@@ -54,7 +54,7 @@ def stages_of(recipe: Recipe, taught: Taught | None, do_round: Callable[[int, Ta
         planned.append(
             Stage(
                 "control", how_to, mark, core.control_stage, "checkpoints/control", taught_by,
-                result="unique", checkpoints=("control", "control_adapter"),
+                result="unique", output="control", checkpoints=("control", "control_adapter"),
             )
         )  # fmt: skip
         planned += _evaluation(recipe, marks, "control", "control")
@@ -66,7 +66,8 @@ def _early_rounds(marks: Fingerprints, taught_by: tuple[str, ...], do_round: Cal
     planned: list[Stage] = []
     for keep, mark in marks.rounds.items():
         purpose, needs = f"on the way: prune to {keep} experts and recover", (*taught_by, *(stage.name for stage in planned[-1:]))
-        planned.append(Stage(f"rounds/{keep}", purpose, mark, do_round(keep, marks.taught), needs=needs, result="unique"))
+        do, result = do_round(keep, marks.taught), f"rounds/{keep}/recovered"
+        planned.append(Stage(f"rounds/{keep}", purpose, mark, do, needs=needs, result="unique", output=result))
     return planned
 
 
@@ -78,14 +79,19 @@ def _choosing(recipe: Recipe, marks: Fingerprints, rounds: tuple[str, ...]) -> l
     choose = f"choose the experts to keep ({pruning.keep}, {pruning.criterion})"
     cut = "cut the others out of the checkpoint"
     said = Stage(
-        "fidelity/original", "keep what the original model says of the gold answers", marks.said, beside.fidelity_original_stage
-    )
+        "fidelity/original", "keep what the original model says of the gold answers", marks.said, beside.fidelity_original_stage,
+        output="fidelity",
+    )  # fmt: skip
     return [
-        Stage("calibrate", watch, marks.calibrate, _in_last_round(core.calibrate_stage), needs=rounds[-1:]),
-        Stage("select", choose, marks.select, core.select_stage, needs=("calibrate", *rounds), result="by plan"),
+        Stage(
+            "calibrate", watch, marks.calibrate, _in_last_round(core.calibrate_stage), needs=rounds[-1:], output="calibration"
+        ),
+        Stage(
+            "select", choose, marks.select, core.select_stage, needs=("calibrate", *rounds), result="by plan", output="plan.json"
+        ),
         Stage(
             "prune", cut, marks.models["pruned"], _in_last_round(core.prune_stage), needs=("select", *rounds[-1:]),
-            result="by plan", checkpoints=("pruned",),
+            result="by plan", output="pruned", checkpoints=("pruned",),
         ),
         *([said] if recipe.evaluation.fidelity else []),
     ]  # fmt: skip
@@ -100,13 +106,19 @@ def _evaluation(recipe: Recipe, marks: Fingerprints, role: str, made_by: str = "
     if recipe.evaluation.fidelity and role != "original":
         purpose, do = f"compare what the {role} model says with the original", beside.fidelity_stage(role, marks.said)
         identity = fingerprint_of(model, marks.said)
-        measured.append(Stage(f"fidelity/{role}", purpose, identity, do, needs=(*needs, "fidelity/original")))
+        needed, figures = (*needs, "fidelity/original"), f"evaluation/{role}.fidelity.json"
+        measured.append(Stage(f"fidelity/{role}", purpose, identity, do, needs=needed, output=figures))
     if recipe.evaluation.harness:
         purpose, do = f"ask the {role} model about other tasks", beside.harness_stage(role)
-        measured.append(Stage(f"harness/{role}", purpose, fingerprint_of(model, marks.asked), do, needs=needs))
+        identity, figures = fingerprint_of(model, marks.asked), f"evaluation/{role}.harness.json"
+        measured.append(Stage(f"harness/{role}", purpose, identity, do, needs=needs, output=figures))
     purpose = f"answer the {recipe.evaluation.split} questions of {recipe.task.name} with the {role} model"
     do, answers = evaluate_stage(role, model), f"evaluation/{role}.answers"
-    return [*measured, Stage(f"evaluate/{role}", purpose, marks.scores_of(role), do, scratch=answers, needs=needs)]
+    scores = f"evaluation/{role}.json"
+    return [
+        *measured,
+        Stage(f"evaluate/{role}", purpose, marks.scores_of(role), do, scratch=answers, needs=needs, output=scores),
+    ]
 
 
 def _skipping(recipe: Recipe, marks: Fingerprints) -> list[Stage]:
@@ -116,20 +128,23 @@ def _skipping(recipe: Recipe, marks: Fingerprints) -> list[Stage]:
     answering = f"answer them once more with the {last} model, skipping experts"
     judged = fingerprint_of(marks.skip, marks.judged)
     return [
-        Stage("skip", how_to, marks.skip, skip_stage(last), needs=(made_by,), inside=made_by),
-        Stage("evaluate/skipping", answering, judged, evaluate_stage("skipping", None, last), needs=("skip", made_by)),
-    ]
+        Stage("skip", how_to, marks.skip, skip_stage(last), needs=(made_by,), inside=made_by, output=last),
+        Stage(
+            "evaluate/skipping", answering, judged, evaluate_stage("skipping", None, last), needs=("skip", made_by),
+            output="evaluation/skipping.json",
+        ),
+    ]  # fmt: skip
 
 
 def _teaching(taught: Taught) -> list[Stage]:
     stages_of_it = []
     if taught.answers:
         purpose = "have the original model answer training prompts"
-        stages_of_it.append(Stage("answers", purpose, taught.answers, teach.answers_stage))
+        stages_of_it.append(Stage("answers", purpose, taught.answers, teach.answers_stage, output="answers"))
     if taught.teacher:
         purpose = "keep what the original model says of every completion token"
         needs = tuple(stage.name for stage in stages_of_it)
-        stages_of_it.append(Stage("teacher", purpose, taught.teacher, teach.teacher_stage, needs=needs))
+        stages_of_it.append(Stage("teacher", purpose, taught.teacher, teach.teacher_stage, needs=needs, output="teacher"))
     return stages_of_it
 
 

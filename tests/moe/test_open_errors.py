@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from toolkit import cli
 from toolkit.errors import PollardError
@@ -78,12 +79,29 @@ CONFIGURATION = [
     (edited("config.json", dtype="bfloat17"), r"describes no model(.|\n)*bfloat17"),
     (removed("config.json"), r"it has no config\.json"),
 ]
+BY_CONFIGURATION = [  # what opens a tokenizer reads it first
+    (edited("config.json", max_position_embeddings=None), r"config\.json describes no model .* at max_position_embeddings"),
+    (edited("config.json", dtype="float17"), r"config\.json describes no model"),
+]
+
+
+def broken_beside(folder: Path) -> None:
+    """The model is whole; another file, which nobody reads, and a shard that is not there."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    save_file(tensors, folder / "model-00001-of-00002.safetensors", {"format": "pt"})
+    (folder / "a.safetensors").write_text(LFS)
+    files = dict.fromkeys(tensors, "model-00001-of-00002.safetensors") | {"lm_head.weight": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+
+
 WEIGHTS = [
+    (broken_beside, r"Cannot read .*model-00002-of-00002\.safetensors: No such file"),
     (written("model.safetensors", LFS), r"model\.safetensors is no whole safetensors file"),
     (lambda f: written("model.safetensors", (f / "model.safetensors").read_bytes()[:-9])(f), r"model\.safetensors is cut off"),
     (removed("model.safetensors"), r"it has no weights \(\*\.safetensors\)"),
-    (in_files("{"), r"index\.json is no valid JSON"),
-    (in_files("{}"), r"index\.json has no `weight_map`"),
+    (in_files("{"), r"index\.json is damaged \(JSONDecodeError"),
+    (in_files("{}"), r"index\.json is damaged \(KeyError\('weight_map'\)\)"),
     (
         edited("config.json", vocab_size=700),
         r"\.weight is \[768, 32\] in the files, .* describes \[700, 32\] \(vocab_size: 700\)",
@@ -107,6 +125,7 @@ def parts(cases: list, load: Callable[[str], Any]) -> list:
     ("broken", "load", "told"),
     [
         *parts(TOKENIZER, load_tokenizer),
+        *parts(BY_CONFIGURATION, load_tokenizer),
         *parts(CONFIGURATION, lambda path: meta_model(load_config(path))),
         *parts(WEIGHTS, load_model),
     ],

@@ -1,6 +1,7 @@
 """What is written opens with transformers alone, or is not left."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def test_what_is_wrong_with_a_written_folder_is_found(
 ) -> None:
     monkeypatch.setattr(stock, "READ_AGAIN", 2 * 10**9 if small else 0)
     folder, source = tiny_checkpoint(), tmp_path / "source"
-    source.mkdir()
+    shutil.copytree(folder, source)
     stock.check_opens(folder, source)
     tensors = load_file(folder / "model.safetensors")
     expert = "model.layers.1.block_sparse_moe.experts.2.w3.weight"
@@ -43,3 +44,20 @@ def test_what_is_wrong_with_a_written_folder_is_found(
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(PollardError, match="transformers cannot open the model of what was written to"):
         stock.check_opens(folder, source)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("generation_config.json", "[]"),
+        ("generation_config.json", '{"max_new_tokens": -1}'),
+        ("generation_config.json", '{"num_return_sequences": 3}'),
+        ("config.json", '{"quantization_config": {}}'),
+    ],
+)
+def test_what_could_not_be_opened_before_is_the_originals_fault(tiny_checkpoint, tmp_path: Path, name: str, content: str) -> None:
+    source = tiny_checkpoint()
+    file, added = source / name, json.loads(content)
+    file.write_text(json.dumps(json.loads(file.read_text()) | added if added else added))
+    with pytest.raises(PollardError, match=rf"transformers cannot open {source}, and so not .*Put that right there"):
+        prune_checkpoint(source, plan_for(tiny_model("mixtral"), KEPT), tmp_path / "pruned")

@@ -53,6 +53,17 @@ def test_another_recipes_checkpoints_are_not_gone_on_from(tmp_path: Path) -> Non
     assert [path.name for path in newest_first(tmp_path)] == ["checkpoint-20"]
 
 
+def test_copies_that_somebody_made_of_checkpoints_are_neither_used_nor_removed(tmp_path: Path) -> None:
+    best = saved(tmp_path, 20, fingerprint="of a changed recipe")
+    for name in ("checkpoint-20-best", "checkpoint-best", "checkpoint-", "checkpoint-20.bak"):
+        shutil.copytree(best, tmp_path / name)
+    (tmp_path / "checkpoint-30").write_text("a file")
+    assert last_checkpoint(tmp_path, "mine") is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-", "checkpoint-20-best", "checkpoint-20.bak", "checkpoint-30", "checkpoint-best",
+    ]  # fmt: skip
+
+
 def test_another_number_of_ranks_is_told_the_command_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path, 20, ranks=4)
     monkeypatch.setenv(SHELL_PATH, str(Path(sys.executable).parent))

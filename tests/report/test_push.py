@@ -68,6 +68,14 @@ def test_without_a_login_the_remedy_is_named(run: RunDirectory, hub: list, monke
     assert hub == []
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}", "null", '{"name": "small"}'])
+def test_a_report_that_is_none_is_told(run: RunDirectory, hub: list, content: str) -> None:
+    (run.path / "report.json").write_text(content)
+    with pytest.raises(PollardError, match=r"report\.json is damaged .*`pollard report .*` writes it again"):
+        push_module.push(str(run.path), "me/small")
+    assert hub == []
+
+
 def test_a_run_without_a_model_has_nothing_to_push(tmp_path: Path, hub: list) -> None:
     run = make_run(tmp_path, until="select")
     with pytest.raises(PollardError, match=r"has no report\.json yet"):

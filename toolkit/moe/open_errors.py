@@ -13,9 +13,10 @@ from typing import Literal, TypeVar
 
 import torch
 from huggingface_hub.errors import HFValidationError
+from transformers import AutoConfig
 
 from toolkit.errors import PollardError
-from toolkit.moe.checkpoint_files import INDEX
+from toolkit.moe.checkpoint_files import checkpoint_files
 from toolkit.moe.tensor_files import read_header
 
 T = TypeVar("T")
@@ -27,7 +28,7 @@ FILES: dict[Part, tuple[str, ...]] = {  # the JSON files of each part
         "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json",
         "vocab.json", "config.json",
     ),
-    "weights": ("config.json", INDEX),
+    "weights": ("config.json",),  # and what checkpoint_files reads
     "generation settings": ("generation_config.json",),
 }  # fmt: skip
 PACKAGES = ("sentencepiece", "tiktoken", "protobuf", "blobfile", "mistral-common", "mistral_common")
@@ -88,16 +89,14 @@ def _faulty_file(folder: Path, part: Part) -> str | None:
             return f"{file} is JSON, but no object ({{…}}). {AGAIN}"
         if name == "config.json" and not content.get("model_type"):
             return f"{file} has no `model_type`, which says of what family the model is. Is it this model's config.json?"
-        if name == INDEX and not isinstance(content.get("weight_map"), dict):
-            return f"{file} has no `weight_map`, which says where each tensor is. {AGAIN}"
     if part == "weights":
-        files = sorted(folder.glob("*.safetensors"))
-        for file in files:
-            try:
+        try:
+            files = checkpoint_files(folder)
+            for file in files.weights if files.safetensors else ():
                 read_header(file)
-            except PollardError as error:
-                return str(error)
-        if not files and not any(folder.glob("*.bin")):
+        except PollardError as error:
+            return str(error)
+        if not files.weights:
             return f"The folder is no complete transformers checkpoint: it has no weights (*.safetensors). {AGAIN}"
     elif part == "tokenizer" and not any(folder.glob("*token*")) and not any(folder.glob("vocab.*")):
         return (
@@ -108,6 +107,8 @@ def _faulty_file(folder: Path, part: Part) -> str | None:
 
 def _fault_of(error: Exception, path: str, part: Part) -> str:
     text, package = str(error), _package(str(error))
+    if part in ("tokenizer", "weights") and not _config_opens(path):
+        part = "configuration"
     if part == "tokenizer":
         if isinstance(error, ImportError) or (package and not (Path(path) / "tokenizer.json").is_file()):
             name = package or getattr(error, "name", None) or "a package"
@@ -138,6 +139,17 @@ def _fault_of(error: Exception, path: str, part: Part) -> str:
     if part == "weights":
         return f"Its weights cannot be loaded: a value of its config.json is wrong, or a file of the weights is damaged. {AGAIN}"
     return "The folder is no complete transformers checkpoint (config.json, weights, tokenizer)."
+
+
+def _config_opens(path: str) -> bool:
+    """The tokenizer and the weights are opened by way of the configuration, whose faults are then theirs."""
+    if not (Path(path) / "config.json").is_file():
+        return True
+    try:
+        AutoConfig.from_pretrained(path)
+    except Exception:  # told by what stands in the file
+        return False
+    return True
 
 
 def _package(text: str) -> str | None:

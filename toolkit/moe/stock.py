@@ -23,8 +23,8 @@ READ_AGAIN = 2 * 10**9  # bytes of weights
 
 def check_opens(folder: Path, source: Path) -> None:
     """Raises PollardError where transformers cannot open what is written in `folder`, or finds tensors missing or of another
-    shape there. What it cannot open in `source`, the checkpoint that it was made of, is not asked for. Quantized weights
-    are not opened: their methods need packages and GPUs of their own.
+    shape there. A tokenizer or generation settings that it cannot open in `source`, the checkpoint that it was made of, are
+    not asked for; a model is. Quantized weights are not opened: their methods need packages and GPUs of their own.
 
     Not under ZeRO-3, which would partition the model that is opened.
     """
@@ -41,9 +41,14 @@ def check_opens(folder: Path, source: Path) -> None:
                 _opened(part, lambda opener=opener: opener(folder), folder)  # type: ignore[misc]
     if quantization_of(config):
         return
-    files = checkpoint_files(folder)
-    small = sum(file.stat().st_size for file in files.weights) <= READ_AGAIN
-    found = _opened("the model", lambda: _loaded(folder, config) if small else _loaded_by_headers(files, config), folder)
+    try:
+        found = _loaded(folder)
+    except Exception as error:
+        if not _opens(_loaded, source):
+            raise PollardError(
+                f"transformers cannot open {source}, and so not what is made of it: {_first_line(error)}. Put that right there."
+            ) from error
+        raise PollardError(_cannot(folder, "the model", _first_line(error))) from error
     wrong = sorted([*found["missing_keys"], *(key[0] for key in found["mismatched_keys"]), *found["error_msgs"]])
     if wrong:
         raise PollardError(
@@ -51,12 +56,16 @@ def check_opens(folder: Path, source: Path) -> None:
         )
 
 
-def _loaded(folder: Path, config: Any) -> dict[str, Any]:
+def _loaded(folder: Path) -> dict[str, Any]:
+    """What transformers says of loading the model, in full or by the headers of its files."""
+    files, config = checkpoint_files(folder), AutoConfig.from_pretrained(folder)
+    if sum(file.stat().st_size for file in files.weights) > READ_AGAIN:
+        return _by_headers(files, config)
     with quiet():
         return model_class(type(config)).from_pretrained(folder, device_map="meta", output_loading_info=True)[1]
 
 
-def _loaded_by_headers(files: CheckpointFiles, config: Any) -> dict[str, Any]:
+def _by_headers(files: CheckpointFiles, config: Any) -> dict[str, Any]:
     tensors = {}
     for file in files.weights:
         with safe_open(file, framework="pt") as stored:
@@ -83,8 +92,12 @@ def _opened(part: str, opener: Callable[[], Any], folder: Path) -> Any:
     try:
         return opener()
     except Exception as error:  # of any library
-        raise PollardError(_cannot(folder, part, str(error).strip() or repr(error))) from error
+        raise PollardError(_cannot(folder, part, _first_line(error))) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
 
 
 def _cannot(folder: Path, part: str, why: str) -> str:
-    return f"transformers cannot open {part} of what was written to {folder}: {why.splitlines()[0]}. Please report this."
+    return f"transformers cannot open {part} of what was written to {folder}: {why}. Please report this."

@@ -8,6 +8,7 @@ full disk left: it is skipped, and the one before it serves.
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from toolkit.files import write_text
 from toolkit.typed_command import command_again
 
 COMPLETE = "complete.json"
+CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
 class Keeper(TrainerCallback):
@@ -114,8 +116,9 @@ def remove(checkpoint: Path) -> None:
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """All checkpoint folders, whole or not."""
-    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
+    """All checkpoint folders, whole or not; a copy that somebody made of one (checkpoint-40-best) is none."""
+    found = [path for path in folder.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True)
 
 
 def kept(folder: Path) -> str:

@@ -58,7 +58,7 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise PollardError(f"{path} is damaged ({error}). Remove it and run the stage that writes it again (--fresh).") from None
+        raise PollardError(f"{path} is damaged ({error}). Remove it: `pollard run` makes again what it needs.") from None
 
 
 def told(report: dict[str, Any]) -> list[str]:

@@ -91,7 +91,7 @@ def _read(path: Path, parse: Callable[[str], T]) -> T | None:
     try:
         return parse(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise PollardError(f"{path} is damaged ({error}). Remove it and run the stage that writes it again (--fresh).") from None
+        raise PollardError(f"{path} is damaged ({error}). Remove it: `pollard run` makes again what it needs.") from None
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]] | None:

@@ -26,7 +26,10 @@ def read_items(path: Path) -> list[dict[str, Any]] | None:
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except ValueError as error:
-        raise PollardError(f"{path} is damaged ({error}). Remove it and run the stage that writes it again (--fresh).") from None
+        scores = f"{path.name.partition('.')[0]}.json"
+        raise PollardError(
+            f"{path} is damaged ({error}). Remove it, and {scores} beside it: `pollard run` makes both again."
+        ) from None
 
 
 def right_of(items: list[dict[str, Any]]) -> Right:

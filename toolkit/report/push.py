@@ -15,6 +15,8 @@ from toolkit.report.card import card, result_of
 from toolkit.run_directory import RunDirectory
 from toolkit.run_status import BEST_FIRST, STAGE_OF, stale_message
 
+REPORTED = {"format", "name", "stages", "models", "origin"}  # of what a report tells
+
 
 def push(where: str, repository: str, public: bool = False) -> str:
     """Uploads runs/NAME/recovered (pruned, where nothing was recovered) and returns its address.
@@ -52,7 +54,10 @@ def push(where: str, repository: str, public: bool = False) -> str:
 
 def _report(run: RunDirectory) -> dict[str, Any]:
     try:
-        return json.loads((run.path / "report.json").read_text(encoding="utf-8"))
+        report = json.loads((run.path / "report.json").read_text(encoding="utf-8"))
+        if not isinstance(report, dict) or not report.keys() >= REPORTED:
+            raise ValueError("it is no report")
+        return report
     except OSError:
         raise PollardError(f"{run.path} has no report.json yet: `pollard run {run.recipe}` ends with one.") from None
     except ValueError as error:
