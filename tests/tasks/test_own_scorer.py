@@ -49,7 +49,7 @@ def test_a_scorer_that_runs_code_leaves_the_process_as_it_was(folder: Path) -> N
 
 def test_a_module_that_is_a_script_and_a_function_that_is_async_are_refused(folder: Path) -> None:
     (folder / "a_script.py").write_text("import sys\nsys.exit('usage: a_script FILE')\n")
-    with pytest.raises(PollardError, match="a_script cannot be imported .SystemExit: usage: a_script FILE"):
+    with pytest.raises(PollardError, match=r"a_script cannot be imported .SystemExit: usage: a_script FILE"):
         task_with("a_script:f")
     (folder / "waiting.py").write_text("async def f(prediction, gold):\n    return True\n")
     with pytest.raises(PollardError, match="f is `async`"):
