@@ -42,12 +42,21 @@ def test_what_sftconfig_itself_refuses_is_reported(tmp_path: Path) -> None:
         ({"learning_rate": "fast"}, "learning_rate must be a valid number, unable to parse string as a number (given: 'fast')"),
         ({"max_steps": 2.5}, "max_steps must be a valid integer"),
         ({"bf16": "perhaps"}, "bf16 must be a valid boolean"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be 1 or more (given: 0)"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be 1 or more (given: 0)"),
+        ({"learning_rate": -1e-5}, "learning_rate must be positive (given: -1e-05)"),
+        ({"num_train_epochs": 0}, "num_train_epochs is 0: nothing would be trained"),
+        ({"num_train_epochs": -2}, "num_train_epochs is -2: nothing would be trained"),
     ],
 )
 def test_a_value_of_another_type_is_told_before_it_breaks_the_training(trainer: dict, said: str, tmp_path: Path) -> None:
     with pytest.raises(PollardError) as error:
         sft_config(recipe(trainer=trainer), tmp_path)
     assert f"finetuning.trainer.{said}" in str(error.value)
+
+
+def test_steps_decide_where_they_are_given(tmp_path: Path) -> None:
+    assert sft_config(recipe(trainer={"num_train_epochs": 0, "max_steps": 3}), tmp_path).max_steps == 3
 
 
 def test_a_kill_costs_a_tenth_of_the_training_at_most(tmp_path: Path) -> None:

@@ -63,6 +63,13 @@ def test_numbers_and_data_are_told_together_when_the_model_is_there(folder: Path
     assert "pruning.keep is 9" in said and "train.jsonl, line 1: no field `problem`" in said and "test.jsonl, line 1" in said
 
 
+def test_examples_that_are_all_too_long_are_told_with_the_key_before_the_first_stage(folder: Path) -> None:
+    short = {"calibration__max_length": 3, "finetuning__max_length": 4, "evaluation__models": ["recovered"]}
+    said = told(small_recipe(name="short", **short))
+    assert "No example fits into max_length 3: the shortest has " in said and "Raise calibration.max_length." in said
+    assert "No example fits into max_length 4: the shortest has " in said and "Raise finetuning.max_length." in said
+
+
 def test_another_runs_folder_is_told_with_everything_else(folder: Path) -> None:
     directory = RunDirectory("taken")
     directory.path.mkdir(parents=True)

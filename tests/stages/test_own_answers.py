@@ -73,6 +73,13 @@ def test_no_right_answer_is_an_error(model: PreTrainedModel, tmp_path: Path) -> 
         drawn(model, tmp_path, recipe(max_new_tokens=2))
 
 
+def test_prompts_that_are_all_left_out_are_told_as_that(model: PreTrainedModel, tmp_path: Path) -> None:
+    wish = recipe()
+    short = wish.model_copy(update={"finetuning": wish.finetuning.model_copy(update={"max_length": 2})})
+    with pytest.raises(PollardError, match=r"own answers.* has no prompt left to answer: all are 2 tokens or longer"):
+        drawn(model, tmp_path, short)
+
+
 # What the template writes around an answer, and reasoning before it, are learnt with the answer and not judged.
 @pytest.mark.parametrize("shape", ["ChatML", "Qwen3", "Qwen3, thinking only", "DeepSeek-R1"])
 def test_answers_are_right_whatever_the_template_writes_around_them(

@@ -133,7 +133,7 @@ def _trainer_class(
 
 
 def _dataset(split: str, tokenizer: PreTrainedTokenizerBase, examples: list[Example], max_length: int) -> tuple[Dataset, int]:
-    encoded, too_long = encode_all(tokenizer, examples, max_length)
+    encoded, too_long = encode_all(tokenizer, examples, max_length, "finetuning.max_length")
     say(f"  {len(encoded):,} {split} examples" + f"; {too_long:,} longer than {max_length} tokens left out" * bool(too_long))
     return Dataset.from_list([_row(e) for e in encoded]), too_long
 

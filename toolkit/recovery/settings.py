@@ -29,6 +29,7 @@ OURS = {
     "greater_is_better": "finetuning.select_by", "resume_from_checkpoint": None, "save_only_model": None,
     "restore_callback_states_from_checkpoint": None,
 }  # fmt: skip
+POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
 
 def sft_config(recipe: Recipe, output_dir: Path) -> SFTConfig:
@@ -109,5 +110,15 @@ def _check_keys(trainer: dict[str, Any]) -> None:
             except ValidationError as error:
                 what = error.errors()[0]["msg"].removeprefix("Input should be ")
                 faults.append(f"finetuning.trainer.{key} must be {what} (given: {value!r}).")
+                continue
+            if (key in POSITIVE and float(value) < 1) or (key == "learning_rate" and float(value) < 0):
+                faults.append(
+                    f"finetuning.trainer.{key} must be {'1 or more' if key in POSITIVE else 'positive'} (given: {value!r})."
+                )
+    if not faults and float(trainer.get("max_steps", 0)) <= 0 and float(trainer.get("num_train_epochs", 1)) <= 0:
+        faults.append(
+            f"finetuning.trainer.num_train_epochs is {trainer['num_train_epochs']!r}: nothing would be trained. Give a number "
+            "above 0, or leave `recovered` out of evaluation.models."
+        )
     if faults:
         raise PollardError("\n".join(faults))

@@ -50,7 +50,7 @@ def check_training_source(recipe: Recipe, source: TrainingSourceRecipe, tokenize
     if tokenizer is None or source.self_generated:
         return
     if not any(len(encode(tokenizer, example).input_ids) <= longest for example in examples):
-        encode_all(tokenizer, examples, longest)  # tells how long they are
+        encode_all(tokenizer, examples, longest, "finetuning.max_length")  # tells how long they are
 
 
 def read_training_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, answers: Path) -> TrainingData:
@@ -72,7 +72,7 @@ def read_training_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, answe
         else:
             examples, dropped, staying, bad = training_examples(source, recipe)
             bad_lines += bad
-            encoded, too_long = encode_all(tokenizer, examples, longest)
+            encoded, too_long = encode_all(tokenizer, examples, longest, "finetuning.max_length")
         say(
             f"  {source.name}: {len(encoded):,} examples"
             + f"; {too_long:,} longer than {longest} tokens left out" * bool(too_long)

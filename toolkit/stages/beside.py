@@ -39,7 +39,7 @@ def _gold(recipe: Recipe) -> tuple[list[dict[str, torch.Tensor]], int]:
     """The first examples of the evaluated split with their gold completions, and how many were too long."""
     tokenizer = load_tokenizer(recipe.model.path, recipe.model.revision)
     examples = Task(recipe.task).examples(recipe.evaluation.split)[: recipe.evaluation.fidelity]
-    encoded, left_out = encode_all(tokenizer, examples, recipe.calibration.max_length)
+    encoded, left_out = encode_all(tokenizer, examples, recipe.calibration.max_length, "calibration.max_length")
     return padded_batches(encoded, recipe.calibration.batch_size, int(tokenizer.pad_token_id or 0)), left_out
 
 

@@ -86,7 +86,7 @@ def read_source(
     examples = task.examples("train")
     asked = draw.sample(examples, min(number, len(examples)))
     if model is None:
-        encoded, too_long = encode_all(tokenizer, asked, settings.max_length)
+        encoded, too_long = encode_all(tokenizer, asked, settings.max_length, "calibration.max_length")
         told = f"; {too_long:,} longer than {settings.max_length} tokens left out" if too_long else ""
         return Source(source.name, encoded, source.weight or len(encoded), told, too_long, task.bad_lines("train"))
     encoded = right_answers(model, tokenizer, task, asked, recipe)

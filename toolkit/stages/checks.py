@@ -19,7 +19,7 @@ from toolkit.recipe import Recipe
 from toolkit.recovery.training_data import check_training_source, training_sources
 from toolkit.run_directory import RunDirectory
 from toolkit.stages import core
-from toolkit.stages.calibration_data import check_self_generated, check_source
+from toolkit.stages.calibration_data import check_self_generated, check_source, read_source, sources_of
 from toolkit.stages.model_limits import limit_checks, trains
 from toolkit.stages.rendering import rendering_checks
 from toolkit.stages.rounds import early_rounds
@@ -62,6 +62,9 @@ def _checked(recipe: Recipe, directory: RunDirectory, mistakes: Mistakes) -> lis
         rendered = [mistakes.collect(check_part) for check_part in rendering_checks(recipe, tokenizer)]
         notes += [note for found in rendered for note in found or ()]
         tokenizer = None if None in rendered else tokenizer
+        if tokenizer is not None and not recipe.calibration.self_generated:
+            for source in (source for source in sources_of(recipe) if source.task):
+                mistakes.collect(partial(read_source, source, recipe, tokenizer))  # none may be short enough
     if all(readable) and trains(recipe) and recipe.finetuning.data is None:  # a mix leaves them out
         notes += _repetitions(recipe)
     if trains(recipe):

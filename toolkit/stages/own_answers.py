@@ -50,6 +50,11 @@ def _draw(
     task, longest = Task(source.task or recipe.task), recipe.finetuning.max_length
     examples, *_ = training_examples(source, recipe)
     asked = [(prompt, e) for e in examples if len(prompt := encode_prompt(tokenizer, e)) < longest]
+    if not asked:
+        raise PollardError(
+            f"finetuning.data: {source.name} has no prompt left to answer: all are {longest} tokens or longer "
+            "(finetuning.max_length), or repeat a question of the test set or the dev slice."
+        )
     settings = sampled(model, tokenizer, recipe.evaluation.max_new_tokens, source.temperature)
     ends, drawing = settings.eos_token_id, Decoding(seed=recipe.seed)
     rows_at_once = batch_size_for(recipe.evaluation.batch_size, model, [p for p, _ in asked], recipe.evaluation.max_new_tokens)

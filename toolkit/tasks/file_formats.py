@@ -72,7 +72,9 @@ def _is_document(first: list[str], ending: str) -> bool:
     except ValueError:
         goes_on = len(first) == 2 and not first[1].lstrip().startswith("{")
         return first[0].lstrip().startswith("[") or (ending == ".json" and goes_on)
-    return len(first) == 1 and (isinstance(value, list) or (ending == ".json" and (_lists_in(value) or len(_rows_of(value)) > 1)))
+    return len(first) == 1 and (
+        isinstance(value, list) or (ending == ".json" and (_lists_in(value) != [] or len(_rows_of(value)) > 1))
+    )
 
 
 def _document(path: str) -> Iterator[Line]:
@@ -152,8 +154,9 @@ def read_table(path: str) -> Iterator[Line]:
         first = next((line for line in file if line.strip()), "")
     unquoted = re.sub('"[^"]*"', "", first)
     between = max("\t,;" if tabs else ",;\t", key=unquoted.count)
-    quoting = csv.QUOTE_NONE if tabs and _quotes_are_text(path, between) else csv.QUOTE_MINIMAL
+    quotes_are_text = tabs and _quotes_are_text(path, between)
     with opened(path) as file:
+        quoting: Any = csv.QUOTE_NONE if quotes_are_text else csv.QUOTE_MINIMAL
         reader = csv.reader(file, delimiter=between, quoting=quoting, strict=True)
         header = next((cells for cells in reader if "".join(cells).strip()), [])
         if twice := [name for name in header if header.count(name) > 1]:

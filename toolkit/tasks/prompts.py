@@ -162,8 +162,10 @@ def _tokens_behind(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def encode_all(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int) -> tuple[list[Encoded], int]:
-    """The examples of at most `max_length` tokens, and how many were longer.
+def encode_all(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int, setting: str = "max_length"
+) -> tuple[list[Encoded], int]:
+    """The examples of at most `max_length` tokens, and how many were longer. `setting`: the key that says it, for messages.
 
     Longer ones are left out rather than cut: half a solution teaches to stop half-way. Raises PollardError if none fits.
     """
@@ -171,5 +173,5 @@ def encode_all(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], 
     fitting = [e for e in encoded if len(e.input_ids) <= max_length]
     if not fitting:
         shortest = min((len(e.input_ids) for e in encoded), default=0)
-        raise PollardError(f"No example fits into max_length {max_length}: the shortest has {shortest} tokens. Raise max_length.")
+        raise PollardError(f"No example fits into max_length {max_length}: the shortest has {shortest} tokens. Raise {setting}.")
     return fitting, len(encoded) - len(fitting)
