@@ -55,6 +55,28 @@ def test_the_error_of_a_mean_over_512_tokens_is_what_is_stated(vocabulary: int, 
             assert error < within and (found - true).mean().abs() < 3 * within * math.sqrt(512 / TOKENS), (name, error)
 
 
+# A pruned model may be broken, and give much to what the original hardly knows or excludes: no part of that may be lost.
+@pytest.mark.parametrize("shape", ["flat", "uneven", "barred", "unlikely"])
+@pytest.mark.parametrize("other", ["uniform", "unrelated"])
+def test_a_model_that_is_far_away_is_measured_without_bias(shape: str, other: str) -> None:
+    draw = torch.Generator().manual_seed(3)
+    noise = torch.randn(TOKENS, 50_000, generator=draw)
+    last = torch.arange(50_000) > 40_000
+    logits = {
+        "flat": noise,
+        "uneven": 3 * noise,
+        "barred": noise.masked_fill(last, -math.inf),
+        "unlikely": noise - 5 * last,
+    }[shape]
+    model = torch.zeros_like(noise) if other == "uniform" else torch.randn(noise.shape, generator=draw)
+    log_p, log_q = logits.double().log_softmax(-1), model.double().log_softmax(-1)
+    true_kl = torch.where(log_p.exp() > 0, log_p.exp() * (log_p - log_q), 0).sum(-1)
+    kl, acceptance = compare(compress(logits), model)
+    for found, true in ((kl, true_kl), (acceptance, torch.minimum(log_p.exp(), log_q.exp()).sum(-1))):
+        error = found - true
+        assert error.mean().abs() < 2e-4 + 4 * error.std() / math.sqrt(TOKENS) and error.std() / math.sqrt(512) < 1.5e-3
+
+
 # Up to so many entries nothing is drawn: what is left out is less than a millionth.
 @pytest.mark.parametrize("vocabulary", [2, 300, ENTRIES])
 def test_a_small_vocabulary_is_kept_whole(vocabulary: int) -> None:

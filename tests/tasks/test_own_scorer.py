@@ -38,6 +38,7 @@ def test_what_libraries_have_for_true_is_true(folder: Path, value: str) -> None:
 
 
 def test_a_scorer_that_runs_code_leaves_the_process_as_it_was(folder: Path) -> None:
+<<<<<<< HEAD
     (folder / "running_code.py").write_text("def run(prediction, gold):\n    exec(prediction)\n    return True\n")
     answers = ["import os; os.chdir('/')", "import sys; sys.exit(0)", "exit()", "x = 1"]
     found = task_with("running_code:run").scorer.verdicts([(answer, "") for answer in answers])
@@ -45,6 +46,15 @@ def test_a_scorer_that_runs_code_leaves_the_process_as_it_was(folder: Path) -> N
     assert found[1].error == "RuntimeError: it ended Python: sys.exit(0)" and Path.cwd() == folder
     with pytest.raises(PollardError, match="it ended Python"):
         task_with("running_code:run").score("exit()", "")
+=======
+    (folder / "executing.py").write_text("def run(prediction, gold):\n    exec(prediction)\n    return True\n")
+    answers = ["import os; os.chdir('/')", "import sys; sys.exit(0)", "exit()", "x = 1"]
+    found = task_with("executing:run").scorer.verdicts([(answer, "") for answer in answers])
+    assert [verdict.strict for verdict in found] == [True, False, False, True]
+    assert found[1].error == "RuntimeError: it ended Python: sys.exit(0)" and Path.cwd() == folder
+    with pytest.raises(PollardError, match="it ended Python"):
+        task_with("executing:run").score("exit()", "")
+>>>>>>> break-c
 
 
 def test_a_module_that_is_a_script_and_a_function_that_is_async_are_refused(folder: Path) -> None:
