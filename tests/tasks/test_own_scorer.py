@@ -38,15 +38,6 @@ def test_what_libraries_have_for_true_is_true(folder: Path, value: str) -> None:
 
 
 def test_a_scorer_that_runs_code_leaves_the_process_as_it_was(folder: Path) -> None:
-<<<<<<< HEAD
-    (folder / "running_code.py").write_text("def run(prediction, gold):\n    exec(prediction)\n    return True\n")
-    answers = ["import os; os.chdir('/')", "import sys; sys.exit(0)", "exit()", "x = 1"]
-    found = task_with("running_code:run").scorer.verdicts([(answer, "") for answer in answers])
-    assert [verdict.strict for verdict in found] == [True, False, False, True]
-    assert found[1].error == "RuntimeError: it ended Python: sys.exit(0)" and Path.cwd() == folder
-    with pytest.raises(PollardError, match="it ended Python"):
-        task_with("running_code:run").score("exit()", "")
-=======
     (folder / "executing.py").write_text("def run(prediction, gold):\n    exec(prediction)\n    return True\n")
     answers = ["import os; os.chdir('/')", "import sys; sys.exit(0)", "exit()", "x = 1"]
     found = task_with("executing:run").scorer.verdicts([(answer, "") for answer in answers])
@@ -54,12 +45,11 @@ def test_a_scorer_that_runs_code_leaves_the_process_as_it_was(folder: Path) -> N
     assert found[1].error == "RuntimeError: it ended Python: sys.exit(0)" and Path.cwd() == folder
     with pytest.raises(PollardError, match="it ended Python"):
         task_with("executing:run").score("exit()", "")
->>>>>>> break-c
 
 
 def test_a_module_that_is_a_script_and_a_function_that_is_async_are_refused(folder: Path) -> None:
     (folder / "a_script.py").write_text("import sys\nsys.exit('usage: a_script FILE')\n")
-    with pytest.raises(PollardError, match=r"a_script cannot be imported \(SystemExit: usage: a_script FILE\)"):
+    with pytest.raises(PollardError, match=r"a_script cannot be imported .SystemExit: usage: a_script FILE"):
         task_with("a_script:f")
     (folder / "waiting.py").write_text("async def f(prediction, gold):\n    return True\n")
     with pytest.raises(PollardError, match="f is `async`"):
