@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 FOLDER = "runs"
 UNTOUCHABLE = ("running", "damaged")  # states in which nothing is removed
 
+WIDE = 200  # columns where nobody's window folds the lines: in a file or a pipe each run is one
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -97,7 +99,7 @@ def _show(found: Sequence["RunDirectory"]) -> None:
             *map(escape, (directory.path.name, model, task, keep)), f"{percent(score[1])} {score[0]}" if score else "–",
             size(bytes_of(files_below(directory.path))), _age(directory), state,
         )  # fmt: skip
-    console.print(table)
+    console.print(table, width=None if console.is_terminal else WIDE)
     for note in notes:
         console.print(note, markup=False)
 
