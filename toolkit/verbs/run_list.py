@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 FOLDER = "runs"
 UNTOUCHABLE = ("running", "damaged")  # states in which nothing is removed
-
 WIDE = 200  # columns where nobody's window folds the lines: in a file or a pipe each run is one
 
 
@@ -74,6 +73,7 @@ def _directories(given: Sequence[str]) -> tuple[list["RunDirectory"], list[Path]
 
 def _show(found: Sequence["RunDirectory"]) -> None:
     from rich import box
+    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -99,7 +99,7 @@ def _show(found: Sequence["RunDirectory"]) -> None:
             *map(escape, (directory.path.name, model, task, keep)), f"{percent(score[1])} {score[0]}" if score else "–",
             size(bytes_of(files_below(directory.path))), _age(directory), state,
         )  # fmt: skip
-    console.print(table, width=None if console.is_terminal else WIDE)
+    (console if console.is_terminal else Console(width=WIDE, highlight=False)).print(table)
     for note in notes:
         console.print(note, markup=False)
 
