@@ -8,12 +8,10 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
 )
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.utils import cached_file
 
 from toolkit.errors import PollardError
 from toolkit.moe.checkpoint_files import refuse_adapter, say_what_is_read
@@ -23,7 +21,9 @@ from toolkit.moe.hub import fetched
 from toolkit.moe.limits import check_padding
 from toolkit.moe.names import Names
 from toolkit.moe.open_errors import explained
+from toolkit.moe.settings_files import find_file, load_generation_config
 from toolkit.moe.skip import apply_skipping
+from toolkit.moe.tokenizer import load_tokenizer as load_tokenizer
 from toolkit.skipping import FILE as SKIPPING
 from toolkit.skipping import Skipping
 
@@ -61,33 +61,6 @@ def _door(config: Any) -> Any:
             "Of a model with several parts, give the checkpoint of its language model."
         )
     return door
-
-
-def find_file(path: str, name: str, revision: str | None = None) -> str | None:
-    """A file of a checkpoint folder, or of a hub model in the hub's cache (fetched where the hub is reached); None without it."""
-    return explained(
-        lambda: cached_file(
-            path, name, revision=revision, _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        ),
-        path,
-    )  # fmt: skip
-
-
-def load_generation_config(path: str, revision: str | None = None) -> GenerationConfig | None:
-    """What the checkpoint says of generation, such as its end tokens; None where it says nothing. Raises PollardError for a file
-    that cannot be read, which transformers would ignore."""
-    file = find_file(path, "generation_config.json", revision)
-    if file is None:
-        return None
-    folder = str(Path(file).parent)
-    settings = explained(lambda: GenerationConfig.from_pretrained(folder), folder, "generation settings")
-    ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
-    if not all(end is None or type(end) is int for end in ends):
-        raise PollardError(
-            f"{file}: eos_token_id is {settings.eos_token_id!r}, and must be a token's number, or several: [1, 2]."
-        )
-    return settings
 
 
 def load_model(

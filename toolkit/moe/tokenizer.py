@@ -8,8 +8,8 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from toolkit.distributed import say
 from toolkit.errors import PollardError
-from toolkit.moe.load import find_file, load_generation_config
 from toolkit.moe.open_errors import explained
+from toolkit.moe.settings_files import find_file, load_generation_config
 
 TEMPLATE_FILE = "chat_template.jinja"
 _told: set[str] = set()  # models whose end token was said to come from elsewhere
