@@ -64,5 +64,13 @@ def answer_of(written: str, tokens: int, ended: bool, stop: Sequence[str], form:
     return Answer(answer, tokens, ended or answer != text, None if written == answer else written)
 
 
+def has_stopped(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], ends: Sequence[int], stop: Sequence[str], form: ChatFormat
+) -> bool:
+    """Whether there is a stop text in the answer so far: one in reasoning, or in what the template writes before it, is none."""
+    answer = form.answer_in(written_text(tokenizer, tokens, ends))
+    return before_stop(answer, stop) != answer
+
+
 def before_stop(text: str, stop: Sequence[str]) -> str:
     return text[: min((at for string in stop if (at := text.find(string)) >= 0), default=len(text))]

@@ -8,7 +8,7 @@ from transformers.generation import ContinuousBatchingConfig
 
 from toolkit.distributed import share
 from toolkit.errors import PollardError
-from toolkit.evaluation.answers import Request, before_stop, read_answer, written_text
+from toolkit.evaluation.answers import Request, has_stopped, read_answer
 from toolkit.evaluation.decoding import Decoding, as_list, greedy
 from toolkit.evaluation.judging import Answer
 from toolkit.moe import is_partitioned
@@ -69,8 +69,7 @@ class Continuous:
         longest, form = max(map(len, self.decoding.stop)), chat_format(self.tokenizer, request.plain)
 
         def stopped(count: int) -> bool:
-            text = form.answer_in(written_text(self.tokenizer, tokens[:count], ends))
-            return before_stop(text, self.decoding.stop) != text
+            return has_stopped(self.tokenizer, tokens[:count], ends, self.decoding.stop, form)
 
         if not tokens or not stopped(len(tokens)):
             return None

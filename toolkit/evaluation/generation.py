@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from toolkit.distributed import say, share, share_in_step
 from toolkit.errors import PollardError
-from toolkit.evaluation.answers import Request, before_stop, read_answer, written_text
+from toolkit.evaluation.answers import Request, has_stopped, read_answer
 from toolkit.evaluation.decoding import Decoding, StopRows, as_list, generate, greedy, sampled
 from toolkit.evaluation.judging import Answer
 from toolkit.moe import is_partitioned
@@ -67,8 +67,7 @@ def _halved(size: int, in_step: bool) -> int:
 
 
 class StopInAnswer:
-    """Whether a row has just written a stop text in its answer: one in reasoning, or in what the chat template writes before an
-    answer, is none."""
+    """Whether a row has just written a stop text in its answer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], ends: Sequence[int], form: ChatFormat) -> None:
         self.tokenizer, self.texts, self.ends, self.form = tokenizer, stop, ends, form
@@ -78,8 +77,7 @@ class StopInAnswer:
         """[B] of bool, of answers without their prompts."""
         stopped_B = self.written(ids_BS, None)  # type: ignore[arg-type]
         for row in stopped_B.nonzero().flatten().tolist():
-            answer = self.form.answer_in(written_text(self.tokenizer, ids_BS[row].tolist(), self.ends))
-            stopped_B[row] = before_stop(answer, self.texts) != answer
+            stopped_B[row] = has_stopped(self.tokenizer, ids_BS[row].tolist(), self.ends, self.texts, self.form)
         return stopped_B
 
 
