@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from toolkit.errors import PollardError
-from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_path
+from toolkit.fingerprinting import fingerprint_of, fingerprint_of_path
+from toolkit.run_directory import RunDirectory
 
 
 @pytest.fixture

@@ -11,13 +11,14 @@ from rich.markup import escape
 from toolkit.distributed import barrier, check_shared, is_main, on_main, say, world_size
 from toolkit.errors import ItemsFailed, Mistakes, PollardError
 from toolkit.files import explained_full_disk
+from toolkit.fingerprinting import fingerprint_of
 from toolkit.folders import check_target
 from toolkit.plan import Plan
 from toolkit.recipe import Recipe
 from toolkit.recipe_evaluation import ROLES
 from toolkit.recipe_file import dump_recipe
 from toolkit.report import write_report
-from toolkit.run_directory import RunDirectory, fingerprint_of
+from toolkit.run_directory import RunDirectory
 from toolkit.stage import Do, Stage, entries_of, is_settled, made_from, reasons
 from toolkit.stage_list import stages_of
 from toolkit.stages.checks import check

@@ -1,8 +1,6 @@
 """runs/<name>/: where everything is, who works in it, and whose files are in it."""
 
 import fcntl
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import IO, Any
 
 from toolkit.errors import PollardError
 from toolkit.files import kept_aside, write_text
+from toolkit.fingerprinting import fingerprint_of
 from toolkit.made_with import differing, still_differing
 from toolkit.manifest import STALE, UNFINISHED, Manifest
 from toolkit.recipe_file import read_values
@@ -171,27 +170,3 @@ class RunDirectory(Manifest):
             remove_files([path for path in matching_files(self.path / top, OWN[top]) if folder in path.parents], folder)
             with suppress(OSError):
                 folder.parent.rmdir()
-
-
-def fingerprint_of(*parts: Any) -> str:
-    """A short hash of JSON-able values."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def fingerprint_of_path(path: str | Path) -> Any:
-    """What identifies a local file or folder: contents, or size and time of files too large to read for this."""
-    path = Path(path)
-    if path.is_dir():
-        return {file.name: fingerprint_of_path(file) for file in sorted(path.iterdir()) if file.is_file()}
-    stat = path.stat()
-    if stat.st_size > 64 * 2**20:
-        return [stat.st_size, stat.st_mtime_ns]
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-def fingerprint_of_source(name: str) -> Any:
-    """Identity of a model or data source: the content of a local one, the name of one on the hub."""
-    try:
-        return fingerprint_of_path(name)
-    except OSError:
-        return name

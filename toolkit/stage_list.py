@@ -10,8 +10,8 @@ What the original teaches serves every training of a run: with rounds, it is mad
 from collections.abc import Callable
 
 from toolkit.distributed import world_size
+from toolkit.fingerprinting import fingerprint_of
 from toolkit.recipe import Recipe
-from toolkit.run_directory import fingerprint_of
 from toolkit.stage import Do, Stage
 from toolkit.stages import beside, core, teach
 from toolkit.stages.calibration_data import sources_of

@@ -22,6 +22,7 @@ from toolkit.errors import Mistakes
 from toolkit.evaluation import keep_original, measure_fidelity
 from toolkit.expert_statistics import ExpertStatistics
 from toolkit.files import write_text
+from toolkit.fingerprinting import fingerprint_of, fingerprint_of_source
 from toolkit.moe import find_blocks, load_config, load_tokenizer, masked, meta_model
 from toolkit.pipeline import do_stage, plan_stages
 from toolkit.placement import with_model
@@ -32,7 +33,7 @@ from toolkit.recipe_data import DataRecipe
 from toolkit.recipe_file import dump_recipe
 from toolkit.report import show_sweep, tabulate, write_report
 from toolkit.report.formats import loss, percent
-from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
+from toolkit.run_directory import RunDirectory
 from toolkit.run_files import OWN, PIECES, remove_matching
 from toolkit.selection import kept_unobserved, select
 from toolkit.stages.checks import check

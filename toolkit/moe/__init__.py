@@ -6,10 +6,11 @@ for one family.
 
 from toolkit.moe.anatomy import Anatomy, anatomy, anatomy_of, pruned_meta_model
 from toolkit.moe.blocks import MoEBlock, find_blocks
-from toolkit.moe.check import check_plan, check_prunable
+from toolkit.moe.check import check_prunable
 from toolkit.moe.checkpoint import check_whole, complete_checkpoint, prune_checkpoint, tensor_shapes, write_checkpoint
 from toolkit.moe.checkpoint_files import CheckpointFiles, checkpoint_files
 from toolkit.moe.checksum import check_loaded
+from toolkit.moe.experts_cut import check_plan, masked, slice_model
 from toolkit.moe.layers import ForwardPass, blocks_by_layer, layers_of, one_layer_at_a_time
 from toolkit.moe.linears import decoder_linears
 from toolkit.moe.load import (
@@ -22,7 +23,7 @@ from toolkit.moe.load import (
     random_model,
 )
 from toolkit.moe.logits import logits_at
-from toolkit.moe.mask import activating, masked, restricted
+from toolkit.moe.mask import activating, restricted
 from toolkit.moe.outputs import every_output
 from toolkit.moe.parking import Parking
 from toolkit.moe.partition import is_partitioned, partitioned_model
@@ -31,7 +32,6 @@ from toolkit.moe.reroute import Rerouter, same_choice
 from toolkit.moe.sizes import Sizes, active_expert_parameters, checkpoint_bytes, sizes, weight_bytes
 from toolkit.moe.skip import apply_skipping, skipping
 from toolkit.moe.skip_count import SkipCount, counting_skips
-from toolkit.moe.slice import slice_model
 from toolkit.moe.stream import CannotStream, StreamedModel
 from toolkit.moe.tokenizer import load_tokenizer
 from toolkit.moe.unfuse import UNFUSED, expert_weights, linear_name, unfuse

@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 from toolkit.errors import PollardError
 from toolkit.moe.blocks import MoEBlock, find_blocks
 from toolkit.moe.check import check_prunable
+from toolkit.moe.experts_cut import slice_model
 from toolkit.moe.layout import UnknownLayoutError
 from toolkit.moe.load import load_config, meta_model, quantization_of
 from toolkit.moe.rewrite import plan_job
 from toolkit.moe.sizes import Sizes, sizes
-from toolkit.moe.slice import slice_model
 from toolkit.plan import BlockPlan, Plan
 
 SHARES = (0.75, 0.5, 0.25, 0.125)  # of the experts kept, in the table of sizes

@@ -16,12 +16,11 @@ from toolkit.files import write_text
 from toolkit.folders import check_target, provenance, whole_folder
 from toolkit.moe.blocks import EXPERT_KEYS, TOP_K_KEYS
 from toolkit.moe.companions import copy_companions
+from toolkit.moe.experts_cut import masked, slice_model
 from toolkit.moe.layout import UnknownLayoutError
 from toolkit.moe.load import DEQUANTIZED, checkpoint_folder, load_config, load_model, quantization_of
-from toolkit.moe.mask import masked
 from toolkit.moe.names import FURTHER_LAYERS
 from toolkit.moe.rewrite import Job, plan_job, rewrite
-from toolkit.moe.slice import slice_model
 from toolkit.moe.stock import check_opens
 from toolkit.moe.tensor_files import stored_tensors
 from toolkit.moe.verify import TOLERANCE, WRONG, sample, verify

@@ -5,7 +5,7 @@ Shape legend: T tokens, E experts, H hidden size.
 
 import copy
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,9 +15,7 @@ from transformers import PreTrainedModel
 
 from toolkit.errors import PollardError
 from toolkit.moe.blocks import MoEBlock, activate, find_blocks, top_k
-from toolkit.moe.check import check_plan
 from toolkit.moe.slice import slice_router
-from toolkit.plan import Plan
 
 
 class RestrictedRouter(nn.Module):
@@ -52,17 +50,6 @@ def restricted(block: MoEBlock, kept: list[int], experts_per_token: int | None =
         yield
     finally:
         setattr(block.module, block.router_name, router)
-
-
-@contextmanager
-def masked(model: PreTrainedModel, plan: Plan) -> Iterator[PreTrainedModel]:
-    """`model` as if pruned by `plan` inside the context, unchanged after it (weights are neither copied nor removed)."""
-    blocks = find_blocks(model)
-    check_plan(blocks, plan)
-    with ExitStack() as stack:
-        for block in blocks:
-            stack.enter_context(restricted(block, plan.blocks[block.name].kept, plan.experts_per_token))
-        yield model
 
 
 @contextmanager

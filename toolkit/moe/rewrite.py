@@ -19,10 +19,10 @@ from toolkit.files import write_text
 from toolkit.folders import begin, is_begun, partial_of, put_in_place, remove_own, sign
 from toolkit.moe.checkpoint_files import INDEX, SINGLE, checkpoint_files
 from toolkit.moe.companions import copy_companions
+from toolkit.moe.experts_cut import slice_model
 from toolkit.moe.layout import UnknownLayoutError, cut
 from toolkit.moe.load import load_config, meta_model
 from toolkit.moe.quantized_names import QUANTIZATION, RenamedModules
-from toolkit.moe.slice import slice_model
 from toolkit.moe.tensor_files import Piece, StoredTensor, explained_writing, stored_tensors, write_file
 from toolkit.plan import Plan
 from toolkit.progress import progress

@@ -6,11 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
-from toolkit.moe.blocks import EXPERT_KEYS, TOP_K_KEYS, activate, find_blocks, set_numbers
-from toolkit.moe.check import check_plan
-from toolkit.plan import Plan
+from toolkit.moe.blocks import EXPERT_KEYS, activate, set_numbers
 
 # Counts of routers with rows behind the experts': gates of shared experts (Inkling), a class that skips (Zaya)
 TOTAL_KEYS = ("n_total_experts", "num_router_classes")
@@ -46,29 +43,3 @@ def slice_router(router: Any, kept: Sequence[int], experts: int, experts_per_tok
         router.config = copy.copy(router.config)
         set_numbers(router.config, EXPERT_KEYS, len(kept))
     activate(router, experts_per_token)
-
-
-def slice_model(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
-    """Removes the pruned experts from `model` in place and returns it. Raises PollardError as `check_plan` does."""
-    blocks = find_blocks(model)
-    check_plan(blocks, plan)
-    for block in blocks:
-        kept = plan.blocks[block.name].kept
-        for module in (block.module, block.experts):  # some blocks hold the router's correction bias
-            slice_tensors(module, kept, block.expert_count, {block.expert_count})
-        slice_router(block.router, kept, block.expert_count, plan.experts_per_token)
-    # Counts are also kept by blocks and by the model itself (for its load-balancing loss).
-    old, new = blocks[0], plan
-    for module in model.modules():
-        for keys, was, becomes in (
-            (EXPERT_KEYS, old.expert_count, new.keep),
-            (("top_k", *TOP_K_KEYS), old.experts_per_token, new.experts_per_token),
-        ):
-            for key in keys:
-                if getattr(module, key, None) == was and not isinstance(getattr(type(module), key, None), property):
-                    setattr(module, key, becomes)
-    configs = [model.config, model.config.get_text_config(), *(block.experts.config for block in blocks)]
-    for config in {id(config): config for config in configs}.values():
-        set_numbers(config, EXPERT_KEYS, plan.keep)
-        set_numbers(config, TOP_K_KEYS, plan.experts_per_token)
-    return model

@@ -16,6 +16,7 @@ from trl import SFTTrainer
 from toolkit.distributed import is_main, on_main, say
 from toolkit.errors import PollardError
 from toolkit.files import explained_full_disk
+from toolkit.fingerprinting import fingerprint_of, fingerprint_of_source
 from toolkit.folders import check_target, remove_own, whole_folder
 from toolkit.moe import (
     check_whole,
@@ -37,7 +38,7 @@ from toolkit.recovery.settings import sft_config
 from toolkit.recovery.teacher import TeacherCache
 from toolkit.recovery.trainer import RecoveryTrainer, close_trackers, prepare, tensorboard_in
 from toolkit.recovery.training_data import TrainingData, read_training_data
-from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
+from toolkit.run_directory import RunDirectory
 from toolkit.tasks import Encoded, Example, Task, encode_all
 
 

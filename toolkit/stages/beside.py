@@ -17,11 +17,12 @@ from toolkit.evaluation import keep_original, measure_fidelity
 from toolkit.evaluation.fidelity import FORMAT
 from toolkit.evaluation.harness import run_harness
 from toolkit.files import write_text
+from toolkit.fingerprinting import fingerprint_of, fingerprint_of_source
 from toolkit.moe import load_tokenizer
 from toolkit.placement import with_model
 from toolkit.recipe import Recipe
 from toolkit.report.formats import loss, percent
-from toolkit.run_directory import RunDirectory, fingerprint_of, fingerprint_of_source
+from toolkit.run_directory import RunDirectory
 from toolkit.tasks import Task, encode_all, padded_batches
 
 AT_ONCE = 16  # of the harness's questions, where the recipe says no number

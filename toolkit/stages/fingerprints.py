@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.fingerprinting import fingerprint_of, fingerprint_of_source
 from toolkit.recipe import Recipe
-from toolkit.run_directory import fingerprint_of, fingerprint_of_source
 from toolkit.stages import beside, core, teach
 from toolkit.stages.calibration_data import identity_of_data
 from toolkit.stages.rounds import early_rounds

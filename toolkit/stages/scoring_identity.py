@@ -3,8 +3,8 @@ file, and the examples that stand before every question, which come from train."
 
 from typing import Any
 
+from toolkit.fingerprinting import fingerprint_of_source
 from toolkit.recipe_data import TaskRecipe
-from toolkit.run_directory import fingerprint_of_source
 from toolkit.tasks import Task
 from toolkit.tasks.own_scorer import source_of
 

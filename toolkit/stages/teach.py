@@ -5,12 +5,13 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel
 
 from toolkit.distributed import say
+from toolkit.fingerprinting import fingerprint_of
 from toolkit.moe import load_tokenizer
 from toolkit.placement import with_model
 from toolkit.recipe import Recipe
 from toolkit.recovery.teacher import cache_logits
 from toolkit.recovery.training_data import read_training_data, training_sources
-from toolkit.run_directory import RunDirectory, fingerprint_of
+from toolkit.run_directory import RunDirectory
 from toolkit.stages.calibration_data import identity_of_sources
 from toolkit.stages.own_answers import draw_answers
 
