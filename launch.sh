@@ -82,7 +82,7 @@ on_this_machine() {
 
 on_the_hosts() {
     [ -z "$ranks" ] || stop "--ranks and --hostfile exclude each other: the hostfile's slots are the ranks of each machine"
-    python "$here/toolkit/nodes.py" hostfile "$hostfile" "$recipe"
+    python "$here/toolkit/runtime/nodes.py" hostfile "$hostfile" "$recipe"
     export POLLARD_LAUNCHER="$called --hostfile $(printf %q "$hostfile")"
     exec deepspeed --quiet --hostfile "$hostfile" --force_multi --master_port "$(free_port)" "${deepspeed_entry[@]}" "$@"
 }
@@ -90,7 +90,7 @@ on_the_hosts() {
 on_the_job() {
     local first
     read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-    ranks=$(python "$here/toolkit/nodes.py" slurm ${ranks:+--ranks "$ranks"} "$recipe")
+    ranks=$(python "$here/toolkit/runtime/nodes.py" slurm ${ranks:+--ranks "$ranks"} "$recipe")
     export POLLARD_LAUNCHER="sbatch --nodes=$SLURM_NNODES${SLURM_GPUS_PER_NODE:+ --gpus-per-node=$SLURM_GPUS_PER_NODE}"
     POLLARD_LAUNCHER+="${SLURM_JOB_PARTITION:+ --partition=$SLURM_JOB_PARTITION} $(printf %q "$here/launch.sh")"
     local cores=$((${SLURM_CPUS_ON_NODE:-1} / ranks))

@@ -19,8 +19,8 @@ from typing import get_args
 from criteria_tables import Recovered, Swept, write_tables
 from study import launch
 
-from toolkit.recipe import Criterion
-from toolkit.recipe_file import dump_recipe, load_recipe
+from toolkit.recipe.file import dump_recipe, load_recipe
+from toolkit.recipe.schema import Criterion
 from toolkit.tasks.playground import SUBJECTS
 
 RECIPE = "recipes/study/half.yaml"

@@ -10,8 +10,8 @@ from typing import Any
 
 from study import markdown, put_between
 
-from toolkit.proportions import mcnemar
-from toolkit.report.formats import NOTHING, interval, percent
+from toolkit.runtime.formatting import NOTHING, interval, percent
+from toolkit.runtime.intervals import mcnemar
 
 BEGIN, END = "<!-- tables: written by benchmarks/criteria_study.py -->", "<!-- end of tables -->"
 

@@ -25,13 +25,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from toolkit.distributed import console
 from toolkit.evaluation import Answer, Decoding, greedy
 from toolkit.evaluation.answers import Request, read_answer
 from toolkit.evaluation.decoding import as_list
 from toolkit.evaluation.generation import Batches
 from toolkit.moe import load_model, load_tokenizer
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
+from toolkit.runtime.distributed import console
 from toolkit.tasks import Task, encode_prompt
 
 PLAYGROUND = Path(__file__).parents[1] / "data" / "playground" / "model"

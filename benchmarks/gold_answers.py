@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import Example, Task, Verdict, math_scorer
 from toolkit.tasks.readings import BOX, MARK, boxed
 

@@ -20,8 +20,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from toolkit.calibration import calibrate
-from toolkit.moe import checkpoint_bytes, slice_model, weight_bytes, write_checkpoint
-from toolkit.plan import Plan
+from toolkit.cuts.checkpoint import write_checkpoint
+from toolkit.cuts.experts import slice_model
+from toolkit.cuts.plan import Plan
+from toolkit.moe import checkpoint_bytes, weight_bytes
 from toolkit.selection import select
 
 LAYERS, EXPERTS = 32, 8

@@ -28,12 +28,12 @@ from pathlib import Path
 
 from playground_shaped import ROOT, make
 
-import toolkit.pipeline
+import toolkit.pipeline.runner
 import toolkit.recovery.recover  # noqa: F401  what takes seconds is imported here once for all attempts
-from toolkit import cli
-from toolkit.moe import rewrite
+from toolkit.cli import main as cli
+from toolkit.cuts import writer as rewrite
+from toolkit.pipeline.stages import own_answers
 from toolkit.recovery import teacher
-from toolkit.stages import own_answers
 
 COMPARED = (
     "calibration/statistics.safetensors", "plan.json", "pruned/*.safetensors", "pruned/*.json", "answers/*/*", "teacher/*",

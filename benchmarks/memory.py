@@ -28,8 +28,8 @@ import transformers
 from safetensors.torch import save_file
 
 import toolkit
+from toolkit.cuts.plan import BlockPlan, Plan
 from toolkit.moe import find_blocks, load_config, meta_model
-from toolkit.plan import BlockPlan, Plan
 
 EXPERTS, TOP_K, HEADS = 8, 2, 8
 BYTES, GB = 4, 10**9

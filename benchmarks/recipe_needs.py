@@ -15,10 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from toolkit.cli.estimate_table import gib
 from toolkit.estimate import Estimate, Estimator, machine
-from toolkit.recipe_file import load_recipe
-from toolkit.report.estimate import gib
-from toolkit.report.formats import duration
+from toolkit.recipe.file import load_recipe
+from toolkit.runtime.formatting import duration
 
 RECIPES = ROOT / "recipes"
 CONFIGS = {

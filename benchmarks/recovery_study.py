@@ -27,10 +27,10 @@ from typing import Any
 from recovery_tables import write_tables
 from study import launch
 
-from toolkit.files import write_text
-from toolkit.recipe import Recipe
-from toolkit.recipe_file import dump_recipe, load_recipe
-from toolkit.run_directory import RunDirectory
+from toolkit.pipeline.run_directory import RunDirectory
+from toolkit.recipe.file import dump_recipe, load_recipe
+from toolkit.recipe.schema import Recipe
+from toolkit.runtime.files import write_text
 
 RECIPE = "recipes/study/recovery.yaml"
 KEEPS = (4, 2)

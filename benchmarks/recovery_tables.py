@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from study import markdown, put_between
 
-from toolkit.proportions import pair
-from toolkit.report.formats import NOTHING, interval, percent
+from toolkit.runtime.formatting import NOTHING, interval, percent
+from toolkit.runtime.intervals import pair
 
 if TYPE_CHECKING:
     from recovery_study import Cell

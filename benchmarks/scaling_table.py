@@ -11,11 +11,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from toolkit.cli.estimate_table import gib, lacking
 from toolkit.estimate import Estimate, Estimator, StageEstimate, advice, combined_advice, machine
-from toolkit.recipe import Recipe
-from toolkit.recipe_file import load_recipe
-from toolkit.report.estimate import gib, lacking
-from toolkit.report.formats import NOTHING, amount
+from toolkit.recipe.file import load_recipe
+from toolkit.recipe.schema import Recipe
+from toolkit.runtime.formatting import NOTHING, amount
 
 MODELS = {"mixtral-8x7b": "Mixtral-8x7B", "qwen3-235b-a22b": "Qwen3-235B-A22B", "deepseek-v3": "DeepSeek-V3"}
 GPU, RAM = "h100", "2T"  # 80 GiB each; RAM per node of up to eight

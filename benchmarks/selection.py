@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from toolkit.calibration import Totals, calibrate, watch
+from toolkit.calibration import StatisticsObserver, calibrate, observe
 from toolkit.moe import find_blocks, restricted
 
 REPEATS = 5
@@ -46,7 +46,7 @@ def forward(model: PreTrainedModel, batches: Batches) -> None:
 
 @torch.no_grad()
 def watched(model: PreTrainedModel, batches: Batches) -> None:
-    watch(model, batches, [Totals(find_blocks(model))])
+    observe(model, batches, [StatisticsObserver(find_blocks(model))])
 
 
 @torch.no_grad()

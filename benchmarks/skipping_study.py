@@ -12,8 +12,8 @@ import random
 from toolkit.calibration import skipping_thresholds
 from toolkit.evaluation import evaluate
 from toolkit.moe import load_model, load_tokenizer, skipping
-from toolkit.proportions import pair
-from toolkit.recipe_file import load_recipe
+from toolkit.recipe.file import load_recipe
+from toolkit.runtime.intervals import pair
 from toolkit.tasks import Task, encode_all, padded_batches
 
 RULES = ("median", 0.25, 0.75)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from toolkit.files import write_text
+from toolkit.runtime.files import write_text
 
 
 def launch(ranks: int, what: Sequence[str], arguments: Sequence[str], log: Path | None = None) -> bool:

@@ -24,10 +24,10 @@ from selection import batches_of
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import toolkit
+from toolkit.cuts.checkpoint import pruned_config
+from toolkit.cuts.plan import BlockPlan, Plan
+from toolkit.cuts.writer import plan_job, rewrite
 from toolkit.moe import find_blocks, load_config, load_model, meta_model
-from toolkit.moe.checkpoint import pruned_config
-from toolkit.moe.rewrite import plan_job, rewrite
-from toolkit.plan import BlockPlan, Plan
 
 EXPERTS, TOP_K, KEEP = 8, 2, 4
 TARGETS = {"pruning": 0.7, "calibration": 0.8}

@@ -24,13 +24,13 @@ from transformers import AutoModelForCausalLM, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTTrainer
 
-from toolkit.distributed import start, stop
 from toolkit.moe import load_tokenizer
-from toolkit.recipe import Recipe
-from toolkit.recovery.extension import build_communication
+from toolkit.pipeline.run_directory import RunDirectory
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery.recover import recover
 from toolkit.recovery.settings import sft_config
-from toolkit.run_directory import RunDirectory
+from toolkit.runtime.distributed import start, stop
+from toolkit.runtime.zero import build_communication
 from toolkit.tasks import Task, encode_all
 
 TARGET = 0.97

@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from toolkit.cuts.plan import BlockPlan, Plan
 from toolkit.moe import find_blocks
-from toolkit.plan import BlockPlan, Plan
 
 ROOT = Path(__file__).parents[1]
 PLAYGROUND = ROOT / "data" / "playground"

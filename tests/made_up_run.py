@@ -8,11 +8,11 @@ from typing import Any
 import torch
 import yaml
 
+from toolkit.cuts.plan import BlockPlan, Plan
+from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.evaluation import Item, Scores
-from toolkit.expert_statistics import ExpertStatistics
-from toolkit.plan import BlockPlan, Plan
-from toolkit.recipe import Recipe
-from toolkit.run_directory import RunDirectory
+from toolkit.pipeline.run_directory import RunDirectory
+from toolkit.recipe.schema import Recipe
 
 BLOCKS = ("model.layers.0.mlp", "model.layers.1.mlp")
 ROLES = ("original", "pruned", "recovered")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from conftest import PLAYGROUND, tiny_model
 
-from toolkit import distributed
-from toolkit.recipe import Recipe
+from toolkit.recipe.schema import Recipe
+from toolkit.runtime import distributed
 
 
 def make_small(folder: Path) -> None:

@@ -28,4 +28,4 @@ def test_whatever_is_to_be_installed_bears_the_projects_own_name_and_an_extra_th
 
 
 def test_the_command_keeps_its_name() -> None:
-    assert PROJECT["scripts"] == {"pollard": "toolkit.cli:main"}
+    assert PROJECT["scripts"] == {"pollard": "toolkit.cli.main:main"}

@@ -19,11 +19,11 @@ from conftest import ROOT
 from safetensors.torch import load_file
 from small_run import make_small, small_values
 
-from toolkit.errors import PollardError
 from toolkit.evaluation import evaluate
-from toolkit.nodes import check, checkout, parse_hostfile
-from toolkit.recipe import Recipe
-from toolkit.recovery.zero import deepspeed_config
+from toolkit.recipe.schema import Recipe
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.nodes import check, checkout, parse_hostfile
+from toolkit.runtime.zero import deepspeed_config
 from toolkit.tasks import Task
 
 SHIMS = ROOT / "tests" / "shims"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import toolkit
 from toolkit.moe import find_blocks, load_model, load_tokenizer
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import encode_all, padded_batches
 
 

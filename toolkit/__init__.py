@@ -21,11 +21,11 @@ _HOMES = {
     "recover": ("toolkit.recovery.recover", "recover"),
     "skipping_thresholds": ("toolkit.calibration", "skipping_thresholds"),
     "evaluate": ("toolkit.evaluation", "evaluate"),
-    "load_recipe": ("toolkit.recipe_file", "load_recipe"),
+    "load_recipe": ("toolkit.recipe.file", "load_recipe"),
     "Task": ("toolkit.tasks", "Task"),
-    "Plan": ("toolkit.plan", "Plan"),
-    "ExpertStatistics": ("toolkit.expert_statistics", "ExpertStatistics"),
-    "PollardError": ("toolkit.errors", "PollardError"),
+    "Plan": ("toolkit.cuts.plan", "Plan"),
+    "ExpertStatistics": ("toolkit.cuts.statistics", "ExpertStatistics"),
+    "PollardError": ("toolkit.runtime.errors", "PollardError"),
 }
 __all__ = list(_HOMES)
 

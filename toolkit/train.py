@@ -11,15 +11,15 @@ from pathlib import Path
 # Run as a script, Python puts this folder first on the import path; what is wanted there is the folder above.
 sys.path[0] = str(Path(__file__).parents[1])
 
-from toolkit.cli import guarded, parsed
-from toolkit.verbs.runs import run
-from toolkit.verbs.verb import arguments_of_a_run, everywhere
+from toolkit.cli.main import guarded, parsed
+from toolkit.cli.verbs.runs import run
+from toolkit.cli.verbs.verb import add_common_options, add_run_arguments
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments_of_a_run(parser)
-    everywhere(parser)
+    add_run_arguments(parser)
+    add_common_options(parser)
     arguments = parsed(parser)
     return guarded(lambda: run(arguments, until=None), getattr(arguments, "debug", False))
 

@@ -10,7 +10,7 @@ import torch
 
 from toolkit import Task, calibrate, evaluate
 from toolkit.moe import load_model, load_tokenizer
-from toolkit.recipe import TaskRecipe
+from toolkit.recipe.schema import TaskRecipe
 from toolkit.tasks import encode_all, padded_batches
 
 MODEL = str(Path(__file__).parent / "model")

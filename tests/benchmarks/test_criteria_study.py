@@ -13,9 +13,9 @@ import criteria_study
 import criteria_tables
 
 from toolkit.evaluation import Item, Scores
-from toolkit.recipe_file import load_recipe
-from toolkit.run_directory import RunDirectory
-from toolkit.sweep_grid import load_grid
+from toolkit.pipeline.run_directory import RunDirectory
+from toolkit.pipeline.sweep_grid import load_grid
+from toolkit.recipe.file import load_recipe
 
 
 def test_every_cell_is_a_recipe_that_loads_under_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

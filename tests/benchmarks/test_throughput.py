@@ -8,7 +8,7 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import throughput
 
-from toolkit.moe import tensor_shapes
+from toolkit.cuts.checkpoint import tensor_shapes
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from families import tiny_family
 from safetensors.torch import load_file
 
 from toolkit.calibration import calibrate
-from toolkit.distributed import share
-from toolkit.errors import PollardError
-from toolkit.expert_statistics import ExpertStatistics
+from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.moe import find_blocks
+from toolkit.runtime.distributed import shard
+from toolkit.runtime.errors import PollardError
 from toolkit.selection import SCORES, select
 
 NAEE = ROOT / "tests" / "reference" / "naee"
@@ -80,7 +80,7 @@ def _calibrate_on(rank: int, folder: str) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE="2")
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     for dtype in PRECISIONS:
-        statistics = calibrate(tiny_model("mixtral", dtype), share(batches_of([24, 9, 17, 12, 30, 8, 11], 2)))
+        statistics = calibrate(tiny_model("mixtral", dtype), shard(batches_of([24, 9, 17, 12, 30, 8, 11], 2)))
         statistics.save(f"{folder}/{dtype}/rank{rank}")
     torch.distributed.destroy_process_group()
 

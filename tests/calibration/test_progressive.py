@@ -6,8 +6,9 @@ from honest import batches_of
 import toolkit
 from toolkit.calibration import calibrate
 from toolkit.calibration.progressive import check_keep
-from toolkit.errors import PollardError
-from toolkit.moe import find_blocks, masked
+from toolkit.cuts.experts import masked
+from toolkit.moe import find_blocks
+from toolkit.runtime.errors import PollardError
 
 
 # The second block's loss is the distance between what it adds in the original and in the model pruned up to it.

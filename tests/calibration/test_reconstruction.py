@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 import toolkit
 from toolkit.calibration import calibrate, reconstruction
-from toolkit.distributed import share
-from toolkit.errors import PollardError
-from toolkit.moe import load_model, masked
+from toolkit.cuts.experts import masked
+from toolkit.moe import load_model
+from toolkit.runtime.distributed import shard
+from toolkit.runtime.errors import PollardError
 
 NAEE = ROOT / "tests" / "reference" / "naee"
 
@@ -78,7 +79,7 @@ def _search_on(rank: int, folder: str) -> None:
         model = tiny_model("mixtral", num_local_experts=experts)
         for mode in ("layerwise", "progressive"):
             for count in (1, 5):  # with one batch the second rank has none
-                found = _tables(model, mode, share(batches_of(count)))
+                found = _tables(model, mode, shard(batches_of(count)))
                 Path(f"{folder}/{experts}{mode}{count}rank{rank}.json").write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 

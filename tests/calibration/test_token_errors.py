@@ -4,7 +4,7 @@ from conftest import logits_of, tiny_model
 
 from toolkit.calibration import token_errors as module
 from toolkit.calibration.token_errors import token_errors
-from toolkit.moe import Seen, every_output, watching
+from toolkit.moe import BlockActivations, all_expert_outputs, observing
 
 
 @pytest.mark.parametrize("inherited", [False, True])
@@ -15,12 +15,12 @@ def test_an_error_is_the_squared_distance_of_the_outputs(family: str, inherited:
     generator = torch.Generator().manual_seed(0)
     sizes: list[int] = []
 
-    def check(seen: Seen) -> None:
+    def check(seen: BlockActivations) -> None:
         target = torch.randn(seen.routed_TH.shape, generator=generator) if inherited else None
         for chunk, errors in token_errors(seen, rows, 8, target):
             index = torch.stack([torch.randperm(8, generator=generator)[:2] for _ in chunk])
             gate = torch.rand(len(chunk), 2, generator=generator)
-            outputs = every_output(seen, chunk, 8).double().gather(1, index.unsqueeze(-1).expand(-1, -1, 32))
+            outputs = all_expert_outputs(seen, chunk, 8).double().gather(1, index.unsqueeze(-1).expand(-1, -1, 32))
             y = (seen.routed_TH if target is None else target)[chunk].double()
             expected = ((outputs * gate.unsqueeze(-1)).sum(1) - y).square().sum(1)
             everyone = torch.arange(len(chunk))
@@ -29,6 +29,6 @@ def test_an_error_is_the_squared_distance_of_the_outputs(family: str, inherited:
             torch.testing.assert_close(errors(index[some], gate[some], some), expected[some], rtol=1e-5, atol=1e-6)
             sizes.append(len(chunk))
 
-    with torch.no_grad(), watching(model, check):
+    with torch.no_grad(), observing(model, check):
         logits_of(model)
     assert max(sizes) == 7

@@ -13,11 +13,11 @@ from conftest import PLAYGROUND, ROOT, tiny_model
 from small_run import make_small, small_values
 
 import toolkit
-from toolkit import pipeline
-from toolkit.distributed import start, stop
 from toolkit.moe import load_model
-from toolkit.recipe import Recipe
-from toolkit.recipe_file import load_recipe
+from toolkit.pipeline import runner as pipeline
+from toolkit.recipe.file import load_recipe
+from toolkit.recipe.schema import Recipe
+from toolkit.runtime.distributed import start, stop
 
 MODELS = {
     "data/playground/model": "mixtral",

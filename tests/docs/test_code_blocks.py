@@ -15,9 +15,9 @@ import yaml
 from code_blocks import PAGES, ROOT, Block, all_blocks, blocks_of, same_words
 from prepared import known_names, launched, make_folder, page_folder
 
-from toolkit.cli import main
-from toolkit.recipe import Recipe
-from toolkit.recipe_file import load_recipe
+from toolkit.cli.main import main
+from toolkit.recipe.file import load_recipe
+from toolkit.recipe.schema import Recipe
 
 UNRUN = {  # all that no test runs: what its mark says that it needs, and how it begins
     "gpu": ("benchmarks/", "python benchmarks/", "vllm serve"),

@@ -12,7 +12,7 @@ import yaml
 from conftest import ROOT
 
 import toolkit
-from toolkit.verbs import VERBS
+from toolkit.cli.verbs import VERBS
 
 FETCHED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "video": "src", "object": "data"}
 

@@ -14,8 +14,8 @@ import deepspeed
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from toolkit.distributed import is_main, start, stop
-from toolkit.recovery.extension import build_communication
+from toolkit.runtime.distributed import is_main, start, stop
+from toolkit.runtime.zero import build_communication
 
 Storages = dict[int, int]  # which -> bytes
 

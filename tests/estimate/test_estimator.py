@@ -10,16 +10,17 @@ import torch
 from conftest import PLAYGROUND, plan_for, tiny_model
 from small_run import make_small, small_recipe
 
-from toolkit.errors import PollardError
+from toolkit.cli.estimate_table import verdict
+from toolkit.cuts.checkpoint import prune_checkpoint
 from toolkit.estimate import Combined, Estimate, Estimator, Machine, StageEstimate, advice, combined_advice, machine
 from toolkit.estimate.advice import changed
 from toolkit.estimate.finetuning import trainer_of
-from toolkit.moe import checkpoint_bytes, find_blocks, load_config, load_model, load_tokenizer, meta_model, prune_checkpoint
-from toolkit.pipeline import plan_stages
-from toolkit.recipe import Recipe
+from toolkit.moe import checkpoint_bytes, find_blocks, load_config, load_model, load_tokenizer, meta_model
+from toolkit.pipeline.runner import plan_stages
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery.teacher import bytes_per_token, predicted
 from toolkit.recovery.training_data import read_training_data
-from toolkit.report.estimate import verdict
+from toolkit.runtime.errors import PollardError
 
 LARGE = {"gpus": 8, "gpu": "h100", "cpu_memory": "1T"}
 SMALL = {"hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}

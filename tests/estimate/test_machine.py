@@ -1,8 +1,8 @@
 import pytest
 
-from toolkit.errors import PollardError
 from toolkit.estimate import GPUS, Machine, machine
 from toolkit.estimate.machine import _kind_of, parse_bytes
+from toolkit.runtime.errors import PollardError
 
 G = 2**30
 

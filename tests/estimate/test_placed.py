@@ -10,7 +10,7 @@ from toolkit.estimate import Machine, machine
 from toolkit.estimate.model import ModelNumbers, numbers_of
 from toolkit.estimate.placed import LINK, placed
 from toolkit.moe import load_config, meta_model
-from toolkit.recipe import Recipe
+from toolkit.recipe.schema import Recipe
 
 MIB = 2**20
 

@@ -9,7 +9,7 @@ from toolkit.estimate.model import numbers_of
 from toolkit.estimate.trained import trained_by
 from toolkit.estimate.training import training_memory
 from toolkit.moe import decoder_linears, find_blocks, meta_model
-from toolkit.recipe import LoraRecipe
+from toolkit.recipe.schema import LoraRecipe
 from toolkit.recovery.adapters import adapt
 from toolkit.recovery.methods import count_trainable, freeze_all_but
 from toolkit.recovery.quantize import quantize

@@ -10,10 +10,10 @@ import torch
 from conftest import ROOT, free_port
 from transformers import AutoConfig
 
-from toolkit.errors import PollardError
 from toolkit.estimate.training import BUCKET, STATE_BYTES, Trained, engine_bytes, state_bytes, training_memory
 from toolkit.moe import meta_model
-from toolkit.recovery.zero import deepspeed_config
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.zero import deepspeed_config
 
 MODEL = {
     "model_type": "mixtral", "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,

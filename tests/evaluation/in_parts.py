@@ -7,12 +7,12 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).parents[2])
 
-from toolkit.distributed import is_main, start, stop
 from toolkit.evaluation import AnswerLog, evaluate
 from toolkit.moe import load_tokenizer
 from toolkit.moe.partition import partitioned_model
-from toolkit.recipe_data import TaskRecipe
-from toolkit.recovery.extension import build_communication
+from toolkit.recipe.data import TaskRecipe
+from toolkit.runtime.distributed import is_main, start, stop
+from toolkit.runtime.zero import build_communication
 from toolkit.tasks import Task
 
 path, target = sys.argv[-2], Path(sys.argv[-1])

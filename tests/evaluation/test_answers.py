@@ -14,8 +14,8 @@ from toolkit.evaluation.answers import answer_of, read_answer
 from toolkit.evaluation.generation import StopInAnswer
 from toolkit.evaluation.judging import Answer
 from toolkit.evaluation.server import Server
-from toolkit.recipe_data import TaskRecipe
-from toolkit.recipe_evaluation import ServersRecipe
+from toolkit.recipe.data import TaskRecipe
+from toolkit.recipe.evaluation import ServersRecipe
 from toolkit.tasks import Task, chat_format
 
 THINKING = "<think>\nTwo words?\n\nOr one.\n</think>\n\nbilling"

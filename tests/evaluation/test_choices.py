@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from toolkit.evaluation import choices, evaluate
 from toolkit.evaluation.choices import Row, likeliest, log_likelihoods
 from toolkit.moe import load_tokenizer
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import Task, encode_prompt
 
 ROWS = [

@@ -11,7 +11,7 @@ from conftest import PLAYGROUND, tiny_model
 from toolkit.evaluation import Decoding, decoding, generate, greedy, sampled
 from toolkit.evaluation.generation import StopInAnswer
 from toolkit.moe import load_model, load_tokenizer
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import Task, chat_format, encode_prompt
 
 PATH = str(PLAYGROUND / "model")

@@ -7,9 +7,10 @@ import torch
 from conftest import PLAYGROUND, plan_for, tiny_model
 from transformers import GenerationConfig, PreTrainedModel
 
-from toolkit.errors import PollardError
+from toolkit.cuts.experts import slice_model
 from toolkit.evaluation.drafting import compare_drafting, write
-from toolkit.moe import load_model, load_tokenizer, slice_model
+from toolkit.moe import load_model, load_tokenizer
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Example, encode_prompt
 
 PROMPTS = (

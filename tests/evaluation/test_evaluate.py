@@ -6,10 +6,10 @@ import pytest
 from conftest import PLAYGROUND, tiny_model
 from transformers import PreTrainedModel
 
-from toolkit.errors import PollardError
 from toolkit.evaluation import Scores, evaluate, generate, greedy
 from toolkit.moe import load_tokenizer
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Scorer, Task, encode_prompt
 
 # Lengths in no order: what is sorted for batching must come back as it was

@@ -10,9 +10,9 @@ import torch
 from conftest import plan_for, tiny_model
 from transformers import PreTrainedModel
 
-from toolkit.errors import PollardError
+from toolkit.cuts.experts import masked, slice_model
 from toolkit.evaluation import Fidelity, fidelity, keep_original, measure_fidelity
-from toolkit.moe import masked, slice_model
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Encoded, padded_batches
 
 KEPT = [0, 2, 5, 7]

@@ -9,11 +9,11 @@ import torch
 from conftest import PLAYGROUND, tiny_model
 from small_run import kill_in_call
 
-from toolkit.errors import PollardError
 from toolkit.evaluation import AnswerLog, evaluate, generation
 from toolkit.evaluation.batch_size import MOST, batch_size_for, fitting, room
 from toolkit.moe import load_model, load_tokenizer
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Task
 
 PATH = str(PLAYGROUND / "model")

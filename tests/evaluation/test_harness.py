@@ -9,10 +9,10 @@ import torch
 from conftest import PLAYGROUND, tiny_model
 from small_harness import QUESTIONS, make_task, own_alone
 
-from toolkit.errors import PollardError
 from toolkit.evaluation import harness
 from toolkit.evaluation.harness import check_harness, run_harness
 from toolkit.moe import load_tokenizer
+from toolkit.runtime.errors import PollardError
 
 
 @pytest.fixture

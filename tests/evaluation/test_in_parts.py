@@ -11,7 +11,7 @@ from conftest import PLAYGROUND, free_port
 
 from toolkit.evaluation import evaluate
 from toolkit.moe import load_model, load_tokenizer
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import Task
 
 

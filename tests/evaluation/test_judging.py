@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.errors import ItemsFailed
 from toolkit.evaluation import Answer, Scores, judge
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
+from toolkit.runtime.errors import ItemsFailed
 from toolkit.tasks import Scorer, Task
 
 

@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 from toolkit.evaluation import Item, Scores
-from toolkit.proportions import wilson
+from toolkit.runtime.intervals import wilson
 
 
 def item(index: int, correct: bool = True, prediction: str = "#### 1", ended: bool = True) -> Item:

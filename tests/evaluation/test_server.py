@@ -12,12 +12,12 @@ import pytest
 from conftest import PLAYGROUND
 from serving import Reply, playing, serving
 
-from toolkit.errors import PollardError
 from toolkit.evaluation import AnswerLog, Decoding, Scores, evaluate, evaluate_with, server
 from toolkit.evaluation.server import Server
 from toolkit.moe import load_model, load_tokenizer
-from toolkit.recipe_data import TaskRecipe
-from toolkit.recipe_evaluation import ServersRecipe
+from toolkit.recipe.data import TaskRecipe
+from toolkit.recipe.evaluation import ServersRecipe
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Task
 
 PATH = str(PLAYGROUND / "model")

@@ -8,7 +8,7 @@ from conftest import PLAYGROUND, tiny_model
 import toolkit
 from toolkit.calibration import skipping_thresholds
 from toolkit.moe import load_model, load_tokenizer, skipping
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import Task, encode_all, padded_batches
 
 TOLD = {"skip_rate", "experts_skipped", "skipped_per_token"}

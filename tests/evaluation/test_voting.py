@@ -4,7 +4,7 @@ import pytest
 
 from toolkit.evaluation import Answer
 from toolkit.evaluation.voting import judge_samples, mean_score, winners
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import Example, Task
 
 

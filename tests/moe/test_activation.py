@@ -10,8 +10,10 @@ from families import tiny_family
 from transformers import AutoModelForCausalLM
 
 from toolkit.calibration import calibrate
-from toolkit.errors import PollardError
-from toolkit.moe import Seen, activating, check_plan, find_blocks, masked, prune_checkpoint, watching
+from toolkit.cuts.checkpoint import prune_checkpoint
+from toolkit.cuts.experts import check_plan, masked
+from toolkit.moe import BlockActivations, activating, find_blocks, observing
+from toolkit.runtime.errors import PollardError
 from toolkit.selection import select
 
 KEYS = {"qwen3_moe": "num_experts_per_tok", "gemma4": "top_k_experts", "aria": "moe_topk", "ernie4_5_moe": "moe_k"}
@@ -53,8 +55,8 @@ def test_calibration_runs_with_the_number_of_the_pruned_model(family: str) -> No
         assert statistics.get(block, "count").sum() == ids.numel()  # one expert for each token
         assert statistics.about["blocks"][block]["experts_per_token"] == 1
     assert torch.equal(logits_of(model), before)
-    seen: list[Seen] = []
-    with activating(model, 1), watching(model, seen.append):
+    seen: list[BlockActivations] = []
+    with activating(model, 1), observing(model, seen.append):
         logits_of(model)
     assert all(s.index_TK.shape[1] == 1 for s in seen)
 

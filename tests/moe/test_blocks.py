@@ -3,8 +3,8 @@ import torch
 from conftest import tiny_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from toolkit.errors import PollardError
 from toolkit.moe import find_blocks
+from toolkit.runtime.errors import PollardError
 
 
 def test_blocks_are_named_as_modules_and_know_their_counts(family: str) -> None:

@@ -10,20 +10,12 @@ from conftest import plan_for, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from toolkit.errors import PollardError
-from toolkit.moe import (
-    StreamedModel,
-    check_loaded,
-    checkpoint_bytes,
-    checkpoint_files,
-    load_config,
-    load_model,
-    prune_checkpoint,
-    tensor_shapes,
-)
+from toolkit.cli.verbs.entrants import entrants
+from toolkit.cuts.checkpoint import prune_checkpoint, tensor_shapes
+from toolkit.moe import StreamedModel, check_loaded, checkpoint_bytes, checkpoint_files, load_config, load_model
 from toolkit.moe.checkpoint_files import INDEX, SINGLE, say_what_is_read
 from toolkit.moe.tensor_files import stored_tensors
-from toolkit.verbs.entrants import entrants
+from toolkit.runtime.errors import PollardError
 
 KEPT = [0, 3, 5, 6]
 EMBEDDINGS = "model.embed_tokens.weight"

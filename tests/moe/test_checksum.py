@@ -12,9 +12,9 @@ from conftest import tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from toolkit.errors import PollardError
 from toolkit.moe import check_loaded, find_blocks, load_model
 from toolkit.moe.checksum import sum_of_squares
+from toolkit.runtime.errors import PollardError
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from conftest import SMALL, logits_of, plan_for, tiny_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3_5MoeForConditionalGeneration
 
-from toolkit.moe import complete_checkpoint, load_model, prune_checkpoint, write_checkpoint
+from toolkit.cuts.checkpoint import complete_checkpoint, prune_checkpoint, write_checkpoint
+from toolkit.moe import load_model
 from toolkit.moe.companions import companions, copy_companions
 
 KEPT = [0, 3, 5, 6]

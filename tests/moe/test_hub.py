@@ -9,9 +9,9 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import filter_repo_objects
 
-from toolkit.errors import PollardError
-from toolkit.moe import hub
+from toolkit.moe import checkpoint_files as hub
 from toolkit.moe.load import NOT_FETCHED, checkpoint_folder, load_config
+from toolkit.runtime.errors import PollardError
 
 BESIDE = [
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt",

@@ -5,8 +5,8 @@ import torch
 from conftest import tiny_model
 from families import tiny_family
 
-from toolkit.errors import PollardError
 from toolkit.moe import ForwardPass, blocks_by_layer, find_blocks, layers_of, one_layer_at_a_time
+from toolkit.runtime.errors import PollardError
 
 
 def batches_of(count: int) -> list[dict[str, torch.Tensor]]:

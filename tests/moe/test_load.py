@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from toolkit.errors import PollardError
 from toolkit.moe import load_config, load_model, load_tokenizer, meta_model
+from toolkit.runtime.errors import PollardError
 
 
 def test_dtype_auto_is_float32_without_a_gpu_and_checkpoint_is_its_own(tiny_checkpoint) -> None:

@@ -11,11 +11,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from toolkit import cli
-from toolkit.errors import PollardError
+from toolkit.cli import main as cli
+from toolkit.cli.bugs import BUG
 from toolkit.moe import load_config, load_model, load_tokenizer, meta_model
 from toolkit.moe.open_errors import explained
-from toolkit.terminal.bugs import BUG
+from toolkit.runtime.errors import PollardError
 
 Break = Callable[[Path], Any]
 
@@ -180,7 +180,7 @@ def test_interruptions_and_own_errors_pass() -> None:
 
 
 def test_a_bug_of_ours_is_still_one(tiny_checkpoint: Callable, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(sys.modules["toolkit.moe.anatomy"], "sizes", lambda model: 1 / 0)
+    monkeypatch.setattr(sys.modules["toolkit.cuts.model_summary"], "sizes", lambda model: 1 / 0)
     monkeypatch.setattr("sys.argv", ["pollard", "inspect", str(tiny_checkpoint())])
     assert cli.main() == BUG and "This is a bug" in capsys.readouterr().out
 

@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from toolkit.moe import write_partitioned
-from toolkit.moe.partition_writer import Files
+from toolkit.moe.partition import Files
 
 
 # A whole model gathers nothing, and is written layer by layer all the same.
 @pytest.mark.parametrize("file_bytes", [10**9, 20_000])
 def test_layer_by_layer_is_what_save_pretrained_writes(family: str, file_bytes: int, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("toolkit.moe.partition_writer.FILE_BYTES", file_bytes)
+    monkeypatch.setattr("toolkit.moe.partition.FILE_BYTES", file_bytes)
     model = tiny_model(family)
     model.save_pretrained(tmp_path / "stock")
     (tmp_path / "ours").mkdir()
@@ -36,7 +36,7 @@ def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
 
 
 def test_the_index_names_every_tensor_in_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("toolkit.moe.partition_writer.FILE_BYTES", 100)
+    monkeypatch.setattr("toolkit.moe.partition.FILE_BYTES", 100)
     files = Files(tmp_path)
     for layer in "abc":
         files.add({f"{layer}.x": torch.ones(30), f"{layer}.y": torch.ones(2)})

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from toolkit.errors import PollardError
 from toolkit.moe.quantized_names import RenamedModules
+from toolkit.runtime.errors import PollardError
 
 KEPT = {0: [1, 3], 1: [0, 3]}  # of four experts, in two blocks: expert 3 becomes 1, expert 1 becomes 0, or goes
 LINEARS = ("w1", "w2")

@@ -4,15 +4,15 @@ import pytest
 import torch
 from conftest import logits_of, tiny_model
 
-from toolkit.errors import PollardError
-from toolkit.moe import Rerouter, Seen, find_blocks, restricted, same_choice, watching
+from toolkit.moe import BlockActivations, Rerouter, find_blocks, observing, restricted, same_choice
+from toolkit.runtime.errors import PollardError
 
 KEPT = [0, 3, 5, 6]
 
 
 def first_block(model) -> tuple:
-    seen: list[Seen] = []
-    with watching(model, seen.append), torch.no_grad():
+    seen: list[BlockActivations] = []
+    with observing(model, seen.append), torch.no_grad():
         logits_of(model)
     return find_blocks(model)[0], seen[0]
 

@@ -3,7 +3,8 @@ from pathlib import Path
 import torch
 from conftest import plan_for, tiny_model
 
-from toolkit.moe import checkpoint_bytes, load_config, sizes, slice_model, weight_bytes
+from toolkit.cuts.experts import slice_model
+from toolkit.moe import checkpoint_bytes, load_config, sizes, weight_bytes
 
 
 def test_active_parameters_leave_out_the_experts_a_token_does_not_use() -> None:

@@ -9,15 +9,16 @@ from companions import read_config
 from conftest import plan_for, tiny_model
 from safetensors.torch import load_file, save_file
 
-from toolkit.errors import PollardError
-from toolkit.moe import prune_checkpoint, stock
+from toolkit.cuts.checkpoint import prune_checkpoint
+from toolkit.moe import stock
+from toolkit.runtime.errors import PollardError
 
 KEPT = [0, 3, 5, 6]
 
 
 def test_a_folder_that_transformers_cannot_open_is_told_and_not_named(tiny_checkpoint, tmp_path: Path, monkeypatch) -> None:
     source = tiny_checkpoint()
-    monkeypatch.setattr("toolkit.moe.rewrite.copy_companions", lambda source, target: [])
+    monkeypatch.setattr("toolkit.cuts.writer.copy_companions", lambda source, target: [])
     with pytest.raises(PollardError, match=r"transformers cannot open the tokenizer of what was written to .*Please report"):
         prune_checkpoint(source, plan_for(tiny_model("mixtral"), KEPT), tmp_path / "pruned")
     assert not (tmp_path / "pruned").exists()

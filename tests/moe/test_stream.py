@@ -8,8 +8,8 @@ from families import tiny_family
 from safetensors.torch import load_file, save_file
 
 from toolkit.calibration import calibrate
-from toolkit.errors import PollardError
 from toolkit.moe import CannotStream, StreamedModel, load_model
+from toolkit.runtime.errors import PollardError
 
 
 def saved(folder: Path, family: str = "mixtral", **changes: object) -> Path:

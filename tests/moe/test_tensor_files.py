@@ -6,9 +6,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from toolkit.errors import PollardError
 from toolkit.moe.checkpoint_files import INDEX, SINGLE
 from toolkit.moe.tensor_files import Piece, read_header, stored_tensors, write_file
+from toolkit.runtime.errors import PollardError
 
 TENSORS = {
     "bf16": torch.arange(24).reshape(8, 3).to(torch.bfloat16),

@@ -7,8 +7,8 @@ from conftest import tiny_model
 from families import EXCEPTIONS, families, text_logits, tiny_family
 from torch import nn
 
-from toolkit.errors import PollardError
 from toolkit.moe import UNFUSED, expert_weights, find_blocks, unfuse
+from toolkit.runtime.errors import PollardError
 
 
 def linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:

@@ -11,11 +11,11 @@ from conftest import ROOT
 from tiny_original import published, save_tiny, write_rows
 from transformers import AutoModelForCausalLM
 
-from toolkit import distributed
+from toolkit.cli.verbs.recipes import title
 from toolkit.moe import load_config, meta_model, sizes
-from toolkit.pipeline import plan_stages, run
-from toolkit.recipe_file import load_recipe
-from toolkit.verbs.recipes import title
+from toolkit.pipeline.runner import plan_stages, run
+from toolkit.recipe.file import load_recipe
+from toolkit.runtime import distributed
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import recipe_needs

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conftest import PLAYGROUND, ROOT
 
-from toolkit.cli import main
+from toolkit.cli.main import main
 
 LINES = 200
 NAMES = ("ant", "bee", "cow", "dog", "elk", "fox", "gnu", "hen")

@@ -12,9 +12,9 @@ sys.path[0] = str(Path(__file__).parents[2])
 
 import torch
 
-from toolkit.distributed import is_main, rank, start, stop
-from toolkit.recipe import Recipe
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery.recover import recover
+from toolkit.runtime.distributed import is_main, rank, start, stop
 
 
 def route_apart(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

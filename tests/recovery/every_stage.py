@@ -14,13 +14,13 @@ import deepspeed
 import torch
 from transformers.integrations import deepspeed as integration
 
-from toolkit.distributed import gather, is_main, start, stop
-from toolkit.errors import PollardError
 from toolkit.moe import check_loaded, find_blocks, partitioned_model
 from toolkit.moe.partition import own_part
-from toolkit.recipe import Recipe
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery.recover import recover
-from toolkit.recovery.zero import partitioning
+from toolkit.runtime.distributed import gather, is_main, start, stop
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.zero import partitioning
 
 root = Path(sys.argv[-1])
 start()

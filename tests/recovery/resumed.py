@@ -13,12 +13,12 @@ sys.path[0] = str(Path(__file__).parents[2])
 
 from transformers import TrainerCallback
 
-from toolkit.distributed import is_main, say, start, stop
-from toolkit.errors import PollardError
-from toolkit.recipe import Recipe
+from toolkit.pipeline.stages.core import dev_accuracy
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery import trainer
 from toolkit.recovery.recover import recover
-from toolkit.stages.core import dev_accuracy
+from toolkit.runtime.distributed import is_main, say, start, stop
+from toolkit.runtime.errors import PollardError
 
 
 class Stop(TrainerCallback):

@@ -7,12 +7,12 @@ from conftest import logits_of, tiny_model
 from families import EXCEPTIONS, families, tiny_family
 from peft import PeftModel
 
-from toolkit.errors import PollardError
 from toolkit.moe import MoEBlock, decoder_linears, find_blocks
-from toolkit.recipe import LoraRecipe
+from toolkit.recipe.schema import LoraRecipe
 from toolkit.recovery.adapters import adapt, adapter_weights, with_adapter
 from toolkit.recovery.methods import check_reached, count_trainable
 from toolkit.recovery.quantize import quantize, round_to_nf4
+from toolkit.runtime.errors import PollardError
 
 CPU = torch.device("cpu")
 LORA = LoraRecipe(rank=3, alpha=6, router=True)

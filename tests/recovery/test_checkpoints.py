@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from conftest import tiny_model
 
-from toolkit.errors import PollardError
 from toolkit.recovery import checkpoints
 from toolkit.recovery.checkpoints import Keeper, Space, check_space, declare_complete, last_checkpoint, newest_first, space
-from toolkit.typed_command import SHELL_PATH
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.typed_command import SHELL_PATH
 
 
 def saved(folder: Path, step: int, fingerprint: str = "mine", ranks: int = 1, finished: bool = False) -> Path:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from toolkit.errors import PollardError
-from toolkit.recipe import Recipe
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery.combinations import check_combinations, check_trackers
 from toolkit.recovery.settings import sft_config
+from toolkit.runtime.errors import PollardError
 
 
 def recipe(**finetuning: object) -> Recipe:

@@ -12,11 +12,11 @@ from conftest import PLAYGROUND, ROOT, free_port
 from safetensors.torch import load_file
 from trl import SFTConfig
 
-from toolkit import distributed
-from toolkit.errors import PollardError
-from toolkit.pipeline import run
-from toolkit.recipe import Recipe
+from toolkit.pipeline.runner import run
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery.distillation import check_distillable
+from toolkit.runtime import distributed
+from toolkit.runtime.errors import PollardError
 
 TRAINER = {
     "max_steps": 3,

@@ -15,12 +15,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from toolkit.errors import PollardError
 from toolkit.moe import find_blocks
-from toolkit.recipe import Recipe
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery import methods
 from toolkit.recovery.settings import sft_config
-from toolkit.recovery.zero import deepspeed_config
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.zero import deepspeed_config
 
 SECONDS = 540  # a rank that waits for the other would wait for ever
 METHODS = {

@@ -11,7 +11,7 @@ from conftest import logits_of, tiny_model
 from transformers import PreTrainedModel
 
 from toolkit.moe import find_blocks
-from toolkit.recipe import Recipe
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery.quantize import expert_bytes, load_to_round, quantize, round_to_nf4
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from conftest import PLAYGROUND, ROOT, free_port, tiny_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from toolkit.recovery.zero import deepspeed_config
+from toolkit.runtime.zero import deepspeed_config
 
 ZERO = {"zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3, "offload": "3-offload", "partitioned": "partitioned.json", "bnb8": 2}
 

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from toolkit.errors import PollardError
-from toolkit.recipe import Recipe
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery.settings import sft_config
-from toolkit.recovery.zero import deepspeed_config
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.zero import deepspeed_config
 
 
 def recipe(dtype: str = "auto", **finetuning) -> Recipe:

@@ -10,19 +10,12 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from toolkit.errors import PollardError
 from toolkit.moe import logits_at
 from toolkit.recovery import teacher
 from toolkit.recovery.distillation import COLUMNS, IGNORED, WithTeacher, losses, losses_in_parts
 from toolkit.recovery.recover import _row
-from toolkit.recovery.teacher import (
-    TeacherCache,
-    TopAndTail,
-    bytes_per_token,
-    cache_logits,
-    predicted,
-    top_and_tail,
-)
+from toolkit.recovery.teacher import TeacherCache, TopAndTail, bytes_per_token, cache_logits, predicted, top_and_tail
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Encoded
 
 VOCABULARY = 300

@@ -14,11 +14,11 @@ import pytest
 from small_disk import files_of_at_most
 from small_run import small_folder, small_recipe
 
-from toolkit.errors import PollardError
-from toolkit.recipe import Recipe
-from toolkit.recovery.numbers import ProgressLines
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery.recover import recover
 from toolkit.recovery.trainer import RecoveryTrainer, close_trackers
+from toolkit.recovery.training_metrics import ProgressLines
+from toolkit.runtime.errors import PollardError
 
 ROOM = 100  # bytes per file
 

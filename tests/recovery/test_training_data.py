@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from small_run import TASK, small_folder, small_recipe
 
-from toolkit.errors import PollardError
 from toolkit.moe import load_tokenizer
-from toolkit.pipeline import check, plan_stages
-from toolkit.recipe import Recipe
+from toolkit.pipeline.runner import check, plan_stages
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery.training_data import TrainingData, read_training_data
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Encoded, Task, encode
 
 MATHS = {"train": "maths.jsonl", "test": "test.jsonl", "prompt": "{query}", "completion": "{response}"}  # as MetaMathQA's columns

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from made_up_run import make_large, make_run
 
+from toolkit.pipeline.stages.alternatives import write_alternatives
 from toolkit.report import collect
-from toolkit.stages.alternatives import write_alternatives
 
 
 def test_every_criterion_that_the_statistics_serve_is_asked(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from huggingface_hub import ModelCard
 from made_up_run import ROLES, make_run
 from test_sweep_table import row
 
-from toolkit.report import card, collect, formats, tabulate, write_report
+from toolkit.report import card, collect, tabulate, write_report
+from toolkit.runtime import formatting as formats
 
 
 def test_the_hub_understands_the_metadata(tmp_path: Path) -> None:

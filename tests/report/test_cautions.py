@@ -4,8 +4,8 @@ from pathlib import Path
 
 from made_up_run import BLOCKS, evaluate_role, make_run
 
+from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.report import collect
-from toolkit.run_directory import RunDirectory
 
 
 def warnings_of(run: RunDirectory) -> list[str]:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from made_up_run import BLOCKS, KEPT, RIGHT, ROLES, evaluate_role, make_run
 
-from toolkit.errors import PollardError
-from toolkit.plan import BlockPlan, Plan
-from toolkit.recipe_file import dump_recipe, load_recipe
+from toolkit.cuts.plan import BlockPlan, Plan
+from toolkit.recipe.file import dump_recipe, load_recipe
 from toolkit.report import collect, write_report
 from toolkit.report.collect import MEASURES
 from toolkit.report.page import recipe_text
+from toolkit.runtime.errors import PollardError
 
 
 def test_every_measure_is_the_one_the_evaluation_wrote(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from made_up_run import evaluate_role, make_run
 
-from toolkit import cli
-from toolkit.errors import PollardError
+from toolkit.cli import main as cli
 from toolkit.report.compare import compare, find_answered
+from toolkit.runtime.errors import PollardError
 
 
 def test_two_runs_are_compared_by_their_recovered_models(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ import pytest
 from made_up_run import ROLES, evaluate_role, make_large, make_run
 from test_sweep_table import row
 
-from toolkit.report import collect, formats, render, tabulate, write_report
+from toolkit.pipeline.stages.alternatives import write_alternatives
+from toolkit.report import collect, render, tabulate, write_report
 from toolkit.report.page import FORMATS, ROWS
-from toolkit.stages.alternatives import write_alternatives
+from toolkit.runtime import formatting as formats
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 

@@ -3,9 +3,9 @@
 import pytest
 from made_up_run import ROLES, evaluate_role, make_run
 
-from toolkit.proportions import pair
 from toolkit.report import collect
 from toolkit.report.pairs import compared, right_of
+from toolkit.runtime.intervals import pair
 
 
 def item(index: int, prompt: str, correct: bool, gold: str = "1") -> dict:
@@ -46,7 +46,7 @@ def test_a_question_that_is_put_twice_is_matched_in_order() -> None:
 
 @pytest.mark.parametrize("damage", ["{", "[1"])
 def test_a_damaged_file_is_named(tmp_path, damage: str) -> None:
-    from toolkit.errors import PollardError
+    from toolkit.runtime.errors import PollardError
 
     run = make_run(tmp_path)
     (run.evaluation / "pruned.predictions.jsonl").write_text(damage)

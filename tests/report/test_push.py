@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from made_up_run import make_run
 
-from toolkit.errors import PollardError
+from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.report import push as push_module
 from toolkit.report import write_report
-from toolkit.run_directory import RunDirectory
+from toolkit.runtime.errors import PollardError
 
 
 @pytest.fixture

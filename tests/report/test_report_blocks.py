@@ -4,7 +4,7 @@ from pathlib import Path
 
 from made_up_run import BLOCKS, make_run
 
-from toolkit.plan import Plan
+from toolkit.cuts.plan import Plan
 from toolkit.report.blocks import criteria_of
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from toolkit.proportions import wilson
 from toolkit.report import show_sweep, tabulate
 from toolkit.report.curves import keep_curve
+from toolkit.runtime.intervals import wilson
 
 N = 100
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from toolkit.errors import PollardError
-from toolkit.expert_statistics import ExpertStatistics, Tokens
+from toolkit.cuts.statistics import ExpertStatistics, Tokens
+from toolkit.runtime.errors import PollardError
 from toolkit.selection import CRITERIA, SCORES
 
 # Per statistic what the prompt and the completion tokens left for experts 0…3; nothing reached expert 3.

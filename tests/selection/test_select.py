@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 import torch
 
-from toolkit.errors import PollardError
-from toolkit.expert_statistics import ExpertStatistics
-from toolkit.plan import Plan
+from toolkit.cuts.plan import Plan
+from toolkit.cuts.statistics import ExpertStatistics
+from toolkit.runtime.errors import PollardError
 from toolkit.selection import SCORES, experts_to_activate, experts_to_keep, kept_unobserved, select
 
 STATISTICS = (

@@ -7,9 +7,9 @@ import pytest
 from chat_templates import SHAPES, tokenizer_of
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.errors import PollardError
 from toolkit.evaluation.answers import read_answer
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Example, Task, check_rendering, encode, format_of, gold_of
 from toolkit.tasks.chat_format import split_reasoning
 from toolkit.tasks.conversation import conversation_in

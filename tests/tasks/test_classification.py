@@ -6,8 +6,8 @@ import datasets
 import pytest
 from pydantic import ValidationError
 
-from toolkit.errors import PollardError
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Task
 
 LABELS = ["negative", "positive"]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from toolkit.errors import PollardError
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Task
 from toolkit.tasks.conversation import Conversation, conversation_in
 

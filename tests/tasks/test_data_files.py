@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.errors import PollardError
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks.data_files import Source, files_of, is_local
 
 FILES: tuple[Source, ...] = (

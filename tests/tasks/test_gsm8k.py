@@ -1,7 +1,7 @@
 import pytest
 from conftest import ROOT
 
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import Task
 from toolkit.tasks.gsm8k import without_annotations
 

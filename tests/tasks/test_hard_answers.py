@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import ROOT
 
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import Task, Verdict
 
 CASES = [json.loads(line) for line in (ROOT / "tests" / "samples" / "hard_answers.jsonl").read_text().splitlines()]

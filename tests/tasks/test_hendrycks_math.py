@@ -1,7 +1,7 @@
 import pytest
 from conftest import ROOT
 
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import Task
 
 FILE = str(ROOT / "tests" / "samples" / "math_test.jsonl")

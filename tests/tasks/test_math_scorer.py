@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.errors import PollardError
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks import math_scorer
 from toolkit.tasks.math_scorer import MathScorer, Worker, formula_of, strict_formula
 from toolkit.tasks.scorer import Verdict

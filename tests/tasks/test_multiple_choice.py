@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from toolkit.errors import PollardError
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Task
 
 MMLU = {"question": "Where is the Holmenkollen?", "choices": ["Rome", "Oslo", "Bonn"], "answer": 1}

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from toolkit.tasks.numerals import last_number, leading_number, sole_number
+from toolkit.tasks.quantities import last_number, leading_number, sole_number
 
 
 @pytest.mark.parametrize(

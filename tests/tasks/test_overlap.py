@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import Example, HeldOut, Task, question_of
 
 LONG = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."

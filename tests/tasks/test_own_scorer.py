@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.errors import PollardError
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Task, Verdict
 from toolkit.tasks.own_scorer import source_of
 

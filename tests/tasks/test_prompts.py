@@ -3,7 +3,7 @@ from conftest import PLAYGROUND
 from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from toolkit.errors import PollardError
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Example, encode, encode_all, encode_prompt, encode_texts
 
 EXAMPLE = Example(({"role": "user", "content": "Reverse: a b"},), "#### b a", "#### b a")

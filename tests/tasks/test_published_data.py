@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import Task, math_scorer
 
 DATA = os.environ.get("POLLARD_DATA", "")

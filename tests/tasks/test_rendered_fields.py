@@ -6,7 +6,7 @@ import pytest
 from chat_templates import SHAPES, tokenizer_of
 from tokenizers import normalizers
 
-from toolkit.errors import PollardError
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Example, check_rendering, encode, format_of, gold_of
 from toolkit.tasks.conversation import conversation_in
 from toolkit.tasks.prompts import completion_text

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import Scorer, Task, Verdict
 from toolkit.tasks.readings import answer_part, strict_number
 from toolkit.tasks.scorers import SCORERS

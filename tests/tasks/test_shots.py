@@ -6,8 +6,8 @@ import pytest
 from conftest import PLAYGROUND
 from transformers import AutoTokenizer
 
-from toolkit.errors import PollardError
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Task, encode, encode_prompt
 from toolkit.tasks.task import Split
 

@@ -15,7 +15,7 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 
-from toolkit.errors import PollardError
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks.sources import Lines, fingerprint_of_data, read_files, read_hub
 from toolkit.tasks.templates import text_of
 

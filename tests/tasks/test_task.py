@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from toolkit.errors import PollardError
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks import PRESETS, Example, Task
 
 ROW = {"question": "one or two?", "answer": "two"}

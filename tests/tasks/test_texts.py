@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from conftest import PLAYGROUND
 
-from toolkit.errors import PollardError
 from toolkit.moe import load_tokenizer
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks import encode_texts, read_texts
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from toolkit.tasks.units import Unit, units_clash, units_in
+from toolkit.tasks.quantities import Unit, units_clash, units_in
 
 
 @pytest.mark.parametrize(

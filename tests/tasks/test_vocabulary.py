@@ -6,7 +6,7 @@ import pytest
 from conftest import PLAYGROUND
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from toolkit.errors import PollardError
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks.vocabulary import check_vocabulary, vocabulary_size
 
 

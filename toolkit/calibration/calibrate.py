@@ -10,16 +10,16 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel
 
+from toolkit.calibration.layerwise_pass import layerwise_pass
+from toolkit.calibration.observer import Batch, Mask, Observer, observe
 from toolkit.calibration.progressive import ProgressiveSearch, check_keep
 from toolkit.calibration.reconstruction import Reconstruction
-from toolkit.calibration.totals import Totals
-from toolkit.calibration.walk import walk
-from toolkit.calibration.watch import Batch, Mask, Watcher, watch
-from toolkit.distributed import device, gather, say
-from toolkit.errors import PollardError
-from toolkit.expert_statistics import ExpertStatistics
+from toolkit.calibration.totals import StatisticsObserver
+from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.moe import CannotStream, MoEBlock, StreamedModel, activating, find_blocks, load_model, load_thresholds
-from toolkit.progress import progress
+from toolkit.runtime.distributed import device, gather, say
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.progress import progress
 
 Search = bool | Literal["layerwise", "progressive"]
 
@@ -85,18 +85,18 @@ def _statistics(
     model: PreTrainedModel | StreamedModel, whole: PreTrainedModel, sources: list[list[Batch]], mode: str | bool, keep: int | None
 ) -> list[ExpertStatistics]:
     blocks = find_blocks(whole)
-    totals, search = [Totals(blocks) for _ in sources], Reconstruction(blocks)
-    watched: list[tuple[list[Batch], list[Watcher]]] = [
+    totals, search = [StatisticsObserver(blocks) for _ in sources], Reconstruction(blocks)
+    watched: list[tuple[list[Batch], list[Observer]]] = [
         (batches, [mine, search] if mode == "layerwise" else [mine]) for batches, mine in zip(sources, totals, strict=True)
     ]
     found: dict[str, Any] = {}
     if mode == "progressive":
         progressive = ProgressiveSearch(check_keep(keep, blocks[0].expert_count, blocks[0].experts_per_token))
-        masks, found = walk(model, watched, progressive), progressive.found
+        masks, found = layerwise_pass(model, watched, progressive), progressive.found
     elif isinstance(model, StreamedModel):
-        masks = walk(model, watched)
+        masks = layerwise_pass(model, watched)
     else:
-        masks = [watch(model, progress(batches, "watching the experts"), watchers) for batches, watchers in watched]
+        masks = [observe(model, progress(batches, "watching the experts"), watchers) for batches, watchers in watched]
     statistics = [_reduced(blocks, mine, seen) for mine, seen in zip(totals, masks, strict=True)]
     if mode == "layerwise":
         found = search.found()
@@ -105,7 +105,7 @@ def _statistics(
     return statistics
 
 
-def _reduced(blocks: list[MoEBlock], totals: Totals, masks: list[Mask]) -> ExpertStatistics:
+def _reduced(blocks: list[MoEBlock], totals: StatisticsObserver, masks: list[Mask]) -> ExpertStatistics:
     """Over all ranks."""
     tokens = {part: sum(gather(sum(int(mask[part].sum()) for mask in masks))) for part in ("prompt", "completion")}
     vectors = totals.reduced()

@@ -11,21 +11,21 @@ from typing import Any
 
 import torch
 
+from toolkit.calibration.observer import Mask
 from toolkit.calibration.reconstruction import BlockSearch
-from toolkit.calibration.watch import Mask
-from toolkit.errors import PollardError
-from toolkit.moe import ForwardPass, MoEBlock, Seen, restricted
+from toolkit.moe import BlockActivations, ForwardPass, MoEBlock, restricted
+from toolkit.runtime.errors import PollardError
 
 
 class ProgressiveSearch:
-    """A watcher for the walk (`toolkit.calibration.walk`), which calls the rest, too. Every rank must take part."""
+    """A watcher for the walk (`toolkit.calibration.layerwise_pass`), which calls the rest, too. Every rank must take part."""
 
     def __init__(self, keep: int) -> None:
         self.keep = keep
         self.found: dict[str, dict[str, Any]] = {}  # per block, for `keep` experts
         self.pruned: list[ForwardPass] = []
         self.searches: dict[str, BlockSearch] = {}  # of the layer at hand
-        self.seen: dict[str, Seen] = {}
+        self.seen: dict[str, BlockActivations] = {}
         self.rows = torch.zeros(0, dtype=torch.long)
 
     def follow(self, forward_pass: ForwardPass) -> None:
@@ -39,7 +39,7 @@ class ProgressiveSearch:
     def begin(self, mask: Mask) -> None:
         self.rows = (mask["prompt"] | mask["completion"]).nonzero().flatten()
 
-    def __call__(self, seen: Seen) -> None:
+    def __call__(self, seen: BlockActivations) -> None:
         self.seen[seen.block] = seen
 
     def compare(self, number: int) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from toolkit.calibration.every_subset import EverySubset, goes_by_rank
-from toolkit.calibration.search import Tokens
-from toolkit.distributed import gather
-from toolkit.errors import PollardError
-from toolkit.moe import MoEBlock, Rerouter, Seen
+from toolkit.calibration.exhaustive_search import ExhaustiveSubsetSearch, goes_by_rank
+from toolkit.calibration.greedy_search import GreedySubsetSearch
+from toolkit.moe import BlockActivations, MoEBlock, Rerouter
+from toolkit.runtime.distributed import gather
+from toolkit.runtime.errors import PollardError
 
 ENUMERABLE = 16  # experts, where a token's errors go by the rank of its experts (see every_subset)
 ENUMERABLE_ONE_BY_ONE = 10
@@ -31,9 +31,9 @@ class BlockSearch:
     def __init__(self, block: MoEBlock, blocks: int = 1) -> None:
         self.block, self.blocks = block, blocks
         self.tokens = 0
-        self.losses: EverySubset | Tokens | None = None
+        self.losses: ExhaustiveSubsetSearch | GreedySubsetSearch | None = None
 
-    def add(self, seen: Seen, rows: torch.Tensor, target_TH: torch.Tensor | None = None) -> None:
+    def add(self, seen: BlockActivations, rows: torch.Tensor, target_TH: torch.Tensor | None = None) -> None:
         """One batch's tokens `rows`; `target_TH` is the original block's output where it is not this batch's own."""
         if not len(rows):
             return
@@ -42,17 +42,17 @@ class BlockSearch:
         self.tokens += len(rows)
         self.losses.add(seen, rows.to(seen.index_TK.device), target_TH)  # a model may be spread over several devices
 
-    def _suited(self, seen: Seen) -> EverySubset | Tokens:
+    def _suited(self, seen: BlockActivations) -> ExhaustiveSubsetSearch | GreedySubsetSearch:
         rerouter = Rerouter(self.block, seen)
         by_rank = goes_by_rank(self.block, rerouter, seen)
         if self.block.expert_count <= (ENUMERABLE if by_rank else ENUMERABLE_ONE_BY_ONE):
-            return EverySubset(self.block, rerouter, by_rank)
-        return Tokens(self.block, rerouter, by_rank, self.blocks)
+            return ExhaustiveSubsetSearch(self.block, rerouter, by_rank)
+        return GreedySubsetSearch(self.block, rerouter, by_rank, self.blocks)
 
     def _kind(self) -> str | None:
         if self.losses is None:
             return None
-        return EXHAUSTIVE if isinstance(self.losses, EverySubset) else GREEDY
+        return EXHAUSTIVE if isinstance(self.losses, ExhaustiveSubsetSearch) else GREEDY
 
     def found(self, keeps: list[int]) -> dict[str, Any]:
         """How was searched, over how many tokens, and per number of kept experts what was found."""
@@ -61,9 +61,9 @@ class BlockSearch:
             raise PollardError("The reconstruction search saw no tokens: the batches are empty.")
         if self.losses is None:  # this rank had no batches; the others need it to add up
             nothing: Any = None
-            self.losses = (EverySubset if kinds[0] == EXHAUSTIVE else Tokens)(self.block, nothing, True)
+            self.losses = (ExhaustiveSubsetSearch if kinds[0] == EXHAUSTIVE else GreedySubsetSearch)(self.block, nothing, True)
         found = self.losses.found(keeps)
-        used = self.losses.used if isinstance(self.losses, Tokens) else self.tokens
+        used = self.losses.used if isinstance(self.losses, GreedySubsetSearch) else self.tokens
         return {
             "search": kinds[0],
             "tokens": sum(gather(self.tokens)),
@@ -83,7 +83,7 @@ class Reconstruction:
         """`mask`: which of the coming batch's flattened tokens [T] are "prompt" and which "completion"; padding is neither."""
         self.rows = torch.stack(list(mask.values())).any(0).nonzero().flatten()
 
-    def __call__(self, seen: Seen) -> None:
+    def __call__(self, seen: BlockActivations) -> None:
         self.searches[seen.block].add(seen, self.rows)
 
     def found(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from toolkit.moe import Seen, every_output
+from toolkit.moe import BlockActivations, all_expert_outputs
 
 # Of all experts' outputs at a time. On a GPU a chunk costs some 1,500 kernels, whatever its size: few large ones
 CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**31}
@@ -46,13 +46,13 @@ class TokenErrors:
 
 
 def token_errors(
-    seen: Seen, rows: torch.Tensor, experts: int, target_TH: torch.Tensor | None = None
+    seen: BlockActivations, rows: torch.Tensor, experts: int, target_TH: torch.Tensor | None = None
 ) -> Iterator[tuple[torch.Tensor, TokenErrors]]:
     """The tokens `rows` of a batch in chunks, each with its errors; `target_TH` (all of the batch's tokens) is y where it
     is not this batch's own output."""
     size = max(1, CHUNK_BYTES.get(rows.device.type, CHUNK_BYTES["cpu"]) // (8 * experts * seen.outputs_TKH.shape[-1]))
     for chunk in rows.split(size):
-        F_TEH = every_output(seen, chunk, experts).double()
+        F_TEH = all_expert_outputs(seen, chunk, experts).double()
         index_TK, gate_TK = seen.index_TK[chunk], seen.gate_TK[chunk]
         errors = TokenErrors(F_TEH @ F_TEH.mT, index_TK, gate_TK)
         if target_TH is not None:

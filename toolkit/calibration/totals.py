@@ -16,12 +16,12 @@ Shape legend: T tokens, K experts per token, E experts, H hidden size, S statist
 
 import torch
 
-from toolkit.distributed import gather
-from toolkit.expert_statistics import MAXIMA, PARTS
-from toolkit.moe import MoEBlock, Seen
+from toolkit.cuts.statistics import MAXIMA, PARTS
+from toolkit.moe import BlockActivations, MoEBlock
+from toolkit.runtime.distributed import gather
 
 
-class Totals:
+class StatisticsObserver:
     """A watcher that adds up; `begin` must be called before every forward pass.
 
     Everything is float64, on the model's device, and leaves it once, at the end.
@@ -36,7 +36,7 @@ class Totals:
         """`mask`: which of the coming batch's flattened tokens [T] are "prompt" and which "completion"."""
         self.mask = mask
 
-    def __call__(self, seen: Seen) -> None:
+    def __call__(self, seen: BlockActivations) -> None:
         norms = torch.linalg.vector_norm(seen.outputs_TKH, dim=-1).double()
         gates = seen.gate_TK.double()
         routed = gates != 0  # Zaya's token that skips stands as expert 0 with weight 0

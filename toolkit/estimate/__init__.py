@@ -5,8 +5,8 @@ Everything is an estimate. Nothing is fetched, no weights are read, no GPU is ne
 
 from toolkit.estimate.advice import Combined, advice, combined_advice
 from toolkit.estimate.estimator import Estimator
-from toolkit.estimate.figures import Estimate, StageEstimate
 from toolkit.estimate.machine import GPUS, Machine, machine
+from toolkit.estimate.stage_estimate import Estimate, StageEstimate
 
 __all__ = [
     "GPUS", "Combined", "Estimate", "Estimator", "Machine", "StageEstimate", "advice", "combined_advice", "machine",

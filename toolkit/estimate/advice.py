@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from toolkit.errors import PollardError
 from toolkit.estimate.estimator import Estimator
-from toolkit.estimate.figures import Estimate
 from toolkit.estimate.finetuning import trainer_of
-from toolkit.recipe import Recipe
+from toolkit.estimate.stage_estimate import Estimate
+from toolkit.recipe.schema import Recipe
+from toolkit.runtime.errors import PollardError
 
 Change = dict[str, Any]  # key.path -> value, as on the command line
 SHOWN = 3

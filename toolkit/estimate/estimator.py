@@ -6,12 +6,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from toolkit.estimate.amounts import Amounts, amounts
-from toolkit.estimate.beside import estimate_fidelity, estimate_harness
-from toolkit.estimate.figures import BANDWIDTH_SHARE, DISK, Estimate, StageEstimate, in_turn, on_machine
-from toolkit.estimate.finetuning import estimate_recover, lasting, trainer_of
+from toolkit.cuts.model_summary import pruned_meta_model
+from toolkit.estimate.data_sizes import DataSizes, data_sizes
+from toolkit.estimate.fidelity_harness import estimate_fidelity, estimate_harness
+from toolkit.estimate.finetuning import estimate_recover, persistent_memory, trainer_of
 from toolkit.estimate.machine import USABLE, UTILISATION, Machine
 from toolkit.estimate.model import ModelNumbers, numbers_of
+from toolkit.estimate.stage_estimate import BANDWIDTH_SHARE, DISK, Estimate, StageEstimate, in_turn, on_machine
 from toolkit.estimate.stages import (
     estimate_answers,
     estimate_calibrate,
@@ -20,12 +21,12 @@ from toolkit.estimate.stages import (
     estimate_select,
     estimate_teacher,
 )
-from toolkit.moe import find_blocks, load_config, meta_model, pruned_meta_model
+from toolkit.moe import find_blocks, load_config, meta_model
 from toolkit.moe.load import check_runnable
-from toolkit.pipeline import plan_stages
-from toolkit.recipe import Recipe
-from toolkit.stages.core import Budget, budget
-from toolkit.stages.rounds import early_rounds
+from toolkit.pipeline.rounds import early_rounds
+from toolkit.pipeline.runner import plan_stages
+from toolkit.pipeline.stages.core import Budget, budget
+from toolkit.recipe.schema import Recipe
 
 T = TypeVar("T")
 
@@ -106,7 +107,7 @@ class Estimator:
     def hopeless(self, recipe: Recipe) -> bool:
         """Whether fine-tuning cannot fit even without activations; quick."""
         here, trainer = self.machine, trainer_of(recipe, self.machine)
-        memory = lasting(recipe, here, self._pruned(recipe, trainer.dtype))
+        memory = persistent_memory(recipe, here, self._pruned(recipe, trainer.dtype))
         gpu, host = on_machine(here, memory.device, {"offloaded": here.ranks_per_node * memory.host})
         return bool(StageEstimate("recover", "", gpu, host).lacks(here))
 
@@ -143,10 +144,10 @@ class Estimator:
     def _config(self, recipe: Recipe) -> Any:
         return self.once(("config", recipe.model), lambda: load_config(recipe.model.path, recipe.model.revision))
 
-    def _amounts(self, recipe: Recipe) -> Amounts:
+    def _amounts(self, recipe: Recipe) -> DataSizes:
         data = recipe.finetuning.model_dump_json(include={"max_length", "examples", "data"})
         key = recipe.task.model_dump_json(), recipe.calibration.model_dump_json(), data, recipe.evaluation.model_dump_json()
-        return self.once(("amounts", *key), lambda: amounts(recipe))
+        return self.once(("amounts", *key), lambda: data_sizes(recipe))
 
     def once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
         """What `make` returns, made once for a key, also for other machines (`on`)."""
@@ -177,7 +178,7 @@ def _keeping(recipe: Recipe, keep: int, before: list[int]) -> Recipe:
     return recipe.model_copy(update={"pruning": recipe.pruning.model_copy(update=changes)})
 
 
-def _lengths(data: Amounts) -> str:
+def _lengths(data: DataSizes) -> str:
     if all(amount.measured for amount in (data.calibration, data.training, data.evaluation)):
         return "lengths: those of a sample of the data"
     return "lengths: max_length tokens for every example, an upper bound, where data or tokenizer are not on this machine"

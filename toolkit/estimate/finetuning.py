@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 
-from toolkit.estimate.amounts import Amount
-from toolkit.estimate.figures import DISK, StageEstimate, on_machine
+from toolkit.estimate.data_sizes import DataSize
 from toolkit.estimate.machine import Machine
 from toolkit.estimate.model import ModelNumbers
+from toolkit.estimate.stage_estimate import DISK, StageEstimate, on_machine
 from toolkit.estimate.trained import trained_by
 from toolkit.estimate.training import TrainingMemory, engine_bytes, training_memory
-from toolkit.recipe import Recipe
+from toolkit.recipe.schema import Recipe
+from toolkit.recipe.trainer_defaults import trainer_defaults
 from toolkit.recovery.teacher import TOKENS_AT_ONCE
-from toolkit.recovery.trainer_defaults import trainer_defaults
-from toolkit.recovery.zero import deepspeed_config
+from toolkit.runtime.zero import deepspeed_config
 
 # TRL never builds the logits of a whole batch: it projects tiles of 4,096 tokens by 32,768 words, in float32
 TILE_TOKENS, TILE_WORDS = 4096, 32768
@@ -72,7 +72,7 @@ def trainer_of(recipe: Recipe, machine: Machine) -> Trainer:
     return Trainer(trainer_defaults(machine.gpus > 0, recipe) | recipe.finetuning.trainer)
 
 
-def lasting(recipe: Recipe, machine: Machine, pruned: ModelNumbers) -> TrainingMemory:
+def persistent_memory(recipe: Recipe, machine: Machine, pruned: ModelNumbers) -> TrainingMemory:
     """All but the activations: quick, and enough to tell that something cannot fit."""
     trainer, config = trainer_of(recipe, machine), deepspeed_config(recipe.finetuning.zero)
     optimizer = str(trainer.settings["optim"])
@@ -85,11 +85,11 @@ def distilled_bytes(tokens: int, vocabulary: int, weight: int) -> int:
 
 
 def estimate_recover(
-    recipe: Recipe, machine: Machine, pruned: ModelNumbers, data: Amount, name: str = "recover"
+    recipe: Recipe, machine: Machine, pruned: ModelNumbers, data: DataSize, name: str = "recover"
 ) -> StageEstimate:
     """`pruned` in the dtype that is trained in (of the control: the original)."""
     trainer, ranks, weight = trainer_of(recipe, machine), machine.ranks, pruned.weight_bytes
-    optimizer, memory = str(trainer.settings["optim"]), lasting(recipe, machine, pruned)
+    optimizer, memory = str(trainer.settings["optim"]), persistent_memory(recipe, machine, pruned)
     stage = int(deepspeed_config(recipe.finetuning.zero).get("zero_optimization", {}).get("stage", 0))
     working = pruned.working(trainer.micro_batch, data.longest, train=True, checkpointing=trainer.checkpointing)
     tokens = trainer.micro_batch * data.longest

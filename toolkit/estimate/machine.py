@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from toolkit.errors import PollardError, did_you_mean
+from toolkit.runtime.errors import PollardError, did_you_mean
 
 GIB = 2**30
 CPU_RANKS = 2  # what launch.sh starts where there is no GPU

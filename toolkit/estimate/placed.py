@@ -1,4 +1,4 @@
-"""Where a model is while it answers, in bytes: what toolkit/placement.py will do on the machine that is planned for."""
+"""Where a model is while it answers, in bytes: what toolkit/moe/placement.py will do on the machine that is planned for."""
 
 import math
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from toolkit.estimate.machine import USABLE, Machine
 from toolkit.estimate.model import ModelNumbers
 from toolkit.estimate.training import LIVE
-from toolkit.placement import HEADROOM
-from toolkit.recipe import Recipe
-from toolkit.recovery.zero import partitioning
+from toolkit.moe.placement import HEADROOM
+from toolkit.recipe.schema import Recipe
+from toolkit.runtime.zero import partitioning
 
 FILLED = 0.9  # of the GPUs' memory: accelerate puts layers there, and the rest on the host; it also keeps room for one layer
 LINK = 25e9  # bytes per second between a host and one of its GPUs (PCIe 4.0, 16 lanes)

@@ -2,16 +2,16 @@
 
 import math
 
-from toolkit.calibration.search import GRAM_BYTES
+from toolkit.calibration.greedy_search import GRAM_BYTES
 from toolkit.calibration.token_errors import CHUNK_BYTES
-from toolkit.estimate.amounts import Amount
-from toolkit.estimate.figures import BANDWIDTH_SHARE, DISK, StageEstimate, on_machine
+from toolkit.estimate.data_sizes import DataSize
 from toolkit.estimate.machine import GIB, Machine
 from toolkit.estimate.model import ModelNumbers
 from toolkit.estimate.placed import Placed, placed
+from toolkit.estimate.stage_estimate import BANDWIDTH_SHARE, DISK, StageEstimate, on_machine
 from toolkit.evaluation.batch_size import ON_CPU, fitting
 from toolkit.moe import find_blocks, quantization_of
-from toolkit.recipe import Recipe
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery.teacher import TOKENS_AT_ONCE, bytes_per_token
 
 PRUNING_ROOM = GIB // 2  # of every rank, beside a block
@@ -21,7 +21,9 @@ ANSWER_BYTES = 7  # of a token of the original's own answers: a number and a com
 STATISTICS = 32 * 8  # bytes per expert: at most 8 sums and their squares, for prompt and completion, float64
 
 
-def estimate_calibrate(recipe: Recipe, machine: Machine, original: ModelNumbers, data: Amount, prompts: Amount) -> StageEstimate:
+def estimate_calibrate(
+    recipe: Recipe, machine: Machine, original: ModelNumbers, data: DataSize, prompts: DataSize
+) -> StageEstimate:
     """Layer at a time: the embeddings and two decoder layers (one at work, one arriving) per rank; the hidden states of the
     rank's tokens in RAM, the weights mapped from their files."""
     settings, tokens = recipe.calibration, data.tokens
@@ -91,7 +93,7 @@ def estimate_prune(machine: Machine, original: ModelNumbers, pruned: ModelNumber
     )
 
 
-def estimate_answers(recipe: Recipe, machine: Machine, original: ModelNumbers, prompts: Amount) -> StageEstimate:
+def estimate_answers(recipe: Recipe, machine: Machine, original: ModelNumbers, prompts: DataSize) -> StageEstimate:
     """The original's own answers to training prompts; all of them right, at most."""
     found = generation(recipe, machine, original, prompts, whole=True)
     tokens = (prompts.examples or 0) * (prompts.mean + recipe.evaluation.max_new_tokens)
@@ -109,7 +111,7 @@ def pass_with_logits(batch: int, model: ModelNumbers, longest: int, held: Placed
     }
 
 
-def estimate_teacher(recipe: Recipe, machine: Machine, original: ModelNumbers, data: Amount) -> StageEstimate:
+def estimate_teacher(recipe: Recipe, machine: Machine, original: ModelNumbers, data: DataSize) -> StageEstimate:
     """The original over the training data, and what is kept of its logits."""
     held = placed(recipe, machine, original, whole=True)
     # Float32 copies: offsets, the rest, at the temperature
@@ -132,12 +134,12 @@ def estimate_teacher(recipe: Recipe, machine: Machine, original: ModelNumbers, d
     )
 
 
-def estimate_evaluate(recipe: Recipe, machine: Machine, role: str, model: ModelNumbers, prompts: Amount) -> StageEstimate:
+def estimate_evaluate(recipe: Recipe, machine: Machine, role: str, model: ModelNumbers, prompts: DataSize) -> StageEstimate:
     found = generation(recipe, machine, model, prompts)
     return StageEstimate(f"evaluate/{role}", found.work, found.gpu, found.host, 0, found.flops, found.seconds, found.notes)
 
 
-def generation(recipe: Recipe, machine: Machine, model: ModelNumbers, prompts: Amount, whole: bool = False) -> StageEstimate:
+def generation(recipe: Recipe, machine: Machine, model: ModelNumbers, prompts: DataSize, whole: bool = False) -> StageEstimate:
     """Answers to all prompts, by a model placed as `placed` says."""
     new = recipe.evaluation.max_new_tokens
     held = placed(recipe, machine, model, whole)

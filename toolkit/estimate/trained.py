@@ -5,8 +5,8 @@ from torch import nn
 from toolkit.estimate.model import ModelNumbers
 from toolkit.estimate.training import Trained
 from toolkit.moe import decoder_linears, expert_weights, find_blocks
-from toolkit.recipe import LoraRecipe, Recipe
-from toolkit.recovery.trainer_defaults import TAKEN_FOR_EXPERTS
+from toolkit.recipe.schema import LoraRecipe, Recipe
+from toolkit.recipe.trainer_defaults import TAKEN_FOR_EXPERTS
 
 # Bytes of a weight in NF4: four bits, an 8-bit scale for every 64 weights, and a float32 for every 256 scales
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)

@@ -18,7 +18,7 @@ held beside them, partitioned at stage 3):
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.errors import PollardError
+from toolkit.runtime.errors import PollardError
 
 # Bytes of state per parameter; the 8-bit ones keep a float32 maximum for every 256 numbers
 STATE_BYTES = {

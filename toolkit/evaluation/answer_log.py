@@ -12,10 +12,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from toolkit.distributed import on_main, rank
 from toolkit.evaluation.answers import Request
 from toolkit.evaluation.judging import Answer
-from toolkit.fingerprinting import fingerprint_of
+from toolkit.runtime.distributed import on_main, rank
+from toolkit.runtime.fingerprints import fingerprint_of
 
 FORMAT = 2  # of the lines, and of how an answer is taken out of what was written
 Found = dict[tuple[int, int], Answer]  # by item and sample

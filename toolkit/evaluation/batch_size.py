@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from toolkit.distributed import gather
+from toolkit.runtime.distributed import gather
 
 ON_CPU = 32  # more gain little there: the arithmetic outweighs what a step costs by itself
 MOST = 512  # on a GPU: what is read with more of them at a time is hardly less

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.distributed import gather, share, share_in_step
 from toolkit.evaluation.scores import Item
 from toolkit.moe import is_partitioned
-from toolkit.progress import counted, progress
+from toolkit.runtime.distributed import gather, shard, shard_in_step
+from toolkit.runtime.progress import counted, progress
 from toolkit.tasks import Example, encode_cloze
 
 
@@ -57,7 +57,7 @@ def likeliest(
     order = sorted(rows, key=lambda row: (len(row.prompt) + len(row.text), row.item, row.choice))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     # In parts on all ranks, every rank must take part in every forward pass: one without a batch helps with any
-    mine = share_in_step(batches, []) if is_partitioned(model) else share(batches)
+    mine = shard_in_step(batches, []) if is_partitioned(model) else shard(batches)
     found: dict[tuple[int, int], float] = {}
     for batch in progress(mine, "weighing choices", counted(mine), len(rows)):
         values = log_likelihoods(model, batch or batches[0], int(tokenizer.pad_token_id or 0))

@@ -6,12 +6,12 @@ from typing import Any, cast
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import ContinuousBatchingConfig
 
-from toolkit.distributed import share
-from toolkit.errors import PollardError
 from toolkit.evaluation.answers import Request, has_stopped, read_answer
 from toolkit.evaluation.decoding import Decoding, as_list, greedy
 from toolkit.evaluation.judging import Answer
 from toolkit.moe import is_partitioned
+from toolkit.runtime.distributed import shard
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks import chat_format
 
 ON_CPU: dict[str, Any] = {
@@ -37,7 +37,7 @@ class Continuous:
         settings = greedy(self.model, tokenizer, decoding.max_new_tokens)
         ends, most = as_list(settings.eos_token_id), decoding.max_new_tokens
         config = ContinuousBatchingConfig(**({} if self.model.device.type == "cuda" else ON_CPU))
-        todo = {f"{r.index}/{r.sample}": r for r in share(sorted(requests, key=lambda r: (-len(r.prompt), r.index)))}
+        todo = {f"{r.index}/{r.sample}": r for r in shard(sorted(requests, key=lambda r: (-len(r.prompt), r.index)))}
         watching = bool(decoding.stop)  # it knows end tokens, and no strings
         with model.continuous_batching_context_manager(settings, continuous_batching_config=config) as manager:
             for name, request in todo.items():

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from toolkit.errors import PollardError
 from toolkit.evaluation.speed import spread
+from toolkit.runtime.errors import PollardError
 
 REPEATS = 3  # of each way, in turn, after one to warm up
 

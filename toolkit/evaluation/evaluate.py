@@ -9,8 +9,6 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.distributed import barrier, device, gather, on_main, say, together, world_size
-from toolkit.errors import PollardError
 from toolkit.evaluation.answer_log import AnswerLog, Found
 from toolkit.evaluation.answers import Request, Writer
 from toolkit.evaluation.batch_size import batch_size_for
@@ -23,6 +21,8 @@ from toolkit.evaluation.skipping import measured_skipping
 from toolkit.evaluation.voting import judge_samples, mean_score
 from toolkit.moe import is_partitioned, load_model, load_tokenizer
 from toolkit.moe.limits import ContextLength, context_length
+from toolkit.runtime.distributed import barrier, device, gather, on_all_ranks, on_main, say, world_size
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Example, Split, Task, encode_prompt, gold_of
 from toolkit.tasks.lengths import context_fit
 
@@ -115,7 +115,7 @@ def evaluate_with(
 
     barrier()
     started = time.monotonic()
-    mine = write() if in_step else together(write)
+    mine = write() if in_step else on_all_ranks(write)
     everyone = gather((mine, time.monotonic() - started))
     written = {key: answer for found, _ in everyone for key, answer in found.items()}
     seconds, found = max(seconds for _, seconds in everyone), done | written

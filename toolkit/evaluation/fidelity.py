@@ -21,13 +21,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from toolkit.distributed import barrier, gather, on_main, say, share, share_in_step
-from toolkit.errors import PollardError
 from toolkit.evaluation.distributions import ENTRIES, REST, CompressedDistributions, bytes_per_token, compare, compress
-from toolkit.files import KEPT, explained_full_disk
 from toolkit.moe import is_partitioned, logits_at
-from toolkit.progress import progress
-from toolkit.shards import ABOUT, missing_shards, shard_path
+from toolkit.runtime.distributed import barrier, gather, on_main, say, shard, shard_in_step
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.files import KEPT, explained_full_disk
+from toolkit.runtime.progress import progress
+from toolkit.runtime.shards import ABOUT, missing_shards, shard_path
 
 FORMAT = 2  # of the files; another one is not read
 SUFFIX = ".safetensors"
@@ -111,7 +111,7 @@ def measure_fidelity(model: PreTrainedModel, batches: Sequence[Batch], folder: P
 def _passes(model: PreTrainedModel, batches: Sequence[Batch], numbers: list[int], description: str) -> Any:
     """For each of this rank's batches: its number, the logits [N, V] that predict its completion tokens, and how many of them
     belong to each example. Of a model in parts every rank runs as many batches; what is run only to keep step is dropped."""
-    mine: list[int] = share_in_step(numbers, -1) if is_partitioned(model) else share(numbers)
+    mine: list[int] = shard_in_step(numbers, -1) if is_partitioned(model) else shard(numbers)
     for number in progress(mine, description):
         batch = batches[max(number, 0)]
         counted_BS = batch["completion_mask"][:, 1:].bool().to(model.device)

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StopStringCriteria
 
-from toolkit.distributed import say, share, share_in_step
-from toolkit.errors import PollardError
 from toolkit.evaluation.answers import Request, has_stopped, read_answer
 from toolkit.evaluation.decoding import Decoding, StopRows, as_list, generate, greedy, sampled
 from toolkit.evaluation.judging import Answer
 from toolkit.moe import is_partitioned
-from toolkit.progress import counted, progress
+from toolkit.runtime.distributed import say, shard, shard_in_step
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.progress import counted, progress
 from toolkit.tasks import ChatFormat, chat_format
 
 
@@ -37,7 +37,7 @@ def share_of_answers(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     in_step = is_partitioned(model)
     # In parts on all ranks, every rank must take part in every forward pass: one without a batch helps with any prompt
-    mine = share_in_step(batches, []) if in_step else share(batches)
+    mine = shard_in_step(batches, []) if in_step else shard(batches)
 
     def answer(some: list[int]) -> list[list[int]]:
         return generate(model, [prompts[i] for i in some], settings, [numbers(i) for i in some] if numbers else None, stop)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.distributed import barrier, gather, on_main, rank, world_size
-from toolkit.errors import PollardError, did_you_mean
+from toolkit.runtime.distributed import barrier, gather, on_main, rank, world_size
+from toolkit.runtime.errors import PollardError, did_you_mean
 
 REDRAWN = 1000  # times, for the standard errors that have no formula
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from toolkit.distributed import gather, share
-from toolkit.progress import progress
+from toolkit.runtime.distributed import gather, shard
+from toolkit.runtime.progress import progress
 
 
 class Loss(NamedTuple):
@@ -32,7 +32,7 @@ def completion_loss(model: PreTrainedModel, batches: Sequence[dict[str, torch.Te
     there is no token to predict.
     """
     total, tokens = 0.0, 0
-    mine = share(batches)
+    mine = shard(batches)
     sizes = [len(batch["input_ids"]) for batch in mine]
     for batch in progress(mine, "loss", sizes, sum(len(batch["input_ids"]) for batch in batches)):
         ids_BS, mask_BS = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)

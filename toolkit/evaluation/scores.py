@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import ItemsFailed
-from toolkit.files import write_text
-from toolkit.proportions import wilson
+from toolkit.runtime.errors import ItemsFailed
+from toolkit.runtime.files import write_text
+from toolkit.runtime.intervals import wilson
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,17 @@ from typing import Any, NoReturn
 
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.distributed import share, world_size
-from toolkit.errors import PollardError
 from toolkit.evaluation.answers import Request, answer_of
 from toolkit.evaluation.decoding import Decoding
 from toolkit.evaluation.judging import Answer
-from toolkit.progress import showing
-from toolkit.recipe_evaluation import ServerRecipe, ServersRecipe
+from toolkit.recipe.evaluation import ServerRecipe, ServersRecipe
+from toolkit.runtime.distributed import shard, world_size
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.progress import showing
 from toolkit.tasks import ChatFormat, Message, chat_format
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before another attempt
-BUSY = (408, 409, 425, 429)  # of the 4xx, those that may pass
+RETRIED_STATUS = (408, 409, 425, 429)  # of the 4xx, those that may pass
 
 
 class Garbage(Exception):
@@ -47,7 +47,7 @@ class Server:
         self.model = server.model or self._only_model()
 
     def __call__(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Answer]]:
-        mine = share(requests)
+        mine = shard(requests)
         workers = max(1, self.asking.concurrency // world_size())
         with ThreadPoolExecutor(workers) as pool, showing("answering", len(mine)) as advance:
             asked = {pool.submit(self._answer, request): request for request in mine}
@@ -131,7 +131,7 @@ class Server:
             try:
                 return ask()
             except openai.APIStatusError as error:
-                if error.status_code < 500 and error.status_code not in BUSY:
+                if error.status_code < 500 and error.status_code not in RETRIED_STATUS:
                     raise PollardError(
                         f"The server at {self.url} refuses {what}: {error.status_code} {_words(error)}. Mend evaluation.servers "
                         "(url, model, prompt); what is answered is kept, and the same command goes on."

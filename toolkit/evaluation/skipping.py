@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from toolkit.distributed import gather, say
 from toolkit.moe import SkipCount, counting_skips, find_blocks
-from toolkit.moe.skip import skips
+from toolkit.moe.skipping import skips
+from toolkit.runtime.distributed import gather, say
 
 
 @contextmanager

@@ -19,9 +19,9 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import BaseStreamer
 
-from toolkit.distributed import device
 from toolkit.evaluation.memory import free_memory, held_memory, peak_memory, reset_peak_memory
-from toolkit.progress import progress
+from toolkit.runtime.distributed import device
+from toolkit.runtime.progress import progress
 
 ROOM = 1.3  # models that weigh this much less than the memory there is are held together
 MEASURES = ("prefill", "decode", "first_token")  # of a batch, with their spread

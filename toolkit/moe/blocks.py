@@ -1,4 +1,7 @@
-"""Find the MoE blocks of a model through transformers' experts interface."""
+"""Find the MoE blocks of a model through transformers' experts interface.
+
+The linear layers of a model that are neither experts nor routers.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from toolkit.errors import PollardError
+from toolkit.runtime.errors import PollardError
 
 # Every spelling of the two numbers in the configurations and modules of transformers' families
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -114,3 +117,36 @@ def set_numbers(config: Any, keys: tuple[str, ...], number: int) -> None:
             setattr(config, key, number)
         elif isinstance(value, list):
             setattr(config, key, [number] * len(value))
+
+
+def decoder_linears(model: nn.Module, blocks: list[MoEBlock], shared: bool = False) -> dict[str, nn.Linear]:
+    """By name, the linear layers of the decoder layers outside the MoE blocks: attention, and the MLPs of dense layers.
+
+    With `shared`, also those inside the blocks that every token passes: shared experts. The decoder layers are the lists
+    that the blocks stand in, so the towers of a multimodal model are none of them. Mamba's are left out: its fused kernels
+    read the weights past the layer, and would miss whatever replaced it.
+    """
+    modules = dict(model.named_modules())
+    lists = {_list_of(modules, block.name) for block in blocks}
+    left_out = [
+        f"{block.name}.{child}"
+        for block in blocks
+        for child, module in block.module.named_children()
+        if module is block.router or module is block.experts
+    ]
+    if not shared:  # a block that is the decoder layer itself stays open
+        left_out += [block.name for block in blocks if not isinstance(modules[block.name.rpartition(".")[0]], nn.ModuleList)]
+    return {
+        name: module
+        for name, module in modules.items()
+        if type(module) is nn.Linear  # a class derived from it may compute something else (DeepSeek-V4's groups)
+        and not hasattr(modules[name.rpartition(".")[0]], "D")  # Mamba's skip weights, as every family calls them
+        and any(name.startswith(f"{path}.") for path in lists)
+        and not any(f"{name}.".startswith(f"{path}.") for path in left_out)
+    }
+
+
+def _list_of(modules: dict[str, nn.Module], name: str) -> str:
+    parts = name.split(".")
+    paths = [".".join(parts[:n]) for n in range(1, len(parts))]
+    return next((path for path in paths if isinstance(modules[path], nn.ModuleList)), paths[-1])

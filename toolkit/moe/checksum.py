@@ -14,13 +14,13 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from toolkit.distributed import gather, say, share
-from toolkit.errors import PollardError
 from toolkit.moe.checkpoint_files import checkpoint_files
 from toolkit.moe.load import checkpoint_folder, load_config, quantization_of
 from toolkit.moe.names import Names
 from toolkit.moe.partition import layer_of, own_part
 from toolkit.moe.tensor_files import stored_tensors
+from toolkit.runtime.distributed import gather, say, shard
+from toolkit.runtime.errors import PollardError
 
 PIECE = 2**24  # elements squared at a time: 128 MiB in float64
 ROUNDING = 1e-9  # relative; float64 sums of the same numbers in another order
@@ -84,7 +84,7 @@ def _sums_of_files(model: PreTrainedModel, files: Mapping[str, Path]) -> dict[st
         if name in saved and first.setdefault(names[id(saved[name])], name) == name:
             found[key] = names[id(saved[name])]
     mine: dict[str, float] = defaultdict(float)
-    for key in share(list(found)):
+    for key in shard(list(found)):
         with safe_open(files[key], framework="pt") as tensors:
             mine[_group_of(found[key])] += sum_of_squares(tensors.get_tensor(key), stored[found[key]].dtype)
     return _added(mine, {})

@@ -8,9 +8,9 @@ Of folders, those of chat templates and of Python packages.
 import shutil
 from pathlib import Path
 
-from toolkit.folders import PROVENANCE
 from toolkit.moe.checkpoint_files import is_weights
-from toolkit.skipping import FILE as SKIPPING
+from toolkit.moe.skipping import SKIPPING_FILE as SKIPPING
+from toolkit.runtime.signed_folders import PROVENANCE
 
 TEMPLATES = "additional_chat_templates"
 WRITTEN_ANEW = ("config.json", PROVENANCE)

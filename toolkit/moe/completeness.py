@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
-from toolkit.errors import PollardError
 from toolkit.moe.tensor_files import StoredTensor
+from toolkit.runtime.errors import PollardError
 
 EXPERT_NUMBER = re.compile(r"(?<=\bexperts\.)\d+(?=\.)")  # what all families call the list of a block's experts
 PLAIN = ("F64", "F32", "F16", "BF16")  # dtypes of weights that are no codes of a quantization

@@ -23,9 +23,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from toolkit.errors import PollardError
+from toolkit.moe.activation_offload import ActivationOffload, OffloadedTensor
 from toolkit.moe.blocks import MoEBlock
-from toolkit.moe.parking import Parking, Spot
+from toolkit.runtime.errors import PollardError
 
 
 def layers_of(model: nn.Module, blocks: Sequence[MoEBlock]) -> tuple[str, nn.ModuleList]:
@@ -71,7 +71,7 @@ class ForwardPass(Thread):
         super().__init__(daemon=True)
         self.layers, self.forward, self.context = layers, forward, copy_context()
         self.call: Call | None = None
-        self.spot = Spot(layers.parking)
+        self.spot = OffloadedTensor(layers.parking)
         self._calls: SimpleQueue[Any] = SimpleQueue()
         self._outputs: SimpleQueue[Any] = SimpleQueue()
         try:
@@ -145,7 +145,7 @@ class ForwardPass(Thread):
 class Layers:
     """The decoder layers, whose place in the model is taken by doors at which forward passes wait."""
 
-    def __init__(self, model: PreTrainedModel, layers: nn.ModuleList, parking: Parking) -> None:
+    def __init__(self, model: PreTrainedModel, layers: nn.ModuleList, parking: ActivationOffload) -> None:
         self.model, self.list, self.parking = model, layers, parking
         self.forwards: list[Callable[..., Any]] = [layer.forward for layer in layers]
         self.passes: list[ForwardPass] = []
@@ -180,10 +180,12 @@ def _door(number: int) -> Callable[..., Any]:
 
 
 @contextmanager
-def one_layer_at_a_time(model: PreTrainedModel, layers: nn.ModuleList, parking: Parking | None = None) -> Iterator[Layers]:
+def one_layer_at_a_time(
+    model: PreTrainedModel, layers: nn.ModuleList, parking: ActivationOffload | None = None
+) -> Iterator[Layers]:
     """Inside the context the model's forward passes stand still before each of `layers`; what they hold while they wait
     stands in `parking` (where it is unless given)."""
-    ours = Layers(model, layers, parking or Parking())
+    ours = Layers(model, layers, parking or ActivationOffload())
     before = [vars(layer).get("forward") for layer in layers]  # accelerate puts its own there
     threads = torch.get_num_threads()
     for number, layer in enumerate(layers):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.errors import PollardError
+from toolkit.runtime.errors import PollardError
 
 NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 NO_LIMIT = 10**9  # a tokenizer that knows none says 10^30

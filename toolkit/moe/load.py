@@ -1,4 +1,9 @@
-"""Open checkpoints, with errors that say what to do."""
+"""Open checkpoints, with errors that say what to do.
+
+The logits that matter, without those that do not: prompts and padding never reach the output layer.
+
+Shape legend: N counted positions, V vocabulary, B sequences, S positions.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -13,19 +18,17 @@ from transformers import (
 )
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from toolkit.errors import PollardError
-from toolkit.moe.checkpoint_files import refuse_adapter, say_what_is_read
+from toolkit.moe.checkpoint_files import NOT_FETCHED as NOT_FETCHED
+from toolkit.moe.checkpoint_files import fetched, refuse_adapter, say_what_is_read
 from toolkit.moe.completeness import mismatch
-from toolkit.moe.hub import NOT_FETCHED as NOT_FETCHED
-from toolkit.moe.hub import fetched
 from toolkit.moe.limits import check_padding
 from toolkit.moe.names import Names
 from toolkit.moe.open_errors import explained
-from toolkit.moe.settings_files import find_file, load_generation_config
-from toolkit.moe.skip import apply_skipping
+from toolkit.moe.skipping import SKIPPING_FILE as SKIPPING
+from toolkit.moe.skipping import Skipping, apply_skipping
+from toolkit.moe.tokenizer import find_file, load_generation_config
 from toolkit.moe.tokenizer import load_tokenizer as load_tokenizer
-from toolkit.skipping import FILE as SKIPPING
-from toolkit.skipping import Skipping
+from toolkit.runtime.errors import PollardError
 
 DEQUANTIZED = ("mxfp4",)  # what `load_model` makes plain numbers of
 
@@ -174,3 +177,15 @@ def random_model(config: Any, dtype: str = "auto", device: torch.device | str = 
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02, generator=generator)
     return model.eval()
+
+
+def logits_at(model: Any, inputs: dict[str, Any], counted_BS: torch.Tensor) -> torch.Tensor:
+    """The logits [N, V] that predict the `counted` ones of positions 1 … S-1, example after example.
+
+    Only positions that some example needs go through the output layer.
+    """
+    positions = counted_BS.any(0).nonzero().flatten()
+    logits = model(**inputs, use_cache=False, logits_to_keep=positions).logits
+    if logits.shape[1] != len(positions):  # a family that always answers for all
+        logits = logits[:, positions]
+    return logits[counted_BS[:, positions]]

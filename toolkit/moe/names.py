@@ -10,13 +10,13 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from toolkit.errors import PollardError
+from toolkit.runtime.errors import PollardError
 
 # What configurations call the layers that predict further tokens (num_nextn_predict_layers, num_mtp_layers, …)
 FURTHER_LAYERS = re.compile(r"(?=.*(mtp|nextn))(.*num_|n_)")
 
 
-class Home(NamedTuple):
+class Destination(NamedTuple):
     """Where a tensor goes when transformers loads it."""
 
     parameters: tuple[str, ...]  # several where a converter splits it; names the model does not have where it is unknown
@@ -33,17 +33,17 @@ class Names:
         self.prefix, self.parameters = model.base_model_prefix, model.state_dict()
         self.modules, self.config = dict(model.named_modules()), model.config
 
-    def home(self, name: str) -> Home:
+    def home(self, name: str) -> Destination:
         """As `convert_and_load_state_dict_in_model` decides it."""
         found, pattern = rename_source_key(name, self.renamings, self.converters, self.prefix, self.parameters)
         if found not in self.parameters and name in self.parameters:
             found, pattern = rename_source_key(name, [], [], self.prefix, self.parameters)
         if pattern is None:
-            return Home((found,), False)
+            return Destination((found,), False)
         targets = next(step.target_patterns for step in self.converters if pattern in step.source_patterns)
-        return Home(tuple(found.replace(targets[0], target) for target in targets), True)
+        return Destination(tuple(found.replace(targets[0], target) for target in targets), True)
 
-    def known(self, name: str) -> tuple[str, Home] | None:
+    def known(self, name: str) -> tuple[str, Destination] | None:
         """The home of a tensor, or of the weight that it is the scale (zero point, …) of, and that weight's name; None where
         there is neither."""
         stem, _, last = name.rpartition(".")

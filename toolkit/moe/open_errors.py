@@ -15,9 +15,9 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig
 
-from toolkit.errors import PollardError
 from toolkit.moe.checkpoint_files import checkpoint_files
 from toolkit.moe.tensor_files import read_header
+from toolkit.runtime.errors import PollardError
 
 T = TypeVar("T")
 Part = Literal["files", "configuration", "tokenizer", "weights", "generation settings"]

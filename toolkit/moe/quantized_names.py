@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import PollardError
+from toolkit.runtime.errors import PollardError
 
 PREFIXES = ("re:", "-:", "+:")  # a regex follows
 SECTION = re.compile("quant|compression")  # keys of config.json

@@ -12,10 +12,10 @@ import copy
 import torch
 from torch import nn
 
-from toolkit.errors import PollardError
 from toolkit.moe.blocks import MoEBlock
-from toolkit.moe.mask import RestrictedRouter
-from toolkit.moe.watch import Seen
+from toolkit.moe.masking import RestrictedRouter
+from toolkit.moe.observe import BlockActivations
+from toolkit.runtime.errors import PollardError
 
 # What a router raises that needs more than its first input, or returns something else than a choice
 CANNOT = (RuntimeError, IndexError, TypeError, StopIteration, AttributeError)
@@ -28,7 +28,7 @@ class Rerouter:
     router cannot be called apart from its block, and for a router that chooses within groups.
     """
 
-    def __init__(self, block: MoEBlock, seen: Seen) -> None:
+    def __init__(self, block: MoEBlock, seen: BlockActivations) -> None:
         if (block.groups or 1) > 1:
             raise PollardError(
                 f"{block.name} chooses experts within {block.groups} groups: the reconstruction search over such routers is not "
@@ -49,7 +49,7 @@ class Rerouter:
                 "search cannot serve this family: choose another criterion."
             )
 
-    def inputs(self, seen: Seen) -> torch.Tensor:
+    def inputs(self, seen: BlockActivations) -> torch.Tensor:
         """What the rerouter works from: logits [T, E], or the router's own input [T, H]."""
         found = seen.logits_TE if self.from_logits else seen.router_input_TH
         if found is None:
@@ -80,7 +80,7 @@ def _bare(router: nn.Module) -> nn.Module:
     return bare
 
 
-def _logits_to_choice(router: nn.Module, seen: Seen) -> nn.Module | None:
+def _logits_to_choice(router: nn.Module, seen: BlockActivations) -> nn.Module | None:
     """The router as a function of its logits, or None where it is not one."""
     weight, logits = getattr(router, "weight", None), seen.logits_TE
     if logits is None or not isinstance(weight, nn.Parameter):

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from toolkit.errors import PollardError
 from toolkit.moe.blocks import find_blocks
 from toolkit.moe.checkpoint_files import checkpoint_files
 from toolkit.moe.load import load_config, meta_model, number_type
+from toolkit.runtime.errors import PollardError
 
 
 class Sizes(NamedTuple):

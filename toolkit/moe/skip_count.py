@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from toolkit.moe.blocks import find_blocks
-from toolkit.moe.skip import Rule
+from toolkit.moe.skipping import Rule
 
 
 class SkipCount(NamedTuple):

@@ -13,10 +13,10 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from toolkit.errors import PollardError
 from toolkit.moe.checkpoint_files import CheckpointFiles, checkpoint_files
 from toolkit.moe.load import meta_model, model_class, quantization_of
 from toolkit.moe.stream import quiet
+from toolkit.runtime.errors import PollardError
 
 READ_AGAIN = 2 * 10**9  # bytes of weights
 

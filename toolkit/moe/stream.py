@@ -23,7 +23,6 @@ from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging
 
-from toolkit.errors import PollardError
 from toolkit.moe.blocks import find_blocks
 from toolkit.moe.checkpoint_files import checkpoint_files, say_what_is_read
 from toolkit.moe.completeness import mismatch
@@ -31,6 +30,7 @@ from toolkit.moe.layers import layers_of
 from toolkit.moe.load import checkpoint_folder, load_config, meta_model, number_type
 from toolkit.moe.names import Names
 from toolkit.moe.open_errors import explained
+from toolkit.runtime.errors import PollardError
 
 REST, UNUSED = -1, -2  # parts of the model that are no decoder layer
 

@@ -16,9 +16,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from toolkit.errors import PollardError
-from toolkit.files import KEPT, explained_full_disk
 from toolkit.moe.checkpoint_files import SINGLE, checkpoint_files, read_index
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.files import KEPT, explained_full_disk
 
 
 class StoredTensor(NamedTuple):

@@ -1,15 +1,19 @@
-"""Open tokenizers so that everything else can rely on them: they pad on the left, and have an end token and a pad token."""
+"""Open tokenizers so that everything else can rely on them: they pad on the left, and have an end token and a pad token.
 
+The small files beside a checkpoint's weights.
+"""
+
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from toolkit.distributed import say
-from toolkit.errors import PollardError
 from toolkit.moe.open_errors import explained
-from toolkit.moe.settings_files import find_file, load_generation_config
+from toolkit.runtime.distributed import say
+from toolkit.runtime.errors import PollardError
 
 TEMPLATE_FILE = "chat_template.jinja"
 _told: set[str] = set()  # models whose end token was said to come from elsewhere
@@ -78,3 +82,30 @@ def _check_template(template: Any, path: str, revision: str | None) -> None:
                 f"The chat template{which} of {path} ({file}{line}) is no valid Jinja: {error}. Fetch the tokenizer again, or "
                 "correct or remove the template."
             ) from error
+
+
+def find_file(path: str, name: str, revision: str | None = None) -> str | None:
+    """A file of a checkpoint folder, or of a hub model in the hub's cache (fetched where the hub is reached); None without it."""
+    return explained(
+        lambda: cached_file(
+            path, name, revision=revision, _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        ),
+        path,
+    )  # fmt: skip
+
+
+def load_generation_config(path: str, revision: str | None = None) -> GenerationConfig | None:
+    """What the checkpoint says of generation, such as its end tokens; None where it says nothing. Raises PollardError for a file
+    that cannot be read, which transformers would ignore."""
+    file = find_file(path, "generation_config.json", revision)
+    if file is None:
+        return None
+    folder = str(Path(file).parent)
+    settings = explained(lambda: GenerationConfig.from_pretrained(folder), folder, "generation settings")
+    ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    if not all(end is None or type(end) is int for end in ends):
+        raise PollardError(
+            f"{file}: eos_token_id is {settings.eos_token_id!r}, and must be a token's number, or several: [1, 2]."
+        )
+    return settings

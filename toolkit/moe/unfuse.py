@@ -14,8 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from toolkit.errors import PollardError
 from toolkit.moe.blocks import MoEBlock
+from toolkit.runtime.errors import PollardError
 
 IMPLEMENTATION = "pollard_unfused"
 UNFUSED = "unfused"  # the attribute of the experts module that holds the linear layers, one pair per expert

@@ -15,25 +15,23 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from toolkit.distributed import device, on_main
-from toolkit.errors import PollardError
-from toolkit.folders import provenance, whole_folder
+from toolkit.cuts.checkpoint import check_whole, complete_checkpoint, write_checkpoint
 from toolkit.moe import (
     UNFUSED,
     MoEBlock,
-    check_whole,
     checkpoint_folder,
-    complete_checkpoint,
     decoder_linears,
     expert_weights,
     find_blocks,
     linear_name,
     load_model,
-    write_checkpoint,
 )
-from toolkit.recipe import LoraRecipe, Recipe
+from toolkit.recipe.schema import LoraRecipe, Recipe
+from toolkit.recipe.trainer_defaults import TAKEN_FOR_EXPERTS
 from toolkit.recovery.roles import Training
-from toolkit.recovery.trainer_defaults import TAKEN_FOR_EXPERTS
+from toolkit.runtime.distributed import device, on_main
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.signed_folders import provenance, whole_folder
 
 
 def adapt(model: PreTrainedModel, blocks: list[MoEBlock], linears: Iterable[str], lora: LoraRecipe) -> PeftModel:

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers import TrainerCallback
 
-from toolkit.distributed import barrier, on_main, say, world_size
-from toolkit.errors import PollardError
-from toolkit.files import write_text
-from toolkit.typed_command import command_again
+from toolkit.runtime.distributed import barrier, on_main, say, world_size
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.files import write_text
+from toolkit.runtime.typed_command import command_again
 
 COMPLETE = "complete.json"
 CHECKPOINT = re.compile(r"checkpoint-\d+")

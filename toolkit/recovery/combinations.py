@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
-from toolkit.errors import PollardError, did_you_mean
-from toolkit.recipe import Recipe
-from toolkit.recovery.zero import deepspeed_config
+from toolkit.recipe.schema import Recipe
+from toolkit.runtime.errors import PollardError, did_you_mean
+from toolkit.runtime.zero import deepspeed_config
 
 PACKAGES = {"azure_ml": "azureml-core", "comet_ml": "comet-ml", "dagshub": "dagshub mlflow", "flyte": "flytekit"}
 

@@ -15,11 +15,11 @@ from torch.nn.functional import cross_entropy, kl_div
 from torch.utils.checkpoint import checkpoint
 from trl import SFTConfig
 
-from toolkit.errors import PollardError
 from toolkit.moe import logits_at
-from toolkit.recipe import DistillationRecipe
+from toolkit.recipe.schema import DistillationRecipe
 from toolkit.recovery.teacher import TOKENS_AT_ONCE, TeacherCache, TopAndTail
 from toolkit.recovery.trainer import RecoveryTrainer
+from toolkit.runtime.errors import PollardError
 
 IGNORED = -100  # the label that does not count in the loss
 COLUMNS = ("teacher_index", "teacher_offset", "teacher_tail")

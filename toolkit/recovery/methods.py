@@ -8,8 +8,6 @@ from typing import Any
 from torch import nn
 from transformers import TrainingArguments
 
-from toolkit.distributed import say
-from toolkit.errors import PollardError
 from toolkit.moe import (
     UNFUSED,
     MoEBlock,
@@ -21,8 +19,10 @@ from toolkit.moe import (
     load_model,
     meta_model,
 )
-from toolkit.recipe import Recipe
-from toolkit.recovery.trainer_defaults import LEARNING_RATES
+from toolkit.recipe.schema import Recipe
+from toolkit.recipe.trainer_defaults import LEARNING_RATES
+from toolkit.runtime.distributed import say
+from toolkit.runtime.errors import PollardError
 
 ADAPTED = ("lora", "qlora")
 PEFT_PREFIX = "base_model.model."  # what PEFT puts before a module's name

@@ -14,9 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
-from toolkit.distributed import barrier, device, gather, say
 from toolkit.moe import MoEBlock, decoder_linears, expert_weights, find_blocks, load_model, unfuse
-from toolkit.recipe import Recipe
+from toolkit.recipe.schema import Recipe
+from toolkit.runtime.distributed import barrier, device, gather, say
 
 
 def nf4(weight: torch.Tensor, bias: torch.Tensor | None, device: torch.device) -> Linear4bit:

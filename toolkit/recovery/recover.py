@@ -13,32 +13,25 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTTrainer
 
-from toolkit.distributed import is_main, on_main, say
-from toolkit.errors import PollardError
-from toolkit.files import explained_full_disk
-from toolkit.fingerprinting import fingerprint_of, fingerprint_of_source
-from toolkit.folders import check_target, remove_own, whole_folder
-from toolkit.moe import (
-    check_whole,
-    checkpoint_folder,
-    complete_checkpoint,
-    is_partitioned,
-    load_tokenizer,
-    write_checkpoint,
-    write_partitioned,
-)
+from toolkit.cuts.checkpoint import check_whole, complete_checkpoint, write_checkpoint
+from toolkit.moe import checkpoint_folder, is_partitioned, load_tokenizer, write_partitioned
 from toolkit.moe.limits import longer_than_context
-from toolkit.recipe import Recipe
+from toolkit.pipeline.run_directory import RunDirectory
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery.checkpoints import kept, last_checkpoint
 from toolkit.recovery.distillation import IGNORED, DistilledTrainer
-from toolkit.recovery.extension import build_communication
 from toolkit.recovery.methods import ADAPTED, trainable_model
 from toolkit.recovery.roles import TrainedRole, Training, training_of
 from toolkit.recovery.settings import sft_config
 from toolkit.recovery.teacher import TeacherCache
 from toolkit.recovery.trainer import RecoveryTrainer, close_trackers, prepare, tensorboard_in
 from toolkit.recovery.training_data import TrainingData, read_training_data
-from toolkit.run_directory import RunDirectory
+from toolkit.runtime.distributed import is_main, on_main, say
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.files import explained_full_disk
+from toolkit.runtime.fingerprints import fingerprint_of, fingerprint_of_source
+from toolkit.runtime.signed_folders import check_target, remove_own, whole_folder
+from toolkit.runtime.zero import build_communication
 from toolkit.tasks import Encoded, Example, Task, encode_all
 
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from toolkit.folders import provenance
-from toolkit.recipe import Recipe
-from toolkit.run_directory import RunDirectory
+from toolkit.pipeline.run_directory import RunDirectory
+from toolkit.recipe.schema import Recipe
+from toolkit.runtime.signed_folders import provenance
 
 TrainedRole = Literal["recovered", "control"]
 

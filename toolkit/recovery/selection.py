@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback
 
-from toolkit.recipe import Recipe
+from toolkit.recipe.schema import Recipe
 
 METRICS = {"dev_loss": "eval_loss", "dev_accuracy": "eval_accuracy"}
 

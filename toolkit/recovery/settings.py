@@ -10,19 +10,18 @@ from pydantic import TypeAdapter, ValidationError
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTConfig
 
-from toolkit.errors import PollardError, did_you_mean
-from toolkit.recipe import Recipe
+from toolkit.recipe.schema import Recipe
+from toolkit.recipe.trainer_defaults import trainer_defaults
 from toolkit.recovery.combinations import check_combinations, check_trackers
 from toolkit.recovery.distillation import check_distillable
-from toolkit.recovery.extension import build_communication
 from toolkit.recovery.methods import check_method
 from toolkit.recovery.selection import selection
-from toolkit.recovery.trainer_defaults import trainer_defaults
-from toolkit.recovery.zero import deepspeed_config
+from toolkit.runtime.errors import PollardError, did_you_mean
+from toolkit.runtime.zero import build_communication, deepspeed_config
 from toolkit.tasks import Task
 
 # What the toolkit itself decides; a recipe that sets them would break a promise elsewhere.
-OURS = {
+SET_BY_POLLARD = {
     "output_dir": "name", "deepspeed": "finetuning.zero", "seed": "seed", "max_length": "finetuning.max_length",
     "completion_only_loss": None, "dataset_kwargs": None, "remove_unused_columns": None,
     "load_best_model_at_end": "finetuning.select_by", "metric_for_best_model": "finetuning.select_by",
@@ -99,8 +98,8 @@ def _check_keys(trainer: dict[str, Any]) -> None:
     types = get_type_hints(SFTConfig)
     faults = []
     for key, value in trainer.items():
-        if key in OURS:
-            instead = f"set `{OURS[key]}` instead" if OURS[key] else "the toolkit sets it"
+        if key in SET_BY_POLLARD:
+            instead = f"set `{SET_BY_POLLARD[key]}` instead" if SET_BY_POLLARD[key] else "the toolkit sets it"
             faults.append(f"finetuning.trainer.{key} is not yours to set here: {instead}.")
         elif key not in allowed:
             faults.append(f"finetuning.trainer.{key} is not a field of trl's SFTConfig{did_you_mean(key, allowed)}")

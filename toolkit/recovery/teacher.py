@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from toolkit.distributed import on_main, say
-from toolkit.errors import PollardError
 from toolkit.moe import logits_at
-from toolkit.shards import ABOUT, make_shards, missing_shards, shard_path
+from toolkit.runtime.distributed import on_main, say
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.shards import ABOUT, make_shards, missing_shards, shard_path
 from toolkit.tasks import Encoded, padded_batches
 
 TOP = 64

@@ -15,16 +15,16 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from trl import SFTConfig, SFTTrainer
 
-from toolkit.distributed import on_main, say
-from toolkit.errors import PollardError
-from toolkit.files import explained_full_disk
-from toolkit.moe import ExpertUse
-from toolkit.progress import steps_bar
-from toolkit.recipe import Recipe
+from toolkit.moe import RoutingMonitor
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery.checkpoints import Keeper, check_space, kept, newest_first, space
-from toolkit.recovery.numbers import Numbers, ProgressLines, Steps
 from toolkit.recovery.roles import Training
 from toolkit.recovery.selection import stopping
+from toolkit.recovery.training_metrics import ProgressLines, Steps, TrainingMetrics
+from toolkit.runtime.distributed import on_main, say
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.files import explained_full_disk
+from toolkit.runtime.progress import steps_bar
 
 
 class RecoveryTrainer(SFTTrainer):
@@ -32,7 +32,7 @@ class RecoveryTrainer(SFTTrainer):
     function of the model, called on every rank. `finished` says that the checkpoint to go on from has nothing left to train.
     """
 
-    numbers: Numbers
+    numbers: TrainingMetrics
     accuracy: Callable[[PreTrainedModel], float] | None = None
     finished: bool = False
 
@@ -104,7 +104,7 @@ def prepare(
     arguments, model = trainer.args, cast(nn.Module, trainer.model)
     limit = arguments.save_total_limit or sys.maxsize
     arguments.save_total_limit = None  # ours are removed once the next one is whole, not before
-    trainer.numbers = Numbers(ExpertUse(model))
+    trainer.numbers = TrainingMetrics(RoutingMonitor(model))
     trainer.accuracy = accuracy
     trainer.remove_callback(PrinterCallback)
     keeper = Keeper(fingerprint, limit)

@@ -15,10 +15,10 @@ from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.distributed import on_main, say
-from toolkit.errors import PollardError
-from toolkit.recipe import Recipe
-from toolkit.recipe_data import TrainingSourceRecipe
+from toolkit.recipe.data import TrainingSourceRecipe
+from toolkit.recipe.schema import Recipe
+from toolkit.runtime.distributed import on_main, say
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Encoded, Example, HeldOut, Task, encode, encode_all, encode_texts, question_of, read_texts
 
 T = TypeVar("T")

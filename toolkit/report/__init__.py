@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from toolkit.files import write_text
-from toolkit.folders import write_into
+from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.report.card import card, result_of
 from toolkit.report.collect import collect
 from toolkit.report.page import render
 from toolkit.report.sweep_table import show_sweep, tabulate
 from toolkit.report.terminal import show
-from toolkit.run_directory import RunDirectory
+from toolkit.runtime.files import write_text
+from toolkit.runtime.signed_folders import write_into
 
 __all__ = ["card", "collect", "render", "show", "show_sweep", "tabulate", "write_report"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from toolkit.expert_statistics import PARTS, ExpertStatistics, Tokens
-from toolkit.plan import Plan
+from toolkit.cuts.plan import Plan
+from toolkit.cuts.statistics import PARTS, ExpertStatistics, Tokens
 
 
 def blocks_of(statistics: ExpertStatistics | None, plan: Plan | None) -> dict[str, dict[str, Any]]:

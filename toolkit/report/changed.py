@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.report.pairs import read_items
-from toolkit.run_directory import RunDirectory
 
 SHOWN = 5  # of each kind
 LONGEST = 1_500  # characters of a text: an endless answer is not worth more

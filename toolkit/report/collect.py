@@ -10,19 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from toolkit.errors import PollardError
-from toolkit.expert_statistics import ExpertStatistics
-from toolkit.plan import Plan
-from toolkit.recipe_file import read_values
-from toolkit.report.beside import beside
+from toolkit.cuts.plan import Plan
+from toolkit.cuts.statistics import ExpertStatistics
+from toolkit.pipeline.run_directory import RunDirectory
+from toolkit.pipeline.run_status import stale_parts
+from toolkit.recipe.file import read_values
 from toolkit.report.blocks import blocks_of, criteria_of
 from toolkit.report.cautions import warnings
 from toolkit.report.changed import changed
-from toolkit.report.origin import origin
+from toolkit.report.fidelity_harness import beside
+from toolkit.report.narrative import comparisons, headline, summary
 from toolkit.report.pairs import pairs
-from toolkit.report.words import comparisons, headline, summary
-from toolkit.run_directory import RunDirectory
-from toolkit.run_status import stale_parts
+from toolkit.report.provenance import provenance_of_run
+from toolkit.runtime.errors import PollardError
 
 T = TypeVar("T")
 ROLES = ("original", "pruned", "recovered", "skipping", "control")
@@ -55,7 +55,7 @@ def collect(run_path: Path) -> dict[str, Any]:
         "name": recipe.get("name", run_path.name),
         "model": manifest.get("model"),
         "task": manifest.get("task"),
-        "origin": origin(run, recipe),
+        "origin": provenance_of_run(run, recipe),
         "seed": recipe.get("seed"),
         "pruning": _pruning(whole_plan, schedule),
         "calibration": _calibration(stages, statistics),

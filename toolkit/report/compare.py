@@ -8,13 +8,13 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from toolkit.distributed import console, say
-from toolkit.errors import PollardError
-from toolkit.report.formats import interval, percent
+from toolkit.pipeline.run_directory import RunDirectory
+from toolkit.pipeline.run_status import stale_message
+from toolkit.report.narrative import verdict
 from toolkit.report.pairs import Right, compared, read_items, right_of
-from toolkit.report.words import verdict
-from toolkit.run_directory import RunDirectory
-from toolkit.run_status import stale_message
+from toolkit.runtime.distributed import console, say
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.formatting import interval, percent
 
 PREFERRED = ("recovered", "pruned", "control", "original")  # where only the run is named: what it is about
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.report.formats import interval, percent
 from toolkit.report.heat import Tick
+from toolkit.runtime.formatting import interval, percent
 
 SPREAD = 30  # losses that reach over more than this factor are drawn on a logarithmic scale
 

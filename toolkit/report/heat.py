@@ -12,7 +12,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from toolkit.report.formats import percent
+from toolkit.runtime.formatting import percent
 
 KEPT, PRUNED = (0x2F, 0x7F, 0xC4), (0xC4, 0x8A, 0x4A)  # colours that hold on a light and on a dark ground
 MANY = 32  # experts: beyond, a cell has no room for a frame of its own

@@ -9,12 +9,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from toolkit.recipe_file import dump_values
-from toolkit.report import formats, speed_table
-from toolkit.report.beside import acceptance, kl, measured
+from toolkit.recipe.file import dump_values
+from toolkit.report import speed_table
 from toolkit.report.charts import agreement, forest
 from toolkit.report.curves import keep_curve, loss_curve
+from toolkit.report.fidelity_harness import acceptance, kl, measured
 from toolkit.report.heat import heat_map
+from toolkit.runtime import formatting as formats
 
 FORMATS: dict[str, Callable[[Any], str]] = {
     write.__name__: write

@@ -10,9 +10,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import PollardError
-from toolkit.proportions import pair
-from toolkit.run_directory import RunDirectory
+from toolkit.pipeline.run_directory import RunDirectory
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.intervals import pair
 
 Right = dict[tuple[str, str, int], bool]  # question, gold, which of its like -> whether it was answered rightly
 SIGNIFICANT = 0.05  # p below it

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.distributed import console, say
+from toolkit.runtime.distributed import console, say
 from toolkit.tasks import Example, encode, encode_prompt, gold_of
 from toolkit.tasks.lengths import Lengths, Spread
 

@@ -8,12 +8,12 @@ import huggingface_hub
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
-from toolkit.errors import PollardError
-from toolkit.folders import PROVENANCE
 from toolkit.moe import checkpoint_files
+from toolkit.pipeline.run_directory import RunDirectory
+from toolkit.pipeline.run_status import BEST_FIRST, STAGE_OF, stale_message
 from toolkit.report.card import card, result_of
-from toolkit.run_directory import RunDirectory
-from toolkit.run_status import BEST_FIRST, STAGE_OF, stale_message
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.signed_folders import PROVENANCE
 
 REPORTED = {"format", "name", "stages", "models", "origin"}  # of what a report tells
 

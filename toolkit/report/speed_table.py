@@ -5,8 +5,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from toolkit.distributed import console, say
-from toolkit.report.formats import amount, percent, size, speed
+from toolkit.runtime.distributed import console, say
+from toolkit.runtime.formatting import amount, percent, size, speed
 
 COLUMNS = ("batch", "model", "prefill", "ratio", "decode", "ratio", "first token", "memory (ratio)")
 WIDTH = 120  # of a table in a log file

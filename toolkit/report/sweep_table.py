@@ -7,8 +7,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from toolkit.distributed import console, is_main, say
-from toolkit.report.formats import interval, loss, percent
+from toolkit.runtime.distributed import console, is_main, say
+from toolkit.runtime.formatting import interval, loss, percent
 
 Row = dict[str, Any]
 

@@ -6,9 +6,9 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from toolkit.distributed import console, is_main, say
-from toolkit.report.beside import told
-from toolkit.report.formats import NOTHING, amount, chance, interval, percent, points, size, speed
+from toolkit.report.fidelity_harness import told
+from toolkit.runtime.distributed import console, is_main, say
+from toolkit.runtime.formatting import NOTHING, amount, chance, interval, percent, points, size, speed
 
 COLUMNS = ("score", "95 % interval", "n", "parameters", "checkpoint", "tokens/s")
 

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import torch
 
-from toolkit.errors import PollardError
-from toolkit.expert_statistics import ExpertStatistics, Tokens
+from toolkit.cuts.statistics import ExpertStatistics, Tokens
+from toolkit.runtime.errors import PollardError
 
 Score = Callable[[ExpertStatistics, str, Tokens, int], torch.Tensor]
 Mode = Literal["layerwise", "progressive"]

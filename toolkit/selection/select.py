@@ -2,9 +2,9 @@
 
 from typing import Any, cast
 
-from toolkit.errors import PollardError, did_you_mean
-from toolkit.expert_statistics import ExpertStatistics, Tokens
-from toolkit.plan import BlockPlan, Plan
+from toolkit.cuts.plan import BlockPlan, Plan
+from toolkit.cuts.statistics import ExpertStatistics, Tokens
+from toolkit.runtime.errors import PollardError, did_you_mean
 from toolkit.selection.criteria import CRITERIA, SCORES, Mode, reconstruction
 
 

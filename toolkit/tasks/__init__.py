@@ -1,6 +1,5 @@
 """What the model is for: examples, prompts, answer extraction, scoring."""
 
-from toolkit.tasks.batches import padded_batches
 from toolkit.tasks.chat_format import ChatFormat, chat_format
 from toolkit.tasks.example import Example, Message
 from toolkit.tasks.overlap import HeldOut, Overlap, question_of, repeated_questions
@@ -13,6 +12,7 @@ from toolkit.tasks.prompts import (
     encode_prompt,
     format_of,
     gold_of,
+    padded_batches,
     prompt_text,
 )
 from toolkit.tasks.rendered_fields import check_rendering

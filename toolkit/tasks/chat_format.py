@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.errors import PollardError
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks.example import Message
 
 # Around reasoning where no template says otherwise: models write these on their own, too

@@ -11,7 +11,7 @@ import re
 import string
 from collections.abc import Sequence
 
-from toolkit.recipe_data import label_words
+from toolkit.recipe.data import label_words
 from toolkit.tasks.readings import answer_part, gold_part, likeliest_part, squeezed
 from toolkit.tasks.scorer import Scorer
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.errors import PollardError
-from toolkit.tasks.label_formats import FIRST, first_index, index_of, number_of, position_of, same
+from toolkit.runtime.errors import PollardError
+from toolkit.tasks.choices import FIRST, first_index, index_of, number_of, position_of, same
 from toolkit.tasks.preset import Preset
 from toolkit.tasks.templates import fields_in, is_null
 

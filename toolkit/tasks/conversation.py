@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from toolkit.errors import PollardError, did_you_mean
+from toolkit.runtime.errors import PollardError, did_you_mean
 from toolkit.tasks.chat_format import REASONING, REASONING_NAMES, split_reasoning
 from toolkit.tasks.example import SYSTEMS, Message
 from toolkit.tasks.templates import parsed_json, text_of

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.errors import PollardError
+from toolkit.runtime.errors import PollardError
 
 LINES, TABLES, COLUMNS = (".jsonl", ".ndjson", ".json"), (".csv", ".tsv"), (".parquet", ".arrow", ".feather")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.errors import PollardError
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks.data_files import COLUMNS, ENDINGS, READ, TABLES, ending_of
 from toolkit.tasks.text_files import NOT_UTF8, is_utf8, opened
 

@@ -19,10 +19,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import PollardError
+from toolkit.runtime.errors import PollardError
+from toolkit.tasks.quantities import units_clash
 from toolkit.tasks.readings import answer_part, boxed, gold_part, likeliest_part, named_answers
 from toolkit.tasks.scorer import Scorer, Verdict
-from toolkit.tasks.units import units_clash
 
 SECONDS = 10.0  # for one comparison, which takes 0.01 as a rule
 START = 120.0  # to import math-verify, on a machine that is busy

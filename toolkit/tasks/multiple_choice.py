@@ -18,9 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.errors import PollardError
-from toolkit.tasks.choices import Choices, choices_of
-from toolkit.tasks.label_formats import FIRST, first_index, number_of, position_of
+from toolkit.runtime.errors import PollardError
+from toolkit.tasks.choices import FIRST, Choices, choices_of, first_index, number_of, position_of
 from toolkit.tasks.preset import Preset
 from toolkit.tasks.templates import fields_in, is_null
 

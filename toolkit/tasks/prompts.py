@@ -2,15 +2,18 @@
 
 With a chat template the conversation is rendered by it; without one (or with `task.chat: false`) the prompt stands as it
 is, followed by a new line. The completion ends with the end-of-sequence token, which is learnt like any other.
+
+From token lists to padded tensors. Shape legend: B sequences, S positions.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.errors import PollardError
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks.chat_format import REASONING, ChatFormat, chat_format, render, split_reasoning
 from toolkit.tasks.conversation import text_of_reply
 from toolkit.tasks.example import Example, Message
@@ -175,3 +178,17 @@ def encode_all(
         shortest = min((len(e.input_ids) for e in encoded), default=0)
         raise PollardError(f"No example fits into max_length {max_length}: the shortest has {shortest} tokens. Raise {setting}.")
     return fitting, len(encoded) - len(fitting)
+
+
+def padded_batches(encoded: Sequence[Encoded], batch_size: int, pad_token_id: int) -> list[dict[str, torch.Tensor]]:
+    """Right-padded batches of `input_ids`, `attention_mask` and `completion_mask`, each [B, S], in the given order."""
+    batches = []
+    for start in range(0, len(encoded), batch_size):
+        chunk = encoded[start : start + batch_size]
+        length = max(len(e.input_ids) for e in chunk)
+        rows = [[*e.input_ids, *[pad_token_id] * (length - len(e.input_ids))] for e in chunk]
+        real = [[1] * len(e.input_ids) + [0] * (length - len(e.input_ids)) for e in chunk]
+        completion = [e.completion_mask + [0] * (length - len(e.input_ids)) for e in chunk]
+        names = ("input_ids", "attention_mask", "completion_mask")
+        batches.append({name: torch.tensor(values) for name, values in zip(names, (rows, real, completion), strict=True)})
+    return batches

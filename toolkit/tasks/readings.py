@@ -13,7 +13,7 @@ import string
 import unicodedata
 from collections.abc import Callable
 
-from toolkit.tasks.numerals import Number, last_number, leading_number, numbers_in, plain, sole_number
+from toolkit.tasks.quantities import Number, last_number, leading_number, numbers_in, plain, sole_number
 
 MARK = "####"
 BOX = "\\boxed{"

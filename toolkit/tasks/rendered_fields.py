@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.errors import PollardError, first_of
+from toolkit.runtime.errors import PollardError, first_of
 from toolkit.tasks.chat_format import REASONING, split_reasoning
 from toolkit.tasks.example import Example, Message
 from toolkit.tasks.prompts import completion_text, format_of, prompt_text, without_end_texts

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from toolkit.errors import PollardError
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks.chat_format import endless_reasoning
 from toolkit.tasks.classification import labels_of
 from toolkit.tasks.conversation import Conversation, conversation_in, holds_messages

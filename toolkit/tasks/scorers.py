@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from toolkit.errors import PollardError
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks.choice_scorers import CHOICE, label_scorer
 from toolkit.tasks.math_scorer import MATH
 from toolkit.tasks.own_scorer import own_scorer
@@ -21,7 +21,7 @@ SCORERS: dict[str, Scorer] = {
     "choice": CHOICE,
     "f1": F1,
 }
-MADE: dict[str, Callable[[Preset], Scorer]] = {
+SCORER_FACTORIES: dict[str, Callable[[Preset], Scorer]] = {
     "regex": lambda preset: RegexScorer(_needed("pattern", preset.pattern)),
     "label": lambda preset: label_scorer(_needed("labels", preset.labels)),
 }
@@ -57,7 +57,7 @@ def scorer_of(preset: Preset) -> Scorer:
     name = preset.scorer or "exact"
     if ":" in name:
         return own_scorer(name, answered=bool(preset.answer))
-    scorer = SCORERS[name] if name in SCORERS else MADE[name](preset)
+    scorer = SCORERS[name] if name in SCORERS else SCORER_FACTORIES[name](preset)
     marked = name != "numeric" and preset.answer and declares_mark(preset.completion or "")
     return BehindMark(scorer) if marked else scorer
 

@@ -8,7 +8,7 @@ The completion is the equation, then the number: "6 / 2 = 3\\n#### 3".
 
 import re
 
-from toolkit.errors import PollardError
+from toolkit.runtime.errors import PollardError
 from toolkit.tasks.preset import Preset
 from toolkit.tasks.templates import is_null, text_of
 

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from rich.markup import escape
 
-from toolkit.distributed import say
-from toolkit.errors import PollardError, first_of
-from toolkit.recipe_data import TaskRecipe
+from toolkit.recipe.data import TaskRecipe
+from toolkit.runtime.distributed import say
+from toolkit.runtime.errors import PollardError, first_of
 from toolkit.tasks.data_files import READ, Source, is_local
 from toolkit.tasks.example import Example
 from toolkit.tasks.preset import Preset

@@ -13,7 +13,7 @@ from numbers import Integral, Real
 from string import Formatter
 from typing import Any
 
-from toolkit.errors import PollardError, did_you_mean
+from toolkit.runtime.errors import PollardError, did_you_mean
 
 FIELD = re.compile(r"([^\[\]]+)((?:\[[^\[\]]+\])*)")  # column[key][0]
 KEY = re.compile(r"\[(.+?)\]")

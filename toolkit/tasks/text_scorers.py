@@ -8,8 +8,8 @@ from collections import Counter
 
 import regex
 
-from toolkit.errors import PollardError
-from toolkit.tasks.numerals import numbers_in, plain
+from toolkit.runtime.errors import PollardError
+from toolkit.tasks.quantities import numbers_in, plain
 from toolkit.tasks.readings import (
     MARK,
     answer_part,

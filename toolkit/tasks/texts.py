@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.errors import PollardError, first_of
+from toolkit.runtime.errors import PollardError, first_of
 from toolkit.tasks.data_files import ENDINGS, ending_of, files_of
 from toolkit.tasks.prompts import Encoded, tokens_of
 from toolkit.tasks.sources import read_files

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.errors import PollardError, first_of
+from toolkit.runtime.errors import PollardError, first_of
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:

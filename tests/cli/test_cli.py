@@ -1,0 +1,182 @@
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from toolkit.cli import main as cli
+from toolkit.cli.verbs import VERBS, runs
+from toolkit.cli.verbs import sweep as sweep_verb
+from toolkit.recipe.schema import PruningRecipe
+from toolkit.runtime.errors import PollardError
+from toolkit.selection import CRITERIA
+
+
+@pytest.fixture
+def pollard(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs `pollard …` in this process: exit status, what it printed, what argparse complained about."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pollard", *arguments])
+        try:
+            status = cli.main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        return status, *capsys.readouterr()
+
+    monkeypatch.setattr(cli, "_quieten", lambda: None)  # settings of a process that this one, with its other tests, is not
+    return run
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "r.yaml"
+    path.write_text("name: try\nmodel: no/model\ntask: playground/sorting\n")
+    return str(path)
+
+
+def test_help_names_every_verb(pollard) -> None:
+    status, out, _ = pollard("--help")
+    assert status == 0
+    assert all(verb.name in out for verb in VERBS)
+
+
+def test_criteria_lists_each_with_one_line(pollard) -> None:
+    status, out, _ = pollard("criteria")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == list(CRITERIA)
+    assert all(len(line.split()) > 3 for line in out.splitlines())
+
+
+def test_inspect_shows_a_model_as_plain_text(pollard) -> None:
+    status, out, _ = pollard("inspect", str(ROOT / "data" / "playground" / "model"))
+    assert status == 0
+    assert "family          mixtral\nMoE blocks      4, with 8 experts each\nper token       2 experts\n" in out
+    assert "\x1b" not in out
+
+
+def test_inspect_refuses_a_dense_model_and_none(pollard, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 32}')
+    status, out, _ = pollard("inspect", str(tmp_path))
+    assert status == 1 and out.startswith("error llama has no MoE block")
+    status, out, _ = pollard("inspect", "no/such-model")
+    assert status == 1 and out.startswith("error Cannot open the model no/such-model.")
+
+
+# The last line is what a script looks at: `pollard estimate … | tail -1`.
+@pytest.mark.parametrize(
+    ("gpu_memory", "last"), [("80G", "fits"), ("1M", "does not fit: calibrate (GPU memory); evaluate/original (GPU memory)")]
+)
+def test_estimate_shows_a_plan_and_whether_it_fits(pollard, gpu_memory: str, last: str) -> None:
+    recipe = str(ROOT / "recipes" / "playground.yaml")
+    there = ["--gpus", "2", "--gpu-memory", gpu_memory, "--cpu-memory", "64G", "--nodes", "2"]
+    model = f"model={ROOT / 'data' / 'playground' / 'model'}"
+    scores = ["evaluation.models=[original]", "evaluation.fidelity=null"]
+    status, out, _ = pollard("estimate", recipe, *there, model, *scores)
+    lines = out.splitlines()
+    assert status == 0 and "\x1b" not in out
+    assert lines[0] == "Estimates, not measurements"
+    assert lines[-1].startswith(last)
+    stages = [line.split()[0] for line in lines if line.endswith((" yes", " no: GPU"))]
+    assert stages == ["calibrate", "select", "prune", "evaluate/original"]
+    assert "parameters      3.51 M -> 1.94 M (4 of 8 experts per block)" in lines
+
+
+def test_estimate_refuses_a_size_without_a_unit_and_a_dense_model(pollard, recipe: str, tmp_path: Path) -> None:
+    status, out, _ = pollard("estimate", recipe, "--gpu-memory", "80")
+    assert status == 1
+    assert out == "error --gpu-memory 80: write a number and its unit (M, G or T), e.g. --gpu-memory 80G.\n"
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 32}')
+    status, out, _ = pollard("estimate", recipe, f"model={tmp_path}")
+    assert status == 1 and out.startswith("error llama has no MoE block")
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=[verb.name for verb in VERBS])
+def test_the_help_of_a_verb_shows_an_example_that_it_understands(pollard, verb) -> None:
+    status, out, _ = pollard(verb.name, "--help")
+    assert status == 0 and f"Example: {verb.example}\n" in out
+    words = shlex.split(verb.example)
+    assert words[:2] == ["pollard", verb.name]
+    assert cli.parser_of_verbs().parse_args(words[1:]).verb == verb.name
+
+
+@pytest.mark.parametrize("arguments", [[], ["inspect"], ["prun", "r.yaml"], ["select"], ["select", "r.yaml", "--frsh"]])
+def test_wrong_usage_is_told_with_the_usage(pollard, arguments: list[str]) -> None:
+    status, _, err = pollard(*arguments)
+    assert status == 2 and err.startswith("usage: pollard")
+
+
+def test_a_mistake_in_the_recipe_is_one_message_and_exit_status_1(pollard, recipe: str) -> None:
+    status, out, err = pollard("select", recipe, "pruning.keeep=2")
+    assert (status, err) == (1, "")
+    assert out == (
+        "error command line (pruning.keeep=2): `pruning.keeep` is not a key of a recipe. Did you mean `keep`? "
+        f"Allowed here: {', '.join(PruningRecipe.model_fields)}.\n"
+    )
+
+
+# Rich would take [8] for markup and swallow it.
+def test_a_message_is_printed_as_it_is(pollard, recipe: str) -> None:
+    assert "(given: [8])" in pollard("select", recipe, "pruning.keep=[8]")[1]
+
+
+def test_a_missing_recipe_is_an_error(pollard, tmp_path: Path) -> None:
+    status, out, _ = pollard("prune", str(tmp_path / "none.yaml"))
+    assert status == 1 and out.startswith("error No recipe at ")
+
+
+@pytest.mark.parametrize("verb", runs.UNTIL)
+def test_a_verb_runs_the_pipeline_as_far_as_its_stage(pollard, recipe: str, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from toolkit.cli import screens
+    from toolkit.pipeline import runner as pipeline
+
+    called = {}
+    monkeypatch.setattr(runs, "join", lambda: None)
+    monkeypatch.setattr(screens, "last_screen", lambda *what: None)
+    monkeypatch.setattr(pipeline, "run", lambda recipe, **how: called.update(how, keep=recipe.pruning.keep))
+    for arguments in (["pruning.keep=2", "--fresh"], ["--fresh", "pruning.keep=2"]):
+        assert pollard(verb, recipe, *arguments)[0] == 0
+        assert called == {"fresh": True, "until": runs.UNTIL[verb], "keep": 2}
+        called.clear()
+
+
+# The launcher puts --local_rank before the verb: deepspeed --module toolkit.cli sweep …
+@pytest.mark.parametrize("launcher", [[], ["--local_rank=0"]])
+def test_sweep_reads_lists_and_runs_the_sweep(pollard, recipe: str, launcher: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from toolkit.pipeline import sweep
+
+    called = {}
+    monkeypatch.setattr(sweep_verb, "join", lambda: None)
+    monkeypatch.setattr(sweep, "sweep", lambda grid, fresh: called.update(cells=len(grid.cells), fresh=fresh))
+    assert pollard(*launcher, "sweep", recipe, "pruning.keep=4,2", "--fresh", "pruning.criterion=random,reap")[0] == 0
+    assert called == {"cells": 4, "fresh": True}
+
+
+def test_a_sweep_of_nothing_is_an_error(pollard, recipe: str) -> None:
+    status, out, _ = pollard("sweep", recipe)
+    assert status == 1 and out.startswith("error A sweep needs something to compare")
+
+
+# The whole command in its own process, started elsewhere than in the checkout.
+def test_a_model_that_cannot_be_had_ends_training_with_one_message(recipe: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "toolkit" / "train.py"), recipe]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout.startswith("error Cannot open the model no/model. No such folder, and the hub does not have it")
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+# What only one rank finds (it has no GPU, it does not see a file) would else be a run that ends without a word.
+def test_a_mistake_that_rank_0_does_not_find_is_told_by_the_rank_that_does(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setattr(cli, "PATIENCE", 0)
+    error = PollardError("no GPU")
+    assert cli._explain(error) == 1
+    assert re.fullmatch(r"error rank 3 on \S+: no GPU\n", capsys.readouterr().out)
+    error.told = True  # by rank 0
+    assert cli._explain(error) == 1 and capsys.readouterr().out == ""

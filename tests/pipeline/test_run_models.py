@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+from conftest import plan_for, tiny_model
+
+from toolkit.cli.verbs.entrants import entrants
+from toolkit.cuts.checkpoint import prune_checkpoint
+from toolkit.pipeline.run_models import models_at, original_and
+from toolkit.runtime.errors import PollardError
+
+NOTHING_DONE = '{"format": 1, "stages": {}}'
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_checkpoint) -> Path:
+    """A run that has pruned a tiny Mixtral to four experts, and trained nothing yet."""
+    original, folder = tiny_checkpoint(), tmp_path / "runs" / "small"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(NOTHING_DONE)
+    (folder / "recipe.yaml").write_text(f"name: small\nmodel: {original}\ntask: playground/sorting\n")
+    prune_checkpoint(str(original), plan_for(tiny_model("mixtral"), [0, 2, 5, 7]), folder / "pruned")
+    return folder
+
+
+def test_a_run_is_its_models_and_a_checkpoint_itself(run: Path) -> None:
+    assert [checkpoint.name for checkpoint in models_at(str(run))] == ["original", "pruned"]
+    assert models_at(str(run))[1].path == str(run / "pruned")
+    assert models_at("some/hub-id") == [("some/hub-id", "some/hub-id", None, "auto")]
+
+
+def test_of_a_run_the_last_of_its_models_is_meant_unless_one_is_named(run: Path) -> None:
+    assert [checkpoint.name for checkpoint in original_and(str(run), None)] == ["original", "pruned"]
+    assert original_and(str(run), "original")[1].name == "original"
+    assert original_and(str(run), "another/model")[1].path == "another/model"
+    with pytest.raises(PollardError, match=r"has no recovered model\. There are: original, pruned\."):
+        original_and(str(run), "recovered")
+
+
+def test_entrants_know_their_sizes_and_load(run: Path) -> None:
+    original, pruned = entrants([str(run)], [], "float32")
+    assert (original.name, pruned.name) == ("original", "pruned")
+    assert pruned.facts["parameters"] < original.facts["parameters"]
+    assert pruned.facts["active_parameters"] == pytest.approx(original.facts["active_parameters"], rel=0.02)  # smaller routers
+    model = pruned.load()
+    assert sum(p.numel() for p in model.parameters()) == pruned.facts["parameters"]
+    assert pruned.weight_bytes == 4 * pruned.facts["parameters"]
+
+
+def test_a_configuration_alone_stands_for_random_models_of_its_shape(tmp_path: Path) -> None:
+    tiny_model("mixtral").config.save_pretrained(tmp_path)
+    whole, four, two = entrants([str(tmp_path)], [4, 2], "float32")
+    assert [e.name for e in (whole, four, two)] == [tmp_path.name, "keep 4", "keep 2"]
+    assert all(e.facts["random"] for e in (whole, four, two))
+    model = two.load()
+    assert sum(p.numel() for p in model.parameters()) == two.facts["parameters"] < four.facts["parameters"]
+    assert model.config.num_local_experts == 2 and all(p.std() > 0 for p in model.parameters())
+
+
+def test_keep_is_for_shapes_not_for_weights(run: Path) -> None:
+    with pytest.raises(PollardError, match="--keep makes random models of a shape"):
+        entrants([str(run)], [4], "float32")
+
+
+def test_a_damaged_recipe_is_told(run: Path) -> None:
+    (run / "recipe.yaml").write_text("model: [")
+    with pytest.raises(PollardError, match="is not valid YAML"):
+        models_at(str(run))
+    assert (run / "manifest.json").read_text() == NOTHING_DONE

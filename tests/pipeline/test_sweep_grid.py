@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+
+from toolkit.pipeline.sweep_grid import load_grid
+from toolkit.runtime.errors import PollardError
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "r.yaml"
+    path.write_text("name: try\nmodel: some/model\ntask: gsm8k\nseed: 7\npruning: {tokens: completion}\n")
+    return path
+
+
+def test_lists_are_crossed_and_only_random_is_drawn_several_times(recipe: Path) -> None:
+    grid = load_grid(recipe, ["pruning.keep=6,0.5", "pruning.criterion=random,reap", "seed=1,2", "evaluation.examples=3"])
+    cells = [(cell.recipe.pruning.keep, cell.recipe.pruning.criterion, cell.seed) for cell in grid.cells]
+    drawn = [(keep, "random", seed) for keep in (6, 0.5) for seed in (1, 2)]
+    assert sorted(cells, key=str) == sorted([*drawn, (6, "reap", 7), (0.5, "reap", 7)], key=str)
+    # One calibration: the recipe's own seed draws its examples, in every cell
+    assert {cell.recipe.seed for cell in grid.cells} == {grid.recipe.seed} == {7}
+    assert all(cell.recipe.pruning.tokens == "completion" and cell.recipe.evaluation.examples == 3 for cell in grid.cells)
+
+
+def test_a_label_says_what_else_is_swept(recipe: Path) -> None:
+    grid = load_grid(recipe, ["pruning.tokens=all,prompt", "pruning.keep=4"])
+    assert [cell.label for cell in grid.cells] == ["weighted_ean, tokens all", "weighted_ean, tokens prompt"]
+
+
+def test_what_is_said_twice_is_one_cell(recipe: Path) -> None:
+    assert len(load_grid(recipe, ["pruning.keep=4,4,2"]).cells) == 2
+
+
+def test_commas_elsewhere_are_no_lists(recipe: Path) -> None:
+    grid = load_grid(recipe, ["pruning.keep=4,2", "task.prompt=One, two: {question}"])
+    assert grid.recipe.task.prompt == "One, two: {question}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "needs something to compare: e.g. pruning.keep=6,4,2"),
+        (["pruning.keep=4"], "needs something to compare"),
+        (["pruning.criterion=reap,reep"], "`pruning.criterion` cannot be 'reep'. Did you mean `reap`?"),
+        (["pruning.keep=4,,2"], "keep must be a number of experts"),
+        (["pruning.kep=4,2"], "`pruning.kep` is not a key of a recipe. Did you mean `keep`?"),
+        (["pruning.keep=4,2", "seed=0,-1"], "command line (seed=-1): `seed`"),
+    ],
+)
+def test_mistakes_are_told_as_a_recipes_are(recipe: Path, overrides: list[str], said: str) -> None:
+    with pytest.raises(PollardError) as caught:
+        load_grid(recipe, overrides)
+    assert said in str(caught.value)

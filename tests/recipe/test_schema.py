@@ -1,0 +1,324 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from toolkit.recipe import data as recipe_data
+from toolkit.recipe import schema as names
+from toolkit.recipe.file import load_recipe
+from toolkit.runtime.errors import PollardError
+from toolkit.selection import CRITERIA
+from toolkit.tasks import PRESETS
+from toolkit.tasks.scorers import SCORER_FACTORIES, SCORERS
+
+SMALLEST = "name: try\nmodel: some/model\ntask: gsm8k\n"
+
+
+def recipe_of(folder: Path, text: str, *overrides: str) -> Any:
+    path = folder / "r.yaml"
+    path.write_text(text)
+    return load_recipe(path, overrides)
+
+
+def fault_of(folder: Path, text: str, *overrides: str) -> str:
+    """What a user sees, without the folder's name."""
+    with pytest.raises(PollardError) as caught:
+        recipe_of(folder, text, *overrides)
+    return str(caught.value).replace(f"{folder}/", "")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_committed_recipe_loads(path: Path) -> None:
+    assert load_recipe(path).task.name in PRESETS
+
+
+# A run writes down its resolved recipe: run again, it must be the same job.
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_a_resolved_recipe_reads_back_as_itself(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path, ["finetuning.trainer.learning_rate=3e-7", "pruning.keep=0.5"])
+    assert recipe_of(tmp_path, yaml.safe_dump(recipe.model_dump(), sort_keys=False)) == recipe
+
+
+# The literals of recipe.py stand for registries that it must not import.
+@pytest.mark.parametrize(
+    ("literal", "registry"),
+    [(names.Criterion, CRITERIA), (recipe_data.ScorerName, SCORERS | SCORER_FACTORIES), (recipe_data.TaskName, PRESETS)],
+)
+def test_the_names_a_recipe_allows_are_the_names_that_exist(literal: Any, registry: dict[str, Any]) -> None:
+    assert set(get_args(literal)) == set(registry)
+
+
+@pytest.mark.parametrize("module", ["toolkit", "toolkit.recipe.file", "toolkit.cli.main"])
+def test_reading_a_recipe_imports_neither_torch_nor_trl(module: str) -> None:
+    code = f"import sys, {module}; print({{'torch', 'transformers', 'trl', 'deepspeed'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_short_forms_and_defaults(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, SMALLEST + "pruning:\n  # keep: 4\n")  # a section without keys is its defaults
+    assert (recipe.model.path, recipe.task.name) == ("some/model", "gsm8k")
+    assert (recipe.pruning.keep, recipe.evaluation.split) == (0.5, "test")
+
+
+@pytest.mark.parametrize(
+    ("lines", "fault"),
+    [
+        (
+            "pruning:\n  keeep: 4\n",
+            "r.yaml, line 5: `pruning.keeep` is not a key of a recipe. Did you mean `keep`? "
+            "Allowed here: criterion, keep, schedule, experts_per_token, tokens, mode, skipping.",
+        ),
+        ("string: 4\n", "r.yaml, line 4: `string` is not a key of a recipe. Did you mean `pruning`? Allowed here: name, seed,"),
+        ("model.str: 4\n", "r.yaml, line 4: `model.str` is not a key of a recipe."),
+        ("pruning:\n  criterion: reep\n", "line 5: `pruning.criterion` cannot be 'reep'. Did you mean `reap`? Allowed: random,"),
+        ("pruning:\n  tokens: answers\n", "line 5: `pruning.tokens` cannot be 'answers'. Allowed: all, prompt, completion."),
+        (
+            "pruning:\n  criterion: reconstruction\n  tokens: prompt\n",
+            "line 4: `pruning`: reconstruction compares the block's output on all tokens: say tokens: all",
+        ),
+        ("seed: soon\n", "line 4: `seed`: Input should be a valid integer"),
+        ("seed: -1\n", "line 4: `seed`: Input should be greater than or equal to 0 (given: -1)."),
+        (
+            "pruning: 4\n",
+            "line 4: `pruning` takes keys (criterion, keep, schedule, experts_per_token, tokens, mode, skipping), not 4.",
+        ),
+        ("evaluation:\n  models: [orignal]\n", "line 5: `evaluation.models.0` cannot be 'orignal'. Did you mean `original`?"),
+        (
+            "calibration:\n  data:\n  - gsm8k\n  - gsm9k\n",
+            "line 7: `calibration.data.1.task.name` cannot be 'gsm9k'. Did you mean `gsm8k`?",
+        ),
+        (
+            "calibration:\n  data: [{text: a.txt, exmples: 3}]\n",
+            "line 5: `calibration.data.0.exmples` is not a key of a recipe. Did you mean `examples`? Allowed here: task, text,",
+        ),
+        (
+            "calibration:\n  data: [{text: a.txt, weight: 0}]\n",
+            "line 5: `calibration.data.0.weight`: Input should be greater than 0",
+        ),
+        ("calibration:\n  data: [{text: a.txt, task: gsm8k}]\n", "`calibration.data.0`: give either a `task` or a `text`"),
+        ("calibration:\n  data: [{examples: 3}]\n", "`calibration.data.0`: give either a `task` or a `text`"),
+        ("calibration:\n  data: []\n", "line 5: `calibration.data`: List should have at least 1 item"),
+        (
+            "calibration:\n  data: [{text: a.txt, weight: 2}, gsm8k]\n",
+            "`calibration.data`: some sources have a weight and some have none: give every source one, or none",
+        ),
+        ("sweep:\n  off_task: gsm9k\n", "line 5: `sweep.off_task.task.name` cannot be 'gsm9k'. Did you mean `gsm8k`?"),
+        ("finetuning:\n  zero: 4\n", "line 5: `finetuning.zero`: 4 is neither a ZeRO preset (0, 1, 2, 3, 3-offload) nor"),
+        ("finetuning:\n  zero: true\n", "`finetuning.zero`: True is neither a ZeRO preset"),
+        ("finetuning:\n  trainer: fast\n", "line 5: `finetuning.trainer`: Input should be a valid dictionary (given: 'fast')."),
+        (
+            "finetuning:\n  data: [{weight: 1}]\n",
+            "`finetuning.data.0`: give either a `task`, a `text` (a .jsonl or .txt file), or `self_generated: true`",
+        ),
+        ("finetuning:\n  data: []\n", "line 5: `finetuning.data`: List should have at least 1 item"),
+        (
+            "finetuning:\n  data: [{self_generated: true, text: a.txt}]\n",
+            "`finetuning.data.0`: self_generated answers the prompts of a `task`, and a `text` has none",
+        ),
+        (
+            "finetuning:\n  data: [{task: gsm8k, samples: 2}]\n",
+            "`finetuning.data.0`: samples and temperature belong to answers of the model's own: add `self_generated: true`",
+        ),
+        (
+            "finetuning:\n  data: [{self_generated: true, weight: 0.5}, gsm8k]\n",
+            "`finetuning.data`: some sources have a weight and some have none",
+        ),
+        ("finetuning:\n  data: [{self_generate: true}]\n", "Did you mean `self_generated`?"),
+        ("finetuning:\n  teacher: another\n", "line 5: `finetuning.teacher` cannot be 'another'. Allowed: original."),
+        (
+            "finetuning:\n  distillation: {temperature: 3}\n",
+            "`finetuning`: distillation says how to learn from a teacher, and there is none: add `teacher: original`",
+        ),
+        (
+            "finetuning:\n  teacher: original\n  distillation: {temperature: 0}\n",
+            "line 6: `finetuning.distillation.temperature`: Input should be greater than 0",
+        ),
+        ("calibration:\n  examples: 0\n", "line 5: `calibration.examples`: Input should be greater than or equal to 1"),
+        ("5: 7\n", "line 4: `5`: Keys should be strings"),
+    ],
+)
+def test_a_fault_is_named_with_file_line_key_and_what_is_allowed(tmp_path: Path, lines: str, fault: str) -> None:
+    assert fault in fault_of(tmp_path, SMALLEST + lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("name: try\nmodel: m\ntask: gsmk8\n", "line 3: `task.name` cannot be 'gsmk8'. Did you mean `gsm8k`? Allowed: custom,"),
+        ("name: try\nmodel: m\ntask: {prompt: {question}}\n", "`task.prompt` must be text: put it in quotes (given: {'question'"),
+        ("name: try\nmodel: 5\ntask: gsm8k\n", "line 2: `model` takes keys (path, revision, dtype, placement), not 5."),
+        ("name: try\nmodel:\ntask: gsm8k\n", "r.yaml, line 2: `model` is missing: add it"),
+        ("name: try\nmodel: {dtype: float32}\ntask: gsm8k\n", "line 2: `model.path` is missing: add it"),
+        ("name: ../try\nmodel: m\ntask: gsm8k\n", "line 1: `name`: a name is a folder's: letters, digits"),
+        ("name: ..\nmodel: m\ntask: gsm8k\n", "line 1: `name`: a name is a folder's"),
+        ("- name\n", "r.yaml must hold keys such as `model:` and `task:`, not list."),
+        ("", "r.yaml must hold keys such as `model:` and `task:`"),
+        ("name: [\n", "r.yaml is not valid YAML: "),
+        ("name: a\n? [a, b]\n: 3\n", "r.yaml is not valid YAML: "),
+        ("name: a\nname: b\nmodel: m\ntask: gsm8k\n", "the key `name` stands here twice\n  in \"<unicode string>\", line 2"),
+    ],
+)  # fmt: skip
+def test_a_faulty_file_is_explained(tmp_path: Path, text: str, fault: str) -> None:
+    assert fault in fault_of(tmp_path, text)
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    text = "name: try\nmodle: m\ntask: gsm8k\nseed: x\npruning:\n  criterion: best\n  keep: 0\n"
+    faults = fault_of(tmp_path, text, "evaluation.split=train").splitlines()
+    keys = {"`model` is missing", "`modle`", "`seed`", "`pruning.criterion`", "`pruning.keep`", "`evaluation.split`"}
+    assert len(faults) == len(keys) and {key for key in keys if any(key in fault for fault in faults)} == keys
+
+
+@pytest.mark.parametrize("keep", ["0", "-1"])
+def test_keep_as_a_number_is_at_least_one(tmp_path: Path, keep: str) -> None:
+    assert f"`pruning.keep`: keep must be an integer of at least 1 or a fraction in (0, 1) (given: {keep})." in fault_of(
+        tmp_path, SMALLEST, f"pruning.keep={keep}"
+    )
+
+
+@pytest.mark.parametrize("keep", ["1.5", "1.0", "0.0", ".nan", ".inf"])
+def test_keep_as_a_fraction_lies_between_zero_and_one(tmp_path: Path, keep: str) -> None:
+    assert "a fraction in (0, 1)" in fault_of(tmp_path, SMALLEST, f"pruning.keep={keep}")
+
+
+@pytest.mark.parametrize("keep", ["true", "half", "'4'", "null", "[4]", "{of: 8}"])
+def test_keep_is_a_number(tmp_path: Path, keep: str) -> None:
+    fault = fault_of(tmp_path, SMALLEST, f"pruning.keep={keep}")
+    assert "keep must be a number of experts (4) or a fraction of them (0.5)" in fault
+
+
+@pytest.mark.parametrize(("keep", "value"), [("4", 4), ("0.5", 0.5), ("1", 1), ("5e-1", 0.5)])
+def test_keep_stays_a_number_or_a_fraction_as_written(tmp_path: Path, keep: str, value: float) -> None:
+    found = recipe_of(tmp_path, SMALLEST, f"pruning.keep={keep}").pruning.keep
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("seed=3", "seed", 3),
+        ("name=2024-01-01", "name", "2024-01-01"),
+        ("model=other/model", "model.path", "other/model"),
+        ("model.dtype=bfloat16", "model.path", "some/model"),  # the short form keeps its meaning
+        ("model.dtype=bfloat16", "model.dtype", "bfloat16"),
+        ("model.revision=12e5", "model.revision", "12e5"),
+        ("task.scorer=exact", "task.name", "gsm8k"),
+        ("task.prompt={question} # why?", "task.prompt", "{question} # why?"),
+        ('task.prompt="{question}\\nWhy?"', "task.prompt", "{question}\nWhy?"),
+        ("task.test=", "task.test", None),
+        ("task.test=null", "task.test", None),
+        ("evaluation.examples=null", "evaluation.examples", None),
+        ("evaluation.models=[original, pruned]", "evaluation.models", ["original", "pruned"]),
+        ("finetuning.zero=3-offload", "finetuning.zero", "3-offload"),
+        ("finetuning.zero=mine.json", "finetuning.zero", "mine.json"),
+        ("finetuning.trainer.learning_rate=1e-5", "finetuning.trainer", {"learning_rate": 1e-5}),
+        ("finetuning.trainer={max_steps: 3}", "finetuning.trainer", {"max_steps": 3}),
+    ],
+)
+def test_an_override_sets_one_key(tmp_path: Path, override: str, key: str, value: Any) -> None:
+    found = recipe_of(tmp_path, SMALLEST, override)
+    for part in key.split("."):
+        found = getattr(found, part)
+    assert found == value
+
+
+def test_the_last_override_wins(tmp_path: Path) -> None:
+    assert recipe_of(tmp_path, SMALLEST + "seed: 1\n", "seed=2", "seed=3").seed == 3
+
+
+@pytest.mark.parametrize("override", ["pruning.keep", "=4", "pruning..keep=4", "pruning.=4"])
+def test_what_is_no_override_is_refused(tmp_path: Path, override: str) -> None:
+    assert f"`{override}` is not an override: write key.path=value, e.g. pruning.keep=2." in fault_of(
+        tmp_path, SMALLEST, override
+    )
+
+
+@pytest.mark.parametrize("override", ["calibraton.examples=4", "pruning.criterion=reep", "seed.x=3", "model.dtyp=float32"])
+def test_a_faulty_override_is_found_on_the_command_line(tmp_path: Path, override: str) -> None:
+    assert fault_of(tmp_path, SMALLEST, override).startswith(f"command line ({override}): `")
+
+
+@pytest.mark.parametrize(("written", "value"), [("1e-5", 1e-5), ("2E-5", 2e-5), ("-1e3", -1000.0), ("1.e-2", 0.01), ("12", 12)])
+def test_numbers_with_an_exponent_are_numbers(tmp_path: Path, written: str, value: float) -> None:
+    text = SMALLEST + f"finetuning:\n  trainer:\n    learning_rate: {written}\n"
+    assert recipe_of(tmp_path, text).finetuning.trainer["learning_rate"] == value
+
+
+def test_a_missing_recipe_lists_those_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "math.yaml").write_text(SMALLEST)
+    for path in (tmp_path / "maths.yaml", tmp_path):
+        with pytest.raises(PollardError, match=rf"No recipe at {path} \(.*\)\. Recipes in that folder: {tmp_path}/math\.yaml\."):
+            load_recipe(path)
+
+
+def test_a_file_that_is_no_text_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_bytes(b"\xff\xfename: x")
+    with pytest.raises(PollardError, match=r"r\.yaml is not valid YAML: 'utf-8' codec can't decode"):
+        load_recipe(tmp_path / "r.yaml")
+
+
+def test_data_has_short_forms_and_names_itself(tmp_path: Path) -> None:
+    data = "calibration:\n  data: [gsm8k, {task: gsm8k, examples: 3}, {text: a.txt}]\nsweep: {off_task: playground/logic}\n"
+    recipe = recipe_of(tmp_path, SMALLEST + data)
+    assert [(source.name, source.examples) for source in recipe.calibration.data] == [
+        ("gsm8k", None),
+        ("gsm8k", 3),
+        ("a.txt", None),
+    ]
+    assert recipe.sweep.off_task.task.name == "playground/logic"
+    assert recipe_of(tmp_path, SMALLEST, "sweep.off_task.text=b.txt").sweep.off_task.name == "b.txt"
+    assert recipe_of(tmp_path, yaml.safe_dump(recipe.model_dump(), sort_keys=False)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("evaluation: {batch_size: 0}", "`evaluation.batch_size`: a number of questions of at least 1, or auto (given: 0)."),
+        ("evaluation: {batch_size: many}", "a number of questions of at least 1, or auto (given: 'many')."),
+        ("evaluation: {samples: 5}", "5 samples at temperature 0 would all be the same: say temperature: 0.7"),
+        ("evaluation: {temperature: 1, backend: continuous}", "continuous batching answers greedily here"),
+        (
+            "evaluation: {backend: server, models: [original, pruned], servers: {original: http://a/v1}}",
+            "no server is named for pruned: say servers: {pruned: http://localhost:8000/v1}",
+        ),
+        ("evaluation: {servers: {original: http://a/v1}}", "backend is transformers: say backend: server"),
+        ("evaluation: {servers: {originl: http://a/v1}}", "Did you mean `original`? Allowed here: original, pruned,"),
+        (
+            "control: true\nevaluation: {backend: server, models: [original], servers: {original: http://a/v1}}",
+            "no server is named for the control: say evaluation.servers.control",
+        ),
+        ("pruning: {schedule: [6, 4, 2], keep: 4}", "keep 4 is not where the schedule [6, 4, 2] ends: leave keep out"),
+        ("pruning: {schedule: [4, 6]}", "a schedule is numbers of experts that fall from round to round, not [4, 6]"),
+        ("pruning: {schedule: [4, 0]}", "keep must be an integer of at least 1"),
+        ("finetuning: {early_stopping: 3}", "early_stopping needs something to stop by: say select_by: dev_loss"),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(tmp_path: Path, lines: str, said: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(f"name: x\nmodel: m\ntask: gsm8k\n{lines}\n")
+    with pytest.raises(PollardError) as error:
+        load_recipe(path)
+    assert said in str(error.value)
+
+
+def test_a_schedule_says_what_is_kept_in_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("name: x\nmodel: m\ntask: gsm8k\npruning: {schedule: [6, 4, 2]}\n")
+    assert load_recipe(path).pruning.keep == 2
+    assert load_recipe(path, ["pruning.keep=2"]).pruning.schedule == [6, 4, 2]
+    assert load_recipe(path, ["pruning.schedule=null", "pruning.keep=4"]).pruning.keep == 4
+
+
+def test_adapters_are_described_only_where_a_method_makes_some(tmp_path: Path) -> None:
+    lora = SMALLEST + "finetuning: {method: qlora, lora: {rank: 8, router: true}}\n"
+    assert recipe_of(tmp_path, lora).finetuning.lora.model_dump() == {"rank": 8, "alpha": 32, "router": True}
+    assert "method full makes none: say method: lora, or qlora" in fault_of(tmp_path, lora.replace("method: qlora, ", ""))
+
+
+def test_a_method_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    assert "finetuning.method" in fault_of(tmp_path, SMALLEST, "finetuning.method=dora")

@@ -1,0 +1,29 @@
+import pytest
+
+from toolkit.runtime import formatting as formats
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (formats.percent(0.962), "96.2 %"),
+        (formats.percent(0.01834, 2), "1.83 %"),
+        (formats.interval({"interval": [0.9412, 0.9761]}), "94.1–97.6 %"),
+        (formats.amount(999), "999"),
+        (formats.amount(4_190_000), "4.19 M"),
+        (formats.amount(46_702_792_704), "46.70 B"),
+        (formats.size(16 * 2**20), "16.0 MiB"),
+        (formats.size(90 * 2**30), "90.0 GiB"),
+        (formats.duration(5.23), "5.2 s"),
+        (formats.duration(59.97), "1 min 0 s"),
+        (formats.duration(200), "3 min 20 s"),
+        (formats.duration(8040), "2 h 14 min"),
+    ],
+)
+def test_numbers_are_written_to_be_read(written: str, expected: str) -> None:
+    assert written == expected
+
+
+def test_what_is_not_known_is_a_dash() -> None:
+    writers = (formats.percent, formats.amount, formats.size, formats.speed, formats.duration)
+    assert {write(None) for write in writers} == {formats.NOTHING}  # type: ignore[operator]

@@ -1,0 +1,77 @@
+import math
+import random
+
+import pytest
+
+from toolkit.runtime.intervals import mcnemar, pair, wilson
+
+
+# Published values (e.g. Newcombe 1998; R's prop.test without continuity correction), to four digits.
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662), (0, 20, 0.0, 0.1611)],
+)
+def test_wilson_agrees_with_known_values(correct: int, n: int, low: float, high: float) -> None:
+    assert wilson(correct, n) == pytest.approx((low, high), abs=5e-5)
+
+
+# Wilson's definition, independently: the ends are the p at which the observed share lies 1.96 standard errors away.
+@pytest.mark.parametrize(("correct", "n"), [(1, 3), (5, 10), (599, 1000), (1318, 1319)])
+def test_the_ends_of_the_interval_solve_wilsons_equation(correct: int, n: int) -> None:
+    for end in wilson(correct, n):
+        assert abs(correct / n - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / n), rel=1e-5)
+
+
+def test_the_interval_stays_in_bounds_and_of_nothing_says_nothing() -> None:
+    assert wilson(0, 0) == (0.0, 1.0)
+    for n in (1, 7, 1319):
+        for correct in (0, 1, n):
+            low, high = wilson(correct, n)
+            assert 0 <= low <= correct / n <= high <= 1
+
+
+# Newcombe 1998, table II, method 10.
+@pytest.mark.parametrize(
+    ("counts", "low", "high"),
+    [((36, 12, 2, 0), 0.0569, 0.3404), ((0, 29, 1, 0), 0.6666, 0.9882), ((0, 30, 0, 0), 0.8395, 1.0)],
+)
+def test_published_intervals_of_a_paired_difference(counts: tuple[int, int, int, int], low: float, high: float) -> None:
+    assert pair(*counts).interval == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+
+
+@pytest.mark.parametrize("counts", [(36, 12, 2, 0), (900, 40, 20, 40), (500, 0, 0, 0), (0, 0, 0, 7), (3, 1, 0, 0)])
+def test_a_comparison_turned_round_is_the_same_with_the_other_sign(counts: tuple[int, int, int, int]) -> None:
+    both, first, second, neither = counts
+    one, other = pair(both, first, second, neither), pair(both, second, first, neither)
+    assert one.n == sum(counts) and one.p == other.p
+    assert one.difference == -other.difference
+    assert one.interval == (pytest.approx(-other.interval[1]), pytest.approx(-other.interval[0]))
+    assert one.interval[0] < one.difference < one.interval[1] or 1.0 in map(abs, one.interval)
+
+
+def test_no_disagreement_leaves_room_for_a_difference_that_shrinks_with_the_questions() -> None:
+    widths = [pair(n, 0, 0, 0).interval[1] for n in (10, 100, 1000)]
+    assert widths[0] > widths[1] > widths[2] > 0
+
+
+def test_no_questions_are_no_comparison() -> None:
+    with pytest.raises(ValueError, match="no questions"):
+        pair(0, 0, 0, 0)
+
+
+# By hand: of 6 questions that divide the two, 6 on one side: 2 / 2^6; 5 on one side: 2 · (1 + 6) / 2^6.
+@pytest.mark.parametrize(("one", "other", "p"), [(0, 0, 1.0), (6, 0, 2 / 64), (1, 5, 14 / 64), (3, 3, 1.0), (1, 8, 20 / 512)])
+def test_mcnemar_is_the_exact_binomial(one: int, other: int, p: float) -> None:
+    assert mcnemar(one, other) == pytest.approx(p)
+
+
+def test_the_interval_covers_the_true_difference_as_often_as_it_says() -> None:
+    chance, covered, trials = random.Random(0), 0, 2000
+    for _ in range(trials):  # models of which one alone is right in 3 %, the other alone in 1 %, both in 90 % of the questions
+        counts = [0, 0, 0, 0]
+        for _ in range(500):
+            draw = chance.random()
+            counts[0 if draw < 0.90 else 1 if draw < 0.93 else 2 if draw < 0.94 else 3] += 1
+        low, high = pair(*counts).interval
+        covered += low <= 0.02 <= high
+    assert 0.93 < covered / trials < 0.98

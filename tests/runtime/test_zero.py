@@ -1,0 +1,30 @@
+import pytest
+import torch
+from deepspeed.ops.op_builder.builder import OpBuilder
+from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+from toolkit.runtime import distributed
+from toolkit.runtime import zero as extension
+from toolkit.runtime.errors import PollardError
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="GPU ranks need nothing compiled")
+
+
+def test_a_lock_left_by_a_killed_compilation_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = extension.FOLDER / ShareMemCommBuilder.NAME / "lock"
+    distributed.start()
+    try:
+        extension.build_communication()
+        with extension.guard():  # other tests build at the same time
+            lock.touch()
+        monkeypatch.setattr(OpBuilder, "_loaded_ops", {})  # as if in a new process
+        extension.build_communication()  # torch itself would wait for ever
+        assert not lock.exists()
+    finally:
+        distributed.stop()
+
+
+def test_a_machine_without_a_compiler_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension.shutil, "which", lambda name: None)
+    with pytest.raises(PollardError, match=r"finds no C\+\+ compiler: install one, e\.g\. `apt install g\+\+`"):
+        extension.build_communication()

@@ -1,0 +1,168 @@
+"""`pollard runs`: what runs there are, how they stand and what they take; and what of it can be removed and made again."""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolkit.cli.verbs.verb import Verb
+from toolkit.runtime.distributed import console, say
+from toolkit.runtime.errors import PollardError, did_you_mean
+
+if TYPE_CHECKING:
+    from toolkit.pipeline.run_directory import RunDirectory
+
+FOLDER = "runs"
+UNTOUCHABLE = ("running", "damaged")  # states in which nothing is removed
+WIDE = 200  # columns where nobody's window folds the lines: in a file or a pipe each run is one
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs", nargs="*", default=[FOLDER], metavar="RUN",
+        help="run directories, their names in runs/, or folders with runs in them (default: runs)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--clean",
+        action="store_true",
+        help="show what of them can be made again, and with --yes remove it; never a trained model",
+    )
+    parser.add_argument("--yes", action="store_true", help="remove what --clean shows")
+    parser.add_argument(
+        "--parts", type=lambda text: text.split(","), metavar="PART,…",
+        help="of --clean: only these, e.g. teacher,checkpoints; recovered, control and adapter only where they are named here",
+    )  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> None:
+    if (arguments.yes or arguments.parts) and not arguments.clean:
+        raise PollardError("--yes and --parts belong to --clean: `pollard runs --clean`.")
+    found, others = _directories(arguments.runs)
+    if arguments.clean:
+        _clean(found, arguments.parts, arguments.yes)
+    else:
+        _show(found)
+    if others:
+        say(f"[dim]no runs, left as they are: {', '.join(map(str, others))}[/]")
+
+
+def _directories(given: Sequence[str]) -> tuple[list["RunDirectory"], list[Path]]:
+    """The runs that are meant, and what else lies in the folders. Raises PollardError for one that is not there."""
+    from toolkit.pipeline.run_directory import RunDirectory
+
+    found: dict[Path, RunDirectory] = {}
+    others = []
+    for where in given:
+        paths = [path for path in (Path(where), Path(FOLDER) / where) if path.is_dir()]
+        run_here = next((path for path in paths if (path / "manifest.json").exists()), None)
+        if run_here:
+            found[run_here] = RunDirectory(run_here.name, run_here.parent)
+        elif paths:
+            for path in sorted(paths[0].iterdir()):
+                if (path / "manifest.json").exists():
+                    found[path] = RunDirectory(path.name, path.parent)
+                else:
+                    others.append(path)
+        elif where != FOLDER:
+            known = sorted(path.parent.name for path in Path(FOLDER).glob("*/manifest.json"))
+            raise PollardError(f"No run at {where}{did_you_mean(Path(where).name, known)}")
+    return list(found.values()), others
+
+
+def _show(found: Sequence["RunDirectory"]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from toolkit.pipeline.run_status import best_score, stale_parts, state_of
+    from toolkit.runtime.formatting import percent, size
+    from toolkit.runtime.run_files import bytes_of, files_below
+
+    if not found:
+        say("No runs here yet: `pollard run RECIPE` makes one in runs/.")
+        return
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
+    for column in ("run", "model", "task", "keep", "score", "size", "age", "state"):
+        table.add_column(column, justify="right" if column in ("keep", "score", "size", "age") else "left", overflow="fold")
+    notes = []
+    for directory in found:
+        model, task, keep = _facts(directory)
+        state, score = state_of(directory), None
+        if state != "damaged":
+            score, stale = best_score(directory), stale_parts(directory)
+            notes += [f"{directory.path.name}: stale: {parts}" for parts in stale]
+            state += ", parts stale" if stale else ""
+        table.add_row(
+            *map(escape, (directory.path.name, model, task, keep)), f"{percent(score[1])} {score[0]}" if score else "–",
+            size(bytes_of(files_below(directory.path))), _age(directory), state,
+        )  # fmt: skip
+    (console if console.is_terminal else Console(width=WIDE, highlight=False)).print(table)
+    for note in notes:
+        console.print(note, markup=False)
+
+
+def _facts(directory: "RunDirectory") -> tuple[str, str, str]:
+    """Model, task and `pruning.keep`, as far as they can be read."""
+    from toolkit.recipe.file import read_values
+
+    try:
+        values = read_values(directory.recipe.read_text(encoding="utf-8"))
+        manifest = json.loads(directory.manifest.read_text(encoding="utf-8"))
+        return str(manifest.get("model", "–")), str(manifest.get("task", "–")), str(values["pruning"]["keep"])
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return "–", "–", "–"
+
+
+def _age(directory: "RunDirectory") -> str:
+    """Since the run has written its manifest last: "3 h", "12 d"."""
+    seconds = max(0.0, time.time() - directory.manifest.stat().st_mtime)
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _clean(found: Sequence["RunDirectory"], parts: list[str] | None, yes: bool) -> None:
+    from toolkit.pipeline.cleaning import AGAIN, COSTLY, removable, remove
+    from toolkit.pipeline.run_status import state_of
+    from toolkit.runtime.formatting import size
+
+    states = {directory.path: state_of(directory) for directory in found}
+    for path, state in states.items():
+        if state.startswith(UNTOUCHABLE):
+            console.print(f"{path}: {state}, left as it is", markup=False)
+    found = [directory for directory in found if not states[directory.path].startswith(UNTOUCHABLE)]
+    items = [item for directory in found for item in removable(directory, parts)]
+    if not items:
+        say("Nothing to remove: what is there cannot be made again, or is not Pollard's.")
+        return
+    width = max(len(str(item.run.path / item.part)) for item in items)
+    for item in items:
+        told = (AGAIN | COSTLY)[item.part]
+        console.print(f"{str(item.run.path / item.part).ljust(width)}  {size(item.bytes):>10}  {told}", markup=False)
+    total = size(sum(item.bytes for item in items))
+    if not yes:
+        say(f"{total} in all. Nothing is removed yet: --yes removes it.")
+        return
+    left = []
+    for directory in found:
+        directory.lock()
+        try:
+            left += [path for item in removable(directory, parts) for path in remove(item)]
+        finally:
+            directory.unlock()
+    say(f"{total} removed.")
+    if left:
+        console.print(f"not Pollard's, left: {', '.join(map(str, left))}", markup=False)
+
+
+RUN_LIST = Verb(
+    "runs",
+    "list runs: how they stand, score, size; --clean shows what can be made again, --yes removes it",
+    "pollard runs --clean",
+    arguments,
+    run,
+)

@@ -1,0 +1,220 @@
+"""Checkpoint folders: prune one into another, write one so that every reader finds what it looks for."""
+
+import json
+import math
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from toolkit.cuts.experts import masked, slice_model
+from toolkit.cuts.layout import UnknownLayoutError
+from toolkit.cuts.plan import Plan
+from toolkit.cuts.verify import TOLERANCE, WRONG, sample, verify
+from toolkit.cuts.writer import Job, plan_job, rewrite
+from toolkit.moe.blocks import EXPERT_KEYS, TOP_K_KEYS
+from toolkit.moe.companions import copy_companions
+from toolkit.moe.load import DEQUANTIZED, checkpoint_folder, load_config, load_model, quantization_of
+from toolkit.moe.names import FURTHER_LAYERS
+from toolkit.moe.stock import check_opens
+from toolkit.moe.tensor_files import stored_tensors
+from toolkit.runtime.distributed import on_all_ranks, on_main, say
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.files import write_text
+from toolkit.runtime.signed_folders import check_target, provenance, whole_folder
+
+PROBE_TOKENS = 32
+PLAN = ("model", "criterion", "keep", "experts_per_token", "seed")  # what a checkpoint tells of the plan it was cut by
+QUANTIZATION = ("quantization_config", "compression_config")
+# Layers that predict further tokens are no part of the model that transformers loads and saves: written without them,
+# a checkpoint must not promise them
+FURTHER_TOKENS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
+
+
+def prune_checkpoint(
+    source: str | Path, plan: Plan, target: str | Path, revision: str | None = None, overwrite: bool = False
+) -> None:
+    """Writes the checkpoint `source` (a folder or a hub id) without the pruned experts to `target`, on every rank together.
+
+    Tensors keep their names, dtypes and, where they are quantized, their scales; memory holds no more than one MoE block.
+    A checkpoint whose layout can only be understood by loading it is loaded whole, by rank 0, and that is said. Verified
+    before it gets its name. `overwrite` replaces a checkpoint that Pollard wrote to `target` before; whatever else is there
+    stays, and is an error. Raises PollardError for that, and when the plan does not fit the model, the source is damaged, the
+    target cannot be written or the verification fails; nothing is changed at `target` then.
+    """
+    source, target = os.path.expanduser(source), Path(target).expanduser()
+    if target.name in ("", ".."):
+        target = Path(os.path.abspath(target))
+    folder = on_all_ranks(lambda: checkpoint_folder(source, revision))
+    on_main(lambda: _check_places(folder, target, overwrite))
+    quantized = quantization_of(load_config(str(folder)))
+    facts = provenance("pruned checkpoint", source, revision) | {"plan": {key: getattr(plan, key) for key in PLAN}}
+    try:
+        job = on_all_ranks(lambda: plan_job(folder, plan))
+    except UnknownLayoutError as reason:
+        if quantized:
+            raise PollardError(f"{source} is quantized ({quantized}) in a layout that cannot be pruned: {reason}.") from None
+        say(f"  the whole model is loaded, for its files alone do not say which experts are where: {reason}")
+        on_main(lambda: _prune_in_memory(source, plan, target, revision, facts))
+        return
+    rewrite(job, pruned_config(job), target, partial(verify, job, oracle=not quantized), facts)
+    blocks = f"; {', '.join(sample(job.model))} answer as the masked original's" * (not quantized)
+    say(f"  every tensor of the pruned checkpoint is the original's, bit for bit{blocks}")
+    if job.modules.summary:
+        say(f"  {job.modules.summary}")
+    if quantized:
+        cure = "it cannot be fine-tuned here as it is: train its bfloat16 copy, pruned with the same plan"
+        trained = "fine-tuning dequantizes it" if quantized in DEQUANTIZED else cure
+        say(f"  it stays quantized ({quantized}) as the original is; {trained}")
+
+
+def _check_places(folder: Path, target: Path, overwrite: bool) -> None:
+    """Raises PollardError where the pruned checkpoint would replace, or lie in, what is not its own."""
+    here, there = folder.resolve(), target.resolve()
+    if there == here:
+        raise PollardError(f"The pruned checkpoint would replace the original, {folder}. Give another place.")
+    if here in there.parents:
+        raise PollardError(f"The pruned checkpoint would lie in the original's folder, {folder}. Give another place.")
+    if there in here.parents:
+        raise PollardError(f"The original, {folder}, lies in {target}, which would be replaced. Give another place.")
+    check_target(target, overwrite)
+
+
+def _prune_in_memory(source: str, plan: Plan, target: Path, revision: str | None, facts: dict[str, Any]) -> None:
+    """The same by loading, slicing and saving the model: verified by its logits, those of the reloaded model exactly, and
+    those of the masked original up to rounding (1e-5 of the largest logit in float32)."""
+    model = load_model(source, revision, dtype="checkpoint", skipping=False)
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    probe = torch.randint(vocabulary, (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(0))
+    with masked(model, plan):
+        expected = _logits(model, probe)
+    sliced = _logits(aligned(slice_model(model, plan)), probe)
+    with whole_folder(target, facts) as folder:
+        write_checkpoint(model, folder)
+        complete_checkpoint(checkpoint_folder(source, revision), folder, model.config)
+        del model
+        reloaded = _logits(aligned(load_model(str(folder), dtype="checkpoint")), probe)
+        if not torch.equal(reloaded, sliced):
+            gap = (reloaded - sliced).abs().max().item()
+            raise PollardError(
+                f"The pruned checkpoint does not reload as it was written (logits differ by {gap:.3g}). Please report this."
+            )
+        gap = ((sliced - expected).abs().max() / expected.abs().max().clamp(min=1.0)).item()
+        if not gap <= TOLERANCE[expected.dtype]:
+            raise PollardError(WRONG.format(f"logits differ by {gap:.3g}"))
+
+
+def aligned(model: PreTrainedModel) -> PreTrainedModel:
+    """`model` with its weights copied out of the memory-mapped file.
+
+    How a CPU rounds a product depends on where in memory the matrix begins: without this, equal weights give logits that
+    differ in the last bit, and nothing can be shown to be exactly equal.
+    """
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data = tensor.data.clone()
+    return model
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, probe: torch.Tensor) -> torch.Tensor:
+    return model(probe, use_cache=False).logits
+
+
+def write_checkpoint(model: PreTrainedModel, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+    """`save_pretrained`, and the number of experts under every name a reader of this family may look for."""
+    model.save_pretrained(folder, state_dict=state_dict)
+    path = folder / "config.json"
+    written = json.loads(path.read_text())
+    _complete(written, model.config)
+    write_text(path, json.dumps(written, indent=2, sort_keys=True) + "\n")
+
+
+def complete_checkpoint(source: Path, folder: Path, config: Any, trained_in: torch.dtype | None = None) -> None:
+    """Puts everything but the weights beside those in `folder`, as they are in `source`, the checkpoint folder that they were
+    made from: its companions, and its configuration with the counts of `config` (of the model that was written).
+
+    `trained_in`: weights that were trained are plain numbers of that type, whatever the source's are. Raises PollardError
+    where transformers then cannot open the folder.
+    """
+    written = _carried_config(source, config)
+    if trained_in is not None:
+        dtype = str(trained_in).removeprefix("torch.")
+        _set_plain(written, dtype)
+        written["dtype"] = dtype
+    write_text(folder / "config.json", json.dumps(written, indent=2) + "\n")
+    (folder / "generation_config.json").unlink(missing_ok=True)  # what save_pretrained made up, where the source has none
+    copy_companions(source, folder)
+    check_opens(folder, source)
+
+
+def _carried_config(source: Path, config: Any) -> dict[str, Any]:
+    """The source's configuration file, every key of it, with the numbers that `config` changes."""
+    written = _config_file(source)
+    part = _part_for(written, config)
+    if part is not written:  # the language model alone was written, of one that has several parts
+        own = json.loads(config.to_json_string(use_diff=False))
+        written = own | {key: value for key, value in part.items() if key in own}
+    _complete(written, config)
+    return written
+
+
+def _config_file(folder: Path) -> dict[str, Any]:
+    """As it is, but for a name that its weights have there and not where they are written."""
+    written: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    written.pop("transformers_weights", None)
+    return written
+
+
+def _part_for(written: dict[str, Any], config: Any) -> dict[str, Any]:
+    """Which part of a configuration file describes the model that `config` is of: transformers opens some with several parts
+    as their language model alone."""
+    parts = [written, *(part for part in written.values() if isinstance(part, dict))]
+    return next((part for part in parts if part.get("model_type") == config.model_type), written)
+
+
+def _set_plain(written: dict[str, Any], dtype: str) -> None:
+    """Says of all parts of a model that their weights are plain numbers of this type."""
+    for key in QUANTIZATION:
+        written.pop(key, None)
+    for key in {"dtype", "torch_dtype"} & written.keys():
+        written[key] = dtype
+    for part in written.values():
+        if isinstance(part, dict):
+            _set_plain(part, dtype)
+
+
+def pruned_config(job: Job) -> dict[str, Any]:
+    """The original's configuration file as it is, but for the numbers that pruning changes."""
+    written = _config_file(job.folder)
+    _complete(_part_for(written, job.sliced.config), job.sliced.config)
+    return job.modules.renumbered_config(written)
+
+
+def _complete(written: dict[str, Any], config: Any) -> None:
+    """transformers 5 saves one spelling of each count; version 4 reads another, and its default without it."""
+    for key in EXPERT_KEYS + TOP_K_KEYS:  # an alias in attribute_map is an attribute, too
+        value = getattr(config, key, None)
+        if isinstance(value, int | list):
+            written[key] = value
+    promises = {*FURTHER_TOKENS, *(key for key, value in written.items() if FURTHER_LAYERS.match(key) and type(value) is int)}
+    written.update({key: 0 for key in sorted(promises) if written.get(key) or getattr(config, key, None)})
+    for part in config.sub_configs:  # text_config of a multimodal model
+        if isinstance(written.get(part), dict):
+            _complete(written[part], getattr(config, part))
+
+
+def check_whole(folder: Path, needed: int) -> None:
+    """Raises PollardError unless the checkpoint in `folder` holds `needed` numbers or more."""
+    if sum(math.prod(shape) for shape in tensor_shapes(folder).values()) < needed:
+        raise PollardError(
+            "The trained checkpoint lacks tensors of the model. "
+            "Is `stage3_gather_16bit_weights_on_model_save` set in the DeepSpeed configuration?"
+        )
+
+
+def tensor_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors in a checkpoint folder, read from the files' headers."""
+    return {name: tensor.shape for name, tensor in stored_tensors(Path(folder)).items()}

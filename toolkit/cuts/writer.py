@@ -1,0 +1,154 @@
+"""Prune a checkpoint file by file: bytes are copied, no model is built.
+
+The same source and plan give the same bytes on any number of ranks, which share the files. Files that are whole stay in
+`<target>.tmp` when something stops the work, and the same command goes on from there (folders.py).
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedModel
+
+from toolkit.cuts.experts import slice_model
+from toolkit.cuts.layout import UnknownLayoutError, cut
+from toolkit.cuts.plan import Plan
+from toolkit.moe.checkpoint_files import INDEX, SINGLE, checkpoint_files
+from toolkit.moe.companions import copy_companions
+from toolkit.moe.load import load_config, meta_model
+from toolkit.moe.quantized_names import QUANTIZATION, RenamedModules
+from toolkit.moe.tensor_files import Piece, StoredTensor, explained_writing, stored_tensors, write_file
+from toolkit.runtime.distributed import on_all_ranks, on_main, say, shard
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.files import write_text
+from toolkit.runtime.progress import progress
+from toolkit.runtime.signed_folders import begin, is_begun, partial_of, put_in_place, remove_own, sign
+
+SHARD_BYTES = 5 * 10**9  # a rerun after a stop repeats at most one such file per rank
+
+
+class Job(NamedTuple):
+    """What is pruned into what; the same on every rank."""
+
+    folder: Path
+    plan: Plan
+    stored: dict[str, StoredTensor]
+    model: PreTrainedModel  # the original and the pruned model, without weights
+    sliced: PreTrainedModel
+    shards: dict[str, list[Piece]]
+    left: list[str]
+    modules: RenamedModules
+
+
+def plan_job(folder: Path, plan: Plan) -> Job:
+    """Decides every tensor from headers and configuration. Raises PollardError as `slice_model` and `stored_tensors` do,
+    and UnknownLayoutError."""
+    if not checkpoint_files(folder).safetensors:
+        raise UnknownLayoutError(f"it has no {SINGLE}")
+    model, sliced = (meta_model(load_config(str(folder))) for _ in range(2))
+    slice_model(sliced, plan)
+    stored = stored_tensors(folder)
+    pieces, left = cut(stored, model, sliced, plan)
+    renamed = {piece.source.name: piece.name for piece in pieces}
+    modules = RenamedModules(renamed, stored.keys() - renamed.keys())
+    return Job(folder, plan, stored, model, sliced, _packed(pieces), left, modules)
+
+
+def _packed(pieces: list[Piece]) -> dict[str, list[Piece]]:
+    """Files of at most SHARD_BYTES each, unless one tensor is larger."""
+    shards: list[list[Piece]] = [[]]
+    size = 0
+    for piece in pieces:
+        if shards[-1] and size + piece.bytes > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(piece)
+        size += piece.bytes
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{n:05}-of-{len(shards):05}.safetensors": shard for n, shard in enumerate(shards, 1)}
+
+
+def rewrite(job: Job, config: dict[str, Any], target: Path, verify: Callable[[Path], None], facts: dict[str, Any]) -> None:
+    """Writes the pruned checkpoint with that configuration to `target`, by all ranks, and signs it with `facts`.
+
+    `verify` looks at the written folder before it gets its name, also on every rank. Raises PollardError where the disk is
+    too small or cannot be written; nothing is changed at `target` then.
+    """
+    partial = partial_of(target)
+
+    def step(where: Callable[[Callable[[], None]], None], work: Callable[[], None]) -> None:
+        def explained() -> None:  # on the rank that fails: the others are told its words
+            with explained_writing(target):
+                work()
+
+        where(explained)
+
+    def finish() -> None:
+        sign(partial, facts)
+        put_in_place(partial, target)
+
+    step(on_main, lambda: _open(job, target))
+    step(on_all_ranks, lambda: _write(job, partial))
+    step(on_main, lambda: _write_rest(job, partial, config))
+    step(on_all_ranks, lambda: verify(partial))
+    step(on_main, finish)
+
+
+def _open(job: Job, target: Path) -> None:
+    """Makes the folder, or takes over what an earlier attempt at the same left. Raises PollardError where the rest of the
+    files does not fit on the disk."""
+    partial, identity = partial_of(target), _fingerprint(job)
+    if not is_begun(target, identity):
+        begin(target, identity)
+    todo = [pieces for name, pieces in job.shards.items() if not (partial / name).exists()]
+    needed = sum(piece.bytes for pieces in todo for piece in pieces)
+    free = shutil.disk_usage(partial).free
+    if needed > free:
+        if len(todo) == len(job.shards):
+            remove_own(partial)
+        raise PollardError(
+            f"The pruned checkpoint needs {needed / 1e9:,.1f} GB more in {partial.parent}, where {free / 1e9:,.1f} GB are free. "
+            "Make room, or give another place."
+        )
+    if len(todo) < len(job.shards):
+        say(f"  {len(job.shards) - len(todo)} of {len(job.shards)} files are there already: going on")
+
+
+def _fingerprint(job: Job) -> str:
+    files = sorted({tensor.file for tensor in job.stored.values()})
+    source = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+    kept = {name: block.kept for name, block in job.plan.blocks.items()}
+    facts = [source, (job.folder / "config.json").read_text(), kept, job.plan.experts_per_token, SHARD_BYTES]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _write(job: Job, partial: Path) -> None:
+    """This rank's share of the files."""
+    for name in progress(shard(list(job.shards)), "writing files", total=len(job.shards)):
+        if not (partial / name).exists():
+            write_file(partial / name, job.shards[name])
+
+
+def _write_rest(job: Job, partial: Path, config: dict[str, Any]) -> None:
+    """Index and configuration, and what else lies beside the weights, as it is."""
+    if len(job.shards) > 1:
+        total = sum(piece.bytes for pieces in job.shards.values() for piece in pieces)
+        where = {piece.name: file for file, pieces in job.shards.items() for piece in pieces}
+        write_text(partial / INDEX, json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2) + "\n")
+    write_text(partial / "config.json", json.dumps(config, indent=2) + "\n")
+    files = checkpoint_files(job.folder)
+    read = {path.relative_to(job.folder).parts[0] for path in (*files.weights, *([files.index_file] if files.index_file else []))}
+    skipped = [name for name in copy_companions(job.folder, partial) if name.rstrip("/") not in read]
+    for path in sorted(job.folder.iterdir()):
+        if (
+            path.is_file() and QUANTIZATION.search(path.name) and (partial / path.name).exists()
+        ):  # what else says how it is quantized
+            write_text(partial / path.name, job.modules.renumbered_file(path))
+    if job.left:
+        say(f"  left out: {len(job.left)} tensors of layers that predict further tokens, such as {job.left[0]}")
+    if skipped:
+        say(f"  left out: {', '.join(skipped)}")

@@ -1,0 +1,146 @@
+"""Cut a model in memory down to the experts of a plan.
+
+The pruned model without pruning it: the original, whose routers can choose kept experts only.
+
+Shape legend: T tokens, E experts, H hidden size.
+
+What a model's routers cannot do is said before anything starts, in numbers.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from toolkit.moe.blocks import EXPERT_KEYS, MoEBlock, activate, find_blocks, set_numbers, top_k
+from toolkit.runtime.errors import PollardError
+
+# Counts of routers with rows behind the experts': gates of shared experts (Inkling), a class that skips (Zaya)
+TOTAL_KEYS = ("n_total_experts", "num_router_classes")
+
+
+def kept_rows(rows: int, kept: Sequence[int], experts: int) -> list[int]:
+    """Indices of the rows that stay of an axis that holds the experts, and perhaps more behind them."""
+    return [*kept, *range(experts, rows)]
+
+
+def slice_tensors(module: nn.Module, kept: Sequence[int], experts: int, totals: set[int]) -> None:
+    """Keeps what belongs to `kept` of the parameters and buffers `module` itself holds with one row per expert."""
+    for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+        axis = next((axis for axis, size in enumerate(tensor.shape) if size > 1), 0)  # Ernie's bias is [1, experts]
+        if not tensor.ndim or tensor.shape[axis] not in totals:
+            continue
+        index = torch.tensor(kept_rows(tensor.shape[axis], kept, experts), device=tensor.device)
+        rows = tensor.data.index_select(axis, index)
+        setattr(module, name, nn.Parameter(rows, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else rows)
+        if isinstance(module, nn.Linear) and name == "weight":
+            module.out_features = len(rows)
+
+
+def slice_router(router: Any, kept: Sequence[int], experts: int, experts_per_token: int) -> None:
+    """Makes `router` choose `experts_per_token` of the kept experts only, numbered 0, 1, …"""
+    totals = {experts} | {getattr(router, key) for key in TOTAL_KEYS if hasattr(router, key)}
+    for module in router.modules():
+        slice_tensors(module, kept, experts, totals)
+    for key in (*EXPERT_KEYS, *TOTAL_KEYS):
+        if isinstance(getattr(router, key, None), int):
+            setattr(router, key, getattr(router, key) - experts + len(kept))
+    if hasattr(router, "config"):  # some look their numbers up while they route
+        router.config = copy.copy(router.config)
+        set_numbers(router.config, EXPERT_KEYS, len(kept))
+    activate(router, experts_per_token)
+
+
+class RestrictedRouter(nn.Module):
+    """The family's own router over the kept rows, speaking in the original experts' numbers."""
+
+    def __init__(self, block: MoEBlock, kept: list[int], experts_per_token: int, router: nn.Module | None = None) -> None:
+        """`router` stands in for the block's own."""
+        super().__init__()
+        self.router = copy.deepcopy(router or block.router)
+        self.name, self.experts = block.name, block.expert_count
+        self.register_buffer("kept", torch.tensor(kept, device=next(self.router.parameters()).device), persistent=False)
+        slice_router(self.router, kept, block.expert_count, experts_per_token)
+
+    def forward(self, *inputs: Any, **named: Any) -> tuple[Any, ...]:
+        out = self.router(*map(self._restricted, inputs), **{name: self._restricted(value) for name, value in named.items()})
+        check_choice(self.name, self.router, out)
+        kept: Any = self.kept
+        return tuple(kept[part] if torch.is_tensor(part) and not part.is_floating_point() else part for part in out)
+
+    def _restricted(self, value: Any) -> Any:
+        """A correction bias [E] that the block hands to its router; everything else is the hidden state's."""
+        kept: Any = self.kept
+        return value[kept] if torch.is_tensor(value) and value.shape == (self.experts,) else value
+
+
+@contextmanager
+def restricted(block: MoEBlock, kept: list[int], experts_per_token: int | None = None) -> Iterator[None]:
+    """`block` as if only `kept` experts were there inside the context, as many active per token as now unless given."""
+    router = block.router
+    setattr(block.module, block.router_name, RestrictedRouter(block, kept, experts_per_token or block.experts_per_token))
+    try:
+        yield
+    finally:
+        setattr(block.module, block.router_name, router)
+
+
+@contextmanager
+def activating(model: PreTrainedModel, experts_per_token: int | None) -> Iterator[PreTrainedModel]:
+    """`model` with that many experts per token inside the context (None: its own number), all of them to choose from."""
+    blocks = find_blocks(model) if experts_per_token else []
+    hooks = []
+    try:
+        for block in blocks:
+            activate(block.router, experts_per_token or block.experts_per_token)
+            hooks.append(block.router.register_forward_hook(partial(_check_hook, block.name)))
+        yield model
+    finally:
+        for block in blocks:
+            activate(block.router, block.experts_per_token)
+        for hook in hooks:
+            hook.remove()
+
+
+def _check_hook(name: str, router: nn.Module, inputs: Any, out: tuple[Any, ...]) -> None:
+    check_choice(name, router, out)
+
+
+def check_choice(name: str, router: nn.Module, out: tuple[Any, ...]) -> None:
+    """Raises PollardError where a router does not choose as many experts as it is told (Phi-MoE's takes two)."""
+    chosen = next(part.shape[-1] for part in out if torch.is_tensor(part) and not part.is_floating_point())
+    asked = top_k(router, name)
+    if chosen != asked:
+        raise PollardError(
+            f"{name}: {type(router).__name__} always chooses {chosen} experts per token, never {asked}. "
+            f"Keep at least {chosen} experts, and leave pruning.experts_per_token out."
+        )
+
+
+def check_prunable(blocks: Sequence[MoEBlock], keep: int, experts_per_token: int) -> None:
+    """Raises PollardError unless these blocks can be routed with `keep` experts each, `experts_per_token` at a time."""
+    for block in blocks:
+        if experts_per_token > block.experts_per_token:
+            raise PollardError(
+                f"The model activates {block.experts_per_token} experts per token: "
+                f"pruning.experts_per_token can lower that, not raise it to {experts_per_token}."
+            )
+        if block.groups is None:
+            continue
+        groups, each = block.groups, keep // block.groups
+        needed = groups * max(2, -(-experts_per_token // block.groups_per_token))
+        wish = f"{keep} experts cannot be kept: {block.name} routes within {groups} group{'s' * (groups > 1)} of experts"
+        if keep % groups:
+            raise PollardError(f"{wish} of equal size. Give a multiple of {groups}.")
+        if each < 2:
+            raise PollardError(f"{wish}, ranked by the two best of each. Keep at least {needed}.")
+        if block.groups_per_token * each < experts_per_token:
+            raise PollardError(
+                f"{wish} and takes {experts_per_token} experts per token from the best {block.groups_per_token}, which hold "
+                f"only {block.groups_per_token * each}. Keep at least {needed}, or lower pruning.experts_per_token."
+            )

@@ -1,0 +1,59 @@
+"""Which experts a model in training uses: counted by hooks that change nothing, and only while asked to.
+
+Shape legend: T tokens (batch and sequence flattened), E experts, K experts per token.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class RoutingMonitor:
+    """Per MoE block how often each expert was chosen, and how many tokens passed, since the last `take`.
+
+    Goes below what wraps a model (DeepSpeed) or its experts (an adapter): it finds the experts modules themselves.
+    Padding does not count. While `counting` is false, only the tokens are counted.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.counting = False
+        self._mask_T: torch.Tensor | None = None
+        self._counts: dict[str, torch.Tensor] = {}
+        self._waiting: list[torch.Tensor] = []  # not read at once: that would make a GPU wait
+        model.register_forward_pre_hook(self._begun, with_kwargs=True)
+        for name, module in model.named_modules():
+            if hasattr(module, "is_transposed") and hasattr(module, "has_gate") and hasattr(module, "num_experts"):
+                module.register_forward_pre_hook(self._counter(block_name(name)), with_kwargs=True)
+
+    def take(self) -> tuple[dict[str, list[int]], int]:
+        """Counts per block (those that were counted), and tokens of training; both start again at zero."""
+        counts = {name: count_E.tolist() for name, count_E in self._counts.items()}
+        tokens = sum(int(number) for number in self._waiting)
+        self._counts, self._waiting = {}, []
+        return counts, tokens
+
+    def _begun(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        mask_BS = kwargs.get("attention_mask")
+        self._mask_T = mask_BS.reshape(-1).bool() if mask_BS is not None and mask_BS.dim() == 2 else None
+        if model.training and self._mask_T is not None:
+            self._waiting.append(self._mask_T.sum())
+
+    def _counter(self, name: str) -> Any:
+        def count(experts: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not (self.counting and experts.training):
+                return
+            index_TK = kwargs["top_k_index"] if "top_k_index" in kwargs else args[1]
+            if self._mask_T is not None and len(self._mask_T) == len(index_TK):
+                index_TK = index_TK[self._mask_T]
+            # Families mark tokens without an expert by an index behind the last
+            count_E = torch.bincount(index_TK.flatten(), minlength=experts.num_experts)[: experts.num_experts]
+            self._counts[name] = self._counts.get(name, 0) + count_E
+
+        return count
+
+
+def block_name(experts: str) -> str:
+    """The MoE block's name in the plain model, from the path of its experts module in one that an adapter wraps."""
+    parts = [part for part in experts.removeprefix("base_model.model.").split(".") if part != "base_layer"]
+    return ".".join(parts[:-1])

@@ -1,0 +1,98 @@
+"""What of a run directory can be made again, and what removing it gives back. Trained models are no such thing.
+
+A part is removed file by file, and only what the product wrote (runtime/run_files.py; of checkpoints
+runtime/signed_folders.py). The manifest notes it: a stage whose result is gone is done again where a later one needs it, and
+only there.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.pipeline.run_directory import RunDirectory
+from toolkit.pipeline.run_status import STAGE_OF, why_model_stale
+from toolkit.runtime.errors import PollardError, did_you_mean
+from toolkit.runtime.run_files import PIECES, RUN_FILE_PATTERNS, bytes_of, files_below, matching_files, remove_files
+from toolkit.runtime.signed_folders import foreign_files, own_files
+
+AGAIN: dict[str, str] = {  # part: what making it again takes
+    "checkpoints": "a training that was stopped begins anew",
+    "teacher": "the original is asked again, where a training needs it",
+    "answers": "the original answers again, where a training needs it",
+    "fidelity": "the original is read again, where a model is to be compared with it",
+    "unfinished": "what was stopped in the middle begins anew",
+    "sweep": "a sweep with settings of its own calibrates again; its results stay",
+    "pruned": "it is cut again from the original, where it is needed",
+}
+COSTLY: dict[str, str] = {  # only where they are named
+    "recovered": "hours of training",
+    "control": "hours of training",
+    "adapter": "hours of training",
+}
+MADE_BY = {"teacher": "teacher", "answers": "answers", "fidelity": "fidelity/original"} | STAGE_OF
+
+
+@dataclass(frozen=True)
+class Removable:
+    """Files of one part of a run, all of them the product's own."""
+
+    run: RunDirectory
+    part: str
+    folders: list[Path]
+    files: list[Path]
+
+    @property
+    def bytes(self) -> int:
+        return bytes_of(self.files)
+
+
+def removable(run: RunDirectory, parts: list[str] | None = None) -> list[Removable]:
+    """What can be removed of a run and of its rounds: everything that can be made again, or `parts`. Parts without files are
+    left out. Raises PollardError for a part that is none."""
+    for part in parts or ():
+        if part not in AGAIN | COSTLY:
+            known = [*AGAIN, *COSTLY]
+            raise PollardError(f"`{part}` is no part of a run{did_you_mean(part, known)} Parts: {', '.join(known)}.")
+    found = []
+    for directory in (run, *_rounds(run)):
+        for part in parts or AGAIN:
+            folders = _folders(directory, part)
+            files = [path for folder in folders for path in _files(directory, part, folder)]
+            if files:
+                found.append(Removable(directory, part, folders, files))
+    return found
+
+
+def remove(found: Removable) -> list[Path]:
+    """Removes the files, and notes it; returns what is left in their folders: files that are not the product's."""
+    run, part = found.run, found.part
+    if stage := MADE_BY.get(part):
+        run.note_removed(stage)
+    return [path for folder in found.folders for path in remove_files([p for p in found.files if folder in p.parents], folder)]
+
+
+def _rounds(run: RunDirectory) -> list[RunDirectory]:
+    folders = sorted(path for path in run.rounds.glob("*") if (path / "manifest.json").exists())
+    return [RunDirectory(folder.name, run.rounds) for folder in folders]
+
+
+def _folders(run: RunDirectory, part: str) -> list[Path]:
+    if part == "unfinished":
+        return [run.path / "pruned.tmp", *run.evaluation.glob("*.answers")]
+    if part == "sweep":
+        return [run.sweep / "calibration", run.sweep / "original"]
+    return [folder for folder in (run.path / part,) if folder.is_dir()]
+
+
+def _files(run: RunDirectory, part: str, folder: Path) -> list[Path]:
+    if part in RUN_FILE_PATTERNS and part != "sweep":
+        return matching_files(folder, RUN_FILE_PATTERNS[part])
+    if folder.name == "pruned.tmp":
+        return files_below(folder) if folder.is_dir() and not foreign_files(folder) else []
+    if part == "unfinished":
+        return matching_files(folder, r"\d+\.jsonl")
+    if part == "sweep":
+        inside = {path for path in matching_files(run.sweep, RUN_FILE_PATTERNS["sweep"]) if folder in path.parents}
+        return sorted(inside | set(matching_files(folder, PIECES) if folder.name == "original" else ()))
+    if part == "pruned" and (why_model_stale(run, "recovered") or not (run.recovered / "config.json").exists()):
+        return []  # it is what the run has made so far
+    return own_files(folder)

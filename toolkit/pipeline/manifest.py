@@ -1,0 +1,144 @@
+"""manifest.json of a run: what each stage has made, when, of what, and whether that is what the recipe asks for by now.
+
+A stage's entry is written last: the entry is what says that the stage is done. Its fingerprint covers everything that decides
+the stage's result; when it changes, the stage is done again. Until then the entry stays, as `stale`: so it is known what lies
+there, and nothing takes it for what the recipe asks for.
+"""
+
+import json
+import subprocess
+import time
+import uuid
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from toolkit.pipeline.recipe_changes import described
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.files import write_text
+from toolkit.runtime.run_files import free_name
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "deepspeed", "bitsandbytes", "datasets", "accelerate", "safetensors")
+DONE, STALE, UNFINISHED = "done", "stale", "unfinished"  # an entry's status; the last: begun again, and not finished
+
+
+class Manifest:
+    """Which stages of the run in `path` are done, stale or unfinished."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = path / "manifest.json"
+
+    def read_manifest(self) -> dict[str, Any]:
+        """The manifest, or a new one. Raises PollardError for a file that cannot be understood."""
+        if not self.manifest.exists():
+            return {"format": 1, "stages": {}}
+        try:
+            manifest = json.loads(self.manifest.read_text())
+            if not isinstance(manifest.get("stages"), dict):
+                raise ValueError("it lists no stages")
+            if not all(isinstance(entry, dict) and "fingerprint" in entry for entry in manifest["stages"].values()):
+                raise ValueError("a stage's entry has no fingerprint")
+            return manifest
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
+            raise PollardError(
+                f"{self.manifest} is damaged ({error}): what of the run is finished cannot be told. Give the run another name "
+                f"(name={free_name(self.path)}), or put a copy of the file back. The models in {self.path} can be opened by "
+                "their paths."
+            ) from None
+
+    def entries(self) -> dict[str, dict[str, Any]]:
+        """What the manifest says of every stage that was ever finished, current or not."""
+        return self.read_manifest()["stages"]
+
+    def done(self) -> dict[str, dict[str, Any]]:
+        """The entries of the stages whose results are current."""
+        return {name: entry for name, entry in self.entries().items() if entry.get("status", DONE) == DONE}
+
+    def is_done(self, stage: str, fingerprint: str) -> bool:
+        """Whether the stage's result is current, under this fingerprint, and still there."""
+        entry = self.done().get(stage, {})
+        return entry.get("fingerprint") == fingerprint and not entry.get("removed")
+
+    def why_stale(self, stage: str) -> str:
+        """What is wrong with the result that lies there of a stage, for people: "made with pruning.keep=4"; empty where it is
+        current, and where nothing is known of anything (there is no manifest)."""
+        entries = self.entries()
+        entry = entries.get(stage)
+        if not entries or (entry and entry.get("status", DONE) == DONE):
+            return ""
+        if entry is None:
+            return "no stage of this run has finished it"
+        settings = described(stage, entry.get("made_with", {}))
+        made = f"made with {settings}" if settings else "made of what has changed since"
+        again = "; it was begun again and has not finished" if entry["status"] == UNFINISHED else ""
+        return made + again
+
+    def begin(self, *stages: str) -> None:
+        """Notes that these stages are about to write over what they had made: until they finish, nobody knows what that is."""
+        manifest = self.read_manifest()
+        for name in stages:
+            if name in manifest["stages"]:
+                manifest["stages"][name]["status"] = UNFINISHED
+        manifest["at_work"] = stages[-1] if stages else None
+        self._write(manifest)
+
+    def revive(self, stage: str) -> None:
+        """What was stale is what the recipe asks for again."""
+        manifest = self.read_manifest()
+        if manifest["stages"][stage].get("status", DONE) != DONE:
+            manifest["stages"][stage]["status"] = DONE
+            manifest["stages"][stage].pop("made_with", None)
+            self._write(manifest)
+
+    def note_removed(self, stage: str) -> None:
+        """Notes that a result was removed to save space: it is made again only where it is needed."""
+        manifest = self.read_manifest()
+        if stage in manifest["stages"]:
+            manifest["stages"][stage]["removed"] = True
+            self._write(manifest)
+
+    def finish(self, stage: str, fingerprint: str, seconds: float, **facts: Any) -> None:
+        """Writes the entry of a stage that is done; with the newest last."""
+        manifest = self.read_manifest()
+        manifest["stages"].pop(stage, None)
+        manifest["stages"][stage] = {
+            "fingerprint": fingerprint,
+            "status": DONE,
+            "id": uuid.uuid4().hex[:16],  # of this making
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": round(seconds, 1),
+            "versions": {package: version(package) for package in PACKAGES},
+            "git_commit": git_commit(),
+            **facts,
+        }
+        manifest.pop("at_work", None)
+        if failed := {name: why for name, why in manifest.pop("failed", {}).items() if name != stage}:
+            manifest["failed"] = failed
+        self._write(manifest)
+
+    def fail(self, stage: str, message: str, items: list[int]) -> None:
+        """Notes that a stage could not judge some items; it is not done, so the next run does it again."""
+        manifest = self.read_manifest()
+        manifest["failed"] = manifest.get("failed", {}) | {stage: {"message": message, "items": items}}
+        manifest.pop("at_work", None)
+        self._write(manifest)
+
+    def _write(self, manifest: dict[str, Any]) -> None:
+        write_text(self.manifest, json.dumps(manifest, indent=1) + "\n")
+
+
+def git_commit() -> str | None:
+    """The toolkit's own commit, where it stands in a git checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

@@ -1,0 +1,182 @@
+"""runs/<name>/: where everything is, who works in it, and whose files are in it."""
+
+import fcntl
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from toolkit.pipeline.manifest import STALE, UNFINISHED, Manifest
+from toolkit.pipeline.recipe_changes import differing, still_differing
+from toolkit.recipe.file import read_values
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.files import kept_aside, write_text
+from toolkit.runtime.fingerprints import fingerprint_of
+from toolkit.runtime.run_files import (
+    RUN_FILE_PATTERNS,
+    free_name,
+    left_by_others,
+    matching_files,
+    remove_files,
+    remove_half_written,
+    remove_matching,
+)
+
+RESUMED = ("checkpoints", "teacher", "answers", "fidelity")  # what stages go on from
+
+
+class RunDirectory(Manifest):
+    """Paths and manifest of one run."""
+
+    def __init__(self, name: str, root: str | Path = "runs") -> None:
+        super().__init__(Path(root) / name)
+        self.recipe = self.path / "recipe.yaml"
+        self.statistics = self.path / "calibration"
+        self.plan = self.path / "plan.json"
+        self.alternatives = self.path / "alternatives.json"
+        self.pruned = self.path / "pruned"
+        self.recovered = self.path / "recovered"
+        self.control = self.path / "control"
+        self.teacher = self.path / "teacher"
+        self.answers = self.path / "answers"
+        self.adapter = self.path / "adapter"
+        self.control_adapter = self.path / "control_adapter"
+        self.checkpoints = self.path / "checkpoints"
+        self.training_log = self.path / "training_log.jsonl"
+        self.control_log = self.path / "control_log.jsonl"
+        self.rounds = self.path / "rounds"
+        self.evaluation = self.path / "evaluation"
+        self.fidelity = self.path / "fidelity"
+        self.sweep = self.path / "sweep"
+        self._lock: IO[str] | None = None
+
+    def answer_log(self, role: str) -> Path:
+        """What is answered of an evaluation at work."""
+        return self.evaluation / f"{role}.answers"
+
+    @property
+    def another_name(self) -> str:
+        """An override that makes the same run elsewhere: "name=small-2"."""
+        return f"name={free_name(self.path)}"
+
+    def lock(self) -> None:
+        """Takes the folder for this process until `unlock` or its death; raises PollardError while another has it.
+
+        A killed launcher can leave ranks behind that still write.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / "lock").open("a")
+        except OSError as error:
+            raise PollardError(
+                f"Cannot write into {self.path}: {error.strerror}. Start in a folder where you may write: runs/ is made there."
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.unlock()
+            raise PollardError(
+                f"Another run is at work in {self.path}: wait for it, stop it (`pkill -f toolkit/train.py` ends all of them), "
+                "or give this one another name (name=…)."
+            ) from None
+
+    def unlock(self) -> None:
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def is_locked(self) -> bool:
+        """Whether a process is at work in the folder."""
+        try:
+            with (self.path / "lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # there is none
+            return False
+        return False
+
+    def check_owner(self, model: str, task: str) -> None:
+        """Raises PollardError if the folder holds the run of another model or task, or files that no run has left there."""
+        if self.path.exists() and not self.path.is_dir():
+            raise PollardError(f"{self.path} is a file: give the run another name ({self.another_name}).")
+        if not self.manifest.exists() and (there := left_by_others(self.path)):
+            more = f" and {len(there) - 5:,} more" if len(there) > 5 else ""
+            raise PollardError(
+                f"{self.path} has no manifest.json, so it is no run directory, and holds {', '.join(there[:5])}{more}. Nothing "
+                f"of it is touched: give the run another name ({self.another_name})."
+            )
+        manifest = self.read_manifest()
+        for key, mine in (("model", model), ("task", task)):
+            theirs = manifest.get(key, mine)
+            if theirs != mine:
+                raise PollardError(
+                    f"{self.path} holds a run with {key} {theirs}, and this recipe says {mine}. "
+                    f"Give the new run another name ({self.another_name})."
+                )
+
+    def open(self, model: str, task: str, recipe: str, todo: Iterable[str], planned: Sequence[str] = ()) -> None:
+        """Makes the folder this run's, with `recipe` (YAML), and marks as stale what the stages in `todo` have left.
+
+        `planned` are all stages of the recipe. Removes what killed stages left under temporary names. Marking comes first: a
+        kill in the middle must not leave entries that look current beside new files.
+        """
+        manifest = self.read_manifest() | {"model": model, "task": task}
+        if planned:
+            manifest["planned"] = list(planned)
+        for name in set(todo) & manifest["stages"].keys():
+            if manifest["stages"][name].get("status") != UNFINISHED:
+                manifest["stages"][name]["status"] = STALE
+        changed, new = self._changes(recipe)
+        for entry in manifest["stages"].values():
+            if entry.get("status") in (STALE, UNFINISHED) and new:
+                entry["made_with"] = still_differing(entry.get("made_with", {}), changed, new)
+        self._write(manifest)
+        self.write_editable(self.recipe, recipe)
+        remove_half_written(self.path)
+
+    def made_with(self, stage: str, recipe: str) -> dict[str, Any]:
+        """The keys that what lies there of a stage was made with and `recipe` (YAML) sets otherwise."""
+        return still_differing(self.entries().get(stage, {}).get("made_with", {}), *self._changes(recipe))
+
+    def _changes(self, recipe: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What `recipe` changes against the one that lies there, with its values before; and the new values."""
+        try:
+            old, new = read_values(self.recipe.read_text(encoding="utf-8")), read_values(recipe)
+        except (OSError, ValueError):  # there is none yet, or somebody has edited it
+            old = new = {}
+        return (differing(old, new), new) if isinstance(old, dict) and isinstance(new, dict) else ({}, {})
+
+    def write_editable(self, path: Path, text: str) -> None:
+        """Writes a file that people may have edited since: theirs is kept under another name (recipe.edited.yaml), and said."""
+        name, manifest = path.name, self.read_manifest()
+        ours = manifest.get("written", {}).get(name)
+        there = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+        if there is not None and there != text and ours not in (None, fingerprint_of(there)):
+            kept_aside(path)
+        if there != text:
+            write_text(path, text)
+        if ours != fingerprint_of(text) and self.manifest.exists():
+            manifest["written"] = manifest.get("written", {}) | {name: fingerprint_of(text)}
+            self._write(manifest)
+
+    def forget(self) -> None:
+        """Removes what a stage would go on from instead of beginning again. What lies there and is somebody else's stays."""
+        for name in RESUMED:
+            remove_matching(self.path / name, RUN_FILE_PATTERNS[name])
+        for log in self.evaluation.glob("*.answers"):
+            self.clear(log.relative_to(self.path).as_posix())
+        for folder in self.rounds.glob("[0-9]*"):
+            if (earlier := RunDirectory(folder.name, self.rounds)).manifest.exists():
+                earlier.begin(*earlier.entries())
+                earlier.forget()
+
+    def clear(self, scratch: str) -> None:
+        """Removes of a folder that a stage needed what is ours, and the one it stands in where nothing else does."""
+        if scratch:
+            top, folder = scratch.partition("/")[0], self.path / scratch
+            remove_files(
+                [path for path in matching_files(self.path / top, RUN_FILE_PATTERNS[top]) if folder in path.parents], folder
+            )
+            with suppress(OSError):
+                folder.parent.rmdir()

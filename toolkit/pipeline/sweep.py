@@ -1,0 +1,238 @@
+"""How far can it be pruned? One calibration, one model in memory, and every cell is that model masked: no checkpoints.
+
+calibrate ─► select every cell ─► mask and measure, one after the other ─► sweep/table.json, report.html
+
+Everything is measured on the dev slice; the test set is never read. What is measured is a choice of experts: two cells
+with the same choice share one file, and a finished file is never measured again.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.markup import escape
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from toolkit.cuts.experts import masked
+from toolkit.cuts.plan import BlockPlan, Plan
+from toolkit.cuts.statistics import ExpertStatistics
+from toolkit.evaluation import keep_original, measure_fidelity
+from toolkit.evaluation.probe import check_probe, probe_of, probed
+from toolkit.moe import find_blocks, load_config, load_tokenizer, meta_model
+from toolkit.moe.placement import with_model
+from toolkit.pipeline.checks import check
+from toolkit.pipeline.fingerprints import own_scorer_identity
+from toolkit.pipeline.run_directory import RunDirectory
+from toolkit.pipeline.runner import do_stage, plan_stages
+from toolkit.pipeline.sweep_grid import Cell, Grid
+from toolkit.recipe.data import DataRecipe
+from toolkit.recipe.file import dump_recipe
+from toolkit.recipe.schema import Recipe
+from toolkit.report import show_sweep, tabulate, write_report
+from toolkit.runtime.distributed import barrier, check_shared, is_main, on_main, say, world_size
+from toolkit.runtime.errors import Mistakes
+from toolkit.runtime.files import write_text
+from toolkit.runtime.fingerprints import fingerprint_of, fingerprint_of_source
+from toolkit.runtime.formatting import loss, percent
+from toolkit.runtime.run_files import PIECES, RUN_FILE_PATTERNS, remove_matching
+from toolkit.selection import kept_unobserved, select
+from toolkit.tasks import Task
+from toolkit.tasks.sources import fingerprint_of_data
+
+
+@dataclass(frozen=True)
+class SweepChoice:
+    """The experts of one cell (none: the original), and the file that says how good they are."""
+
+    cell: Cell | None
+    plan: Plan
+    unobserved: int
+    file: str
+
+    @property
+    def label(self) -> str:
+        return self.cell.label if self.cell else "original"
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        drawn = f", seed {self.cell.seed}" if self.cell and self.plan.criterion == "random" else ""
+        return f"{self.label}, keep {self.plan.keep}{drawn}"
+
+
+def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> dict[str, Any]:
+    """Measures every cell that is not measured yet, on every rank; returns what sweep/table.json holds.
+
+    `fresh` measures all of them again. Raises PollardError before anything is measured for cells that cannot be.
+    """
+    recipe = grid.recipe
+    directory = RunDirectory(recipe.name, root)
+    owner = recipe.model.path, recipe.task.name
+    on_main(lambda: directory.check_owner(*owner))
+    _check(grid, directory)
+    on_main(directory.lock)
+    try:
+        check_shared(directory.path)
+        on_main(lambda: _open(directory, recipe, fresh))
+        folders = [_calibrated(cell.recipe, directory) for cell in grid.cells]
+        choices = on_main(lambda: _choose(grid, folders))
+        missing = on_main(lambda: [choice for choice in choices if not _measured(directory.sweep / choice.file)])
+        say(f"[bold]{'sweep':<20}[/] {len(choices)} cells, {len(choices) - len(missing)} of them measured already")
+        if missing:
+            _measure(recipe, list({choice.file: choice for choice in missing}.values()), directory.sweep)
+        table = on_main(lambda: _finish(recipe, choices, directory))
+        show_sweep(table)
+        on_main(lambda: write_report(directory.path))
+        say(f"Report: {directory.path / 'report.html'}")
+    finally:
+        directory.unlock()
+    return table
+
+
+def _check(grid: Grid, directory: RunDirectory) -> None:
+    """Everything that can be known to be wrong before the calibration starts, of all cells together."""
+    mistakes, notes = Mistakes(), dict[str, None]()
+    for recipe in {
+        cell.recipe.pruning.model_dump_json(exclude={"criterion", "skipping"}): cell.recipe for cell in grid.cells
+    }.values():
+        evaluation = recipe.evaluation.model_copy(update={"models": ["pruned"], "split": "dev", "harness": None})
+        of_cell = recipe.model_copy(update={"evaluation": evaluation, "control": False})
+        notes |= dict.fromkeys(mistakes.collect(partial(check, of_cell, directory)) or [])
+    if other := grid.recipe.sweep.off_task:
+        mistakes.collect(lambda: check_probe(other))
+    mistakes.raise_all()
+    for note in notes:
+        say(f"[bold]note[/] {escape(note)}")
+
+
+def _open(directory: RunDirectory, recipe: Recipe, fresh: bool) -> None:
+    """A sweep leaves the stages of a run that stands there already as they are."""
+    if not directory.manifest.exists():
+        directory.open(recipe.model.path, recipe.task.name, dump_recipe(recipe), [])
+    if fresh:
+        remove_matching(directory.sweep, RUN_FILE_PATTERNS["sweep"])
+    directory.sweep.mkdir(exist_ok=True)
+
+
+def _calibrated(recipe: Recipe, directory: RunDirectory) -> Path:
+    """Where the statistics for this recipe are: the run's own where they fit, else beside the cells."""
+    stage = plan_stages(recipe)[0]
+    own = on_main(lambda: directory.is_done(stage.name, stage.fingerprint) or stage.name not in directory.entries())
+    home = directory if own else RunDirectory(stage.fingerprint, directory.sweep / "calibration")
+    if not on_main(lambda: home.is_done(stage.name, stage.fingerprint)):
+        on_main(lambda: home.path.mkdir(parents=True, exist_ok=True))
+        do_stage(stage, recipe, home, "its statistics serve every cell" if own else "other settings than the run's")
+    barrier()
+    return home.statistics
+
+
+def _choose(grid: Grid, folders: list[Path]) -> list[SweepChoice]:
+    """The original, then every cell's choice. Raises PollardError for a criterion that the statistics cannot serve."""
+    recipe = grid.recipe
+    judged = [
+        fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}), recipe.task.model_dump(),
+        Task(recipe.task).fingerprint("train"), recipe.calibration.max_length,
+        [recipe.evaluation.examples, recipe.evaluation.max_new_tokens, recipe.evaluation.fidelity],
+        recipe.sweep.model_dump(), _off_task_source(recipe),
+        *own_scorer_identity(recipe.task),
+    ]  # fmt: skip
+
+    def file_of(plan: Plan) -> str:
+        kept = {name: block.kept for name, block in plan.blocks.items()}
+        return f"keep{plan.keep}-{fingerprint_of(judged, kept, plan.experts_per_token)}.json"
+
+    blocks = find_blocks(meta_model(load_config(recipe.model.path, recipe.model.revision)))
+    count = blocks[0].expert_count
+    everyone = {block.name: BlockPlan(experts=count, kept=list(range(count))) for block in blocks}
+    original = Plan(
+        model=recipe.model.path, criterion="original", keep=count, experts_per_token=blocks[0].experts_per_token, blocks=everyone
+    )
+    choices = {("", count, 0): SweepChoice(None, original, 0, file_of(original))}
+    loaded = {folder: ExpertStatistics.load(folder) for folder in set(folders)}
+    for cell, folder in zip(grid.cells, folders, strict=True):
+        statistics = loaded[folder]
+        plan = select(statistics, seed=cell.seed, **cell.recipe.pruning.model_dump(exclude={"schedule", "skipping"}))
+        if file_of(plan) != file_of(original):  # keep = all of them
+            choices[cell.label, plan.keep, cell.seed] = SweepChoice(cell, plan, kept_unobserved(statistics, plan), file_of(plan))
+    return list(choices.values())
+
+
+def _off_task_source(recipe: Recipe) -> Any:
+    other = recipe.sweep.off_task
+    if other is None:
+        return None
+    return Task(other.task).fingerprint("train") if other.task else fingerprint_of_data(str(other.text))
+
+
+def _measured(path: Path) -> dict[str, Any] | None:
+    """What a cell's file holds; None where there is none, or none that can be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _measure(recipe: Recipe, choices: list[SweepChoice], folder: Path) -> None:
+    """One file per choice, written as soon as it is measured."""
+    tokenizer = load_tokenizer(recipe.model.path, recipe.model.revision)
+    probes = {"task": probe_of(DataRecipe(task=recipe.task), recipe, tokenizer), "off_task": None}
+    if recipe.sweep.off_task:
+        probes["off_task"] = probe_of(recipe.sweep.off_task, recipe, tokenizer)
+    gold, said = _gold(recipe, tokenizer), folder / "original"  # what the original says of them, until all cells are measured
+
+    def measure(model: PreTrainedModel) -> None:
+        on_main(lambda: remove_matching(said, PIECES))
+        if gold:
+            keep_original(model, gold, said, "")
+        for number, choice in enumerate(choices, start=1):
+            started = time.monotonic()
+            with masked(model, choice.plan):
+                found = {name: probe and probed(model, tokenizer, recipe, probe) for name, probe in probes.items()}
+                found["fidelity"] = measure_fidelity(model, gold, said, "").facts() if gold else None
+            seconds = round(time.monotonic() - started, 1)
+            facts = {
+                "format": 2, "keep": choice.plan.keep, "experts_per_token": choice.plan.experts_per_token,
+                "kept": {name: block.kept for name, block in choice.plan.blocks.items()},
+                **found, "seconds": seconds, "ranks": world_size(),
+            }  # fmt: skip
+            if is_main():
+                write_text(folder / choice.file, json.dumps(facts) + "\n")
+            task: Any = found["task"]
+            result = f"{percent(task['score'])}, loss {loss(task['loss'])}"
+            say(f"  {number}/{len(choices)} {choice.name}: {result} [dim]{seconds} s[/]")
+
+    with_model(recipe, recipe.model.path, recipe.model.revision, measure, whole="a sweep masks the routers of a whole model")
+    barrier()
+    on_main(lambda: remove_matching(said, PIECES))
+
+
+def _gold(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, torch.Tensor]]:
+    """The dev answers over which masked models are compared with the original; none where the recipe does not ask for it."""
+    if not recipe.evaluation.fidelity:
+        return []
+    return probe_of(DataRecipe(task=recipe.task, examples=recipe.evaluation.fidelity), recipe, tokenizer).batches
+
+
+def _finish(recipe: Recipe, choices: list[SweepChoice], directory: RunDirectory) -> dict[str, Any]:
+    """Puts the cells' files together and writes the table, then the stage's entry."""
+    rows, seconds = [], {}
+    for choice in choices:
+        found = json.loads((directory.sweep / choice.file).read_text())
+        seconds[choice.file] = found["seconds"]
+        pruning = choice.cell.recipe.pruning.model_dump(exclude={"keep", "skipping"}) if choice.cell else {}
+        rows.append(
+            {"label": choice.label, "keep": found["keep"], **pruning}
+            | {"seed": choice.cell.seed if choice.cell else None, "kept_unobserved": choice.unobserved}
+            | {key: found[key] and {k: v for k, v in found[key].items() if k != "right"} for key in ("task", "off_task")}
+            | {"fidelity": found["fidelity"], "file": choice.file}
+        )
+    table = tabulate(rows)
+    write_text(directory.sweep / "table.json", json.dumps(table, indent=1) + "\n")
+    fingerprint = fingerprint_of(table)
+    if not directory.is_done("sweep", fingerprint):
+        directory.finish("sweep", fingerprint, sum(seconds.values()), seed=recipe.seed, ranks=world_size(), cells=len(rows))
+    return table

@@ -1,0 +1,204 @@
+"""Ranks: who am I, what is my share, what did the others find. Alone (no launcher), every function still works."""
+
+import os
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+
+from toolkit.runtime.errors import PollardError
+
+T = TypeVar("T")
+
+console = Console(soft_wrap=True, highlight=False)
+_own_launch: dict[str, str] = {}  # what `start` put into the environment where no launcher had
+PATIENCE = 10  # seconds; a network file system may show a file to other machines a little later
+_alone = False  # inside `on_main`: rank 0 works by itself while the others wait
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    return 1 if _alone else int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def say(text: str = "") -> None:
+    """Prints on rank 0; the other ranks are quiet."""
+    if is_main():
+        console.print(text)
+        sys.stdout.flush()
+
+
+def join() -> None:
+    """Starts, on every rank of a launch."""
+    start()
+    quiet_bars()
+
+
+def quiet_bars() -> None:
+    """Shows transformers' progress bars only where somebody looks: on rank 0, at a terminal."""
+    from transformers.utils import logging
+
+    if not (is_main() and console.is_terminal):
+        logging.disable_progress_bar()
+
+
+def start() -> None:
+    """Joins the process group the launcher describes, or makes one of a single rank (DeepSpeed needs one either way).
+
+    Raises PollardError when the launcher started more ranks than this machine has accelerators.
+    """
+    import torch
+
+    if "RANK" not in os.environ:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        _own_launch.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
+        _own_launch.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(_own_launch)
+    local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", 1)))  # torchrun's word, DeepSpeed's word
+    if beside > 1 and "OMP_NUM_THREADS" not in os.environ:  # more threads than cores only wait for each other
+        threads = max(1, len(os.sched_getaffinity(0)) // beside)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # or accelerate sets a number of its own
+        torch.set_num_threads(threads)
+    if not gpus:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed looks for others, and warns
+    if 0 < gpus <= local:
+        raise PollardError(
+            f"Rank {rank()} has no GPU: {socket.gethostname()} has {gpus}. Start with `deepspeed --num_gpus {gpus} …`, "
+            "or hide the GPUs (CUDA_VISIBLE_DEVICES=) to run on CPU."
+        )
+    if gpus:
+        torch.cuda.set_device(local)
+    if not torch.distributed.is_initialized():
+        # Rank 0 may write a large checkpoint while the others wait: the default of 30 minutes is too short.
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(hours=12))
+
+
+def stop() -> None:
+    """Leaves the group, and the environment as `start` found it."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        deepspeed = sys.modules.get("deepspeed")
+        if deepspeed and deepspeed.comm.is_initialized():
+            deepspeed.comm.destroy_process_group()  # and what it keeps of it: a training in the next group would use that
+        else:
+            torch.distributed.destroy_process_group()
+    for name in _own_launch:
+        os.environ.pop(name, None)
+    _own_launch.clear()
+
+
+def device() -> Any:
+    """This rank's torch.device."""
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def shard(items: Sequence[T]) -> list[T]:
+    """This rank's part: every `world_size`-th item."""
+    return list(items[rank() :: world_size()])
+
+
+def shard_in_step(items: Sequence[T], filler: T) -> list[T]:
+    """This rank's part, filled up to the length of the longest."""
+    mine = shard(items)
+    return mine + [filler] * (-(-len(items) // world_size()) - len(mine))
+
+
+def gather(items: T) -> list[T]:
+    """What every rank passed, in rank order, on every rank."""
+    import torch
+
+    if world_size() == 1 or not torch.distributed.is_initialized():
+        return [items]
+    found: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(found, items)
+    return found
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """Runs `function` on rank 0 alone and returns its result (which must pickle) on every rank.
+
+    Whatever `function` shares out or gathers meanwhile, rank 0 does alone. An exception on rank 0 is
+    raised on every rank, so that nobody is left waiting.
+    """
+    import torch
+
+    if world_size() == 1 or not torch.distributed.is_initialized():
+        return function()
+    outcome: list[Any] = [None, None]
+    if is_main():
+        global _alone
+        _alone = True
+        try:
+            outcome[0] = function()
+        except Exception as error:
+            torch.distributed.broadcast_object_list([None, PollardError(str(error))])
+            raise
+        finally:
+            _alone = False
+    torch.distributed.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        outcome[1].told = True
+        raise outcome[1]
+    return outcome[0]
+
+
+def on_all_ranks(function: Callable[[], T]) -> T:
+    """Runs `function` on every rank and waits for all; what one rank raises is raised on every rank.
+
+    `function` itself must not wait for other ranks.
+    """
+    outcome: T | None = None
+    error: Exception | None = None
+    try:
+        outcome = function()
+    except Exception as raised:
+        error = raised
+    failed = [found for found in gather(None if error is None else str(error)) if found is not None]
+    if error is not None:
+        raise error
+    if failed:
+        raise PollardError(failed[0])
+    return outcome  # type: ignore[return-value]
+
+
+def check_shared(folder: Path) -> None:
+    """Raises PollardError, on every rank, where some machine does not see what rank 0 writes into `folder`."""
+    if world_size() == 1:
+        return
+    probe = folder / f"{on_main(lambda: uuid.uuid4().hex)}.tmp"
+    on_main(probe.touch)
+    patient_until = time.monotonic() + PATIENCE
+    while not (seen := probe.exists()) and time.monotonic() < patient_until:
+        time.sleep(0.2)
+    everyone = gather((socket.gethostname(), seen))
+    on_main(probe.unlink)
+    blind = sorted({host for host, seen in everyone if not seen})
+    if blind:
+        raise PollardError(
+            f"{folder.absolute()} is not the same folder on all machines: {', '.join(blind)} cannot see what rank 0 "
+            f"({everyone[0][0]}) writes there. Stages talk through files: start in a folder that all machines share."
+        )
+
+
+def barrier() -> None:
+    """Waits for every rank."""
+    gather(None)

@@ -1,0 +1,160 @@
+"""Is every node ready? Asked before ranks start on several, so that all that is missing is said at once.
+
+python toolkit/runtime/nodes.py here RECIPE                     this node: one line of JSON
+python toolkit/runtime/nodes.py hostfile HOSTS RECIPE           every node of a DeepSpeed hostfile, over ssh
+python toolkit/runtime/nodes.py slurm RECIPE [--ranks N]        every node of the SLURM job; prints how many ranks each can run
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).absolute()
+ROOT = HERE.parents[2]
+sys.path[0] = str(ROOT)
+
+from toolkit.runtime.errors import PollardError
+
+Report = dict[str, Any]  # host, gpus, checkout, faults
+CPU_RANKS = 2  # of a node without a GPU
+
+
+def here(recipe: str) -> Report:
+    """What this node has, and what it lacks."""
+    faults = []
+    try:
+        Path(recipe).read_bytes()
+    except OSError as error:
+        faults.append(f"cannot read the recipe {Path(recipe).absolute()} ({error.strerror}): put it into a folder that all share")
+    gpus = 0
+    try:
+        import torch
+
+        gpus = torch.cuda.device_count()
+    except ImportError as error:
+        faults.append(f"{sys.executable} cannot import torch ({error}): run ./launch.sh setup there, or share the folder")
+    if not gpus:  # CPU ranks talk through a module that is compiled on first use
+        if not (shutil.which("g++") or shutil.which("c++")):
+            faults.append("no C++ compiler: install one, e.g. `apt install g++`")
+        if not Path(sysconfig.get_path("include"), "Python.h").exists():
+            faults.append("no Python headers: install them, e.g. `apt install python3-dev`")
+    return {"host": socket.gethostname(), "gpus": gpus, "checkout": checkout(), "faults": faults}
+
+
+def checkout() -> str:
+    """A digest of this toolkit's source."""
+    digest = hashlib.sha256()
+    for file in sorted(HERE.parents[1].rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def parse_hostfile(path: str) -> dict[str, int]:
+    """Ranks per host, of lines such as `worker-1 slots=8`. Raises PollardError naming the line that is none."""
+    try:
+        lines = Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PollardError(f"Cannot read the hostfile {path}: {error}.") from None
+    hosts: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        found = re.fullmatch(r"(\S+)\s+slots=([1-9]\d*)(\s*#.*)?", line)
+        if not found:
+            raise PollardError(f"{path}, line {number}: `{line}` is not `name slots=8` (the number of ranks, one per GPU).")
+        if found[1] in hosts:
+            raise PollardError(f"{path}, line {number}: {found[1]} stands there twice.")
+        hosts[found[1]] = int(found[2])
+    if not hosts:
+        raise PollardError(f"{path} names no host. Write a line for each: `name slots=8`.")
+    return hosts
+
+
+def over_ssh(hosts: dict[str, int], recipe: str) -> list[Report]:
+    """Every host's report; what kept one from reporting is its only fault."""
+    if not shutil.which("pdsh"):
+        raise PollardError("DeepSpeed reaches the nodes by pdsh, which this machine lacks. Install it, e.g. `apt install pdsh`.")
+
+    def ask(host: str) -> Report:
+        command = f"cd {shlex.quote(os.getcwd())} && {shlex.join([sys.executable, str(HERE), 'here', recipe])}"
+        ssh = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", host, command]
+        done = subprocess.run(ssh, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return json.loads(done.stdout.splitlines()[-1]) | {"host": host}
+        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        what = f"does not run Pollard at the same place ({sys.executable}, {ROOT}, {os.getcwd()}): share these folders"
+        if done.returncode == 255:
+            what = f"cannot be reached by ssh without a password: try `ssh-copy-id {host}`"
+        return {"host": host, "gpus": None, "checkout": None, "faults": [f"{what} (it says: {said})"]}
+
+    with ThreadPoolExecutor(32) as pool:
+        return list(pool.map(ask, hosts))
+
+
+def over_srun(recipe: str) -> list[Report]:
+    """The report of every node of this SLURM job. Raises PollardError where some do not answer."""
+    count = os.environ["SLURM_NNODES"]
+    srun = ["srun", "--overlap", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", "--cpu-bind=none"]
+    done = subprocess.run([*srun, sys.executable, str(HERE), "here", recipe], capture_output=True, text=True, check=False)
+    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or len(reports) != int(count):
+        raise PollardError(
+            f"{len(reports)} of the job's {count} nodes run Pollard at the same place ({sys.executable}, {ROOT}): "
+            f"share these folders. srun says:\n{done.stderr.strip()[-2000:]}"
+        )
+    return reports
+
+
+def check(reports: list[Report], ranks: list[int]) -> None:
+    """Raises PollardError with everything that any node lacks to run that many ranks each."""
+    ours, on_gpus = checkout(), any(report["gpus"] for report in reports)
+    faults = []
+    for report, wanted in zip(reports, ranks, strict=True):
+        found = list(report["faults"])
+        if report["checkout"] not in (ours, None):
+            found.append(f"another version of Pollard stands at {ROOT}: share one folder, or copy this one")
+        if on_gpus and report["gpus"] is not None and report["gpus"] < wanted:
+            found.append(f"{report['gpus']} GPUs, and {wanted} ranks are to run there")
+        faults += [f"{report['host']}: {fault}" for fault in found]
+    if faults:
+        raise PollardError("\n".join(faults))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("where", choices=["here", "hostfile", "slurm"])
+    parser.add_argument("files", nargs="+", metavar="[HOSTS] RECIPE")
+    parser.add_argument("--ranks", type=int)
+    arguments = parser.parse_args()
+    recipe = arguments.files[-1]
+    try:
+        if arguments.where == "here":
+            sys.stdout.write(json.dumps(here(recipe)) + "\n")  # at once: srun lets the nodes' lines through as they come
+        elif arguments.where == "hostfile":
+            hosts = parse_hostfile(arguments.files[0])
+            check(over_ssh(hosts, recipe), list(hosts.values()))
+        else:
+            reports = over_srun(recipe)
+            ranks = arguments.ranks or min(report["gpus"] for report in reports) or CPU_RANKS
+            check(reports, [ranks] * len(reports))
+            print(ranks)
+    except PollardError as error:
+        print(f"launch.sh: not all nodes are ready:\n{error}" if "\n" in str(error) else f"launch.sh: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Which files of a run directory are the product's own: only those are ever removed, whatever else lies beside them.
+
+Here are the names of all that stages write file by file. Checkpoints, which hold files of the original under names that nobody
+knows beforehand, are signed (folders.py).
+"""
+
+import os
+import re
+import stat
+from collections.abc import Iterable
+from itertools import count
+from pathlib import Path
+
+from toolkit.runtime.signed_folders import OF_A_RUN, foreign_files, partial_of, remove_own, restore
+
+BEFORE_A_MANIFEST = re.compile(r"lock|traceback(-rank\d+)?\.txt|manifest\.json\.tmp|[0-9a-f]{32}\.tmp")
+"""What a run may leave in its folder before it has written its manifest."""
+
+TEMPORARY = re.compile(r"\.tmp\w*|.+\.(json|jsonl|safetensors|html|md|yaml)\.tmp")
+"""Half-written files: ours end in .tmp, those of safetensors begin with it."""
+
+TEMPORARY_AT_THE_TOP = re.compile(r"(manifest|recipe|plan|alternatives|report|speed|README|\w+_log)\.\w+\.tmp")
+IN_WHOLE_CHECKPOINTS = ("README.md.tmp", "skipping.json.tmp")
+
+PIECES = r"about\.json|\d{5}\.(safetensors|jsonl)"
+RUN_FILE_PATTERNS = {  # folder: its files, as regular expressions of their path in it
+    "calibration": r"statistics\.(safetensors|json)",
+    "teacher": PIECES,
+    "answers": rf"\d+/({PIECES})",
+    "fidelity": PIECES,
+    "checkpoints": r"(recovered|control)/checkpoint-\d+/.+",
+    "evaluation": r"\w+\.(json|predictions\.jsonl|fidelity\.json|harness\.json)|\w+\.answers/\d+\.jsonl",
+    "sweep": r"table\.json|keep\d+-[0-9a-f]+\.json|original/(" + PIECES + r")"
+    r"|calibration/[0-9a-f]+/(manifest\.json|lock|calibration/statistics\.(safetensors|json))",
+}
+
+
+def left_by_others(folder: Path) -> list[str]:
+    """Of a folder without a manifest, the names of what a run has not left there; empty where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    inherited = ("answers", "teacher")  # of a round: links to what its run has made
+    return sorted(
+        path.name + "/" * path.is_dir()
+        for path in folder.iterdir()
+        if not (BEFORE_A_MANIFEST.fullmatch(path.name) or (path.name in inherited and path.is_symlink()))
+    )
+
+
+def free_name(folder: Path) -> str:
+    """A name beside the folder that is not taken: "small-2"."""
+    numbered = (f"{folder.name}-{number}" for number in count(2))
+    return next(name for name in numbered if not (folder.parent / name).exists())
+
+
+def matching_files(folder: Path, pattern: str) -> list[Path]:
+    """The files below `folder` whose path in it matches `pattern`, and half-written ones. Links are not followed."""
+    wanted = re.compile(pattern)
+    return [
+        path
+        for path in files_below(folder)
+        if wanted.fullmatch(path.relative_to(folder).as_posix()) or TEMPORARY.fullmatch(path.name)
+    ]
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file below `folder`, links as they are; none where it is itself a link."""
+    if folder.is_symlink():
+        return []
+    return [Path(at, name) for at, _, names in os.walk(folder) for name in sorted(names)]
+
+
+def bytes_of(paths: Iterable[Path]) -> int:
+    """What files take on disk, links not followed."""
+    return sum(status.st_size for path in paths if stat.S_ISREG((status := path.lstat()).st_mode))
+
+
+def remove_files(paths: Iterable[Path], folder: Path) -> list[Path]:
+    """Removes the files, and `folder` with the folders below it as far as they are empty then. Returns what is left in it."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    for at, _, _ in os.walk(folder, topdown=False):
+        if not os.listdir(at):
+            os.rmdir(at)
+    return files_below(folder)
+
+
+def remove_half_written(run: Path) -> None:
+    """Of a run directory what a kill left under temporary names. In its rounds there are runs that remove theirs themselves."""
+    for name in OF_A_RUN:
+        restore(run / name)
+        partial = partial_of(run / name)
+        if name != "pruned" and partial.is_dir() and not foreign_files(partial):  # pruning goes on from what it left
+            remove_own(partial)
+    below = [
+        path for name in (*RUN_FILE_PATTERNS, "pruned.tmp") for path in files_below(run / name) if TEMPORARY.fullmatch(path.name)
+    ]
+    near = [path for path in run.glob("*.tmp") if path.is_file() and TEMPORARY_AT_THE_TOP.fullmatch(path.name)]
+    beside_weights = [path for name in IN_WHOLE_CHECKPOINTS for path in run.glob(f"*/{name}")]
+    for left in (*near, *below, *beside_weights):
+        left.unlink(missing_ok=True)
+
+
+def remove_matching(folder: Path, pattern: str) -> list[Path]:
+    """Removes what of `folder` is the product's own; returns what is left: somebody else's."""
+    return remove_files(matching_files(folder, pattern), folder)

@@ -1,0 +1,62 @@
+"""Long work in pieces, one file each: dealt out to the ranks, and after a kill only the missing ones are made.
+
+teacher/about.json  teacher/00000.safetensors  teacher/00001.safetensors  …
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from toolkit.runtime.distributed import on_all_ranks, on_main, shard
+from toolkit.runtime.files import KEPT, explained_full_disk, write_text
+from toolkit.runtime.progress import progress
+from toolkit.runtime.run_files import remove_matching
+
+ABOUT = "about.json"
+
+
+def shard_path(folder: Path, number: int, suffix: str) -> Path:
+    return folder / f"{number:05}{suffix}"
+
+
+def missing_shards(folder: Path, about: dict[str, Any], count: int, suffix: str) -> list[int]:
+    """The pieces that are still to be made. Pieces that were made for something else than `about` are removed first; other files
+    of the folder are not touched."""
+
+    def prepare() -> list[int]:
+        path = folder / ABOUT
+        if _about(path) != about:
+            if folder.is_dir():
+                remove_matching(folder, rf"{re.escape(ABOUT)}|\d{{5}}{re.escape(suffix)}(\.tmp)?")
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(about, indent=1) + "\n")
+        return [number for number in range(count) if not shard_path(folder, number, suffix).exists()]
+
+    return on_main(prepare)
+
+
+def _about(path: Path) -> Any:
+    """What the pieces beside it were made for; None where nobody can tell."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def make_shards(folder: Path, missing: list[int], suffix: str, make: Callable[[int, Path], None], description: str) -> None:
+    """Every rank makes its share of the `missing` pieces; `make` writes the piece of that number to the path it gets.
+
+    What one rank raises, every rank raises: nobody is left waiting. `make` must not wait for other ranks.
+    """
+
+    def make_mine() -> None:
+        for number in progress(shard(missing), description, total=len(missing)):
+            path = shard_path(folder, number, suffix)
+            partial = path.with_name(path.name + ".tmp")
+            with explained_full_disk(path, lambda: KEPT):  # on the rank that fails: the others are told its words
+                make(number, partial)
+            partial.replace(path)
+
+    on_all_ranks(make_mine)

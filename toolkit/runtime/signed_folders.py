@@ -1,0 +1,273 @@
+"""Folders that Pollard writes whole, and how it knows them again: what is not its own is never removed or replaced.
+
+    pruned.tmp/pollard.json   {"format": 1, "unfinished": "…"}                     while it is written
+    pruned/pollard.json       {"format": 1, "what": "pruned checkpoint", "source": "…", "files": {"config.json": ["5f2c…"], …}}
+    pruned.old.tmp/           the folder that is being replaced, from one renaming to the next
+
+Whatever removes such a folder goes through `remove_own`. What lies in it beyond `files` is somebody else's, too, and so is a file
+that has been changed since: `files` has a checksum of everything that Pollard wrote under a name.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.files import kept_aside, write_text
+
+PROVENANCE = "pollard.json"
+BY_LIBRARIES = ("__pycache__", ".cache")
+SAMPLES, SAMPLE = 64, 4096  # of a large file: how many pieces of how many bytes its checksum is of
+OF_A_RUN = ("pruned", "recovered", "control", "adapter", "control_adapter")  # earlier versions left no provenance in them
+EARLIER_MARKER = "pruning.json"  # what earlier versions left in an unfinished folder
+EARLIER_FILES = re.compile(  # what they left in a finished one, as far as nobody else's file has such a name
+    r"config\.json|generation_config\.json|skipping\.json|adapter_config\.json|README\.md|LICENSE\S*|.*\.index\.json"
+    r"|(model|adapter_model|pytorch_model)[\w-]*\.(safetensors|bin)|(tokenizer|vocab|special_tokens_map|added_tokens)[\w.]*"
+    r"|merges\.txt|chat_template\.\w+|additional_chat_templates/.+|\w*processor_config\.json|\S+\.py"
+)
+
+
+def read_provenance(folder: Path) -> dict[str, Any] | None:
+    """What `folder` says of itself; None where Pollard did not write it."""
+    try:
+        facts = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return facts if isinstance(facts, dict) and facts.get("format") == 1 else None
+
+
+def provenance(what: str, source: str, revision: str | None = None) -> dict[str, Any]:
+    """The facts to `sign` a folder with: what it is, and the checkpoint (with the hub's revision) that it was made of."""
+    return {"made_by": "pollard", "what": what, "source": source} | ({"revision": revision} if revision else {})
+
+
+def sign(folder: Path, facts: dict[str, Any]) -> None:
+    """Declares a finished folder Pollard's own: `facts` (what it is, from which source, …) and the files in it."""
+    names = [name for name in _names_in(folder) if name != PROVENANCE]
+    _write(folder, {"format": 1, **facts, "files": {name: [_checksum(folder / name)] for name in names}})
+
+
+def write_into(folder: Path, name: str, text: str) -> None:
+    """Writes a file into a finished folder, as Pollard's own. Somebody else's of that name is kept under another, and said."""
+    facts = read_provenance(folder)
+    if facts is not None:
+        _keep_aside_foreign(folder / name)
+        written = facts["files"].setdefault(name, [])
+        mark = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if mark not in written:  # first: a kill in between must not leave a file that looks like somebody's
+            written.append(mark)
+            _write(folder, facts)
+    write_text(folder / name, text)
+
+
+def remove_from(folder: Path, name: str) -> None:
+    """Takes a file that Pollard wrote out of a finished folder, where there is one; somebody's changed one is kept aside."""
+    if read_provenance(folder) is not None:
+        _keep_aside_foreign(folder / name)
+    (folder / name).unlink(missing_ok=True)
+
+
+def _keep_aside_foreign(path: Path) -> None:
+    if path.is_file() and path not in own_files(path.parent):
+        kept_aside(path)
+
+
+def _write(folder: Path, facts: dict[str, Any]) -> None:
+    write_text(folder / PROVENANCE, json.dumps(facts, indent=1) + "\n")
+
+
+def partial_of(target: Path) -> Path:
+    """Where `target` is written before it gets its name."""
+    return target.with_name(target.name + ".tmp")
+
+
+def begin(target: Path, identity: str = "") -> Path:
+    """An empty folder, to become `target`, that says it is unfinished. What an earlier attempt left there is removed.
+
+    Raises PollardError where somebody else's folder has that name.
+    """
+    partial = partial_of(target)
+    remove_own(partial)
+    partial.mkdir(parents=True)
+    write_text(partial / PROVENANCE, json.dumps({"format": 1, "unfinished": identity}) + "\n")
+    return partial
+
+
+def is_begun(target: Path, identity: str) -> bool:
+    """Whether an earlier attempt at the same (`identity`) was stopped, and can go on."""
+    return (read_provenance(partial_of(target)) or {}).get("unfinished") == identity
+
+
+@contextmanager
+def whole_folder(target: str | os.PathLike[str], facts: dict[str, Any]) -> Iterator[Path]:
+    """Yields a folder that becomes `target`, signed with `facts`, only if the block ends well.
+
+    Replaces a folder of Pollard's own. Raises PollardError, before anything is written, where there is something else.
+    """
+    target = Path(target)
+    check_target(target, overwrite=True)
+    partial = begin(target)
+    yield partial
+    sign(partial, facts)
+    put_in_place(partial, target)
+
+
+def put_in_place(partial: Path, target: Path) -> None:
+    """Gives a finished folder its name, in place of one of Pollard's own. Killed at any moment, the old or the new one is
+    there whole (`restore` finds it). Raises PollardError where `target` is somebody else's."""
+    check_target(target, overwrite=True)
+    aside, replaces = _aside(target), target.exists()
+    if replaces:
+        target.rename(aside)
+    partial.rename(target)
+    if replaces:
+        _remove(aside)  # checked a moment ago, under its other name
+
+
+def restore(target: Path) -> None:
+    """Gives a folder its name back that was set aside when a kill came; removes one whose replacement is there."""
+    aside = _aside(target)
+    if not aside.is_dir():
+        return
+    if target.exists():
+        remove_own(aside)
+    elif not foreign_files(aside):
+        aside.rename(target)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(target.name + ".old.tmp")
+
+
+def remove_own(folder: Path) -> None:
+    """Removes a folder that Pollard wrote, or an empty one; none there is fine. Raises PollardError for any other."""
+    if folder.is_symlink() or folder.exists():
+        _check_place(folder)
+        if foreign := foreign_files(folder):
+            raise PollardError(f"{_not_ours(folder, foreign)} Move it away, or give the result another place.")
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """What says whose it is goes last: after a kill in the middle, the rest is still known to be Pollard's."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != PROVENANCE:
+            path.unlink()
+    shutil.rmtree(folder)
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """Raises PollardError unless `target` can be made, or replaced without loss: nothing is there, an empty folder, or, with
+    `overwrite`, one that Pollard wrote and nobody has put anything into."""
+    restore(target)
+    for needed in (partial_of(target), _aside(target)):
+        if needed.is_symlink() or needed.exists():
+            _check_place(needed)
+            if foreign := foreign_files(needed):
+                raise PollardError(f"{_not_ours(needed, foreign)} That place is needed for a moment: move it away.")
+    if not target.is_symlink() and not target.exists():
+        return
+    _check_place(target)
+    if foreign := foreign_files(target):
+        raise PollardError(f"{_not_ours(target, foreign)} Nothing there is touched: move it away, or give another place.")
+    if any(target.iterdir()) and not overwrite:
+        facts = read_provenance(target) or {}
+        of = f" of {facts['source']}" if facts.get("source") else ""
+        raise PollardError(
+            f"{target} holds a {facts.get('what', 'checkpoint')}{of} already. Say overwrite=True to replace it, or give another "
+            "place."
+        )
+
+
+def _check_place(target: Path) -> None:
+    """Raises PollardError for what no folder may replace, whatever is in it."""
+    what = None
+    if target.is_symlink():
+        what = f"is a link to {os.readlink(target)}: give that place itself, or another"
+    elif not target.is_dir():
+        what = "is a file: give a folder"
+    elif os.path.ismount(target):
+        what = "is where a disk is mounted, and cannot be replaced: give a folder in it"
+    else:
+        here = target.resolve()
+        for place, name in ((Path.cwd(), "the folder you are in"), (Path.home(), "your home folder")):
+            if here in (place, *place.parents):
+                what = f"is {'' if here == place else 'above '}{name}: give a folder in it"
+    if what:
+        raise PollardError(f"{target} {what}.")
+
+
+def own_files(folder: Path) -> list[Path]:
+    """The files of a folder that Pollard wrote and nobody has changed since; none where it did not sign the folder."""
+    facts = read_provenance(folder) or {}
+    if "unfinished" in facts:
+        return [folder / name for name in _names_in(folder)]
+    own = [folder / name for name, written in facts.get("files", {}).items() if _is_as_written(folder / name, written)]
+    return [*own, folder / PROVENANCE] if facts else []
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """What in `folder` Pollard did not put there, or somebody has changed since: all of it, where the folder is not its own."""
+    if read_provenance(folder) is not None:
+        own = {str(path.relative_to(folder)) for path in own_files(folder)}
+    elif _of_an_earlier_version(folder):
+        own = {name for name in _names_in(folder) if folder.name.endswith(".tmp") or EARLIER_FILES.fullmatch(name)}
+    else:
+        return sorted(path.name for path in folder.iterdir())
+    return [name for name in _names_in(folder) if name not in own and not {*Path(name).parts} & {*BY_LIBRARIES}]
+
+
+def _names_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+
+
+def _is_as_written(path: Path, written: list[str]) -> bool:
+    return path.is_file() and not path.is_symlink() and _checksum(path) in written
+
+
+def _checksum(path: Path) -> str:
+    """A short hash of a file's content; of a large one, of its size and pieces all over it: other weights differ everywhere."""
+    size = path.stat().st_size
+    if size <= SAMPLES * SAMPLE:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for number in range(SAMPLES):
+            file.seek(number * (size - SAMPLE) // (SAMPLES - 1))
+            digest.update(file.read(SAMPLE))
+    return digest.hexdigest()[:16]
+
+
+def _of_an_earlier_version(folder: Path) -> bool:
+    """Earlier versions signed nothing: theirs are checkpoints under a run's names beside its manifest, and begun prunings."""
+    name = folder.name.removesuffix(".tmp").removesuffix(".old")
+    if folder.name.endswith(".tmp"):
+        try:
+            return "fingerprint" in json.loads((folder / EARLIER_MARKER).read_text()) or _in_a_run(folder, name)
+        except (OSError, ValueError, TypeError):
+            return _in_a_run(folder, name)
+    return _in_a_run(folder, name) and any((folder / file).is_file() for file in ("config.json", "adapter_config.json"))
+
+
+def _in_a_run(folder: Path, name: str) -> bool:
+    try:
+        manifest = json.loads((folder.parent / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return name in OF_A_RUN and isinstance(manifest, dict) and isinstance(manifest.get("stages"), dict)
+
+
+def _not_ours(folder: Path, foreign: list[str]) -> str:
+    """ "/data/thesis holds what Pollard did not write: a.txt, b/, c.md, … (12 in all)." """
+    ours = (read_provenance(folder) or {}).get("files", {})
+    shown = ", ".join(name + "/" * (folder / name).is_dir() + " (changed since)" * (name in ours) for name in foreign[:5])
+    more = f", … ({len(foreign)} in all)" if len(foreign) > 5 else ""
+    return f"{folder} holds what Pollard did not write: {shown}{more}."
