@@ -7,7 +7,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel, one per 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from toolkit.cuts.plan import BlockPlan, Plan
 from toolkit.moe import find_blocks
+from toolkit.runtime.errors import PollardError
 
 ROOT = Path(__file__).parents[1]
 PLAYGROUND = ROOT / "data" / "playground"
@@ -105,3 +107,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that start real ranks come first: on two workers, none of them is left for the end."""
     launching = {item.path for item in items if item.get_closest_marker("launcher")}
     items.sort(key=lambda item: item.path not in launching)
+
+
+@contextmanager
+def raises(code: str, *named: object) -> Iterator[pytest.ExceptionInfo[PollardError]]:
+    """A PollardError of this kind is raised inside, and its message names every value: what people must be told, however it
+    is worded."""
+    with pytest.raises(PollardError) as caught:
+        yield caught
+    assert caught.value.code == code, f"{caught.value.code}: {caught.value}"
+    missing = [value for value in named if str(value) not in str(caught.value)]
+    assert not missing, f"{missing} not named in: {caught.value}"

@@ -178,5 +178,5 @@ def test_a_mistake_that_rank_0_does_not_find_is_told_by_the_rank_that_does(monke
     error = PollardError("no GPU")
     assert cli._explain(error) == 1
     assert re.fullmatch(r"error rank 3 on \S+: no GPU\n", capsys.readouterr().out)
-    error.told = True  # by rank 0
+    error.already_reported = True  # by rank 0
     assert cli._explain(error) == 1 and capsys.readouterr().out == ""

@@ -59,7 +59,7 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 def _explain(error: PollardError | Bug) -> int:
     status = BUG if isinstance(error, Bug) else 1
-    if isinstance(error, PollardError) and error.told and not is_main():
+    if isinstance(error, PollardError) and error.already_reported and not is_main():
         return status
     where = ""
     if not is_main():  # what all ranks find rank 0 tells; then the launcher ends the others

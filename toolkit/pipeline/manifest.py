@@ -23,11 +23,10 @@ DONE, STALE, UNFINISHED = "done", "stale", "unfinished"  # an entry's status; th
 
 
 class Manifest:
-    """Which stages of the run in `path` are done, stale or unfinished."""
+    """Which stages of the run in `path` are done, stale or unfinished; mixed into a class that has the two paths."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.manifest = path / "manifest.json"
+    path: Path
+    manifest: Path  # the file
 
     def read_manifest(self) -> dict[str, Any]:
         """The manifest, or a new one. Raises PollardError for a file that cannot be understood."""

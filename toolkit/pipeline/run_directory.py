@@ -21,38 +21,17 @@ from toolkit.runtime.run_files import (
     remove_half_written,
     remove_matching,
 )
+from toolkit.runtime.run_paths import RunPaths
 
 RESUMED = ("checkpoints", "teacher", "answers", "fidelity")  # what stages go on from
 
 
-class RunDirectory(Manifest):
+class RunDirectory(RunPaths, Manifest):
     """Paths and manifest of one run."""
 
     def __init__(self, name: str, root: str | Path = "runs") -> None:
-        super().__init__(Path(root) / name)
-        self.recipe = self.path / "recipe.yaml"
-        self.statistics = self.path / "calibration"
-        self.plan = self.path / "plan.json"
-        self.alternatives = self.path / "alternatives.json"
-        self.pruned = self.path / "pruned"
-        self.recovered = self.path / "recovered"
-        self.control = self.path / "control"
-        self.teacher = self.path / "teacher"
-        self.answers = self.path / "answers"
-        self.adapter = self.path / "adapter"
-        self.control_adapter = self.path / "control_adapter"
-        self.checkpoints = self.path / "checkpoints"
-        self.training_log = self.path / "training_log.jsonl"
-        self.control_log = self.path / "control_log.jsonl"
-        self.rounds = self.path / "rounds"
-        self.evaluation = self.path / "evaluation"
-        self.fidelity = self.path / "fidelity"
-        self.sweep = self.path / "sweep"
+        super().__init__(name, root)
         self._lock: IO[str] | None = None
-
-    def answer_log(self, role: str) -> Path:
-        """What is answered of an evaluation at work."""
-        return self.evaluation / f"{role}.answers"
 
     @property
     def another_name(self) -> str:

@@ -156,7 +156,7 @@ def on_main(function: Callable[[], T]) -> T:
             _alone = False
     torch.distributed.broadcast_object_list(outcome)
     if outcome[1] is not None:
-        outcome[1].told = True
+        outcome[1].already_reported = True
         raise outcome[1]
     return outcome[0]
 

@@ -8,17 +8,24 @@ T = TypeVar("T")
 
 
 class PollardError(Exception):
-    """A mistake in the input or the machine that its reader can mend."""
+    """A mistake in the input or the machine that its reader can mend.
 
-    told = False
-    """Rank 0 raises it, too, and tells it."""
+    `code` names the kind of mistake for programs and tests ("plan.other-model"): messages may be worded anew, codes stay.
+    """
+
+    already_reported = False
+    """Rank 0 raises it, too, and reports it."""
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class ItemsFailed(PollardError):
     """Some items could not be judged; what could is saved."""
 
     def __init__(self, message: str, items: Sequence[int]) -> None:
-        super().__init__(message)
+        super().__init__(message, "evaluation.items-failed")
         self.items = list(items)
 
 
@@ -62,6 +69,6 @@ class Mistakes:
         if len(self._found) == 1:
             raise next(iter(self._found.values()))
         if self._found:
-            together = PollardError("\n".join(self._found))
-            together.told = all(error.told for error in self._found.values())
+            together = PollardError("\n".join(self._found), "several")
+            together.already_reported = all(error.already_reported for error in self._found.values())
             raise together
