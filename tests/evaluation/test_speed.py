@@ -7,15 +7,15 @@ import torch
 from conftest import tiny_model
 
 from toolkit.evaluation import speed
-from toolkit.evaluation.speed import Entrant, Load, benchmark, timed
+from toolkit.evaluation.speed import BenchmarkedModel, Workload, benchmark, time_batch
 
-LOAD = Load(batch_sizes=(1, 3), prompt_tokens=9, new_tokens=4, repeats=3)
+LOAD = Workload(batch_sizes=(1, 3), prompt_tokens=9, new_tokens=4, repeats=3)
 CLOCK = {"prefill": 100.0, "decode": 10.0, "first_token": 0.5}
 
 
-def entrant(name: str, parameters: int = 100, weight_bytes: int = 1000, model: Any = None) -> Entrant:
+def entrant(name: str, parameters: int = 100, weight_bytes: int = 1000, model: Any = None) -> BenchmarkedModel:
     facts = {"parameters": parameters, "active_parameters": 50, "checkpoint_bytes": 4 * parameters, "random": True}
-    return Entrant(name, facts, weight_bytes, lambda: model or tiny_model("mixtral"))
+    return BenchmarkedModel(name, facts, weight_bytes, lambda: model or tiny_model("mixtral"))
 
 
 def test_every_prompt_is_read_and_no_end_token_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +23,7 @@ def test_every_prompt_is_read_and_no_end_token_ends_it(monkeypatch: pytest.Monke
     model.generation_config.eos_token_id = list(range(64))  # whatever it writes would be the end
     theirs = model.generation_config
     model.register_forward_pre_hook(lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
-    found = timed(model, 3, 9, 4)
+    found = time_batch(model, 3, 9, 4)
     assert shapes == [(3, 9), (3, 1), (3, 1), (3, 1)]
     assert model.generation_config is theirs
     assert found["prefill"] == pytest.approx(27 / found["first_token"]) and found["decode"] > 0

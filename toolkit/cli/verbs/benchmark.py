@@ -32,7 +32,7 @@ def _numbers(text: str) -> list[int]:
 
 def run(arguments: argparse.Namespace) -> None:
     from toolkit.cli.verbs.entrants import entrants
-    from toolkit.evaluation.speed import Load, benchmark
+    from toolkit.evaluation.speed import Workload, benchmark
     from toolkit.pipeline.run_models import find_run, is_run
     from toolkit.report import write_report
     from toolkit.report.fidelity_harness import SPEED, models_made
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise PollardError("--new-tokens must be at least 2 (the first is prefill), --prompt-tokens and --repeats at least 1.")
     if arguments.json:
         _check_figures(Path(arguments.json))
-    load = Load(arguments.batch_sizes, arguments.prompt_tokens, arguments.new_tokens, arguments.repeats)
+    load = Workload(arguments.batch_sizes, arguments.prompt_tokens, arguments.new_tokens, arguments.repeats)
     found = benchmark(entrants(arguments.models, arguments.keep, arguments.dtype), load)
     show_speed(found)
     if arguments.json:

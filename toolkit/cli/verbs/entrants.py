@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.cuts.model_summary import pruned_meta_model
-from toolkit.evaluation.speed import Entrant
+from toolkit.evaluation.speed import BenchmarkedModel
 from toolkit.moe import checkpoint_bytes, checkpoint_files, load_config, load_model, meta_model, random_model, sizes, weight_bytes
 from toolkit.pipeline.run_models import NamedModel, models_at
 from toolkit.runtime.distributed import device
 from toolkit.runtime.errors import PollardError
 
 
-def entrants(paths: Sequence[str], keep: Sequence[int], dtype: str) -> list[Entrant]:
+def entrants(paths: Sequence[str], keep: Sequence[int], dtype: str) -> list[BenchmarkedModel]:
     """Every model of the paths, in their order; with `keep`, also the first one's shape with so many experts.
 
     A folder with config.json and no weights stands for a random model of that shape: as fast as a real one but for what its
@@ -37,18 +37,18 @@ def _without_weights(path: str) -> bool:
     return not files.weights and not files.unread
 
 
-def _real(model: NamedModel, dtype: str) -> Entrant:
+def _real(model: NamedModel, dtype: str) -> BenchmarkedModel:
     config = load_config(model.path, model.revision)
     facts = _facts(config, checkpoint_bytes(model.path, model.revision)) | {"path": model.path, "random": False}
-    return Entrant(
+    return BenchmarkedModel(
         model.name, facts, weight_bytes(config, dtype),
         lambda: load_model(model.path, model.revision, dtype, device()),
     )  # fmt: skip
 
 
-def _random(name: str, config: Any, dtype: str) -> Entrant:
+def _random(name: str, config: Any, dtype: str) -> BenchmarkedModel:
     facts = _facts(config, weight_bytes(config)) | {"path": None, "random": True}
-    return Entrant(name, facts, weight_bytes(config, dtype), lambda: random_model(config, dtype, device()))
+    return BenchmarkedModel(name, facts, weight_bytes(config, dtype), lambda: random_model(config, dtype, device()))
 
 
 def _facts(config: Any, size: int) -> dict[str, Any]:

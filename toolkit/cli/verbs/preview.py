@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
     from toolkit.runtime.distributed import say
     from toolkit.runtime.errors import Mistakes
     from toolkit.tasks import Task
-    from toolkit.tasks.lengths import lengths_of
+    from toolkit.tasks.token_checks import lengths_of
 
     task = Task(recipe.task)
     splits = {split: task.examples(split) for split in SPLITS}  # type: ignore[arg-type]
