@@ -40,7 +40,7 @@ def test_models_are_measured_in_turn_after_one_turn_to_warm_up(monkeypatch: pyte
 
     models = {name: tiny_model("mixtral") for name in "ab"}
     seen.update({id(model): name for name, model in models.items()})
-    monkeypatch.setattr(speed, "timed", noting)
+    monkeypatch.setattr(speed, "time_batch", noting)
     found = benchmark([entrant("a", model=models["a"]), entrant("b", 50, model=models["b"])], LOAD)
     assert order == ["a1", "a3", "b1", "b3"] * 4
     a, b = found["models"]
@@ -55,7 +55,7 @@ def test_models_that_do_not_fit_together_are_loaded_for_every_turn(
 ) -> None:
     loaded = []
     monkeypatch.setattr(speed, "free_memory", lambda where: room)
-    monkeypatch.setattr(speed, "timed", lambda *_: dict(CLOCK))
+    monkeypatch.setattr(speed, "time_batch", lambda *_: dict(CLOCK))
     entrants = [entrant(name)._replace(load=lambda name=name: loaded.append(name) or tiny_model("mixtral")) for name in "ab"]
     assert benchmark(entrants, LOAD)["together"] == (loads == 1)
     assert loaded == ["a", "b"] * loads
@@ -67,7 +67,7 @@ def test_a_batch_that_does_not_fit_is_told_and_the_others_are_measured(monkeypat
             raise torch.OutOfMemoryError
         return dict(CLOCK)
 
-    monkeypatch.setattr(speed, "timed", small)
+    monkeypatch.setattr(speed, "time_batch", small)
     (model,) = benchmark([entrant("a")], LOAD)["models"]
     assert [batch["fits"] for batch in model["batches"]] == [True, False]
     assert model["batches"][0]["peak_memory_bytes"] >= 1000
