@@ -103,7 +103,7 @@ def _check(grid: Grid, directory: RunDirectory) -> None:
         of_cell = recipe.model_copy(update={"evaluation": evaluation, "control": False})
         notes |= dict.fromkeys(mistakes.collect(partial(check, of_cell, directory)) or [])
     if other := grid.recipe.sweep.off_task:
-        mistakes.collect(lambda: check_probe(other))
+        mistakes.collect(lambda: check_probe(other, Task(other.task) if other.task else None))
     mistakes.raise_all()
     for note in notes:
         say(f"[bold]note[/] {escape(note)}")
@@ -179,9 +179,10 @@ def _measured(path: Path) -> dict[str, Any] | None:
 def _measure(recipe: Recipe, choices: list[SweepChoice], folder: Path) -> None:
     """One file per choice, written as soon as it is measured."""
     tokenizer = load_tokenizer(recipe.model.path, recipe.model.revision)
-    probes = {"task": read_probe(DataRecipe(task=recipe.task), recipe, tokenizer), "off_task": None}
+    probes = {"task": read_probe(DataRecipe(task=recipe.task), Task(recipe.task), recipe, tokenizer), "off_task": None}
     if recipe.sweep.off_task:
-        probes["off_task"] = read_probe(recipe.sweep.off_task, recipe, tokenizer)
+        other = recipe.sweep.off_task.task
+        probes["off_task"] = read_probe(recipe.sweep.off_task, Task(other) if other else None, recipe, tokenizer)
     gold, said = _gold(recipe, tokenizer), folder / "original"  # what the original says of them, until all cells are measured
 
     def measure(model: PreTrainedModel) -> None:
@@ -191,8 +192,10 @@ def _measure(recipe: Recipe, choices: list[SweepChoice], folder: Path) -> None:
         for number, choice in enumerate(choices, start=1):
             started = time.monotonic()
             with masked(model, choice.plan):
-                found = {name: probe and measure_probe(model, tokenizer, recipe, probe) for name, probe in probes.items()}
-                found["fidelity"] = measure_fidelity(model, gold, said, "").facts() if gold else None
+                found = {
+                    name: probe and measure_probe(model, tokenizer, recipe, probe).to_json() for name, probe in probes.items()
+                }
+                found["fidelity"] = measure_fidelity(model, gold, said, "").to_json() if gold else None
             seconds = round(time.monotonic() - started, 1)
             facts = {
                 "format": 2, "keep": choice.plan.keep, "experts_per_token": choice.plan.experts_per_token,
@@ -214,7 +217,8 @@ def _gold(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, 
     """The dev answers over which masked models are compared with the original; none where the recipe does not ask for it."""
     if not recipe.evaluation.fidelity:
         return []
-    return read_probe(DataRecipe(task=recipe.task, examples=recipe.evaluation.fidelity), recipe, tokenizer).batches
+    data = DataRecipe(task=recipe.task, examples=recipe.evaluation.fidelity)
+    return read_probe(data, Task(recipe.task), recipe, tokenizer).batches
 
 
 def _finish(recipe: Recipe, choices: list[SweepChoice], directory: RunDirectory) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         _check_figures(Path(arguments.json))
     load = Workload(arguments.batch_sizes, arguments.prompt_tokens, arguments.new_tokens, arguments.repeats)
-    found = benchmark(entrants(arguments.models, arguments.keep, arguments.dtype), load)
+    found = benchmark(entrants(arguments.models, arguments.keep, arguments.dtype), load).to_json()
     show_speed(found)
     if arguments.json:
         write_text(arguments.json, json.dumps(found, indent=1) + "\n")

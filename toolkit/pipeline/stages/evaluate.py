@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from toolkit.evaluation import AnswerLog, Decoding, Scores, evaluate, evaluate_with
+from toolkit.evaluation import AnswerLog, Decoding, Questions, Scores, evaluate, evaluate_with
 from toolkit.moe import active_expert_parameters, checkpoint_bytes, load_config, load_tokenizer, meta_model, sizes
 from toolkit.moe.limits import context_length
 from toolkit.moe.placement import with_model
@@ -50,7 +50,7 @@ def evaluate_stage(
                 model, tokenizer, *asked, settings.batch_size, settings.max_new_tokens, settings.temperature,
                 settings.samples, recipe.seed, "continuous" if settings.backend == "continuous" else "transformers", log,
             )  # fmt: skip
-            skipped = scores.about.get("experts_skipped", 0) * active_expert_parameters(nothing_loaded)
+            skipped = (scores.facts.experts_skipped or 0.0) * active_expert_parameters(nothing_loaded)
             return done(scores, {"active_parameters": active - round(skipped)})  # of a token, on average
 
         def ask(server: ServerRecipe) -> dict[str, Any]:
@@ -60,19 +60,21 @@ def evaluate_stage(
             asking = on_all_ranks(lambda: ServerWriter(server, settings.servers, tokenizer, decoding))
             say(f"  asking {asking.model} at {asking.url}")
             context = context_length(nothing_loaded.config, tokenizer)
-            return done(evaluate_with(asking, tokenizer, *asked, decoding, log, context=context), {"backend": "server"})
+            return done(
+                evaluate_with(asking, tokenizer, Questions.of(*asked), decoding, log, context=context), {"backend": "server"}
+            )
 
         def done(scores: Scores, more: dict[str, Any]) -> dict[str, Any]:
-            scores.about |= facts | more
+            scores.add_facts(**(facts | more))
             if is_main():
                 scores.save(run.evaluation, role)
             scores.check()
             low, high = scores.interval
             say(
                 f"  {scores.score:.1%} of {scores.n:,} right (95 % interval {low:.1%} to {high:.1%}), "
-                f"{scores.flexible_score:.1%} by flexible extraction{scores.told_beside}"
+                f"{scores.flexible_score:.1%} by flexible extraction{scores.other_measures}"
             )
-            if (mean := scores.about.get("mean_score")) is not None:
+            if (mean := scores.facts.mean_score) is not None:
                 say(f"  by the vote of {settings.samples} answers each; a single one is right {mean:.1%} of the time")
             return {"score": scores.score, "n": scores.n, "bad_lines": task.bad_lines(settings.split)}
 

@@ -7,6 +7,7 @@ harness/<role>      asks a model the questions of lm-evaluation-harness     -> e
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def fidelity_original_stage(recipe: Recipe, run: RunDirectory, fingerprint: str)
     batches, left_out = _gold(recipe)
 
     def keep(model: PreTrainedModel) -> dict[str, Any]:
-        return write_reference(model, batches, run.fidelity, fingerprint)
+        return asdict(write_reference(model, batches, run.fidelity, fingerprint))
 
     facts = with_model(recipe, recipe.model.path, recipe.model.revision, keep)
     say(f"  {facts['tokens']:,} tokens in {run.fidelity}: {facts['bytes'] / 2**20:,.1f} MiB")
@@ -63,7 +64,7 @@ def fidelity_stage(role: str, original: str) -> Do:
         batches, left_out = _gold(recipe)
 
         def measure(model: PreTrainedModel) -> dict[str, Any]:
-            found = measure_fidelity(model, batches, run.fidelity, original).facts()
+            found = measure_fidelity(model, batches, run.fidelity, original).to_json()
             about = {"split": recipe.evaluation.split, "left_out": left_out}
             _write(run, f"{role}.fidelity.json", found | about)
             told = f"KL {loss(found['kl'])} nats per token, acceptance {percent(found['acceptance'])}"
@@ -92,9 +93,9 @@ def harness_stage(role: str) -> Do:
 
         def measure(model: PreTrainedModel) -> dict[str, Any]:
             found = run_harness(model, tokenizer, settings.harness or [], settings.harness_tasks, _batch_size(recipe))
-            _write(run, f"{role}.harness.json", found)
-            for task, about in found.items():
-                say(f"  {task}: " + ", ".join(f"{metric} {each['value']:.4f}" for metric, each in about["metrics"].items()))
+            _write(run, f"{role}.harness.json", {task: asdict(result) for task, result in found.items()})
+            for task, result in found.items():
+                say(f"  {task}: " + ", ".join(f"{name} {metric.value:.4f}" for name, metric in result.metrics.items()))
             return {"tasks": len(found)}
 
         return with_model(recipe, path, revision, measure, "lm-evaluation-harness asks every rank questions of its own")
