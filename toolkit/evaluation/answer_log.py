@@ -15,7 +15,7 @@ from typing import Any
 from toolkit.evaluation.answers import Request
 from toolkit.evaluation.judging import Answer
 from toolkit.runtime.distributed import on_main, rank
-from toolkit.runtime.fingerprints import fingerprint_of
+from toolkit.runtime.files import fingerprint_of
 
 FORMAT = 2  # of the lines, and of how an answer is taken out of what was written
 Found = dict[tuple[int, int], Answer]  # by item and sample

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.fingerprints import fingerprint_of_path
+from toolkit.runtime.files import fingerprint_of_path
 from toolkit.tasks.data_files import ENDINGS, Source, ending_of, files_of, is_saved_by_datasets
 from toolkit.tasks.file_formats import NARROW, Line, as_narrow, class_names_of, read_file
 
