@@ -28,8 +28,7 @@ from toolkit.recovery.trainer import RecoveryTrainer, close_trackers, prepare, t
 from toolkit.recovery.training_data import TrainingData, read_training_data
 from toolkit.runtime.distributed import is_main, on_main, say
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.files import explained_full_disk
-from toolkit.runtime.fingerprints import fingerprint_of, fingerprint_of_source
+from toolkit.runtime.files import explain_full_disk, fingerprint_of, fingerprint_of_source
 from toolkit.runtime.signed_folders import check_target, remove_own, whole_folder
 from toolkit.runtime.zero import build_communication
 from toolkit.tasks import Encoded, Example, Task, encode_all
@@ -80,10 +79,10 @@ def recover(
         with tensorboard_in(run.path / "tensorboard" / role):
             trainer = make_trainer(model, arguments, train_dataset=train_data, eval_dataset=dev_data, processing_class=tokenizer)
         continued = prepare(trainer, recipe, training, fingerprint, begun, accuracy)
-        with explained_full_disk(run.path, lambda: kept(training.checkpoints)):  # what trackers write, too
+        with explain_full_disk(run.path, lambda: kept(training.checkpoints)):  # what trackers write, too
             trainer.train(resume_from_checkpoint=continued)
         on_main(lambda: remove_own(training.adapter))  # of another method
-        with explained_full_disk(training.target, lambda: kept(training.checkpoints)):
+        with explain_full_disk(training.target, lambda: kept(training.checkpoints)):
             _save(recipe, trainer, model, training)
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         chosen = trainer.state.best_global_step if recipe.finetuning.select_by != "last" else None

@@ -23,7 +23,7 @@ from toolkit.recovery.selection import stopping
 from toolkit.recovery.training_metrics import ProgressLines, Steps, TrainingMetrics
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.files import explained_full_disk
+from toolkit.runtime.files import explain_full_disk
 from toolkit.runtime.progress import steps_bar
 
 
@@ -79,7 +79,7 @@ class RecoveryTrainer(SFTTrainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         folder = Path(str(self.args.output_dir))
-        with explained_full_disk(folder / f"checkpoint-{self.state.global_step}", lambda: kept(folder)):
+        with explain_full_disk(folder / f"checkpoint-{self.state.global_step}", lambda: kept(folder)):
             super()._save_checkpoint(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

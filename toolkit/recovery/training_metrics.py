@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from toolkit.moe import RoutingMonitor
 from toolkit.recovery.checkpoints import kept
 from toolkit.runtime.distributed import gather, is_main, say
-from toolkit.runtime.files import explained_full_disk, write_text
+from toolkit.runtime.files import explain_full_disk, write_text
 from toolkit.runtime.progress import duration
 
 ENTROPY = "routing_entropy"
@@ -92,7 +92,7 @@ class ProgressLines(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not is_main():
             return
-        with explained_full_disk(self.log, lambda: kept(Path(args.output_dir))), self.log.open("a", encoding="utf-8") as file:
+        with explain_full_disk(self.log, lambda: kept(Path(args.output_dir))), self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(state.log_history[-1]) + "\n")
         logs = logs or {}
         step = f"  step {state.global_step:>5}/{state.max_steps} ({state.global_step / max(state.max_steps, 1):.0%})".replace(

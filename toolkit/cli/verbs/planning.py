@@ -1,4 +1,4 @@
-"""`pollard preview RECIPE`: the task as the model sees it."""
+"""Verbs before a run, which read no weights: `pollard estimate`, `inspect` and `preview`."""
 
 import argparse
 
@@ -8,14 +8,50 @@ from toolkit.recipe.file import load_recipe
 SPLITS = ("train", "dev", "test")
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_estimate_arguments(parser: argparse.ArgumentParser) -> None:
+    """A recipe, and a machine to plan for: this one unless described."""
+    parser.add_argument(
+        "recipe", help="a YAML file, e.g. recipes/math.yaml; a folder with config.json alone will do as its model"
+    )
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key.path=value", help="e.g. finetuning.zero=3")
+    parser.add_argument("--gpus", type=int, help="on each node (default: those of this machine)")
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--gpu", help="their kind, e.g. a100 or h100: memory and speed")
+    parser.add_argument("--gpu-memory", help="of each, e.g. 80G")
+    parser.add_argument("--cpu-memory", help="RAM of each node, e.g. 512G (default: this machine's)")
+
+
+def run_estimate(arguments: argparse.Namespace) -> None:
+    """Exit status 0 whether it fits or not: the last line says so."""
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    from toolkit.cli.estimate_table import show_estimate
+    from toolkit.estimate import Estimator, advice, combined_advice, machine
+
+    there = machine(arguments.gpus, arguments.nodes, arguments.gpu, arguments.gpu_memory, arguments.cpu_memory)
+    estimator = Estimator(there)
+    estimate = estimator.estimate(recipe)
+    show_estimate(estimate, advice(estimator, recipe, estimate), combined_advice(estimator, recipe, estimate))
+
+
+def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a folder with a transformers checkpoint, or a hub id")
+
+
+def run_inspect(arguments: argparse.Namespace) -> None:
+    from toolkit.cuts.model_summary import model_summary
+    from toolkit.report.model_summary import show_model_summary
+
+    show_model_summary(model_summary(arguments.model))
+
+
+def add_preview_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe_arguments(parser)
     parser.add_argument("--examples", type=int, default=2, help="how many to show (default: 2)")
     parser.add_argument("--split", choices=SPLITS, default="test", help="whose (default: test)")
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Reads the task, the tokenizer and the configuration, and no weights. What does not fit the model comes last."""
+def run_preview(arguments: argparse.Namespace) -> None:
+    """Reads the task, the tokenizer and the configuration, and no weights. Conflicts with the model are reported last."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     from rich.markup import escape
 
@@ -54,10 +90,24 @@ def run(arguments: argparse.Namespace) -> None:
     mistakes.raise_all()
 
 
+ESTIMATE = Verb(
+    "estimate",
+    "memory, time and disk of every stage, before anything runs; needs no GPU",
+    "pollard estimate recipes/math.yaml --gpus 8 --gpu h100 --cpu-memory 1T",
+    run_estimate,
+    add_estimate_arguments,
+)
+INSPECT = Verb(
+    "inspect",
+    "what a model is made of, and its size with fewer experts; reads no weights",
+    "pollard inspect mistralai/Mixtral-8x7B-v0.1",
+    run_inspect,
+    add_inspect_arguments,
+)
 PREVIEW = Verb(
     "preview",
     "the task's examples exactly as the model sees them, and how long they are; reads no weights",
     "pollard preview recipes/playground.yaml --split train --examples 3",
-    arguments,
-    run,
+    run_preview,
+    add_preview_arguments,
 )

@@ -1,4 +1,7 @@
-"""What `pollard benchmark` measures: checkpoints, the models of a run, or random models of a configuration's shape."""
+"""The models that `pollard benchmark` measures: checkpoints, the models of a run, or random models of a configuration's shape.
+
+Apart from the verb for start-up time: it imports torch.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,22 +15,23 @@ from toolkit.runtime.distributed import device
 from toolkit.runtime.errors import PollardError
 
 
-def entrants(paths: Sequence[str], keep: Sequence[int], dtype: str) -> list[BenchmarkedModel]:
-    """Every model of the paths, in their order; with `keep`, also the first one's shape with so many experts.
+def models_to_measure(paths: Sequence[str], keep: Sequence[int], dtype: str) -> list[BenchmarkedModel]:
+    """Every model of `paths`, in order, then the shape of the first one with each number of experts in `keep`.
 
-    A folder with config.json and no weights stands for a random model of that shape: as fast as a real one but for what its
-    routers choose. Raises PollardError for a path that is no model, and for `keep` beside real weights.
+    A folder with config.json and no weights stands for a random model of that shape, which is as fast as a real one except for
+    the experts that its routers choose. Raises PollardError for a path that is no model, and for `keep` with real weights.
     """
-    found = [model for path in paths for model in models_at(path)]
-    if keep and not _without_weights(found[0].path):
+    models = [model for path in paths for model in models_at(path)]
+    if keep and not _without_weights(models[0].path):
         raise PollardError(
-            f"--keep makes random models of a shape, and {found[0].path} has weights: prune it, or name a folder with "
-            "config.json alone."
+            f"--keep makes random models of a shape, and {models[0].path} has weights: prune it, or name a folder with "
+            "config.json alone.",
+            code="cli.keep-with-weights",
         )
-    made = [_random(c.name, load_config(c.path), dtype) if _without_weights(c.path) else _real(c, dtype) for c in found]
-    config = load_config(found[0].path) if keep else None
-    made += [_random(f"keep {number}", pruned_meta_model(config, number).config, dtype) for number in keep]
-    return [entrant._replace(name=name) for entrant, name in zip(made, _names([e.name for e in made]), strict=True)]
+    entrants = [_random(m.name, load_config(m.path), dtype) if _without_weights(m.path) else _real(m, dtype) for m in models]
+    config = load_config(models[0].path) if keep else None
+    entrants += [_random(f"keep {number}", pruned_meta_model(config, number).config, dtype) for number in keep]
+    return [entrant._replace(name=name) for entrant, name in zip(entrants, _names([e.name for e in entrants]), strict=True)]
 
 
 def _without_weights(path: str) -> bool:
@@ -57,6 +61,6 @@ def _facts(config: Any, size: int) -> dict[str, Any]:
 
 
 def _names(names: list[str]) -> list[str]:
-    """Folders by their last part, where that tells them apart."""
+    """Paths by their last part where those differ, else numbered."""
     short = [Path(name).name if "/" in name else name for name in names]
     return short if len(set(short)) == len(short) else [f"{number}: {name}" for number, name in enumerate(names, start=1)]
