@@ -20,7 +20,7 @@ from toolkit.evaluation.scores import Scores
 from toolkit.evaluation.skipping import measured_skipping
 from toolkit.evaluation.voting import judge_samples, mean_score
 from toolkit.moe import is_partitioned, load_model, load_tokenizer
-from toolkit.moe.limits import ContextLength, context_length
+from toolkit.moe.tokenizer import ContextLength, context_length
 from toolkit.runtime.distributed import barrier, device, gather, on_all_ranks, on_main, say, world_size
 from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Example, Split, Task, encode_prompt, gold_of

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from toolkit.moe import SkipCount, counting_skips, find_blocks
-from toolkit.moe.skipping import skips
+from toolkit.moe.expert_skipping import is_skipping
 from toolkit.runtime.distributed import gather, say
 
 
@@ -16,12 +16,12 @@ def measured_skipping(model: PreTrainedModel) -> Iterator[dict[str, Any]]:
     """Yields what is known of it after the context, of all ranks together: nothing where the model does not skip, or no token
     passed (all answers were there already)."""
     facts: dict[str, Any] = {}
-    if not skips(model):
+    if not is_skipping(model):
         yield facts
         return
     with counting_skips(model) as counter:
         yield facts
-    count = SkipCount.of_all(gather(counter.take()))
+    count = SkipCount.merged(gather(counter.take()))
     if not any(count.tokens):
         return
     names = [block.name for block in find_blocks(model)]
