@@ -56,7 +56,7 @@ def run_preview(arguments: argparse.Namespace) -> None:
     from rich.markup import escape
 
     from toolkit.moe import load_config, load_tokenizer
-    from toolkit.moe.limits import context_length
+    from toolkit.moe.tokenizer import context_length
     from toolkit.pipeline.data_checks import limit_checks, rendering_checks
     from toolkit.report.preview import show_examples, show_lengths
     from toolkit.runtime.distributed import say
