@@ -7,7 +7,7 @@ import torch
 from conftest import PLAYGROUND, plan_for, tiny_model
 from transformers import GenerationConfig, PreTrainedModel
 
-from toolkit.cuts.experts import slice_model
+from toolkit.cuts.experts import apply_plan
 from toolkit.evaluation.drafting import compare_drafting, timed_answer
 from toolkit.moe import load_model, load_tokenizer
 from toolkit.runtime.errors import PollardError
@@ -30,7 +30,7 @@ def original() -> PreTrainedModel:
 @pytest.fixture(scope="module")
 def pruned() -> PreTrainedModel:
     model = load_model(str(PLAYGROUND / "model"))
-    return slice_model(model, plan_for(model, [0, 2, 5, 7]))
+    return apply_plan(model, plan_for(model, [0, 2, 5, 7]))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 from conftest import plan_for, tiny_model
 from transformers import PreTrainedModel
 
-from toolkit.cuts.experts import masked, slice_model
+from toolkit.cuts.experts import apply_plan, masked
 from toolkit.evaluation import Fidelity, fidelity, measure_fidelity, write_reference
 from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Encoded, padded_batches
@@ -83,7 +83,7 @@ def test_the_standard_error_counts_examples_not_tokens(tmp_path: Path) -> None:
 
 def test_a_masked_model_is_as_like_the_original_as_the_pruned_one(tmp_path: Path) -> None:
     original, plan = sure_model(), plan_for(sure_model(), KEPT)
-    pruned = slice_model(sure_model(), plan)
+    pruned = apply_plan(sure_model(), plan)
     with masked(original, plan):
         found = measured(original, tmp_path / "kept")
     assert tuple(found) == pytest.approx(tuple(measured(pruned, tmp_path / "kept")), abs=1e-6) and found.kl > 1e-3

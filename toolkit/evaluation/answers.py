@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.runtime.distributed import on_main, rank
-from toolkit.runtime.fingerprints import fingerprint_of
+from toolkit.runtime.files import fingerprint_of
 from toolkit.tasks import ChatFormat, Example, Message, chat_format, format_of
 
 

@@ -18,8 +18,8 @@ from toolkit.evaluation.likelihood import with_likeliest
 from toolkit.evaluation.memory import batch_size_for, peak_memory, reset_peak_memory
 from toolkit.evaluation.scores import EvaluationFacts, Scores
 from toolkit.moe import SkipCount, counting_skips, find_blocks, is_partitioned, load_model, load_tokenizer
-from toolkit.moe.limits import ContextLength, context_length
-from toolkit.moe.skipping import skips
+from toolkit.moe.expert_skipping import is_skipping
+from toolkit.moe.tokenizer import ContextLength, context_length
 from toolkit.runtime.distributed import barrier, device, gather, on_all_ranks, on_main, say, world_size
 from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Example, Split, Task, encode_prompt, gold_of
@@ -176,12 +176,12 @@ class SkippingFacts:
 def measured_skipping(model: PreTrainedModel) -> Iterator[SkippingFacts]:
     """Counts what the model skips inside; the yielded facts are filled in at the end."""
     facts = SkippingFacts()
-    if not skips(model):
+    if not is_skipping(model):
         yield facts
         return
     with counting_skips(model) as counter:
         yield facts
-    count = SkipCount.of_all(gather(counter.take()))
+    count = SkipCount.merged(gather(counter.take()))
     if not any(count.tokens):
         return
     names = [block.name for block in find_blocks(model)]

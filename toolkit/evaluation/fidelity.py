@@ -26,9 +26,9 @@ from toolkit.evaluation.distributions import ENTRIES, REST, CompressedDistributi
 from toolkit.moe import is_partitioned, logits_at
 from toolkit.runtime.distributed import barrier, gather, on_main, say, shard, shard_in_step
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.files import KEPT, explained_full_disk
+from toolkit.runtime.files import RESUME_ADVICE, explain_full_disk
 from toolkit.runtime.progress import progress
-from toolkit.runtime.shards import ABOUT, missing_shards, shard_path
+from toolkit.runtime.shards import ABOUT_FILE, missing_shards, shard_path
 
 FORMAT = 2  # of the files; another one is not read
 SUFFIX = ".safetensors"
@@ -74,7 +74,7 @@ def write_reference(model: PreTrainedModel, batches: Sequence[Batch], folder: Pa
             )
         path = shard_path(folder, number, SUFFIX)
         partial = path.with_name(path.name + ".tmp")
-        with explained_full_disk(path, lambda: KEPT):
+        with explain_full_disk(path, lambda: RESUME_ADVICE):
             save_file(compress(logits_NV)._asdict(), partial)
         partial.replace(path)
     barrier()
@@ -165,7 +165,7 @@ def _identity(batches: Sequence[Batch], fingerprint: str) -> Identity:
 
 def _check(folder: Path, identity: Identity) -> None:
     try:
-        stored = json.loads((folder / ABOUT).read_text())
+        stored = json.loads((folder / ABOUT_FILE).read_text())
     except (OSError, ValueError) as error:
         raise PollardError(
             f"What the original says is not in {folder} ({error}): run with --fresh.", code="fidelity.missing"

@@ -18,7 +18,7 @@ from toolkit.evaluation.decoding import Decoding, StopRows, as_list, generate, g
 from toolkit.moe import is_partitioned
 from toolkit.runtime.distributed import say, shard, shard_in_step
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.progress import counted, progress
+from toolkit.runtime.progress import batch_sizes, progress
 from toolkit.tasks import ChatFormat, chat_format
 
 
@@ -42,7 +42,7 @@ def generate_shard(
     mine = shard_in_step(batches, []) if in_step else shard(batches)
 
     room = batch_size
-    for batch in progress(mine, "answering", counted(mine), len(prompts)):
+    for batch in progress(mine, "answering", batch_sizes(mine), len(prompts)):
         todo = batch or order[-1:]
         while todo:
             part = todo[:room]

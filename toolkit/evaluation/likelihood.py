@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from toolkit.evaluation.scores import Item
 from toolkit.moe import is_partitioned
 from toolkit.runtime.distributed import gather, shard, shard_in_step
-from toolkit.runtime.progress import counted, progress
+from toolkit.runtime.progress import batch_sizes, progress
 from toolkit.tasks import Example, encode_cloze
 
 
@@ -61,7 +61,7 @@ def likeliest(
     # In parts on all ranks, every rank must take part in every forward pass: one without a batch helps with any
     mine = shard_in_step(batches, []) if is_partitioned(model) else shard(batches)
     own: dict[tuple[int, int], float] = {}
-    for batch in progress(mine, "weighing choices", counted(mine), len(rows)):
+    for batch in progress(mine, "weighing choices", batch_sizes(mine), len(rows)):
         values = log_likelihoods(model, batch or batches[0], int(tokenizer.pad_token_id or 0))
         own |= {(row.item, row.choice): value for row, value in zip(batch, values, strict=bool(batch))}
     every = {key: value for part in gather(own) for key, value in part.items()}

@@ -21,7 +21,7 @@ from toolkit.evaluation.decoding import Decoding
 from toolkit.recipe.evaluation import ServerRecipe, ServersRecipe
 from toolkit.runtime.distributed import shard, world_size
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.progress import showing
+from toolkit.runtime.progress import progress_display
 from toolkit.tasks import ChatFormat, Message, chat_format
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class ServerWriter:
     def __call__(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Answer]]:
         mine = shard(requests)
         workers = max(1, self.settings.concurrency // world_size())
-        with ThreadPoolExecutor(workers) as pool, showing("answering", len(mine)) as advance:
+        with ThreadPoolExecutor(workers) as pool, progress_display("answering", len(mine)) as advance:
             request_of = {pool.submit(self._answer, request): request for request in mine}
             try:
                 waiting = set(request_of)

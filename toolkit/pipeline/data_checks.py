@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.moe.limits import ContextLength, context_length, embedding_rows
+from toolkit.moe.tokenizer import ContextLength, context_length, embedding_rows
 from toolkit.pipeline.stages.calibration_data import read_source, sources_of
 from toolkit.recipe.data import TaskRecipe
 from toolkit.recipe.schema import Recipe

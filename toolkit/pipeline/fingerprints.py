@@ -15,7 +15,7 @@ from toolkit.pipeline.stages.skip import role_that_skips
 from toolkit.pipeline.stages.teach import Taught
 from toolkit.recipe.data import TaskRecipe
 from toolkit.recipe.schema import Recipe
-from toolkit.runtime.fingerprints import fingerprint_of, fingerprint_of_source
+from toolkit.runtime.files import fingerprint_of, fingerprint_of_source
 from toolkit.tasks import Task
 from toolkit.tasks.scorers import scorer_file
 

@@ -35,10 +35,9 @@ from toolkit.recipe.schema import Recipe
 from toolkit.report import show_sweep, tabulate, write_report
 from toolkit.runtime.distributed import barrier, check_shared, is_main, on_main, say, world_size
 from toolkit.runtime.errors import Mistakes
-from toolkit.runtime.files import write_text
-from toolkit.runtime.fingerprints import fingerprint_of, fingerprint_of_source
+from toolkit.runtime.files import fingerprint_of, fingerprint_of_source, write_text
 from toolkit.runtime.formatting import loss, percent
-from toolkit.runtime.run_files import PIECES, RUN_FILE_PATTERNS, remove_matching
+from toolkit.runtime.run_files import RUN_FILE_PATTERNS, SHARD_PATTERN, remove_matching
 from toolkit.selection import kept_unobserved, select
 from toolkit.tasks import Task
 from toolkit.tasks.sources import fingerprint_of_data
@@ -186,7 +185,7 @@ def _measure(recipe: Recipe, choices: list[SweepChoice], folder: Path) -> None:
     gold, said = _gold(recipe, tokenizer), folder / "original"  # what the original says of them, until all cells are measured
 
     def measure(model: PreTrainedModel) -> None:
-        on_main(lambda: remove_matching(said, PIECES))
+        on_main(lambda: remove_matching(said, SHARD_PATTERN))
         if gold:
             write_reference(model, gold, said, "")
         for number, choice in enumerate(choices, start=1):
@@ -210,7 +209,7 @@ def _measure(recipe: Recipe, choices: list[SweepChoice], folder: Path) -> None:
 
     with_model(recipe, recipe.model.path, recipe.model.revision, measure, whole="a sweep masks the routers of a whole model")
     barrier()
-    on_main(lambda: remove_matching(said, PIECES))
+    on_main(lambda: remove_matching(said, SHARD_PATTERN))
 
 
 def _gold(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, torch.Tensor]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.runtime.errors import PollardError, first_of
-from toolkit.runtime.fingerprints import fingerprint_of_path
+from toolkit.runtime.files import fingerprint_of_path
 from toolkit.tasks.data_files import ENDINGS, NOT_UTF8, Source, ending_of, files_of, is_saved_by_datasets, is_utf8, open_text
 from toolkit.tasks.file_formats import NARROW_TYPES, Line, class_names_of, read_file, with_narrow_numbers
 from toolkit.tasks.templates import Row, check_texts, fields_in

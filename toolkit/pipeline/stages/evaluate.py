@@ -7,8 +7,8 @@ from transformers import PreTrainedModel
 
 from toolkit.evaluation import AnswerLog, Decoding, Questions, Scores, evaluate, evaluate_with
 from toolkit.moe import active_expert_parameters, checkpoint_bytes, load_config, load_tokenizer, meta_model, sizes
-from toolkit.moe.limits import context_length
 from toolkit.moe.placement import with_model
+from toolkit.moe.tokenizer import context_length
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.recipe.evaluation import ServerRecipe
 from toolkit.recipe.schema import Recipe

@@ -21,8 +21,7 @@ from toolkit.moe.placement import with_model
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import is_main, say
-from toolkit.runtime.files import write_text
-from toolkit.runtime.fingerprints import fingerprint_of, fingerprint_of_source
+from toolkit.runtime.files import fingerprint_of, fingerprint_of_source, write_text
 from toolkit.runtime.formatting import loss, percent
 from toolkit.tasks import Task, encode_all, padded_batches
 
