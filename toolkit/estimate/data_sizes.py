@@ -18,7 +18,7 @@ from toolkit.recipe.data import TrainingSourceRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.training_data import training_sources
 from toolkit.runtime.errors import PollardError
-from toolkit.tasks import Example, Task, encode, encode_prompt
+from toolkit.tasks import DataCache, Example, Task, encode, encode_prompt
 
 SAMPLE = 256  # examples that are tokenized to know the others' lengths
 
@@ -67,19 +67,20 @@ class DataSizes:
     answers: DataSize | None
 
 
-def data_sizes(recipe: Recipe) -> DataSizes:
+def data_sizes(recipe: Recipe, data: DataCache | None = None) -> DataSizes:
     """Raises PollardError for local data that cannot be read."""
-    task, settings, tokenizer = Task(recipe.task), recipe.calibration, _local_tokenizer(recipe.model.path)
+    data = data or DataCache()
+    task, settings, tokenizer = data.task(recipe.task), recipe.calibration, _local_tokenizer(recipe.model.path)
     sources = training_sources(recipe)
     if settings.data:
         number = sum(source.examples or settings.examples for source in settings.data)
         calibration = DataSize(number, settings.max_length, settings.max_length, False)
     else:
         calibration = _of(task, "train", tokenizer, _whole, settings.max_length).limited(settings.examples)
-    asked = [_asked(recipe, source, tokenizer) for source in sources if source.self_generated]
+    asked = [_asked(recipe, source, tokenizer, data) for source in sources if source.self_generated]
     return DataSizes(
         calibration=calibration,
-        training=_mixed([_source(recipe, source, tokenizer) for source in sources], [source.weight for source in sources]),
+        training=_mixed([_source(recipe, source, tokenizer, data) for source in sources], [source.weight for source in sources]),
         evaluation=_of(task, recipe.evaluation.split, tokenizer, _prompt, recipe.finetuning.max_length).limited(
             recipe.evaluation.examples
         ),
@@ -87,20 +88,20 @@ def data_sizes(recipe: Recipe) -> DataSizes:
     )
 
 
-def _source(recipe: Recipe, source: TrainingSourceRecipe, tokenizer: PreTrainedTokenizerBase | None) -> DataSize:
+def _source(recipe: Recipe, source: TrainingSourceRecipe, tokenizer: PreTrainedTokenizerBase | None, data: DataCache) -> DataSize:
     """One part of the training data."""
     longest, limit = recipe.finetuning.max_length, source.examples or recipe.finetuning.examples
     if source.text:  # in pieces: how many, only reading it would tell
         return DataSize(limit, longest, longest, False)
     if source.self_generated:  # at most: all of them right
-        asked, new = _asked(recipe, source, tokenizer), recipe.evaluation.max_new_tokens
+        asked, new = _asked(recipe, source, tokenizer, data), recipe.evaluation.max_new_tokens
         return DataSize(asked.examples, min(asked.mean + new, longest), min(asked.longest + new, longest), False, new)
-    return _of(Task(source.task or recipe.task), "train", tokenizer, _whole, longest).limited(limit)
+    return _of(data.task(source.task or recipe.task), "train", tokenizer, _whole, longest).limited(limit)
 
 
-def _asked(recipe: Recipe, source: TrainingSourceRecipe, tokenizer: PreTrainedTokenizerBase | None) -> DataSize:
+def _asked(recipe: Recipe, source: TrainingSourceRecipe, tokenizer: PreTrainedTokenizerBase | None, data: DataCache) -> DataSize:
     """The prompts that the original answers, each as often as it does."""
-    prompts = _of(Task(source.task or recipe.task), "train", tokenizer, _prompt, recipe.finetuning.max_length)
+    prompts = _of(data.task(source.task or recipe.task), "train", tokenizer, _prompt, recipe.finetuning.max_length)
     return prompts.limited(source.examples or recipe.finetuning.examples).times(source.samples)
 
 

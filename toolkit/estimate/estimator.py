@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -24,9 +24,10 @@ from toolkit.estimate.stages import (
 from toolkit.moe import find_blocks, load_config, meta_model
 from toolkit.moe.load import check_runnable
 from toolkit.pipeline.rounds import early_rounds
-from toolkit.pipeline.runner import plan_stages
-from toolkit.pipeline.stages.core import Budget, budget
 from toolkit.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from toolkit.pipeline.context import Budget
 
 T = TypeVar("T")
 
@@ -47,6 +48,8 @@ class Estimator:
     def estimate(self, recipe: Recipe) -> Estimate:
         """Raises PollardError as the stages would: for a dense model, for numbers its routers cannot serve, for local data
         that is not there."""
+        from toolkit.pipeline.runner import plan_stages  # until the stages estimate themselves
+
         check_runnable(self._config(recipe), recipe.model.path)
         names = [stage.name for stage in plan_stages(recipe) if stage.name != "report"]
         original, pruned = self._original(recipe), self._pruned(recipe, self._dtype(recipe))
@@ -138,8 +141,10 @@ class Estimator:
             lambda: numbers_of(pruned_meta_model(self._config(recipe), keep, active), dtype),
         )
 
-    def _budget(self, recipe: Recipe) -> Budget:
-        return self.once(("budget", recipe.model, recipe.pruning.model_dump_json()), lambda: budget(recipe))
+    def _budget(self, recipe: Recipe) -> "Budget":
+        from toolkit.pipeline.context import RunContext  # until the stages estimate themselves
+
+        return self.once(("budget", recipe.model, recipe.pruning.model_dump_json()), lambda: RunContext(recipe).budget)
 
     def _config(self, recipe: Recipe) -> Any:
         return self.once(("config", recipe.model), lambda: load_config(recipe.model.path, recipe.model.revision))

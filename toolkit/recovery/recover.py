@@ -32,7 +32,7 @@ from toolkit.runtime.files import explained_full_disk
 from toolkit.runtime.fingerprints import fingerprint_of, fingerprint_of_source
 from toolkit.runtime.signed_folders import check_target, remove_own, whole_folder
 from toolkit.runtime.zero import build_communication
-from toolkit.tasks import Encoded, Example, Task, encode_all
+from toolkit.tasks import DataCache, Encoded, Example, encode_all
 
 
 def recover(
@@ -41,11 +41,13 @@ def recover(
     role: TrainedRole = "recovered",
     fingerprint: str | None = None,
     accuracy: Callable[[PreTrainedModel], float] | None = None,
+    data: DataCache | None = None,
 ) -> dict[str, Any]:
     """Trains `pruned/` of the recipe's run directory into `recovered/` (role control: the original into `control/`); call it
     on every rank, under the launcher. Goes on from the last checkpoint of a training with the same `fingerprint`.
 
-    `accuracy` measures a model on the dev slice, on every rank: what `select_by: dev_accuracy` selects by.
+    `accuracy` measures a model on the dev slice, on every rank: what `select_by: dev_accuracy` selects by. `data` may hold what
+    others have read already.
     With `finetuning.teacher`, the teacher's cache must lie in the run directory, and with own answers those (the pipeline
     makes both). Returns what happened: steps, examples, how many were left out and why, first and last loss, the step whose
     checkpoint became the result. The loss counts completion tokens only. Writes training_log.jsonl beside the checkpoint.
@@ -53,6 +55,7 @@ def recover(
     at work, checkpoints of another number of ranks, a loss that is no number, and a checkpoint that did not come out whole.
     """
     build_communication()
+    data = data or DataCache()
     run = RunDirectory(recipe.name, root)
     training = training_of(recipe, run, role)
     for folder in (training.target, training.adapter):
@@ -67,8 +70,8 @@ def recover(
     if "run_name" not in recipe.finetuning.trainer:
         arguments.run_name = str(training.target)  # for trackers: one run per training, also of rounds and the control
     try:
-        task, tokenizer = Task(recipe.task), load_tokenizer(training.source, training.revision)
-        learnt = read_training_data(recipe, tokenizer, run.answers)
+        task, tokenizer = data.task(recipe.task), load_tokenizer(training.source, training.revision)
+        learnt = read_training_data(recipe, tokenizer, run.answers, data)
         train_data = Dataset.from_list([{"example": i, **_row(e)} for i, e in enumerate(learnt.encoded)])
         dev_data = None
         if not task.examples("dev"):

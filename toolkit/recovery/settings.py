@@ -18,7 +18,7 @@ from toolkit.recovery.methods import check_method
 from toolkit.recovery.selection import selection
 from toolkit.runtime.errors import PollardError, did_you_mean
 from toolkit.runtime.zero import build_communication, deepspeed_config
-from toolkit.tasks import Task
+from toolkit.tasks import DataCache
 
 # What the toolkit itself decides; a recipe that sets them would break a promise elsewhere.
 SET_BY_POLLARD = {
@@ -64,7 +64,7 @@ def sft_config(recipe: Recipe, output_dir: Path) -> SFTConfig:
     return arguments
 
 
-def finetuning_checks(recipe: Recipe, output_dir: Path) -> list[Callable[[], None]]:
+def finetuning_checks(recipe: Recipe, output_dir: Path, data: DataCache) -> list[Callable[[], None]]:
     """What could be known to be wrong with the fine-tuning before the first stage starts: each raises PollardError for its
     own part."""
     return [
@@ -72,7 +72,7 @@ def finetuning_checks(recipe: Recipe, output_dir: Path) -> list[Callable[[], Non
         lambda: _check_keys(recipe.finetuning.trainer),
         lambda: check_combinations(recipe),
         lambda: _check_arguments(recipe, output_dir),
-        lambda: _check_selection(recipe),
+        lambda: _check_selection(recipe, data),
         build_communication,
     ]
 
@@ -85,8 +85,8 @@ def _check_arguments(recipe: Recipe, output_dir: Path) -> None:
     check_trackers(list(arguments.report_to or ()))  # SFTConfig makes it a list
 
 
-def _check_selection(recipe: Recipe) -> None:
-    if recipe.finetuning.select_by != "last" and not Task(recipe.task).examples("dev"):
+def _check_selection(recipe: Recipe, data: DataCache) -> None:
+    if recipe.finetuning.select_by != "last" and not data.task(recipe.task).examples("dev"):
         raise PollardError(
             f"finetuning.select_by is {recipe.finetuning.select_by}, but the training data is too small for a dev slice: "
             "add examples, or say finetuning.select_by=last."

@@ -19,7 +19,7 @@ from toolkit.recipe.data import TrainingSourceRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
-from toolkit.tasks import Encoded, Example, HeldOut, Task, encode, encode_all, encode_texts, question_of, read_texts
+from toolkit.tasks import DataCache, Encoded, Example, HeldOut, Task, encode, encode_all, encode_texts, question_of
 
 T = TypeVar("T")
 
@@ -40,37 +40,41 @@ def training_sources(recipe: Recipe) -> list[TrainingSourceRecipe]:
     return recipe.finetuning.data or [TrainingSourceRecipe(task=recipe.task)]
 
 
-def check_training_source(recipe: Recipe, source: TrainingSourceRecipe, tokenizer: PreTrainedTokenizerBase | None) -> None:
+def check_training_source(
+    recipe: Recipe, source: TrainingSourceRecipe, tokenizer: PreTrainedTokenizerBase | None, data: DataCache
+) -> None:
     """Raises PollardError for a source that cannot be read, and for one of whose examples none is short enough (which only a
     tokenizer tells)."""
     if source.text:
-        read_texts(source.text)
+        data.texts(source.text)
         return
-    examples, longest = Task(source.task or recipe.task).examples("train"), recipe.finetuning.max_length
+    examples, longest = data.task(source.task or recipe.task).examples("train"), recipe.finetuning.max_length
     if tokenizer is None or source.self_generated:
         return
     if not any(len(encode(tokenizer, example).input_ids) <= longest for example in examples):
         encode_all(tokenizer, examples, longest, "finetuning.max_length")  # tells how long they are
 
 
-def read_training_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, answers: Path) -> TrainingData:
+def read_training_data(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, answers: Path, data: DataCache | None = None
+) -> TrainingData:
     """The same on every rank; `answers` is where the model's own answers lie (one folder per source, by number).
 
     Raises PollardError where a source has nothing left, and where own answers were not drawn.
     """
     longest, kept, left_out, overlapping, bad_lines = recipe.finetuning.max_length, [], 0, 0, 0
-    repeating = 0
+    repeating, data = 0, data or DataCache()
     sources = training_sources(recipe)
     for number, source in enumerate(sources):
         too_long, dropped, staying = 0, Counter[str](), 0
         if source.self_generated:
             encoded = _own_answers(answers / str(number), longest)
         elif source.text:
-            texts, dropped, staying = without_overlap(recipe, source, read_texts(source.text), str)
+            texts, dropped, staying = without_overlap(recipe, source, data.texts(source.text), str, data)
             encoded = [piece for piece in encode_texts(tokenizer, texts, longest) if len(piece.input_ids) > 1]
             encoded = _sample(encoded, source, recipe)
         else:
-            examples, dropped, staying, bad = training_examples(source, recipe)
+            examples, dropped, staying, bad = training_examples(source, recipe, data)
             bad_lines += bad
             encoded, too_long = encode_all(tokenizer, examples, longest, "finetuning.max_length")
         say(
@@ -86,18 +90,20 @@ def read_training_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, answe
     return TrainingData([encoded for part in kept for encoded in part], left_out, overlapping, bad_lines, repeating)
 
 
-def training_examples(source: TrainingSourceRecipe, recipe: Recipe) -> tuple[list[Example], Counter[str], int, int]:
+def training_examples(
+    source: TrainingSourceRecipe, recipe: Recipe, data: DataCache
+) -> tuple[list[Example], Counter[str], int, int]:
     """A task's training examples, without those that overlap, and by kind how many did; a seeded sample of the number asked.
     How many repeat a held-out question and stay, and how many lines of its data could not be used."""
-    task = Task(source.task or recipe.task)
+    task = data.task(source.task or recipe.task)
     examples, dropped, staying = without_overlap(
-        recipe, source, task.examples("train"), lambda example: question_of(task, example)
+        recipe, source, task.examples("train"), lambda example: question_of(task, example), data
     )
     return _sample(examples, source, recipe), dropped, staying, task.bad_lines("train")
 
 
 def without_overlap(
-    recipe: Recipe, source: TrainingSourceRecipe, items: list[T], text_of: Callable[[T], str]
+    recipe: Recipe, source: TrainingSourceRecipe, items: list[T], text_of: Callable[[T], str], data: DataCache
 ) -> tuple[list[T], Counter[str], int]:
     """The items that do not overlap with the task's test questions and dev slice, by kind how many do, and how many repeat one
     and stay; all of it is said.
@@ -105,8 +111,8 @@ def without_overlap(
     Of the task's own training split only exact repetitions go: its questions may well be made like those of the test
     set. Without `finetuning.data` it stays as it is, and what a mix would leave out is only said.
     """
-    task = Task(recipe.task)
-    own = source.text is None and _origin(Task(source.task or recipe.task)) == _origin(task)
+    task = data.task(recipe.task)
+    own = source.text is None and _origin(data.task(source.task or recipe.task)) == _origin(task)
 
     def compare() -> list[str | None]:  # minutes for millions of texts: not on every rank
         held = HeldOut(question_of(task, example) for split in ("test", "dev") for example in task.examples(split))
