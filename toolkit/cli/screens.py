@@ -31,7 +31,7 @@ def last_screen(run: RunDirectory, seconds: float, again: str) -> None:
         return
     there = {}
     for slot, shown in shown_on_last_screen():
-        path = run.path / slot.stage.output
+        path = run.path / (shown.path or slot.stage.output)
         if path.exists() and not run.why_stale(slot.name):
             there[path] = f"{shown.what}, {_bytes(path)}" if path.is_dir() else shown.what
     say()

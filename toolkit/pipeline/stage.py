@@ -29,6 +29,7 @@ class Shown(NamedTuple):
 
     place: int  # what people look for first has the smallest number
     what: str
+    path: str = ""  # the stage's output unless given
 
 
 class Stage(ABC):

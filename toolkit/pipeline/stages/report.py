@@ -29,7 +29,7 @@ from toolkit.selection.criteria import Mode
 class Report(Stage):
     kind = REPORT
     always_shows = True
-    last_screen = Shown(5, "the report: one page, for a browser")
+    last_screen = Shown(5, "the report: one page, for a browser", "report.html")
 
     def __init__(self, context: RunContext, role: Role | None = None) -> None:
         super().__init__(context, role)
