@@ -13,7 +13,7 @@ from toolkit.pipeline.run_status import why_model_stale
 from toolkit.pipeline.stage_list import STAGES
 from toolkit.recipe.roles import Role
 from toolkit.runtime.errors import PollardError, did_you_mean
-from toolkit.runtime.run_files import PIECES, RUN_FILE_PATTERNS, bytes_of, files_below, matching_files, remove_files
+from toolkit.runtime.run_files import RUN_FILE_PATTERNS, SHARD_PATTERN, bytes_of, files_below, matching_files, remove_files
 from toolkit.runtime.signed_folders import foreign_files, own_files
 
 _OUTPUTS = {slot.stage.output: slot for slot in STAGES if slot.stage.output}
@@ -92,7 +92,7 @@ def _files(run: RunDirectory, part: str, folder: Path) -> list[Path]:
         return matching_files(folder, r"\d+\.jsonl")
     if part == "sweep":
         inside = {path for path in matching_files(run.sweep, RUN_FILE_PATTERNS["sweep"]) if folder in path.parents}
-        return sorted(inside | set(matching_files(folder, PIECES) if folder.name == "original" else ()))
+        return sorted(inside | set(matching_files(folder, SHARD_PATTERN) if folder.name == "original" else ()))
     if part == Role.PRUNED and (why_model_stale(run, Role.RECOVERED) or not (run.recovered / "config.json").exists()):
         return []  # it is what the run has made so far
     return own_files(folder)

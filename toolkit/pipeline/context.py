@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.estimate.data_sizes import DataSizes, data_sizes
+from toolkit.estimate import DataSizes
 from toolkit.moe import check_prunable, find_blocks, load_config, load_tokenizer, meta_model
+from toolkit.pipeline.data_sizes import data_sizes
 from toolkit.pipeline.fingerprints import Fingerprints, Teaching, fingerprints_of, last_role
 from toolkit.pipeline.rounds import early_rounds, model_after
 from toolkit.pipeline.run_directory import RunDirectory
@@ -125,7 +126,7 @@ class RunContext:
         recipe = self.recipe
         sections = recipe.task, recipe.calibration, recipe.finetuning, recipe.evaluation
         key = "data sizes", recipe.model.path, *(section.model_dump_json() for section in sections)
-        return self.once(key, lambda: data_sizes(recipe, self.data))
+        return self.once(key, lambda: data_sizes(recipe, self.data.task))
 
     @cached_property
     def fingerprints(self) -> Fingerprints:

@@ -10,7 +10,7 @@ from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.moe.limits import ContextLength, context_length, embedding_rows
+from toolkit.moe.tokenizer import ContextLength, context_length, embedding_rows
 from toolkit.pipeline.calibration_data import read_source, sources_of
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.rounds import trains
@@ -18,8 +18,7 @@ from toolkit.recipe.data import TaskRecipe
 from toolkit.recovery.training_data import training_sources
 from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Encoded, Example, Split, Task, check_rendering, encode, encode_prompt, encode_texts
-from toolkit.tasks.lengths import context_fit
-from toolkit.tasks.vocabulary import check_vocabulary
+from toolkit.tasks.token_checks import check_vocabulary, context_fit
 
 
 def limit_checks(context: RunContext) -> list[Callable[[], list[str]]]:

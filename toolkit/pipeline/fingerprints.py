@@ -15,9 +15,9 @@ from toolkit.recipe.data import SourceRecipe, TaskRecipe
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.training_data import training_sources
-from toolkit.runtime.fingerprints import fingerprint_of, fingerprint_of_source
+from toolkit.runtime.files import fingerprint_of, fingerprint_of_source
 from toolkit.tasks import DataCache
-from toolkit.tasks.own_scorer import source_of
+from toolkit.tasks.scorers import scorer_file
 
 SCORING_RULES = 2
 """The rules by which answers are taken out of what was written, and judged: under others a finished evaluation is done
@@ -107,7 +107,7 @@ def last_role(recipe: Recipe) -> Role:
 def own_scorer_identity(recipe: TaskRecipe) -> list[Any]:
     """The content of the file of the user's own scorer; nothing for the toolkit's scorers."""
     own = recipe.scorer if recipe.scorer and ":" in recipe.scorer else None
-    return [fingerprint_of_source(source_of(own) or own)] if own else []
+    return [fingerprint_of_source(scorer_file(own) or own)] if own else []
 
 
 def subset_search(recipe: Recipe) -> list[Any]:

@@ -4,10 +4,9 @@ from typing import Literal
 
 import torch
 
-from toolkit.estimate.data_sizes import DataSize, DataSizes
-from toolkit.estimate.finetuning import Trainer
+from toolkit.estimate import DataSize, DataSizes, TrainerSettings
 from toolkit.recipe.schema import Recipe
-from toolkit.recipe.trainer_defaults import trainer_defaults
+from toolkit.recovery.trainer_defaults import trainer_defaults
 from toolkit.runtime.distributed import world_size
 
 
@@ -39,7 +38,7 @@ def arithmetic(stage: str, recipe: Recipe, data: DataSizes) -> str:
 
 
 def _training(recipe: Recipe, data: DataSize) -> str:
-    trainer = Trainer(trainer_defaults(torch.cuda.is_available(), recipe) | recipe.finetuning.trainer)
+    trainer = TrainerSettings(trainer_defaults(torch.cuda.is_available(), recipe) | recipe.finetuning.trainer)
     ranks, steps = world_size(), trainer.steps(data.examples, world_size())
     at_once = trainer.micro_batch * trainer.accumulation * ranks
     factors = [f"{trainer.micro_batch}", *([f"{trainer.accumulation} accumulated"] if trainer.accumulation > 1 else [])]

@@ -3,9 +3,8 @@
 from typing import Any
 
 from toolkit.recipe.data import DataRecipe, TaskRecipe
-from toolkit.tasks.sources import fingerprint_of_data
+from toolkit.tasks.sources import fingerprint_of_data, read_texts
 from toolkit.tasks.task import Stored, Task
-from toolkit.tasks.texts import read_texts
 
 
 class DataCache:

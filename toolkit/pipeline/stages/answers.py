@@ -95,7 +95,7 @@ def _draw(
     data: DataCache,
 ) -> tuple[int, int]:
     task, longest = data.task(source.task or recipe.task), recipe.finetuning.max_length
-    examples, *_ = training_examples(source, recipe, data)
+    examples = training_examples(source, recipe, data).items
     asked = [(prompt, e) for e in examples if len(prompt := encode_prompt(tokenizer, e)) < longest]
     if not asked:
         raise PollardError(

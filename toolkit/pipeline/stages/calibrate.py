@@ -7,8 +7,8 @@ from transformers import PreTrainedModel
 from toolkit.calibration import calibrate_sources
 from toolkit.cuts.statistics import ExpertStatistics, mix
 from toolkit.moe import StreamedModel
-from toolkit.moe.limits import longer_than_context
-from toolkit.moe.placement import shard_of, with_layers
+from toolkit.moe.placement import shard_batches, with_layers
+from toolkit.moe.tokenizer import longer_than_context
 from toolkit.pipeline.calibration_data import Source, read_source, sources_of
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.fingerprints import subset_search
@@ -64,7 +64,7 @@ class Calibrate(Stage):
         sources, shards = self._read(model), []
         for source in sources:
             batches = padded_batches(source.encoded, recipe.calibration.batch_size, int(tokenizer.pad_token_id))
-            shards.append(shard_of(model, batches))
+            shards.append(shard_batches(model, batches))
         mode = recipe.pruning.mode if subset_search(recipe) else False
         budget = self.context.budget_of(self.context.source)
         parts = calibrate_sources(model, shards, mode, budget.keep, budget.experts_per_token)

@@ -8,8 +8,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.evaluation import AnswerLog, Decoding, Scores, evaluate, evaluate_with
 from toolkit.moe import active_expert_parameters, checkpoint_bytes, load_config, load_tokenizer, meta_model, sizes
-from toolkit.moe.limits import context_length
 from toolkit.moe.placement import with_model
+from toolkit.moe.tokenizer import context_length
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.stage import Facts
 from toolkit.pipeline.stages.measurement import Measurement
@@ -83,11 +83,11 @@ class Evaluate(Measurement):
         )  # of a token, on average
 
     def _ask(self, server: ServerRecipe) -> ScoreFacts:
-        from toolkit.evaluation.server import Server  # asks for a package that few need
+        from toolkit.evaluation.server import ServerWriter  # asks for a package that few need
 
         recipe, settings, task = self.context.recipe, self.context.recipe.evaluation, self.context.task
         decoding = Decoding(settings.max_new_tokens, settings.temperature, settings.samples, tuple(task.stop), recipe.seed)
-        asking = on_all_ranks(lambda: Server(server, settings.servers, self._tokenizer, decoding))
+        asking = on_all_ranks(lambda: ServerWriter(server, settings.servers, self._tokenizer, decoding))
         say(f"  asking {asking.model} at {asking.url}")
         context = context_length(self._unloaded.config, self._tokenizer)
         scores = evaluate_with(

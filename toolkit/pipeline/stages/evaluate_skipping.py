@@ -6,7 +6,7 @@ from toolkit.pipeline.stages.evaluate import Evaluate
 from toolkit.pipeline.stages.names import MADE_BY
 from toolkit.pipeline.stages.skip import Skip
 from toolkit.recipe.roles import Role
-from toolkit.runtime.fingerprints import fingerprint_of
+from toolkit.runtime.files import fingerprint_of
 
 
 class EvaluateSkipping(Evaluate):

@@ -19,8 +19,7 @@ from toolkit.pipeline.stages.measurement import Measurement
 from toolkit.pipeline.stages.names import stage_name
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import is_main, say
-from toolkit.runtime.files import write_text
-from toolkit.runtime.fingerprints import fingerprint_of
+from toolkit.runtime.files import fingerprint_of, write_text
 from toolkit.runtime.formatting import loss, percent
 from toolkit.tasks import encode_all, padded_batches
 

@@ -11,8 +11,7 @@ from toolkit.moe.placement import with_model
 from toolkit.pipeline.stage import Facts
 from toolkit.pipeline.stages.measurement import Measurement
 from toolkit.runtime.distributed import is_main, say
-from toolkit.runtime.files import write_text
-from toolkit.runtime.fingerprints import fingerprint_of
+from toolkit.runtime.files import fingerprint_of, write_text
 
 BATCH_SIZE = 16  # where the recipe says no number: lm-eval's own search for one would let ranks disagree
 

@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedModel
 
-from toolkit.evaluation import keep_original
+from toolkit.evaluation import write_reference
 from toolkit.moe.placement import with_model
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.stages.fidelity import Fidelity, ReferenceFacts, gold_batches
@@ -33,7 +33,7 @@ class ReferenceLogits(Fidelity):
         folder = self.context.directory.fidelity
 
         def keep(model: PreTrainedModel) -> ReferenceFacts:
-            kept = keep_original(model, batches, folder, self.fingerprint())
+            kept = write_reference(model, batches, folder, self.fingerprint())
             return ReferenceFacts(kept["tokens"], kept["bytes"], left_out)
 
         facts = with_model(self.context.recipe, *self.context.checkpoint(Role.ORIGINAL), keep)

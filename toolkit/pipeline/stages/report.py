@@ -20,8 +20,7 @@ from toolkit.recipe.roles import Role
 from toolkit.report import show, write_report
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.files import write_text
-from toolkit.runtime.fingerprints import fingerprint_of
+from toolkit.runtime.files import fingerprint_of, write_text
 from toolkit.selection import CRITERIA, select
 from toolkit.selection.criteria import Mode
 

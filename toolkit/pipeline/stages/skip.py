@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from toolkit.calibration import skipping_thresholds
 from toolkit.moe import StreamedModel, load_tokenizer
-from toolkit.moe.placement import shard_of, with_layers
-from toolkit.moe.skipping import SKIPPING_FILE, Skipping
+from toolkit.moe.expert_skipping import SKIPPING_FILE, Skipping
+from toolkit.moe.placement import shard_batches, with_layers
 from toolkit.pipeline.calibration_data import read_source, sources_of
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.stage import Facts, Stage
@@ -20,7 +20,7 @@ from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.signed_folders import remove_from
+from toolkit.runtime.signed_folders import remove_own_file
 from toolkit.tasks import padded_batches
 
 
@@ -58,7 +58,7 @@ class Skip(Stage):
         on_main(self._remove_old)
 
         def observe(model: PreTrainedModel | StreamedModel) -> Skipping:
-            return skipping_thresholds(model, shard_of(model, batches), rule)
+            return skipping_thresholds(model, shard_batches(model, batches), rule)
 
         thresholds = with_layers(recipe, str(folder), None, observe)
         on_main(lambda: thresholds.save(folder))
@@ -69,7 +69,7 @@ class Skip(Stage):
     def _remove_old(self) -> None:
         """Of this model, or of the one that the run ended with under another recipe."""
         for folder in (self.context.directory.pruned, self.context.directory.recovered):
-            remove_from(folder, SKIPPING_FILE)
+            remove_own_file(folder, SKIPPING_FILE)
 
 
 def check_skipping(recipe: Recipe, experts_per_token: int) -> None:

@@ -48,7 +48,7 @@ class Teacher(Stage):
         def ask(model: PreTrainedModel) -> TeacherFacts:
             pad = int(tokenizer.pad_token_id)
             made = cache_logits(model, training.encoded, run.teacher, temperature, batch_size, pad, self.fingerprint())
-            return TeacherFacts(**made)
+            return TeacherFacts(**made._asdict())
 
         facts = with_model(recipe, *self.context.checkpoint(Role.ORIGINAL), ask, EACH_RANK_ITS_OWN)
         say(f"  {facts.tokens:,} tokens of {facts.examples:,} examples in {run.teacher}")
