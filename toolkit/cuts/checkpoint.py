@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from toolkit.cuts.experts import apply_plan, masked
-from toolkit.cuts.layout import UnknownLayoutError
-from toolkit.cuts.plan import Plan
-from toolkit.cuts.verify import TOLERANCE, VERIFICATION_FAILED, sampled_blocks, verify
+from toolkit.cuts.apply import apply_plan, masked
+from toolkit.cuts.cut import UnknownLayoutError
+from toolkit.cuts.plan import KINDS, Plan
+from toolkit.cuts.verify import TOLERANCE, sampled_blocks, verification_failed, verify
 from toolkit.cuts.writer import PruneJob, plan_prune, write_pruned
-from toolkit.moe.blocks import EXPERT_KEYS, TOP_K_KEYS
 from toolkit.moe.load import DEQUANTIZED, checkpoint_folder, load_config, load_model, quantization_of
 from toolkit.moe.loading_checks import check_opens
 from toolkit.moe.model_files import copy_companions
@@ -27,7 +26,7 @@ from toolkit.runtime.files import write_text
 from toolkit.runtime.signed_folders import check_target, provenance, whole_folder
 
 PROBE_TOKENS = 32
-PLAN_FACTS = ("model", "criterion", "keep", "experts_per_token", "seed")  # what a checkpoint tells of the plan it was cut by
+PLAN_FACTS = ("model", "criterion", "keep", "experts_per_token", "seed")  # what of the plan is written beside the checkpoint
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 # Layers that predict further tokens are no part of the model that transformers loads and saves: written without them,
 # a checkpoint must not promise them
@@ -37,13 +36,13 @@ MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers
 def prune_checkpoint(
     source: str | Path, plan: Plan, target: str | Path, revision: str | None = None, overwrite: bool = False
 ) -> None:
-    """Writes the checkpoint `source` (a folder or a hub id) without the pruned experts to `target`, on every rank together.
+    """Writes what `plan` keeps of the checkpoint `source` (a folder or a hub id) to `target`; every rank must call it.
 
     Tensors keep their names, dtypes and, where they are quantized, their scales; memory holds no more than one MoE block.
-    A checkpoint whose layout can only be understood by loading it is loaded whole, by rank 0, and that is said. Verified
-    before it gets its name. `overwrite` replaces a checkpoint that Pollard wrote to `target` before; whatever else is there
-    stays, and is an error. Raises PollardError for that, and when the plan does not fit the model, the source is damaged, the
-    target cannot be written or the verification fails; nothing is changed at `target` then.
+    A checkpoint whose layout can only be understood by loading it is loaded whole, by rank 0, which a line reports. The result
+    is verified before it gets its name. `overwrite` replaces a checkpoint that Pollard wrote to `target` before; whatever else
+    is there stays, and is an error. Raises PollardError for that, and when the plan does not fit the model, the source is
+    damaged, the target cannot be written or the verification fails; nothing is changed at `target` then.
     """
     source, target = os.path.expanduser(source), Path(target).expanduser()
     if target.name in ("", ".."):
@@ -56,12 +55,15 @@ def prune_checkpoint(
         job = on_all_ranks(lambda: plan_prune(folder, plan))
     except UnknownLayoutError as reason:
         if quantized:
-            raise PollardError(f"{source} is quantized ({quantized}) in a layout that cannot be pruned: {reason}.") from None
+            raise PollardError(
+                f"{source} is quantized ({quantized}) in a layout that cannot be pruned: {reason}.",
+                code="prune.quantized-layout",
+            ) from None
         say(f"  the whole model is loaded, for its files alone do not say which experts are where: {reason}")
         on_main(lambda: _prune_in_memory(source, plan, target, revision, facts))
         return
     write_pruned(job, pruned_config(job), target, partial(verify, job, oracle=not quantized), facts)
-    blocks = f"; {', '.join(sampled_blocks(job.model))} answer as the masked original's" * (not quantized)
+    blocks = f"; {', '.join(sampled_blocks(job))} answer as the masked original's" * (not quantized)
     say(f"  every tensor of the pruned checkpoint is the original's, bit for bit{blocks}")
     if job.modules.summary:
         say(f"  {job.modules.summary}")
@@ -75,16 +77,24 @@ def _check_places(folder: Path, target: Path, overwrite: bool) -> None:
     """Raises PollardError where the pruned checkpoint would replace, or lie in, what is not its own."""
     here, there = folder.resolve(), target.resolve()
     if there == here:
-        raise PollardError(f"The pruned checkpoint would replace the original, {folder}. Give another place.")
+        raise PollardError(
+            f"The pruned checkpoint would replace the original, {folder}. Give another place.", code="prune.replaces-original"
+        )
     if here in there.parents:
-        raise PollardError(f"The pruned checkpoint would lie in the original's folder, {folder}. Give another place.")
+        raise PollardError(
+            f"The pruned checkpoint would lie in the original's folder, {folder}. Give another place.",
+            code="prune.inside-original",
+        )
     if there in here.parents:
-        raise PollardError(f"The original, {folder}, lies in {target}, which would be replaced. Give another place.")
+        raise PollardError(
+            f"The original, {folder}, lies in {target}, which would be replaced. Give another place.",
+            code="prune.contains-original",
+        )
     check_target(target, overwrite)
 
 
 def _prune_in_memory(source: str, plan: Plan, target: Path, revision: str | None, facts: dict[str, Any]) -> None:
-    """The same by loading, slicing and saving the model: verified by its logits, those of the reloaded model exactly, and
+    """Loads, prunes and saves the model: verified by its logits, those of the reloaded model exactly, and
     those of the masked original up to rounding (1e-5 of the largest logit in float32)."""
     model = load_model(source, revision, dtype="checkpoint", skipping=False)
     vocabulary = int(model.config.get_text_config().vocab_size)
@@ -100,11 +110,12 @@ def _prune_in_memory(source: str, plan: Plan, target: Path, revision: str | None
         if not torch.equal(reloaded, sliced):
             gap = (reloaded - sliced).abs().max().item()
             raise PollardError(
-                f"The pruned checkpoint does not reload as it was written (logits differ by {gap:.3g}). Please report this."
+                f"The pruned checkpoint does not reload as it was written (logits differ by {gap:.3g}). Please report this.",
+                code="prune.verification-failed",
             )
         gap = ((sliced - expected).abs().max() / expected.abs().max().clamp(min=1.0)).item()
         if not gap <= TOLERANCE[expected.dtype]:
-            raise PollardError(VERIFICATION_FAILED.format(f"logits differ by {gap:.3g}"))
+            raise verification_failed(f"logits differ by {gap:.3g}")
 
 
 def copied_from_file(model: PreTrainedModel) -> PreTrainedModel:
@@ -189,16 +200,14 @@ def _set_plain(written: dict[str, Any], dtype: str) -> None:
 def pruned_config(job: PruneJob) -> dict[str, Any]:
     """The original's configuration file as it is, but for the numbers that pruning changes."""
     written = _config_file(job.folder)
-    _complete(_part_for(written, job.sliced.config), job.sliced.config)
+    _complete(_part_for(written, job.pruned.config), job.pruned.config)
     return job.modules.renumbered_config(written)
 
 
 def _complete(written: dict[str, Any], config: Any) -> None:
     """transformers 5 saves one spelling of each count; version 4 reads another, and its default without it."""
-    for key in EXPERT_KEYS + TOP_K_KEYS:  # an alias in attribute_map is an attribute, too
-        value = getattr(config, key, None)
-        if isinstance(value, int | list):
-            written[key] = value
+    for kind in KINDS:
+        written.update(kind.config(config))
     promises = {*MTP_KEYS, *(key for key, value in written.items() if MTP_COUNT_KEYS.match(key) and type(value) is int)}
     written.update({key: 0 for key in sorted(promises) if written.get(key) or getattr(config, key, None)})
     for part in config.sub_configs:  # text_config of a multimodal model
@@ -211,7 +220,8 @@ def check_whole(folder: Path, needed: int) -> None:
     if sum(math.prod(shape) for shape in tensor_shapes(folder).values()) < needed:
         raise PollardError(
             "The trained checkpoint lacks tensors of the model. "
-            "Is `stage3_gather_16bit_weights_on_model_save` set in the DeepSpeed configuration?"
+            "Is `stage3_gather_16bit_weights_on_model_save` set in the DeepSpeed configuration?",
+            code="recovery.checkpoint-incomplete",
         )
 
 

@@ -8,7 +8,8 @@ runs/<name>/rounds/plan.json   all rounds' choices in one: what stays of the ori
 
 from pathlib import Path
 
-from toolkit.cuts.plan import BlockPlan, Plan
+from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.plan import Plan
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.recipe.schema import ModelRecipe, Recipe
 
@@ -55,7 +56,7 @@ def composed_plan(recipe: Recipe, run: RunDirectory) -> Plan:
         for plan in plans:
             kept = [kept[index] for index in plan.blocks[name].kept]
         blocks[name] = BlockPlan(experts=block.experts, kept=kept)
-    return plans[-1].model_copy(update={"model": recipe.model.path, "blocks": blocks})
+    return plans[-1].with_experts(blocks, recipe.model.path)
 
 
 def share_what_is_taught(run: RunDirectory, keep: int) -> None:
