@@ -10,7 +10,7 @@ from conftest import plan_for, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from toolkit.cli.verbs.entrants import entrants
+from toolkit.cli.benchmark_models import models_to_measure
 from toolkit.cuts.checkpoint import prune_checkpoint, tensor_shapes
 from toolkit.moe import StreamedModel, check_loaded, checkpoint_bytes, checkpoint_files, load_config, load_model
 from toolkit.moe.model_files import INDEX, SINGLE, report_unread_weights
@@ -94,7 +94,7 @@ def test_everyone_reads_the_weights_that_transformers_reads(situation: Callable[
     size = sum(parameter.nbytes for parameter in expected.parameters())
     assert size <= checkpoint_bytes(path) < size + 10_000
     assert len(tensor_shapes(path)) == len(stored_tensors(folder)) == 65
-    assert not entrants([path], [], "auto")[0].facts["random"]
+    assert not models_to_measure([path], [], "auto")[0].facts["random"]
 
     left = sorted(file.name for file in (tmp_path / "pruned").iterdir())
     assert left == ["config.json", "generation_config.json", SINGLE, "pollard.json"]

@@ -20,7 +20,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.recovery.recover import recover
 from toolkit.runtime.distributed import gather, is_main, start, stop
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.zero import partitioning
+from toolkit.runtime.zero import partitioned_config
 
 root = Path(sys.argv[-1])
 start()
@@ -54,7 +54,7 @@ found: dict[str, Any] = {}
 with mock.patch.object(integration, "_apply_weight_conversions_to_state_dict", forgetful):
     found["forgotten"] = gather(refusal(recipes["partitioned"]))
 path = str(root / "partitioned" / "pruned")
-with partitioned_model(path, None, "auto", partitioning(recipes["partitioned"].finetuning.zero)) as model:
+with partitioned_model(path, None, "auto", partitioned_config(recipes["partitioned"].finetuning.zero)) as model:
     check_loaded(model, path)
     parameters: list[Any] = list(model.parameters())
     found["total"] = sum(parameter.ds_numel for parameter in parameters)

@@ -25,7 +25,7 @@ from toolkit.runtime.distributed import on_all_ranks, on_main, say, shard
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import write_text
 from toolkit.runtime.progress import progress
-from toolkit.runtime.signed_folders import begin, is_begun, partial_of, put_in_place, remove_own, sign
+from toolkit.runtime.signed_folders import begin_folder, is_resumable, partial_path, put_in_place, remove_own, sign
 
 SHARD_BYTES = 5 * 10**9  # a rerun after a stop repeats at most one such file per rank
 
@@ -80,7 +80,7 @@ def write_pruned(
     `verify` looks at the written folder before it gets its name, also on every rank. Raises PollardError where the disk is
     too small or cannot be written; nothing is changed at `target` then.
     """
-    partial = partial_of(target)
+    partial = partial_path(target)
 
     def step(where: Callable[[Callable[[], None]], None], work: Callable[[], None]) -> None:
         def explained() -> None:  # on the rank that fails, which reports it to the others
@@ -103,9 +103,9 @@ def write_pruned(
 def _open(job: PruneJob, target: Path) -> None:
     """Makes the folder, or takes over what an earlier attempt at the same left. Raises PollardError where the rest of the
     files does not fit on the disk."""
-    partial, identity = partial_of(target), _fingerprint(job)
-    if not is_begun(target, identity):
-        begin(target, identity)
+    partial, identity = partial_path(target), _fingerprint(job)
+    if not is_resumable(target, identity):
+        begin_folder(target, identity)
     todo = [pieces for name, pieces in job.shards.items() if not (partial / name).exists()]
     needed = sum(piece.bytes for pieces in todo for piece in pieces)
     free = shutil.disk_usage(partial).free

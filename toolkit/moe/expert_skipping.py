@@ -40,7 +40,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from toolkit.moe.blocks import find_blocks
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.signed_folders import write_into
+from toolkit.runtime.signed_folders import write_own_file
 
 SKIPPING_FILE = "skipping.json"
 
@@ -64,7 +64,7 @@ class Skipping(BaseModel):
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Beside the checkpoint's weights."""
-        write_into(Path(folder), SKIPPING_FILE, json.dumps(self.model_dump(), indent=1) + "\n")
+        write_own_file(Path(folder), SKIPPING_FILE, json.dumps(self.model_dump(), indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self | None:

@@ -19,7 +19,7 @@ from typing import IO, NamedTuple
 
 from toolkit.moe.model_files import SINGLE, checkpoint_files, read_index
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.files import KEPT, explained_full_disk
+from toolkit.runtime.files import RESUME_ADVICE, explain_full_disk
 
 SHORT_RUN = 4096  # bytes: below, reading what lies between costs less than a system call for each
 
@@ -204,7 +204,7 @@ def _shortened(source: IO[bytes]) -> PollardError:
 def explain_write_errors(target: Path) -> Iterator[None]:
     """What the operating system refuses, as a PollardError that says what to do."""
     try:
-        with explained_full_disk(target, lambda: KEPT):
+        with explain_full_disk(target, lambda: RESUME_ADVICE):
             yield
     except OSError as error:
         what = f"Cannot write {error.filename or target}: {error.strerror or error}."

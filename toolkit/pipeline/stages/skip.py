@@ -18,7 +18,7 @@ from toolkit.pipeline.stages.calibration_data import read_source, sources_of
 from toolkit.recipe.schema import ModelRecipe, Recipe
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.signed_folders import remove_from
+from toolkit.runtime.signed_folders import remove_own_file
 from toolkit.tasks import padded_batches
 
 
@@ -63,4 +63,4 @@ def skip_stage(role: str) -> Callable[[Recipe, RunDirectory, str], dict[str, Any
 def _remove_old(run: RunDirectory) -> None:
     """Of this model, or of the one that the run ended with under another recipe."""
     for folder in (run.pruned, run.recovered):
-        remove_from(folder, SKIPPING_FILE)
+        remove_own_file(folder, SKIPPING_FILE)
