@@ -1,7 +1,7 @@
 """A plan's cuts on a model, in memory or without weights: checked, applied, masked; and read off from it, per stored tensor.
 
-Which parameters a plan changes is not told by names: the plan is applied to a model without weights, and whatever has another
-shape or name there is changed. Only of such tensors are the cuts asked what stays.
+Which parameters a plan changes is not decided by their names: the plan is applied to a model without weights, and the parameters
+with another shape or name afterwards are affected. Only for their tensors are the cuts asked what stays.
 """
 
 from collections.abc import Iterator, Mapping

@@ -26,7 +26,6 @@ from toolkit.runtime.files import write_text
 from toolkit.runtime.signed_folders import check_target, provenance, whole_folder
 
 PROBE_TOKENS = 32
-PLAN_FACTS = ("model", "criterion", "keep", "experts_per_token", "seed")  # what of the plan is written beside the checkpoint
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 # Layers that predict further tokens are no part of the model that transformers loads and saves: written without them,
 # a checkpoint must not promise them
@@ -50,7 +49,7 @@ def prune_checkpoint(
     folder = on_all_ranks(lambda: checkpoint_folder(source, revision))
     on_main(lambda: _check_places(folder, target, overwrite))
     quantized = quantization_of(load_config(str(folder)))
-    facts = provenance("pruned checkpoint", source, revision) | {"plan": {key: getattr(plan, key) for key in PLAN_FACTS}}
+    facts = provenance("pruned checkpoint", source, revision) | {"plan": plan.summary()}
     try:
         job = on_all_ranks(lambda: plan_prune(folder, plan))
     except UnknownLayoutError as reason:
@@ -135,7 +134,7 @@ def _logits(model: PreTrainedModel, probe: torch.Tensor) -> torch.Tensor:
 
 
 def write_checkpoint(model: PreTrainedModel, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-    """`save_pretrained`, and the number of experts under every name a reader of this family may look for."""
+    """`save_pretrained`, with the counts that cuts change under every name that a reader of this family may look for."""
     model.save_pretrained(folder, state_dict=state_dict)
     path = folder / "config.json"
     written = json.loads(path.read_text())
@@ -144,8 +143,8 @@ def write_checkpoint(model: PreTrainedModel, folder: Path, state_dict: dict[str,
 
 
 def complete_checkpoint(source: Path, folder: Path, config: Any, trained_in: torch.dtype | None = None) -> None:
-    """Puts everything but the weights beside those in `folder`, as they are in `source`, the checkpoint folder that they were
-    made from: its companions, and its configuration with the counts of `config` (of the model that was written).
+    """Completes a `folder` that has weights only: with the companions of `source`, the checkpoint that they were made from, and
+    its configuration with the counts of `config` (of the model that was written).
 
     `trained_in`: weights that were trained are plain numbers of that type, whatever the source's are. Raises PollardError
     where transformers then cannot open the folder.
@@ -173,21 +172,21 @@ def _carried_config(source: Path, config: Any) -> dict[str, Any]:
 
 
 def _config_file(folder: Path) -> dict[str, Any]:
-    """As it is, but for a name that its weights have there and not where they are written."""
+    """The configuration file, without the name of a weights file that is not written under it."""
     written: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     written.pop("transformers_weights", None)
     return written
 
 
 def _part_for(written: dict[str, Any], config: Any) -> dict[str, Any]:
-    """Which part of a configuration file describes the model that `config` is of: transformers opens some with several parts
-    as their language model alone."""
+    """The part of a configuration file that describes the model of `config`: transformers opens some models of several parts as
+    their language model alone."""
     parts = [written, *(part for part in written.values() if isinstance(part, dict))]
     return next((part for part in parts if part.get("model_type") == config.model_type), written)
 
 
 def _set_plain(written: dict[str, Any], dtype: str) -> None:
-    """Says of all parts of a model that their weights are plain numbers of this type."""
+    """Marks the weights of all parts of a model as plain numbers of this type."""
     for key in QUANTIZATION_KEYS:
         written.pop(key, None)
     for key in {"dtype", "torch_dtype"} & written.keys():
@@ -205,7 +204,7 @@ def pruned_config(job: PruneJob) -> dict[str, Any]:
 
 
 def _complete(written: dict[str, Any], config: Any) -> None:
-    """transformers 5 saves one spelling of each count; version 4 reads another, and its default without it."""
+    """Writes every spelling of the counts that cuts change: transformers 5 saves one, version 4 reads another."""
     for kind in KINDS:
         written.update(kind.config(config))
     promises = {*MTP_KEYS, *(key for key, value in written.items() if MTP_COUNT_KEYS.match(key) and type(value) is int)}

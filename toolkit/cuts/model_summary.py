@@ -1,4 +1,4 @@
-"""What a model is made of and what pruning would leave of it, from its configuration alone."""
+"""The size of a model and of what pruning would leave, from its configuration and the headers of its files."""
 
 import copy
 from collections import Counter
@@ -121,7 +121,7 @@ def _sizes_with(config: Any, keep: int) -> Sizes:
 def pruned_meta_model(config: Any, keep: int, experts_per_token: int | None = None) -> PreTrainedModel:
     """The model with `keep` experts per block, without weights; as many active as now where enough are kept, unless given.
 
-    Cut by the code that prunes, so that the same is counted.
+    Made by the code that prunes, so that sizes agree.
     """
     model = meta_model(copy.deepcopy(config))
     active = experts_per_token or min(keep, find_blocks(model)[0].experts_per_token)

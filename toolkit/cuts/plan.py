@@ -28,7 +28,7 @@ from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import write_text
 
 # In the order in which a plan's cuts are applied
-KINDS: tuple[type[Cut], ...] = (ExpertsCut,)
+KINDS: list[type[Cut]] = [ExpertsCut]
 
 
 class _OneOfKinds:
@@ -117,6 +117,13 @@ class Plan(BaseModel):
             for cut in self.cuts
         ]
         return self.model_copy(update={"model": model or self.model, "cuts": cuts})
+
+    def summary(self) -> dict[str, object]:
+        """What is written into a pruned checkpoint's folder about the plan that it was made by."""
+        if [cut.kind for cut in self.cuts] == ["experts"]:
+            return {key: getattr(self, key) for key in ("model", "criterion", "keep", "experts_per_token", "seed")}
+        cuts = [{"kind": cut.kind, "criterion": cut.criterion} for cut in self.cuts]
+        return {"model": self.model, "experts_per_token": self.experts_per_token, "seed": self.seed, "cuts": cuts}
 
     def choice(self) -> Any:
         """What decides the pruned weights besides `experts_per_token`, as JSON: for fingerprints. The same for a plan in both

@@ -1,7 +1,7 @@
 """Prune a checkpoint file by file: bytes are copied, no model is built.
 
 The same source and plan give the same bytes on any number of ranks, which share the files. Files that are whole stay in
-`<target>.tmp` when something stops the work, and the same command goes on from there (folders.py).
+`<target>.tmp` when something stops the work, and the same command goes on from there (runtime/signed_folders.py).
 """
 
 import hashlib
@@ -31,7 +31,7 @@ SHARD_BYTES = 5 * 10**9  # a rerun after a stop repeats at most one such file pe
 
 
 class PruneJob(NamedTuple):
-    """What is pruned into what; the same on every rank."""
+    """What is written, decided from headers and configuration; the same on every rank."""
 
     folder: Path
     plan: Plan

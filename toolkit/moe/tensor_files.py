@@ -1,4 +1,4 @@
-"""Safetensors files as what they are: a header that says where each tensor's bytes lie, then the bytes.
+"""Safetensors files, byte by byte: a header that says where each tensor's bytes lie, then the bytes.
 
     8 bytes: length of the header
     {"lm_head.weight": {"dtype": "BF16", "shape": [32000, 4096], "data_offsets": [0, 262144000]}, …}
@@ -96,13 +96,13 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     if files.index_file:
         index = read_index(files.index_file)
         if any(name not in found or found[name].file != folder / file for name, file in index.items()):
-            raise PollardError(_misled(files.index_file, index, found))
+            raise PollardError(_misled(files.index_file, index, found), code="checkpoint.misleading-index")
         return {name: found[name] for name in [*index, *found]}
     return found
 
 
 def _misled(path: Path, index: dict[str, str], found: dict[str, StoredTensor]) -> str:
-    """What is wrong with an index: tensors that are not where it says, or in a second file that is read later."""
+    """The message for an index whose tensors are not where it says, or also in a second file that is read later."""
     twice = [name for name, file in index.items() if name in found and name in read_header(path.parent / file)]
     twice = [name for name in twice if found[name].file != path.parent / index[name]]
     if twice:
@@ -134,12 +134,18 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             if name != "__metadata__"
         }
     except OSError as error:
-        raise PollardError(f"Cannot read {file}: {error.strerror}. Is the checkpoint complete?") from None
+        raise PollardError(
+            f"Cannot read {file}: {error.strerror}. Is the checkpoint complete?", code="checkpoint.missing-file"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise PollardError(f"{file} is no whole safetensors file: its header is damaged. Fetch it again.") from None
+        raise PollardError(
+            f"{file} is no whole safetensors file: its header is damaged. Fetch it again.", code="checkpoint.damaged-file"
+        ) from None
     needed = max((tensor.end for tensor in tensors.values()), default=start)
     if size < needed:
-        raise PollardError(f"{file} is cut off: it has {size:,} bytes of {needed:,}. Fetch it again.")
+        raise PollardError(
+            f"{file} is cut off: it has {size:,} bytes of {needed:,}. Fetch it again.", code="checkpoint.damaged-file"
+        )
     return tensors
 
 
@@ -202,10 +208,10 @@ def _shortened(source: IO[bytes]) -> PollardError:
 
 @contextmanager
 def explain_write_errors(target: Path) -> Iterator[None]:
-    """What the operating system refuses, as a PollardError that says what to do."""
+    """Turns errors of the operating system into PollardErrors that say what to do."""
     try:
         with explain_full_disk(target, lambda: RESUME_ADVICE):
             yield
     except OSError as error:
         what = f"Cannot write {error.filename or target}: {error.strerror or error}."
-        raise PollardError(f"{what} Give a place where this user may write.") from error
+        raise PollardError(f"{what} Give a place where this user may write.", code="checkpoint.cannot-write") from error
