@@ -6,7 +6,7 @@ from honest import batches_of
 import toolkit
 from toolkit.calibration import calibrate
 from toolkit.calibration.reconstruction import check_progressive_keep
-from toolkit.cuts.experts import masked
+from toolkit.cuts.apply import masked
 from toolkit.moe import find_blocks
 from toolkit.runtime.errors import PollardError
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import toolkit
 from toolkit.calibration import calibrate, reconstruction
-from toolkit.cuts.experts import masked
+from toolkit.cuts.apply import masked
 from toolkit.moe import load_model
 from toolkit.runtime.distributed import shard
 from toolkit.runtime.errors import PollardError

@@ -17,8 +17,9 @@ import torch
 from rich.markup import escape
 from transformers import PreTrainedModel
 
-from toolkit.cuts.experts import masked
-from toolkit.cuts.plan import BlockPlan, Plan
+from toolkit.cuts.apply import masked
+from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.evaluation import measure_fidelity, write_reference
 from toolkit.evaluation.probe import check_probe, measure_probe, read_probe
@@ -151,7 +152,7 @@ def _choose(grid: Grid, context: RunContext, folders: list[Path]) -> list[SweepC
     blocks = find_blocks(context.meta_model)
     count = blocks[0].expert_count
     everyone = {block.name: BlockPlan(experts=count, kept=list(range(count))) for block in blocks}
-    original = Plan(
+    original = Plan.of_experts(
         model=recipe.model.path, criterion="original", keep=count, experts_per_token=blocks[0].experts_per_token, blocks=everyone
     )
     choices = {("", count, 0): SweepChoice(None, original, 0, file_of(original))}

@@ -2,7 +2,8 @@
 
 from typing import Any, cast
 
-from toolkit.cuts.plan import BlockPlan, Plan
+from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import ExpertStatistics, Tokens
 from toolkit.runtime.errors import PollardError, did_you_mean
 from toolkit.selection.criteria import CRITERIA, SCORES, Mode, reconstruction
@@ -76,7 +77,7 @@ def select(
     }
     calibration["tokens"] = sum(about["tokens"].values())
     active = experts_to_activate(experts_per_token, number, about["experts_per_token"])
-    return Plan(
+    return Plan.of_experts(
         model=statistics.about["model"], criterion=criterion, mode=mode if criterion == "reconstruction" else None,
         tokens=tokens, seed=seed, keep=number, experts_per_token=active, blocks=blocks, calibration=calibration,
     )  # fmt: skip
