@@ -22,6 +22,7 @@ from toolkit.pipeline.stages.teach import Taught
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import world_size
 from toolkit.runtime.fingerprints import fingerprint_of
+from toolkit.selection import CRITERIA
 
 
 def stages_of(recipe: Recipe, taught: Taught | None, do_round: Callable[[int, Taught], Do]) -> list[Stage]:
@@ -75,7 +76,8 @@ def _early_rounds(marks: Fingerprints, taught_by: tuple[str, ...], do_round: Cal
 def _choosing(recipe: Recipe, marks: Fingerprints, rounds: tuple[str, ...]) -> list[Stage]:
     """From the original to the pruned model; and what the original says, where that is asked for."""
     watched, pruning = [source.name for source in sources_of(recipe)], recipe.pruning
-    searching = f" and search the best sets ({pruning.mode})" if pruning.criterion == "reconstruction" else ""
+    search = CRITERIA[pruning.criterion].search(pruning)
+    searching = f" and search the best sets ({search.mode})" if search else ""
     watch = f"watch which experts {' + '.join(watched)} use{'s' * (len(watched) == 1)}{searching}"
     choose = f"choose the experts to keep ({pruning.keep}, {pruning.criterion})"
     cut = "cut the others out of the checkpoint"

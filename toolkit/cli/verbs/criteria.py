@@ -10,7 +10,7 @@ def run(arguments: argparse.Namespace) -> None:
     from toolkit.selection import CRITERIA
 
     for name, criterion in CRITERIA.items():
-        say(f"{name:<15} {(criterion.__doc__ or '').strip().splitlines()[0]}")
+        say(f"{name:<15} {criterion.meaning}")
 
 
 CRITERIA_VERB = Verb("criteria", "list the criteria", "pollard criteria", lambda parser: None, run)

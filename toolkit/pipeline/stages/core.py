@@ -1,14 +1,15 @@
 """What each stage does: files in, files out, on every rank."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
-from toolkit.calibration import calibrate_sources
+from toolkit.calibration import CalibrationSource, calibrate_mix
 from toolkit.cuts.checkpoint import prune_checkpoint
 from toolkit.cuts.plan import Plan
-from toolkit.cuts.statistics import ExpertStatistics, mix
+from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.evaluation import evaluate
 from toolkit.moe import StreamedModel, check_prunable, checkpoint_bytes, find_blocks, load_config, load_tokenizer, meta_model
 from toolkit.moe.limits import longer_than_context
@@ -21,7 +22,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.report import show, write_report
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
-from toolkit.selection import experts_to_activate, experts_to_keep, kept_unobserved, select
+from toolkit.selection import CRITERIA, experts_to_activate, experts_to_keep, kept_unobserved, select
 from toolkit.tasks import Encoded, Task, padded_batches
 
 
@@ -44,12 +45,9 @@ def budget(recipe: Recipe) -> Budget:
 
 
 def search_of(recipe: Recipe) -> list[Any]:
-    """What of the recipe decides the reconstruction search: nothing where the criterion needs none; one progressive
-    search serves one `keep`, a layerwise one all."""
-    pruning = recipe.pruning
-    if pruning.criterion != "reconstruction":
-        return []
-    return [pruning.mode, *([pruning.keep] if pruning.mode == "progressive" else [])]
+    """What of the recipe decides the search that its criterion needs in calibration: nothing where it needs none."""
+    search = CRITERIA[recipe.pruning.criterion].search(recipe.pruning)
+    return search.identity if search else []
 
 
 def calibrate_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
@@ -59,7 +57,8 @@ def calibrate_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict
     keep, active, fewer_active = budget(recipe)
     if fewer_active:
         say(f"  watched with {active} expert{'s' * (active > 1)} per token, as the pruned model will have")
-    mode = recipe.pruning.mode if search_of(recipe) else False
+    search = CRITERIA[recipe.pruning.criterion].search(recipe.pruning)
+    mode = search.mode if search else False
 
     def beyond(encoded: Iterable[Encoded]) -> int:
         config = load_config(recipe.model.path, recipe.model.revision)
@@ -73,30 +72,31 @@ def calibrate_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict
             tokens = sum(len(e.input_ids) for e in source.encoded)
             say(f"  {named}{len(source.encoded):,} examples, {tokens:,} tokens{source.told}")
             batches = padded_batches(source.encoded, settings.batch_size, int(tokenizer.pad_token_id))
-            watched.append(shard_of(model, batches))
-        parts = calibrate_sources(model, watched, mode, keep, active)
-        statistics = mix(parts, [source.name for source in sources], [source.weight for source in sources])
-        if mode:  # subsets are judged on all sources' batches together
-            statistics.about["reconstruction"] = parts[0].about["reconstruction"]
-        statistics.about |= {
-            "model": recipe.model.path, "task": recipe.task.name, "seed": recipe.seed, "fingerprint": fingerprint,
-            "examples": sum(len(source.encoded) for source in sources),
-            "beyond_context": beyond(e for source in sources for e in source.encoded),
-            "left_out": sum(source.left_out for source in sources), "not_kept": sum(source.not_kept for source in sources),
-            "bad_lines": sum(source.bad_lines for source in sources),
-        }  # fmt: skip
+            watched.append(CalibrationSource(source.name, shard_of(model, batches), source.weight))
+        statistics = calibrate_mix(model, watched, mode, keep, active)
+        statistics.about = replace(
+            statistics.about,
+            model=recipe.model.path,
+            task=recipe.task.name,
+            seed=recipe.seed,
+            fingerprint=fingerprint,
+            examples=sum(len(source.encoded) for source in sources),
+            beyond_context=beyond(e for source in sources for e in source.encoded),
+            left_out=sum(source.left_out for source in sources),
+            not_kept=sum(source.not_kept for source in sources),
+            bad_lines=sum(source.bad_lines for source in sources),
+        )
         on_main(lambda: statistics.save(run.statistics))
 
     in_one_piece = "the reconstruction search routes by copies of the routers" if mode else None
     answering = "it answers the prompts itself" if settings.self_generated else None
     with_layers(recipe, watch, answering, in_one_piece)
     about = ExpertStatistics.load(run.statistics).about
-    blocks = about["blocks"]
-    idle = sum(len(block["unobserved"]) for block in blocks.values())
+    blocks = about.blocks
+    idle = sum(len(block.unobserved or ()) for block in blocks.values())
     say(f"  {len(blocks)} MoE blocks watched" + (f"; {idle} experts were never chosen" if idle else ""))
-    tokens = sum(next(iter(blocks.values()))["tokens"].values())
     kept = ("examples", "left_out", "beyond_context", "not_kept", "bad_lines")
-    return {"tokens": tokens} | {key: about[key] for key in kept}
+    return {"tokens": about.tokens} | {key: getattr(about, key) for key in kept}
 
 
 def select_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def select_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[st
 def _check_match(statistics: ExpertStatistics, run: RunDirectory) -> None:
     """Raises PollardError where the statistics are not those that this run's calibration left."""
     theirs = run.read_manifest()["stages"].get("calibrate", {}).get("fingerprint")
-    ours = statistics.about.get("fingerprint")
+    ours = statistics.about.fingerprint
     if ours != theirs:
         raise PollardError(
             f"The statistics in {run.statistics} are not this run's: their fingerprint is {ours}, its calibration's is "
