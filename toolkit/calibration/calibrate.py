@@ -15,7 +15,7 @@ from toolkit.calibration.observer import Batch, Observer, StatisticsObserver
 from toolkit.calibration.passes import Source, layerwise_pass, observe
 from toolkit.calibration.reconstruction import LayerwiseSearch, ProgressiveSearch, check_progressive_keep
 from toolkit.cuts.statistics import PARTS, BlockSearchResult, BlockStatistics, ExpertStatistics, StatisticsFacts, TokenCounts, mix
-from toolkit.moe import CannotStream, MoEBlock, StreamedModel, activating, find_blocks, load_model, load_thresholds
+from toolkit.moe import CannotStream, MoEBlock, StreamedModel, find_blocks, load_model, load_thresholds, override_top_k
 from toolkit.runtime.distributed import device, gather, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.progress import progress
@@ -75,7 +75,7 @@ def calibrate_mix(
     now = find_blocks(whole)[0].experts_per_token
     if experts_per_token is not None and not 1 <= experts_per_token <= now:
         raise PollardError(f"experts_per_token is {experts_per_token}: give 1…{now}.", code="calibration.experts-per-token")
-    with activating(whole, experts_per_token):
+    with override_top_k(whole, experts_per_token):
         parts, results = _observe_sources(model, whole, [source.batches for source in sources], mode, keep)
     statistics = mix(parts, [source.name for source in sources], [source.weight for source in sources])
     statistics.about.model = whole.config._name_or_path

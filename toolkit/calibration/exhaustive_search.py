@@ -24,7 +24,7 @@ import torch
 
 from toolkit.calibration.token_errors import TokenErrors, token_errors
 from toolkit.cuts.statistics import SubsetResult
-from toolkit.moe import BlockActivations, MoEBlock, Rerouter, same_choice
+from toolkit.moe import BlockActivations, MoEBlock, Rerouter, same_routing
 from toolkit.runtime.distributed import gather
 
 ROUNDING = 1e-13
@@ -69,7 +69,7 @@ class ExhaustiveSubsetSearch:
         all_rows = torch.arange(len(inputs), device=inputs.device)
         for ranks in combinations(range(self.E), self.K):
             chosen_TK = order_TE[:, list(ranks)]
-            error_T = errors(*rerouter.gates_of(inputs, chosen_TK), all_rows)
+            error_T = errors(*rerouter.gate_weights(inputs, chosen_TK), all_rows)
             removed_T = before_TE[:, ranks[-1]] - bits_TE[:, list(ranks)].sum(1)
             for size in range(self.K + 1):
                 for subset in combinations(ranks, size):
@@ -104,7 +104,7 @@ def routes_by_rank(block: MoEBlock, rerouter: Rerouter, activations: BlockActiva
         kept = sorted(torch.randperm(block.expert_count, generator=generator)[:size].tolist())
         present = torch.isin(order_TE, torch.tensor(kept, device=order_TE.device))
         first_TK = order_TE[present].view(len(order_TE), size)[:, :k]
-        if not same_choice(rerouter(logits_TE, kept), rerouter.gates_of(logits_TE, first_TK), block.expert_count):
+        if not same_routing(rerouter(logits_TE, kept), rerouter.gate_weights(logits_TE, first_TK), block.expert_count):
             return False
     return True
 

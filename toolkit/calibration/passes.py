@@ -107,8 +107,8 @@ def layerwise_pass(
             for batch in source.batches:
                 inputs, observed = split_mask(batch, model.device)
                 _count(count, observed)
-                original = held.begin(inputs)
-                turns.append(_Turn(observed, source.observers, original, held.begin(inputs) if search else None))
+                original = held.start(inputs)
+                turns.append(_Turn(observed, source.observers, original, held.start(inputs) if search else None))
         steps = list(enumerate(blocks_by_layer(blocks, layers)))
         for number, inside in progress(steps, "watching the experts, layer by layer"):
             held.check(number)
@@ -124,18 +124,18 @@ def layerwise_pass(
                     with search.pruned_layer():
                         for turn in turns:
                             assert turn.pruned is not None
-                            turn.pruned.go_on(turn.pruned.output())
+                            turn.pruned.resume(turn.pruned.output())
     return counts
 
 
 def _run_layer(turn: _Turn, dispatch: _Dispatch, search: ProgressiveSearch | None, has_blocks: bool) -> None:
     observers = (*turn.observers, search) if search else turn.observers
     dispatch.begin(turn.batch, *(observer.on_batch for observer in observers))
-    turn.original.go_on(turn.original.output())
+    turn.original.resume(turn.original.output())
     if search and turn.pruned and has_blocks:
         dispatch.begin(turn.batch, search.on_pruned_batch)
         turn.pruned.output()  # it goes on only when the search has chosen
-        turn.pruned.rest()
+        turn.pruned.offload()
 
 
 def _no_tokens() -> TokenCounts:

@@ -19,7 +19,7 @@ from toolkit.calibration.calibrate import open_layerwise
 from toolkit.calibration.observer import Batch, ObservedBatch, Observer
 from toolkit.calibration.passes import Source, layerwise_pass, observe
 from toolkit.moe import BlockActivations, StreamedModel, find_blocks
-from toolkit.moe.skipping import Skipping, ratios
+from toolkit.moe.expert_skipping import Skipping, gate_ratios
 from toolkit.runtime.distributed import gather
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.progress import progress
@@ -36,7 +36,7 @@ class GateRatioObserver(Observer):
     def on_batch(self, activations: BlockActivations, batch: ObservedBatch) -> None:
         gate_TK = activations.gate_TK
         precise = gate_TK.dtype == torch.float64
-        ratios_TK = ratios(gate_TK[batch.real.to(gate_TK.device)]).to("cpu", torch.float64 if precise else torch.float32)
+        ratios_TK = gate_ratios(gate_TK[batch.real.to(gate_TK.device)]).to("cpu", torch.float64 if precise else torch.float32)
         self.batches.setdefault(activations.block, []).append(ratios_TK)
 
     def take(self, block: str) -> torch.Tensor:

@@ -21,7 +21,7 @@ from toolkit.pipeline.stages.skip import role_that_skips, skip_stage
 from toolkit.pipeline.stages.teach import Taught
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import world_size
-from toolkit.runtime.fingerprints import fingerprint_of
+from toolkit.runtime.files import fingerprint_of
 from toolkit.selection import CRITERIA
 
 
