@@ -17,7 +17,7 @@ from typing import Any
 _HOMES = {
     "calibrate": ("toolkit.calibration", "calibrate"),
     "select": ("toolkit.selection", "select"),
-    "prune": ("toolkit.moe", "prune_checkpoint"),
+    "prune": ("toolkit.cuts.checkpoint", "prune_checkpoint"),
     "recover": ("toolkit.recovery.recover", "recover"),
     "skipping_thresholds": ("toolkit.calibration", "skipping_thresholds"),
     "evaluate": ("toolkit.evaluation", "evaluate"),

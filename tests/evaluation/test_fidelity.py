@@ -94,7 +94,7 @@ def test_two_ranks_find_exactly_what_one_finds(tmp_path: Path, monkeypatch: pyte
     one = measured(other, tmp_path / "kept", 2)
     monkeypatch.setattr(f"{module}.gather", lambda mine: shares.append(mine) or list(shares))
     for rank in (1, 0):  # each rank's share in turn; the last finds those of both
-        monkeypatch.setattr(f"{module}.share", lambda numbers, rank=rank: numbers[rank::2])
+        monkeypatch.setattr(f"{module}.shard", lambda numbers, rank=rank: numbers[rank::2])
         found = measure_fidelity(other, batches(2), tmp_path / "kept", "fingerprint")
     assert [len(share) for share in shares] == [2, 3] and found == one
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import filter_repo_objects
 
-from toolkit.moe import checkpoint_files as hub
 from toolkit.moe.load import NOT_FETCHED, checkpoint_folder, load_config
 from toolkit.runtime.errors import PollardError
+
+hub = import_module("toolkit.moe.checkpoint_files")  # the room's face has a function of that name
 
 BESIDE = [
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt",

@@ -55,7 +55,7 @@ def test_a_batch_of_padding_adds_nothing_to_the_statistics(monkeypatch: pytest.M
     batches = [{"input_ids": ids, "attention_mask": mask, "completion_mask": mask * (torch.arange(9) > 5)}]
     expected = calibrate(model, batches)
     monkeypatch.setattr(placement, "is_partitioned", lambda model: True)
-    monkeypatch.setattr(placement, "share_in_step", lambda items, filler: [*items, filler, filler])
+    monkeypatch.setattr(placement, "shard_in_step", lambda items, filler: [*items, filler, filler])
     filled = shard_of(model, batches)
     assert len(filled) == 3
     found = calibrate(model, filled)

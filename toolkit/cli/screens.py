@@ -23,7 +23,7 @@ from toolkit.pipeline.run_status import BEST_FIRST, replaced_models, stale_parts
 from toolkit.pipeline.stages.core import budget
 from toolkit.recipe.file import load_recipe
 from toolkit.recipe.schema import Recipe
-from toolkit.recipe.trainer_defaults import trainer_defaults
+from toolkit.recovery.trainer_defaults import trainer_defaults
 from toolkit.runtime.distributed import is_main, say, world_size
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.formatting import amount, size

@@ -28,8 +28,8 @@ from toolkit.pipeline.rounds import early_rounds
 from toolkit.pipeline.stages.core import Budget, budget
 from toolkit.pipeline.training_model import training_model
 from toolkit.recipe.schema import Recipe
-from toolkit.recipe.trainer_defaults import trainer_defaults
 from toolkit.recovery.teacher import TOKENS_AT_ONCE
+from toolkit.recovery.trainer_defaults import trainer_defaults
 
 T = TypeVar("T")
 
