@@ -15,7 +15,7 @@ from toolkit.cuts.model_summary import pruned_meta_model
 from toolkit.cuts.plan import Plan
 from toolkit.estimate import DataSize, DataSizes, TrainerSettings
 from toolkit.moe import checkpoint_bytes, find_blocks, load_config, meta_model, sizes
-from toolkit.moe.load import number_type
+from toolkit.moe.load import resolve_dtype
 from toolkit.pipeline.data_sizes import data_sizes
 from toolkit.pipeline.manifest import git_commit
 from toolkit.pipeline.run_directory import RunDirectory
@@ -67,7 +67,7 @@ def machine(recipe: Recipe, config: object) -> str:
     gpu = torch.cuda.is_available()
     ranks = f"{world_size()} rank{'s' * (world_size() > 1)}"
     where = f"{ranks} on CPU" if not gpu else f"{ranks}, {torch.cuda.get_device_name()} each"
-    dtype = str(number_type(recipe.model.dtype, config) or "the checkpoint's own numbers").removeprefix("torch.")
+    dtype = str(resolve_dtype(recipe.model.dtype, config) or "the checkpoint's own numbers").removeprefix("torch.")
     if recipe.model.dtype == "auto":
         dtype += " (auto: the checkpoint's own)" if gpu else " (auto: no GPU)"
     return f"{where}, {dtype}"

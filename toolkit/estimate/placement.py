@@ -7,7 +7,7 @@ from toolkit.estimate.machine import USABLE, Machine
 from toolkit.estimate.model_size import ModelSize
 from toolkit.estimate.training_memory import LIVE_PARAMETERS
 from toolkit.moe.placement import HEADROOM
-from toolkit.runtime.zero import partitioning
+from toolkit.runtime.zero import partitioned_config
 
 # The share of the GPUs' memory that accelerate fills with layers before it puts the rest on the host; it also keeps room for one
 # layer
@@ -81,7 +81,7 @@ def _spread(machine: Machine, model: ModelSize) -> ModelPlacement:
 
 def _partitioned(zero: int | str, machine: Machine, model: ModelSize) -> ModelPlacement:
     """Every rank (or its host) holds a part of each layer, and whole those that are at work."""
-    settings = partitioning(zero)
+    settings = partitioned_config(zero)
     offloaded = (settings.get("offload_param") or {}).get("device", "none") != "none"
     live = max(int(settings.get("stage3_max_live_parameters", LIVE_PARAMETERS)), model.largest_layer)
     gathered = model.weight_bytes * min(model.parameters, live)

@@ -21,7 +21,7 @@ from toolkit.estimate import (
     place_model,
     row_bytes,
 )
-from toolkit.evaluation.batch_size import ON_CPU, fitting
+from toolkit.evaluation.memory import CPU_BATCH_SIZE, rows_that_fit
 from toolkit.moe import load_config, meta_model
 from toolkit.pipeline.data_sizes import data_sizes
 from toolkit.pipeline.rounds import early_rounds
@@ -109,10 +109,10 @@ class RecipeOnMachine:
         placement, settings = self.place(model, whole), self.recipe.evaluation
         batch = settings.batch_size
         if batch == "auto":
-            batch = ON_CPU
+            batch = CPU_BATCH_SIZE
             if self.machine.gpus:
                 row = row_bytes(placement, prompts.longest + settings.max_new_tokens)
-                batch = fitting(self.machine.gpu_memory - sum(placement.gpu.values()), row)
+                batch = rows_that_fit(self.machine.gpu_memory - sum(placement.gpu.values()), row)
         return estimate_generation(name, self.machine, placement, prompts, settings.max_new_tokens, batch)
 
 

@@ -12,7 +12,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTConfig
 
 from toolkit.moe import load_tokenizer
-from toolkit.moe.limits import longer_than_context
+from toolkit.moe.tokenizer import longer_than_context
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.checkpoints import last_checkpoint, resume_advice
@@ -25,8 +25,7 @@ from toolkit.recovery.trainer import RecoveryTrainer, close_trackers, prepare_tr
 from toolkit.recovery.training_data import TrainingData, read_training_data
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.files import explained_full_disk
-from toolkit.runtime.fingerprints import fingerprint_of, fingerprint_of_source
+from toolkit.runtime.files import explain_full_disk, fingerprint_of, fingerprint_of_source
 from toolkit.runtime.run_paths import RunPaths
 from toolkit.runtime.signed_folders import check_target, remove_own
 from toolkit.runtime.zero import build_communication
@@ -92,10 +91,10 @@ def recover(
         with tensorboard_in(run.path / "tensorboard" / role):
             trainer = make_trainer(model, arguments, train_dataset=train_data, eval_dataset=dev_data, processing_class=tokenizer)
         checkpoint = prepare_trainer(trainer, recipe, training, fingerprint, resumable, accuracy)
-        with explained_full_disk(run.path, lambda: resume_advice(training.checkpoints)):  # also what trackers write
+        with explain_full_disk(run.path, lambda: resume_advice(training.checkpoints)):  # also what trackers write
             trainer.train(resume_from_checkpoint=checkpoint)
         on_main(lambda: remove_own(training.adapter))  # of another method
-        with explained_full_disk(training.target, lambda: resume_advice(training.checkpoints)):
+        with explain_full_disk(training.target, lambda: resume_advice(training.checkpoints)):
             METHODS[recipe.finetuning.method].save(recipe, trainer, model, training)
         return _facts(
             recipe, trainer, data, longer_than_context(model.config, tokenizer, (len(e.input_ids) for e in data.encoded))

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from toolkit.moe import logits_at
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.shards import ABOUT, make_shards, missing_shards, shard_path
+from toolkit.runtime.shards import ABOUT_FILE, make_shards, missing_shards, shard_path
 from toolkit.tasks import Encoded, padded_batches
 
 TOP_LOGITS = 64
@@ -165,7 +165,7 @@ class TeacherCache:
         self._files: dict[int, Any] = {}
         self._ends = [list(accumulate(map(predicted_tokens, chunk))) for chunk in _shards(encoded)]
         try:
-            stored = json.loads((folder / ABOUT).read_text())
+            stored = json.loads((folder / ABOUT_FILE).read_text())
         except (OSError, ValueError) as error:
             raise PollardError(
                 f"No teacher's cache in {folder} ({error}): run the recipe, which makes it.", code="recovery.no-teacher-cache"

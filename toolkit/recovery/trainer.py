@@ -38,7 +38,7 @@ from toolkit.recovery.checkpoints import (
 from toolkit.recovery.method import Training
 from toolkit.runtime.distributed import gather, is_main, on_main, say
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.files import explained_full_disk, write_text
+from toolkit.runtime.files import explain_full_disk, write_text
 from toolkit.runtime.progress import duration, steps_bar
 
 ENTROPY = "routing_entropy"
@@ -113,7 +113,7 @@ class ProgressLines(TrainerCallback):
         if not is_main():
             return
         with (
-            explained_full_disk(self.log, lambda: resume_advice(Path(args.output_dir))),
+            explain_full_disk(self.log, lambda: resume_advice(Path(args.output_dir))),
             self.log.open("a", encoding="utf-8") as file,
         ):
             file.write(json.dumps(state.log_history[-1]) + "\n")
@@ -195,7 +195,7 @@ class RecoveryTrainer(SFTTrainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         folder = Path(str(self.args.output_dir))
-        with explained_full_disk(folder / f"checkpoint-{self.state.global_step}", lambda: resume_advice(folder)):
+        with explain_full_disk(folder / f"checkpoint-{self.state.global_step}", lambda: resume_advice(folder)):
             super()._save_checkpoint(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

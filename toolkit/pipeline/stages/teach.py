@@ -13,7 +13,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.recovery.teacher import cache_logits
 from toolkit.recovery.training_data import read_training_data, training_sources
 from toolkit.runtime.distributed import say
-from toolkit.runtime.fingerprints import fingerprint_of
+from toolkit.runtime.files import fingerprint_of
 
 EACH_ITS_OWN = "every rank asks the original about examples of its own"  # so a model in parts on all ranks cannot serve
 

@@ -10,10 +10,10 @@ from conftest import plan_for, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from toolkit.cli.verbs.entrants import entrants
+from toolkit.cli.benchmark_models import models_to_measure
 from toolkit.cuts.checkpoint import prune_checkpoint, tensor_shapes
 from toolkit.moe import StreamedModel, check_loaded, checkpoint_bytes, checkpoint_files, load_config, load_model
-from toolkit.moe.checkpoint_files import INDEX, SINGLE, say_what_is_read
+from toolkit.moe.model_files import INDEX, SINGLE, report_unread_weights
 from toolkit.moe.tensor_files import stored_tensors
 from toolkit.runtime.errors import PollardError
 
@@ -94,7 +94,7 @@ def test_everyone_reads_the_weights_that_transformers_reads(situation: Callable[
     size = sum(parameter.nbytes for parameter in expected.parameters())
     assert size <= checkpoint_bytes(path) < size + 10_000
     assert len(tensor_shapes(path)) == len(stored_tensors(folder)) == 65
-    assert not entrants([path], [], "auto")[0].facts["random"]
+    assert not models_to_measure([path], [], "auto")[0].facts["random"]
 
     left = sorted(file.name for file in (tmp_path / "pruned").iterdir())
     assert left == ["config.json", "generation_config.json", SINGLE, "pollard.json"]
@@ -128,7 +128,7 @@ def test_a_trainings_state_is_no_other_model(tmp_path: Path) -> None:
 def test_weights_under_no_name_that_is_looked_for_say_what_to_do(tiny_checkpoint, names: list[str]) -> None:
     folder = tiny_checkpoint()
     (folder / SINGLE).rename(folder / names[0])
-    for opened in (load_model, StreamedModel, say_what_is_read):
+    for opened in (load_model, StreamedModel, report_unread_weights):
         with pytest.raises(PollardError, match=rf"under names that transformers does not look for \({names[0]}\).*rename the"):
             opened(str(folder))
 
