@@ -38,7 +38,7 @@ def test_a_server_that_has_the_model_leaves_the_same_predictions(folder: Path, c
 
 
 def test_a_server_that_falls_ill_leaves_a_run_that_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "WAITS", (0.01,))
+    monkeypatch.setattr(server, "RETRIES", 1)
     seen: list[Any] = []
     well = playing(load_model("original"), load_tokenizer("original"), seen)
     with serving(lambda path, body: (500, b"{}") if len(seen) == 2 else well(path, body)) as url:
