@@ -110,6 +110,16 @@ def time_batch(model: PreTrainedModel, batch_size: int, prompt_tokens: int, new_
 
 
 @dataclass(frozen=True)
+class BatchRatios:
+    """A model to the first one, turn by turn: medians with the lowest and highest."""
+
+    prefill: list[float]
+    decode: list[float]
+    first_token: list[float]
+    peak_memory_bytes: float
+
+
+@dataclass(frozen=True)
 class BatchResult:
     """A model on one batch size: medians with the lowest and highest, and ratios to the first model, of turns that followed
     each other. `fits` False: there was not enough memory, and nothing else is known."""
@@ -120,7 +130,7 @@ class BatchResult:
     decode: list[float] | None = None
     first_token: list[float] | None = None
     peak_memory_bytes: int | None = None
-    ratios: dict[str, Any] | None = None  # by measure; None where the first model does not fit
+    ratios: BatchRatios | None = None  # None where the first model does not fit
 
     @classmethod
     def of(cls, size: int, turns: Sequence[BatchTimes | None], first_turns: Sequence[BatchTimes | None]) -> "BatchResult":
@@ -128,15 +138,15 @@ class BatchResult:
         if len(own) < len(turns):
             return cls(size, False)
         peak = max(turn.memory for turn in own)
-        ratios: dict[str, Any] | None = None
+        ratios = None
         if len(first) == len(first_turns):
             pairs = list(zip(own, first, strict=True))
-            ratios = {
-                "prefill": median_and_range([one.prefill / other.prefill for one, other in pairs]),
-                "decode": median_and_range([one.decode / other.decode for one, other in pairs]),
-                "first_token": median_and_range([one.first_token / other.first_token for one, other in pairs]),
-                "peak_memory_bytes": peak / max(turn.memory for turn in first),
-            }
+            ratios = BatchRatios(
+                median_and_range([one.prefill / other.prefill for one, other in pairs]),
+                median_and_range([one.decode / other.decode for one, other in pairs]),
+                median_and_range([one.first_token / other.first_token for one, other in pairs]),
+                peak / max(turn.memory for turn in first),
+            )
         return cls(
             size, True, median_and_range([turn.prefill for turn in own]), median_and_range([turn.decode for turn in own]),
             median_and_range([turn.first_token for turn in own]), peak, ratios,
