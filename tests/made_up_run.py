@@ -11,7 +11,7 @@ import yaml
 from toolkit.cuts.experts import BlockPlan
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import BlockStatistics, ExpertStatistics, StatisticsFacts
-from toolkit.evaluation import Item, Scores
+from toolkit.evaluation import EvaluationFacts, Item, Scores
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.recipe.schema import Recipe
 
@@ -97,5 +97,8 @@ def evaluate_role(run: RunDirectory, role: str, n: int = 20, right: int | None =
     }  # fmt: skip
     right = RIGHT[role] * n // 20 if right is None else right
     items = [Item(i, f"Is {i}?", "yes", "yes" if i < right else "no", i < right, 5, ended=True) for i in range(n)]
-    Scores(items, measures | about).save(run.evaluation, role)
+    facts = {key: value for key, value in (measures | about).items() if key in EvaluationFacts.__annotations__}
+    Scores(items, EvaluationFacts(**facts)).save(run.evaluation, role)
+    summary = run.evaluation / f"{role}.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | about))
     run.finish(f"evaluate/{role}", role, 1.25, seed=7, ranks=2)

@@ -194,8 +194,10 @@ def _measure(context: RunContext, choices: list[SweepChoice], folder: Path) -> N
         for number, choice in enumerate(choices, start=1):
             started = time.monotonic()
             with masked(model, choice.plan):
-                found = {name: probe and measure_probe(model, tokenizer, recipe, probe) for name, probe in probes.items()}
-                found["fidelity"] = measure_fidelity(model, gold, said, "").facts() if gold else None
+                found = {
+                    name: probe and measure_probe(model, tokenizer, recipe, probe).to_json() for name, probe in probes.items()
+                }
+                found["fidelity"] = measure_fidelity(model, gold, said, "").to_json() if gold else None
             seconds = round(time.monotonic() - started, 1)
             facts = {
                 "format": 2, "keep": choice.plan.keep, "experts_per_token": choice.plan.experts_per_token,
