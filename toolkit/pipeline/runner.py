@@ -16,10 +16,10 @@ from toolkit.pipeline.stage import Do, Stage, entries_of, is_settled, made_from,
 from toolkit.pipeline.stage_list import stages_of
 from toolkit.pipeline.stages.full_memory import explained_full_memory
 from toolkit.pipeline.stages.teach import Taught
+from toolkit.pipeline.write_report import write_report
 from toolkit.recipe.evaluation import ROLES
 from toolkit.recipe.file import dump_recipe
 from toolkit.recipe.schema import Recipe
-from toolkit.report import write_report
 from toolkit.runtime.distributed import barrier, check_shared, is_main, on_main, say, world_size
 from toolkit.runtime.errors import ItemsFailed, Mistakes, PollardError
 from toolkit.runtime.files import explained_full_disk

@@ -14,10 +14,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from toolkit.report.compare import compare, show_comparison
+    from toolkit.pipeline.compare import compare
+    from toolkit.report.terminal import show_comparison
 
     facts = compare(arguments.first, arguments.second, arguments.stale)
-    print(json.dumps(facts, indent=1)) if arguments.json else show_comparison(facts)
+    print(json.dumps(facts.as_json(), indent=1)) if arguments.json else show_comparison(facts)
 
 
 COMPARE = Verb(

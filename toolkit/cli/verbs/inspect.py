@@ -11,7 +11,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from toolkit.cuts.model_summary import model_summary
-    from toolkit.report.model_summary import show_model_summary
+    from toolkit.report.inspection import show_model_summary
 
     show_model_summary(model_summary(arguments.model))
 

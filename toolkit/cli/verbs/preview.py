@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> None:
     from toolkit.moe import load_config, load_tokenizer
     from toolkit.moe.limits import context_length
     from toolkit.pipeline.data_checks import limit_checks, rendering_checks
-    from toolkit.report.preview import show_examples, show_lengths
+    from toolkit.report.inspection import show_examples, show_lengths
     from toolkit.runtime.distributed import say
     from toolkit.runtime.errors import Mistakes
     from toolkit.tasks import Task

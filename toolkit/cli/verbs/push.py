@@ -13,7 +13,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from toolkit.report.push import push
+    from toolkit.pipeline.push import push
 
     say(push(arguments.run, arguments.repository, arguments.public))
 

@@ -17,8 +17,9 @@ from toolkit.pipeline.rounds import composed_plan, early_rounds
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.stages.alternatives import write_alternatives
 from toolkit.pipeline.stages.calibration_data import read_source, sources_of
+from toolkit.pipeline.write_report import write_report
 from toolkit.recipe.schema import Recipe
-from toolkit.report import show, write_report
+from toolkit.report import RunFacts, show
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
 from toolkit.selection import experts_to_activate, experts_to_keep, kept_unobserved, select
@@ -180,7 +181,7 @@ def dev_accuracy(recipe: Recipe) -> Callable[[PreTrainedModel], float] | None:
 def report_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
     """Everything the run directory holds -> report.html, report.json and the table."""
 
-    def write() -> dict[str, Any]:
+    def write() -> RunFacts:
         write_alternatives(run)
         return write_report(run.path)
 
