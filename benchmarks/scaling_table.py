@@ -15,7 +15,7 @@ from toolkit.cli.estimate_table import gib, lacking
 from toolkit.estimate import Estimate, Estimator, StageEstimate, advice, combined_advice, machine
 from toolkit.recipe.file import load_recipe
 from toolkit.recipe.schema import Recipe
-from toolkit.runtime.formatting import NOTHING, amount
+from toolkit.runtime.formatting import MISSING, amount
 
 MODELS = {"mixtral-8x7b": "Mixtral-8x7B", "qwen3-235b-a22b": "Qwen3-235B-A22B", "deepseek-v3": "DeepSeek-V3"}
 GPU, RAM = "h100", "2T"  # 80 GiB each; RAM per node of up to eight
@@ -76,7 +76,7 @@ def section(name: str) -> str:
     table = [f"| stage | FLOP | {' | '.join(columns)} |", "|---|" + "---:|" * (1 + 3 * len(MACHINES))]
     for number, stage in enumerate(one.stages):
         cells = [cell for gpus in MACHINES for cell in _cells(found[gpus], found[gpus].stages[number], gpus)]
-        flops = f"{stage.flops:.1e}" if stage.flops else NOTHING
+        flops = f"{stage.flops:.1e}" if stage.flops else MISSING
         table.append(f"| {stage.name} | {flops} | {' | '.join(cells)} |")
     return "\n".join([f"## {MODELS[name]}", "", facts, "", *table, "", *lines, ""])
 
@@ -87,7 +87,7 @@ def _cells(estimate: Estimate, stage: StageEstimate, gpus: int) -> list[str]:
         f"**{gib(size)}**" if where in lacks else gib(size)
         for where, size in (("GPU", stage.gpu_bytes), ("host", stage.host_bytes))
     ]
-    return [*memory, NOTHING if stage.seconds is None else f"{gpus * stage.seconds / 3600:,.1f}"]
+    return [*memory, MISSING if stage.seconds is None else f"{gpus * stage.seconds / 3600:,.1f}"]
 
 
 def _verdict(estimator: Estimator, recipe: Recipe, estimate: Estimate, gpus: int) -> str:

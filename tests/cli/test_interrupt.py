@@ -14,7 +14,7 @@ from toolkit.cli.interrupt import resumable
 WAITING = """
 import sys, time
 sys.argv = ["toolkit/train.py", "recipes/a b.yaml", "pruning.keep=2", "--fresh"]
-from toolkit.terminal.interrupt import resumable
+from toolkit.cli.interrupt import resumable
 with resumable():
     print("ready", flush=True)
     time.sleep(60)

@@ -18,7 +18,7 @@ from toolkit.estimate.finetuning import trainer_of
 from toolkit.moe import checkpoint_bytes, find_blocks, load_config, load_model, load_tokenizer, meta_model
 from toolkit.pipeline.runner import plan_stages
 from toolkit.recipe.schema import Recipe
-from toolkit.recovery.teacher import bytes_per_token, predicted
+from toolkit.recovery.teacher import bytes_per_token, predicted_tokens
 from toolkit.recovery.training_data import read_training_data
 from toolkit.runtime.errors import PollardError
 
@@ -101,11 +101,11 @@ def test_the_teachers_cache_is_as_large_as_recovery_makes_it(tmp_path: Path, mon
     models = ["original", "pruned", "recovered"]
     recipe = small_recipe(evaluation__models=models, finetuning={"teacher": "original", "examples": 20})
     learnt = read_training_data(recipe, load_tokenizer("original"), tmp_path)
-    counted = sum(map(predicted, learnt.encoded))
+    counted = sum(map(predicted_tokens, learnt.encoded))
     assert stages_of(recipe)["teacher"].disk == pytest.approx(counted * bytes_per_token(768), rel=0.2)  # a sample of the data
     all_of_it = recipe.model_copy(update={"finetuning": recipe.finetuning.model_copy(update={"examples": None})})
     learnt = read_training_data(all_of_it, load_tokenizer("original"), tmp_path)
-    counted = sum(map(predicted, learnt.encoded))
+    counted = sum(map(predicted_tokens, learnt.encoded))
     assert stages_of(all_of_it)["teacher"].disk == counted * 388
     weighted = [{"task": recipe.task.model_dump(), "weight": weight, "examples": 30} for weight in (1, 2)]
     mix = recipe.model_copy(update={"finetuning": recipe.finetuning.model_validate({"data": weighted})})

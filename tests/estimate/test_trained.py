@@ -11,7 +11,8 @@ from toolkit.estimate.training import training_memory
 from toolkit.moe import decoder_linears, find_blocks, meta_model
 from toolkit.recipe.schema import LoraRecipe
 from toolkit.recovery.adapters import adapt
-from toolkit.recovery.methods import count_trainable, freeze_all_but
+from toolkit.recovery.method import Loaded
+from toolkit.recovery.methods import METHODS, count_trainable
 from toolkit.recovery.quantize import quantize
 
 FAMILIES = ["mixtral", "deepseek_v2", "gpt_oss"]  # plain; with shared experts and a dense layer; with biases, transposed
@@ -34,7 +35,7 @@ def test_as_many_numbers_train_as_the_method_sets_up(family: str, method: str) -
     if "lora" in method:
         model = adapt(model, blocks, [*decoder_linears(model, blocks)], LoraRecipe(**lora))
     else:
-        freeze_all_but(model, blocks, experts=method == "experts")
+        METHODS[method].set_up(Loaded(model, blocks, []), LoraRecipe())
     assert sum(count_trainable(model, blocks).values()) == expected.trained
 
 

@@ -8,6 +8,7 @@ import pytest
 from conftest import raises
 from made_up_run import evaluate_role, make_run
 
+from toolkit.cli import exit_status
 from toolkit.cli import main as cli
 from toolkit.pipeline.compare import compare, find_evaluated
 from toolkit.report.facts import ComparedModel
@@ -66,7 +67,7 @@ def test_the_verb_prints_a_table_or_json(tmp_path: Path, as_json: bool, monkeypa
     run = make_run(tmp_path)
     arguments = [str(run.recovered), str(run.path / "original"), *(["--json"] if as_json else [])]
     monkeypatch.setattr(sys, "argv", ["pollard", "compare", *arguments])
-    monkeypatch.setattr(cli, "_quieten", lambda: None)
+    monkeypatch.setattr(exit_status, "quiet_libraries", lambda: None)
     assert cli.main() == 0
     out = capsys.readouterr().out
     if as_json:

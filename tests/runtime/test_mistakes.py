@@ -16,6 +16,7 @@ from conftest import ROOT
 from small_run import make_small
 from transformers import LlamaConfig
 
+from toolkit.cli import exit_status
 from toolkit.cli import main as cli
 from toolkit.pipeline.run_directory import RunDirectory
 
@@ -216,7 +217,7 @@ def test_a_mistake_is_one_screen(mistake: Mistake, prepared: Path, tmp_path: Pat
     folder = tmp_path / "here"
     shutil.copytree(prepared, folder)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(cli, "_quieten", lambda: None)
+    monkeypatch.setattr(exit_status, "quiet_libraries", lambda: None)
     monkeypatch.setattr(sys, "argv", ["pollard", *mistake.command.split()])
     mistake.made(folder)
     try:
@@ -235,7 +236,7 @@ def test_a_mistake_is_one_screen(mistake: Mistake, prepared: Path, tmp_path: Pat
 # For whoever looks for the place in the code.
 def test_debug_shows_the_traceback_of_a_mistake(prepared: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(prepared)
-    monkeypatch.setattr(cli, "_quieten", lambda: None)
+    monkeypatch.setattr(exit_status, "quiet_libraries", lambda: None)
     for arguments in (["--debug", "run", "none.yaml"], ["run", "none.yaml", "--debug"]):
         monkeypatch.setattr(sys, "argv", ["pollard", *arguments])
         assert cli.main() == 1
@@ -260,8 +261,9 @@ def test_the_real_command_tells_it_alike(entry: list[str], mistake: Mistake, pre
 # A law instead of a time: what takes seconds to import is not imported for help, or to tell a mistake in a recipe.
 @pytest.mark.parametrize(
     "command",
-    ["toolkit.cli --help", "toolkit.cli run --help", "toolkit.cli run none.yaml", "toolkit.cli estimate none.yaml",
-     "toolkit.cli sweep mine.yaml pruning.kep=4,2", "toolkit.cli completion bash", "toolkit.cli chat none",
+    ["toolkit.cli.main --help", "toolkit.cli.main run --help", "toolkit.cli.main run none.yaml",
+     "toolkit.cli.main estimate none.yaml", "toolkit.cli.main sweep mine.yaml pruning.kep=4,2",
+     "toolkit.cli.main completion bash", "toolkit.cli.main chat none",
      "toolkit.train --help", "toolkit.train mine.yaml pruning.kep=2"],
 )  # fmt: skip
 def test_help_and_mistakes_of_a_recipe_are_told_in_an_instant(command: str, prepared: Path) -> None:

@@ -13,8 +13,9 @@ from toolkit.estimate.stage_estimate import DISK, StageEstimate, on_machine
 from toolkit.estimate.trained import trained_by
 from toolkit.estimate.training import TrainingMemory, engine_bytes, training_memory
 from toolkit.recipe.schema import Recipe
-from toolkit.recipe.trainer_defaults import trainer_defaults
+from toolkit.recovery.methods import METHODS
 from toolkit.recovery.teacher import TOKENS_AT_ONCE
+from toolkit.recovery.trainer_defaults import trainer_defaults
 from toolkit.runtime.zero import deepspeed_config
 
 # TRL never builds the logits of a whole batch: it projects tiles of 4,096 tokens by 32,768 words, in float32
@@ -109,7 +110,7 @@ def estimate_recover(
     per_weight = (2 if trainer.checkpointing else 0) + (6 if method.trained == pruned.parameters else 4)
     flops = None if seen is None else per_weight * pruned.active * seen
     saved = engine_bytes(method.trained, stage, weight, optimizer)
-    if recipe.finetuning.method in ("router", "experts"):  # DeepSpeed leaves out what is frozen for adapters only
+    if METHODS[recipe.finetuning.method].saves_frozen_weights:
         saved += method.frozen_bytes
     per_step = trainer.micro_batch * trainer.accumulation * ranks
     notes = []

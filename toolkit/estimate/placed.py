@@ -8,7 +8,7 @@ from toolkit.estimate.model import ModelNumbers
 from toolkit.estimate.training import LIVE
 from toolkit.moe.placement import HEADROOM
 from toolkit.recipe.schema import Recipe
-from toolkit.runtime.zero import partitioning
+from toolkit.runtime.zero import partitioned_config
 
 FILLED = 0.9  # of the GPUs' memory: accelerate puts layers there, and the rest on the host; it also keeps room for one layer
 LINK = 25e9  # bytes per second between a host and one of its GPUs (PCIe 4.0, 16 lanes)
@@ -72,7 +72,7 @@ def _spread(machine: Machine, model: ModelNumbers) -> Placed:
 
 def _in_parts(recipe: Recipe, machine: Machine, model: ModelNumbers) -> Placed:
     """Every rank holds a part of each layer (or its host does), and the layers at work whole."""
-    settings = partitioning(recipe.finetuning.zero)
+    settings = partitioned_config(recipe.finetuning.zero)
     away = (settings.get("offload_param") or {}).get("device", "none") != "none"
     live = max(int(settings.get("stage3_max_live_parameters", LIVE)), model.largest_layer)
     gathered = model.weight_bytes * min(model.parameters, live)

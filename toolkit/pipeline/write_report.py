@@ -8,7 +8,7 @@ from toolkit.pipeline.run_facts import read_run_facts
 from toolkit.recipe.roles import Role
 from toolkit.report import RunFacts, card, render
 from toolkit.runtime.files import write_text
-from toolkit.runtime.signed_folders import write_into
+from toolkit.runtime.signed_folders import write_own_file
 
 
 def write_report(run_path: str | Path) -> RunFacts:
@@ -26,5 +26,5 @@ def write_report(run_path: str | Path) -> RunFacts:
     write_text(run_path / "report.html", page)
     RunDirectory(run_path.name, run_path.parent).write_editable(run_path / "README.md", readme)
     if facts.result == Role.RECOVERED and result.is_dir():  # pruned/ is the original's folder, smaller: with the original's card
-        write_into(result, "README.md", readme)
+        write_own_file(result, "README.md", readme)
     return facts

@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.cuts.model_summary import ModelSummary
 from toolkit.runtime.distributed import console, say
-from toolkit.runtime.formatting import NOTHING, amount, size
+from toolkit.runtime.formatting import MISSING, amount, size
 from toolkit.tasks import Example, encode, encode_prompt, gold_of
-from toolkit.tasks.lengths import Lengths, Spread
+from toolkit.tasks.token_checks import Lengths, LengthSummary
 
 DTYPES = {
     "F64": "float64",
@@ -48,7 +48,7 @@ def show_model_summary(found: ModelSummary) -> None:
     for column in ("experts kept", "parameters", "active", "checkpoint", "of the original"):
         table.add_column(column, justify="right", no_wrap=True)
     for keep, left in found.pruned.items():
-        bytes_left = size(found.stored.pruned[keep]) if found.stored else NOTHING
+        bytes_left = size(found.stored.pruned[keep]) if found.stored else MISSING
         if not found.stored and not found.quantization:
             bytes_left = size(left.parameters * found.bytes_per_parameter)
         part = f"{left.parameters / found.parameters:.0%}"
@@ -113,5 +113,5 @@ def show_lengths(splits: Mapping[str, Lengths], limits: Mapping[str, int]) -> No
         say(f"[dim]> {limit:,}: prompt and completion longer than {' and '.join(names)}[/]")
 
 
-def _spread(spread: Spread | None) -> str:
+def _spread(spread: LengthSummary | None) -> str:
     return " / ".join(f"{value:,}" for value in spread) if spread else "-"

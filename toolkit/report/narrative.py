@@ -8,7 +8,7 @@ from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.report.cautions import warnings
 from toolkit.report.facts import PairedComparison, RunFacts
-from toolkit.runtime.formatting import chance, percent, points
+from toolkit.runtime.formatting import p_value, percent, points
 
 SHARES = {
     Fraction(1, 2): "Half the experts",
@@ -85,7 +85,7 @@ def verdict(pair: PairedComparison[Any], first: str, second: str) -> str:
         f"Question by question, {first} alone is right on {pair.only_first:,}, {second} alone on {pair.only_second:,} of "
         f"{pair.n:,}: {points(pair.difference)} points (95 % interval {' to '.join(map(points, pair.interval))}), "
     )
-    p = f"McNemar {chance(pair.p)}"
+    p = f"McNemar {p_value(pair.p)}"
     if pair.significant:
         return f"{sentence}a significant difference ({p}): more than the choice of questions explains."
     return f"{sentence}difference not significant ({p}). That does not prove them equally good: {_left_open(pair)}"

@@ -40,12 +40,11 @@ def measured(found: HarnessScore) -> str:
 
 
 FORMATS: dict[str, Callable[[Any], str]] = {
-    write.__name__: write
-    for write in (
-        formats.percent, formats.count, formats.points, formats.chance, formats.loss, formats.amount,
-        formats.size, formats.speed, formats.duration, interval, kl, acceptance, measured,
-    )
+    "percent": formats.percent, "interval": interval, "count": formats.count, "points": formats.points,
+    "chance": formats.p_value, "loss": formats.loss, "amount": formats.amount, "size": formats.size, "speed": formats.speed,
+    "duration": formats.duration, "kl": kl, "acceptance": acceptance, "measured": measured,
 }  # fmt: skip
+"""How a number is written, by the name that the page gives in `data-format`."""
 
 
 class Measure(NamedTuple):

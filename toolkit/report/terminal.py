@@ -10,7 +10,7 @@ from toolkit.recipe.roles import Role
 from toolkit.report.facts import ModelComparison, ModelResult, PairedComparison, RunFacts
 from toolkit.report.page import acceptance, kl, measured
 from toolkit.runtime.distributed import console, is_main, say
-from toolkit.runtime.formatting import NOTHING, amount, chance, interval, percent, points, size, speed
+from toolkit.runtime.formatting import MISSING, amount, interval, p_value, percent, points, size, speed
 
 COLUMNS = ("score", "95 % interval", "n", "parameters", "checkpoint", "tokens/s")
 
@@ -24,7 +24,7 @@ def show(report: RunFacts) -> None:
     for column in COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
     for role, found in report.models.items():
-        table.add_row(role, *(_cells(found) if found else (NOTHING, "not evaluated")))
+        table.add_row(role, *(_cells(found) if found else (MISSING, "not evaluated")))
     say()
     say(f"[bold]{escape(report.headline)}[/]")
     if report.summary:
@@ -63,7 +63,7 @@ def _pair_table(pairs: Sequence[PairedComparison[Role]]) -> Table:
         low, high = map(points, pair.interval)
         significance = "significant" if pair.significant else "not significant"
         table.add_row(
-            f"{pair.first} − {pair.second}", points(pair.difference), f"{low} to {high}", chance(pair.p), significance
+            f"{pair.first} − {pair.second}", points(pair.difference), f"{low} to {high}", p_value(pair.p), significance
         )  # fmt: skip
     return table
 
