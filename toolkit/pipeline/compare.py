@@ -24,8 +24,9 @@ class EvaluatedModel(NamedTuple):
     correct: Correctness
 
     def compared(self) -> ComparedModel:
-        found = self.result
-        return ComparedModel(name=self.name, score=found.score, correct=found.correct, n=found.n, interval=found.interval)
+        """As a side of the comparison."""
+        result = self.result
+        return ComparedModel(name=self.name, score=result.score, correct=result.correct, n=result.n, interval=result.interval)
 
 
 def find_evaluated(where: str, stale: bool = False) -> EvaluatedModel:

@@ -75,7 +75,7 @@ def read_run_facts(path: str | Path) -> RunFacts:
     plan = Plan.load(run.plan) if "select" in stages and run.plan.exists() else None
     statistics = _statistics(run) if "calibrate" in stages else None
     models, left_out = _results(run, recipe, stages, manifest.get("failed", {}))
-    evaluated = {role: found for role, found in models.items() if found}
+    evaluated = {role: result for role, result in models.items() if result}
     answers = {role: read_answers(run.evaluation / f"{role}.predictions.jsonl") for role in evaluated}
     last_model = next((role for role in (Role.RECOVERED, Role.PRUNED) if role in evaluated), None)
     latest = list(stages.values())[-1] if stages else {}
@@ -170,17 +170,17 @@ def _results(run: RunDirectory, recipe: Recipe | None, stages: Entries, failed: 
     models, left_out = {}, []
     for role in Role:
         path, stage = run.evaluation / f"{role}.json", f"evaluate/{role}"
-        found = read_file(path, ModelResult.model_validate_json)
+        result = read_file(path, ModelResult.model_validate_json)
         if (failure := failed.get(stage)) and stage not in stages:
             left_out.append(f"{path.name} is left out, its evaluation failed. {failure['message']}")
-        elif found and run.why_stale(stage) and stage in run.entries():
+        elif result and run.why_stale(stage) and stage in run.entries():
             continue  # named as stale
-        elif found and stage not in stages:
+        elif result and stage not in stages:
             left_out.append(f"{path.name} is left out: its evaluation was started again and has not finished.")
-        elif found and role not in asked:
+        elif result and role not in asked:
             left_out.append(f"{path.name} is left out: the recipe does not ask for it, so it may belong to an earlier recipe.")
         else:
-            models[role] = found
+            models[role] = result
     # Without an extra nothing is missing
     return Results({role: models.get(role) for role in Role if role not in extras or role in asked}, left_out)
 
@@ -190,21 +190,21 @@ def _ratios(models: Mapping[Role, ModelResult]) -> dict[Role, dict[str, float]]:
     original = models.get(Role.ORIGINAL)
     return {
         role: {
-            size: getattr(found, size) / getattr(original, size)
+            size: getattr(result, size) / getattr(original, size)
             for size in SIZES
-            if original and getattr(found, size) and getattr(original, size)
+            if original and getattr(result, size) and getattr(original, size)
         }
-        for role, found in models.items()
+        for role, result in models.items()
         if role != Role.ORIGINAL
     }
 
 
 def _criteria(run: RunDirectory, stages: Entries, plan: Plan | None) -> CriteriaAgreement | None:
     """None where no criterion was asked, or for another plan."""
-    found = read_file(run.alternatives, Alternatives.model_validate_json) if plan else None
-    if not (plan and found) or found.fingerprint != stages["select"]["fingerprint"]:
+    alternatives = read_file(run.alternatives, Alternatives.model_validate_json) if plan else None
+    if not (plan and alternatives) or alternatives.fingerprint != stages["select"]["fingerprint"]:
         return None
-    return criteria_agreement(found.criteria, plan)
+    return criteria_agreement(alternatives.criteria, plan)
 
 
 def _training(path: Path, entry: Mapping[str, Any]) -> TrainingFacts:
@@ -221,25 +221,25 @@ def _training(path: Path, entry: Mapping[str, Any]) -> TrainingFacts:
 def _by_role(run: RunDirectory, kind: str, stages: Entries, model: type[Read]) -> dict[Role, Read]:
     """evaluation/<role>.<kind>.json of every role whose stage is done."""
     paths = {role: run.evaluation / f"{role}.{kind}.json" for role in Role if f"{kind}/{role}" in stages}
-    found = {role: read_file(path, model.model_validate_json) for role, path in paths.items()}
-    return {role: facts for role, facts in found.items() if facts is not None}
+    files = {role: read_file(path, model.model_validate_json) for role, path in paths.items()}
+    return {role: facts for role, facts in files.items() if facts is not None}
 
 
 def _harness(run: RunDirectory, stages: Entries) -> list[HarnessRow]:
     """One row per task and metric, over all models."""
     rows: dict[tuple[str, str], HarnessRow] = {}
     for role, tasks in _by_role(run, "harness", stages, HarnessFile).items():
-        for task, found in tasks.root.items():
-            for metric, score in found.metrics.items():
-                row = rows.setdefault((task, metric), HarnessRow(task=task, metric=metric, n=found.n, models={}))
+        for task, measured in tasks.root.items():
+            for metric, score in measured.metrics.items():
+                row = rows.setdefault((task, metric), HarnessRow(task=task, metric=metric, n=measured.n, models={}))
                 row.models[role] = score
     return list(rows.values())
 
 
 def _speed(run: RunDirectory, stages: Entries) -> SpeedTable | None:
     """None where nothing was measured, or models that the run has made anew since."""
-    found = read_file(run.path / SPEED_FILE, SpeedTable.model_validate_json)
-    return found if found and found.of == model_fingerprints(stages) else None
+    table = read_file(run.path / SPEED_FILE, SpeedTable.model_validate_json)
+    return table if table and table.of == model_fingerprints(stages) else None
 
 
 def model_fingerprints(stages: Entries) -> dict[str, str]:

@@ -34,20 +34,20 @@ def card(report: RunFacts, where: str) -> str:
 
 
 def _metadata(report: RunFacts) -> ModelCardData:
-    origin, found = report.origin, report.models.get(report.result)
+    origin, result = report.origin, report.models.get(report.result)
     known: dict[str, Any] = {**origin.card}  # keywords of ModelCardData
     if origin.base_model:
         known |= {"base_model": origin.base_model, "base_model_relation": "finetune"}
     if origin.datasets:
         known["datasets"] = origin.datasets
-    if found:
+    if result:
         dataset = next(iter(origin.datasets), None)
         known["model_name"] = report.name
         known["eval_results"] = [
             EvalResult(
                 task_type="text-generation", dataset_type=dataset or str(report.task), dataset_name=str(report.task),
-                dataset_split=found.split, metric_type="accuracy", metric_value=round(100 * found.score, 2),
-                metric_name=f"accuracy (%), {found.n} questions",
+                dataset_split=result.split, metric_type="accuracy", metric_value=round(100 * result.score, 2),
+                metric_name=f"accuracy (%), {result.n} questions",
             )
         ]  # fmt: skip
     tags = [*TAGS, *([origin.family] if origin.family else [])]

@@ -44,16 +44,16 @@ def _about_selection(facts: RunFacts) -> list[str]:
 
 def _about_data(facts: RunFacts, recipe: Recipe | None) -> list[str]:
     lines = []
-    for stage, section, found, longest in (
+    for stage, section, read, longest in (
         ("Calibration", "calibration", facts.calibration, recipe and recipe.calibration.max_length),
         ("Training", "finetuning", facts.training, recipe and recipe.finetuning.max_length),
     ):
-        if found and found.left_out:
+        if read and read.left_out:
             limit = f"longer than {longest:,} tokens" if longest else "too long"
-            whole = f" of {found.left_out + found.examples:,}" if found.examples is not None else ""
-            lines.append(f"{stage} left out {found.left_out:,}{whole} examples: they are {limit} ({section}.max_length).")
-        if found and found.beyond_context:
-            count = f"{found.beyond_context:,} of {found.examples:,}"
+            whole = f" of {read.left_out + read.examples:,}" if read.examples is not None else ""
+            lines.append(f"{stage} left out {read.left_out:,}{whole} examples: they are {limit} ({section}.max_length).")
+        if read and read.beyond_context:
+            count = f"{read.beyond_context:,} of {read.examples:,}"
             lines.append(f"{stage} read {count} examples that are longer than the model's context ({section}.max_length).")
     bad: dict[str, int] = {}
     for stage, entry in facts.stages.items():
@@ -81,19 +81,21 @@ def _about_training(facts: RunFacts) -> list[str]:
 
 def _about_answers(facts: RunFacts, recipe: Recipe | None) -> list[str]:
     evaluated, lines = facts.evaluated, []
-    dev = [role for role, found in evaluated.items() if found.split == "dev"]
+    dev = [role for role, result in evaluated.items() if result.split == "dev"]
     if dev:
         lines.append(
             f"The scores of {_list(dev)} are on the dev split (held-out training examples, there to choose settings by), "
             "not on the test set."
         )
     limit = recipe and recipe.evaluation.examples
-    if limit and any(found.n == limit for found in evaluated.values()):
+    if limit and any(result.n == limit for result in evaluated.values()):
         lines.append(f"The evaluation stops after the first {limit:,} questions of its split (evaluation.examples).")
-    limits = {found.max_new_tokens for found in evaluated.values() if found.truncated and found.max_new_tokens}
+    limits = {result.max_new_tokens for result in evaluated.values() if result.truncated and result.max_new_tokens}
     within = f"{limits.pop():,} tokens" if len(limits) == 1 else "the token limit"
     for field, what in COUNTED_ANSWERS:
-        counts = [f"{count:,} of {found.n:,} ({role})" for role, found in evaluated.items() if (count := getattr(found, field))]
+        counts = [
+            f"{count:,} of {result.n:,} ({role})" for role, result in evaluated.items() if (count := getattr(result, field))
+        ]
         if counts:
             lines.append(f"Answers {what.format(limit=within)}: {', '.join(counts)}.")
     return lines
@@ -104,10 +106,10 @@ def _about_context(facts: RunFacts) -> list[str]:
     lines = []
     for field, what in COUNTED_PROMPTS:
         roles: dict[str, list[str]] = {}
-        for role, found in facts.evaluated.items():
-            if count := getattr(found, field):
-                which = what.format(context=found.context_length, new=found.max_new_tokens)
-                roles.setdefault(f"{count:,} of {found.n:,} prompts {which}", []).append(role)
+        for role, result in facts.evaluated.items():
+            if count := getattr(result, field):
+                which = what.format(context=result.context_length, new=result.max_new_tokens)
+                roles.setdefault(f"{count:,} of {result.n:,} prompts {which}", []).append(role)
         lines += [f"{count} ({', '.join(named)})." for count, named in roles.items()]
     return lines
 
@@ -117,7 +119,7 @@ def _about_likeness(facts: RunFacts) -> list[str]:
     lines = []
     for fields, what in MEASURED_ALIKE:
         for field in fields:
-            values = {role: getattr(found, field) for role, found in facts.evaluated.items()}
+            values = {role: getattr(result, field) for role, result in facts.evaluated.items()}
             if len({str(value) for value in values.values()}) > 1:
                 each = ", ".join(f"{value} ({role})" for role, value in values.items())
                 lines.append(f"The {what} were not measured alike: {field} is {each}.")
@@ -126,16 +128,16 @@ def _about_likeness(facts: RunFacts) -> list[str]:
 
 def _about_versions(facts: RunFacts) -> list[str]:
     """One line per package (and for the toolkit's commit) that changed between the stages."""
-    found: dict[str, dict[str, list[str]]] = {}
+    stages: dict[str, dict[str, list[str]]] = {}  # package -> version -> stages
     for stage, entry in facts.stages.items():
         commit = {"toolkit commit": (entry.get("git_commit") or "none")[:12]}
         for package, version in {**(entry.get("versions") or {}), **commit}.items():
-            found.setdefault(package, {}).setdefault(version, []).append(stage)
+            stages.setdefault(package, {}).setdefault(version, []).append(stage)
     return [
         f"Stages ran with different versions of {package}: "
-        + "; ".join(f"{version} ({', '.join(stages)})" for version, stages in by_version.items())
+        + "; ".join(f"{version} ({', '.join(names)})" for version, names in by_version.items())
         + "."
-        for package, by_version in found.items()
+        for package, by_version in stages.items()
         if len(by_version) > 1
     ]
 

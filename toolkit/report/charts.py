@@ -61,15 +61,15 @@ def agreement(criteria: CriteriaAgreement | None) -> Agreement | None:
     """None where no criterion was asked."""
     if not criteria:
         return None
-    found = criteria.agreement
-    names = list(next(iter(found.values())))
+    by_criterion = criteria.agreement
+    names = list(next(iter(by_criterion.values())))
     labels = labels_of(names)
     strips = {
         criterion: "".join(f"M{i + 0.1:g} 1v-{share:g}h.8V1z" for i, share in enumerate(shares.values()) if share)
-        for criterion, shares in found.items()
+        for criterion, shares in by_criterion.items()
     }
     least = {}
-    for criterion, shares in found.items():
+    for criterion, shares in by_criterion.items():
         name = min(shares, key=lambda block: shares[block])
         least[criterion] = LeastAgreement(shares[name], labels[names.index(name)])
     return Agreement(labels, strips, least)
@@ -95,10 +95,10 @@ class LossCurve:
 
 def loss_curve(trainings: Mapping[Role, TrainingFacts | None]) -> LossCurve | None:
     """By role (recovered, control); None where no finite loss was logged."""
-    found = {role: training for role, training in trainings.items() if training and _finite(training)}
-    if not found:
+    logged = {role: training for role, training in trainings.items() if training and _finite(training)}
+    if not logged:
         return None
-    points = [point for training in found.values() for point in _finite(training)]
+    points = [point for training in logged.values() for point in _finite(training)]
     least, most = min(loss for _, loss in points), max(loss for _, loss in points)
     last = max(step for step, _ in points) or 1
     logarithmic = least > 0 and most / least > SPREAD
@@ -113,7 +113,7 @@ def loss_curve(trainings: Mapping[Role, TrainingFacts | None]) -> LossCurve | No
         return round(100 * step / last, 2), round(down(loss), 2)
 
     lines = []
-    for role, training in found.items():
+    for role, training in logged.items():
         stretches: list[list[tuple[float, float]]] = [[]]
         for step, loss in training.loss:
             if loss is None:

@@ -238,7 +238,7 @@ class RunFacts(Facts):
     @property
     def evaluated(self) -> dict[Role, ModelResult]:
         """The models that have a result."""
-        return {role: found for role, found in self.models.items() if found}
+        return {role: result for role, result in self.models.items() if result}
 
     @property
     def result(self) -> Role:
@@ -257,7 +257,7 @@ class RunFacts(Facts):
 
 def look_up(facts: RunFacts, path: list[str | int]) -> Any:
     """What stands at `path` of report.json, typed: ["models", "recovered", "score"]."""
-    found: Any = facts
+    value: Any = facts
     for key in path:
-        found = getattr(found, str(key)) if isinstance(found, BaseModel) else found[key]
-    return found
+        value = getattr(value, str(key)) if isinstance(value, BaseModel) else value[key]
+    return value

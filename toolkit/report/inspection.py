@@ -27,19 +27,19 @@ COMPLETION_STYLE = "black on green"
 COMPLETION_MARKS = "⟦", "⟧"  # around what counts as completion, where there are no colours
 
 
-def show_model_summary(found: ModelSummary) -> None:
+def show_model_summary(summary: ModelSummary) -> None:
     """Prints the parts of the model, and how large it would be with fewer experts."""
-    groups = f", from the best {found.groups_per_token} of {found.groups} groups" if found.groups > 1 else ""
-    shared = f"{amount(found.shared_parameters)} parameters, never pruned" if found.shared_parameters else "none"
-    share = found.expert_parameters / found.parameters
+    groups = f", from the best {summary.groups_per_token} of {summary.groups} groups" if summary.groups > 1 else ""
+    shared = f"{amount(summary.shared_parameters)} parameters, never pruned" if summary.shared_parameters else "none"
+    share = summary.expert_parameters / summary.parameters
     facts = {
-        "family": found.family,
-        "MoE blocks": f"{found.blocks}, with {found.experts} experts each",
-        "per token": f"{found.experts_per_token} experts{groups}",
+        "family": summary.family,
+        "MoE blocks": f"{summary.blocks}, with {summary.experts} experts each",
+        "per token": f"{summary.experts_per_token} experts{groups}",
         "shared experts": shared,
-        "parameters": f"{amount(found.parameters)}, {amount(found.active_parameters)} of them active per token",
-        "in experts": f"{amount(found.expert_parameters)} ({share:.0%})",
-        "checkpoint": checkpoint_text(found),
+        "parameters": f"{amount(summary.parameters)}, {amount(summary.active_parameters)} of them active per token",
+        "in experts": f"{amount(summary.expert_parameters)} ({share:.0%})",
+        "checkpoint": checkpoint_text(summary),
     }
     for name, value in facts.items():
         say(f"[bold]{name:<16}[/]{value}")
@@ -47,26 +47,26 @@ def show_model_summary(found: ModelSummary) -> None:
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
     for column in ("experts kept", "parameters", "active", "checkpoint", "of the original"):
         table.add_column(column, justify="right", no_wrap=True)
-    for keep, left in found.pruned.items():
-        bytes_left = size(found.stored.pruned[keep]) if found.stored else MISSING
-        if not found.stored and not found.quantization:
-            bytes_left = size(left.parameters * found.bytes_per_parameter)
-        part = f"{left.parameters / found.parameters:.0%}"
+    for keep, left in summary.pruned.items():
+        bytes_left = size(summary.stored.pruned[keep]) if summary.stored else MISSING
+        if not summary.stored and not summary.quantization:
+            bytes_left = size(left.parameters * summary.bytes_per_parameter)
+        part = f"{left.parameters / summary.parameters:.0%}"
         table.add_row(str(keep), amount(left.parameters), amount(left.active_parameters), bytes_left, part)
     console.print(table)
 
 
-def checkpoint_text(found: ModelSummary) -> str:
+def checkpoint_text(summary: ModelSummary) -> str:
     """How large the files are, and in which numbers: as their headers say, or as the configuration makes them."""
-    plain = str(found.dtype).removeprefix("torch.")
-    if found.stored is None:
-        if found.quantization:
-            return f"{found.quantization}, computed in {plain}; how large is said by its files, which are not here"
-        return f"{size(found.parameters * found.bytes_per_parameter)} in {plain}"
-    shares = {DTYPES.get(name, name): count / found.stored.bytes for name, count in found.stored.dtypes.items()}
+    plain = str(summary.dtype).removeprefix("torch.")
+    if summary.stored is None:
+        if summary.quantization:
+            return f"{summary.quantization}, computed in {plain}; how large is said by its files, which are not here"
+        return f"{size(summary.parameters * summary.bytes_per_parameter)} in {plain}"
+    shares = {DTYPES.get(name, name): count / summary.stored.bytes for name, count in summary.stored.dtypes.items()}
     parts = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if round(share, 2) > 0)
     formats = next(iter(shares)) if len(shares) == 1 or next(iter(shares.values())) > 0.995 else parts
-    return f"{size(found.stored.bytes)} in {f'{found.quantization} ({formats})' if found.quantization else formats}"
+    return f"{size(summary.stored.bytes)} in {f'{summary.quantization} ({formats})' if summary.quantization else formats}"
 
 
 def show_examples(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> None:
@@ -104,9 +104,9 @@ def show_lengths(splits: Mapping[str, Lengths], limits: Mapping[str, int]) -> No
     table.add_column("split", no_wrap=True)
     for column in ("n", "prompt tokens", "completion tokens", *(f"> {limit:,}" for limit in by_number)):
         table.add_column(column, justify="right", no_wrap=True)
-    for split, found in splits.items():
-        over = (f"{found.longer_than(limit):,}" for limit in by_number)
-        table.add_row(split, f"{len(found.whole):,}", _spread(found.prompt), _spread(found.completion), *over)
+    for split, lengths in splits.items():
+        over = (f"{lengths.longer_than(limit):,}" for limit in by_number)
+        table.add_row(split, f"{len(lengths.whole):,}", _spread(lengths.prompt), _spread(lengths.completion), *over)
     console.print(table)
     say("[dim]tokens: least / median / 95 % / most[/]")
     for limit, names in by_number.items():

@@ -38,7 +38,7 @@ def headline(facts: RunFacts) -> str:
         return f"{cut}: {percent(original.score)} -> {percent(after.score)}{alone}{_in_brackets(facts, end)}."
     if not facts.evaluated:
         return f"{cut}; no model has been evaluated."
-    return f"{cut}: " + ", ".join(f"{percent(found.score)} {role}" for role, found in facts.evaluated.items()) + "."
+    return f"{cut}: " + ", ".join(f"{percent(result.score)} {role}" for role, result in facts.evaluated.items()) + "."
 
 
 def _cut(facts: RunFacts, role: Role) -> str:
@@ -64,10 +64,10 @@ def summary(facts: RunFacts) -> str:
     evaluated = facts.evaluated.values()
     if not evaluated:
         return " ".join(sentences)
-    each = [f"{role} {percent(found.score) if found else 'not evaluated'}" for role, found in facts.models.items()]
-    sizes = sorted({found.n for found in evaluated})
+    each = [f"{role} {percent(result.score) if result else 'not evaluated'}" for role, result in facts.models.items()]
+    sizes = sorted({result.n for result in evaluated})
     n = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
-    splits = " and ".join(sorted({str(found.split) for found in evaluated}))
+    splits = " and ".join(sorted({str(result.split) for result in evaluated}))
     sentences.append(f"On {n} {splits} questions of {facts.task}: {', '.join(each)}.")
     return " ".join(sentences)
 

@@ -19,24 +19,24 @@ from toolkit.report.measurements import Fidelity, HarnessScore, TaskResult
 from toolkit.runtime import formatting as formats
 
 
-def interval(found: ModelResult | TaskResult) -> str:
+def interval(result: ModelResult | TaskResult) -> str:
     """ "94.1–97.6 %"."""
-    return formats.interval(found.interval)
+    return formats.interval(result.interval)
 
 
-def kl(found: Fidelity) -> str:
+def kl(fidelity: Fidelity) -> str:
     """ "0.1234 ± 0.0056"."""
-    return formats.with_error(found.kl, found.kl_error)
+    return formats.with_error(fidelity.kl, fidelity.kl_error)
 
 
-def acceptance(found: Fidelity) -> str:
+def acceptance(fidelity: Fidelity) -> str:
     """ "91.2 ± 0.4 %"."""
-    return formats.percent_with_error(found.acceptance, found.acceptance_error)
+    return formats.percent_with_error(fidelity.acceptance, fidelity.acceptance_error)
 
 
-def measured(found: HarnessScore) -> str:
+def measured(score: HarnessScore) -> str:
     """ "0.5120 ± 0.0130"."""
-    return formats.with_error(found.value, found.error)
+    return formats.with_error(score.value, score.error)
 
 
 FORMATS: dict[str, Callable[[Any], str]] = {
@@ -54,9 +54,9 @@ class Measure(NamedTuple):
     field: str
     format: str
 
-    def of(self, found: ModelResult) -> Any:
+    def of(self, model: ModelResult) -> Any:
         """The value; None where it was not measured."""
-        return getattr(found, self.field) if self.field else found
+        return getattr(model, self.field) if self.field else model
 
 
 MEASURES = (
@@ -99,7 +99,7 @@ def render(report: RunFacts) -> str:
         fact=_fact_writer(report),
         evaluated=evaluated,
         result=result,
-        figures=[figure for figure in KEY_FIGURES if both and all(_is_key_figure(figure, found) for found in both)][:4],
+        figures=[figure for figure in KEY_FIGURES if both and all(_is_key_figure(figure, model) for model in both)][:4],
         measures=measures_of(report),
         speeds=speed_table.rows(report.speed) if report.speed else [],
         speed_columns=speed_table.COLUMNS,
@@ -118,7 +118,7 @@ def render(report: RunFacts) -> str:
 def measures_of(report: RunFacts) -> list[Measure]:
     """Without those that no model has."""
     return [
-        row for row in MEASURES if not row.field or any(row.of(found) is not None for found in report.evaluated.values())
+        row for row in MEASURES if not row.field or any(row.of(model) is not None for model in report.evaluated.values())
     ]  # fmt: skip
 
 
@@ -127,9 +127,9 @@ def recipe_text(report: RunFacts) -> str | None:
     return dump_values(report.recipe) if report.recipe else None
 
 
-def _is_key_figure(figure: Measure, found: ModelResult) -> bool:
+def _is_key_figure(figure: Measure, model: ModelResult) -> bool:
     """Memory on CPU is that of the whole process, libraries included: no figure for the top of the page."""
-    return figure.of(found) is not None and not (figure.field == "peak_memory_bytes" and found.device == "cpu")
+    return figure.of(model) is not None and not (figure.field == "peak_memory_bytes" and model.device == "cpu")
 
 
 def _fact_writer(report: RunFacts) -> Callable[[list[str | int], str], Markup]:

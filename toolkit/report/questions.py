@@ -36,21 +36,21 @@ class Answer:
 def correctness(answers: Sequence[Answer]) -> Correctness:
     """Keyed by what was asked and not by its place, so that two runs can be matched."""
     count: Counter[tuple[str, str]] = Counter()
-    found = {}
+    correct = {}
     for answer in sorted(answers, key=lambda answer: answer.index):
         asked = answer.prompt, answer.gold
-        found[*asked, count[asked]] = answer.correct
+        correct[*asked, count[asked]] = answer.correct
         count[asked] += 1
-    return found
+    return correct
 
 
 def compare_paired(first: Side, second: Side, first_correct: Correctness, second_correct: Correctness) -> PairedComparison[Side]:
     """The comparison of two models, which must have answered the same questions."""
     outcomes = Counter((first_correct[question], second_correct[question]) for question in first_correct)
     counts = outcomes[True, True], outcomes[True, False], outcomes[False, True], outcomes[False, False]
-    found = pair(*counts)
+    statistics = pair(*counts)
     return PairedComparison[Side](
-        first=first, second=second, **found._asdict(), n=found.n, significant=found.p < SIGNIFICANT
+        first=first, second=second, **statistics._asdict(), n=statistics.n, significant=statistics.p < SIGNIFICANT
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ COLUMNS = ("batch", "model", "prefill", "ratio", "decode", "ratio", "first token
 WIDTH = 120  # of a table in a log file
 
 
-def show_speed(found: SpeedTable) -> None:
+def show_speed(measured: SpeedTable) -> None:
     """One row per model, then one per model and batch size."""
     if not console.is_terminal:
         console.width = max(console.width, WIDTH)
@@ -25,11 +25,11 @@ def show_speed(found: SpeedTable) -> None:
                 amount(model.active_parameters), percent(model.ratios["active_parameters"], 0),
                 size(model.checkpoint_bytes), percent(model.ratios["checkpoint_bytes"], 0),
             ]
-            for model in found.models
+            for model in measured.models
         ],
     )  # fmt: skip
-    _print(COLUMNS, rows(found))
-    say(explanation(found))
+    _print(COLUMNS, rows(measured))
+    say(explanation(measured))
 
 
 def _print(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
@@ -42,29 +42,29 @@ def _print(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     say()
 
 
-def explanation(found: SpeedTable) -> str:
+def explanation(measured: SpeedTable) -> str:
     """What the figures are, in words."""
-    held = "all models in memory" if found.together else "each model loaded anew for its turn, for together they do not fit"
-    threads = f"CPU, {found.threads} thread{'s' * (found.threads > 1)}"
-    random = " Random weights: a trained model's routers choose otherwise." if any(m.random for m in found.models) else ""
-    where = threads if found.device == "cpu" else found.device
-    length = f"prompts of {found.prompt_tokens:,} random tokens, {found.new_tokens:,} new ones"
+    held = "all models in memory" if measured.together else "each model loaded anew for its turn, for together they do not fit"
+    threads = f"CPU, {measured.threads} thread{'s' * (measured.threads > 1)}"
+    random = " Random weights: a trained model's routers choose otherwise." if any(m.random for m in measured.models) else ""
+    where = threads if measured.device == "cpu" else measured.device
+    length = f"prompts of {measured.prompt_tokens:,} random tokens, {measured.new_tokens:,} new ones"
     return (
-        f"Tokens/s on {where}: {length}. Medians of {found.repeats} turns (± half of what lies between the slowest and the "
-        f"fastest), {held}; ratios are to {found.models[0].name}, turn by turn (lowest–highest).{random}"
+        f"Tokens/s on {where}: {length}. Medians of {measured.repeats} turns (± half of what lies between the slowest and the "
+        f"fastest), {held}; ratios are to {measured.models[0].name}, turn by turn (lowest–highest).{random}"
     )
 
 
-def rows(found: SpeedTable) -> list[list[str]]:
+def rows(measured: SpeedTable) -> list[list[str]]:
     """The cells under COLUMNS: per batch size a row for each model."""
     cells = []
-    for number, batch_size in enumerate(found.batch_sizes):
-        for model in found.models:
+    for number, batch_size in enumerate(measured.batch_sizes):
+        for model in measured.models:
             batch = model.batches[number]
             if not (batch.fits and batch.prefill and batch.decode and batch.first_token):
                 cells.append([str(batch_size), model.name, "does not fit", *[""] * 5])
                 continue
-            ratios = None if model is found.models[0] else batch.ratios
+            ratios = None if model is measured.models[0] else batch.ratios
             memory = f" ({ratios.peak_memory_bytes:.2f})" if ratios else ""
             cells.append([
                 str(batch_size), model.name, _speed(batch.prefill), _ratio(ratios.prefill if ratios else None),

@@ -22,9 +22,7 @@ def tabulate(rows: Sequence[SweepRow]) -> SweepTable:
     holding: dict[str, int | None] = {}
     for label in labels:
         by_keep = {keep: at_keep(ordered, label, keep) for keep in {row.keep for row in cells if row.label == label}}
-        holds = [
-            keep for keep, found in by_keep.items() if keep < original.keep and all(_overlap(row, original) for row in found)
-        ]
+        holds = [keep for keep, same in by_keep.items() if keep < original.keep and all(_overlap(row, original) for row in same)]
         holding[label] = min(holds, default=None)
     return SweepTable(
         format=2,
@@ -77,7 +75,7 @@ def _recommendation(original: SweepRow, cells: Sequence[SweepRow], holding: Mapp
     if row.off_task and original.off_task:
         by_score = row.off_task.score is not None
         before, after = (
-            percent(found.score) if by_score else loss(found.loss) for found in (original.off_task, row.off_task)
+            percent(result.score) if by_score else loss(result.loss) for result in (original.off_task, row.off_task)
         )  # fmt: skip
         sentences.append(f"On {row.off_task.name} it costs: {before} -> {after}.")
     return " ".join([*sentences, only])
@@ -92,8 +90,8 @@ def _quality(row: SweepRow) -> tuple[float, float]:
     return row.task.score, -(float("inf") if row.task.loss is None else row.task.loss)
 
 
-def _score(found: TaskResult) -> str:
-    return f"{percent(found.score)}, 95 % interval {interval(found.interval)}"
+def _score(result: TaskResult) -> str:
+    return f"{percent(result.score)}, 95 % interval {interval(result.interval)}"
 
 
 def show_sweep(table: SweepTable) -> None:

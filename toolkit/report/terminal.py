@@ -23,8 +23,8 @@ def show(report: RunFacts) -> None:
     table.add_column("model", no_wrap=True)
     for column in COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
-    for role, found in report.models.items():
-        table.add_row(role, *(_cells(found) if found else (MISSING, "not evaluated")))
+    for role, result in report.models.items():
+        table.add_row(role, *(_cells(result) if result else (MISSING, "not evaluated")))
     say()
     say(f"[bold]{escape(report.headline)}[/]")
     if report.summary:
@@ -43,14 +43,14 @@ def show(report: RunFacts) -> None:
         say(f"[yellow]warning:[/] {escape(warning)}")
 
 
-def _cells(found: ModelResult) -> list[str]:
+def _cells(result: ModelResult) -> list[str]:
     return [
-        percent(found.score),
-        interval(found.interval),
-        f"{found.n:,}",
-        amount(found.parameters),
-        size(found.checkpoint_bytes),
-        speed(found.tokens_per_second),
+        percent(result.score),
+        interval(result.interval),
+        f"{result.n:,}",
+        amount(result.parameters),
+        size(result.checkpoint_bytes),
+        speed(result.tokens_per_second),
     ]
 
 
@@ -73,10 +73,10 @@ def _further_measurements(report: RunFacts) -> list[str]:
     sentences = []
     if report.fidelity:
         tokens = next(iter(report.fidelity.values())).tokens
-        each = [f"{role} KL {kl(found)}, acceptance {acceptance(found)}" for role, found in report.fidelity.items()]
+        each = [f"{role} KL {kl(fidelity)}, acceptance {acceptance(fidelity)}" for role, fidelity in report.fidelity.items()]
         sentences.append(f"Against the original, over {tokens:,} tokens of gold answers: {'; '.join(each)}.")
     for row in report.harness:
-        models = ", ".join(f"{role} {measured(found)}" for role, found in row.models.items())
+        models = ", ".join(f"{role} {measured(score)}" for role, score in row.models.items())
         sentences.append(f"{row.task}, {row.metric}: {models}.")
     return sentences
 
