@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from toolkit.moe import logits_at
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.shards import make_shards, missing_shards, shard_path
+from toolkit.runtime.shards import ABOUT_FILE, make_shards, missing_shards, shard_path
 from toolkit.tasks import Encoded, padded_batches
 
 TOP_LOGITS = 64

@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from toolkit.estimate.finetuning import distilled_bytes
-from toolkit.estimate.working_memory import cache_bytes, working_memory
+from toolkit.estimate.model_size import cache_bytes, working_memory
 from toolkit.moe import meta_model
 from toolkit.recovery.distillation import distillation_losses_in_parts
 from toolkit.recovery.teacher import TOKENS_AT_ONCE, top_and_tail
@@ -109,7 +109,7 @@ def test_the_distilled_loss_holds_its_logits_and_copies_of_a_part(parts: int) ->
         )
         (cross + divergence).backward()
 
-    assert distilled_bytes(tokens, vocabulary, 4) == pytest.approx(allocated(run), rel=0.15)
+    assert distilled_bytes(tokens, vocabulary, 4, TOKENS_AT_ONCE) == pytest.approx(allocated(run), rel=0.15)
 
 
 def test_the_cache_is_keys_and_values() -> None:

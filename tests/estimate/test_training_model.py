@@ -5,10 +5,10 @@ import torch
 from conftest import tiny_model
 from small_run import small_recipe
 
-from toolkit.estimate.model import numbers_of
-from toolkit.estimate.trained import trained_by
-from toolkit.estimate.training import training_memory
+from toolkit.estimate.model_size import model_size
+from toolkit.estimate.training_memory import ZeroSettings, training_memory
 from toolkit.moe import decoder_linears, find_blocks, meta_model
+from toolkit.pipeline.training_model import training_model
 from toolkit.recipe.schema import LoraRecipe
 from toolkit.recovery.adapters import adapt
 from toolkit.recovery.method import Loaded
@@ -29,7 +29,7 @@ def recipe_of(method: str, **lora: object):
 def test_as_many_numbers_train_as_the_method_sets_up(family: str, method: str) -> None:
     lora = {"rank": 3, "router": True} if "lora" in method else {}
     model = tiny_model(family)
-    expected = trained_by(recipe_of(method, **lora), numbers_of(meta_model(model.config), torch.float32))
+    expected = training_model(recipe_of(method, **lora).finetuning, model_size(meta_model(model.config), torch.float32))
     assert expected.parameters == sum(p.numel() for p in model.parameters())
     blocks = find_blocks(model)
     if "lora" in method:
@@ -42,7 +42,7 @@ def test_as_many_numbers_train_as_the_method_sets_up(family: str, method: str) -
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_quantized_model_is_as_large_as_estimated(family: str) -> None:
     model = tiny_model(family, hidden_size=128, intermediate_size=64, moe_intermediate_size=64)
-    expected = trained_by(recipe_of("qlora"), numbers_of(meta_model(model.config), torch.float32)).frozen_bytes
+    expected = training_model(recipe_of("qlora").finetuning, model_size(meta_model(model.config), torch.float32)).frozen_bytes
     whole = sum(p.nbytes for p in model.parameters())
     quantize(model, find_blocks(model), CPU)
     found = sum(p.nbytes for p in model.parameters())
@@ -50,11 +50,11 @@ def test_a_quantized_model_is_as_large_as_estimated(family: str) -> None:
 
 
 def test_adapters_need_no_optimizer_for_what_is_frozen() -> None:
-    numbers = numbers_of(meta_model(tiny_model("mixtral").config), torch.bfloat16)
-    config = {"zero_optimization": {"stage": 2}}
+    numbers = model_size(meta_model(tiny_model("mixtral").config), torch.bfloat16)
+    zero = ZeroSettings(stage=2)
     full, lora, qlora = (
-        training_memory(trained_by(recipe, numbers), config, 1, 2, "adamw_torch")
+        training_memory(training_model(recipe.finetuning, numbers), zero, 1, 2, "adamw_torch")
         for recipe in (recipe_of("full"), recipe_of("lora", rank=1), recipe_of("qlora", rank=1))
     )
-    assert lora.device["optimizer"] < full.device["optimizer"] / 2
-    assert qlora.device["weights"] < lora.device["weights"] and qlora.device["optimizer"] == lora.device["optimizer"]
+    assert lora.gpu["optimizer"] < full.gpu["optimizer"] / 2
+    assert qlora.gpu["weights"] < lora.gpu["weights"] and qlora.gpu["optimizer"] == lora.gpu["optimizer"]
