@@ -22,7 +22,15 @@ from toolkit.recipe.file import load_recipe, read_values
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.report.blocks import block_facts, criteria_agreement, pruning_facts
-from toolkit.report.facts import CalibrationFacts, CriteriaAgreement, ModelResult, RunFacts, StaleFiles, TrainingFacts
+from toolkit.report.facts import (
+    CalibrationFacts,
+    CriteriaAgreement,
+    ModelResult,
+    PruningFacts,
+    RunFacts,
+    StaleFiles,
+    TrainingFacts,
+)
 from toolkit.report.measurements import Fidelity, HarnessRow, HarnessScore, SpeedTable, SweepTable
 from toolkit.report.narrative import with_sentences
 from toolkit.report.questions import Answer, changed_answers, compare_all
@@ -86,7 +94,7 @@ def read_run_facts(path: str | Path) -> RunFacts:
         task=manifest.get("task"),
         origin=provenance_of_run(run, recipe),
         seed=recipe.seed if recipe else None,
-        pruning=pruning_facts(_whole_plan(run, plan, recipe), recipe.pruning.schedule if recipe else None) if plan else None,
+        pruning=_pruning(run, plan, recipe) if plan else None,
         calibration=_calibration(stages["calibrate"], statistics) if "calibrate" in stages else None,
         models=models,
         ratios=_ratios(evaluated),
@@ -150,9 +158,10 @@ def _statistics(run: RunDirectory) -> ExpertStatistics | None:
     return ExpertStatistics.load(run.statistics) if (run.statistics / "statistics.json").exists() else None
 
 
-def _whole_plan(run: RunDirectory, plan: Plan, recipe: Recipe | None) -> Plan:
-    """With a schedule, the plan of all rounds together: the run's own is that of the last."""
-    return Plan.load(run.rounds / "plan.json") if recipe and recipe.pruning.schedule else plan
+def _pruning(run: RunDirectory, plan: Plan, recipe: Recipe | None) -> PruningFacts:
+    """With a schedule, of the plan of all rounds together: the run's own is that of the last."""
+    schedule = recipe.pruning.schedule if recipe else None
+    return pruning_facts(Plan.load(run.rounds / "plan.json") if schedule else plan, schedule)
 
 
 def _calibration(entry: Mapping[str, Any], statistics: ExpertStatistics | None) -> CalibrationFacts:
