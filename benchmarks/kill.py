@@ -30,7 +30,7 @@ from playground_shaped import ROOT, make
 
 import toolkit.pipeline.runner
 import toolkit.recovery.recover  # noqa: F401  what takes seconds is imported here once for all attempts
-from toolkit.cli import main as cli
+from toolkit.cli.main import main as cli
 from toolkit.cuts import writer as rewrite
 from toolkit.pipeline.stages import own_answers
 from toolkit.recovery import teacher

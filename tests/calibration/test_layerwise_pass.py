@@ -14,8 +14,7 @@ from honest import batches_of
 
 from toolkit.calibration import calibrate, calibrate_sources
 from toolkit.cuts.statistics import ExpertStatistics
-from toolkit.moe import StreamedModel, load_model
-from toolkit.moe import activation_offload as parking
+from toolkit.moe import StreamedModel, activation_offload, load_model
 from toolkit.runtime.distributed import shard
 from toolkit.runtime.errors import PollardError
 
@@ -61,7 +60,7 @@ def test_fewer_experts_per_token(tmp_path: Path) -> None:
 def test_hidden_states_that_wait_on_disk_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     path = saved(tmp_path)
     expected = calibrate(path, batches_of(3), "progressive", 4)
-    monkeypatch.setattr(parking, "MEMORY_SHARE", 1e-12)
+    monkeypatch.setattr(activation_offload, "MEMORY_SHARE", 1e-12)
     assert_same(calibrate(path, batches_of(3), "progressive", 4), expected)
     assert "wait on disk" in capsys.readouterr().out
 

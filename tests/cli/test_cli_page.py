@@ -21,7 +21,7 @@ def with_list(page: str) -> str:
 
 def test_the_page_lists_every_verb_as_its_help_does() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert page == with_list(page), "write the list anew: python tests/test_cli_page.py"
+    assert page == with_list(page), "write the list anew: python tests/cli/test_cli_page.py"
     assert all(f"| `{verb.name}` |" in page for verb in VERBS)
 
 

@@ -12,7 +12,7 @@ from toolkit.moe import load_tokenizer
 from toolkit.recipe.data import TaskRecipe
 from toolkit.report.preview import as_seen
 from toolkit.tasks import Task, encode
-from toolkit.tasks.lengths import lengths_of
+from toolkit.tasks.token_checks import lengths_of
 
 
 @pytest.fixture

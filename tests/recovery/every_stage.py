@@ -15,7 +15,7 @@ import torch
 from transformers.integrations import deepspeed as integration
 
 from toolkit.moe import check_loaded, find_blocks, partitioned_model
-from toolkit.moe.partition import own_part
+from toolkit.moe.partition import local_part
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.recover import recover
 from toolkit.runtime.distributed import gather, is_main, start, stop
@@ -59,7 +59,7 @@ with partitioned_model(path, None, "auto", partitioned_config(recipes["partition
     parameters: list[Any] = list(model.parameters())
     found["total"] = sum(parameter.ds_numel for parameter in parameters)
     found["held"] = gather(sum(parameter.ds_tensor.numel() + parameter.numel() for parameter in parameters))
-    found["without_padding"] = gather(sum(own_part(parameter).numel() for parameter in parameters))
+    found["without_padding"] = gather(sum(local_part(parameter).numel() for parameter in parameters))
     with deepspeed.zero.GatheredParameters([find_blocks(model)[1].experts.down_proj], modifier_rank=0):
         if is_main():
             torch.nn.init.normal_(find_blocks(model)[1].experts.down_proj, std=0.02)  # type: ignore[arg-type]

@@ -261,8 +261,9 @@ def test_the_real_command_tells_it_alike(entry: list[str], mistake: Mistake, pre
 # A law instead of a time: what takes seconds to import is not imported for help, or to tell a mistake in a recipe.
 @pytest.mark.parametrize(
     "command",
-    ["toolkit.cli --help", "toolkit.cli run --help", "toolkit.cli run none.yaml", "toolkit.cli estimate none.yaml",
-     "toolkit.cli sweep mine.yaml pruning.kep=4,2", "toolkit.cli completion bash", "toolkit.cli chat none",
+    ["toolkit.cli.main --help", "toolkit.cli.main run --help", "toolkit.cli.main run none.yaml",
+     "toolkit.cli.main estimate none.yaml", "toolkit.cli.main sweep mine.yaml pruning.kep=4,2",
+     "toolkit.cli.main completion bash", "toolkit.cli.main chat none",
      "toolkit.train --help", "toolkit.train mine.yaml pruning.kep=2"],
 )  # fmt: skip
 def test_help_and_mistakes_of_a_recipe_are_told_in_an_instant(command: str, prepared: Path) -> None:

@@ -16,7 +16,7 @@ from toolkit.calibration.progressive import ProgressiveSearch, check_keep
 from toolkit.calibration.reconstruction import Reconstruction
 from toolkit.calibration.totals import StatisticsObserver
 from toolkit.cuts.statistics import ExpertStatistics
-from toolkit.moe import CannotStream, MoEBlock, StreamedModel, activating, find_blocks, load_model, load_thresholds
+from toolkit.moe import CannotStream, MoEBlock, StreamedModel, find_blocks, load_model, load_thresholds, override_top_k
 from toolkit.runtime.distributed import device, gather, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.progress import progress
@@ -66,7 +66,7 @@ def calibrate_sources(
     now = find_blocks(whole)[0].experts_per_token
     if experts_per_token is not None and not 1 <= experts_per_token <= now:
         raise PollardError(f"experts_per_token is {experts_per_token}: give 1…{now}.")
-    with activating(whole, experts_per_token):
+    with override_top_k(whole, experts_per_token):
         return _statistics(model, whole, [list(batches) for batches in sources], mode, keep)
 
 

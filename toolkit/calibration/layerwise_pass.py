@@ -51,17 +51,17 @@ def layerwise_pass(
 
     turns: list[Turn] = []
     masks: list[list[Mask]] = [[] for _ in sources]
-    parking = (
+    offload = (
         ActivationOffload(model.device, (*whole.parameters(), *whole.buffers())) if isinstance(model, StreamedModel) else None
     )
-    with one_layer_at_a_time(whole, layers, parking) as at:
+    with one_layer_at_a_time(whole, layers, offload) as at:
         for number, (batches, watchers) in enumerate(sources):
             for batch in batches:
                 inputs, mask = inputs_and_mask(batch, model.device)
                 masks[number].append(mask)
-                turns.append(Turn(at.begin(inputs), mask, watchers))
+                turns.append(Turn(at.start(inputs), mask, watchers))
                 if search:
-                    search.follow(at.begin(inputs))
+                    search.follow(at.start(inputs))
         steps = list(enumerate(blocks_by_layer(blocks, layers)))
         for number, inside in progress(steps, "watching the experts, layer by layer"):
             at.check(number)
@@ -73,7 +73,7 @@ def layerwise_pass(
                         looking[:] = [*turn.watchers, *([search] if search else [])]
                         for watcher in looking:
                             watcher.begin(turn.mask)
-                        turn.forward_pass.go_on(turn.forward_pass.output())
+                        turn.forward_pass.resume(turn.forward_pass.output())
                         if search:
                             looking[:] = [search]
                             search.compare(i)

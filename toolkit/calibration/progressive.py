@@ -48,7 +48,7 @@ class ProgressiveSearch:
         self.seen = {}
         if self.searches:
             self.pruned[number].output()
-            self.pruned[number].rest()
+            self.pruned[number].offload()
         for name, seen in self.seen.items():
             if not targets_TH[name][self.rows].isfinite().all():
                 raise PollardError(f"The experts' outputs are not finite ({name}). Try model.dtype=float32.")
@@ -62,7 +62,7 @@ class ProgressiveSearch:
                 self.found[name] = search.found([self.keep])
                 stack.enter_context(restricted(search.block, self.found[name]["keep"][str(self.keep)]["kept"]))
             for forward_pass in self.pruned:
-                forward_pass.go_on(forward_pass.output())
+                forward_pass.resume(forward_pass.output())
 
 
 def check_keep(keep: int | None, experts: int, experts_per_token: int) -> int:

@@ -19,7 +19,7 @@ from toolkit.calibration.calibrate import opened
 from toolkit.calibration.layerwise_pass import layerwise_pass
 from toolkit.calibration.observer import Batch, Mask, observe
 from toolkit.moe import BlockActivations, StreamedModel, find_blocks
-from toolkit.moe.skipping import Skipping, ratios
+from toolkit.moe.expert_skipping import Skipping, gate_ratios
 from toolkit.runtime.distributed import gather
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.progress import progress
@@ -38,7 +38,7 @@ class Ratios:
         self.rows = mask["prompt"] | mask["completion"]
 
     def __call__(self, seen: BlockActivations) -> None:
-        found = ratios(seen.gate_TK[self.rows.to(seen.gate_TK.device)])
+        found = gate_ratios(seen.gate_TK[self.rows.to(seen.gate_TK.device)])
         precise = seen.gate_TK.dtype == torch.float64
         self.found.setdefault(seen.block, []).append(found.to("cpu", torch.float64 if precise else torch.float32))
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.cuts.model_summary import pruned_meta_model
-from toolkit.evaluation.speed import Entrant
+from toolkit.evaluation.speed import BenchmarkedModel
 from toolkit.moe import checkpoint_bytes, checkpoint_files, load_config, load_model, meta_model, random_model, sizes, weight_bytes
 from toolkit.pipeline.run_models import NamedModel, models_at
 from toolkit.runtime.distributed import device
 from toolkit.runtime.errors import PollardError
 
 
-def models_to_measure(paths: Sequence[str], keep: Sequence[int], dtype: str) -> list[Entrant]:
+def models_to_measure(paths: Sequence[str], keep: Sequence[int], dtype: str) -> list[BenchmarkedModel]:
     """Every model of `paths`, in order, then the shape of the first one with each number of experts in `keep`.
 
     A folder with config.json and no weights stands for a random model of that shape, which is as fast as a real one except for
@@ -41,18 +41,18 @@ def _without_weights(path: str) -> bool:
     return not files.weights and not files.unread
 
 
-def _real(model: NamedModel, dtype: str) -> Entrant:
+def _real(model: NamedModel, dtype: str) -> BenchmarkedModel:
     config = load_config(model.path, model.revision)
     facts = _facts(config, checkpoint_bytes(model.path, model.revision)) | {"path": model.path, "random": False}
-    return Entrant(
+    return BenchmarkedModel(
         model.name, facts, weight_bytes(config, dtype),
         lambda: load_model(model.path, model.revision, dtype, device()),
     )  # fmt: skip
 
 
-def _random(name: str, config: Any, dtype: str) -> Entrant:
+def _random(name: str, config: Any, dtype: str) -> BenchmarkedModel:
     facts = _facts(config, weight_bytes(config)) | {"path": None, "random": True}
-    return Entrant(name, facts, weight_bytes(config, dtype), lambda: random_model(config, dtype, device()))
+    return BenchmarkedModel(name, facts, weight_bytes(config, dtype), lambda: random_model(config, dtype, device()))
 
 
 def _facts(config: Any, size: int) -> dict[str, Any]:

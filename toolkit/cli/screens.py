@@ -16,7 +16,7 @@ from toolkit.cuts.plan import Plan
 from toolkit.estimate.data_sizes import DataSize, DataSizes, data_sizes
 from toolkit.estimate.finetuning import Trainer
 from toolkit.moe import checkpoint_bytes, find_blocks, load_config, meta_model, sizes
-from toolkit.moe.load import number_type
+from toolkit.moe.load import resolve_dtype
 from toolkit.pipeline.manifest import git_commit
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.run_status import BEST_FIRST, replaced_models, stale_parts, why_model_stale
@@ -67,7 +67,7 @@ def machine(recipe: Recipe, config: object) -> str:
     gpu = torch.cuda.is_available()
     ranks = f"{world_size()} rank{'s' * (world_size() > 1)}"
     where = f"{ranks} on CPU" if not gpu else f"{ranks}, {torch.cuda.get_device_name()} each"
-    dtype = str(number_type(recipe.model.dtype, config) or "the checkpoint's own numbers").removeprefix("torch.")
+    dtype = str(resolve_dtype(recipe.model.dtype, config) or "the checkpoint's own numbers").removeprefix("torch.")
     if recipe.model.dtype == "auto":
         dtype += " (auto: the checkpoint's own)" if gpu else " (auto: no GPU)"
     return f"{where}, {dtype}"

@@ -9,7 +9,7 @@ from toolkit.estimate.machine import GIB, Machine
 from toolkit.estimate.model import ModelNumbers
 from toolkit.estimate.placed import Placed, placed
 from toolkit.estimate.stage_estimate import BANDWIDTH_SHARE, DISK, StageEstimate, on_machine
-from toolkit.evaluation.batch_size import ON_CPU, fitting
+from toolkit.evaluation.memory import CPU_BATCH_SIZE, rows_that_fit
 from toolkit.moe import find_blocks, quantization_of
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.teacher import TOKENS_AT_ONCE, bytes_per_token
@@ -175,9 +175,9 @@ def _questions_at_once(recipe: Recipe, machine: Machine, model: ModelNumbers, we
     if asked != "auto":
         return asked
     if not machine.gpus:
-        return ON_CPU
+        return CPU_BATCH_SIZE
     row = length * model.cache_per_token // parts + (model.working(1, length) or 0) + 20 * model.vocabulary
-    return fitting(machine.gpu_memory - weights, row)
+    return rows_that_fit(machine.gpu_memory - weights, row)
 
 
 def _count(number: int | None) -> str:

@@ -49,7 +49,7 @@ class Fidelity(NamedTuple):
         return {key: value if value is None or math.isfinite(value) else None for key, value in self._asdict().items()}
 
 
-def keep_original(model: PreTrainedModel, batches: Sequence[Batch], folder: Path, fingerprint: str) -> dict[str, Any]:
+def write_reference(model: PreTrainedModel, batches: Sequence[Batch], folder: Path, fingerprint: str) -> dict[str, Any]:
     """Writes the original's distributions at the batches' completion tokens, a file for each batch, shared out over the
     ranks; files that are there already, for the same `fingerprint`, are kept. Returns how much it is.
 
@@ -87,7 +87,7 @@ def _check_room(folder: Path, batches: Sequence[Batch], missing: list[int], each
 
 
 def measure_fidelity(model: PreTrainedModel, batches: Sequence[Batch], folder: Path, fingerprint: str) -> Fidelity:
-    """The model against what `keep_original` left in `folder` of the same batches; every rank returns the mean over all.
+    """The model against what `write_reference` left in `folder` of the same batches; every rank returns the mean over all.
 
     Raises PollardError where that is missing, damaged or of something else.
     """

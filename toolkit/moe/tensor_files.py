@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from toolkit.moe.checkpoint_files import SINGLE, checkpoint_files, read_index
+from toolkit.moe.model_files import SINGLE, checkpoint_files, read_index
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import RESUME_ADVICE, explain_full_disk
 
@@ -173,7 +173,7 @@ def _copy(source: IO[bytes], target: IO[bytes], begin: int, count: int) -> None:
 
 
 @contextmanager
-def explained_writing(target: Path) -> Iterator[None]:
+def explain_write_errors(target: Path) -> Iterator[None]:
     """What the operating system refuses, as a PollardError that says what to do."""
     try:
         with explain_full_disk(target, lambda: RESUME_ADVICE):

@@ -15,7 +15,7 @@ from trl import SFTTrainer
 
 from toolkit.cuts.checkpoint import check_whole, complete_checkpoint, write_checkpoint
 from toolkit.moe import checkpoint_folder, is_partitioned, load_tokenizer, write_partitioned
-from toolkit.moe.limits import longer_than_context
+from toolkit.moe.tokenizer import longer_than_context
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.checkpoints import kept, last_checkpoint

@@ -33,7 +33,7 @@ def _numbers(text: str) -> list[int]:
 
 def run_benchmark(arguments: argparse.Namespace) -> None:
     from toolkit.cli.benchmark_models import models_to_measure
-    from toolkit.evaluation.speed import Load, benchmark
+    from toolkit.evaluation.speed import Workload, benchmark
     from toolkit.pipeline.run_models import find_run, is_run
     from toolkit.report import write_report
     from toolkit.report.fidelity_harness import SPEED, models_made
@@ -47,7 +47,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
         )
     if arguments.json:
         _check_figures_file(Path(arguments.json))
-    load = Load(arguments.batch_sizes, arguments.prompt_tokens, arguments.new_tokens, arguments.repeats)
+    load = Workload(arguments.batch_sizes, arguments.prompt_tokens, arguments.new_tokens, arguments.repeats)
     figures = benchmark(models_to_measure(arguments.models, arguments.keep, arguments.dtype), load)
     show_speed(figures)
     if arguments.json:

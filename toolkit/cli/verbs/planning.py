@@ -56,13 +56,13 @@ def run_preview(arguments: argparse.Namespace) -> None:
     from rich.markup import escape
 
     from toolkit.moe import load_config, load_tokenizer
-    from toolkit.moe.limits import context_length
+    from toolkit.moe.tokenizer import context_length
     from toolkit.pipeline.data_checks import limit_checks, rendering_checks
     from toolkit.report.preview import show_examples, show_lengths
     from toolkit.runtime.distributed import say
     from toolkit.runtime.errors import Mistakes
     from toolkit.tasks import Task
-    from toolkit.tasks.lengths import lengths_of
+    from toolkit.tasks.token_checks import lengths_of
 
     task = Task(recipe.task)
     splits = {split: task.examples(split) for split in SPLITS}  # type: ignore[arg-type]

@@ -70,7 +70,7 @@ def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_generate(arguments: argparse.Namespace) -> None:
     from toolkit.evaluation import greedy
-    from toolkit.evaluation.drafting import compare_drafting, write
+    from toolkit.evaluation.speed import compare_drafting, timed_answer
     from toolkit.moe import load_model, load_tokenizer
     from toolkit.pipeline.run_models import original_and
     from toolkit.runtime.distributed import device
@@ -88,7 +88,7 @@ def run_generate(arguments: argparse.Namespace) -> None:
     question = Example(({"role": "user", "content": arguments.prompt},), "", "")
     prompt, settings = encode_prompt(tokenizer, question), greedy(model, tokenizer, arguments.max_new_tokens)
     if not arguments.draft:
-        written = write(model, prompt, settings)
+        written = timed_answer(model, prompt, settings)
         console.print(str(tokenizer.decode(written.tokens, skip_special_tokens=True)), markup=False)
         say(f"[dim]{writer.name}: {len(written.tokens):,} tokens, {written.speed:,.1f} per second, the first pass included[/]")
         return

@@ -9,10 +9,17 @@ Everything that reads, counts, copies or compares weights asks `checkpoint_files
 is not read, files of an earlier save, variants, consolidated files) are no part of the model.
 
 Fetch a checkpoint from the hub: all that lies beside the weights, and of the weights those files that transformers reads.
+
+What lies beside the weights: tokenizer, chat templates, processors, the code that `auto_map` names, licence, …
+
+One list for every checkpoint that is written, by whatever method: all files of the folder, byte for byte, but for weights,
+adapters, config.json (which is written anew), hidden and temporary files, and what Pollard itself left of another model.
+Of folders, those of chat templates and of Python packages.
 """
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -31,16 +38,25 @@ from transformers.utils import (
 )
 from transformers.utils.hub import get_checkpoint_shard_files
 
+from toolkit.moe.expert_skipping import SKIPPING_FILE
 from toolkit.runtime.distributed import say
 from toolkit.runtime.errors import PollardError
+from toolkit.runtime.signed_folders import PROVENANCE
 
 SINGLE, INDEX = SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME
 SUFFIXES = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".ggml", ".onnx", ".onnx_data", ".tflite", ".ot",
     ".nemo", ".mlmodel",
 )  # fmt: skip
-OF_A_TRAINING = ("optimizer", "scheduler", "rng_state", "training_args", "scaler", "random_states")  # its state, no weights
-ONE_RANKS_PART = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")  # what transformers saves of a distributed model
+TRAINING_STATE_FILES = (
+    "optimizer",
+    "scheduler",
+    "rng_state",
+    "training_args",
+    "scaler",
+    "random_states",
+)  # its state, no weights
+RANK_SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")  # what transformers saves of a distributed model
 
 
 class CheckpointFiles(NamedTuple):
@@ -62,9 +78,9 @@ def checkpoint_files(folder: str | Path) -> CheckpointFiles:
     Raises PollardError for an adapter in the folder, a damaged index, and a choice that cannot be followed.
     """
     folder = Path(folder)
-    refuse_adapter(str(folder))
+    check_no_adapter(str(folder))
     there = sorted(path.name for path in folder.iterdir() if path.is_file())
-    if part := next((name for name in there if ONE_RANKS_PART.fullmatch(name)), None):
+    if part := next((name for name in there if RANK_SHARD.fullmatch(name)), None):
         raise PollardError(
             f"{folder} holds a model as its ranks saved it in parts ({part}, …). Load it with transformers and save it again "
             "(save_pretrained), or take those files away if they are old."
@@ -81,7 +97,7 @@ def checkpoint_files(folder: str | Path) -> CheckpointFiles:
     index = folder / first if first.endswith(".index.json") else None
     names = sorted(set(read_index(index).values())) if index else [first] * bool(first)
     used = {first, *names}
-    unread = tuple(name for name in there if name not in used and is_weights(name) and not name.startswith(OF_A_TRAINING))
+    unread = tuple(name for name in there if name not in used and is_weights(name) and not name.startswith(TRAINING_STATE_FILES))
     return CheckpointFiles(tuple(folder / name for name in names), index, unread)
 
 
@@ -111,21 +127,21 @@ def named_by_config(folder: Path) -> str:
 
 
 @cache
-def say_what_is_read(folder: str) -> None:
+def report_unread_weights(folder: str) -> None:
     """A line, once, where a folder has weights that are no part of its model. Raises PollardError where it has only such."""
     files = checkpoint_files(folder)
     if files.weights and files.unread:
         read = files.index_file or files.weights[0]
         say(f"  {folder}: the model is {read.name}, as transformers reads it; not read: {_shown(files.unread)}")
     elif files.unread:
-        raise NotLookedForError(folder, files.unread)
+        raise UnreadWeightsError(folder, files.unread)
 
 
 def _shown(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + ", …" * (len(names) > 5)
 
 
-class NotLookedForError(PollardError):
+class UnreadWeightsError(PollardError):
     """A folder or repository has weights, but none that transformers looks for."""
 
     def __init__(self, where: str, names: Sequence[str]) -> None:
@@ -136,7 +152,7 @@ class NotLookedForError(PollardError):
         )
 
 
-def refuse_adapter(path: str, revision: str | None = None) -> None:
+def check_no_adapter(path: str, revision: str | None = None) -> None:
     """Raises PollardError where a PEFT adapter lies in a folder or a hub repository: transformers puts it on top of the weights
     that it loads, so what answers is another model than the one in the files."""
     file = Path(path) / ADAPTER_CONFIG_NAME if Path(path).is_dir() else _adapter_on_hub(path, revision)
@@ -167,7 +183,7 @@ def _adapter_on_hub(path: str, revision: str | None) -> Path | None:
 
 # What a repository may hold beside the model: its weights in other formats, under other names, and in folders of other tools
 # (gpt-oss has them twice more, in original/ and metal/)
-NOT_FETCHED = [
+IGNORED_FILES = [
     *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.ot", "*.nemo", "*.gguf", "*.ggml", "*.tflite", "*.mlmodel"),
     *("*.onnx", "*.onnx_data*", "*.onnx.data*", "*.bin.index.json", "*.h5.index.json", "*.msgpack.index.json"),
     *("consolidated*", "model.*.safetensors", "model-*.*.safetensors", "model.safetensors.index.*.json", "adapter_model*"),
@@ -176,14 +192,14 @@ NOT_FETCHED = [
 ]
 
 
-def fetched(repository: str, revision: str | None) -> Path:
+def fetch(repository: str, revision: str | None) -> Path:
     """The folder of a hub model in the hub's cache, with everything that belongs to it there; without a network, with what
     was fetched before. Where its weights are in no safetensors file, it has none: transformers fetches those it reads.
 
     Raises NotLookedForError, and what huggingface_hub and transformers raise.
     """
     try:
-        found = snapshot_download(repository, revision=revision, ignore_patterns=[*NOT_FETCHED, "*.safetensors"])
+        found = snapshot_download(repository, revision=revision, ignore_patterns=[*IGNORED_FILES, "*.safetensors"])
     except IncompleteSnapshotError as error:
         found = error.snapshot_path
         say(f"  {repository}: the hub cannot be reached, and not all of its files were fetched before: going on with those there")
@@ -209,4 +225,58 @@ def _check_names(repository: str, revision: str | None) -> None:
         return
     weights = [name for name in there if is_weights(name)]
     if weights and not {WEIGHTS_NAME, WEIGHTS_INDEX_NAME} & {*weights}:
-        raise NotLookedForError(repository, weights)
+        raise UnreadWeightsError(repository, weights)
+
+
+TEMPLATES = "additional_chat_templates"
+REWRITTEN_FILES = ("config.json", PROVENANCE)
+WEIGHT_SPECIFIC_FILES = (
+    SKIPPING_FILE,
+    "adapter_config.json",
+)  # thresholds of the model as it was; what would be put on top of it
+
+
+def companions(folder: Path) -> list[Path]:
+    """The companion files of a checkpoint folder, relative to it."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        name = path.name
+        if path.is_dir():
+            found += _in_folder(path)
+        elif path.is_file() and not _is_left(name) and name not in REWRITTEN_FILES:
+            found.append(path)
+    return [path.relative_to(folder) for path in found]
+
+
+def copy_companions(source: Path, target: Path) -> list[str]:
+    """Copies the companions of one checkpoint folder to another, in place of what a library has written there under these
+    names; returns what is left out of `source`: other weights, adapters, folders."""
+    for file in companions(source):
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / file, target / file)
+    return files_left_out(source)
+
+
+def files_left_out(folder: Path) -> list[str]:
+    """What of a checkpoint folder is neither copied nor written anew, but for hidden and temporary files."""
+    taken = {path.parts[0] for path in companions(folder)} | {*REWRITTEN_FILES}
+    names = [path.name + "/" * path.is_dir() for path in sorted(folder.iterdir())]
+    return [name for name in names if name.rstrip("/") not in taken and not _is_hidden(name)]
+
+
+def _is_left(name: str) -> bool:
+    return _is_hidden(name) or is_weights(name) or name in WEIGHT_SPECIFIC_FILES
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.endswith(".tmp") or name.rstrip("/") == "__pycache__"
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    if folder.name == TEMPLATES:
+        pattern = "*"
+    elif (folder / "__init__.py").is_file() and not _is_hidden(folder.name):
+        pattern = "*.py"  # a package that the code beside the weights imports
+    else:
+        return []
+    return [path for path in sorted(folder.rglob(pattern)) if path.is_file() and not _is_hidden(path.name)]

@@ -3,21 +3,29 @@
 Loading renames, merges, transposes and fuses tensors, casts them, and under ZeRO-3 cuts them into parts. None of that
 changes the sum of squares over a decoder layer. (Nor does the order of experts: what is caught are weights that did not
 arrive, arrived in part, or are others.)
+
+Does a written folder open as it will for a stranger, with transformers alone?
+
+Configuration, tokenizer and generation settings are opened as they are. So is the model, without keeping its weights, where
+reading them once more costs nothing to speak of; of a larger one, transformers' loader gets the names and shapes that the
+files' headers give, which is all that can be wrong with weights whose bytes are checked elsewhere.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from toolkit.moe.checkpoint_files import checkpoint_files
-from toolkit.moe.load import checkpoint_folder, load_config, quantization_of
-from toolkit.moe.names import Names
-from toolkit.moe.partition import layer_of, own_part
+from toolkit.moe.load import auto_class, checkpoint_folder, load_config, meta_model, quantization_of
+from toolkit.moe.model_files import CheckpointFiles, checkpoint_files
+from toolkit.moe.names import NameResolver
+from toolkit.moe.partition import layer_prefix, local_part
+from toolkit.moe.stream import without_progress_bars
 from toolkit.moe.tensor_files import stored_tensors
 from toolkit.runtime.distributed import gather, say, shard
 from toolkit.runtime.errors import PollardError
@@ -68,7 +76,7 @@ def _sums_of_model(model: PreTrainedModel) -> dict[str, float]:
     mine: dict[str, float] = defaultdict(float)
     whole: dict[str, float] = defaultdict(float)
     for name, tensor in _stored(model).items():
-        (mine if hasattr(tensor, "ds_id") else whole)[_group_of(name)] += sum_of_squares(own_part(tensor))
+        (mine if hasattr(tensor, "ds_id") else whole)[_group_of(name)] += sum_of_squares(local_part(tensor))
     return _added(mine, whole)
 
 
@@ -76,11 +84,11 @@ def _sums_of_files(model: PreTrainedModel, files: Mapping[str, Path]) -> dict[st
     """The same, of what the files hold of it, in the model's dtype."""
     stored, saved = _stored(model), model.state_dict(keep_vars=True)
     names = {id(tensor): name for name, tensor in stored.items()}
-    home = Names(model).home
+    resolver = NameResolver(model)
     found: dict[str, str] = {}
     first: dict[str, str] = {}  # of a tied pair that is stored twice, one counts
     for key in sorted(files):
-        name = home(key).parameters[0]
+        name = resolver.destination(key).parameters[0]
         if name in saved and first.setdefault(names[id(saved[name])], name) == name:
             found[key] = names[id(saved[name])]
     mine: dict[str, float] = defaultdict(float)
@@ -98,7 +106,7 @@ def _stored(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def _group_of(name: str) -> str:
-    return layer_of(name) or OUTSIDE
+    return layer_prefix(name) or OUTSIDE
 
 
 def sum_of_squares(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> float:
@@ -112,3 +120,88 @@ def _added(mine: Mapping[str, float], whole: Mapping[str, float]) -> dict[str, f
     everyone = gather(dict(mine))
     groups = dict.fromkeys([*(group for part in everyone for group in part), *whole])
     return {group: math.fsum([part.get(group, 0.0) for part in everyone] + [whole.get(group, 0.0)]) for group in groups}
+
+
+READ_AGAIN = 2 * 10**9  # bytes of weights
+
+
+def check_opens(folder: Path, source: Path) -> None:
+    """Raises PollardError where transformers cannot open what is written in `folder`, or finds tensors missing or of another
+    shape there. A tokenizer or generation settings that it cannot open in `source`, the checkpoint that it was made of, are
+    not asked for; a model is. Quantized weights are not opened: their methods need packages and GPUs of their own.
+
+    Not under ZeRO-3, which would partition the model that is opened.
+    """
+    config = _opened("config.json", lambda: AutoConfig.from_pretrained(folder), folder)
+    openers: dict[str, Callable[[Path], Any]] = {
+        "the tokenizer": lambda path: AutoTokenizer.from_pretrained(path, trust_remote_code=False),
+        "generation_config.json": GenerationConfig.from_pretrained,
+    }
+    for part, opener in openers.items():
+        try:
+            opener(folder)
+        except Exception:
+            if _opens(opener, source):
+                _opened(part, lambda opener=opener: opener(folder), folder)  # type: ignore[misc]
+    if quantization_of(config):
+        return
+    try:
+        found = _loaded(folder)
+    except Exception as error:
+        if not _opens(_loaded, source):
+            raise PollardError(
+                f"transformers cannot open {source}, and so not what is made of it: {_first_line(error)}. Put that right there."
+            ) from error
+        raise PollardError(_cannot(folder, "the model", _first_line(error))) from error
+    wrong = sorted([*found["missing_keys"], *(key[0] for key in found["mismatched_keys"]), *found["error_msgs"]])
+    if wrong:
+        raise PollardError(
+            _cannot(folder, "the model", f"{len(wrong)} of its tensors are missing or of another shape: {wrong[0]}")
+        )
+
+
+def _loaded(folder: Path) -> dict[str, Any]:
+    """What transformers says of loading the model, in full or by the headers of its files."""
+    files, config = checkpoint_files(folder), AutoConfig.from_pretrained(folder)
+    if sum(file.stat().st_size for file in files.weights) > READ_AGAIN:
+        return _by_headers(files, config)
+    with without_progress_bars():
+        return auto_class(type(config)).from_pretrained(folder, device_map="meta", output_loading_info=True)[1]
+
+
+def _by_headers(files: CheckpointFiles, config: Any) -> dict[str, Any]:
+    tensors = {}
+    for file in files.weights:
+        with safe_open(file, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118
+                shape = stored.get_slice(name).get_shape()
+                nothing = stored.get_slice(name)[:0] if shape else stored.get_tensor(name)
+                tensors[name] = torch.empty(shape, dtype=nothing.dtype, device="meta")
+    model: Any = meta_model(config)
+    with without_progress_bars():
+        return type(model).from_pretrained(
+            None, config=model.config, state_dict=tensors, device_map="meta", output_loading_info=True
+        )[1]
+
+
+def _opens(opener: Callable[[Path], Any], folder: Path) -> bool:
+    try:
+        opener(folder)
+    except Exception:  # whatever is wrong with it was so before
+        return False
+    return True
+
+
+def _opened(part: str, opener: Callable[[], Any], folder: Path) -> Any:
+    try:
+        return opener()
+    except Exception as error:  # of any library
+        raise PollardError(_cannot(folder, part, _first_line(error))) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
+
+
+def _cannot(folder: Path, part: str, why: str) -> str:
+    return f"transformers cannot open {part} of what was written to {folder}: {why}. Please report this."

@@ -7,8 +7,8 @@ import torch
 from transformers import PreTrainedModel
 
 from toolkit.moe.blocks import find_blocks
-from toolkit.moe.checkpoint_files import checkpoint_files
-from toolkit.moe.load import load_config, meta_model, number_type
+from toolkit.moe.load import load_config, meta_model, resolve_dtype
+from toolkit.moe.model_files import checkpoint_files
 from toolkit.runtime.errors import PollardError
 
 
@@ -44,5 +44,5 @@ def checkpoint_bytes(path: str | Path, revision: str | None = None) -> int:
 
 def weight_bytes(config: Any, dtype: str = "checkpoint") -> int:
     """Bytes of the weights in memory, as `load_model` holds them, from the configuration alone."""
-    number = number_type(dtype, config) or torch.float32
+    number = resolve_dtype(dtype, config) or torch.float32
     return sum(p.numel() for p in meta_model(config).parameters()) * number.itemsize

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from toolkit.cli.benchmark_models import models_to_measure
 from toolkit.cuts.checkpoint import prune_checkpoint, tensor_shapes
 from toolkit.moe import StreamedModel, check_loaded, checkpoint_bytes, checkpoint_files, load_config, load_model
-from toolkit.moe.checkpoint_files import INDEX, SINGLE, say_what_is_read
+from toolkit.moe.model_files import INDEX, SINGLE, report_unread_weights
 from toolkit.moe.tensor_files import stored_tensors
 from toolkit.runtime.errors import PollardError
 
@@ -128,7 +128,7 @@ def test_a_trainings_state_is_no_other_model(tmp_path: Path) -> None:
 def test_weights_under_no_name_that_is_looked_for_say_what_to_do(tiny_checkpoint, names: list[str]) -> None:
     folder = tiny_checkpoint()
     (folder / SINGLE).rename(folder / names[0])
-    for opened in (load_model, StreamedModel, say_what_is_read):
+    for opened in (load_model, StreamedModel, report_unread_weights):
         with pytest.raises(PollardError, match=rf"under names that transformers does not look for \({names[0]}\).*rename the"):
             opened(str(folder))
 

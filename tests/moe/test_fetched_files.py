@@ -9,8 +9,9 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import filter_repo_objects
 
-from toolkit.moe import checkpoint_files as hub
-from toolkit.moe.load import NOT_FETCHED, checkpoint_folder, load_config
+from toolkit.moe import model_files as hub
+from toolkit.moe.load import checkpoint_folder, load_config
+from toolkit.moe.model_files import IGNORED_FILES
 from toolkit.runtime.errors import PollardError
 
 BESIDE = [
@@ -37,7 +38,7 @@ TWICE = [
 
 
 def test_what_there_is_twice_is_not_fetched_and_what_a_model_needs_is() -> None:
-    assert [*filter_repo_objects([*BESIDE, *MODEL, *TWICE], ignore_patterns=NOT_FETCHED)] == [*BESIDE, *MODEL]
+    assert [*filter_repo_objects([*BESIDE, *MODEL, *TWICE], ignore_patterns=IGNORED_FILES)] == [*BESIDE, *MODEL]
 
 
 COMMIT = "0123456789" * 4

@@ -3,7 +3,7 @@ from pathlib import Path
 import torch
 from conftest import plan_for, tiny_model
 
-from toolkit.cuts.experts import slice_model
+from toolkit.cuts.experts import apply_plan
 from toolkit.moe import checkpoint_bytes, load_config, sizes, weight_bytes
 
 
@@ -12,7 +12,7 @@ def test_active_parameters_leave_out_the_experts_a_token_does_not_use() -> None:
     expert = 3 * 32 * 16  # gate, up and down projections of one expert
     total, active = sizes(model)
     assert total - active == 2 * 6 * expert  # two blocks, six of eight idle
-    assert sizes(slice_model(model, plan_for(model, [0, 1]))).active_parameters == active - 2 * 6 * 32  # fewer router rows
+    assert sizes(apply_plan(model, plan_for(model, [0, 1]))).active_parameters == active - 2 * 6 * 32  # fewer router rows
 
 
 def test_bytes_are_those_of_the_weights(tmp_path: Path) -> None:

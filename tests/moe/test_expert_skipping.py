@@ -20,7 +20,7 @@ from toolkit.cuts.experts import masked
 from toolkit.cuts.plan import BlockPlan, Plan
 from toolkit.evaluation import generate
 from toolkit.moe import counting_skips, find_blocks, load_model, partitioned_model, skipping
-from toolkit.moe.skipping import Skipping, renormalised, skips, staying
+from toolkit.moe.expert_skipping import Skipping, is_skipping, kept_pairs, renormalized_gates
 from toolkit.runtime.distributed import start, stop
 from toolkit.runtime.errors import PollardError
 
@@ -91,25 +91,25 @@ def test_every_family_of_transformers_skips_by_the_rule(family: str) -> None:
     expected = by_hand(model, thresholds, text_logits)
     with skipping(model, thresholds), counting_skips(model) as counter:
         found = text_logits(model)
-        assert skips(model)
-    assert not skips(model)
+        assert is_skipping(model)
+    assert not is_skipping(model)
     assert sum(counter.take().skipped) > 0
     assert (found - expected).abs().max() <= 1e-5 * max(1.0, expected.abs().max().item())
 
 
 def test_the_second_of_two_is_skipped_only_below_beta_and_the_sum_stays() -> None:
     gate = torch.tensor([[0.6, 0.3], [0.3, 0.61], [0.5, 0.0], [0.0, 0.0]])  # routers need not sort, nor sum up to 1
-    stay = staying(gate, 0.5)
+    stay = kept_pairs(gate, 0.5)
     assert stay.tolist() == [[True, True], [False, True], [True, False], [True, True]]  # 0.3 / 0.6 is not below 0.5
-    torch.testing.assert_close(renormalised(gate, stay).sum(1), gate.sum(1))
+    torch.testing.assert_close(renormalized_gates(gate, stay).sum(1), gate.sum(1))
 
 
 def test_of_more_than_two_the_fewest_stay_that_hold_all_but_beta() -> None:
     gate = torch.tensor([[1.0, 4.0, 2.0, 1.0], [2.0, 2.0, 2.0, 2.0]]) * 2.5  # a family's own scale is no matter
-    assert staying(gate, 0.25).sum(1).tolist() == [2, 3]
-    assert staying(gate, 0.2499).sum(1).tolist() == [3, 4]
-    assert staying(gate, 0.25)[0].tolist() == [False, True, True, False]
-    assert staying(gate, 0.0).all()
+    assert kept_pairs(gate, 0.25).sum(1).tolist() == [2, 3]
+    assert kept_pairs(gate, 0.2499).sum(1).tolist() == [3, 4]
+    assert kept_pairs(gate, 0.25)[0].tolist() == [False, True, True, False]
+    assert kept_pairs(gate, 0.0).all()
 
 
 def expert_flops(model: PreTrainedModel) -> int:
@@ -146,7 +146,7 @@ def test_padding_and_ended_answers_are_not_counted() -> None:
         with counting_skips(model) as counter:
             assert generate(model, prompts, settings) == alone
     together = counter.take()
-    assert together == type(together).of_all(counts)
+    assert together == type(together).merged(counts)
     assert together.tokens == [sum(len(p) + len(a) - 1 for p, a in zip(prompts, alone, strict=True))] * 2
 
 
@@ -167,11 +167,11 @@ def test_our_loader_follows_the_file_beside_a_checkpoint_and_stock_loading_does_
     model.save_pretrained(tmp_path)
     thresholds = thresholds_of(model)
     thresholds.save(tmp_path)
-    assert Skipping.beside(tmp_path) == thresholds
+    assert Skipping.load(tmp_path) == thresholds
     with skipping(model, thresholds):
         expected = text(model)
     loaded = load_model(str(tmp_path))
-    assert skips(loaded)
+    assert is_skipping(loaded)
     torch.testing.assert_close(text(loaded), expected, atol=1e-5, rtol=0)
     stock = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert torch.equal(text(stock), text(load_model(str(tmp_path), skipping=False)))
@@ -208,7 +208,7 @@ def test_pruning_leaves_the_thresholds_of_the_whole_model_behind(tmp_path: Path,
     prune_checkpoint(str(tmp_path / "original"), plan, tmp_path / "pruned")
     assert "left out: skipping.json" in capsys.readouterr().out
     pruned = load_model(str(tmp_path / "pruned"))
-    assert not skips(pruned)
+    assert not is_skipping(pruned)
     with masked(model, plan):
         torch.testing.assert_close(logits_of(pruned), logits_of(model), atol=1e-5, rtol=0)
 
