@@ -27,6 +27,7 @@ def fault_of(folder: Path, text: str, *overrides: str) -> str:
     """What a user sees, without the folder's name."""
     with pytest.raises(PollardError) as caught:
         recipe_of(folder, text, *overrides)
+    assert caught.value.code.startswith("recipe.")
     return str(caught.value).replace(f"{folder}/", "")
 
 
