@@ -91,8 +91,8 @@ def chat(speakers: Sequence[Speaker], run: FoundRun, raw: bool, max_new_tokens: 
         elif line.startswith("/"):
             say(f"[dim]{HELP}[/]")
         elif line:
-            first = speakers[0].said == system
-            _ask(speakers, _filled(template, line) if template and first else line, max_new_tokens)
+            is_first = speakers[0].messages == system
+            _ask(speakers, _filled(template, line) if template and is_first else line, max_new_tokens)
 
 
 def question_template(run: FoundRun) -> str | None:

@@ -59,7 +59,8 @@ def _reader() -> YAML:
 def _write(values: Any, flow: bool, width: int) -> str:
     yaml, text = YAML(typ="safe", pure=True), io.StringIO()
     yaml.Representer = _Representer
-    yaml.default_flow_style, yaml.width, yaml.sort_base_mapping_type_on_output = flow, width, False
+    yaml.default_flow_style, yaml.width = flow, width
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment] # declared without a type
     yaml.dump(values, text)
     return text.getvalue()
 

@@ -157,10 +157,10 @@ def on_main(function: Callable[[], T]) -> T:
         finally:
             _alone = False
     torch.distributed.broadcast_object_list(outcome)
-    result, error = outcome
-    if error is not None:
-        error.already_reported = True
-        raise error
+    result, failure = outcome
+    if failure is not None:
+        failure.already_reported = True
+        raise failure
     return result
 
 
