@@ -12,7 +12,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from toolkit.cli.estimate_table import gib, lacking
-from toolkit.estimate import Estimate, Estimator, StageEstimate, advice, combined_advice, machine
+from toolkit.estimate import Estimate, StageEstimate, resolve_machine
+from toolkit.pipeline.estimator import Estimator
+from toolkit.pipeline.relief import advice, combined_advice
 from toolkit.recipe.file import load_recipe
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.formatting import MISSING, amount
@@ -61,9 +63,9 @@ def recipe_for(name: str, gpus: int) -> Recipe:
 
 def section(name: str) -> str:
     """One model's table, and what follows from it."""
-    shared, found, lines = Estimator(machine(gpu=GPU)), {}, []
+    shared, found, lines = Estimator(resolve_machine(gpu=GPU)), {}, []
     for gpus, (nodes, *_) in MACHINES.items():
-        estimator = shared.on(machine(gpus // nodes, nodes, GPU, cpu_memory=RAM))
+        estimator = shared.on(resolve_machine(gpus // nodes, nodes, GPU, cpu_memory=RAM))
         found[gpus] = estimator.estimate(recipe_for(name, gpus))
         lines.append(_verdict(estimator, recipe_for(name, gpus), found[gpus], gpus))
     one = found[1]
@@ -109,7 +111,7 @@ def _verdict(estimator: Estimator, recipe: Recipe, estimate: Estimate, gpus: int
 
 def head() -> str:
     time, disk = "", ""
-    for assumption in Estimator(machine(gpu=GPU)).assumptions():
+    for assumption in Estimator(resolve_machine(gpu=GPU)).assumptions():
         time = assumption.removeprefix("time: ") if assumption.startswith("time: ") else time
         disk = assumption.removeprefix("disk: ") if assumption.startswith("disk: ") else disk
     return HEAD.format(assumptions=f"{time}; disk {disk}")

@@ -86,7 +86,7 @@ class ExhaustiveSubsetSearch:
         return found
 
 
-def goes_by_rank(block: MoEBlock, rerouter: Rerouter, seen: BlockActivations) -> bool:
+def routes_by_rank(block: MoEBlock, rerouter: Rerouter, seen: BlockActivations) -> bool:
     """Whether over any subset the K largest logits are chosen, with weights that depend on nothing else."""
     if not rerouter.from_logits:
         return False

@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from toolkit.calibration.calibrate import opened
-from toolkit.calibration.layerwise_pass import layerwise_pass
+from toolkit.calibration.calibrate import open_layerwise
 from toolkit.calibration.observer import Batch, Mask, observe
+from toolkit.calibration.passes import layerwise_pass
 from toolkit.moe import BlockActivations, StreamedModel, find_blocks
 from toolkit.moe.expert_skipping import Skipping, gate_ratios
 from toolkit.runtime.distributed import gather
@@ -27,7 +27,7 @@ from toolkit.runtime.progress import progress
 SkippingRule = Literal["median"] | float
 
 
-class Ratios:
+class GateRatioObserver:
     """A watcher that keeps what β is compared with: K − 1 numbers per token and block, in the router's own precision."""
 
     def __init__(self) -> None:
@@ -75,9 +75,9 @@ def skipping_thresholds(
     for no tokens.
     """
     if isinstance(model, str | Path):
-        model = opened(str(model))
+        model = open_layerwise(str(model))
     whole = model.model if isinstance(model, StreamedModel) else model.eval()
-    blocks, looking, mine = find_blocks(whole), Ratios(), list(batches)
+    blocks, looking, mine = find_blocks(whole), GateRatioObserver(), list(batches)
     if blocks[0].experts_per_token < 2:
         raise PollardError("This model activates one expert per token: there is none to skip. Leave pruning.skipping out.")
     if isinstance(model, StreamedModel):

@@ -4,8 +4,9 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from toolkit.estimate import Combined, Estimate, StageEstimate
+from toolkit.estimate import Estimate, StageEstimate
 from toolkit.estimate.machine import USABLE
+from toolkit.pipeline.relief import Combined
 from toolkit.runtime.distributed import console, say
 from toolkit.runtime.formatting import MISSING, amount, duration
 from toolkit.runtime.formatting import size as as_size

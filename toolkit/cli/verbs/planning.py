@@ -25,9 +25,11 @@ def run_estimate(arguments: argparse.Namespace) -> None:
     """Exit status 0 whether it fits or not: the last line says so."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     from toolkit.cli.estimate_table import show_estimate
-    from toolkit.estimate import Estimator, advice, combined_advice, machine
+    from toolkit.estimate import resolve_machine
+    from toolkit.pipeline.estimator import Estimator
+    from toolkit.pipeline.relief import advice, combined_advice
 
-    there = machine(arguments.gpus, arguments.nodes, arguments.gpu, arguments.gpu_memory, arguments.cpu_memory)
+    there = resolve_machine(arguments.gpus, arguments.nodes, arguments.gpu, arguments.gpu_memory, arguments.cpu_memory)
     estimator = Estimator(there)
     estimate = estimator.estimate(recipe)
     show_estimate(estimate, advice(estimator, recipe, estimate), combined_advice(estimator, recipe, estimate))

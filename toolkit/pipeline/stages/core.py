@@ -151,14 +151,14 @@ def recover_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[s
     plan = Plan.load(run.plan)
     if plan.experts_per_token == plan.keep and not recipe.finetuning.trainer.get("router_aux_loss_coef"):
         say("  every kept expert serves every token: a load-balancing loss would be constant, and is off")
-    return recover(recipe, str(run.path.parent), "recovered", fingerprint, dev_accuracy(recipe))
+    return {**recover(recipe, str(run.path.parent), "recovered", fingerprint, dev_accuracy(recipe))}
 
 
 def control_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
     """Original checkpoint and training examples -> control."""
     from toolkit.recovery.recover import recover
 
-    return recover(recipe, str(run.path.parent), "control", fingerprint, dev_accuracy(recipe))
+    return {**recover(recipe, str(run.path.parent), "control", fingerprint, dev_accuracy(recipe))}
 
 
 def dev_accuracy(recipe: Recipe) -> Callable[[PreTrainedModel], float] | None:

@@ -58,7 +58,7 @@ def teacher_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[s
 
     def ask(model: PreTrainedModel) -> dict[str, Any]:
         pad = int(tokenizer.pad_token_id)
-        return cache_logits(model, training.encoded, run.teacher, temperature, batch_size, pad, fingerprint)
+        return cache_logits(model, training.encoded, run.teacher, temperature, batch_size, pad, fingerprint)._asdict()
 
     facts = with_model(recipe, recipe.model.path, recipe.model.revision, ask, EACH_ITS_OWN)
     say(f"  {facts['tokens']:,} tokens of {facts['examples']:,} examples in {run.teacher}")

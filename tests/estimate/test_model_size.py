@@ -10,9 +10,9 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from toolkit.estimate.finetuning import distilled_bytes
-from toolkit.estimate.working_memory import cache_bytes, working_memory
+from toolkit.estimate.model_size import cache_bytes, working_memory
 from toolkit.moe import meta_model
-from toolkit.recovery.distillation import losses_in_parts
+from toolkit.recovery.distillation import distillation_losses_in_parts
 from toolkit.recovery.teacher import TOKENS_AT_ONCE, top_and_tail
 
 BATCH, LENGTH = 2, 128
@@ -104,10 +104,12 @@ def test_the_distilled_loss_holds_its_logits_and_copies_of_a_part(parts: int) ->
 
     def run() -> None:
         logits = hidden @ head  # of the batch, and those that count
-        cross, divergence = losses_in_parts(logits[torch.ones(tokens).bool()], torch.arange(tokens) % vocabulary, teacher, 2.0)
+        cross, divergence = distillation_losses_in_parts(
+            logits[torch.ones(tokens).bool()], torch.arange(tokens) % vocabulary, teacher, 2.0
+        )
         (cross + divergence).backward()
 
-    assert distilled_bytes(tokens, vocabulary, 4) == pytest.approx(allocated(run), rel=0.15)
+    assert distilled_bytes(tokens, vocabulary, 4, TOKENS_AT_ONCE) == pytest.approx(allocated(run), rel=0.15)
 
 
 def test_the_cache_is_keys_and_values() -> None:

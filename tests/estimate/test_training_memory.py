@@ -1,4 +1,4 @@
-"""What DeepSpeed is said to hold, against the tensors that it makes on two real ranks."""
+"""The memory that is estimated for DeepSpeed, against the tensors that it makes on two real ranks."""
 
 import json
 import subprocess
@@ -7,12 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, free_port
+from conftest import ROOT, free_port, raises
 from transformers import AutoConfig
 
-from toolkit.estimate.training import BUCKET, STATE_BYTES, Trained, engine_bytes, state_bytes, training_memory
+from toolkit.estimate.training_memory import (
+    BUCKET,
+    STATE_BYTES,
+    TrainingModel,
+    ZeroSettings,
+    checkpoint_bytes,
+    state_bytes,
+    training_memory,
+)
 from toolkit.moe import meta_model
-from toolkit.runtime.errors import PollardError
 from toolkit.runtime.zero import deepspeed_config
 
 MODEL = {
@@ -51,9 +58,10 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, in
 @pytest.mark.parametrize("name", CASES)
 def test_a_rank_holds_what_is_estimated(measured: dict[str, dict[str, int]], name: str) -> None:
     weight = 2 if name.endswith("bfloat16") else 4
-    model = Trained(NUMBERS, MODEL["hidden_size"], NUMBERS // 3, trained=NUMBERS, frozen_bytes=0)
-    memory = training_memory(model, config_of(CASES[name], weight == 2), ranks=2, weight=weight, optimizer="adamw_torch")
-    found, on_rank = measured[name], memory.device
+    model = TrainingModel(NUMBERS, MODEL["hidden_size"], NUMBERS // 3, trained=NUMBERS, frozen_bytes=0)
+    zero = ZeroSettings.of(config_of(CASES[name], weight == 2))
+    memory = training_memory(model, zero, ranks=2, weight=weight, optimizer="adamw_torch")
+    found, on_rank = measured[name], memory.gpu
     if CASES[name] == "3-offload":  # on a machine without GPUs, what is moved to the host and what is not lie side by side
         assert sum(found[part] for part in ("weights", "optimizer", "gradients and buckets")) == pytest.approx(
             memory.host + on_rank["buckets"], rel=0.15
@@ -65,7 +73,7 @@ def test_a_rank_holds_what_is_estimated(measured: dict[str, dict[str, int]], nam
         buckets = on_rank["buckets"] if CASES[name] else 0  # ZeRO 0 fills its bucket after the backward pass
         assert found["gradients and buckets"] == pytest.approx(on_rank["gradients"] + buckets, rel=0.15)
     stage = int(str(CASES[name])[0])
-    assert found["checkpoint"] == pytest.approx(engine_bytes(NUMBERS, stage, weight, "adamw_torch"), rel=0.15)
+    assert found["checkpoint"] == pytest.approx(checkpoint_bytes(NUMBERS, stage, weight, "adamw_torch"), rel=0.15)
 
 
 def test_states_are_as_large_as_torch_and_bitsandbytes_make_them() -> None:
@@ -83,15 +91,15 @@ def test_states_are_as_large_as_torch_and_bitsandbytes_make_them() -> None:
 
 
 def test_an_unknown_optimizer_is_an_error_that_names_the_known() -> None:
-    with pytest.raises(PollardError, match="how much memory galore takes is not known here"):
+    with raises("estimate.unknown-optimizer", "galore", *STATE_BYTES):
         state_bytes("galore")
 
 
 def test_partitioned_parts_shrink_with_the_ranks_and_offloaded_ones_leave_the_gpu() -> None:
-    model = Trained(10**9, 1024, 10**8, trained=10**9, frozen_bytes=0)
+    model = TrainingModel(10**9, 1024, 10**8, trained=10**9, frozen_bytes=0)
 
     def held(zero: int | str, ranks: int) -> dict[str, int]:
-        return training_memory(model, deepspeed_config(zero), ranks, 2, "adamw_torch").device
+        return training_memory(model, ZeroSettings.of(deepspeed_config(zero)), ranks, 2, "adamw_torch").gpu
 
     for stage, parts in {1: ["optimizer"], 2: ["optimizer", "gradients"], 3: ["optimizer", "gradients", "weights"]}.items():
         one, eight = held(stage, 1), held(stage, 8)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from transformers import PreTrainedModel
 
 from toolkit.calibration.observer import Batch, Mask, Observer, inputs_and_mask
-from toolkit.calibration.progressive import ProgressiveSearch
+from toolkit.calibration.reconstruction import ProgressiveSearch
 from toolkit.moe import (
     ActivationOffload,
     BlockActivations,

@@ -12,13 +12,14 @@ from small_run import make_small, small_recipe
 
 from toolkit.cli.estimate_table import verdict
 from toolkit.cuts.checkpoint import prune_checkpoint
-from toolkit.estimate import Combined, Estimate, Estimator, Machine, StageEstimate, advice, combined_advice, machine
-from toolkit.estimate.advice import changed
-from toolkit.estimate.finetuning import trainer_of
+from toolkit.estimate import Estimate, Machine, StageEstimate, resolve_machine
 from toolkit.moe import checkpoint_bytes, find_blocks, load_config, load_model, load_tokenizer, meta_model
+from toolkit.pipeline.estimator import Estimator
+from toolkit.pipeline.recipe_on_machine import trainer_settings
+from toolkit.pipeline.relief import Combined, advice, changed, combined_advice
 from toolkit.pipeline.runner import plan_stages
 from toolkit.recipe.schema import Recipe
-from toolkit.recovery.teacher import bytes_per_token, predicted
+from toolkit.recovery.teacher import bytes_per_token, predicted_tokens
 from toolkit.recovery.training_data import read_training_data
 from toolkit.runtime.errors import PollardError
 
@@ -40,7 +41,7 @@ def recipe_of(model: str, **sections: Any) -> Recipe:
 
 
 def estimated(recipe: Recipe, **there: Any) -> Estimate:
-    return Estimator(machine(**(LARGE | there))).estimate(recipe)
+    return Estimator(resolve_machine(**(LARGE | there))).estimate(recipe)
 
 
 def stages_of(recipe: Recipe, **there: Any) -> dict[str, StageEstimate]:
@@ -101,11 +102,11 @@ def test_the_teachers_cache_is_as_large_as_recovery_makes_it(tmp_path: Path, mon
     models = ["original", "pruned", "recovered"]
     recipe = small_recipe(evaluation__models=models, finetuning={"teacher": "original", "examples": 20})
     learnt = read_training_data(recipe, load_tokenizer("original"), tmp_path)
-    counted = sum(map(predicted, learnt.encoded))
+    counted = sum(map(predicted_tokens, learnt.encoded))
     assert stages_of(recipe)["teacher"].disk == pytest.approx(counted * bytes_per_token(768), rel=0.2)  # a sample of the data
     all_of_it = recipe.model_copy(update={"finetuning": recipe.finetuning.model_copy(update={"examples": None})})
     learnt = read_training_data(all_of_it, load_tokenizer("original"), tmp_path)
-    counted = sum(map(predicted, learnt.encoded))
+    counted = sum(map(predicted_tokens, learnt.encoded))
     assert stages_of(all_of_it)["teacher"].disk == counted * 388
     weighted = [{"task": recipe.task.model_dump(), "weight": weight, "examples": 30} for weight in (1, 2)]
     mix = recipe.model_copy(update={"finetuning": recipe.finetuning.model_validate({"data": weighted})})
@@ -124,7 +125,7 @@ def test_pruning_holds_the_block_that_it_checks_however_many_there_are(config_on
 
 
 def test_a_control_that_does_not_fit_is_advised_against(config_only: str) -> None:
-    estimator = Estimator(machine(gpus=1, gpu_memory="1M", cpu_memory="1M"))
+    estimator = Estimator(resolve_machine(gpus=1, gpu_memory="1M", cpu_memory="1M"))
     recipe = recipe_of(config_only, control=True)
     assert advice(estimator, recipe, estimator.estimate(recipe))["control"] == ["control=false"]
 
@@ -210,19 +211,18 @@ def test_checkpoints_are_counted_as_far_as_they_are_kept(config_only: str) -> No
 
 
 def test_the_trainer_is_as_the_fine_tuning_sets_it_up(config_only: str) -> None:
-    on_gpu, on_cpu = machine(**LARGE), machine(gpus=0)
-    assert trainer_of(recipe_of(config_only), on_gpu).dtype == torch.bfloat16
-    assert trainer_of(recipe_of(config_only), on_gpu).checkpointing
-    assert trainer_of(recipe_of(config_only), on_cpu).dtype == torch.float32
+    assert trainer_settings(recipe_of(config_only), True).dtype == torch.bfloat16
+    assert trainer_settings(recipe_of(config_only), True).checkpointing
+    assert trainer_settings(recipe_of(config_only), False).dtype == torch.float32
     half = recipe_of({"path": config_only, "dtype": "float16"})  # type: ignore[arg-type]
-    assert trainer_of(half, on_gpu).dtype == torch.float16
+    assert trainer_settings(half, True).dtype == torch.float16
 
 
 def test_what_does_not_fit_comes_with_changes_that_make_it_fit() -> None:
     path = str(PLAYGROUND / "model")
     recipe = recipe_of(path, task="playground/sorting", pruning={"keep": 7})
     recipe = changed(recipe, {"finetuning.zero": 0, "finetuning.trainer.per_device_train_batch_size": 16})
-    there = machine(gpus=4, gpu_memory="80M", cpu_memory="64G")
+    there = resolve_machine(gpus=4, gpu_memory="80M", cpu_memory="64G")
     estimator = Estimator(there)
     found = estimator.estimate(recipe)
     assert found.lacking["recover"] == ["GPU"]
@@ -235,7 +235,7 @@ def test_what_does_not_fit_comes_with_changes_that_make_it_fit() -> None:
 
 
 def test_where_nothing_helps_nothing_is_advised(config_only: str) -> None:
-    estimator = Estimator(machine(gpus=1, gpu_memory="1M", cpu_memory="1M"))
+    estimator = Estimator(resolve_machine(gpus=1, gpu_memory="1M", cpu_memory="1M"))
     recipe = recipe_of(config_only)
     found = estimator.estimate(recipe)
     assert {"recover", "calibrate"} <= found.lacking.keys()
@@ -243,7 +243,7 @@ def test_where_nothing_helps_nothing_is_advised(config_only: str) -> None:
 
 
 def test_where_even_one_example_does_not_fit_fidelity_is_left_out(config_only: str) -> None:
-    estimator = Estimator(machine(gpus=1, gpu_memory="0.01M", cpu_memory="1G"))
+    estimator = Estimator(resolve_machine(gpus=1, gpu_memory="0.01M", cpu_memory="1G"))
     recipe = recipe_of(config_only, evaluation={"fidelity": 8})
     assert advice(estimator, recipe, estimator.estimate(recipe))["fidelity/original"] == ["evaluation.fidelity=null"]
 
@@ -293,7 +293,7 @@ def combined(there: Machine, **sections: Any) -> tuple[Estimate, Combined, list[
 def test_the_last_line_changes_the_whole_recipe_so_that_it_fits() -> None:
     trainer = {"per_device_train_batch_size": 16}
     sections = {"pruning": {"keep": 7}, "finetuning": {"zero": 0, "trainer": trainer}, "evaluation": {"batch_size": 256}}
-    there = machine(gpus=4, gpu_memory="60M", cpu_memory="64G")
+    there = resolve_machine(gpus=4, gpu_memory="60M", cpu_memory="64G")
     found, together, lines = combined(there, **sections)
     assert len(found.lacking) > 1 and not together.estimate.lacking
     assert lines[-1].startswith("does not fit: ") and lines[-1].endswith(f"Change: {together}")
@@ -303,7 +303,9 @@ def test_the_last_line_changes_the_whole_recipe_so_that_it_fits() -> None:
 
 
 def test_where_changes_do_not_suffice_what_is_lacking_is_told() -> None:
-    found, together, lines = combined(machine(gpus=1, gpu_memory="7M", cpu_memory="64G"), evaluation={"models": ["pruned"]})
+    found, together, lines = combined(
+        resolve_machine(gpus=1, gpu_memory="7M", cpu_memory="64G"), evaluation={"models": ["pruned"]}
+    )
     lacking = together.estimate.lacking
     assert lacking and lacking.keys() < found.lacking.keys()
     assert f"Change: {together}; that does not suffice: " in lines[-1]
@@ -313,7 +315,9 @@ def test_where_changes_do_not_suffice_what_is_lacking_is_told() -> None:
 
 
 def test_where_no_change_helps_it_is_told_by_how_much(config_only: str) -> None:
-    _, together, lines = combined(machine(gpus=1, gpu_memory="0.1M", cpu_memory="0.1M"), evaluation={"models": ["pruned"]})
+    _, together, lines = combined(
+        resolve_machine(gpus=1, gpu_memory="0.1M", cpu_memory="0.1M"), evaluation={"models": ["pruned"]}
+    )
     assert not together.change and "No change of the recipe suffices: calibrate lacks " in lines[-1]
     assert " MiB of host memory (" in lines[-1]
 

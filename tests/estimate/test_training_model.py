@@ -5,13 +5,14 @@ import torch
 from conftest import tiny_model
 from small_run import small_recipe
 
-from toolkit.estimate.model import numbers_of
-from toolkit.estimate.trained import trained_by
-from toolkit.estimate.training import training_memory
+from toolkit.estimate.model_size import model_size
+from toolkit.estimate.training_memory import ZeroSettings, training_memory
 from toolkit.moe import decoder_linears, find_blocks, meta_model
+from toolkit.pipeline.training_model import training_model
 from toolkit.recipe.schema import LoraRecipe
 from toolkit.recovery.adapters import adapt
-from toolkit.recovery.methods import count_trainable, freeze_all_but
+from toolkit.recovery.method import Loaded
+from toolkit.recovery.methods import METHODS, count_trainable
 from toolkit.recovery.quantize import quantize
 
 FAMILIES = ["mixtral", "deepseek_v2", "gpt_oss"]  # plain; with shared experts and a dense layer; with biases, transposed
@@ -28,20 +29,20 @@ def recipe_of(method: str, **lora: object):
 def test_as_many_numbers_train_as_the_method_sets_up(family: str, method: str) -> None:
     lora = {"rank": 3, "router": True} if "lora" in method else {}
     model = tiny_model(family)
-    expected = trained_by(recipe_of(method, **lora), numbers_of(meta_model(model.config), torch.float32))
+    expected = training_model(recipe_of(method, **lora).finetuning, model_size(meta_model(model.config), torch.float32))
     assert expected.parameters == sum(p.numel() for p in model.parameters())
     blocks = find_blocks(model)
     if "lora" in method:
         model = adapt(model, blocks, [*decoder_linears(model, blocks)], LoraRecipe(**lora))
     else:
-        freeze_all_but(model, blocks, experts=method == "experts")
+        METHODS[method].set_up(Loaded(model, blocks, []), LoraRecipe())
     assert sum(count_trainable(model, blocks).values()) == expected.trained
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_quantized_model_is_as_large_as_estimated(family: str) -> None:
     model = tiny_model(family, hidden_size=128, intermediate_size=64, moe_intermediate_size=64)
-    expected = trained_by(recipe_of("qlora"), numbers_of(meta_model(model.config), torch.float32)).frozen_bytes
+    expected = training_model(recipe_of("qlora").finetuning, model_size(meta_model(model.config), torch.float32)).frozen_bytes
     whole = sum(p.nbytes for p in model.parameters())
     quantize(model, find_blocks(model), CPU)
     found = sum(p.nbytes for p in model.parameters())
@@ -49,11 +50,11 @@ def test_a_quantized_model_is_as_large_as_estimated(family: str) -> None:
 
 
 def test_adapters_need_no_optimizer_for_what_is_frozen() -> None:
-    numbers = numbers_of(meta_model(tiny_model("mixtral").config), torch.bfloat16)
-    config = {"zero_optimization": {"stage": 2}}
+    numbers = model_size(meta_model(tiny_model("mixtral").config), torch.bfloat16)
+    zero = ZeroSettings(stage=2)
     full, lora, qlora = (
-        training_memory(trained_by(recipe, numbers), config, 1, 2, "adamw_torch")
+        training_memory(training_model(recipe.finetuning, numbers), zero, 1, 2, "adamw_torch")
         for recipe in (recipe_of("full"), recipe_of("lora", rank=1), recipe_of("qlora", rank=1))
     )
-    assert lora.device["optimizer"] < full.device["optimizer"] / 2
-    assert qlora.device["weights"] < lora.device["weights"] and qlora.device["optimizer"] == lora.device["optimizer"]
+    assert lora.gpu["optimizer"] < full.gpu["optimizer"] / 2
+    assert qlora.gpu["weights"] < lora.gpu["weights"] and qlora.gpu["optimizer"] == lora.gpu["optimizer"]

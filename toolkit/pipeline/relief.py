@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from toolkit.estimate.estimator import Estimator
-from toolkit.estimate.finetuning import trainer_of
 from toolkit.estimate.stage_estimate import Estimate
+from toolkit.pipeline.estimator import Estimator
+from toolkit.pipeline.recipe_on_machine import trainer_settings
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.errors import PollardError
 
@@ -74,7 +74,7 @@ def _found_remedies(estimator: Estimator, recipe: Recipe, name: str) -> list[Cha
     for change in _changes(estimator, recipe, name):
         if len(found) == SHOWN:
             break
-        if name == "recover" and estimator.hopeless(changed(recipe, change)):
+        if name == "recover" and estimator.cannot_fit(changed(recipe, change)):
             continue
         if _fits(estimator, recipe, name, change):
             found.append(change)
@@ -142,7 +142,7 @@ def _written(change: Change) -> str:
 def _changes(estimator: Estimator, recipe: Recipe, name: str) -> Iterator[Change]:
     if name in ("recover", "control") or name.startswith("rounds/"):
         yield from _for_training(estimator, recipe, name)
-    elif name != "prune" and estimator.machine.room_for(estimator.stage(recipe, name).gpu.get("weights", 0)):
+    elif name != "prune" and estimator.machine.fits_gpu(estimator.stage(recipe, name).gpu.get("weights", 0)):
         section = "calibration" if name in ("calibrate", "teacher") else "evaluation"
         asked = getattr(recipe, section).batch_size
         yield from ({f"{section}.batch_size": size} for size in ([] if asked == "auto" else _halves(asked)))
@@ -150,7 +150,7 @@ def _changes(estimator: Estimator, recipe: Recipe, name: str) -> Iterator[Change
 
 def _for_training(estimator: Estimator, recipe: Recipe, name: str) -> Iterator[Change]:
     """One thing at a time, then one on top of the other, then (of a model that is pruned once) fewer experts as well."""
-    trainer, zero = trainer_of(recipe, estimator.machine), recipe.finetuning.zero
+    trainer, zero = trainer_settings(recipe, estimator.machine.gpus > 0), recipe.finetuning.zero
     key = "finetuning.trainer."
     single: list[Change] = []
     for size in _halves(trainer.micro_batch):
@@ -163,7 +163,7 @@ def _for_training(estimator: Estimator, recipe: Recipe, name: str) -> Iterator[C
     offload: list[Change] = [{"finetuning.zero": "3-offload"}] if zero != "3-offload" and estimator.machine.gpus else []
     # bitsandbytes' optimizers work on the GPU: not with an offloaded one
     eight_bit: list[Change] = [{key + "optim": "adamw_bnb_8bit"}]
-    if zero == "3-offload" or "8bit" in str(trainer.settings["optim"]):
+    if zero == "3-offload" or "8bit" in trainer.optimizer:
         eight_bit = []
     adapters: list[Change] = []
     if recipe.finetuning.method == "full":
