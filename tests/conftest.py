@@ -1,7 +1,6 @@
 """Shared by all tests: tiny random models of every supported family, and the CPU they run on."""
 
 import os
-import socket
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel, one per core
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -74,13 +73,6 @@ def logits_of(model: PreTrainedModel, length: int = 24) -> torch.Tensor:
     """Logits [2, length, V] for two fixed random sequences."""
     ids = torch.randint(3, 64, (2, length), generator=torch.Generator().manual_seed(1))
     return model(ids, use_cache=False).logits
-
-
-def free_port() -> str:
-    """A port for a launcher: tests run side by side."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PLAYGROUND, ROOT, free_port
+from conftest import PLAYGROUND, ROOT
+from rank_launcher import free_port
 
 SMALL = [
     f"model={PLAYGROUND / 'model'}", "calibration.examples=16", "evaluation.examples=8", "evaluation.batch_size=4",

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
-from conftest import free_port
+from rank_launcher import free_port
 
 from toolkit.runtime import distributed
 from toolkit.runtime.distributed import (
