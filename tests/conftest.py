@@ -95,8 +95,19 @@ def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+SLOW = {
+    "benchmarks/test_small_benchmarks.py", "benchmarks/test_scaling_table.py", "cli/test_interrupt.py", "docs/test_code_blocks.py",
+    "docs/test_site.py", "recipes/test_every_recipe.py", "recipes/test_my_data.py", "report/test_browser.py",
+}  # fmt: skip
+"""Files whose tests take the longest without starting ranks: `./launch.sh test fast` leaves them out."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start real ranks come first: on two workers, none of them is left for the end."""
+    """Marks the slow files. Files that start real ranks come first: on two workers, none of them is left for the end."""
+    for item in items:
+        if item.path.relative_to(ROOT / "tests").as_posix() in SLOW:
+            item.add_marker("slow")
     launching = {item.path for item in items if item.get_closest_marker("launcher")}
     items.sort(key=lambda item: item.path not in launching)
 
