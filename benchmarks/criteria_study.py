@@ -21,7 +21,7 @@ from study import launch
 
 from toolkit.recipe.file import dump_recipe, load_recipe
 from toolkit.recipe.schema import Criterion
-from toolkit.tasks.playground import SUBJECTS
+from toolkit.tasks.presets import SUBJECTS
 
 RECIPE = "recipes/study/half.yaml"
 KEEPS = (6, 4, 3, 2)

@@ -10,7 +10,7 @@ from typing import Any
 
 from study import markdown, put_between
 
-from toolkit.runtime.formatting import NOTHING, interval, percent
+from toolkit.runtime.formatting import MISSING, interval, percent
 from toolkit.runtime.intervals import mcnemar
 
 BEGIN, END = "<!-- tables: written by benchmarks/criteria_study.py -->", "<!-- end of tables -->"
@@ -149,16 +149,16 @@ def recovered_tables(recovered: Sequence[Recovered]) -> list[str]:
             found = [at[criterion, keep, seed].scores if (criterion, keep, seed) in at else None for seed in seeds]
             known = [scored["score"] for scored in found if scored]
             if known:
-                each = [f"{percent(scored['score'])} ({interval(scored)})" if scored else NOTHING for scored in found]
+                each = [f"{percent(scored['score'])} ({interval(scored)})" if scored else MISSING for scored in found]
                 scores.append([str(keep), f"`{criterion}`", *each, percent(statistics.mean(known))])
         for one, other in combinations(criteria, 2):
             both = [[at.get((criterion, keep, seed)) for criterion in (one, other)] for seed in seeds]
             tests = [_paired(*(cell.right if cell else None for cell in cells)) for cells in both]
-            if any(test != NOTHING for test in tests):
+            if any(test != MISSING for test in tests):
                 pairs.append([str(keep), f"`{one}`", f"`{other}`", *tests])
     names = [f"seed {seed}" for seed in seeds]
     sizes = ", ".join(f"{n:,}" for n in sorted({cell.scores["n"] for cell in done if cell.scores}))
-    count = sum(test != NOTHING for row in pairs for test in row[3:])
+    count = sum(test != MISSING for row in pairs for test in row[3:])
     parts = [
         f"### Fine-tuned\n\n{sizes} test questions, 95 % Wilson intervals.",
         markdown(["keep", "criterion", *names, "mean"], scores),
@@ -175,7 +175,7 @@ def recovered_tables(recovered: Sequence[Recovered]) -> list[str]:
 def _cell(found: Sequence[dict[str, Any]]) -> str:
     scores = [task["score"] for task in found]
     if not scores:
-        return NOTHING
+        return MISSING
     if len(scores) == 1:
         return f"{percent(scores[0])} ({interval(found[0])})"
     return f"{percent(statistics.mean(scores))} ({percent(min(scores))} to {percent(max(scores))})"
@@ -184,7 +184,7 @@ def _cell(found: Sequence[dict[str, Any]]) -> str:
 def _paired(one: dict[int, bool] | None, other: dict[int, bool] | None) -> str:
     """How many questions only the first and only the second answers rightly, and how likely that is between equals."""
     if one is None or other is None or one.keys() != other.keys():
-        return NOTHING
+        return MISSING
     first = sum(one[i] and not other[i] for i in one)
     second = sum(other[i] and not one[i] for i in one)
     return f"{first} / {second}, p = {mcnemar(first, second):.2g}"

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from toolkit.evaluation import Answer, Decoding, greedy
 from toolkit.evaluation.answers import Request, read_answer
 from toolkit.evaluation.decoding import as_list
-from toolkit.evaluation.generation import Batches
+from toolkit.evaluation.generation import BatchWriter
 from toolkit.moe import load_model, load_tokenizer
 from toolkit.recipe.data import TaskRecipe
 from toolkit.runtime.distributed import console
@@ -122,7 +122,7 @@ def main() -> int:
     ways: dict[str, Callable[[], Answers]] = {
         "one at a time": lambda: loop(model, tokenizer, requests, 1, options.new),
         "unsorted batches": lambda: loop(model, tokenizer, requests, options.batch, options.new),
-        "ours": lambda: {r.index: answer for r, answer in Batches(model, tokenizer, decoding, options.batch)(requests)},
+        "ours": lambda: {r.index: answer for r, answer in BatchWriter(model, tokenizer, decoding, options.batch)(requests)},
     }
     print(
         f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, {options.repeats} repeats\n"

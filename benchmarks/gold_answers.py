@@ -15,7 +15,7 @@ from unittest import mock
 
 from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import Example, Task, Verdict, math_scorer
-from toolkit.tasks.readings import BOX, MARK, boxed
+from toolkit.tasks.scorer import BOX, MARK, boxed
 
 CASES = {
     "gsm8k": TaskRecipe(name="gsm8k"),

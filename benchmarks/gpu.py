@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from toolkit.calibration import calibrate
 from toolkit.cuts.checkpoint import write_checkpoint
-from toolkit.cuts.experts import slice_model
+from toolkit.cuts.experts import apply_plan
 from toolkit.cuts.plan import Plan
 from toolkit.moe import checkpoint_bytes, weight_bytes
 from toolkit.selection import select
@@ -73,7 +73,7 @@ def timed(what: Callable[[], T]) -> tuple[T, float]:
 
 def pruned(model: PreTrainedModel, plan: Plan) -> int:
     """Cuts the model and writes it; returns its bytes. Where the disk is too small for it, only cuts."""
-    slice_model(model, plan)
+    apply_plan(model, plan)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     if shutil.disk_usage(tempfile.gettempdir()).free < 1.1 * size:
         print(f"The disk has no room for {size / 2**30:.1f} GiB: the pruned model is cut, but not written.")

@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from toolkit.cli.estimate_table import gib
-from toolkit.estimate import Estimate, Estimator, machine
+from toolkit.estimate import Estimate, resolve_machine
+from toolkit.pipeline.estimator import Estimator
 from toolkit.recipe.file import load_recipe
 from toolkit.runtime.formatting import duration
 
@@ -48,7 +49,7 @@ def needs(path: Path, known: dict[str, Estimator]) -> str:
     recipe = load_recipe(path, [f"model.path={folder}"])
     lines = [f"{BEGIN} (`pollard estimate recipes/{path.name} …`: estimates, not measurements):", "#"]
     for there in MACHINES if name in CONFIGS else EMBEDDED:
-        estimator = known.setdefault(str(folder), Estimator(machine(**EMBEDDED[0]))).on(machine(**there))
+        estimator = known.setdefault(str(folder), Estimator(resolve_machine(**EMBEDDED[0]))).on(resolve_machine(**there))
         with contextlib.chdir(ROOT):  # where the embedded data's paths begin
             found = estimator.estimate(recipe)
         lines.append(f"#     {_options(there):<38} {_told(found)}")

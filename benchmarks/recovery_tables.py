@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from study import markdown, put_between
 
-from toolkit.runtime.formatting import NOTHING, interval, percent
+from toolkit.runtime.formatting import MISSING, interval, percent
 from toolkit.runtime.intervals import pair
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _methods(done: Sequence[tuple[Cell, dict[str, Any]]], keep: int) -> list[str
     originals = dict.fromkeys(seeds, original) if original else {}
 
     def line(name: str, teacher: bool | None, dev: float | None, row: Row, against: Row) -> list[str]:
-        told = NOTHING if teacher is None else _yes(teacher)
+        told = MISSING if teacher is None else _yes(teacher)
         return [name, told, percent(dev), *_scores(row, seeds), _against(row, originals), _against(row, against)]
 
     body = [line("none", None, None, _models("pruned", here), controls[False])]
@@ -109,7 +109,7 @@ def _rounds(done: Sequence[tuple[Cell, dict[str, Any]]]) -> list[str]:
         return []
     rounds = next((row for words, row in rows.items() if words.startswith("rounds")), {})
     seeds = sorted({seed for row in rows.values() for seed in row})
-    body = [[words, *_scores(row, seeds), NOTHING if row is rounds else _against(rounds, row)] for words, row in rows.items()]
+    body = [[words, *_scores(row, seeds), MISSING if row is rounds else _against(rounds, row)] for words, row in rows.items()]
     head = f"### In rounds, down to {min(at)} experts\n\n`full`, no teacher."
     return [head, markdown(["", *(f"seed {seed}" for seed in seeds), "mean", "rounds minus this, in points"], body)]
 
@@ -129,8 +129,8 @@ def _models(role: str, cells: Iterable[tuple[Cell, dict[str, Any]]]) -> Row:
 
 
 def _scores(row: Row, seeds: Sequence[int]) -> list[str]:
-    each = [f"{percent(row[seed]['score'])} ({interval(row[seed])})" if seed in row else NOTHING for seed in seeds]
-    return [*each, percent(statistics.mean(model["score"] for model in row.values())) if row else NOTHING]
+    each = [f"{percent(row[seed]['score'])} ({interval(row[seed])})" if seed in row else MISSING for seed in seeds]
+    return [*each, percent(statistics.mean(model["score"] for model in row.values())) if row else MISSING]
 
 
 def _against(row: Row, other: Row) -> str:
@@ -141,7 +141,7 @@ def _against(row: Row, other: Row) -> str:
 def _difference(pairs: Sequence[tuple[Model | None, Model | None]]) -> str:
     both = [(one["right"], other["right"]) for one, other in pairs if one and other]
     if not both:
-        return NOTHING
+        return MISSING
     answers = [pair for one, other in both for pair in zip(one, other, strict=True)]
     found = pair(*(answers.count(outcome) for outcome in (("1", "1"), ("1", "0"), ("0", "1"), ("0", "0"))))
     value, low, high = (100 * share for share in (found.difference, *found.interval))

@@ -12,10 +12,12 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from toolkit.cli.estimate_table import gib, lacking
-from toolkit.estimate import Estimate, Estimator, StageEstimate, advice, combined_advice, machine
+from toolkit.estimate import Estimate, StageEstimate, resolve_machine
+from toolkit.pipeline.estimator import Estimator
+from toolkit.pipeline.relief import advice, combined_advice
 from toolkit.recipe.file import load_recipe
 from toolkit.recipe.schema import Recipe
-from toolkit.runtime.formatting import NOTHING, amount
+from toolkit.runtime.formatting import MISSING, amount
 
 MODELS = {"mixtral-8x7b": "Mixtral-8x7B", "qwen3-235b-a22b": "Qwen3-235B-A22B", "deepseek-v3": "DeepSeek-V3"}
 GPU, RAM = "h100", "2T"  # 80 GiB each; RAM per node of up to eight
@@ -61,9 +63,9 @@ def recipe_for(name: str, gpus: int) -> Recipe:
 
 def section(name: str) -> str:
     """One model's table, and what follows from it."""
-    shared, found, lines = Estimator(machine(gpu=GPU)), {}, []
+    shared, found, lines = Estimator(resolve_machine(gpu=GPU)), {}, []
     for gpus, (nodes, *_) in MACHINES.items():
-        estimator = shared.on(machine(gpus // nodes, nodes, GPU, cpu_memory=RAM))
+        estimator = shared.on(resolve_machine(gpus // nodes, nodes, GPU, cpu_memory=RAM))
         found[gpus] = estimator.estimate(recipe_for(name, gpus))
         lines.append(_verdict(estimator, recipe_for(name, gpus), found[gpus], gpus))
     one = found[1]
@@ -76,7 +78,7 @@ def section(name: str) -> str:
     table = [f"| stage | FLOP | {' | '.join(columns)} |", "|---|" + "---:|" * (1 + 3 * len(MACHINES))]
     for number, stage in enumerate(one.stages):
         cells = [cell for gpus in MACHINES for cell in _cells(found[gpus], found[gpus].stages[number], gpus)]
-        flops = f"{stage.flops:.1e}" if stage.flops else NOTHING
+        flops = f"{stage.flops:.1e}" if stage.flops else MISSING
         table.append(f"| {stage.name} | {flops} | {' | '.join(cells)} |")
     return "\n".join([f"## {MODELS[name]}", "", facts, "", *table, "", *lines, ""])
 
@@ -87,7 +89,7 @@ def _cells(estimate: Estimate, stage: StageEstimate, gpus: int) -> list[str]:
         f"**{gib(size)}**" if where in lacks else gib(size)
         for where, size in (("GPU", stage.gpu_bytes), ("host", stage.host_bytes))
     ]
-    return [*memory, NOTHING if stage.seconds is None else f"{gpus * stage.seconds / 3600:,.1f}"]
+    return [*memory, MISSING if stage.seconds is None else f"{gpus * stage.seconds / 3600:,.1f}"]
 
 
 def _verdict(estimator: Estimator, recipe: Recipe, estimate: Estimate, gpus: int) -> str:
@@ -109,7 +111,7 @@ def _verdict(estimator: Estimator, recipe: Recipe, estimate: Estimate, gpus: int
 
 def head() -> str:
     time, disk = "", ""
-    for assumption in Estimator(machine(gpu=GPU)).assumptions():
+    for assumption in Estimator(resolve_machine(gpu=GPU)).assumptions():
         time = assumption.removeprefix("time: ") if assumption.startswith("time: ") else time
         disk = assumption.removeprefix("disk: ") if assumption.startswith("disk: ") else disk
     return HEAD.format(assumptions=f"{time}; disk {disk}")

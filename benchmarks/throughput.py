@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import toolkit
 from toolkit.cuts.checkpoint import pruned_config
 from toolkit.cuts.plan import BlockPlan, Plan
-from toolkit.cuts.writer import plan_job, rewrite
+from toolkit.cuts.writer import plan_prune, write_pruned
 from toolkit.moe import find_blocks, load_config, load_model, meta_model
 
 EXPERTS, TOP_K, KEEP = 8, 2, 4
@@ -51,8 +51,8 @@ def plan_for(source: Path) -> Plan:
 
 
 def prune(source: Path, plan: Plan, target: Path) -> None:
-    job = plan_job(source, plan)
-    rewrite(job, pruned_config(job), target, verify=lambda folder: None, facts={})
+    job = plan_prune(source, plan)
+    write_pruned(job, pruned_config(job), target, verify=lambda folder: None, facts={})
 
 
 def copy(source: Path, target: Path) -> None:

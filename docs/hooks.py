@@ -35,7 +35,7 @@ def commands() -> str:
     parts = []
     for verb in VERBS:
         parser = argparse.ArgumentParser(prog=f"pollard {verb.name}")
-        verb.arguments(parser)
-        told = f"{verb.purpose[0].upper()}{verb.purpose[1:]}."
-        parts.append(f"### pollard {verb.name}\n\n{told}\n\n    {verb.example}\n\n```text\n{parser.format_help().strip()}\n```\n")
+        verb.add_arguments(parser)
+        usage = parser.format_help().strip()
+        parts.append(f"### pollard {verb.name}\n\n{verb.description}\n\n    {verb.example}\n\n```text\n{usage}\n```\n")
     return "\n".join(parts)

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from toolkit.moe import find_blocks
-from toolkit.moe.load import model_class
+from toolkit.moe.load import auto_class
 
 EXCEPTIONS = {
     "diffusion_gemma": "no: writes blocks by diffusion, so there are no next-token logits to compare or train with",
@@ -50,8 +50,8 @@ def families() -> list[str]:
 
 def config_class(family: str) -> type[PreTrainedConfig] | None:
     """The family's configuration with a language model: of its text part alone where that is a model of its own."""
-    ours = [c for c in CONFIG_MAPPING.values() if c.__module__.split(".")[-2] == family and model_class(c)]
-    return min(ours, key=lambda c: (model_class(c).__name__ != "AutoModelForCausalLM", "Text" not in c.__name__), default=None)
+    ours = [c for c in CONFIG_MAPPING.values() if c.__module__.split(".")[-2] == family and auto_class(c)]
+    return min(ours, key=lambda c: (auto_class(c).__name__ != "AutoModelForCausalLM", "Text" not in c.__name__), default=None)
 
 
 def shrunk(config: PreTrainedConfig, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def tiny_family(family: str, dtype: torch.dtype = torch.float32, seed: int = 0, 
     torch.manual_seed(seed)
     kind = config_class(family)
     config = kind(**shrunk(kind(), OVERRIDES.get(family, {}) | changes))
-    model = model_class(kind).from_config(config, dtype=dtype).eval()
+    model = auto_class(kind).from_config(config, dtype=dtype).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     for block in find_blocks(model):

@@ -13,9 +13,7 @@ from conftest import ROOT
 
 FILES = sorted((ROOT / "toolkit").rglob("*.py"))
 LONGEST = 300
-PRIVATE_WORDS = re.compile(
-    r"(^|_)(told|said|beside|whom|seen|hopeless|lasting|everywhere)(_|$)|^(MADE|OURS|ALSO|BUSY|HERE)$"
-)
+PRIVATE_WORDS = re.compile(r"(^|_)(told|said|beside|whom|seen|hopeless|lasting|everywhere)(_|$)|^(MADE|OURS|ALSO|BUSY|HERE)$")
 """What a newcomer cannot guess the meaning of."""
 
 

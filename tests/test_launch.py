@@ -22,7 +22,7 @@ from small_run import make_small, small_values
 from toolkit.evaluation import evaluate
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.nodes import check, checkout, parse_hostfile
+from toolkit.runtime.nodes import check_nodes, parse_hostfile, source_digest
 from toolkit.runtime.zero import deepspeed_config
 from toolkit.tasks import Task
 
@@ -212,16 +212,16 @@ def test_a_malformed_hostfile_is_refused_with_its_line(tmp_path: Path, text: str
 
 def test_gpus_and_versions_of_all_nodes_are_compared() -> None:
     nodes = [
-        {"host": "a", "gpus": 8, "checkout": checkout(), "faults": []},
-        {"host": "b", "gpus": 4, "checkout": checkout(), "faults": []},
+        {"host": "a", "gpus": 8, "checkout": source_digest(), "faults": []},
+        {"host": "b", "gpus": 4, "checkout": source_digest(), "faults": []},
         {"host": "c", "gpus": 0, "checkout": "another", "faults": []},
     ]
     with pytest.raises(PollardError) as error:
-        check(nodes, [8, 8, 8])
+        check_nodes(nodes, [8, 8, 8])
     assert [line.partition(",")[0] for line in str(error.value).splitlines()] == [
         "b: 4 GPUs",
         f"c: another version of Pollard stands at {ROOT}: share one folder",
         "c: 0 GPUs",
     ]
-    check(nodes[:1], [8])
-    check([nodes[0] | {"gpus": 0}] * 2, [2, 2])  # all on CPU
+    check_nodes(nodes[:1], [8])
+    check_nodes([nodes[0] | {"gpus": 0}] * 2, [2, 2])  # all on CPU

@@ -14,10 +14,10 @@ Imported lazily: `import toolkit` costs nothing until one of them is used.
 from importlib import import_module
 from typing import Any
 
-_HOMES = {
+_PUBLIC_NAMES = {
     "calibrate": ("toolkit.calibration", "calibrate"),
     "select": ("toolkit.selection", "select"),
-    "prune": ("toolkit.cuts.checkpoint", "prune_checkpoint"),
+    "prune": ("toolkit.cuts", "prune_checkpoint"),
     "recover": ("toolkit.recovery.recover", "recover"),
     "skipping_thresholds": ("toolkit.calibration", "skipping_thresholds"),
     "evaluate": ("toolkit.evaluation", "evaluate"),
@@ -27,11 +27,11 @@ _HOMES = {
     "ExpertStatistics": ("toolkit.cuts.statistics", "ExpertStatistics"),
     "PollardError": ("toolkit.runtime.errors", "PollardError"),
 }
-__all__ = list(_HOMES)
+__all__ = list(_PUBLIC_NAMES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _PUBLIC_NAMES:
         raise AttributeError(f"module 'toolkit' has no attribute {name!r}")
-    module, attribute = _HOMES[name]
+    module, attribute = _PUBLIC_NAMES[name]
     return getattr(import_module(module), attribute)

@@ -1,4 +1,4 @@
-"""The whole recipe, on every rank.
+"""Runs the whole recipe, on every rank.
 
 deepspeed toolkit/train.py RECIPE [key.path=value …] [--fresh]
 python toolkit/train.py RECIPE                                     # one rank
@@ -8,11 +8,12 @@ import argparse
 import sys
 from pathlib import Path
 
-# Run as a script, Python puts this folder first on the import path; what is wanted there is the folder above.
+# Python puts a script's own folder first on the import path: replace it by the folder above, which holds the package.
 sys.path[0] = str(Path(__file__).parents[1])
 
-from toolkit.cli.main import guarded, parsed
-from toolkit.cli.verbs.runs import run
+from toolkit.cli.exit_status import exit_status_of
+from toolkit.cli.main import parse_command_line
+from toolkit.cli.verbs.running import run_recipe
 from toolkit.cli.verbs.verb import add_common_options, add_run_arguments
 
 
@@ -20,8 +21,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_run_arguments(parser)
     add_common_options(parser)
-    arguments = parsed(parser)
-    return guarded(lambda: run(arguments, until=None), getattr(arguments, "debug", False))
+    arguments = parse_command_line(parser)
+    return exit_status_of(lambda: run_recipe(arguments), getattr(arguments, "debug", False))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from honest import batches_of
 
 import toolkit
 from toolkit.calibration import calibrate
-from toolkit.calibration.progressive import check_keep
+from toolkit.calibration.reconstruction import check_progressive_keep
 from toolkit.cuts.experts import masked
 from toolkit.moe import find_blocks
 from toolkit.runtime.errors import PollardError
@@ -44,6 +44,6 @@ def test_the_model_is_itself_again() -> None:
 
 @pytest.mark.parametrize("keep", [None, 1, 9])
 def test_progressive_needs_a_keep_that_makes_sense(keep: int | None) -> None:
-    assert check_keep(2, 8, 2) == 2
+    assert check_progressive_keep(2, 8, 2) == 2
     with pytest.raises(PollardError, match=rf"one pass per number of kept experts: say keep=2…8 \(given: {keep}\)"):
-        check_keep(keep, 8, 2)
+        check_progressive_keep(keep, 8, 2)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from toolkit.calibration import skipping_thresholds
 from toolkit.calibration.skipping_thresholds import quantile
 from toolkit.moe import BlockActivations, StreamedModel, counting_skips, load_model, observing, skipping
-from toolkit.moe.skipping import Skipping
+from toolkit.moe.expert_skipping import Skipping
 from toolkit.runtime.distributed import shard
 from toolkit.runtime.errors import PollardError
 
@@ -108,4 +108,4 @@ def test_two_ranks_find_the_same(tmp_path: Path) -> None:
     tiny_model("mixtral", num_experts_per_tok=3).save_pretrained(tmp_path / "model")
     mp.spawn(_on_two_ranks, (str(tmp_path),), nprocs=2)
     alone = skipping_thresholds(load_model(str(tmp_path / "model")), batches_of(3), 0.4)
-    assert Skipping.beside(tmp_path / "0") == Skipping.beside(tmp_path / "1") == alone
+    assert Skipping.load(tmp_path / "0") == Skipping.load(tmp_path / "1") == alone

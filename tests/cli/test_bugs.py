@@ -2,14 +2,14 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.cli import main as cli
-from toolkit.cli.bugs import Bug, tracebacks_in
+from toolkit.cli import exit_status
+from toolkit.cli.exit_status import Bug, tracebacks_in
 from toolkit.runtime.errors import PollardError
 
 
 @pytest.fixture(autouse=True)
 def _loud(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_quieten", lambda: None)
+    monkeypatch.setattr(exit_status, "quiet_libraries", lambda: None)
 
 
 def break_down() -> None:
@@ -21,7 +21,7 @@ def test_a_bug_is_one_screen_that_says_where_the_traceback_is(tmp_path: Path, ca
         with tracebacks_in(tmp_path):
             break_down()
 
-    assert cli.guarded(work) == 3
+    assert exit_status.exit_status_of(work) == 3
     out, err = capsys.readouterr()
     assert out.startswith("error KeyError: 'what nobody foresaw'\nThis is a bug: ")
     assert str(tmp_path / "traceback.txt") in out and "--debug" in out
@@ -30,7 +30,7 @@ def test_a_bug_is_one_screen_that_says_where_the_traceback_is(tmp_path: Path, ca
 
 
 def test_without_a_run_directory_the_traceback_is_in_a_temporary_file(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.guarded(break_down) == 3
+    assert exit_status.exit_status_of(break_down) == 3
     written = next(line for line in capsys.readouterr().out.splitlines() if line.endswith("/traceback.txt"))
     assert "in break_down" in Path(written.strip()).read_text()
 
@@ -48,7 +48,7 @@ def test_debug_shows_the_traceback_as_well(error: Exception, status: int, capsys
     def fail() -> None:
         raise error
 
-    assert cli.guarded(fail, debug=True) == status
+    assert exit_status.exit_status_of(fail, debug=True) == status
     out, err = capsys.readouterr()
     assert "Traceback" in err and "in fail" in err and str(error) in out
 
@@ -65,6 +65,6 @@ def test_ctrl_c_is_no_traceback_and_exit_status_130(capsys: pytest.CaptureFixtur
     def stopped() -> None:
         raise KeyboardInterrupt
 
-    assert cli.guarded(stopped) == 130
+    assert exit_status.exit_status_of(stopped) == 130
     out, err = capsys.readouterr()
     assert out == "\nstopped by Ctrl-C\n" and err == ""

@@ -11,6 +11,7 @@ from rich.console import Console
 from small_run import TASK, make_small, small_recipe
 
 from toolkit.cli import chat_session as chat
+from toolkit.cli import exit_status
 from toolkit.cli import main as cli
 from toolkit.pipeline.run_models import find_run
 from toolkit.recipe.file import dump_recipe
@@ -35,7 +36,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     def run(lines: str, *arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["pollard", "chat", *arguments])
         monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
-        monkeypatch.setattr(cli, "_quieten", lambda: None)
+        monkeypatch.setattr(exit_status, "quiet_libraries", lambda: None)
         return cli.main(), capsys.readouterr().out
 
     return run

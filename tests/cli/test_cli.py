@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from toolkit.cli import exit_status
 from toolkit.cli import main as cli
-from toolkit.cli.verbs import VERBS, runs
-from toolkit.cli.verbs import sweep as sweep_verb
+from toolkit.cli.verbs import VERBS, running
 from toolkit.recipe.schema import PruningRecipe
 from toolkit.runtime.errors import PollardError
 from toolkit.selection import CRITERIA
@@ -28,7 +28,7 @@ def pollard(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
             status = int(stop.code or 0)
         return status, *capsys.readouterr()
 
-    monkeypatch.setattr(cli, "_quieten", lambda: None)  # settings of a process that this one, with its other tests, is not
+    monkeypatch.setattr(exit_status, "quiet_libraries", lambda: None)  # it changes the whole process, which other tests share
     return run
 
 
@@ -101,7 +101,7 @@ def test_the_help_of_a_verb_shows_an_example_that_it_understands(pollard, verb) 
     assert status == 0 and f"Example: {verb.example}\n" in out
     words = shlex.split(verb.example)
     assert words[:2] == ["pollard", verb.name]
-    assert cli.parser_of_verbs().parse_args(words[1:]).verb == verb.name
+    assert cli.command_parser().parse_args(words[1:]).verb == verb.name
 
 
 @pytest.mark.parametrize("arguments", [[], ["inspect"], ["prun", "r.yaml"], ["select"], ["select", "r.yaml", "--frsh"]])
@@ -129,18 +129,18 @@ def test_a_missing_recipe_is_an_error(pollard, tmp_path: Path) -> None:
     assert status == 1 and out.startswith("error No recipe at ")
 
 
-@pytest.mark.parametrize("verb", runs.UNTIL)
+@pytest.mark.parametrize("verb", running.LAST_STAGES)
 def test_a_verb_runs_the_pipeline_as_far_as_its_stage(pollard, recipe: str, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from toolkit.cli import screens
     from toolkit.pipeline import runner as pipeline
 
     called = {}
-    monkeypatch.setattr(runs, "join", lambda: None)
+    monkeypatch.setattr(running, "join", lambda: None)
     monkeypatch.setattr(screens, "last_screen", lambda *what: None)
     monkeypatch.setattr(pipeline, "run", lambda recipe, **how: called.update(how, keep=recipe.pruning.keep))
     for arguments in (["pruning.keep=2", "--fresh"], ["--fresh", "pruning.keep=2"]):
         assert pollard(verb, recipe, *arguments)[0] == 0
-        assert called == {"fresh": True, "until": runs.UNTIL[verb], "keep": 2}
+        assert called == {"fresh": True, "until": running.LAST_STAGES[verb], "keep": 2}
         called.clear()
 
 
@@ -150,7 +150,7 @@ def test_sweep_reads_lists_and_runs_the_sweep(pollard, recipe: str, launcher: li
     from toolkit.pipeline import sweep
 
     called = {}
-    monkeypatch.setattr(sweep_verb, "join", lambda: None)
+    monkeypatch.setattr(running, "join", lambda: None)
     monkeypatch.setattr(sweep, "sweep", lambda grid, fresh: called.update(cells=len(grid.cells), fresh=fresh))
     assert pollard(*launcher, "sweep", recipe, "pruning.keep=4,2", "--fresh", "pruning.criterion=random,reap")[0] == 0
     assert called == {"cells": 4, "fresh": True}
@@ -174,9 +174,9 @@ def test_a_model_that_cannot_be_had_ends_training_with_one_message(recipe: str, 
 # What only one rank finds (it has no GPU, it does not see a file) would else be a run that ends without a word.
 def test_a_mistake_that_rank_0_does_not_find_is_told_by_the_rank_that_does(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setenv("RANK", "3")
-    monkeypatch.setattr(cli, "PATIENCE", 0)
+    monkeypatch.setattr(exit_status, "FILE_SYSTEM_DELAY", 0)
     error = PollardError("no GPU")
-    assert cli._explain(error) == 1
+    assert exit_status.report_error(error) == 1
     assert re.fullmatch(r"error rank 3 on \S+: no GPU\n", capsys.readouterr().out)
     error.already_reported = True  # by rank 0
-    assert cli._explain(error) == 1 and capsys.readouterr().out == ""
+    assert exit_status.report_error(error) == 1 and capsys.readouterr().out == ""

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 
 from toolkit.cli.completion_script import keys_and_values, script
-from toolkit.cli.main import parser_of_verbs
+from toolkit.cli.main import command_parser
 from toolkit.cli.verbs import VERBS
-from toolkit.cli.verbs.completion import SHELLS
+from toolkit.cli.verbs.lists import SHELLS
 from toolkit.recipe.file import load_recipe
 from toolkit.runtime.errors import PollardError
 
 
 def script_of(shell: str) -> str:
-    choices = parser_of_verbs()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    choices = command_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
     return script(shell, dict(choices))  # type: ignore[arg-type]
 
 

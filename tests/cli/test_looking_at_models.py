@@ -9,6 +9,7 @@ import pytest
 from conftest import PLAYGROUND
 from small_run import small_folder, small_recipe
 
+from toolkit.cli import exit_status
 from toolkit.cli import main as cli
 from toolkit.cli.verbs import benchmark as verb_benchmark
 from toolkit.pipeline.runner import run
@@ -35,7 +36,7 @@ def pollard(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         capsys.readouterr()
         return cli.main(), capsys.readouterr().out
 
-    monkeypatch.setattr(cli, "_quieten", lambda: None)
+    monkeypatch.setattr(exit_status, "quiet_libraries", lambda: None)
     return call
 
 
@@ -77,7 +78,7 @@ def test_a_benchmark_of_a_run_is_a_table_a_file_and_a_part_of_its_report(folder:
     status, out = pollard("benchmark", "runs/small", *QUICKLY, "--json", "figures.json")
     assert status == 0 and "\x1b" not in out and "ratios are to original" in out
     found = json.loads(Path("figures.json").read_text())
-    verb_benchmark._check_figures(Path("figures.json"))  # its own may be written again
+    verb_benchmark._check_figures_file(Path("figures.json"))  # its own may be written again
     assert [model["name"] for model in found["models"]] == ["original", "pruned"]
     assert [batch["batch_size"] for batch in found["models"][1]["batches"]] == [1, 2]
     assert found.items() <= in_report().items()

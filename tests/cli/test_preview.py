@@ -6,12 +6,13 @@ import pytest
 from conftest import PLAYGROUND
 from rich.console import Console
 
+from toolkit.cli import exit_status
 from toolkit.cli import main as cli
 from toolkit.moe import load_tokenizer
 from toolkit.recipe.data import TaskRecipe
 from toolkit.report.preview import as_seen
 from toolkit.tasks import Task, encode
-from toolkit.tasks.lengths import lengths_of
+from toolkit.tasks.token_checks import lengths_of
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def preview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         monkeypatch.setattr(sys, "argv", ["pollard", "preview", str(tmp_path / "r.yaml"), *arguments])
         return cli.main(), capsys.readouterr().out
 
-    monkeypatch.setattr(cli, "_quieten", lambda: None)
+    monkeypatch.setattr(exit_status, "quiet_libraries", lambda: None)
     return run
 
 
@@ -93,7 +94,7 @@ def test_tasks_lists_each_with_one_line(monkeypatch: pytest.MonkeyPatch, capsys:
     from toolkit.tasks import PRESETS
 
     monkeypatch.setattr(sys, "argv", ["pollard", "tasks"])
-    monkeypatch.setattr(cli, "_quieten", lambda: None)
+    monkeypatch.setattr(exit_status, "quiet_libraries", lambda: None)
     assert cli.main() == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(PRESETS) and all(len(line.split()) > 3 for line in lines)

@@ -6,18 +6,19 @@ from pathlib import Path
 import pytest
 from made_up_run import make_run
 
+from toolkit.cli import exit_status
 from toolkit.cli import main as cli
 from toolkit.pipeline.cleaning import AGAIN, COSTLY, removable
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.run_status import state_of
-from toolkit.runtime.signed_folders import provenance, sign, write_into
+from toolkit.runtime.signed_folders import provenance, sign, write_own_file
 
 
 @pytest.fixture
 def pollard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(cli, "_quieten", lambda: None)
+    monkeypatch.setattr(exit_status, "quiet_libraries", lambda: None)
 
     def call(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["pollard", "runs", *arguments])
@@ -150,7 +151,7 @@ def test_the_pruned_model_goes_only_beside_what_was_trained_of_it_and_file_by_fi
     run = made("one")
     fill(run, "pruned/model.safetensors", "pruned/config.json")
     sign(run.pruned, provenance("pruned checkpoint", "path/of/model"))
-    write_into(run.pruned, "README.md", "a card")
+    write_own_file(run.pruned, "README.md", "a card")
     (run.pruned / "config.json").write_text("edited since")
     fill(run, "pruned/added.json")
     assert not removable(run, ["pruned"])

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from toolkit.cuts import layout
 from toolkit.cuts import writer as rewrite
 from toolkit.cuts.checkpoint import prune_checkpoint, tensor_shapes
-from toolkit.cuts.experts import masked, slice_model
+from toolkit.cuts.experts import apply_plan, masked
 from toolkit.cuts.plan import BlockPlan, Plan
 from toolkit.runtime.errors import PollardError
 
@@ -28,7 +28,7 @@ def test_a_pruned_checkpoint_is_the_sliced_model_to_any_stock_reader(family: str
         expected = logits_of(model)
     prune_checkpoint(str(tmp_path / "original"), plan, tmp_path / "pruned")
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
-    assert torch.equal(logits_of(stock), logits_of(slice_model(model, plan)))  # save and reload: exactly nothing changes
+    assert torch.equal(logits_of(stock), logits_of(apply_plan(model, plan)))  # save and reload: exactly nothing changes
     assert (logits_of(stock) - expected).abs().max() <= 1e-5
 
 
@@ -108,7 +108,7 @@ def test_weights_that_are_not_in_safetensors_are_loaded_whole_and_that_is_said(t
     prune_checkpoint(str(tmp_path / "original"), plan_for(model, KEPT), tmp_path / "pruned")
     assert "the whole model is loaded, for its files alone do not say" in capsys.readouterr().out
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
-    assert torch.equal(logits_of(stock), logits_of(slice_model(model, plan_for(model, KEPT))))
+    assert torch.equal(logits_of(stock), logits_of(apply_plan(model, plan_for(model, KEPT))))
 
 
 def test_a_hub_model_is_pruned_from_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

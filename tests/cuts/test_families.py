@@ -12,11 +12,11 @@ from families import EXCEPTIONS, EXPERTS, WHOLE, config_class, families, minus_i
 from transformers import PreTrainedModel
 
 from toolkit.calibration import calibrate
-from toolkit.cuts.checkpoint import aligned, prune_checkpoint
-from toolkit.cuts.experts import masked, slice_model
+from toolkit.cuts.checkpoint import copied_from_file, prune_checkpoint
+from toolkit.cuts.experts import apply_plan, masked
 from toolkit.cuts.plan import BlockPlan, Plan
 from toolkit.moe import check_loaded, find_blocks, load_model, meta_model
-from toolkit.moe.load import model_class
+from toolkit.moe.load import auto_class
 from toolkit.runtime.errors import PollardError
 from toolkit.selection import select
 
@@ -53,10 +53,10 @@ def test_a_family_goes_the_whole_way(family: str, tmp_path: Path, capsys: pytest
 
     prune_checkpoint(tmp_path / "original", plan, tmp_path / "pruned")
     assert ("the whole model is loaded" in capsys.readouterr().out) == (family in WHOLE)  # else file by file
-    stock = model_class(config_class(family)).from_pretrained(tmp_path / "pruned")
+    stock = auto_class(config_class(family)).from_pretrained(tmp_path / "pruned")
     check_loaded(stock, str(tmp_path / "pruned"))  # what loading renames and fuses keeps its sum of squares
-    stock = aligned(stock)
-    sliced = aligned(slice_model(model, plan))
+    stock = copied_from_file(stock)
+    sliced = copied_from_file(apply_plan(model, plan))
     ours = stock.state_dict()
     assert ours.keys() == sliced.state_dict().keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in sliced.state_dict().items())

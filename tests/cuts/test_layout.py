@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from toolkit.cuts.checkpoint import prune_checkpoint
-from toolkit.cuts.experts import slice_model
+from toolkit.cuts.experts import apply_plan
 from toolkit.cuts.layout import UnknownLayoutError
-from toolkit.cuts.writer import plan_job
+from toolkit.cuts.writer import plan_prune
 from toolkit.moe import StreamedModel, load_config, load_model
 from toolkit.moe.tensor_files import SINGLE
 from toolkit.runtime.errors import PollardError
@@ -71,7 +71,7 @@ def test_fused_blocks_are_cut_with_their_scales_and_stay_quantized(tmp_path: Pat
     assert load_config(str(tmp_path / "pruned")).quantization_config["quant_method"] == "mxfp4"
     assert "it stays quantized (mxfp4) as the original is; fine-tuning dequantizes it" in capsys.readouterr().out
     # What is trained afterwards is what the dequantized original would have been cut to
-    expected = slice_model(load_model(str(folder), dtype="checkpoint"), plan_for(model, KEPT)).state_dict()
+    expected = apply_plan(load_model(str(folder), dtype="checkpoint"), plan_for(model, KEPT)).state_dict()
     trained = load_model(str(tmp_path / "pruned"), dtype="checkpoint")
     assert all(torch.equal(trained.state_dict()[name], tensor) for name, tensor in expected.items())
     # … and is saved under the names of plain numbers, or a reader would leave the experts random
@@ -161,7 +161,7 @@ def test_half_a_quantized_expert_is_damage(quantized: Callable, lost: str, tmp_p
     del tensors[f"{STEM}.{lost}"]
     save_file(tensors, folder / SINGLE)
     with pytest.raises(PollardError, match=f"neither plain nor whole: .*experts.{lost} is missing, which other experts have"):
-        plan_job(folder, plan_for(tiny_model("mixtral"), KEPT))
+        plan_prune(folder, plan_for(tiny_model("mixtral"), KEPT))
 
 
 def test_files_beside_the_weights_that_name_experts_are_renumbered(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -207,7 +207,7 @@ def test_layers_that_the_configuration_promises_are(key: str, count: int, tmp_pa
 def test_more_layers_than_are_promised_are_refused(tmp_path: Path) -> None:
     folder = layers_beyond(tmp_path / "original", "mixtral", num_hidden_layers=2, num_mtp_layers=1)
     with pytest.raises(PollardError, match="says 2 layers and 1 that predict further tokens, and the files have 4"):
-        plan_job(folder, plan_for(tiny_model("mixtral"), KEPT))
+        plan_prune(folder, plan_for(tiny_model("mixtral"), KEPT))
 
 
 @pytest.mark.parametrize(
@@ -229,21 +229,21 @@ def test_a_configuration_of_another_size_is_told_with_both_numbers(key: str, val
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     plan = plan_for(tiny_model("mixtral", **{key: value}), [0, 1])
     with pytest.raises(PollardError, match=message):
-        plan_job(tmp_path, plan)
+        plan_prune(tmp_path, plan)
 
 
 @pytest.mark.parametrize("lost", ["lm_head.weight", "model.norm.weight", "model.layers.1.self_attn.q_proj.weight"])
 def test_a_parameter_that_no_tensor_becomes_is_told(lost: str, tmp_path: Path) -> None:
     folder = changed(tiny_model("mixtral"), tmp_path / "original", {}, remove=lost)
     with pytest.raises(PollardError, match=f"No tensor of the files becomes {lost}"):
-        plan_job(folder, plan_for(tiny_model("mixtral"), KEPT))
+        plan_prune(folder, plan_for(tiny_model("mixtral"), KEPT))
 
 
 def test_an_expert_of_an_unknown_name_is_not_copied_under_its_old_number(tmp_path: Path) -> None:
     for name in (f"{STEM}.7.hint", "model.extra.experts.7.w1.weight"):
         folder = changed(tiny_model("mixtral"), tmp_path / name, {name: torch.ones(2)})
         with pytest.raises(UnknownLayoutError, match=f"{name} is of one expert, and no parameter of the model comes from it"):
-            plan_job(folder, plan_for(tiny_model("mixtral"), KEPT))
+            plan_prune(folder, plan_for(tiny_model("mixtral"), KEPT))
 
 
 def test_a_missing_expert_is_named(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_missing_expert_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         PollardError, match=r"for 7 experts, and its configuration says 8: .*layers\.1.*experts\.4\.w3\.weight is miss"
     ):
-        plan_job(folder, plan_for(tiny_model("mixtral"), KEPT))
+        plan_prune(folder, plan_for(tiny_model("mixtral"), KEPT))
 
 
 @pytest.mark.parametrize(
@@ -265,4 +265,4 @@ def test_a_missing_expert_is_named(tmp_path: Path) -> None:
 def test_what_is_not_understood_is_not_cut(add: dict, remove: str, reason: str, tmp_path: Path) -> None:
     model = tiny_model("gpt_oss")
     with pytest.raises(UnknownLayoutError, match=reason):
-        plan_job(changed(model, tmp_path / "original", add, remove), plan_for(model, KEPT))
+        plan_prune(changed(model, tmp_path / "original", add, remove), plan_for(model, KEPT))

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from toolkit.cuts.checkpoint import prune_checkpoint
-from toolkit.cuts.experts import slice_model
+from toolkit.cuts.experts import apply_plan
 from toolkit.cuts.model_summary import model_summary, summary_of
 from toolkit.moe import checkpoint_bytes, sizes
 from toolkit.report.model_summary import checkpoint, show_model_summary
@@ -48,7 +48,7 @@ def test_what_cannot_be_routed_is_not_offered() -> None:
 def test_sizes_are_those_of_a_model_that_is_pruned() -> None:
     model = tiny_model("qwen2_moe")
     expected = summary_of(model.config).pruned[4]
-    assert sizes(slice_model(model, plan_for(model, [0, 2, 3, 7]))) == expected
+    assert sizes(apply_plan(model, plan_for(model, [0, 2, 3, 7]))) == expected
 
 
 def in_fp8(folder: Path) -> Path:

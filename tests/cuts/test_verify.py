@@ -7,10 +7,10 @@ from conftest import plan_for, tiny_model
 from safetensors.torch import load_file, save_file
 
 from toolkit.cuts.checkpoint import prune_checkpoint
-from toolkit.cuts.verify import load_block, sample, verify
-from toolkit.cuts.writer import Job, plan_job
+from toolkit.cuts.verify import load_block, sampled_blocks, verify
+from toolkit.cuts.writer import PruneJob, plan_prune
 from toolkit.moe import find_blocks
-from toolkit.moe.checkpoint_files import SINGLE
+from toolkit.moe.model_files import SINGLE
 from toolkit.moe.tensor_files import stored_tensors
 from toolkit.runtime.errors import PollardError
 
@@ -18,21 +18,21 @@ KEPT = [0, 3, 5, 6]
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
+def job(tmp_path: Path) -> PruneJob:
     """A mixtral that is pruned already, at `tmp_path/pruned`."""
     model = tiny_model("mixtral", num_hidden_layers=4)
     model.save_pretrained(tmp_path / "original")
     prune_checkpoint(tmp_path / "original", plan_for(model, KEPT), tmp_path / "pruned")
-    return plan_job(tmp_path / "original", plan_for(model, KEPT))
+    return plan_prune(tmp_path / "original", plan_for(model, KEPT))
 
 
-def test_what_was_pruned_well_passes_again(job: Job, tmp_path: Path) -> None:
+def test_what_was_pruned_well_passes_again(job: PruneJob, tmp_path: Path) -> None:
     verify(job, tmp_path / "pruned", oracle=True)
-    assert sample(job.model) == ["model.layers.0.mlp", "model.layers.2.mlp", "model.layers.3.mlp"]
+    assert sampled_blocks(job.model) == ["model.layers.0.mlp", "model.layers.2.mlp", "model.layers.3.mlp"]
 
 
 @pytest.mark.parametrize("tensor", ["lm_head.weight", "model.layers.1.block_sparse_moe.experts.2.w3.weight"])
-def test_one_wrong_bit_in_any_tensor_is_found_and_its_file_removed(tensor: str, job: Job, tmp_path: Path) -> None:
+def test_one_wrong_bit_in_any_tensor_is_found_and_its_file_removed(tensor: str, job: PruneJob, tmp_path: Path) -> None:
     file = tmp_path / "pruned" / SINGLE
     with file.open("r+b") as stream:
         stream.seek(stored_tensors(tmp_path / "pruned")[tensor].begin + 5)
@@ -44,14 +44,14 @@ def test_one_wrong_bit_in_any_tensor_is_found_and_its_file_removed(tensor: str, 
     assert not file.exists()
 
 
-def test_a_configuration_of_another_model_is_found(job: Job, tmp_path: Path) -> None:
+def test_a_configuration_of_another_model_is_found(job: PruneJob, tmp_path: Path) -> None:
     path = tmp_path / "pruned" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_local_experts": 5, "num_experts": 5}))
     with pytest.raises(PollardError, match="its configuration describes another model"):
         verify(job, tmp_path / "pruned", oracle=False)
 
 
-def test_a_missing_tensor_is_found(job: Job, tmp_path: Path) -> None:
+def test_a_missing_tensor_is_found(job: PruneJob, tmp_path: Path) -> None:
     tensors = load_file(tmp_path / "pruned" / SINGLE)
     del tensors["model.norm.weight"]
     save_file(tensors, tmp_path / "pruned" / SINGLE)
@@ -59,7 +59,7 @@ def test_a_missing_tensor_is_found(job: Job, tmp_path: Path) -> None:
         verify(job, tmp_path / "pruned", oracle=False)
 
 
-def test_one_block_is_loaded_and_nothing_else(job: Job) -> None:
+def test_one_block_is_loaded_and_nothing_else(job: PruneJob) -> None:
     block = load_block(job.model, job.stored, "model.layers.2.mlp")
     expected = find_blocks(tiny_model("mixtral", num_hidden_layers=4))[2].module.state_dict()
     assert all(torch.equal(block.module.state_dict()[name], tensor) for name, tensor in expected.items())

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from toolkit.cuts import writer as rewrite
 from toolkit.cuts.checkpoint import prune_checkpoint
-from toolkit.cuts.experts import slice_model
+from toolkit.cuts.experts import apply_plan
 from toolkit.cuts.plan import Plan
 from toolkit.moe import tensor_files
 from toolkit.runtime.distributed import stop
@@ -53,7 +53,7 @@ def test_a_checkpoint_in_files_becomes_one_in_files(source: Path, plan: Plan, tm
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors)
     assert max(os.path.getsize(tmp_path / "pruned" / file) for file in files) < 45_000
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
-    assert torch.equal(logits_of(stock), logits_of(slice_model(tiny_model("mixtral"), plan)))
+    assert torch.equal(logits_of(stock), logits_of(apply_plan(tiny_model("mixtral"), plan)))
 
 
 def test_everything_else_is_copied_as_it_is_and_what_is_left_is_said(source: Path, plan: Plan, tmp_path: Path, capsys) -> None:

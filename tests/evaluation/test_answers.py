@@ -10,10 +10,9 @@ from chat_templates import SHAPES, tokenizer_of
 from serving import serving
 
 from toolkit.evaluation import Decoding, Scores, evaluate_with
-from toolkit.evaluation.answers import answer_of, read_answer
+from toolkit.evaluation.answers import Answer, answer_of, read_answer
 from toolkit.evaluation.generation import StopInAnswer
-from toolkit.evaluation.judging import Answer
-from toolkit.evaluation.server import Server
+from toolkit.evaluation.server import ServerWriter
 from toolkit.recipe.data import TaskRecipe
 from toolkit.recipe.evaluation import ServersRecipe
 from toolkit.tasks import Task, chat_format
@@ -82,7 +81,7 @@ def served(tokenizer: Any, task: Task, text: str, prompt: str, seen: list[Any], 
         servers = ServersRecipe.model_validate({"original": url, "prompt": prompt})
         assert servers.original
         how = Decoding(64, **decoding)
-        return evaluate_with(Server(servers.original, servers, tokenizer, how), tokenizer, task, "test", None, how)
+        return evaluate_with(ServerWriter(servers.original, servers, tokenizer, how), tokenizer, task, "test", None, how)
 
 
 @pytest.mark.parametrize("prompt", ["tokens", "text", "chat"])

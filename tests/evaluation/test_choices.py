@@ -7,8 +7,9 @@ import torch
 from conftest import PLAYGROUND, tiny_model
 from transformers import PreTrainedModel
 
-from toolkit.evaluation import choices, evaluate
-from toolkit.evaluation.choices import Row, likeliest, log_likelihoods
+from toolkit.evaluation import evaluate
+from toolkit.evaluation import likelihood as choices
+from toolkit.evaluation.likelihood import Row, likeliest, log_likelihoods
 from toolkit.moe import load_tokenizer
 from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import Task, encode_prompt

@@ -7,8 +7,8 @@ import torch
 from conftest import PLAYGROUND, plan_for, tiny_model
 from transformers import GenerationConfig, PreTrainedModel
 
-from toolkit.cuts.experts import slice_model
-from toolkit.evaluation.drafting import compare_drafting, write
+from toolkit.cuts.experts import apply_plan
+from toolkit.evaluation.speed import compare_drafting, timed_answer
 from toolkit.moe import load_model, load_tokenizer
 from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Example, encode_prompt
@@ -30,7 +30,7 @@ def original() -> PreTrainedModel:
 @pytest.fixture(scope="module")
 def pruned() -> PreTrainedModel:
     model = load_model(str(PLAYGROUND / "model"))
-    return slice_model(model, plan_for(model, [0, 2, 5, 7]))
+    return apply_plan(model, plan_for(model, [0, 2, 5, 7]))
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,8 @@ def test_what_is_drafted_for_is_what_the_original_alone_writes(
     original: PreTrainedModel, pruned: PreTrainedModel, tokenizer: Any, text: str
 ) -> None:
     prompt = prompt_of(tokenizer, text)
-    alone = write(original, prompt, settings(tokenizer))
-    drafted = write(original, prompt, settings(tokenizer), pruned)
+    alone = timed_answer(original, prompt, settings(tokenizer))
+    drafted = timed_answer(original, prompt, settings(tokenizer), pruned)
     assert drafted.tokens == alone.tokens and len(alone.tokens) > 1
     assert 0 <= drafted.accepted <= drafted.drafted and drafted.accepted < len(drafted.tokens)
 
@@ -61,7 +61,7 @@ def test_what_is_drafted_for_is_what_the_original_alone_writes(
 def test_a_model_that_drafts_for_itself_is_always_right(original: PreTrainedModel, tokenizer: Any) -> None:
     told, twin = settings(tokenizer, 12), load_model(str(PLAYGROUND / "model"))
     before = twin.generation_config
-    drafted = write(original, prompt_of(tokenizer, PROMPTS[0]), told, twin)
+    drafted = timed_answer(original, prompt_of(tokenizer, PROMPTS[0]), told, twin)
     assert drafted.drafted - 1 <= drafted.accepted <= drafted.drafted and drafted.accepted > 0
     assert twin.generation_config is before
 
@@ -72,8 +72,8 @@ def test_a_model_that_drafts_what_is_never_right_gains_nothing_and_changes_nothi
     prompt = prompt_of(tokenizer, PROMPTS[1])
     random = tiny_model("mixtral", vocab_size=768, eos_token_id=1)
     random.lm_head.weight.data *= 50  # sure of its nonsense
-    drafted = write(original, prompt, settings(tokenizer), random)
-    assert drafted.tokens == write(original, prompt, settings(tokenizer)).tokens
+    drafted = timed_answer(original, prompt, settings(tokenizer), random)
+    assert drafted.tokens == timed_answer(original, prompt, settings(tokenizer)).tokens
     assert drafted.accepted < 0.1 * drafted.drafted
 
 
@@ -91,4 +91,4 @@ def test_a_family_that_cannot_take_back_what_it_read_is_told(tokenizer: Any, pru
     torch.manual_seed(0)
     model = Stateful(pruned.config).eval()
     with pytest.raises(PollardError, match="cannot draft for this family"):
-        write(model, [5, 6, 7], settings(tokenizer, 4), pruned)
+        timed_answer(model, [5, 6, 7], settings(tokenizer, 4), pruned)

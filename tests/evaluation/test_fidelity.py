@@ -10,8 +10,8 @@ import torch
 from conftest import plan_for, tiny_model
 from transformers import PreTrainedModel
 
-from toolkit.cuts.experts import masked, slice_model
-from toolkit.evaluation import Fidelity, fidelity, keep_original, measure_fidelity
+from toolkit.cuts.experts import apply_plan, masked
+from toolkit.evaluation import Fidelity, fidelity, measure_fidelity, write_reference
 from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Encoded, padded_batches
 
@@ -37,7 +37,7 @@ def batches(size: int = 4) -> list[dict[str, torch.Tensor]]:
 
 
 def measured(model: PreTrainedModel, folder: Path, size: int = 4) -> Fidelity:
-    keep_original(sure_model(), batches(size), folder, "fingerprint")
+    write_reference(sure_model(), batches(size), folder, "fingerprint")
     return measure_fidelity(model, batches(size), folder, "fingerprint")
 
 
@@ -83,7 +83,7 @@ def test_the_standard_error_counts_examples_not_tokens(tmp_path: Path) -> None:
 
 def test_a_masked_model_is_as_like_the_original_as_the_pruned_one(tmp_path: Path) -> None:
     original, plan = sure_model(), plan_for(sure_model(), KEPT)
-    pruned = slice_model(sure_model(), plan)
+    pruned = apply_plan(sure_model(), plan)
     with masked(original, plan):
         found = measured(original, tmp_path / "kept")
     assert tuple(found) == pytest.approx(tuple(measured(pruned, tmp_path / "kept")), abs=1e-6) and found.kl > 1e-3
@@ -101,13 +101,13 @@ def test_two_ranks_find_exactly_what_one_finds(tmp_path: Path, monkeypatch: pyte
 
 def test_files_that_are_there_are_kept_and_those_of_something_else_are_not(tmp_path: Path) -> None:
     folder = tmp_path / "kept"
-    keep_original(sure_model(), batches(), folder, "one")
+    write_reference(sure_model(), batches(), folder, "one")
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     (folder / "00001.safetensors").unlink()
-    keep_original(sure_model(), batches(), folder, "one")
+    write_reference(sure_model(), batches(), folder, "one")
     after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert {name for name in after if after[name] != before[name]} == {"00001.safetensors"}
-    keep_original(sure_model(), batches(), folder, "another")
+    write_reference(sure_model(), batches(), folder, "another")
     assert all(path.stat().st_mtime_ns != after[path.name] for path in folder.iterdir())
 
 
@@ -115,7 +115,7 @@ def test_what_is_missing_damaged_or_of_other_tokens_is_told(tmp_path: Path) -> N
     folder, model = tmp_path / "kept", sure_model()
     with pytest.raises(PollardError, match="What the original says is not in "):
         measure_fidelity(model, batches(), folder, "fingerprint")
-    keep_original(model, batches(), folder, "fingerprint")
+    write_reference(model, batches(), folder, "fingerprint")
     with pytest.raises(PollardError, match="of other tokens than these"):
         measure_fidelity(model, batches(3), folder, "fingerprint")
     (folder / "00000.safetensors").write_bytes(b"half")
@@ -125,13 +125,13 @@ def test_what_is_missing_damaged_or_of_other_tokens_is_told(tmp_path: Path) -> N
 
 def test_files_of_an_older_format_are_made_again_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, model = tmp_path / "kept", sure_model()
-    keep_original(model, batches(), folder, "fingerprint")
+    write_reference(model, batches(), folder, "fingerprint")
     about = json.loads((folder / "about.json").read_text())
     (folder / "about.json").write_text(json.dumps(about | {"format": 1}))
     (folder / "00000.safetensors").write_bytes(b"of another format")
     with pytest.raises(PollardError, match="run with --fresh"):
         measure_fidelity(model, batches(), folder, "fingerprint")
-    keep_original(model, batches(), folder, "fingerprint")
+    write_reference(model, batches(), folder, "fingerprint")
     assert measure_fidelity(model, batches(), folder, "fingerprint").kl == pytest.approx(0, abs=1e-7)
 
 
@@ -139,19 +139,19 @@ def test_how_much_will_be_written_is_said_before_and_refused_where_it_does_not_f
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokens = sum(int(batch["completion_mask"][:, 1:].sum()) for batch in batches())
-    keep_original(sure_model(), batches(), tmp_path / "kept", "fingerprint")
+    write_reference(sure_model(), batches(), tmp_path / "kept", "fingerprint")
     assert f"{tokens} tokens x at most {8 * 300 + 12:,} bytes" in capsys.readouterr().out
     written = sum(path.stat().st_size for path in (tmp_path / "kept").glob("*.safetensors"))
     assert written <= tokens * (8 * 300 + 12) + 3 * 1000  # and three headers
     monkeypatch.setattr(fidelity.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 1000))
     with pytest.raises(PollardError, match=r"may need 0\.0 GiB more on the disk .* or compare over fewer answers"):
-        keep_original(sure_model(), batches(), tmp_path / "full", "fingerprint")
+        write_reference(sure_model(), batches(), tmp_path / "full", "fingerprint")
     assert not list((tmp_path / "full").glob("*.safetensors"))
-    keep_original(sure_model(), batches(), tmp_path / "kept", "fingerprint")  # what is there needs no room
+    write_reference(sure_model(), batches(), tmp_path / "kept", "fingerprint")  # what is there needs no room
 
 
 def test_an_original_whose_logits_are_no_numbers_is_told(tmp_path: Path) -> None:
     model = sure_model()
     model.lm_head.weight.data[7] = math.nan
     with pytest.raises(PollardError, match=r"no finite numbers in batch 0 .* model\.dtype=float32"):
-        keep_original(model, batches(), tmp_path / "kept", "fingerprint")
+        write_reference(model, batches(), tmp_path / "kept", "fingerprint")

@@ -10,7 +10,7 @@ from conftest import PLAYGROUND, tiny_model
 from small_run import kill_in_call
 
 from toolkit.evaluation import AnswerLog, evaluate, generation
-from toolkit.evaluation.batch_size import MOST, batch_size_for, fitting, room
+from toolkit.evaluation.memory import MAX_BATCH_SIZE, batch_size_for, measure_room, rows_that_fit
 from toolkit.moe import load_model, load_tokenizer
 from toolkit.recipe.data import TaskRecipe
 from toolkit.runtime.errors import PollardError
@@ -52,10 +52,10 @@ def test_where_memory_is_short_batches_are_halved_and_nothing_else_changes(
 ) -> None:
     settings: dict[str, Any] = {"examples": 20, "max_new_tokens": 48, "temperature": 1.0, "batch_size": 16}
     whole = evaluate(model, tokenizer, task, **settings)
-    room = Room(4)
-    monkeypatch.setattr(generation, "generate", room)
+    measure_room = Room(4)
+    monkeypatch.setattr(generation, "generate", measure_room)
     assert evaluate(model, tokenizer, task, **settings).items == whole.items
-    assert room.tried == [16, 8, 4, 4, 4, 4, 4]  # found once, then known
+    assert measure_room.tried == [16, 8, 4, 4, 4, 4, 4]  # found once, then known
     assert "not enough GPU memory for 16 questions at a time: going on with 8" in capsys.readouterr().out
 
 
@@ -114,7 +114,7 @@ def test_the_gpu_with_the_least_room_decides(model: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda gpu: 6 * 10**9)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda gpu: 5 * 10**9 + taken[gpu])
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda gpu: (free[gpu], 80 * 10**9))
-    number, there, row = room(model, list(range(10)), 40, gpus=[0, 1])
+    number, there, row = measure_room(model, list(range(10)), 40, gpus=[0, 1])
     assert (there, row) == (21 * 10**9, 4 * 10**8 + 20 * 768)  # what is reserved and not allocated is free, too
     assert number == 32  # 0.8 · 21 / 0.4 = 42
 
@@ -122,5 +122,5 @@ def test_the_gpu_with_the_least_room_decides(model: Any, monkeypatch: pytest.Mon
 def test_the_batch_size_is_what_was_asked_for_or_what_has_room(model: Any) -> None:
     assert str(batch_size_for(7, model, [[1]], 8)) == "7 questions at a time (as asked)"
     assert str(batch_size_for("auto", model, [[1]], 8)) == "32 questions at a time (auto: CPU)"
-    assert [fitting(80e9, row) for row in (1e9, 90e9, 1e3)] == [64, 1, MOST]
-    assert fitting(-1, 1e9) == 1
+    assert [rows_that_fit(80e9, row) for row in (1e9, 90e9, 1e3)] == [64, 1, MAX_BATCH_SIZE]
+    assert rows_that_fit(-1, 1e9) == 1

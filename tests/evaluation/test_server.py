@@ -13,7 +13,7 @@ from conftest import PLAYGROUND
 from serving import Reply, playing, serving
 
 from toolkit.evaluation import AnswerLog, Decoding, Scores, evaluate, evaluate_with, server
-from toolkit.evaluation.server import Server
+from toolkit.evaluation.server import ServerWriter
 from toolkit.moe import load_model, load_tokenizer
 from toolkit.recipe.data import TaskRecipe
 from toolkit.recipe.evaluation import ServersRecipe
@@ -47,7 +47,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 def asked(url: str, tokenizer: Any, task: Task, folder: Path | None = None, decoding: Decoding = GREEDY, **asking: Any) -> Scores:
     servers = ServersRecipe.model_validate({"original": url} | asking)
     assert servers.original
-    writer = Server(servers.original, servers, tokenizer, decoding)
+    writer = ServerWriter(servers.original, servers, tokenizer, decoding)
     log = AnswerLog(folder, "server") if folder else None
     return evaluate_with(writer, tokenizer, task, "test", COUNT, decoding, log)
 

@@ -7,15 +7,15 @@ import torch
 from conftest import tiny_model
 
 from toolkit.evaluation import speed
-from toolkit.evaluation.speed import Entrant, Load, benchmark, timed
+from toolkit.evaluation.speed import BenchmarkedModel, Workload, benchmark, time_batch
 
-LOAD = Load(batch_sizes=(1, 3), prompt_tokens=9, new_tokens=4, repeats=3)
+LOAD = Workload(batch_sizes=(1, 3), prompt_tokens=9, new_tokens=4, repeats=3)
 CLOCK = {"prefill": 100.0, "decode": 10.0, "first_token": 0.5}
 
 
-def entrant(name: str, parameters: int = 100, weight_bytes: int = 1000, model: Any = None) -> Entrant:
+def entrant(name: str, parameters: int = 100, weight_bytes: int = 1000, model: Any = None) -> BenchmarkedModel:
     facts = {"parameters": parameters, "active_parameters": 50, "checkpoint_bytes": 4 * parameters, "random": True}
-    return Entrant(name, facts, weight_bytes, lambda: model or tiny_model("mixtral"))
+    return BenchmarkedModel(name, facts, weight_bytes, lambda: model or tiny_model("mixtral"))
 
 
 def test_every_prompt_is_read_and_no_end_token_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +23,7 @@ def test_every_prompt_is_read_and_no_end_token_ends_it(monkeypatch: pytest.Monke
     model.generation_config.eos_token_id = list(range(64))  # whatever it writes would be the end
     theirs = model.generation_config
     model.register_forward_pre_hook(lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
-    found = timed(model, 3, 9, 4)
+    found = time_batch(model, 3, 9, 4)
     assert shapes == [(3, 9), (3, 1), (3, 1), (3, 1)]
     assert model.generation_config is theirs
     assert found["prefill"] == pytest.approx(27 / found["first_token"]) and found["decode"] > 0
@@ -40,7 +40,7 @@ def test_models_are_measured_in_turn_after_one_turn_to_warm_up(monkeypatch: pyte
 
     models = {name: tiny_model("mixtral") for name in "ab"}
     seen.update({id(model): name for name, model in models.items()})
-    monkeypatch.setattr(speed, "timed", noting)
+    monkeypatch.setattr(speed, "time_batch", noting)
     found = benchmark([entrant("a", model=models["a"]), entrant("b", 50, model=models["b"])], LOAD)
     assert order == ["a1", "a3", "b1", "b3"] * 4
     a, b = found["models"]
@@ -55,7 +55,7 @@ def test_models_that_do_not_fit_together_are_loaded_for_every_turn(
 ) -> None:
     loaded = []
     monkeypatch.setattr(speed, "free_memory", lambda where: room)
-    monkeypatch.setattr(speed, "timed", lambda *_: dict(CLOCK))
+    monkeypatch.setattr(speed, "time_batch", lambda *_: dict(CLOCK))
     entrants = [entrant(name)._replace(load=lambda name=name: loaded.append(name) or tiny_model("mixtral")) for name in "ab"]
     assert benchmark(entrants, LOAD)["together"] == (loads == 1)
     assert loaded == ["a", "b"] * loads
@@ -67,7 +67,7 @@ def test_a_batch_that_does_not_fit_is_told_and_the_others_are_measured(monkeypat
             raise torch.OutOfMemoryError
         return dict(CLOCK)
 
-    monkeypatch.setattr(speed, "timed", small)
+    monkeypatch.setattr(speed, "time_batch", small)
     (model,) = benchmark([entrant("a")], LOAD)["models"]
     assert [batch["fits"] for batch in model["batches"]] == [True, False]
     assert model["batches"][0]["peak_memory_bytes"] >= 1000

@@ -3,7 +3,7 @@
 import pytest
 
 from toolkit.evaluation import Answer
-from toolkit.evaluation.voting import judge_samples, mean_score, winners
+from toolkit.evaluation.judging import judge_samples, mean_score, vote_winners
 from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import Example, Task
 
@@ -31,23 +31,25 @@ def answers(*texts: str) -> list[Answer]:
     ],
 )
 def test_the_answer_that_most_agree_with_wins(texts: list[str], winner: int) -> None:
-    assert winners(task(), [answers(*texts)]) == [winner]
+    assert vote_winners(task(), [answers(*texts)]) == [winner]
 
 
 def test_every_item_has_a_vote_of_its_own() -> None:
-    assert winners(task(), [answers("#### 1", "#### 2", "#### 2"), answers("#### 1", "#### 1", "#### 2")]) == [1, 0]
+    assert vote_winners(task(), [answers("#### 1", "#### 2", "#### 2"), answers("#### 1", "#### 1", "#### 2")]) == [1, 0]
 
 
 def test_agreement_is_mutual_where_a_scorer_is_not() -> None:
-    assert winners(task("contains"), [answers("no", "nothing and yes", "yes", "Yes")]) == [2]  # neither of the others in both
+    assert vote_winners(task("contains"), [answers("no", "nothing and yes", "yes", "Yes")]) == [
+        2
+    ]  # neither of the others in both
 
 
 # The gold answer says what a mark means: behind it stands the answer, whatever comes after, or it is a heading.
 def test_votes_are_read_in_the_format_of_the_gold_answer() -> None:
     runaway = answers("#### Tom", "a\n#### Mia\n\nQuestion: who?", "b\n#### Mia")
     headings = answers("no", "#### Steps\nyes", "#### Steps\nno")
-    assert winners(task("exact"), [runaway, headings], ["#### Mia", "yes"]) == [1, 0]
-    assert winners(task(), [answers("The answer is 5", "48 + 24 = 72", "72")], ["72"]) == [1]
+    assert vote_winners(task("exact"), [runaway, headings], ["#### Mia", "yes"]) == [1, 0]
+    assert vote_winners(task(), [answers("The answer is 5", "48 + 24 = 72", "72")], ["72"]) == [1]
 
 
 def test_the_items_say_who_voted_and_what_one_sample_is_worth() -> None:

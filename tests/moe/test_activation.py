@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from toolkit.calibration import calibrate
 from toolkit.cuts.checkpoint import prune_checkpoint
 from toolkit.cuts.experts import check_plan, masked
-from toolkit.moe import BlockActivations, activating, find_blocks, observing
+from toolkit.moe import BlockActivations, find_blocks, observing, override_top_k
 from toolkit.runtime.errors import PollardError
 from toolkit.selection import select
 
@@ -56,7 +56,7 @@ def test_calibration_runs_with_the_number_of_the_pruned_model(family: str) -> No
         assert statistics.about["blocks"][block]["experts_per_token"] == 1
     assert torch.equal(logits_of(model), before)
     seen: list[BlockActivations] = []
-    with activating(model, 1), observing(model, seen.append):
+    with override_top_k(model, 1), observing(model, seen.append):
         logits_of(model)
     assert all(s.index_TK.shape[1] == 1 for s in seen)
 

@@ -3,8 +3,8 @@ from typing import Any
 import pytest
 import torch
 
-from toolkit.moe import activation_offload as parking
-from toolkit.moe.activation_offload import ActivationOffload, OffloadedTensor
+from toolkit.moe import activation_offload
+from toolkit.moe.activation_offload import ActivationOffload, OffloadedTensors
 
 
 def held() -> dict[str, Any]:
@@ -20,28 +20,28 @@ def test_nothing_moves_while_there_is_room() -> None:
     for place in (ActivationOffload(), ActivationOffload(torch.device("cpu"))):
         tensors = held()
         before = tensors["hidden"].data_ptr()
-        spot = OffloadedTensor(place)
-        spot.park(tensors)
+        offloaded = OffloadedTensors(place)
+        offloaded.offload(tensors)
         assert tensors["hidden"].data_ptr() == before
-        spot.fetch()
+        offloaded.fetch()
 
 
 def test_past_the_limit_tensors_keep_their_values_on_disk(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path
 ) -> None:
-    monkeypatch.setattr(parking.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(activation_offload.tempfile, "tempdir", str(tmp_path))
     place, first, second = ActivationOffload(torch.device("cpu")), held(), held()
-    place.room["cpu"] = 500  # bytes: of one of them
+    place.free_bytes["cpu"] = 500  # bytes: of one of them
     before = {name: second[name].clone() for name in ("hidden", "mask")}
     for tensors in (first, second):
-        spot = OffloadedTensor(place)
-        spot.park(tensors)
+        offloaded = OffloadedTensors(place)
+        offloaded.offload(tensors)
     assert not on_disk(first["hidden"])
     assert on_disk(second["hidden"]) and on_disk(second["mask"]) and second["again"][0] is second["hidden"]
     mapped = second["mask"].data_ptr()
-    spot.fetch()
+    offloaded.fetch()
     second["hidden"] = second["hidden"] + 1  # the layer's output
-    spot.park(second)
+    offloaded.offload(second)
     assert torch.equal(second["hidden"], before["hidden"] + 1) and torch.equal(second["mask"], before["mask"])
     assert second["mask"].data_ptr() == mapped  # written once
     assert not list(tmp_path.iterdir())  # nothing to clean up, whatever happens
@@ -51,6 +51,6 @@ def test_past_the_limit_tensors_keep_their_values_on_disk(
 def test_the_models_own_tensors_stay() -> None:
     weight = torch.nn.Parameter(torch.randn(4))
     place = ActivationOffload(torch.device("cpu"), [weight])
-    place.room["cpu"] = 0
-    OffloadedTensor(place).park((weight,))
+    place.free_bytes["cpu"] = 0
+    OffloadedTensors(place).offload((weight,))
     assert not on_disk(weight)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from toolkit.moe import check_loaded, find_blocks, load_model
-from toolkit.moe.checksum import sum_of_squares
+from toolkit.moe.loading_checks import sum_of_squares
 from toolkit.runtime.errors import PollardError
 
 
@@ -80,5 +80,5 @@ def test_a_checkpoint_whose_numbers_are_computed_while_it_loads_is_left_out_and_
 def test_large_tensors_are_summed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = torch.randn(7, 11)
     whole = sum_of_squares(tensor)
-    monkeypatch.setattr("toolkit.moe.checksum.PIECE", 10)
+    monkeypatch.setattr("toolkit.moe.loading_checks.PIECE", 10)
     assert sum_of_squares(tensor) == pytest.approx(whole, rel=1e-12)

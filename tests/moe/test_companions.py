@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Qwen3_5MoeForConditio
 
 from toolkit.cuts.checkpoint import complete_checkpoint, prune_checkpoint, write_checkpoint
 from toolkit.moe import load_model
-from toolkit.moe.companions import companions, copy_companions
+from toolkit.moe.model_files import companions, copy_companions
 
 KEPT = [0, 3, 5, 6]
 COUNTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2}

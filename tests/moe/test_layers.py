@@ -35,11 +35,11 @@ def test_all_batches_through_one_layer_after_another_is_the_model(family: str) -
     expected = [model.base_model(**batch, use_cache=False).last_hidden_state for batch in batches]
     model.base_model.register_forward_hook(lambda module, args, out: ends.append(out.last_hidden_state))
     with one_layer_at_a_time(model, layers) as at:
-        passes = [at.begin(batch) for batch in batches]
+        passes = [at.start(batch) for batch in batches]
         for number in range(len(layers)):
             at.check(number)
             for one in passes:
-                one.go_on(one.output())
+                one.resume(one.output())
     assert all(torch.equal(end, whole) for end, whole in zip(ends, expected, strict=True))
     assert nothing_is_left(model)
 
@@ -54,12 +54,12 @@ def test_a_layer_may_run_again_and_other_passes_do_not_notice() -> None:
     hook = model.base_model.register_forward_hook
     hook(lambda module, args, out: ends.update({threading.current_thread(): out.last_hidden_state}))
     with one_layer_at_a_time(model, layers) as at:
-        passes, others = [at.begin(batch) for batch in batches], [at.begin(batch) for batch in batches]
+        passes, others = [at.start(batch) for batch in batches], [at.start(batch) for batch in batches]
         for _ in layers:
             for one, other in zip(passes, others, strict=True):
                 one.output()
-                other.go_on(other.output())
-                one.go_on(one.output())
+                other.resume(other.output())
+                one.resume(one.output())
     assert all(torch.equal(ends[one], whole) for one, whole in zip(passes, expected, strict=True))
 
 
@@ -75,11 +75,11 @@ def test_an_error_leaves_neither_threads_nor_doors() -> None:
     model, layers = open_model("mixtral")
     with pytest.raises(RuntimeError, match="stop"), one_layer_at_a_time(model, layers) as at:
         for batch in batches_of(2):
-            at.begin(batch)
+            at.start(batch)
         raise RuntimeError("stop")
     assert nothing_is_left(model)
     with pytest.raises(IndexError), one_layer_at_a_time(model, layers) as at:  # one in the model's own code is raised here
-        at.begin({"input_ids": torch.tensor([[9999]]), "attention_mask": torch.ones(1, 1).long()})
+        at.start({"input_ids": torch.tensor([[9999]]), "attention_mask": torch.ones(1, 1).long()})
     assert nothing_is_left(model)
 
 
@@ -91,7 +91,7 @@ def test_a_system_without_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(threading.Thread, "start", start)
     with pytest.raises(PollardError, match="Make fewer, larger batches"), one_layer_at_a_time(model, layers) as at:
-        at.begin(batches_of(1)[0])
+        at.start(batches_of(1)[0])
 
 
 def test_layers_that_a_model_does_not_call_in_order_are_refused() -> None:
@@ -102,7 +102,7 @@ def test_layers_that_a_model_does_not_call_in_order_are_refused() -> None:
         forward(*args, **kwargs),
     )
     with one_layer_at_a_time(model, layers) as at:
-        at.begin(batches_of(1)[0])
+        at.start(batches_of(1)[0])
         with pytest.raises(
             PollardError, match=r"MixtralForCausalLM does not call its decoder layers in order \(layer 0 was next"
         ):

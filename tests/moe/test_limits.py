@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig
 
 from toolkit.moe import meta_model
-from toolkit.moe.limits import context_length, embedding_rows, longer_than_context
+from toolkit.moe.tokenizer import context_length, embedding_rows, longer_than_context
 from toolkit.runtime.errors import PollardError
 
 NO_TOKENIZER_LIMIT = SimpleNamespace(model_max_length=10**30)

@@ -11,8 +11,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from toolkit.cli import exit_status
 from toolkit.cli import main as cli
-from toolkit.cli.bugs import BUG
+from toolkit.cli.exit_status import BUG
 from toolkit.moe import load_config, load_model, load_tokenizer, meta_model
 from toolkit.moe.open_errors import explained
 from toolkit.runtime.errors import PollardError
@@ -191,7 +192,7 @@ def test_every_verb_explains(verb: list[str], tiny_checkpoint: Callable, monkeyp
     written("config.json", "[" * 100_000)(folder)
     words = [word.format(folder) for word in verb] if len(verb) > 1 else [*verb, str(folder)]
     monkeypatch.setattr("sys.argv", ["pollard", *words])
-    monkeypatch.setattr(cli, "_quieten", lambda: None)
+    monkeypatch.setattr(exit_status, "quiet_libraries", lambda: None)
     status, out = cli.main(), capsys.readouterr().out
     assert status == 1 and "This is a bug" not in out
     if verb != ["chat"]:  # which takes runs

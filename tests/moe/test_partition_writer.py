@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from toolkit.moe import write_partitioned
-from toolkit.moe.partition import Files
+from toolkit.moe.partition import ShardWriter
 
 
 # A whole model gathers nothing, and is written layer by layer all the same.
@@ -37,7 +37,7 @@ def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
 
 def test_the_index_names_every_tensor_in_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("toolkit.moe.partition.FILE_BYTES", 100)
-    files = Files(tmp_path)
+    files = ShardWriter(tmp_path)
     for layer in "abc":
         files.add({f"{layer}.x": torch.ones(30), f"{layer}.y": torch.ones(2)})
     files.close()

@@ -7,7 +7,7 @@ from small_run import small_recipe
 
 from toolkit.calibration import calibrate
 from toolkit.moe import placement
-from toolkit.moe.placement import automatic, shard_of, with_model
+from toolkit.moe.placement import automatic_placement, shard_batches, with_model
 from toolkit.runtime.errors import PollardError
 
 GB = 10**9
@@ -25,19 +25,19 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
 # Weights, and a fifth of them for what answering needs beside them.
 @pytest.mark.parametrize(("size", "found"), [(33, "copies"), (34, "spread"), (133, "spread"), (134, "zero3"), (200, "zero3")])
 def test_the_first_placement_with_room_is_taken(two_nodes: None, size: int, found: str) -> None:
-    assert automatic(size * GB) == found
+    assert automatic_placement(size * GB) == found
 
 
 def test_a_model_that_fits_nowhere_says_what_to_do(two_nodes: None) -> None:
     with pytest.raises(
         PollardError, match=r"201 GB of weights .* \(240 GB; .*3-offload.*evaluation\.models=\[pruned,recovered\]"
     ):
-        automatic(201 * GB)
+        automatic_placement(201 * GB)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU is meant")
 def test_without_a_gpu_every_rank_has_a_copy() -> None:
-    assert automatic(10**15) == "copies"
+    assert automatic_placement(10**15) == "copies"
 
 
 def test_what_needs_a_whole_model_refuses_one_in_parts(tiny_checkpoint) -> None:
@@ -56,7 +56,7 @@ def test_a_batch_of_padding_adds_nothing_to_the_statistics(monkeypatch: pytest.M
     expected = calibrate(model, batches)
     monkeypatch.setattr(placement, "is_partitioned", lambda model: True)
     monkeypatch.setattr(placement, "shard_in_step", lambda items, filler: [*items, filler, filler])
-    filled = shard_of(model, batches)
+    filled = shard_batches(model, batches)
     assert len(filled) == 3
     found = calibrate(model, filled)
     assert found.about == expected.about

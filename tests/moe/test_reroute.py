@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import logits_of, tiny_model
 
-from toolkit.moe import BlockActivations, Rerouter, find_blocks, observing, restricted, same_choice
+from toolkit.moe import BlockActivations, Rerouter, find_blocks, observing, restricted, same_routing
 from toolkit.runtime.errors import PollardError
 
 KEPT = [0, 3, 5, 6]
@@ -27,14 +27,14 @@ def test_routing_over_a_subset_is_the_masked_models(family: str, from_logits: bo
     block.experts.register_forward_pre_hook(lambda module, args: chosen.append((args[1], args[2])))
     with restricted(block, KEPT):
         logits_of(model)
-    assert same_choice(rerouter(rerouter.inputs(seen), KEPT), chosen[0], 8)
+    assert same_routing(rerouter(rerouter.inputs(seen), KEPT), chosen[0], 8)
     assert set(chosen[0][0].flatten().tolist()) <= set(KEPT)
 
 
 def test_given_just_its_choice_a_token_keeps_its_gates_where_they_are_normalised_over_it() -> None:
     block, seen = first_block(tiny_model("mixtral"))
     rerouter = Rerouter(block, seen)
-    assert same_choice(rerouter.gates_of(seen.logits_TE, seen.index_TK), (seen.index_TK, seen.gate_TK), 8)
+    assert same_routing(rerouter.gate_weights(seen.logits_TE, seen.index_TK), (seen.index_TK, seen.gate_TK), 8)
 
 
 def test_the_models_router_is_not_touched() -> None:
@@ -47,9 +47,9 @@ def test_the_models_router_is_not_touched() -> None:
 
 def test_a_choice_with_other_weights_is_not_the_same() -> None:
     index, gate = torch.tensor([[0, 1]]), torch.tensor([[0.75, 0.25]])
-    assert same_choice((index, gate), (index.flip(1), gate.flip(1)), 3)
-    assert not same_choice((index, gate), (index, gate.flip(1)), 3)
-    assert not same_choice((index, gate), (index[:, :1], gate[:, :1]), 3)
+    assert same_routing((index, gate), (index.flip(1), gate.flip(1)), 3)
+    assert not same_routing((index, gate), (index, gate.flip(1)), 3)
+    assert not same_routing((index, gate), (index[:, :1], gate[:, :1]), 3)
 
 
 def test_a_router_that_cannot_be_called_alone_is_refused() -> None:

@@ -10,7 +10,7 @@ from conftest import plan_for, tiny_model
 from safetensors.torch import load_file, save_file
 
 from toolkit.cuts.checkpoint import prune_checkpoint
-from toolkit.moe import stock
+from toolkit.moe import loading_checks as stock
 from toolkit.runtime.errors import PollardError
 
 KEPT = [0, 3, 5, 6]

@@ -6,7 +6,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from toolkit.moe.checkpoint_files import INDEX, SINGLE
+from toolkit.moe.model_files import INDEX, SINGLE
 from toolkit.moe.tensor_files import Piece, read_header, stored_tensors, write_file
 from toolkit.runtime.errors import PollardError
 

@@ -13,7 +13,8 @@ from rank_launcher import ranks
 from small_harness import make_task, own_alone
 from small_run import make_small, small_recipe, small_values
 
-from toolkit.estimate import Estimator, machine
+from toolkit.estimate import resolve_machine
+from toolkit.pipeline.estimator import Estimator
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.runner import plan_stages, run
 from toolkit.recipe.schema import Recipe
@@ -100,7 +101,7 @@ def test_what_the_original_said_serves_again_and_its_loss_is_told(folder: Path) 
 
 
 def test_the_estimate_knows_them(folder: Path) -> None:
-    found = {stage.name: stage for stage in Estimator(machine(1, 1, "h100", None, None)).estimate(like()).stages}
+    found = {stage.name: stage for stage in Estimator(resolve_machine(1, 1, "h100", None, None)).estimate(like()).stages}
     assert found["fidelity/original"].disk > 0 == found["fidelity/pruned"].disk
     assert found["fidelity/original"].gpu_bytes > found["fidelity/pruned"].gpu_bytes > 0
 

@@ -5,7 +5,7 @@ import pytest
 
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.fingerprints import fingerprint_of, fingerprint_of_path
+from toolkit.runtime.files import fingerprint_of, fingerprint_of_path
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from conftest import plan_for, tiny_model
 
-from toolkit.cli.verbs.entrants import entrants
+from toolkit.cli.benchmark_models import models_to_measure
 from toolkit.cuts.checkpoint import prune_checkpoint
 from toolkit.pipeline.run_models import models_at, original_and
 from toolkit.runtime.errors import PollardError
@@ -37,7 +37,7 @@ def test_of_a_run_the_last_of_its_models_is_meant_unless_one_is_named(run: Path)
 
 
 def test_entrants_know_their_sizes_and_load(run: Path) -> None:
-    original, pruned = entrants([str(run)], [], "float32")
+    original, pruned = models_to_measure([str(run)], [], "float32")
     assert (original.name, pruned.name) == ("original", "pruned")
     assert pruned.facts["parameters"] < original.facts["parameters"]
     assert pruned.facts["active_parameters"] == pytest.approx(original.facts["active_parameters"], rel=0.02)  # smaller routers
@@ -48,7 +48,7 @@ def test_entrants_know_their_sizes_and_load(run: Path) -> None:
 
 def test_a_configuration_alone_stands_for_random_models_of_its_shape(tmp_path: Path) -> None:
     tiny_model("mixtral").config.save_pretrained(tmp_path)
-    whole, four, two = entrants([str(tmp_path)], [4, 2], "float32")
+    whole, four, two = models_to_measure([str(tmp_path)], [4, 2], "float32")
     assert [e.name for e in (whole, four, two)] == [tmp_path.name, "keep 4", "keep 2"]
     assert all(e.facts["random"] for e in (whole, four, two))
     model = two.load()
@@ -58,7 +58,7 @@ def test_a_configuration_alone_stands_for_random_models_of_its_shape(tmp_path: P
 
 def test_keep_is_for_shapes_not_for_weights(run: Path) -> None:
     with pytest.raises(PollardError, match="--keep makes random models of a shape"):
-        entrants([str(run)], [4], "float32")
+        models_to_measure([str(run)], [4], "float32")
 
 
 def test_a_damaged_recipe_is_told(run: Path) -> None:

@@ -9,7 +9,7 @@ from small_run import make_small, small_folder, small_recipe
 
 from toolkit.calibration import skipping_thresholds
 from toolkit.moe import load_model, load_tokenizer
-from toolkit.moe.skipping import Skipping, skips
+from toolkit.moe.expert_skipping import Skipping, is_skipping
 from toolkit.pipeline.runner import check, plan_stages, run
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.errors import PollardError
@@ -61,20 +61,20 @@ def test_skipping_is_added_to_a_run_without_doing_the_rest_again(capsys: pytest.
     assert stages_run(recipe(), capsys) == ["skip", "evaluate/skipping", "report"]
     assert measures("pruned") == plain and "skip_rate" not in plain
     assert stages_run(recipe(0.2), capsys) == ["skip", "evaluate/skipping", "report"]
-    assert Skipping.beside(RUN / "pruned").rule == 0.2
+    assert Skipping.load(RUN / "pruned").rule == 0.2
     assert stages_run(recipe(0.2), capsys) == []
 
 
 def test_thresholds_are_those_of_the_pruned_model_where_nothing_is_trained(capsys: pytest.CaptureFixture[str]) -> None:
     run(recipe())
-    thresholds = Skipping.beside(RUN / "pruned")
+    thresholds = Skipping.load(RUN / "pruned")
     tokenizer, task = load_tokenizer(str(RUN / "pruned")), Task(recipe().task)
     import random
 
     chosen = random.Random(0).sample(task.examples("train"), 8)
     batches = padded_batches(encode_all(tokenizer, chosen, 1024)[0], 4, tokenizer.pad_token_id)
     assert thresholds == skipping_thresholds(load_model(str(RUN / "pruned"), skipping=False), batches)
-    assert skips(load_model(str(RUN / "pruned")))
+    assert is_skipping(load_model(str(RUN / "pruned")))
 
 
 def test_the_report_has_a_row_with_skip_rate_score_and_speed() -> None:
@@ -96,7 +96,7 @@ def test_the_report_has_a_row_with_skip_rate_score_and_speed() -> None:
 def test_a_trained_run_skips_with_thresholds_of_the_recovered_model(capsys: pytest.CaptureFixture[str]) -> None:
     run(recipe())  # thresholds of the pruned model are there: training must not follow them
     assert stages_run(trained(), capsys) == ["recover", "evaluate/recovered", "skip", "evaluate/skipping", "report"]
-    assert Skipping.beside(RUN / "pruned") is None and Skipping.beside(RUN / "recovered")
+    assert Skipping.load(RUN / "pruned") is None and Skipping.load(RUN / "recovered")
     assert measures("skipping")["model"].endswith("recovered")
     assert "skip_rate" in measures("skipping") and "skip_rate" not in measures("recovered")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from small_run import small_folder, small_recipe
 
+from toolkit.cli import exit_status
 from toolkit.cli import main as cli
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.run_models import find_run
@@ -33,7 +34,7 @@ def call(*arguments: str) -> int:
     """`pollard …` in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["pollard", *arguments])
-        patch.setattr(cli, "_quieten", lambda: None)
+        patch.setattr(exit_status, "quiet_libraries", lambda: None)
         distributed.stop()
         return cli.main()
 

@@ -11,7 +11,7 @@ from conftest import ROOT
 from tiny_original import published, save_tiny, write_rows
 from transformers import AutoModelForCausalLM
 
-from toolkit.cli.verbs.recipes import title
+from toolkit.cli.verbs.lists import recipe_title
 from toolkit.moe import load_config, meta_model, sizes
 from toolkit.pipeline.runner import plan_stages, run
 from toolkit.recipe.file import load_recipe
@@ -91,7 +91,7 @@ def test_what_a_header_says_a_recipe_needs_is_what_the_estimator_says() -> None:
 def test_a_header_says_what_how_and_for_editors_by_which_schema(path: Path) -> None:
     lines = path.read_text().splitlines()
     assert lines[0] == "# yaml-language-server: $schema=recipe.schema.json"
-    assert title(path) == lines[1].removeprefix("# ").rstrip(":") and len(title(path)) < 125
+    assert recipe_title(path) == lines[1].removeprefix("# ").rstrip(":") and len(recipe_title(path)) < 125
     assert f"recipes/{path.name}" in "\n".join(line for line in lines if line.startswith("#     "))
     assert load_recipe(path).name == path.stem
 

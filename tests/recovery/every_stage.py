@@ -15,12 +15,12 @@ import torch
 from transformers.integrations import deepspeed as integration
 
 from toolkit.moe import check_loaded, find_blocks, partitioned_model
-from toolkit.moe.partition import own_part
+from toolkit.moe.partition import local_part
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.recover import recover
 from toolkit.runtime.distributed import gather, is_main, start, stop
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.zero import partitioning
+from toolkit.runtime.zero import partitioned_config
 
 root = Path(sys.argv[-1])
 start()
@@ -54,12 +54,12 @@ found: dict[str, Any] = {}
 with mock.patch.object(integration, "_apply_weight_conversions_to_state_dict", forgetful):
     found["forgotten"] = gather(refusal(recipes["partitioned"]))
 path = str(root / "partitioned" / "pruned")
-with partitioned_model(path, None, "auto", partitioning(recipes["partitioned"].finetuning.zero)) as model:
+with partitioned_model(path, None, "auto", partitioned_config(recipes["partitioned"].finetuning.zero)) as model:
     check_loaded(model, path)
     parameters: list[Any] = list(model.parameters())
     found["total"] = sum(parameter.ds_numel for parameter in parameters)
     found["held"] = gather(sum(parameter.ds_tensor.numel() + parameter.numel() for parameter in parameters))
-    found["without_padding"] = gather(sum(own_part(parameter).numel() for parameter in parameters))
+    found["without_padding"] = gather(sum(local_part(parameter).numel() for parameter in parameters))
     with deepspeed.zero.GatheredParameters([find_blocks(model)[1].experts.down_proj], modifier_rank=0):
         if is_main():
             torch.nn.init.normal_(find_blocks(model)[1].experts.down_proj, std=0.02)  # type: ignore[arg-type]

@@ -3,16 +3,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import logits_of, tiny_model
+from conftest import logits_of, raises, tiny_model
 from families import EXCEPTIONS, families, tiny_family
 from peft import PeftModel
 
 from toolkit.moe import MoEBlock, decoder_linears, find_blocks
 from toolkit.recipe.schema import LoraRecipe
 from toolkit.recovery.adapters import adapt, adapter_weights, with_adapter
-from toolkit.recovery.methods import check_reached, count_trainable
+from toolkit.recovery.methods import METHODS, check_reach, count_trainable
 from toolkit.recovery.quantize import quantize, round_to_nf4
-from toolkit.runtime.errors import PollardError
 
 CPU = torch.device("cpu")
 LORA = LoraRecipe(rank=3, alpha=6, router=True)
@@ -42,7 +41,7 @@ def stock(family: str, method: str) -> torch.nn.Module:
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_adapters_reach_the_experts_of_every_block_and_merge_exactly(family: str, method: str) -> None:
     model, blocks = adapted(family, method)
-    check_reached(model, blocks, method, lora_router=True)
+    check_reach(model, blocks, METHODS[method], LORA)
     ids = torch.randint(3, 64, (4, 32), generator=torch.Generator().manual_seed(0))
     model.train()(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     for block in blocks:
@@ -64,7 +63,7 @@ def test_adapters_reach_the_experts_of_every_family(family: str) -> None:
     blocks = find_blocks(model)
     linears = decoder_linears(model, blocks)
     adapted = adapt(model, blocks, linears, LoraRecipe(rank=2))
-    check_reached(adapted, blocks, "lora")
+    check_reach(adapted, blocks, METHODS["lora"], LoraRecipe())
     assert count_trainable(adapted, blocks)["other layers"] > 0
 
 
@@ -97,14 +96,12 @@ def test_each_expert_has_an_adapter_of_its_own_rank() -> None:
 def test_an_expert_that_is_not_reached_is_an_error() -> None:
     model, blocks = adapted("mixtral", "qlora")
     next(p for n, p in model.named_parameters() if "unfused.7.down_linear.lora_B" in n).requires_grad_(False)
-    with pytest.raises(
-        PollardError, match=r"method qlora should train 32 tensors of the experts of model\.layers\.0\.mlp.*\[31, 1\]"
-    ):
-        check_reached(model, blocks, "qlora", lora_router=True)
+    with raises("recovery.wrong-reach", "method qlora", "32 tensors", "model.layers.0.mlp", [31, 1]):
+        check_reach(model, blocks, METHODS["qlora"], LORA)
 
 
 def test_what_was_trained_elsewhere_does_not_fit() -> None:
     model, _ = adapted("mixtral", "lora")
     weights = {name.replace("layers.0", "layers.7"): tensor for name, tensor in adapter_weights(model).items()}
-    with pytest.raises(PollardError, match="does not fit the pruned model"):
+    with raises("recovery.adapter-mismatch", "layers.7"):
         with_adapter(copy.deepcopy(tiny_model("mixtral")), LORA, weights)

@@ -1,4 +1,4 @@
-"""Law: only a whole checkpoint of this very training is gone on from, and the newest and the best are never removed."""
+"""Law: a training resumes only from a complete checkpoint of its own, and the newest and the best are never removed."""
 
 import shutil
 import sys
@@ -6,11 +6,18 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from conftest import tiny_model
+from conftest import raises, tiny_model
 
 from toolkit.recovery import checkpoints
-from toolkit.recovery.checkpoints import Keeper, Space, check_space, declare_complete, last_checkpoint, newest_first, space
-from toolkit.runtime.errors import PollardError
+from toolkit.recovery.checkpoints import (
+    CheckpointRotation,
+    DiskSpace,
+    check_disk_space,
+    declare_complete,
+    disk_space_needed,
+    last_checkpoint,
+    newest_first,
+)
 from toolkit.runtime.typed_command import SHELL_PATH
 
 
@@ -19,7 +26,7 @@ def saved(folder: Path, step: int, fingerprint: str = "mine", ranks: int = 1, fi
     (checkpoint / f"global_step{step}").mkdir(parents=True)
     (checkpoint / f"global_step{step}" / "states.pt").write_bytes(bytes(100))
     (checkpoint / "trainer_state.json").write_text("{}")
-    declare_complete(checkpoint, {"fingerprint": fingerprint, "ranks": ranks, "finished": finished})
+    declare_complete(checkpoint, fingerprint, ranks, finished)
     return checkpoint
 
 
@@ -67,14 +74,13 @@ def test_copies_that_somebody_made_of_checkpoints_are_neither_used_nor_removed(t
 def test_another_number_of_ranks_is_told_the_command_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path, 20, ranks=4)
     monkeypatch.setenv(SHELL_PATH, str(Path(sys.executable).parent))
-    for argv, said in (
+    for argv, command in (
         (["toolkit/train.py", "--local_rank=0", "my.yaml", "pruning.keep=2"], "toolkit/train.py my.yaml pruning.keep=2`"),
         (["/usr/bin/pollard", "recover", "my.yaml"], "--module toolkit.cli recover my.yaml`"),
     ):
         monkeypatch.setattr("sys.argv", argv)
-        with pytest.raises(PollardError) as error:
+        with raises("recovery.other-ranks", tmp_path, "4 ranks", f"`deepspeed --num_gpus 4 {command}"):
             last_checkpoint(tmp_path, "mine")
-        assert f"1 rank cannot go on with them. Go on with `deepspeed --num_gpus 4 {said}" in str(error.value)
     assert (tmp_path / "checkpoint-20").exists()
 
 
@@ -84,14 +90,14 @@ def test_another_number_of_ranks_is_told_the_command_that_works(tmp_path: Path, 
 def test_the_newest_and_the_best_stay_within_the_limit(tmp_path: Path, limit: int, best: int | None, left: list[int]) -> None:
     for step in (10, 20, 30, 40, 50):
         saved(tmp_path, step)
-    Keeper("mine", limit)._rotate(tmp_path, best and str(tmp_path / f"checkpoint-{best}"))
+    CheckpointRotation("mine", limit)._rotate(tmp_path, best and str(tmp_path / f"checkpoint-{best}"))
     assert [path.name for path in newest_first(tmp_path)] == [f"checkpoint-{step}" for step in left]
 
 
 def test_a_removal_that_is_killed_leaves_nothing_that_looks_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = saved(tmp_path, 10)
     monkeypatch.setattr(checkpoints.shutil, "rmtree", lambda *args, **kwargs: None)  # killed at its first file
-    checkpoints.remove(old)
+    checkpoints.remove_checkpoint(old)
     monkeypatch.undo()
     assert old.exists() and last_checkpoint(tmp_path, "mine") is None
 
@@ -99,20 +105,18 @@ def test_a_removal_that_is_killed_leaves_nothing_that_looks_whole(tmp_path: Path
 def test_a_disk_without_room_is_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, 70 * 10**9))
-    check_space(tmp_path, Space(each=20 * 10**9, number=3, result=5 * 10**9))
-    with pytest.raises(PollardError) as error:
-        check_space(tmp_path, Space(each=24 * 10**9, number=3, result=5 * 10**9))
-    assert "about 77.0 GB of disk" in str(error.value) and "70.0 GB are free: 3 checkpoints of 24.0 GB" in str(error.value)
-    assert "finetuning.trainer.save_total_limit=1" in str(error.value)
+    check_disk_space(tmp_path, DiskSpace(each=20 * 10**9, number=3, result=5 * 10**9))
+    with raises("recovery.no-disk-space", "77.0 GB", "70.0 GB", "3 checkpoints of 24.0 GB", "save_total_limit=1"):
+        check_disk_space(tmp_path, DiskSpace(each=24 * 10**9, number=3, result=5 * 10**9))
     saved(tmp_path, 10)  # is there already
-    check_space(tmp_path, Space(each=24 * 10**9, number=3, result=5 * 10**9))
-    check_space(tmp_path, Space(each=100 * 10**9, number=0, result=5 * 10**9))  # trained, and not yet saved
+    check_disk_space(tmp_path, DiskSpace(each=24 * 10**9, number=3, result=5 * 10**9))
+    check_disk_space(tmp_path, DiskSpace(each=100 * 10**9, number=0, result=5 * 10**9))  # trained, and not yet saved
 
 
 def test_what_is_frozen_has_no_optimizer_state() -> None:
     model = tiny_model("mixtral")
     numbers = sum(parameter.numel() for parameter in model.parameters())
-    assert space(model, "adamw_torch", 2) == (16 * numbers, 3, 4 * numbers)
-    assert space(model, "adamw_bnb_8bit", 1) == (10 * numbers, 2, 4 * numbers)
+    assert disk_space_needed(model, "adamw_torch", 2) == (16 * numbers, 3, 4 * numbers)
+    assert disk_space_needed(model, "adamw_bnb_8bit", 1) == (10 * numbers, 2, 4 * numbers)
     model.requires_grad_(False)
-    assert space(model, "adamw_torch", 2).each == 4 * numbers
+    assert disk_space_needed(model, "adamw_torch", 2).each == 4 * numbers

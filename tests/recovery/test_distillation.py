@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import PLAYGROUND, ROOT
+from conftest import PLAYGROUND, ROOT, raises
 from rank_launcher import ranks
 from safetensors.torch import load_file
 from trl import SFTConfig
@@ -17,7 +17,6 @@ from toolkit.pipeline.runner import run
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.distillation import check_distillable
 from toolkit.runtime import distributed
-from toolkit.runtime.errors import PollardError
 
 TRAINER = {
     "max_steps": 3,
@@ -131,5 +130,5 @@ def test_what_is_made_is_said_beforehand(folder: Path) -> None:
 @pytest.mark.parametrize("other", [{"label_smoothing_factor": 0.1}, {"loss_type": "dft"}, {"router_aux_loss_coef": 0.01}])
 def test_another_loss_beside_the_distilled_one_is_refused(other: dict, tmp_path: Path) -> None:
     arguments = {"router_aux_loss_coef": 0.0, "use_cpu": True, "bf16": False} | other
-    with pytest.raises(PollardError, match=f"trainer.{next(iter(other))} is for another loss"):
+    with raises("recovery.other-loss", f"finetuning.trainer.{next(iter(other))}"):
         check_distillable(SFTConfig(str(tmp_path), **arguments))

@@ -10,21 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 from companions import add_companions, check_companions
-from conftest import PLAYGROUND, ROOT, tiny_model
+from conftest import PLAYGROUND, ROOT, raises, tiny_model
 from peft import PeftModel
 from rank_launcher import ranks
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from toolkit.moe import find_blocks
-from toolkit.recipe.schema import Recipe
-from toolkit.recovery import methods
+from toolkit.recipe.schema import LoraRecipe, Recipe
+from toolkit.recovery.methods import METHODS, check_reach
 from toolkit.recovery.settings import sft_config
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.zero import deepspeed_config
 
 SECONDS = 540  # a rank that waits for the other would wait for ever
-METHODS = {
+TRAINED = {
     "lora": {"method": "lora", "lora": {"rank": 4, "router": True}},
     "qlora": {"method": "qlora", "lora": {"rank": 4}},
     "router": {"method": "router"},
@@ -36,7 +36,7 @@ CHANGED = {
     "router": ("gate",),
     "experts": ("experts", "gate"),
 }
-RUNS = [f"{method}-{zero}" for method in METHODS for zero in (2, 3)] + ["qlora-offload"]
+RUNS = [f"{method}-{zero}" for method in TRAINED for zero in (2, 3)] + ["qlora-offload"]
 
 
 def prepare(root: Path) -> None:
@@ -61,7 +61,7 @@ def prepare(root: Path) -> None:
             "name": name,
             "model": "the/original",
             "task": {"name": "playground/arithmetic", "dev_examples": 8},
-            "finetuning": METHODS[method] | {"zero": stages[zero], "examples": 40, "trainer": trainer},
+            "finetuning": TRAINED[method] | {"zero": stages[zero], "examples": 40, "trainer": trainer},
         }
     (root / "recipes.json").write_text(json.dumps(recipes))
 
@@ -165,28 +165,28 @@ def recipe(method: str, model: Path | str = "m", **trainer: object) -> Recipe:
 
 @pytest.mark.parametrize(("method", "missing"), [("lora", "peft"), ("qlora", "bitsandbytes")])
 def test_a_missing_package_is_named_before_anything_starts(method: str, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods, "find_spec", lambda name: None if name == missing else name)
-    with pytest.raises(PollardError, match=f"finetuning.method {method} needs {missing}, which is not installed: pip install"):
-        methods.check_method(recipe(method))
+    monkeypatch.setattr("toolkit.recovery.method.find_spec", lambda name: None if name == missing else name)
+    with raises("recovery.missing-package", f"finetuning.method {method}", f"pip install {missing}"):
+        METHODS[method].check(recipe(method))
 
 
-@pytest.mark.parametrize("method", ["full", *METHODS])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_can_train_the_playgrounds_model(method: str) -> None:
-    methods.check_method(recipe(method, PLAYGROUND / "model"))
+    METHODS[method].check(recipe(method, PLAYGROUND / "model"))
 
 
 def test_experts_that_cannot_be_adapted_are_told_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("mixtral")
     find_blocks(model)[1].experts.register_buffer("seen", torch.zeros(8))
     find_blocks(model)[1].experts.register_parameter("scale", torch.nn.Parameter(torch.ones(8)))
-    monkeypatch.setattr(methods, "meta_model", lambda config: model)
+    monkeypatch.setattr("toolkit.recovery.lora.meta_model", lambda config: model)
     with pytest.raises(PollardError, match=r"The experts of model\.layers\.1\.mlp hold .*'scale'.*full, router or experts"):
-        methods.check_method(recipe("qlora", PLAYGROUND / "model"))
-    methods.check_method(recipe("router", PLAYGROUND / "model"))
+        METHODS["qlora"].check(recipe("qlora", PLAYGROUND / "model"))
+    METHODS["router"].check(recipe("router", PLAYGROUND / "model"))
 
 
 def test_adapters_learn_at_ten_times_the_rate_unless_the_recipe_has_one(tmp_path: Path) -> None:
-    rates = {method: sft_config(recipe(method), tmp_path).learning_rate for method in methods.LEARNING_RATES}
+    rates = {method: sft_config(recipe(method), tmp_path).learning_rate for method in METHODS}
     assert rates["lora"] == rates["qlora"] == pytest.approx(10 * rates["full"])
     assert sft_config(recipe("lora", learning_rate=0.5), tmp_path).learning_rate == 0.5
 
@@ -194,9 +194,9 @@ def test_adapters_learn_at_ten_times_the_rate_unless_the_recipe_has_one(tmp_path
 def test_a_method_that_misses_a_router_is_an_error() -> None:
     model = tiny_model("mixtral")
     blocks = find_blocks(model)
-    methods.check_reached(model, blocks, "full")
+    check_reach(model, blocks, METHODS["full"], LoraRecipe())
     blocks[1].router.requires_grad_(False)
-    with pytest.raises(PollardError, match=r"method router should train 0 tensors of the experts of model\.layers\.0\.mlp"):
-        methods.check_reached(model, blocks, "router")
-    with pytest.raises(PollardError, match=r"of model\.layers\.1\.mlp and some of its router, and reaches \[2, 0\]"):
-        methods.check_reached(model, blocks, "experts")
+    with raises("recovery.wrong-reach", "method router", "0 tensors", "model.layers.0.mlp"):
+        check_reach(model, blocks, METHODS["router"], LoraRecipe())
+    with raises("recovery.wrong-reach", "method experts", "model.layers.1.mlp", [2, 0]):
+        check_reach(model, blocks, METHODS["experts"], LoraRecipe())

@@ -15,7 +15,7 @@ from conftest import PLAYGROUND, ROOT, tiny_model
 from rank_launcher import ranks
 from safetensors.torch import load_file
 
-from toolkit.recovery.checkpoints import newest_first, space
+from toolkit.recovery.checkpoints import disk_space_needed, newest_first
 
 TRAINER = {
     "max_steps": 12, "per_device_train_batch_size": 2, "logging_steps": 2, "learning_rate": 1e-3, "eval_strategy": "steps",
@@ -175,5 +175,5 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(root: Path
 def test_checkpoints_are_as_large_as_was_checked_for(root: Path) -> None:
     newest = newest_first(root / "undisturbed" / "checkpoints" / "recovered")[0]
     written = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
-    expected = space(tiny_model("mixtral", vocab_size=768, eos_token_id=1), "adamw_torch", 2).each
+    expected = disk_space_needed(tiny_model("mixtral", vocab_size=768, eos_token_id=1), "adamw_torch", 2).each
     assert expected <= written <= expected + 150_000  # scripts, random states and the log, whatever the model

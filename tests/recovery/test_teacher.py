@@ -5,17 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import raises, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from toolkit.moe import logits_at
 from toolkit.recovery import teacher
-from toolkit.recovery.distillation import COLUMNS, IGNORED, WithTeacher, losses, losses_in_parts
+from toolkit.recovery.distillation import COLUMNS, IGNORED, TeacherCollator, distillation_losses, distillation_losses_in_parts
 from toolkit.recovery.recover import _row
-from toolkit.recovery.teacher import TeacherCache, TopAndTail, bytes_per_token, cache_logits, predicted, top_and_tail
-from toolkit.runtime.errors import PollardError
+from toolkit.recovery.teacher import TeacherCache, TopAndTail, bytes_per_token, cache_logits, predicted_tokens, top_and_tail
 from toolkit.tasks import Encoded
 
 VOCABULARY = 300
@@ -72,13 +71,15 @@ def test_the_loss_from_the_cache_is_the_live_teachers(model: PreTrainedModel, tm
     cache = cached(model, tmp_path / "teacher", temperature)
     for number, encoded in enumerate(examples()):
         mine, live = logits_of(student, encoded), logits_of(model, encoded)
-        target = torch.tensor(encoded.input_ids[-predicted(encoded) :])
-        cross, divergence = losses(mine, target, cache.rows(number), temperature)
+        target = torch.tensor(encoded.input_ids[-predicted_tokens(encoded) :])
+        cross, divergence = distillation_losses(mine, target, cache.rows(number), temperature)
         expected = by_definition(mine, live, temperature)
         assert expected > 0.1 * len(target)  # these two disagree
         assert divergence.item() == pytest.approx(expected.item(), abs=1e-4 * len(target))
         assert cross.item() == pytest.approx(-mine.log_softmax(-1).gather(-1, target[:, None]).sum().item(), rel=1e-6)
-        assert losses(live, target, cache.rows(number), temperature)[1].item() == pytest.approx(0, abs=1e-4 * len(target))
+        assert distillation_losses(live, target, cache.rows(number), temperature)[1].item() == pytest.approx(
+            0, abs=1e-4 * len(target)
+        )
 
 
 def test_parts_change_neither_loss_nor_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +87,7 @@ def test_parts_change_neither_loss_nor_gradient(monkeypatch: pytest.MonkeyPatch)
     live, student = torch.randn(2, 8, 100, generator=torch.Generator().manual_seed(0)).mul(4)
     rows, target = top_and_tail(live, 2.0), torch.arange(8)
     found = []
-    for compute in (losses, losses_in_parts):
+    for compute in (distillation_losses, distillation_losses_in_parts):
         student.requires_grad_().grad = None
         cross, divergence = compute(student, target, rows, 2.0)
         (cross + divergence).backward()
@@ -105,7 +106,7 @@ def test_a_vocabulary_without_a_rest_is_the_whole_divergence(vocabulary: int) ->
     student.requires_grad_()
     rows = top_and_tail(live, 2.0)
     assert rows.index_NK.shape == (5, vocabulary)
-    divergence = losses(student, torch.arange(5), rows, 2.0)[1]
+    divergence = distillation_losses(student, torch.arange(5), rows, 2.0)[1]
     p, q = (live / 2).log_softmax(-1), (student / 2).log_softmax(-1)
     torch.testing.assert_close(divergence, (p.exp() * (p - q)).sum(), atol=1e-3, rtol=0)
     divergence.backward()
@@ -115,7 +116,7 @@ def test_a_vocabulary_without_a_rest_is_the_whole_divergence(vocabulary: int) ->
 def test_tokens_the_teacher_rules_out_leave_numbers() -> None:
     live = torch.randn(3, 100).index_fill(1, torch.arange(50), -torch.inf)
     student = torch.randn(3, 100, requires_grad=True)
-    divergence = losses(student, torch.arange(3), top_and_tail(live, 1.0), 1.0)[1]
+    divergence = distillation_losses(student, torch.arange(3), top_and_tail(live, 1.0), 1.0)[1]
     divergence.backward()
     assert divergence.isfinite() and student.grad is not None and student.grad.isfinite().all()
 
@@ -123,7 +124,7 @@ def test_tokens_the_teacher_rules_out_leave_numbers() -> None:
 def test_a_token_costs_what_was_planned(model: PreTrainedModel, tmp_path: Path) -> None:
     cached(model, tmp_path / "teacher")
     tensors = [load_file(path) for path in sorted((tmp_path / "teacher").glob("*.safetensors"))]
-    tokens = sum(map(predicted, examples()))
+    tokens = sum(map(predicted_tokens, examples()))
     assert len(tensors) == 3 and sum(len(shard["tail"]) for shard in tensors) == tokens
     assert sum(t.nbytes for shard in tensors for t in shard.values()) == tokens * bytes_per_token(VOCABULARY) == tokens * 388
 
@@ -169,21 +170,20 @@ def test_another_temperature_is_another_cache(model: PreTrainedModel, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "named"),
     [
-        ({"encoded": [*examples()[:-1], Encoded([5, 6, 7], 1)]}, "its `tokens` is"),
-        ({"encoded": [Encoded([*examples()[0].input_ids[:-1], 299], 2), *examples()[1:]]}, "its `data` is"),
-        ({"temperature": 1.0}, "its `temperature` is 2.0, here it is 1.0"),
-        ({"vocabulary": 299}, "its `vocabulary` is 300, here it is 299. Teacher and student need the same tokenizer"),
+        ({"encoded": [*examples()[:-1], Encoded([5, 6, 7], 1)]}, ["`tokens`"]),
+        ({"encoded": [Encoded([*examples()[0].input_ids[:-1], 299], 2), *examples()[1:]]}, ["`data`"]),
+        ({"temperature": 1.0}, ["`temperature`", 2.0, 1.0]),
+        ({"vocabulary": 299}, ["`vocabulary`", 300, 299, "tokenizer"]),
     ],
 )
 def test_a_cache_of_other_data_or_another_tokenizer_is_refused(
-    model: PreTrainedModel, tmp_path: Path, change: dict, said: str
+    model: PreTrainedModel, tmp_path: Path, change: dict, named: list
 ) -> None:
     cached(model, tmp_path / "teacher")
-    with pytest.raises(PollardError) as error:
+    with raises("recovery.other-teacher-cache", tmp_path / "teacher", *named):
         TeacherCache(**{"folder": tmp_path / "teacher", "encoded": examples(), "temperature": 2.0, "vocabulary": 300, **change})
-    assert said in str(error.value)
 
 
 def test_damaged_files_are_named(model: PreTrainedModel, tmp_path: Path) -> None:
@@ -191,40 +191,40 @@ def test_damaged_files_are_named(model: PreTrainedModel, tmp_path: Path) -> None
     path = tmp_path / "teacher" / "00001.safetensors"
     tensors = load_file(path)
     save_file(tensors | {"tail": tensors["tail"] * torch.nan}, path)
-    with pytest.raises(PollardError, match=r"00001\.safetensors holds numbers that are none"):
+    with raises("recovery.damaged-teacher-cache", "00001.safetensors"):
         TeacherCache(tmp_path / "teacher", examples(), 2.0, VOCABULARY).rows(5)
     for damage in (lambda: save_file({name: t[:-1] for name, t in tensors.items()}, path), lambda: path.write_bytes(b"x")):
         damage()
-        with pytest.raises(PollardError, match=r"00001\.safetensors.* damaged"):
+        with raises("recovery.damaged-teacher-cache", "00001.safetensors"):
             TeacherCache(tmp_path / "teacher", examples(), 2.0, VOCABULARY)
     path.unlink()
-    with pytest.raises(PollardError, match=r"lacks .*00001\.safetensors"):
+    with raises("recovery.damaged-teacher-cache", "00001.safetensors"):
         TeacherCache(tmp_path / "teacher", examples(), 2.0, VOCABULARY)
-    with pytest.raises(PollardError, match="No teacher's cache"):
+    with raises("recovery.no-teacher-cache", "nowhere"):
         TeacherCache(tmp_path / "nowhere", examples(), 2.0, VOCABULARY)
 
 
 def test_a_teacher_without_numbers_and_a_full_disk_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = sure_model()
     broken.lm_head.weight.data[7] = torch.nan
-    with pytest.raises(PollardError, match=r"no finite numbers in training examples 0 to 3.* Try model\.dtype=float32"):
+    with raises("recovery.teacher-not-finite", "examples 0 to 3", "model.dtype=float32"):
         cached(broken, tmp_path / "broken")
     monkeypatch.setattr(teacher.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(PollardError, match=r"cache needs .* GiB more .* GiB free: make room"):
+    with raises("recovery.no-disk-space", tmp_path / "full", "GiB more", "finetuning.examples"):
         cached(broken, tmp_path / "full")
-    assert json.loads((tmp_path / "full" / "about.json").read_text())["tokens"] == sum(map(predicted, examples()))
+    assert json.loads((tmp_path / "full" / "about.json").read_text())["tokens"] == sum(map(predicted_tokens, examples()))
 
 
 def test_a_shuffled_padded_batch_has_the_losses_of_its_examples(model: PreTrainedModel, tmp_path: Path) -> None:
     cache, student, chosen = cached(model, tmp_path / "teacher"), sure_model(seed=1), [7, 9, 2]
     rows = [{"example": number, **_row(examples()[number])} for number in chosen]
-    batch = WithTeacher(DataCollatorForLanguageModeling(pad_token_id=0), cache)(rows)
+    batch = TeacherCollator(DataCollatorForLanguageModeling(pad_token_id=0), cache)(rows)
     counted = batch["labels"][:, 1:] != IGNORED
     teaching = TopAndTail(*(batch[name].view(kind) for name, kind in zip(COLUMNS, KINDS, strict=True)))
     logits = logits_at(student, {name: batch[name] for name in ("input_ids", "attention_mask")}, counted)
-    together = losses(logits, batch["labels"][:, 1:][counted], teaching, 2.0)
+    together = distillation_losses(logits, batch["labels"][:, 1:][counted], teaching, 2.0)
     alone = []
     for number in chosen:
-        target = torch.tensor(examples()[number].input_ids[-predicted(examples()[number]) :])
-        alone.append(torch.stack(losses(logits_of(student, examples()[number]), target, cache.rows(number), 2.0)))
+        target = torch.tensor(examples()[number].input_ids[-predicted_tokens(examples()[number]) :])
+        alone.append(torch.stack(distillation_losses(logits_of(student, examples()[number]), target, cache.rows(number), 2.0)))
     torch.testing.assert_close(torch.stack(together), torch.stack(alone).sum(0), rtol=1e-5, atol=0)

@@ -16,8 +16,7 @@ from small_run import small_folder, small_recipe
 
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.recover import recover
-from toolkit.recovery.trainer import RecoveryTrainer, close_trackers
-from toolkit.recovery.training_metrics import ProgressLines
+from toolkit.recovery.trainer import ProgressLines, RecoveryTrainer, close_trackers, entropy_bits
 from toolkit.runtime.errors import PollardError
 
 ROOM = 100  # bytes per file
@@ -105,3 +104,10 @@ def test_a_training_ends_its_wandb_run_and_nobody_elses(asked: list[str], monkey
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run="a run", finish=lambda: finished.append("a run")))
     close_trackers(SimpleNamespace(report_to=asked))  # type: ignore[arg-type]
     assert finished == ["a run"] * (asked == ["wandb"])
+
+
+def test_entropy_tells_how_many_experts_are_really_used() -> None:
+    assert entropy_bits([5, 5, 5, 5]) == pytest.approx(2.0)  # log2 of four, used alike
+    assert entropy_bits([9, 0, 0, 0]) == 0.0
+    assert entropy_bits([1, 1, 0, 0]) == pytest.approx(1.0)
+    assert 1.0 < entropy_bits([4, 2, 1, 1]) < 2.0

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from conftest import raises
 from small_run import TASK, small_folder, small_recipe
 
 from toolkit.moe import load_tokenizer
@@ -123,21 +124,21 @@ def test_data_that_cannot_be_had_is_said_before_the_first_stage(folder: Path, fi
 
 
 @pytest.mark.parametrize(
-    ("finetuning", "said"),
+    ("finetuning", "code", "named"),
     [
-        ({"max_length": 4}, "No example fits into max_length 4"),
-        ({"data": [{"text": "one.txt"}]}, "one.txt has no example left to train on"),
-        ({"data": [{"self_generated": True}]}, "own answers are missing in answers/0: run the recipe"),
-        (
-            {"data": [{"task": TASK, "weight": 1}, {"text": "notes.txt", "weight": 1000}]},
-            "share of custom is less than one example",
-        ),
+        ({"data": [{"text": "one.txt"}]}, "recovery.no-examples", "one.txt"),
+        ({"data": [{"self_generated": True}]}, "recovery.no-own-answers", "answers/0"),
+        ({"data": [{"task": TASK, "weight": 1}, {"text": "notes.txt", "weight": 1000}]}, "recovery.share-too-small", "custom"),
     ],
 )
-def test_nothing_left_to_learn_from_is_an_error(folder: Path, finetuning: dict, said: str) -> None:
-    with pytest.raises(PollardError) as error:
+def test_nothing_left_to_learn_from_is_an_error(folder: Path, finetuning: dict, code: str, named: str) -> None:
+    with raises(code, named):
         read(**finetuning)
-    assert said in str(error.value)
+
+
+def test_examples_that_are_all_too_long_are_an_error(folder: Path) -> None:
+    with pytest.raises(PollardError, match="max_length 4"):
+        read(max_length=4)
 
 
 def test_what_is_learnt_belongs_to_the_fingerprints(folder: Path) -> None:

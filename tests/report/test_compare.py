@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from made_up_run import evaluate_role, make_run
 
+from toolkit.cli import exit_status
 from toolkit.cli import main as cli
 from toolkit.report.compare import compare, find_answered
 from toolkit.runtime.errors import PollardError
@@ -69,7 +70,7 @@ def test_the_verb_prints_a_table_or_json(tmp_path: Path, as_json: bool, monkeypa
     run = make_run(tmp_path)
     arguments = [str(run.recovered), str(run.path / "original"), *(["--json"] if as_json else [])]
     monkeypatch.setattr(sys, "argv", ["pollard", "compare", *arguments])
-    monkeypatch.setattr(cli, "_quieten", lambda: None)
+    monkeypatch.setattr(exit_status, "quiet_libraries", lambda: None)
     assert cli.main() == 0
     out = capsys.readouterr().out
     if as_json:

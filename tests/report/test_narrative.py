@@ -61,8 +61,8 @@ def test_models_on_different_splits_are_not_compared(tmp_path: Path) -> None:
     ("written", "expected"),
     [
         (formats.points(-0.006), "−0.6"), (formats.points(0.0749), "+7.5"), (formats.points(-0.0004), "0.0"),
-        (formats.chance(0.4142), "p = 0.41"), (formats.chance(0.0312), "p = 0.031"), (formats.chance(1e-9), "p < 0.001"),
-        (formats.chance(0.0996), "p = 0.10"),
+        (formats.p_value(0.4142), "p = 0.41"), (formats.p_value(0.0312), "p = 0.031"), (formats.p_value(1e-9), "p < 0.001"),
+        (formats.p_value(0.0996), "p = 0.10"),
     ],
 )  # fmt: skip
 def test_differences_and_chances_are_written_with_the_digits_that_count(written: str, expected: str) -> None:

@@ -92,7 +92,7 @@ def _rank(rank: int, folder: str) -> None:
     assert gather("still together") == ["still together"] * 2
 
     assert len(shard_in_step([0, 1, 2], -1)) == 2  # as many on both
-    distributed.PATIENCE = 1
+    distributed.FILE_SYSTEM_DELAY = 1
     private = Path(folder, f"of{rank}")
     private.mkdir()
     check_shared(Path(folder))

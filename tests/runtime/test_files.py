@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from small_disk import files_of_at_most
 
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.files import explained_full_disk, write_text
+from toolkit.runtime.files import explain_full_disk, write_text
 
 
 def names_in(folder: Path) -> list[str]:
@@ -36,7 +36,7 @@ def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> Non
 def test_a_full_disk_is_said_whoever_writes(save, tmp_path: Path) -> None:
     with (
         pytest.raises(PollardError, match=r"Cannot write .*/new/file: .* \([\d,.]+ GB free there\)\. Make room\.$"),
-        explained_full_disk(tmp_path / "new" / "file", lambda: "Make room."),
+        explain_full_disk(tmp_path / "new" / "file", lambda: "Make room."),
         files_of_at_most(20_000),
     ):
         save(tmp_path / "file")
@@ -44,5 +44,5 @@ def test_a_full_disk_is_said_whoever_writes(save, tmp_path: Path) -> None:
 
 def test_other_errors_pass(tmp_path: Path) -> None:
     for error in (FileNotFoundError(2, "No such file"), RuntimeError("anything"), PollardError("No space left on device")):
-        with pytest.raises(type(error)), explained_full_disk(tmp_path, lambda: ""):
+        with pytest.raises(type(error)), explain_full_disk(tmp_path, lambda: ""):
             raise error

@@ -26,4 +26,4 @@ def test_numbers_are_written_to_be_read(written: str, expected: str) -> None:
 
 def test_what_is_not_known_is_a_dash() -> None:
     writers = (formats.percent, formats.amount, formats.size, formats.speed, formats.duration)
-    assert {write(None) for write in writers} == {formats.NOTHING}  # type: ignore[operator]
+    assert {write(None) for write in writers} == {formats.MISSING}  # type: ignore[operator]

@@ -16,6 +16,7 @@ from conftest import ROOT
 from small_run import make_small
 from transformers import LlamaConfig
 
+from toolkit.cli import exit_status
 from toolkit.cli import main as cli
 from toolkit.pipeline.run_directory import RunDirectory
 
@@ -216,7 +217,7 @@ def test_a_mistake_is_one_screen(mistake: Mistake, prepared: Path, tmp_path: Pat
     folder = tmp_path / "here"
     shutil.copytree(prepared, folder)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(cli, "_quieten", lambda: None)
+    monkeypatch.setattr(exit_status, "quiet_libraries", lambda: None)
     monkeypatch.setattr(sys, "argv", ["pollard", *mistake.command.split()])
     mistake.made(folder)
     try:
@@ -235,7 +236,7 @@ def test_a_mistake_is_one_screen(mistake: Mistake, prepared: Path, tmp_path: Pat
 # For whoever looks for the place in the code.
 def test_debug_shows_the_traceback_of_a_mistake(prepared: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(prepared)
-    monkeypatch.setattr(cli, "_quieten", lambda: None)
+    monkeypatch.setattr(exit_status, "quiet_libraries", lambda: None)
     for arguments in (["--debug", "run", "none.yaml"], ["run", "none.yaml", "--debug"]):
         monkeypatch.setattr(sys, "argv", ["pollard", *arguments])
         assert cli.main() == 1

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from toolkit.runtime import distributed, progress
-from toolkit.runtime.progress import duration, steps_bar, told
+from toolkit.runtime.progress import duration, format_progress, steps_bar
 
 
 class Clock:
@@ -89,7 +89,7 @@ def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_training_that_goes_on_is_timed_by_its_own_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert told(50, 100, 10, first=40) == "50/100 (50 %), 1.0/s, 50 s left"
+    assert format_progress(50, 100, 10, first=40) == "50/100 (50 %), 1.0/s, 50 s left"
     screen = at_a_terminal(monkeypatch)
     with steps_bar("training") as at:
         at(40, 100)

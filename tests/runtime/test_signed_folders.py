@@ -17,10 +17,10 @@ from toolkit.runtime.signed_folders import (
     provenance,
     put_in_place,
     read_provenance,
-    remove_from,
     remove_own,
+    remove_own_file,
     whole_folder,
-    write_into,
+    write_own_file,
 )
 
 FACTS = provenance("pruned checkpoint", "some/model", "main")
@@ -121,10 +121,10 @@ def test_what_later_stages_and_libraries_leave_is_ours(tmp_path: Path) -> None:
     for file in ("__pycache__/a.pyc", "deep/__pycache__/b.pyc", ".cache/c"):
         (target / file).parent.mkdir(exist_ok=True)
         (target / file).write_text("")
-    write_into(target, "README.md", "a card")
-    write_into(target, "README.md", "another")
+    write_own_file(target, "README.md", "a card")
+    write_own_file(target, "README.md", "another")
     assert foreign_files(target) == [] and target / "README.md" in own_files(target)
-    remove_from(target, "README.md")
+    remove_own_file(target, "README.md")
     assert not (target / "README.md").exists() and names_in(target) == sorted(
         ["config.json", "deep", "pollard.json", "__pycache__", ".cache"]
     )
@@ -145,12 +145,12 @@ def test_a_file_that_somebody_changed_is_theirs(tmp_path: Path, size: int) -> No
 @pytest.mark.parametrize("then", ["written", "removed"])
 def test_what_a_stage_writes_beside_a_checkpoint_keeps_what_somebody_made_of_it(tmp_path: Path, then: str) -> None:
     target = made(tmp_path / "pruned")
-    write_into(target, "README.md", "a card")
+    write_own_file(target, "README.md", "a card")
     (target / "README.md").write_text("a card, and what I found")
     if then == "written":
-        write_into(target, "README.md", "a card")
+        write_own_file(target, "README.md", "a card")
     else:
-        remove_from(target, "README.md")
+        remove_own_file(target, "README.md")
     assert (target / "README.edited.md").read_text() == "a card, and what I found"
     assert foreign_files(target) == ["README.edited.md"]
 

@@ -11,11 +11,11 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="GPU ranks nee
 
 
 def test_a_lock_left_by_a_killed_compilation_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    lock = extension.FOLDER / ShareMemCommBuilder.NAME / "lock"
+    lock = extension.BUILD_FOLDER / ShareMemCommBuilder.NAME / "lock"
     distributed.start()
     try:
         extension.build_communication()
-        with extension.guard():  # other tests build at the same time
+        with extension.build_lock():  # other tests build at the same time
             lock.touch()
         monkeypatch.setattr(OpBuilder, "_loaded_ops", {})  # as if in a new process
         extension.build_communication()  # torch itself would wait for ever

@@ -3,7 +3,7 @@ from conftest import ROOT
 
 from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import Task
-from toolkit.tasks.gsm8k import without_annotations
+from toolkit.tasks.presets import without_annotations
 
 SAMPLES = ROOT / "tests" / "samples"
 

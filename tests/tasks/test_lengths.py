@@ -1,4 +1,4 @@
-from toolkit.tasks.lengths import context_fit
+from toolkit.tasks.token_checks import context_fit
 
 
 def test_what_is_too_long_itself_is_not_counted_again_for_its_answer() -> None:

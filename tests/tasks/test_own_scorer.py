@@ -6,7 +6,7 @@ import pytest
 from toolkit.recipe.data import TaskRecipe
 from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Task, Verdict
-from toolkit.tasks.own_scorer import source_of
+from toolkit.tasks.scorers import scorer_file
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def test_a_function_in_the_working_folder_judges(folder: Path) -> None:
     (folder / "judging_here.py").write_text("def longer(prediction, gold):\n    return len(prediction) >= len(gold)\n")
     task = task_with("judging_here:longer")
     assert task.scorer.verdicts([("abc", "ab"), ("a", "ab")]) == [Verdict(True, True), Verdict(False, False)]
-    assert source_of("judging_here:longer") == str(folder / "judging_here.py")
+    assert scorer_file("judging_here:longer") == str(folder / "judging_here.py")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from toolkit.tasks.readings import answer_part, declares_mark, gold_part, likeliest_part, named_answers, parts_behind_marks
+from toolkit.tasks.scorer import answer_part, declares_mark, gold_part, likeliest_part, named_answers, parts_behind_marks
 
 
 @pytest.mark.parametrize("gold", ["#### Mia", "reasons. #### Mia", "reasons\n#### Mia\n", "####\nMia", "I do not know. ####"])

@@ -5,7 +5,7 @@ import pytest
 
 from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import Scorer, Task, Verdict
-from toolkit.tasks.readings import answer_part, strict_number
+from toolkit.tasks.scorer import answer_part, strict_number
 from toolkit.tasks.scorers import SCORERS
 from toolkit.tasks.text_scorers import RegexScorer, contains, exact, numeric
 

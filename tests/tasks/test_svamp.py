@@ -7,7 +7,7 @@ from conftest import ROOT
 from toolkit.recipe.data import TaskRecipe
 from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Task
-from toolkit.tasks.svamp import worked
+from toolkit.tasks.presets import with_worked_solution
 
 FILE = str(ROOT / "tests" / "samples" / "svamp_test.jsonl")
 
@@ -22,7 +22,7 @@ def test_local_files_of_the_published_form_serve() -> None:
 
 
 def test_a_row_of_another_form_is_left_to_the_templates() -> None:
-    assert worked({"Question": "Why?"}) == {"Question": "Why?"}
+    assert with_worked_solution({"Question": "Why?"}) == {"Question": "Why?"}
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_a_row_of_another_form_is_left_to_the_templates() -> None:
     ],
 )
 def test_values_become_text_as_people_write_them(row: dict[str, Any], said: dict[str, str]) -> None:
-    assert {key: value for key, value in worked(row).items() if key not in row} == said
+    assert {key: value for key, value in with_worked_solution(row).items() if key not in row} == said
 
 
 def test_a_line_without_equation_is_told(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from toolkit.runtime.errors import PollardError
-from toolkit.tasks.templates import column, filled, text_of
+from toolkit.tasks.templates import column, fill_template, text_of
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ from toolkit.tasks.templates import column, filled, text_of
     ],
 )  # fmt: skip
 def test_a_value_becomes_the_text_that_data_have_for_it(value: Any, text: str) -> None:
-    assert text_of(value) == text == filled("{x}", {"x": value}, "here")
+    assert text_of(value) == text == fill_template("{x}", {"x": value}, "here")
 
 
 @pytest.mark.parametrize("value", [0.1, 1e-05, 1e16, 123456789.125, 5e-324, -0.0, 2.5e22])
@@ -71,7 +71,7 @@ def test_the_text_of_a_number_reads_back_as_the_same_number(value: float) -> Non
 )
 def test_what_has_no_text_is_refused_by_name(value: Any, why: str) -> None:
     with pytest.raises(PollardError) as caught:
-        filled("{x}", {"x": value}, "a.jsonl, line 3")
+        fill_template("{x}", {"x": value}, "a.jsonl, line 3")
     assert str(caught.value).startswith(f"a.jsonl, line 3: the field `x` {why}")
     str(caught.value).encode()
 
@@ -79,7 +79,7 @@ def test_what_has_no_text_is_refused_by_name(value: Any, why: str) -> None:
 @pytest.mark.parametrize(("template", "at"), [("{x[y]}", "x[y]"), ("{x[y]!s:>9}", "x[y]"), ("{x[z][1]}", "x[z][1]")])
 def test_nothing_inside_a_column_is_nothing(template: str, at: str) -> None:
     with pytest.raises(PollardError, match=r"the field `.*` is null\.") as caught:
-        filled(template, {"x": {"y": None, "z": [1, None]}}, "here")
+        fill_template(template, {"x": {"y": None, "z": [1, None]}}, "here")
     assert f"`{at}`" in str(caught.value)
 
 
@@ -100,11 +100,11 @@ def test_nothing_inside_a_column_is_nothing(template: str, at: str) -> None:
     ],
 )
 def test_formats_work_as_in_python(template: str, value: Any, text: str) -> None:
-    assert filled(template, {"x": value}, "here") == text
+    assert fill_template(template, {"x": value}, "here") == text
 
 
 def test_a_column_may_have_a_dot_or_a_space_in_its_name() -> None:
-    assert filled("{meta.answer} {my field}", {"meta.answer": 7, "my field": True}, "here") == "7 true"
+    assert fill_template("{meta.answer} {my field}", {"meta.answer": 7, "my field": True}, "here") == "7 true"
 
 
 def test_a_column_whose_name_is_no_text_can_be_told() -> None:
@@ -134,7 +134,7 @@ def test_a_column_whose_name_is_no_text_can_be_told() -> None:
 )
 def test_only_columns_and_parts_of_lists_and_objects_can_be_named(template: str, columns: dict[str, Any], why: str) -> None:
     with pytest.raises(PollardError) as caught:
-        filled(template, columns, "here")
+        fill_template(template, columns, "here")
     assert str(caught.value).startswith(f"here: {why}")
 
 
@@ -151,4 +151,4 @@ def test_only_columns_and_parts_of_lists_and_objects_can_be_named(template: str,
 )
 def test_parts_of_columns_are_found_by_key_and_number(template: str, text: str) -> None:
     columns = {"x": {"a": ["m", "n"], "0": "zero", "a b": "spaced"}, "0": "named 0", "y.z": ["dot"]}
-    assert filled(template, columns, "here") == text
+    assert fill_template(template, columns, "here") == text

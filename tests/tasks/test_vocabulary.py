@@ -7,7 +7,7 @@ from conftest import PLAYGROUND
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from toolkit.runtime.errors import PollardError
-from toolkit.tasks.vocabulary import check_vocabulary, vocabulary_size
+from toolkit.tasks.token_checks import check_vocabulary, vocabulary_size
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
 """Watch the experts on the task: run the original model over training examples and leave statistics."""
 
 from toolkit.calibration.calibrate import calibrate, calibrate_sources
-from toolkit.calibration.observer import Observer, observe
+from toolkit.calibration.observer import Observer, StatisticsObserver, observe
 from toolkit.calibration.skipping_thresholds import skipping_thresholds
-from toolkit.calibration.totals import StatisticsObserver
 
 __all__ = ["Observer", "StatisticsObserver", "calibrate", "calibrate_sources", "observe", "skipping_thresholds"]

@@ -10,13 +10,11 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel
 
-from toolkit.calibration.layerwise_pass import layerwise_pass
-from toolkit.calibration.observer import Batch, Mask, Observer, observe
-from toolkit.calibration.progressive import ProgressiveSearch, check_keep
-from toolkit.calibration.reconstruction import Reconstruction
-from toolkit.calibration.totals import StatisticsObserver
+from toolkit.calibration.observer import Batch, Mask, Observer, StatisticsObserver, observe
+from toolkit.calibration.passes import layerwise_pass
+from toolkit.calibration.reconstruction import LayerwiseSearch, ProgressiveSearch, check_progressive_keep
 from toolkit.cuts.statistics import ExpertStatistics
-from toolkit.moe import CannotStream, MoEBlock, StreamedModel, activating, find_blocks, load_model, load_thresholds
+from toolkit.moe import CannotStream, MoEBlock, StreamedModel, find_blocks, load_model, load_thresholds, override_top_k
 from toolkit.runtime.distributed import device, gather, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.progress import progress
@@ -61,16 +59,16 @@ def calibrate_sources(
     if mode not in (False, "layerwise", "progressive"):
         raise PollardError(f"Reconstruction is searched layerwise or progressive, not {mode!r}.")
     if isinstance(model, str | Path):
-        model = opened(str(model))
+        model = open_layerwise(str(model))
     whole = model.model if isinstance(model, StreamedModel) else model.eval()
     now = find_blocks(whole)[0].experts_per_token
     if experts_per_token is not None and not 1 <= experts_per_token <= now:
         raise PollardError(f"experts_per_token is {experts_per_token}: give 1…{now}.")
-    with activating(whole, experts_per_token):
+    with override_top_k(whole, experts_per_token):
         return _statistics(model, whole, [list(batches) for batches in sources], mode, keep)
 
 
-def opened(path: str) -> StreamedModel | PreTrainedModel:
+def open_layerwise(path: str) -> StreamedModel | PreTrainedModel:
     """The checkpoint layer by layer; loaded whole where it must be, for a reason that is said."""
     if load_thresholds(path):
         say(f"  {path} is watched without skipping experts, although it has a skipping.json")
@@ -85,13 +83,13 @@ def _statistics(
     model: PreTrainedModel | StreamedModel, whole: PreTrainedModel, sources: list[list[Batch]], mode: str | bool, keep: int | None
 ) -> list[ExpertStatistics]:
     blocks = find_blocks(whole)
-    totals, search = [StatisticsObserver(blocks) for _ in sources], Reconstruction(blocks)
+    totals, search = [StatisticsObserver(blocks) for _ in sources], LayerwiseSearch(blocks)
     watched: list[tuple[list[Batch], list[Observer]]] = [
         (batches, [mine, search] if mode == "layerwise" else [mine]) for batches, mine in zip(sources, totals, strict=True)
     ]
     found: dict[str, Any] = {}
     if mode == "progressive":
-        progressive = ProgressiveSearch(check_keep(keep, blocks[0].expert_count, blocks[0].experts_per_token))
+        progressive = ProgressiveSearch(check_progressive_keep(keep, blocks[0].expert_count, blocks[0].experts_per_token))
         masks, found = layerwise_pass(model, watched, progressive), progressive.found
     elif isinstance(model, StreamedModel):
         masks = layerwise_pass(model, watched)

@@ -22,7 +22,7 @@ from itertools import chain, combinations
 import torch
 
 from toolkit.calibration.token_errors import TokenErrors, token_errors
-from toolkit.moe import BlockActivations, MoEBlock, Rerouter, same_choice
+from toolkit.moe import BlockActivations, MoEBlock, Rerouter, same_routing
 from toolkit.runtime.distributed import gather
 
 ROUNDING = 1e-13
@@ -63,7 +63,7 @@ class ExhaustiveSubsetSearch:
         everyone = torch.arange(len(inputs), device=inputs.device)
         for ranks in combinations(range(self.E), self.K):
             chosen_TK = order_TE[:, list(ranks)]
-            error_T = errors(*self.rerouter.gates_of(inputs, chosen_TK), everyone)
+            error_T = errors(*self.rerouter.gate_weights(inputs, chosen_TK), everyone)
             removed_T = before_TE[:, ranks[-1]] - bits_TE[:, list(ranks)].sum(1)
             for size in range(self.K + 1):
                 for also in combinations(ranks, size):
@@ -86,7 +86,7 @@ class ExhaustiveSubsetSearch:
         return found
 
 
-def goes_by_rank(block: MoEBlock, rerouter: Rerouter, seen: BlockActivations) -> bool:
+def routes_by_rank(block: MoEBlock, rerouter: Rerouter, seen: BlockActivations) -> bool:
     """Whether over any subset the K largest logits are chosen, with weights that depend on nothing else."""
     if not rerouter.from_logits:
         return False
@@ -97,7 +97,7 @@ def goes_by_rank(block: MoEBlock, rerouter: Rerouter, seen: BlockActivations) ->
         kept = sorted(torch.randperm(block.expert_count, generator=generator)[:size].tolist())
         there = torch.isin(order_TE, torch.tensor(kept, device=order_TE.device))
         first_TK = order_TE[there].view(len(order_TE), size)[:, :k]
-        if not same_choice(rerouter(logits_TE, kept), rerouter.gates_of(logits_TE, first_TK), block.expert_count):
+        if not same_routing(rerouter(logits_TE, kept), rerouter.gate_weights(logits_TE, first_TK), block.expert_count):
             return False
     return True
 

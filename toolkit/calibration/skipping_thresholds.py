@@ -15,11 +15,11 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from toolkit.calibration.calibrate import opened
-from toolkit.calibration.layerwise_pass import layerwise_pass
+from toolkit.calibration.calibrate import open_layerwise
 from toolkit.calibration.observer import Batch, Mask, observe
+from toolkit.calibration.passes import layerwise_pass
 from toolkit.moe import BlockActivations, StreamedModel, find_blocks
-from toolkit.moe.skipping import Skipping, ratios
+from toolkit.moe.expert_skipping import Skipping, gate_ratios
 from toolkit.runtime.distributed import gather
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.progress import progress
@@ -27,7 +27,7 @@ from toolkit.runtime.progress import progress
 SkippingRule = Literal["median"] | float
 
 
-class Ratios:
+class GateRatioObserver:
     """A watcher that keeps what β is compared with: K − 1 numbers per token and block, in the router's own precision."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Ratios:
         self.rows = mask["prompt"] | mask["completion"]
 
     def __call__(self, seen: BlockActivations) -> None:
-        found = ratios(seen.gate_TK[self.rows.to(seen.gate_TK.device)])
+        found = gate_ratios(seen.gate_TK[self.rows.to(seen.gate_TK.device)])
         precise = seen.gate_TK.dtype == torch.float64
         self.found.setdefault(seen.block, []).append(found.to("cpu", torch.float64 if precise else torch.float32))
 
@@ -75,9 +75,9 @@ def skipping_thresholds(
     for no tokens.
     """
     if isinstance(model, str | Path):
-        model = opened(str(model))
+        model = open_layerwise(str(model))
     whole = model.model if isinstance(model, StreamedModel) else model.eval()
-    blocks, looking, mine = find_blocks(whole), Ratios(), list(batches)
+    blocks, looking, mine = find_blocks(whole), GateRatioObserver(), list(batches)
     if blocks[0].experts_per_token < 2:
         raise PollardError("This model activates one expert per token: there is none to skip. Leave pruning.skipping out.")
     if isinstance(model, StreamedModel):

@@ -4,10 +4,11 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from toolkit.estimate import Combined, Estimate, StageEstimate
+from toolkit.estimate import Estimate, StageEstimate
 from toolkit.estimate.machine import USABLE
+from toolkit.pipeline.relief import Combined
 from toolkit.runtime.distributed import console, say
-from toolkit.runtime.formatting import NOTHING, amount, duration
+from toolkit.runtime.formatting import MISSING, amount, duration
 from toolkit.runtime.formatting import size as as_size
 
 GIB = 2**30
@@ -21,7 +22,7 @@ def show_estimate(found: Estimate, advice: dict[str, list[str]], together: Combi
     kind = f" {machine.gpu.name}" if machine.gpu else ""
     gpus = f"{machine.gpus} x{kind} {gib(machine.gpu_memory)} GiB" if machine.gpus else "no GPU"
     kept = f"{found.experts[1]} of {found.experts[0]} experts per block"
-    steps = NOTHING if found.steps is None else f"{found.steps:,}"
+    steps = MISSING if found.steps is None else f"{found.steps:,}"
     facts = {
         "machine": f"{nodes}{gpus}, {gib(machine.cpu_memory)} GiB of RAM; {machine.ranks} ranks",
         "parameters": f"{amount(found.parameters[0])} -> {amount(found.parameters[1])} ({kept})",
@@ -91,7 +92,7 @@ def lacking(estimate: Estimate) -> str:
 
 def costs(stage: StageEstimate) -> tuple[str, str]:
     """Operations and time, in words."""
-    flops = NOTHING if stage.flops is None else f"{stage.flops:.1e}" if stage.flops else "0"
+    flops = MISSING if stage.flops is None else f"{stage.flops:.1e}" if stage.flops else "0"
     return flops, duration(stage.seconds)
 
 

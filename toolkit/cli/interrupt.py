@@ -1,8 +1,8 @@
-"""Ctrl-C, and the SIGTERM of a launcher or of SLURM's clock: a run may be left at any moment, and says how to go on.
+"""Ctrl-C, and the SIGTERM of a launcher or of SLURM's time limit: a run can be stopped at any moment and says how to resume it.
 
-Python would raise KeyboardInterrupt only once the C++ that waits for other ranks returns, which it does not when they are
-gone; so a thread of its own hears the signal, says what there is to say, and ends the process. What is on disk by then is
-what a run goes on from: the same as after a kill.
+Python raises KeyboardInterrupt only when the C++ code that waits for other ranks returns, and it never does once they are
+gone. So a separate thread receives the signal, prints the command that resumes the run, and ends the process. The run
+resumes from what is on disk by then, as after a kill.
 """
 
 import os
@@ -23,38 +23,41 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Inside, a signal ends this process at once, without a traceback; rank 0 says how to go on. Does nothing in a thread."""
+    """Inside, SIGINT and SIGTERM end this process at once, without a traceback; rank 0 prints the command that resumes the run.
+
+    Does nothing outside the main thread.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    hearing, signalled = socket.socketpair()
-    signalled.setblocking(False)
-    listener = threading.Thread(target=_listen, args=(hearing,), daemon=True)
-    before = {number: signal.signal(number, _unheard) for number in SIGNALS}
-    fd = signal.set_wakeup_fd(signalled.fileno(), warn_on_full_buffer=False)
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    listener = threading.Thread(target=_listen, args=(receiver,), daemon=True)
+    previous = {number: signal.signal(number, _ignore) for number in SIGNALS}
+    fd = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     listener.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(fd)
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
-        signalled.close()  # which ends the listener
+        sender.close()  # which ends the listener
         listener.join()
-        hearing.close()
+        receiver.close()
 
 
-def _unheard(number: int, frame: Any) -> None:
-    """Python wakes the listener by itself, and only where a signal has a handler."""
+def _ignore(number: int, frame: Any) -> None:
+    """Python writes to the wake-up socket by itself, but only for signals that have a Python handler."""
 
 
-def _listen(hearing: socket.socket) -> None:
-    while heard := hearing.recv(1):
-        if heard[0] in SIGNALS:
-            _leave()
+def _listen(receiver: socket.socket) -> None:
+    while received := receiver.recv(1):
+        if received[0] in SIGNALS:
+            _exit_with_advice()
 
 
-def _leave() -> None:
+def _exit_with_advice() -> None:
     if is_main():
         console.print("\n[bold yellow]stopped[/]: what is done stays done, and this goes on from there:")
         console.print(f"  {command_again()}", markup=False)

@@ -13,17 +13,17 @@ from rich.markup import escape
 
 from toolkit.cuts.model_summary import pruned_meta_model
 from toolkit.cuts.plan import Plan
-from toolkit.estimate.data_sizes import DataSize, DataSizes, data_sizes
-from toolkit.estimate.finetuning import Trainer
+from toolkit.estimate import DataSize, DataSizes, TrainerSettings
 from toolkit.moe import checkpoint_bytes, find_blocks, load_config, meta_model, sizes
-from toolkit.moe.load import number_type
+from toolkit.moe.load import resolve_dtype
+from toolkit.pipeline.data_sizes import data_sizes
 from toolkit.pipeline.manifest import git_commit
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.run_status import BEST_FIRST, replaced_models, stale_parts, why_model_stale
 from toolkit.pipeline.stages.core import budget
 from toolkit.recipe.file import load_recipe
 from toolkit.recipe.schema import Recipe
-from toolkit.recipe.trainer_defaults import trainer_defaults
+from toolkit.recovery.trainer_defaults import trainer_defaults
 from toolkit.runtime.distributed import is_main, say, world_size
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.formatting import amount, size
@@ -67,7 +67,7 @@ def machine(recipe: Recipe, config: object) -> str:
     gpu = torch.cuda.is_available()
     ranks = f"{world_size()} rank{'s' * (world_size() > 1)}"
     where = f"{ranks} on CPU" if not gpu else f"{ranks}, {torch.cuda.get_device_name()} each"
-    dtype = str(number_type(recipe.model.dtype, config) or "the checkpoint's own numbers").removeprefix("torch.")
+    dtype = str(resolve_dtype(recipe.model.dtype, config) or "the checkpoint's own numbers").removeprefix("torch.")
     if recipe.model.dtype == "auto":
         dtype += " (auto: the checkpoint's own)" if gpu else " (auto: no GPU)"
     return f"{where}, {dtype}"
@@ -111,7 +111,7 @@ def arithmetic(stage: str, recipe: Recipe, data: DataSizes) -> str:
 
 
 def _training(recipe: Recipe, data: DataSize) -> str:
-    trainer = Trainer(trainer_defaults(torch.cuda.is_available(), recipe) | recipe.finetuning.trainer)
+    trainer = TrainerSettings(trainer_defaults(torch.cuda.is_available(), recipe) | recipe.finetuning.trainer)
     ranks, steps = world_size(), trainer.steps(data.examples, world_size())
     at_once = trainer.micro_batch * trainer.accumulation * ranks
     factors = [f"{trainer.micro_batch}", *([f"{trainer.accumulation} accumulated"] if trainer.accumulation > 1 else [])]

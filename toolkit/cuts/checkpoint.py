@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from toolkit.cuts.experts import masked, slice_model
+from toolkit.cuts.experts import apply_plan, masked
 from toolkit.cuts.layout import UnknownLayoutError
 from toolkit.cuts.plan import Plan
-from toolkit.cuts.verify import TOLERANCE, WRONG, sample, verify
-from toolkit.cuts.writer import Job, plan_job, rewrite
+from toolkit.cuts.verify import TOLERANCE, VERIFICATION_FAILED, sampled_blocks, verify
+from toolkit.cuts.writer import PruneJob, plan_prune, write_pruned
 from toolkit.moe.blocks import EXPERT_KEYS, TOP_K_KEYS
-from toolkit.moe.companions import copy_companions
 from toolkit.moe.load import DEQUANTIZED, checkpoint_folder, load_config, load_model, quantization_of
-from toolkit.moe.names import FURTHER_LAYERS
-from toolkit.moe.stock import check_opens
+from toolkit.moe.loading_checks import check_opens
+from toolkit.moe.model_files import copy_companions
+from toolkit.moe.names import MTP_COUNT_KEYS
 from toolkit.moe.tensor_files import stored_tensors
 from toolkit.runtime.distributed import on_all_ranks, on_main, say
 from toolkit.runtime.errors import PollardError
@@ -27,11 +27,11 @@ from toolkit.runtime.files import write_text
 from toolkit.runtime.signed_folders import check_target, provenance, whole_folder
 
 PROBE_TOKENS = 32
-PLAN = ("model", "criterion", "keep", "experts_per_token", "seed")  # what a checkpoint tells of the plan it was cut by
-QUANTIZATION = ("quantization_config", "compression_config")
+PLAN_FACTS = ("model", "criterion", "keep", "experts_per_token", "seed")  # what a checkpoint tells of the plan it was cut by
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 # Layers that predict further tokens are no part of the model that transformers loads and saves: written without them,
 # a checkpoint must not promise them
-FURTHER_TOKENS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
+MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
 
 
 def prune_checkpoint(
@@ -51,17 +51,17 @@ def prune_checkpoint(
     folder = on_all_ranks(lambda: checkpoint_folder(source, revision))
     on_main(lambda: _check_places(folder, target, overwrite))
     quantized = quantization_of(load_config(str(folder)))
-    facts = provenance("pruned checkpoint", source, revision) | {"plan": {key: getattr(plan, key) for key in PLAN}}
+    facts = provenance("pruned checkpoint", source, revision) | {"plan": {key: getattr(plan, key) for key in PLAN_FACTS}}
     try:
-        job = on_all_ranks(lambda: plan_job(folder, plan))
+        job = on_all_ranks(lambda: plan_prune(folder, plan))
     except UnknownLayoutError as reason:
         if quantized:
             raise PollardError(f"{source} is quantized ({quantized}) in a layout that cannot be pruned: {reason}.") from None
         say(f"  the whole model is loaded, for its files alone do not say which experts are where: {reason}")
         on_main(lambda: _prune_in_memory(source, plan, target, revision, facts))
         return
-    rewrite(job, pruned_config(job), target, partial(verify, job, oracle=not quantized), facts)
-    blocks = f"; {', '.join(sample(job.model))} answer as the masked original's" * (not quantized)
+    write_pruned(job, pruned_config(job), target, partial(verify, job, oracle=not quantized), facts)
+    blocks = f"; {', '.join(sampled_blocks(job.model))} answer as the masked original's" * (not quantized)
     say(f"  every tensor of the pruned checkpoint is the original's, bit for bit{blocks}")
     if job.modules.summary:
         say(f"  {job.modules.summary}")
@@ -91,12 +91,12 @@ def _prune_in_memory(source: str, plan: Plan, target: Path, revision: str | None
     probe = torch.randint(vocabulary, (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(0))
     with masked(model, plan):
         expected = _logits(model, probe)
-    sliced = _logits(aligned(slice_model(model, plan)), probe)
+    sliced = _logits(copied_from_file(apply_plan(model, plan)), probe)
     with whole_folder(target, facts) as folder:
         write_checkpoint(model, folder)
         complete_checkpoint(checkpoint_folder(source, revision), folder, model.config)
         del model
-        reloaded = _logits(aligned(load_model(str(folder), dtype="checkpoint")), probe)
+        reloaded = _logits(copied_from_file(load_model(str(folder), dtype="checkpoint")), probe)
         if not torch.equal(reloaded, sliced):
             gap = (reloaded - sliced).abs().max().item()
             raise PollardError(
@@ -104,10 +104,10 @@ def _prune_in_memory(source: str, plan: Plan, target: Path, revision: str | None
             )
         gap = ((sliced - expected).abs().max() / expected.abs().max().clamp(min=1.0)).item()
         if not gap <= TOLERANCE[expected.dtype]:
-            raise PollardError(WRONG.format(f"logits differ by {gap:.3g}"))
+            raise PollardError(VERIFICATION_FAILED.format(f"logits differ by {gap:.3g}"))
 
 
-def aligned(model: PreTrainedModel) -> PreTrainedModel:
+def copied_from_file(model: PreTrainedModel) -> PreTrainedModel:
     """`model` with its weights copied out of the memory-mapped file.
 
     How a CPU rounds a product depends on where in memory the matrix begins: without this, equal weights give logits that
@@ -177,7 +177,7 @@ def _part_for(written: dict[str, Any], config: Any) -> dict[str, Any]:
 
 def _set_plain(written: dict[str, Any], dtype: str) -> None:
     """Says of all parts of a model that their weights are plain numbers of this type."""
-    for key in QUANTIZATION:
+    for key in QUANTIZATION_KEYS:
         written.pop(key, None)
     for key in {"dtype", "torch_dtype"} & written.keys():
         written[key] = dtype
@@ -186,7 +186,7 @@ def _set_plain(written: dict[str, Any], dtype: str) -> None:
             _set_plain(part, dtype)
 
 
-def pruned_config(job: Job) -> dict[str, Any]:
+def pruned_config(job: PruneJob) -> dict[str, Any]:
     """The original's configuration file as it is, but for the numbers that pruning changes."""
     written = _config_file(job.folder)
     _complete(_part_for(written, job.sliced.config), job.sliced.config)
@@ -199,7 +199,7 @@ def _complete(written: dict[str, Any], config: Any) -> None:
         value = getattr(config, key, None)
         if isinstance(value, int | list):
             written[key] = value
-    promises = {*FURTHER_TOKENS, *(key for key, value in written.items() if FURTHER_LAYERS.match(key) and type(value) is int)}
+    promises = {*MTP_KEYS, *(key for key, value in written.items() if MTP_COUNT_KEYS.match(key) and type(value) is int)}
     written.update({key: 0 for key in sorted(promises) if written.get(key) or getattr(config, key, None)})
     for part in config.sub_configs:  # text_config of a multimodal model
         if isinstance(written.get(part), dict):

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from transformers import PreTrainedModel
 
 from toolkit.cuts.plan import Plan
-from toolkit.moe.blocks import EXPERT_KEYS, TOP_K_KEYS, MoEBlock, find_blocks, set_numbers
+from toolkit.moe.blocks import EXPERT_KEYS, TOP_K_KEYS, MoEBlock, find_blocks, set_config_values
 from toolkit.moe.masking import check_prunable, restricted, slice_router, slice_tensors
 from toolkit.runtime.errors import PollardError
 
@@ -48,7 +48,7 @@ def masked(model: PreTrainedModel, plan: Plan) -> Iterator[PreTrainedModel]:
         yield model
 
 
-def slice_model(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
+def apply_plan(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     """Removes the pruned experts from `model` in place and returns it. Raises PollardError as `check_plan` does."""
     blocks = find_blocks(model)
     check_plan(blocks, plan)
@@ -69,6 +69,6 @@ def slice_model(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
                     setattr(module, key, becomes)
     configs = [model.config, model.config.get_text_config(), *(block.experts.config for block in blocks)]
     for config in {id(config): config for config in configs}.values():
-        set_numbers(config, EXPERT_KEYS, plan.keep)
-        set_numbers(config, TOP_K_KEYS, plan.experts_per_token)
+        set_config_values(config, EXPERT_KEYS, plan.keep)
+        set_config_values(config, TOP_K_KEYS, plan.experts_per_token)
     return model

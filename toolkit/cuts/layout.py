@@ -19,7 +19,7 @@ from toolkit.cuts.plan import Plan
 from toolkit.moe.blocks import find_blocks
 from toolkit.moe.completeness import EXPERT_NUMBER, Source, absent_parameters, check_experts, check_sizes
 from toolkit.moe.masking import kept_rows
-from toolkit.moe.names import Names
+from toolkit.moe.names import NameResolver
 from toolkit.moe.tensor_files import Piece, StoredTensor, row_axis
 from toolkit.runtime.errors import PollardError
 
@@ -46,15 +46,15 @@ def cut(
     `model` and `sliced`: the original and the pruned model, both without weights. Raises UnknownLayoutError, and PollardError
     where the files do not hold what the configuration describes.
     """
-    names, cuts = Names(model), expert_rows(model, sliced, plan)
+    names, cuts = NameResolver(model), expert_rows(model, sliced, plan)
     sources: dict[str, list[Source]] = defaultdict(list)  # per parameter
     parameters: dict[str, str] = {}  # per tensor, where it becomes (part of) a single parameter
     left: list[str] = []
     split: set[str] = set()  # parameters of tensors that become several
     for name in sorted(stored, key=dot_natural_key):
-        known = names.known(name)
+        known = names.resolve(name)
         if known is None:
-            if names.is_further(name):
+            if names.is_mtp(name):
                 left.append(name)
             elif EXPERT_NUMBER.search(name):
                 raise UnknownLayoutError(f"{name} is of one expert, and no parameter of the model comes from it")

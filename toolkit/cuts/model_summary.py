@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from toolkit.cuts.experts import slice_model
+from toolkit.cuts.experts import apply_plan
 from toolkit.cuts.layout import UnknownLayoutError
 from toolkit.cuts.plan import BlockPlan, Plan
-from toolkit.cuts.writer import plan_job
+from toolkit.cuts.writer import plan_prune
 from toolkit.moe.blocks import MoEBlock, find_blocks
 from toolkit.moe.load import load_config, meta_model, quantization_of
 from toolkit.moe.masking import check_prunable
-from toolkit.moe.sizes import Sizes, sizes
+from toolkit.moe.model_size import Sizes, sizes
 from toolkit.runtime.errors import PollardError
 
-SHARES = (0.75, 0.5, 0.25, 0.125)  # of the experts kept, in the table of sizes
+SUMMARY_FRACTIONS = (0.75, 0.5, 0.25, 0.125)  # of the experts kept, in the table of sizes
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def _stored(folder: Path, found: ModelSummary) -> StoredWeights | None:
     if model is None:
         return None
     try:
-        job = plan_job(folder, _first_experts(model, keep, min(keep, found.experts_per_token)))
+        job = plan_prune(folder, _first_experts(model, keep, min(keep, found.experts_per_token)))
     except UnknownLayoutError:  # no safetensors files, or their names do not say which expert is where
         return None
     dtypes: Counter[str] = Counter()
@@ -87,7 +87,7 @@ def summary_of(config: Any) -> ModelSummary:
     model = meta_model(config)
     blocks = find_blocks(model)
     block, total = blocks[0], sizes(model)
-    keeps = [round(share * block.expert_count) for share in SHARES]
+    keeps = [round(share * block.expert_count) for share in SUMMARY_FRACTIONS]
     return ModelSummary(
         family=config.model_type, blocks=len(blocks), experts=block.expert_count, experts_per_token=block.experts_per_token,
         groups=block.groups or 1, groups_per_token=block.groups_per_token, parameters=total.parameters,
@@ -123,7 +123,7 @@ def pruned_meta_model(config: Any, keep: int, experts_per_token: int | None = No
     """
     model = meta_model(copy.deepcopy(config))
     active = experts_per_token or min(keep, find_blocks(model)[0].experts_per_token)
-    return slice_model(model, _first_experts(model, keep, active))
+    return apply_plan(model, _first_experts(model, keep, active))
 
 
 def _first_experts(model: PreTrainedModel, keep: int, experts_per_token: int) -> Plan:

@@ -13,24 +13,23 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
-from toolkit.cuts.experts import slice_model
+from toolkit.cuts.experts import apply_plan
 from toolkit.cuts.layout import UnknownLayoutError, cut
 from toolkit.cuts.plan import Plan
-from toolkit.moe.checkpoint_files import INDEX, SINGLE, checkpoint_files
-from toolkit.moe.companions import copy_companions
 from toolkit.moe.load import load_config, meta_model
+from toolkit.moe.model_files import INDEX, SINGLE, checkpoint_files, copy_companions
 from toolkit.moe.quantized_names import QUANTIZATION, RenamedModules
-from toolkit.moe.tensor_files import Piece, StoredTensor, explained_writing, stored_tensors, write_file
+from toolkit.moe.tensor_files import Piece, StoredTensor, explain_write_errors, stored_tensors, write_file
 from toolkit.runtime.distributed import on_all_ranks, on_main, say, shard
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import write_text
 from toolkit.runtime.progress import progress
-from toolkit.runtime.signed_folders import begin, is_begun, partial_of, put_in_place, remove_own, sign
+from toolkit.runtime.signed_folders import begin_folder, is_resumable, partial_path, put_in_place, remove_own, sign
 
 SHARD_BYTES = 5 * 10**9  # a rerun after a stop repeats at most one such file per rank
 
 
-class Job(NamedTuple):
+class PruneJob(NamedTuple):
     """What is pruned into what; the same on every rank."""
 
     folder: Path
@@ -43,18 +42,18 @@ class Job(NamedTuple):
     modules: RenamedModules
 
 
-def plan_job(folder: Path, plan: Plan) -> Job:
-    """Decides every tensor from headers and configuration. Raises PollardError as `slice_model` and `stored_tensors` do,
+def plan_prune(folder: Path, plan: Plan) -> PruneJob:
+    """Decides every tensor from headers and configuration. Raises PollardError as `apply_plan` and `stored_tensors` do,
     and UnknownLayoutError."""
     if not checkpoint_files(folder).safetensors:
         raise UnknownLayoutError(f"it has no {SINGLE}")
     model, sliced = (meta_model(load_config(str(folder))) for _ in range(2))
-    slice_model(sliced, plan)
+    apply_plan(sliced, plan)
     stored = stored_tensors(folder)
     pieces, left = cut(stored, model, sliced, plan)
     renamed = {piece.source.name: piece.name for piece in pieces}
     modules = RenamedModules(renamed, stored.keys() - renamed.keys())
-    return Job(folder, plan, stored, model, sliced, _packed(pieces), left, modules)
+    return PruneJob(folder, plan, stored, model, sliced, _packed(pieces), left, modules)
 
 
 def _packed(pieces: list[Piece]) -> dict[str, list[Piece]]:
@@ -72,17 +71,19 @@ def _packed(pieces: list[Piece]) -> dict[str, list[Piece]]:
     return {f"model-{n:05}-of-{len(shards):05}.safetensors": shard for n, shard in enumerate(shards, 1)}
 
 
-def rewrite(job: Job, config: dict[str, Any], target: Path, verify: Callable[[Path], None], facts: dict[str, Any]) -> None:
+def write_pruned(
+    job: PruneJob, config: dict[str, Any], target: Path, verify: Callable[[Path], None], facts: dict[str, Any]
+) -> None:
     """Writes the pruned checkpoint with that configuration to `target`, by all ranks, and signs it with `facts`.
 
     `verify` looks at the written folder before it gets its name, also on every rank. Raises PollardError where the disk is
     too small or cannot be written; nothing is changed at `target` then.
     """
-    partial = partial_of(target)
+    partial = partial_path(target)
 
     def step(where: Callable[[Callable[[], None]], None], work: Callable[[], None]) -> None:
         def explained() -> None:  # on the rank that fails: the others are told its words
-            with explained_writing(target):
+            with explain_write_errors(target):
                 work()
 
         where(explained)
@@ -98,12 +99,12 @@ def rewrite(job: Job, config: dict[str, Any], target: Path, verify: Callable[[Pa
     step(on_main, finish)
 
 
-def _open(job: Job, target: Path) -> None:
+def _open(job: PruneJob, target: Path) -> None:
     """Makes the folder, or takes over what an earlier attempt at the same left. Raises PollardError where the rest of the
     files does not fit on the disk."""
-    partial, identity = partial_of(target), _fingerprint(job)
-    if not is_begun(target, identity):
-        begin(target, identity)
+    partial, identity = partial_path(target), _fingerprint(job)
+    if not is_resumable(target, identity):
+        begin_folder(target, identity)
     todo = [pieces for name, pieces in job.shards.items() if not (partial / name).exists()]
     needed = sum(piece.bytes for pieces in todo for piece in pieces)
     free = shutil.disk_usage(partial).free
@@ -118,7 +119,7 @@ def _open(job: Job, target: Path) -> None:
         say(f"  {len(job.shards) - len(todo)} of {len(job.shards)} files are there already: going on")
 
 
-def _fingerprint(job: Job) -> str:
+def _fingerprint(job: PruneJob) -> str:
     files = sorted({tensor.file for tensor in job.stored.values()})
     source = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
     kept = {name: block.kept for name, block in job.plan.blocks.items()}
@@ -126,14 +127,14 @@ def _fingerprint(job: Job) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _write(job: Job, partial: Path) -> None:
+def _write(job: PruneJob, partial: Path) -> None:
     """This rank's share of the files."""
     for name in progress(shard(list(job.shards)), "writing files", total=len(job.shards)):
         if not (partial / name).exists():
             write_file(partial / name, job.shards[name])
 
 
-def _write_rest(job: Job, partial: Path, config: dict[str, Any]) -> None:
+def _write_rest(job: PruneJob, partial: Path, config: dict[str, Any]) -> None:
     """Index and configuration, and what else lies beside the weights, as it is."""
     if len(job.shards) > 1:
         total = sum(piece.bytes for pieces in job.shards.values() for piece in pieces)

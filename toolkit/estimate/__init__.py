@@ -1,13 +1,20 @@
-"""Before the bill: what a recipe takes in memory, time and disk on a given machine, from the model's configuration alone.
+"""Arithmetic of memory, time and disk, from a model's configuration alone: no weights are read, no GPU is needed.
 
-Everything is an estimate. Nothing is fetched, no weights are read, no GPU is needed.
+What a stage holds and computes is put together by the stage itself (toolkit/pipeline/stages).
 """
 
-from toolkit.estimate.advice import Combined, advice, combined_advice
-from toolkit.estimate.estimator import Estimator
-from toolkit.estimate.machine import GPUS, Machine, machine
-from toolkit.estimate.stage_estimate import Estimate, StageEstimate
+from toolkit.estimate.data_size import DataSize, DataSizes
+from toolkit.estimate.finetuning import FineTuning, TrainerSettings, cannot_fit, estimate_finetuning
+from toolkit.estimate.inference import LogitsPass, estimate_generation, estimate_logits_pass, row_bytes
+from toolkit.estimate.machine import GIB, GPUS, Machine, resolve_machine
+from toolkit.estimate.model_size import ModelSize, model_size
+from toolkit.estimate.placement import ModelPlacement, place_model
+from toolkit.estimate.stage_estimate import DISK_BANDWIDTH, Estimate, StageEstimate, combined_estimate, count, memory_on
+from toolkit.estimate.training_memory import TrainingModel
 
 __all__ = [
-    "GPUS", "Combined", "Estimate", "Estimator", "Machine", "StageEstimate", "advice", "combined_advice", "machine",
+    "DISK_BANDWIDTH", "GIB", "GPUS", "DataSize", "DataSizes", "Estimate", "FineTuning", "LogitsPass", "Machine",
+    "ModelPlacement", "ModelSize", "StageEstimate", "TrainerSettings", "TrainingModel", "cannot_fit", "combined_estimate",
+    "count", "estimate_finetuning", "estimate_generation", "estimate_logits_pass", "memory_on", "model_size", "place_model",
+    "resolve_machine", "row_bytes",
 ]  # fmt: skip

@@ -1,132 +1,159 @@
-"""The stages recover and control: memory, steps, operations and checkpoints of fine-tuning."""
+"""Fine-tuning, of the pruned model or of the control: memory, steps, operations and checkpoints."""
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from toolkit.estimate.data_sizes import DataSize
+from toolkit.estimate.data_size import DataSize
 from toolkit.estimate.machine import Machine
-from toolkit.estimate.model import ModelNumbers
-from toolkit.estimate.stage_estimate import DISK, StageEstimate, on_machine
-from toolkit.estimate.trained import trained_by
-from toolkit.estimate.training import TrainingMemory, engine_bytes, training_memory
-from toolkit.recipe.schema import Recipe
-from toolkit.recipe.trainer_defaults import trainer_defaults
-from toolkit.recovery.teacher import TOKENS_AT_ONCE
+from toolkit.estimate.model_size import ModelSize
+from toolkit.estimate.stage_estimate import DISK_BANDWIDTH, StageEstimate, memory_on
+from toolkit.estimate.training_memory import TrainingMemory, TrainingModel, ZeroSettings, checkpoint_bytes, training_memory
 from toolkit.runtime.zero import deepspeed_config
 
 # TRL never builds the logits of a whole batch: it projects tiles of 4,096 tokens by 32,768 words, in float32
 TILE_TOKENS, TILE_WORDS = 4096, 32768
 # The distilled loss has its logits whole (those of the batch, those that count, and a gradient), and a part of them in
-# float32, this many times at the fullest moment (measured: tests/estimate/test_working_memory.py)
+# float32, this many times at the fullest moment (measured: tests/estimate/test_model_size.py)
 DISTILLED_COPIES = 6
 
 
 @dataclass(frozen=True)
-class Trainer:
-    """What of SFTConfig decides memory and steps."""
+class TrainerSettings:
+    """The fields of TRL's SFTConfig that decide memory and steps."""
 
-    settings: dict[str, Any]
+    fields: dict[str, Any]  # of SFTConfig: the defaults of the toolkit and what the recipe sets
 
     @property
     def micro_batch(self) -> int:
-        return int(self.settings["per_device_train_batch_size"])
+        """Examples per rank and forward pass."""
+        return int(self.fields["per_device_train_batch_size"])
 
     @property
     def accumulation(self) -> int:
-        return int(self.settings.get("gradient_accumulation_steps", 1))
+        """Micro-batches per step."""
+        return int(self.fields.get("gradient_accumulation_steps", 1))
 
     @property
     def checkpointing(self) -> bool:
-        return bool(self.settings.get("activation_checkpointing", self.settings["gradient_checkpointing"]))
+        """Whether activations are computed again in the backward pass."""
+        return bool(self.fields.get("activation_checkpointing", self.fields["gradient_checkpointing"]))
+
+    @property
+    def optimizer(self) -> str:
+        return str(self.fields["optim"])
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.settings["bf16"] else torch.float16 if self.settings["fp16"] else torch.float32
+        return torch.bfloat16 if self.fields["bf16"] else torch.float16 if self.fields["fp16"] else torch.float32
+
+    def examples_per_step(self, ranks: int) -> int:
+        return self.micro_batch * self.accumulation * ranks
 
     def steps(self, examples: int | None, ranks: int) -> int | None:
-        most = int(self.settings.get("max_steps", -1))
-        if most > 0:
-            return most
+        """None where the number of examples is not known."""
+        limit = int(self.fields.get("max_steps", -1))
+        if limit > 0:
+            return limit
         if examples is None:
             return None
         batches = math.ceil(examples / (self.micro_batch * ranks))
-        return math.ceil(float(self.settings["num_train_epochs"]) * max(1, math.ceil(batches / self.accumulation)))
+        return math.ceil(float(self.fields["num_train_epochs"]) * max(1, math.ceil(batches / self.accumulation)))
 
     def checkpoints(self, steps: int | None) -> int:
         """How many lie on the disk at most: one more than are kept, while the next is written."""
-        kind = str(self.settings["save_strategy"])
-        if kind == "no":
+        strategy = str(self.fields["save_strategy"])
+        if strategy == "no":
             return 0
-        every = float(self.settings.get("save_steps", 500))
-        if kind == "steps":
+        every = float(self.fields.get("save_steps", 500))
+        if strategy == "steps":
             number = math.ceil(1 / every) if every < 1 else math.ceil((steps or 0) / every)
         else:
-            number = math.ceil(float(self.settings["num_train_epochs"]))
-        return min(number, int(self.settings.get("save_total_limit") or number) + 1)
+            number = math.ceil(float(self.fields["num_train_epochs"]))
+        return min(number, int(self.fields.get("save_total_limit") or number) + 1)
 
 
-def trainer_of(recipe: Recipe, machine: Machine) -> Trainer:
-    return Trainer(trainer_defaults(machine.gpus > 0, recipe) | recipe.finetuning.trainer)
+@dataclass(frozen=True)
+class FineTuning:
+    """How a model is fine-tuned. `model` is in the dtype that is trained in."""
+
+    model: ModelSize
+    trained: TrainingModel
+    trainer: TrainerSettings
+    method: str  # finetuning.method
+    zero: int | str  # finetuning.zero
+    distilled_tokens: int | None = None  # with a teacher: completion tokens whose loss is computed at once
+
+    @cached_property
+    def zero_settings(self) -> ZeroSettings:
+        """Raises PollardError for a DeepSpeed configuration that cannot be read."""
+        return ZeroSettings.of(deepspeed_config(self.zero))
 
 
-def persistent_memory(recipe: Recipe, machine: Machine, pruned: ModelNumbers) -> TrainingMemory:
-    """All but the activations: quick, and enough to tell that something cannot fit."""
-    trainer, config = trainer_of(recipe, machine), deepspeed_config(recipe.finetuning.zero)
-    optimizer = str(trainer.settings["optim"])
-    return training_memory(trained_by(recipe, pruned), config, machine.ranks, pruned.weight_bytes, optimizer, machine.gpus > 0)
+def persistent_memory(tuning: FineTuning, machine: Machine) -> TrainingMemory:
+    """All but the activations: quick, and enough to know that something cannot fit."""
+    trainer, on_gpu = tuning.trainer, machine.gpus > 0
+    weight = tuning.model.weight_bytes
+    return training_memory(tuning.trained, tuning.zero_settings, machine.ranks, weight, trainer.optimizer, on_gpu)
 
 
-def distilled_bytes(tokens: int, vocabulary: int, weight: int) -> int:
-    """Of the distilled loss of so many completion tokens, forward and backward, in a model with weights of `weight` bytes."""
-    return vocabulary * (3 * weight * tokens + 4 * DISTILLED_COPIES * min(tokens, TOKENS_AT_ONCE))
+def cannot_fit(tuning: FineTuning, machine: Machine) -> bool:
+    """Whether fine-tuning does not fit even without activations; quick."""
+    memory = persistent_memory(tuning, machine)
+    gpu, host = memory_on(machine, memory.gpu, {"offloaded": machine.ranks_per_node * memory.host})
+    return bool(StageEstimate("", "", gpu, host).lacks(machine))
 
 
-def estimate_recover(
-    recipe: Recipe, machine: Machine, pruned: ModelNumbers, data: DataSize, name: str = "recover"
-) -> StageEstimate:
-    """`pruned` in the dtype that is trained in (of the control: the original)."""
-    trainer, ranks, weight = trainer_of(recipe, machine), machine.ranks, pruned.weight_bytes
-    optimizer, memory = str(trainer.settings["optim"]), persistent_memory(recipe, machine, pruned)
-    stage = int(deepspeed_config(recipe.finetuning.zero).get("zero_optimization", {}).get("stage", 0))
-    working = pruned.working(trainer.micro_batch, data.longest, train=True, checkpointing=trainer.checkpointing)
-    tokens = trainer.micro_batch * data.longest
-    if recipe.finetuning.teacher:
-        loss = distilled_bytes(tokens, pruned.vocabulary, weight)
-    else:
-        loss = 4 * (pruned.head + tokens * pruned.hidden_size + min(tokens, TILE_TOKENS) * min(pruned.vocabulary, TILE_WORDS))
-    gpu = memory.device | {"activations": max((working or 0) + loss, memory.step)}
-    method = trained_by(recipe, pruned)
+def distilled_bytes(tokens: int, vocabulary: int, weight: int, tokens_at_once: int) -> int:
+    """Bytes of the distilled loss of `tokens` completion tokens, forward and backward, in a model with weights of `weight`
+    bytes; float32 copies of the logits are made of `tokens_at_once` tokens at a time."""
+    return vocabulary * (3 * weight * tokens + 4 * DISTILLED_COPIES * min(tokens, tokens_at_once))
+
+
+def estimate_finetuning(name: str, tuning: FineTuning, machine: Machine, data: DataSize) -> StageEstimate:
+    """`name`: that of the stage."""
+    model, trainer, trained, stage = tuning.model, tuning.trainer, tuning.trained, tuning.zero_settings.stage
+    ranks, weight = machine.ranks, model.weight_bytes
+    memory = persistent_memory(tuning, machine)
+    activations = model.activations(trainer.micro_batch, data.longest, train=True, checkpointing=trainer.checkpointing)
+    gpu = memory.gpu | {"activations": max((activations or 0) + _loss_bytes(tuning, data), memory.step)}
     # ZeRO 0 to 2: every rank reads the whole model before it goes to the GPU. 3: rank 0 gathers it, to save it.
-    # qlora: the ranks read it in turns.
-    whole = pruned.bytes * (machine.ranks_per_node if stage < 3 and not method.whole else 1)
+    # Models that are whole on the GPU are read by the ranks in turns.
+    whole = model.bytes * (machine.ranks_per_node if stage < 3 and not trained.whole_on_gpu else 1)
     host = {"offloaded": machine.ranks_per_node * memory.host, "model": whole if machine.gpus or stage == 3 else 0}
-    steps, mean = trainer.steps(data.examples, ranks), data.mean
-    seen = None if steps is None else steps * trainer.micro_batch * trainer.accumulation * ranks * mean
+    steps, per_step = trainer.steps(data.examples, ranks), trainer.examples_per_step(ranks)
+    trained_tokens = None if steps is None else steps * per_step * data.mean
     # Forward 2, backward 2 for the inputs and 2 for the weights (frozen ones need none), forward again with checkpointing
-    per_weight = (2 if trainer.checkpointing else 0) + (6 if method.trained == pruned.parameters else 4)
-    flops = None if seen is None else per_weight * pruned.active * seen
-    saved = engine_bytes(method.trained, stage, weight, optimizer)
-    if recipe.finetuning.method in ("router", "experts"):  # DeepSpeed leaves out what is frozen for adapters only
-        saved += method.frozen_bytes
-    per_step = trainer.micro_batch * trainer.accumulation * ranks
+    per_weight = (2 if trainer.checkpointing else 0) + (6 if trained.trained == model.parameters else 4)
+    flops = None if trained_tokens is None else per_weight * model.active * trained_tokens
+    saved = checkpoint_bytes(trained.trained, stage, weight, trainer.optimizer)
+    saved += trained.frozen_bytes if trained.saves_frozen else 0
     notes = []
-    if working is None:
+    if activations is None:
         notes.append("activations are not counted: this family's code looks at tensors' contents")
     if memory.host:
         notes.append("offloaded: the optimizer runs on the CPU and everything crosses PCIe; the time counts neither")
-    on_gpu, in_ram = on_machine(machine, gpu, host)
+    on_gpu, in_ram = memory_on(machine, gpu, host)
     return StageEstimate(
         name=name,
         gpu=on_gpu,
         host=in_ram,
         work=f"{'unknown' if steps is None else f'{steps:,}'} steps of {per_step:,} examples ({trainer.micro_batch} x "
-        f"{trainer.accumulation} x {ranks} ranks), {recipe.finetuning.method}, ZeRO {recipe.finetuning.zero}, {optimizer}, "
+        f"{trainer.accumulation} x {ranks} ranks), {tuning.method}, ZeRO {tuning.zero}, {trainer.optimizer}, "
         f"{str(trainer.dtype).removeprefix('torch.')}{', checkpointing' if trainer.checkpointing else ''}",
-        disk=pruned.bytes + trainer.checkpoints(steps) * saved,
+        disk=model.bytes + trainer.checkpoints(steps) * saved,
         flops=flops,
-        seconds=machine.seconds(flops, pruned.bytes / DISK),
+        seconds=machine.seconds(flops, model.bytes / DISK_BANDWIDTH),
         notes=tuple(notes),
     )
+
+
+def _loss_bytes(tuning: FineTuning, data: DataSize) -> int:
+    """Of the language model's head and the loss of one micro-batch."""
+    model, tokens = tuning.model, tuning.trainer.micro_batch * data.longest
+    if tuning.distilled_tokens is not None:
+        return distilled_bytes(tokens, model.vocabulary, model.weight_bytes, tuning.distilled_tokens)
+    return 4 * (model.head + tokens * model.hidden_size + min(tokens, TILE_TOKENS) * min(model.vocabulary, TILE_WORDS))

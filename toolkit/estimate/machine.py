@@ -1,4 +1,4 @@
-"""The machine that is planned for: this one unless told otherwise."""
+"""The machine an estimate is for: this one, or one described by options."""
 
 import os
 import re
@@ -10,9 +10,8 @@ from toolkit.runtime.errors import PollardError, did_you_mean
 
 GIB = 2**30
 CPU_RANKS = 2  # what launch.sh starts where there is no GPU
-# Of the peak, with everything that stands in its way (communication, padding, small products, Python)
-UTILISATION = 0.3
-USABLE = 0.92  # of a GPU's memory, or a host's: the rest is CUDA's, the system's and fragments
+UTILISATION = 0.3  # of a GPU's peak FLOP/s: the rest is lost to communication, padding, small products and Python
+USABLE = 0.92  # of a GPU's or a host's memory: the rest is taken by CUDA, the system and fragmentation
 UNITS = {"M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -45,13 +44,13 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Machine:
-    """`gpus` per node, each with `gpu_memory` bytes; `cpu_memory` bytes per node. `gpu` is None where its kind is unknown."""
+    """`nodes` equal nodes."""
 
-    gpus: int
+    gpus: int  # per node
     nodes: int
-    gpu_memory: int
-    cpu_memory: int
-    gpu: GPU | None
+    gpu_memory: int  # bytes of each GPU
+    cpu_memory: int  # bytes of RAM of each node
+    gpu: GPU | None  # None: their kind is not known
 
     @property
     def ranks_per_node(self) -> int:
@@ -61,66 +60,79 @@ class Machine:
     def ranks(self) -> int:
         return self.nodes * self.ranks_per_node
 
-    def room_for(self, size: int) -> bool:
-        """Whether so many bytes fit on each GPU."""
+    def fits_gpu(self, size: int) -> bool:
+        """Whether `size` bytes fit on each GPU; true where there is none."""
         return not self.gpus or size <= USABLE * self.gpu_memory
 
     def seconds(self, flops: float | None, other: float, gpus: int | None = None) -> float | None:
-        """Of so many operations on all GPUs (or so many of them), after `other` seconds; None where either is unknown."""
+        """`other` plus the seconds that `flops` operations take on `gpus` GPUs (default: all of them). None where the number of
+        operations or the GPU's speed is not known."""
         if flops is None or self.gpu is None:
             return None
         return other + flops / (UTILISATION * self.gpu.flops * (gpus or self.gpus * self.nodes))
 
 
-def machine(
+def resolve_machine(
     gpus: int | None = None, nodes: int = 1, gpu: str | None = None, gpu_memory: str | None = None, cpu_memory: str | None = None
 ) -> Machine:
-    """This machine, with what is given in its place; raises PollardError for what is no number of bytes or no known GPU,
-    and for GPUs of which neither kind nor memory is known."""
+    """This machine; options that are given replace what it has. `gpus`, `gpu_memory` and `cpu_memory` are per node.
+
+    Raises PollardError for a text that is no number of bytes, for a GPU that is not in `GPUS`, and for GPUs of which neither kind
+    nor memory is known.
+    """
     if nodes < 1 or (gpus is not None and gpus < 0):
-        raise PollardError(f"--nodes {nodes} --gpus {gpus}: give at least one node, and no fewer than 0 GPUs on each.")
-    here = torch.cuda.device_count()
-    gpus = gpus if gpus is not None else here or (1 if gpu or gpu_memory else 0)
+        raise PollardError(
+            f"--nodes {nodes} --gpus {gpus}: give at least one node, and no fewer than 0 GPUs on each.",
+            code="estimate.machine-size",
+        )
+    present = torch.cuda.device_count()
+    gpus = gpus if gpus is not None else present or (1 if gpu or gpu_memory else 0)
     kind, memory = None, 0
     if gpu is not None:
         kind = GPUS.get(gpu.lower())
         if kind is None:
-            raise PollardError(f"--gpu {gpu} is no GPU of the table{did_you_mean(gpu.lower(), list(GPUS))}")
+            raise PollardError(
+                f"--gpu {gpu} is no GPU of the table{did_you_mean(gpu.lower(), list(GPUS))}", code="estimate.unknown-gpu"
+            )
         memory = kind.memory
-    elif here:
+    elif present:
         kind = _kind_of(torch.cuda.get_device_name())
         memory = torch.cuda.get_device_properties(0).total_memory
     memory = parse_bytes("--gpu-memory", gpu_memory) if gpu_memory is not None else memory
     if gpus and not memory:
         raise PollardError(
             "This machine has no GPU to look at: say what to plan for, --gpu h100 (with hours) or --gpu-memory 80G (without). "
-            f"Known: {', '.join(GPUS)}."
+            f"Known: {', '.join(GPUS)}.",
+            code="estimate.no-gpu",
         )
-    host = parse_bytes("--cpu-memory", cpu_memory) if cpu_memory is not None else this_memory()
+    host = parse_bytes("--cpu-memory", cpu_memory) if cpu_memory is not None else usable_host_memory()
     return Machine(gpus, nodes, memory if gpus else 0, host, kind if gpus else None)
 
 
 def parse_bytes(option: str, text: str) -> int:
-    """ "80G" -> 80 * 2**30; raises PollardError without a unit, and for what is no size."""
+    """ "80G" -> 80 * 2**30. Raises PollardError, which names `option`, without a unit and for what is no size."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     unit = found[2].upper().removesuffix("IB").removesuffix("B") if found else ""
     if not found or unit not in UNITS:
         number = found[1] if found and not unit else "80"
-        raise PollardError(f"{option} {text}: write a number and its unit (M, G or T), e.g. {option} {number}G.")
+        raise PollardError(
+            f"{option} {text}: write a number and its unit (M, G or T), e.g. {option} {number}G.",
+            code="estimate.memory-size",
+        )
     size = int(float(found[1]) * UNITS[unit])
     if not size:
-        raise PollardError(f"{option} {text} is no memory at all.")
+        raise PollardError(f"{option} {text} is no memory at all.", code="estimate.no-memory")
     return size
 
 
-def this_memory() -> int:
-    """Bytes of RAM this process may use: the machine's, or less where a container limits it."""
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def usable_host_memory() -> int:
+    """Bytes of RAM that this process may use: the machine's, or fewer where a container limits it."""
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         with open("/sys/fs/cgroup/memory.max") as file:
-            return min(there, int(file.read()))
+            return min(installed, int(file.read()))
     except (OSError, ValueError):  # no limit reads "max"
-        return there
+        return installed
 
 
 def _kind_of(device_name: str) -> GPU | None:

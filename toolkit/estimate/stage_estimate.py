@@ -1,25 +1,25 @@
-"""What a plan is made of: bytes, floating-point operations and seconds of each stage, and whether that fits."""
+"""An estimate: bytes, floating-point operations and seconds of each stage, and whether they fit on a machine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from toolkit.estimate.machine import USABLE, Machine
 
-BANDWIDTH_SHARE = 0.5  # of a GPU's memory bandwidth, while it generates token by token
-DISK = 2e9  # bytes per second, read or written
+BANDWIDTH_SHARE = 0.5  # of a GPU's memory bandwidth, reached while a model generates token by token
+DISK_BANDWIDTH = 2e9  # bytes per second, read or written
 
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """`gpu`: bytes per GPU at the fullest moment, by part; `host`: bytes of RAM per node; `disk`: bytes written."""
+    """What one stage takes on one machine."""
 
     name: str
-    work: str
-    gpu: dict[str, int] = field(default_factory=dict)
-    host: dict[str, int] = field(default_factory=dict)
-    disk: int = 0
-    flops: float | None = 0.0  # None: nobody knows how many examples there are
-    seconds: float | None = None  # None: that, or a GPU of unknown speed
+    work: str  # one line for people
+    gpu: dict[str, int] = field(default_factory=dict)  # part -> bytes on each GPU, at the fullest moment
+    host: dict[str, int] = field(default_factory=dict)  # part -> bytes of RAM on each node
+    disk: int = 0  # bytes written
+    flops: float | None = 0.0  # None: the number of examples is not known
+    seconds: float | None = None  # None: the number of examples or the GPU's speed is not known
     notes: tuple[str, ...] = ()
 
     @property
@@ -32,20 +32,20 @@ class StageEstimate:
 
     def lacks(self, machine: Machine) -> list[str]:
         """Which memory is too small: "GPU", "host"."""
-        found = [] if machine.room_for(self.gpu_bytes) else ["GPU"]
-        return found + (["host"] if self.host_bytes > USABLE * machine.cpu_memory else [])
+        missing = [] if machine.fits_gpu(self.gpu_bytes) else ["GPU"]
+        return missing + (["host"] if self.host_bytes > USABLE * machine.cpu_memory else [])
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """One recipe on one machine."""
+    """What one recipe takes on one machine."""
 
     machine: Machine
     parameters: tuple[int, int]  # original, pruned
-    active: tuple[int, int]
-    experts: tuple[int, int]  # per block: now, kept
-    tokens_per_step: int
-    steps: int | None
+    active: tuple[int, int]  # parameters active per token: original, pruned
+    experts: tuple[int, int]  # per block: original, pruned
+    tokens_per_step: int  # of fine-tuning
+    steps: int | None  # of fine-tuning; None: the number of examples is not known
     stages: list[StageEstimate]
     assumptions: list[str]
 
@@ -55,12 +55,12 @@ class Estimate:
 
     @property
     def lacking(self) -> dict[str, list[str]]:
-        """The stages that do not fit, and what they lack."""
+        """Per stage that does not fit, which memory is too small."""
         return {stage.name: lacks for stage in self.stages if (lacks := stage.lacks(self.machine))}
 
 
-def in_turn(name: str, work: str, parts: Sequence[StageEstimate]) -> StageEstimate:
-    """Several stages as one: memory at the fullest moment, the rest in all."""
+def combined_estimate(name: str, work: str, parts: Sequence[StageEstimate]) -> StageEstimate:
+    """One estimate of stages that run one after the other: memory at the fullest moment, disk and time summed."""
     flops, seconds = ([getattr(part, key) for part in parts] for key in ("flops", "seconds"))
     return StageEstimate(
         name=name,
@@ -74,9 +74,17 @@ def in_turn(name: str, work: str, parts: Sequence[StageEstimate]) -> StageEstima
     )
 
 
-def on_machine(machine: Machine, gpu: dict[str, int], host: dict[str, int]) -> tuple[dict[str, int], dict[str, int]]:
-    """`gpu` per rank and `host` per node as they lie on this machine: without GPUs, everything is in RAM."""
+def memory_on(machine: Machine, gpu: dict[str, int], host: dict[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """Memory per rank (`gpu`) and per node (`host`) as (bytes per GPU, bytes of RAM per node), by part.
+
+    Without GPUs the memory of every rank is part of its node's RAM.
+    """
     if machine.gpus:
         return gpu, host
     ranks = machine.ranks_per_node
     return {}, {part: ranks * gpu.get(part, 0) + host.get(part, 0) for part in gpu | host}
+
+
+def count(number: int | None) -> str:
+    """1234 -> "1,234"; "unknown" where it is None."""
+    return "unknown" if number is None else f"{number:,}"

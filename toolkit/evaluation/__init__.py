@@ -1,14 +1,13 @@
 """How good, how fast, how large: answers to the task's questions, scored."""
 
-from toolkit.evaluation.answer_log import AnswerLog
-from toolkit.evaluation.answers import answer_text
-from toolkit.evaluation.batch_size import batch_size_for
+from toolkit.evaluation.answers import Answer, AnswerLog, answer_text
 from toolkit.evaluation.decoding import Decoding, generate, greedy, sampled
 from toolkit.evaluation.evaluate import evaluate, evaluate_with
-from toolkit.evaluation.fidelity import Fidelity, keep_original, measure_fidelity
-from toolkit.evaluation.generation import share_of_answers
-from toolkit.evaluation.judging import Answer, judge
-from toolkit.evaluation.loss import Loss, completion_loss
+from toolkit.evaluation.fidelity import Fidelity, measure_fidelity, write_reference
+from toolkit.evaluation.generation import generate_shard
+from toolkit.evaluation.judging import judge
+from toolkit.evaluation.likelihood import Loss, completion_loss
+from toolkit.evaluation.memory import batch_size_for
 from toolkit.evaluation.scores import Item, Scores
 
 __all__ = [
@@ -25,10 +24,10 @@ __all__ = [
     "evaluate",
     "evaluate_with",
     "generate",
+    "generate_shard",
     "greedy",
     "judge",
-    "keep_original",
     "measure_fidelity",
     "sampled",
-    "share_of_answers",
+    "write_reference",
 ]

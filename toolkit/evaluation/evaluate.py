@@ -1,30 +1,32 @@
-"""From a model and a task to scores: every question answered, whoever writes the answers, then judged on rank 0."""
+"""From a model and a task to scores: every question answered, whoever writes the answers, then judged on rank 0.
+
+How many experts were skipped while a model answered, where it skips any.
+"""
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.evaluation.answer_log import AnswerLog, Found
-from toolkit.evaluation.answers import Request, Writer
-from toolkit.evaluation.batch_size import batch_size_for
-from toolkit.evaluation.choices import with_likeliest
+from toolkit.evaluation.answers import AnswerLog, AnswersByKey, Request, Writer
 from toolkit.evaluation.decoding import Decoding
-from toolkit.evaluation.generation import Batches
-from toolkit.evaluation.memory import peak_memory, reset_peak_memory
+from toolkit.evaluation.generation import BatchWriter
+from toolkit.evaluation.judging import judge_samples, mean_score
+from toolkit.evaluation.likelihood import with_likeliest
+from toolkit.evaluation.memory import batch_size_for, peak_memory, reset_peak_memory
 from toolkit.evaluation.scores import Scores
-from toolkit.evaluation.skipping import measured_skipping
-from toolkit.evaluation.voting import judge_samples, mean_score
-from toolkit.moe import is_partitioned, load_model, load_tokenizer
-from toolkit.moe.limits import ContextLength, context_length
+from toolkit.moe import SkipCount, counting_skips, find_blocks, is_partitioned, load_model, load_tokenizer
+from toolkit.moe.expert_skipping import is_skipping
+from toolkit.moe.tokenizer import ContextLength, context_length
 from toolkit.runtime.distributed import barrier, device, gather, on_all_ranks, on_main, say, world_size
 from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Example, Split, Task, encode_prompt, gold_of
-from toolkit.tasks.lengths import context_fit
+from toolkit.tasks.token_checks import context_fit
 
 
 def evaluate(
@@ -67,13 +69,13 @@ def evaluate(
     }
     writer: Writer
     if backend == "continuous":
-        from toolkit.evaluation.continuous import Continuous  # asks transformers for what few need
+        from toolkit.evaluation.generation import ContinuousWriter  # asks transformers for what few need
 
-        writer = Continuous(model, tokenizer, decoding)
+        writer = ContinuousWriter(model, tokenizer, decoding)
     else:
         if batch_size == "auto":
             say(f"  {size}")
-        writer, about["batch_size"] = Batches(model, tokenizer, decoding, size.number), size.number
+        writer, about["batch_size"] = BatchWriter(model, tokenizer, decoding, size.number), size.number
     with measured_skipping(model) as skipped:
         context = context_length(model.config, tokenizer)
         scores = evaluate_with(writer, tokenizer, task, split, examples, decoding, log, is_partitioned(model), context)
@@ -105,8 +107,8 @@ def evaluate_with(
         say(f"  {len(done):,} of {len(requests):,} answers are there already")
     todo = [request for request in requests if (request.index, request.sample) not in done]
 
-    def write() -> Found:
-        mine: Found = {}
+    def write() -> AnswersByKey:
+        mine: AnswersByKey = {}
         for request, answer in writer(todo):
             mine[request.index, request.sample] = answer
             if log:
@@ -152,3 +154,25 @@ def requests_of(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example],
         for prompt in [encode_prompt(tokenizer, example)]
         for sample in range(decoding.samples)
     ]
+
+
+@contextmanager
+def measured_skipping(model: PreTrainedModel) -> Iterator[dict[str, Any]]:
+    """Yields what is known of it after the context, of all ranks together: nothing where the model does not skip, or no token
+    passed (all answers were there already)."""
+    facts: dict[str, Any] = {}
+    if not is_skipping(model):
+        yield facts
+        return
+    with counting_skips(model) as counter:
+        yield facts
+    count = SkipCount.merged(gather(counter.take()))
+    if not any(count.tokens):
+        return
+    names = [block.name for block in find_blocks(model)]
+    by_block = zip(names, count.tokens, count.skipped, strict=True)
+    facts |= {
+        "skip_rate": count.rate, "experts_skipped": count.saved,
+        "skipped_per_token": {name: skipped / max(1, tokens) for name, tokens, skipped in by_block},
+    }  # fmt: skip
+    say(f"  {count.rate:.1%} of the experts after a token's first skipped, {count.saved:.1%} of all")

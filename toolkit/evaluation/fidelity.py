@@ -25,9 +25,9 @@ from toolkit.evaluation.distributions import ENTRIES, REST, CompressedDistributi
 from toolkit.moe import is_partitioned, logits_at
 from toolkit.runtime.distributed import barrier, gather, on_main, say, shard, shard_in_step
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.files import KEPT, explained_full_disk
+from toolkit.runtime.files import RESUME_ADVICE, explain_full_disk
 from toolkit.runtime.progress import progress
-from toolkit.runtime.shards import ABOUT, missing_shards, shard_path
+from toolkit.runtime.shards import ABOUT_FILE, missing_shards, shard_path
 
 FORMAT = 2  # of the files; another one is not read
 SUFFIX = ".safetensors"
@@ -49,7 +49,7 @@ class Fidelity(NamedTuple):
         return {key: value if value is None or math.isfinite(value) else None for key, value in self._asdict().items()}
 
 
-def keep_original(model: PreTrainedModel, batches: Sequence[Batch], folder: Path, fingerprint: str) -> dict[str, Any]:
+def write_reference(model: PreTrainedModel, batches: Sequence[Batch], folder: Path, fingerprint: str) -> dict[str, Any]:
     """Writes the original's distributions at the batches' completion tokens, a file for each batch, shared out over the
     ranks; files that are there already, for the same `fingerprint`, are kept. Returns how much it is.
 
@@ -65,7 +65,7 @@ def keep_original(model: PreTrainedModel, batches: Sequence[Batch], folder: Path
             )
         path = shard_path(folder, number, SUFFIX)
         partial = path.with_name(path.name + ".tmp")
-        with explained_full_disk(path, lambda: KEPT):
+        with explain_full_disk(path, lambda: RESUME_ADVICE):
             save_file(compress(logits_NV)._asdict(), partial)
         partial.replace(path)
     barrier()
@@ -87,7 +87,7 @@ def _check_room(folder: Path, batches: Sequence[Batch], missing: list[int], each
 
 
 def measure_fidelity(model: PreTrainedModel, batches: Sequence[Batch], folder: Path, fingerprint: str) -> Fidelity:
-    """The model against what `keep_original` left in `folder` of the same batches; every rank returns the mean over all.
+    """The model against what `write_reference` left in `folder` of the same batches; every rank returns the mean over all.
 
     Raises PollardError where that is missing, damaged or of something else.
     """
@@ -145,7 +145,7 @@ def _about(batches: Sequence[Batch], fingerprint: str) -> dict[str, Any]:
 
 def _check(folder: Path, about: dict[str, Any]) -> None:
     try:
-        theirs = json.loads((folder / ABOUT).read_text())
+        theirs = json.loads((folder / ABOUT_FILE).read_text())
     except (OSError, ValueError) as error:
         raise PollardError(f"What the original says is not in {folder} ({error}): run with --fresh.") from None
     if theirs != about:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from toolkit.runtime.distributed import barrier, gather, on_main, rank, world_size
 from toolkit.runtime.errors import PollardError, did_you_mean
 
-REDRAWN = 1000  # times, for the standard errors that have no formula
+BOOTSTRAP_SAMPLES = 1000  # times, for the standard errors that have no formula
 
 
 @cache
@@ -85,7 +85,12 @@ def run_harness(
 
     tasks = _tasks(tuple(names), folder)
     found = simple_evaluate(
-        OnAllRanks(), tasks=list(names), task_manager=tasks, log_samples=False, bootstrap_iters=REDRAWN, batch_size=batch_size
+        OnAllRanks(),
+        tasks=list(names),
+        task_manager=tasks,
+        log_samples=False,
+        bootstrap_iters=BOOTSTRAP_SAMPLES,
+        batch_size=batch_size,
     )
     return json.loads(on_main(lambda: json.dumps(_read(found))))
 

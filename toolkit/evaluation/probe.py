@@ -24,7 +24,7 @@ class Probe:
     left_out: int
 
 
-def probe_of(data: DataRecipe, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Probe:
+def read_probe(data: DataRecipe, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Probe:
     """Reads and tokenizes `data`: as many examples as it says, else as many as the recipe evaluates."""
     examples, longest = data.examples or recipe.evaluation.examples, recipe.calibration.max_length
     task, left_out = Task(data.task) if data.task else None, 0
@@ -44,7 +44,7 @@ def check_probe(data: DataRecipe) -> None:
         raise PollardError(f"Task {data.name} has no dev examples: a fifth of its training data is carved for them.")
 
 
-def probed(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, probe: Probe) -> dict[str, Any]:
+def measure_probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, probe: Probe) -> dict[str, Any]:
     """The model's loss, and for a task its score and, question by question, whether it was right (to compare cells by)."""
     mean = completion_loss(model, probe.batches)
     found: dict[str, Any] = {"name": probe.name, "loss": mean.finite, "loss_tokens": mean.tokens, "left_out": probe.left_out}

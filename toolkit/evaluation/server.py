@@ -16,24 +16,23 @@ from typing import Any, NoReturn
 
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.evaluation.answers import Request, answer_of
+from toolkit.evaluation.answers import Answer, Request, answer_of
 from toolkit.evaluation.decoding import Decoding
-from toolkit.evaluation.judging import Answer
 from toolkit.recipe.evaluation import ServerRecipe, ServersRecipe
 from toolkit.runtime.distributed import shard, world_size
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.progress import showing
+from toolkit.runtime.progress import progress_display
 from toolkit.tasks import ChatFormat, Message, chat_format
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before another attempt
 RETRIED_STATUS = (408, 409, 425, 429)  # of the 4xx, those that may pass
 
 
-class Garbage(Exception):
+class UnreadableAnswer(Exception):
     """The server answered, but no answer can be found in it."""
 
 
-class Server:
+class ServerWriter:
     """Writes answers by asking a server, so many questions at a time."""
 
     def __init__(
@@ -49,7 +48,7 @@ class Server:
     def __call__(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Answer]]:
         mine = shard(requests)
         workers = max(1, self.asking.concurrency // world_size())
-        with ThreadPoolExecutor(workers) as pool, showing("answering", len(mine)) as advance:
+        with ThreadPoolExecutor(workers) as pool, progress_display("answering", len(mine)) as advance:
             asked = {pool.submit(self._answer, request): request for request in mine}
             try:
                 waiting = set(asked)
@@ -113,7 +112,7 @@ class Server:
                 form = replace(form, opened="", prefix=form.frame)
             return answer_of(str(text or ""), int(tokens), choice.finish_reason != "length", self.decoding.stop, form)
         except (AttributeError, IndexError, TypeError, ValueError) as error:
-            raise Garbage(f"no answer in {str(reply)[:200]!r} ({error})") from None
+            raise UnreadableAnswer(f"no answer in {str(reply)[:200]!r} ({error})") from None
 
     def _only_model(self) -> str:
         found = self._tried(lambda: [str(model.id) for model in self.client.models.list().data or ()], "the list of its models")
@@ -137,7 +136,7 @@ class Server:
                         "(url, model, prompt); what is answered is kept, and the same command goes on."
                     ) from None
                 last: Exception = error
-            except (openai.APIError, Garbage, ValueError) as error:  # ValueError: no JSON
+            except (openai.APIError, UnreadableAnswer, ValueError) as error:  # ValueError: no JSON
                 last = error
             if pause is None:
                 self._give_up(what, last)

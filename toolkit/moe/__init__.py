@@ -6,8 +6,7 @@ for one family.
 
 from toolkit.moe.activation_offload import ActivationOffload
 from toolkit.moe.blocks import MoEBlock, decoder_linears, find_blocks
-from toolkit.moe.checkpoint_files import CheckpointFiles, checkpoint_files
-from toolkit.moe.checksum import check_loaded
+from toolkit.moe.expert_skipping import SkipCount, apply_skipping, counting_skips, skipping
 from toolkit.moe.layers import ForwardPass, blocks_by_layer, layers_of, one_layer_at_a_time
 from toolkit.moe.load import (
     checkpoint_folder,
@@ -19,14 +18,13 @@ from toolkit.moe.load import (
     quantization_of,
     random_model,
 )
-from toolkit.moe.masking import activating, check_prunable, restricted
+from toolkit.moe.loading_checks import check_loaded
+from toolkit.moe.masking import Rerouter, check_prunable, override_top_k, restricted, same_routing
+from toolkit.moe.model_files import CheckpointFiles, checkpoint_files
+from toolkit.moe.model_size import Sizes, active_expert_parameters, checkpoint_bytes, sizes, weight_bytes
 from toolkit.moe.observe import BlockActivations, all_expert_outputs, observing
 from toolkit.moe.partition import is_partitioned, partitioned_model, write_partitioned
-from toolkit.moe.reroute import Rerouter, same_choice
 from toolkit.moe.routing_monitor import RoutingMonitor
-from toolkit.moe.sizes import Sizes, active_expert_parameters, checkpoint_bytes, sizes, weight_bytes
-from toolkit.moe.skip_count import SkipCount, counting_skips
-from toolkit.moe.skipping import apply_skipping, skipping
 from toolkit.moe.stream import CannotStream, StreamedModel
 from toolkit.moe.tokenizer import load_tokenizer
 from toolkit.moe.unfuse import UNFUSED, expert_weights, linear_name, unfuse
@@ -34,7 +32,6 @@ from toolkit.moe.unfuse import UNFUSED, expert_weights, linear_name, unfuse
 __all__ = [
     "UNFUSED",
     "ActivationOffload",
-    "Anatomy",
     "BlockActivations",
     "CannotStream",
     "CheckpointFiles",
@@ -45,21 +42,15 @@ __all__ = [
     "Sizes",
     "SkipCount",
     "StreamedModel",
-    "activating",
     "active_expert_parameters",
     "all_expert_outputs",
-    "anatomy",
-    "anatomy_of",
     "apply_skipping",
     "blocks_by_layer",
     "check_loaded",
-    "check_plan",
     "check_prunable",
-    "check_whole",
     "checkpoint_bytes",
     "checkpoint_files",
     "checkpoint_folder",
-    "complete_checkpoint",
     "counting_skips",
     "decoder_linears",
     "expert_weights",
@@ -72,23 +63,18 @@ __all__ = [
     "load_thresholds",
     "load_tokenizer",
     "logits_at",
-    "masked",
     "meta_model",
     "observing",
     "one_layer_at_a_time",
+    "override_top_k",
     "partitioned_model",
-    "prune_checkpoint",
-    "pruned_meta_model",
     "quantization_of",
     "random_model",
     "restricted",
-    "same_choice",
+    "same_routing",
     "sizes",
     "skipping",
-    "slice_model",
-    "tensor_shapes",
     "unfuse",
     "weight_bytes",
-    "write_checkpoint",
     "write_partitioned",
 ]  # fmt: skip

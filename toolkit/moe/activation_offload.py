@@ -1,4 +1,4 @@
-"""Where the tensors of waiting forward passes stand: on the device while there is room, else in memory, else on disk.
+"""Where the tensors of waiting forward passes are kept: on the device while it has room, else in memory, else on disk.
 
 A tensor keeps its identity and only its data moves, so the frames of the forward pass that hold it need not know.
 """
@@ -18,58 +18,58 @@ DISK = "disk"
 
 
 class ActivationOffload:
-    """The room there is; without a device everything stays where it is."""
+    """How many bytes each place may take; without a device every tensor stays where it is."""
 
-    def __init__(self, device: torch.device | None = None, never: Iterable[torch.Tensor] = ()) -> None:
-        """`never` are the tensors of the model itself: some models hand them to their layers."""
-        self.never = {id(tensor) for tensor in never}
-        self.room: dict[str, float] = {}  # bytes left in each place, the nearest first
+    def __init__(self, device: torch.device | None = None, excluded: Iterable[torch.Tensor] = ()) -> None:
+        """`excluded`: tensors that never move, such as the model's own (some models hand them to their layers)."""
+        self.excluded = {id(tensor) for tensor in excluded}
+        self.free_bytes: dict[str, float] = {}  # per place, the nearest first
         self.spilled = False
         if device is not None and device.type == "cuda":
-            self.room[str(device)] = DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
+            self.free_bytes[str(device)] = DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
         if device is not None:
             ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-            self.room["cpu"] = MEMORY_SHARE * psutil.virtual_memory().available / ranks
+            self.free_bytes["cpu"] = MEMORY_SHARE * psutil.virtual_memory().available / ranks
 
-    def place(self, needed: int) -> str | None:
-        """The nearest place with that many bytes left; None: stay."""
-        for place, room in self.room.items():
-            if needed <= room:
-                self.room[place] -= needed
+    def reserve(self, needed: int) -> str | None:
+        """The nearest place with `needed` bytes left, which are then taken; None: the tensors stay where they are."""
+        for place, free in self.free_bytes.items():
+            if needed <= free:
+                self.free_bytes[place] -= needed
                 return place
-        if self.room and not self.spilled:
+        if self.free_bytes and not self.spilled:
             say(f"  hidden states beyond {MEMORY_SHARE:.0%} of the free memory wait on disk, in {tempfile.gettempdir()}")
             self.spilled = True
-        return DISK if self.room else None
+        return DISK if self.free_bytes else None
 
 
-class OffloadedTensor:
-    """One forward pass's place, chosen where it first waits: at every layer it holds about as much."""
+class OffloadedTensors:
+    """The tensors of one waiting forward pass. Their place is chosen once: at every layer a pass holds about as much."""
 
-    def __init__(self, parking: ActivationOffload) -> None:
-        self.parking = parking
+    def __init__(self, budget: ActivationOffload) -> None:
+        self.budget = budget
         self.place: str | None = None
-        self.away: list[tuple[torch.Tensor, torch.device]] = []  # and where it belongs
+        self.moved: list[tuple[torch.Tensor, torch.device]] = []  # and the device each came from
 
-    def park(self, held: Any) -> None:
-        """`held` (nested tuples, lists and mappings) will not be needed before `fetch`."""
-        tensors = {id(tensor): tensor for tensor in _tensors(held) if id(tensor) not in self.parking.never}
+    def offload(self, held: Any) -> None:
+        """Moves the tensors in `held` (nested tuples, lists and mappings) away until `fetch`."""
+        tensors = {id(tensor): tensor for tensor in _tensors(held) if id(tensor) not in self.budget.excluded}
         if self.place is None:
-            self.place = self.parking.place(sum(tensor.nbytes for tensor in tensors.values()))
+            self.place = self.budget.reserve(sum(tensor.nbytes for tensor in tensors.values()))
         for tensor in tensors.values():
-            home = tensor.device
+            device = tensor.device
             if self.place == DISK and tensor.untyped_storage().filename is None:  # masks and positions may lie there already
                 tensor.data = _on_disk(tensor)
-            elif self.place not in (None, DISK, str(home)):
+            elif self.place not in (None, DISK, str(device)):
                 tensor.data = tensor.to(self.place)
-            if tensor.device != home:
-                self.away.append((tensor, home))
+            if tensor.device != device:
+                self.moved.append((tensor, device))
 
     def fetch(self) -> None:
-        """Brings back what belongs on another device; a mapped file is as good as memory."""
-        for tensor, home in self.away:
-            tensor.data = tensor.to(home)
-        self.away = []
+        """Brings back what came from another device; a mapped file is as good as memory."""
+        for tensor, device in self.moved:
+            tensor.data = tensor.to(device)
+        self.moved = []
 
 
 def _tensors(held: Any) -> Iterator[torch.Tensor]:

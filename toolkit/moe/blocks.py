@@ -89,27 +89,27 @@ def _router_of(block: nn.Module, name: str) -> str:
 
 def top_k(router: Any, name: str) -> int:
     """How many experts `router` (of the block `name`) chooses for a token."""
-    value = router.top_k if hasattr(router, "top_k") else next((value for _, value in settings(router, TOP_K_KEYS)), None)
+    value = router.top_k if hasattr(router, "top_k") else next((value for _, value in config_values(router, TOP_K_KEYS)), None)
     if not isinstance(value, int):
         raise PollardError(f"{name}: cannot tell how many experts its router chooses. This family is not supported yet.")
     return value
 
 
-def settings(module: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+def config_values(module: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     """Those of `keys` that the module's configuration has (under its own spelling or an alias), and their values."""
     config = getattr(module, "config", None)
     yield from ((key, getattr(config, key)) for key in keys if hasattr(config, key))
 
 
-def activate(router: Any, experts_per_token: int) -> None:
+def set_top_k(router: Any, experts_per_token: int) -> None:
     """Makes `router` choose that many experts; routers without a count of their own read it from their configuration."""
     if hasattr(router, "top_k"):
         router.top_k = experts_per_token
     else:
-        set_numbers(router.config, TOP_K_KEYS, experts_per_token)
+        set_config_values(router.config, TOP_K_KEYS, experts_per_token)
 
 
-def set_numbers(config: Any, keys: tuple[str, ...], number: int) -> None:
+def set_config_values(config: Any, keys: tuple[str, ...], number: int) -> None:
     """Writes `number` under every key the configuration has; a list with one entry per layer stays one."""
     for key in keys:
         value = getattr(config, key, None)  # attribute_map resolves each family's own spelling

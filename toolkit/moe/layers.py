@@ -1,13 +1,36 @@
 """Run a model layer by layer over all batches at once, while its own forward pass stays in charge.
 
-Each batch's forward pass runs in a thread of its own and stands still wherever the model calls a decoder layer:
+How a forward pass is held
+--------------------------
+Streaming and progressive search need "layer 0 for every batch, then layer 1 for every batch", but a transformers model
+only offers "all layers for one batch". Whatever a family hands from layer to layer beside the hidden states (residuals,
+shared keys and values, a router's state) would have to be known to call its layers one by one. So the model's own
+`forward` runs, unchanged, once per batch, each in a thread of its own, and is *held* wherever it calls a decoder layer:
 
-    batch 0   embed, masks ─┤layer 0├────────────┤layer 1├── … ── norm
-    batch 1   embed, masks ─────────┤layer 0├────────────┤layer 1├── …
+    main thread (calibration)                        thread of batch 0            thread of batch 1
+    ─────────────────────────                        ─────────────────            ─────────────────
+    runner.start(batch 0) ─────────────────────────► embed, masks, …
+      waits                                          calls layer 0: held ■
+    runner.start(batch 1) ──────────────────────────────────────────────────────► embed, masks, …
+      waits                                                                       calls layer 0: held ■
+    runner.check(0)      every pass is held before layer 0
+    load layer 0
+      output = pass 0.output()    runs the real layer 0, in the main thread, on the arguments that batch 0 called it with
+      pass 0.resume(output) ───────────────────────► layer 0 "returns"
+        waits                                        calls layer 1: held ■
+      pass 1.output(); pass 1.resume(…) ────────────────────────────────────────► layer 0 "returns"
+        waits                                                                     calls layer 1: held ■
+    drop layer 0, load layer 1, … until every pass has ended (`pass.call is None`)
 
-So a layer can be loaded, run for every batch, and dropped. Whatever a family hands from layer to layer beside the hidden
-states (residuals, shared keys and values, a router's state) stays where the model keeps it, in that batch's own frames:
-nothing is replayed or guessed, and no family needs code of its own. Only one thread runs at a time.
+Rules that follow from it:
+
+- One thread runs at a time: `start` and `resume` return when the pass is held again, has ended, or has raised (the exception
+  is raised in the main thread). No locks are needed, and hooks see one batch at a time.
+- The layers' work is done in the main thread, so hooks, contexts and the experts implementation that are set there hold.
+- `output` may be called several times before `resume` (progressive search: once for the inputs, once pruned).
+- Nothing is replayed or guessed: the state of a family stays in its own stack frames. What a pass holds while it waits may
+  be moved away (activation_offload.py) and comes back before its next layer.
+- Leaving the context aborts the passes that have not ended and gives the layers their `forward` back.
 
 Shape legend: B sequences, S positions.
 """
@@ -23,7 +46,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from toolkit.moe.activation_offload import ActivationOffload, OffloadedTensor
+from toolkit.moe.activation_offload import ActivationOffload, OffloadedTensors
 from toolkit.moe.blocks import MoEBlock
 from toolkit.runtime.errors import PollardError
 
@@ -39,7 +62,10 @@ def layers_of(model: nn.Module, blocks: Sequence[MoEBlock]) -> tuple[str, nn.Mod
     path = lists.pop()
     layers = modules[path]
     if lists or not isinstance(layers, nn.ModuleList):
-        raise PollardError("This model's decoder layers do not stand in one list, so they cannot be run one at a time.")
+        raise PollardError(
+            "This model's decoder layers do not stand in one list, so they cannot be run one at a time.",
+            code="layers.no-single-list",
+        )
     return path, layers
 
 
@@ -52,26 +78,26 @@ def blocks_by_layer(blocks: Sequence[MoEBlock], layers: nn.ModuleList) -> list[l
     return found
 
 
-class Call(NamedTuple):
-    """What the model wants of a layer."""
+class LayerCall(NamedTuple):
+    """A call of a decoder layer, as the model made it."""
 
     layer: int
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
 
-class Abandoned(BaseException):
-    """Unwinds a forward pass that nobody will finish."""
+class ForwardPassAborted(BaseException):
+    """Unwinds the stack of a forward pass that will not be finished."""
 
 
 class ForwardPass(Thread):
-    """One batch's forward pass; `call` is what it waits for, None once it has ended."""
+    """One batch's forward pass; `call` is the layer call at which it is held, None once it has ended."""
 
-    def __init__(self, layers: "Layers", forward: Callable[[], object]) -> None:
+    def __init__(self, runner: "LayerRunner", forward: Callable[[], object]) -> None:
         super().__init__(daemon=True)
-        self.layers, self.forward, self.context = layers, forward, copy_context()
-        self.call: Call | None = None
-        self.spot = OffloadedTensor(layers.parking)
+        self.runner, self.forward, self.context = runner, forward, copy_context()
+        self.call: LayerCall | None = None
+        self.offloaded = OffloadedTensors(runner.offload)
         self._calls: SimpleQueue[Any] = SimpleQueue()
         self._outputs: SimpleQueue[Any] = SimpleQueue()
         try:
@@ -79,47 +105,48 @@ class ForwardPass(Thread):
         except RuntimeError as error:
             raise PollardError(
                 f"This system does not let a process have a thread for each batch (after {active_count()}: {error}). "
-                "Make fewer, larger batches: calibration.batch_size."
+                "Make fewer, larger batches: calibration.batch_size.",
+                code="layers.no-threads",
             ) from error
-        self._listen()
+        self._wait_for_call()
 
-    # The thread that owns the layers calls these
+    # Called by the main thread
 
     @torch.no_grad()
     def output(self) -> Any:
-        """The output of the layer that the pass stands before; asked twice, the layer runs twice."""
+        """Runs the layer before which the pass is held, and returns its output; called twice, the layer runs twice."""
         assert self.call is not None
-        self.spot.fetch()
-        return self.layers.forwards[self.call.layer](*self.call.args, **self.call.kwargs)
+        self.offloaded.fetch()
+        return self.runner.forwards[self.call.layer](*self.call.args, **self.call.kwargs)
 
-    def go_on(self, output: Any) -> None:
-        """Hands over the layer's output and waits until the pass stands before the next one, or has ended."""
+    def resume(self, output: Any) -> None:
+        """Returns `output` to the model as the layer's, and waits until the pass is held at the next layer, or has ended."""
         self.call = None
         self._outputs.put(output)
-        self._listen()
+        self._wait_for_call()
 
-    def rest(self) -> None:
-        """Makes room: another pass is next."""
+    def offload(self) -> None:
+        """Moves what the pass holds out of the way: another pass is next."""
         if self.call:
-            self.spot.park((self.call.args, self.call.kwargs))
+            self.offloaded.offload((self.call.args, self.call.kwargs))
 
-    def abandon(self) -> None:
-        self._outputs.put(Abandoned)
+    def abort(self) -> None:
+        self._outputs.put(ForwardPassAborted)
         self.join()
 
-    def _listen(self) -> None:
+    def _wait_for_call(self) -> None:
         found = self._calls.get()
         if isinstance(found, BaseException):
             raise found
         self.call = found
-        self.rest()
+        self.offload()
 
-    # The pass's own thread
+    # Called by the pass's own thread
 
     def run(self) -> None:
         try:
             self.context.run(self._run)
-        except Abandoned:
+        except ForwardPassAborted:
             return
         except BaseException as error:
             self._calls.put(error)
@@ -131,70 +158,71 @@ class ForwardPass(Thread):
         # What stands between the layers is little work; a pool of workers for each of hundreds of threads would not be
         torch.set_num_threads(1)
         if torch.cuda.is_available():
-            torch.cuda.set_device(self.layers.cuda)
+            torch.cuda.set_device(self.runner.cuda_device)
         self.forward()
 
-    def wait_for(self, call: Call) -> Any:
+    def wait_for_output(self, call: LayerCall) -> Any:
         self._calls.put(call)
         output = self._outputs.get()
-        if output is Abandoned:
-            raise Abandoned
+        if output is ForwardPassAborted:
+            raise ForwardPassAborted
         return output
 
 
-class Layers:
-    """The decoder layers, whose place in the model is taken by doors at which forward passes wait."""
+class LayerRunner:
+    """The decoder layers, whose `forward` is replaced by one that holds the calling forward pass."""
 
-    def __init__(self, model: PreTrainedModel, layers: nn.ModuleList, parking: ActivationOffload) -> None:
-        self.model, self.list, self.parking = model, layers, parking
+    def __init__(self, model: PreTrainedModel, layers: nn.ModuleList, offload: ActivationOffload) -> None:
+        self.model, self.offload = model, offload
         self.forwards: list[Callable[..., Any]] = [layer.forward for layer in layers]
         self.passes: list[ForwardPass] = []
-        self.cuda = torch.cuda.current_device() if torch.cuda.is_available() else None
+        self.cuda_device = torch.cuda.current_device() if torch.cuda.is_available() else None
 
-    def begin(self, batch: Mapping[str, torch.Tensor]) -> ForwardPass:
-        """A forward pass of the base model (logits are not needed) over `input_ids` and `attention_mask` [B, S], as far as
-        the first layer."""
+    def start(self, batch: Mapping[str, torch.Tensor]) -> ForwardPass:
+        """Starts a forward pass of the base model (logits are not needed) over `input_ids` and `attention_mask` [B, S]; it
+        is held before the first layer."""
         ids, mask = batch["input_ids"], batch["attention_mask"]
         self.passes.append(ForwardPass(self, lambda: self.model.base_model(ids, attention_mask=mask, use_cache=False)))
         return self.passes[-1]
 
     def check(self, number: int) -> None:
-        """Raises PollardError unless every pass stands before layer `number`."""
-        for one in self.passes:
-            where = one.call.layer if one.call else "the end"
+        """Raises PollardError unless every pass is held before layer `number`."""
+        for forward_pass in self.passes:
+            where = forward_pass.call.layer if forward_pass.call else "the end"
             if where != number:
                 raise PollardError(
                     f"{type(self.model).__name__} does not call its decoder layers in order (layer {number} was next, it wants "
                     f"{where}): this family cannot be calibrated layer by layer. Load the model and call toolkit.calibrate "
-                    "with it, without progressive mode."
+                    "with it, without progressive mode.",
+                    code="layers.out-of-order",
                 )
 
 
-def _door(number: int) -> Callable[..., Any]:
-    def wait(*args: Any, **kwargs: Any) -> Any:
+def _holding_forward(number: int) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
         forward_pass = current_thread()
         assert isinstance(forward_pass, ForwardPass)
-        return forward_pass.wait_for(Call(number, args, kwargs))
+        return forward_pass.wait_for_output(LayerCall(number, args, kwargs))
 
-    return wait
+    return forward
 
 
 @contextmanager
 def one_layer_at_a_time(
-    model: PreTrainedModel, layers: nn.ModuleList, parking: ActivationOffload | None = None
-) -> Iterator[Layers]:
-    """Inside the context the model's forward passes stand still before each of `layers`; what they hold while they wait
-    stands in `parking` (where it is unless given)."""
-    ours = Layers(model, layers, parking or ActivationOffload())
-    before = [vars(layer).get("forward") for layer in layers]  # accelerate puts its own there
+    model: PreTrainedModel, layers: nn.ModuleList, offload: ActivationOffload | None = None
+) -> Iterator[LayerRunner]:
+    """Inside the context the model's forward passes are held before each of `layers`; `offload` limits where the tensors that
+    they hold meanwhile are kept (without it they stay where they are)."""
+    runner = LayerRunner(model, layers, offload or ActivationOffload())
+    before = [vars(layer).get("forward") for layer in layers]  # accelerate sets one of its own
     threads = torch.get_num_threads()
     for number, layer in enumerate(layers):
-        layer.forward = _door(number)
+        layer.forward = _holding_forward(number)
     try:
-        yield ours
+        yield runner
     finally:
-        for one in ours.passes:
-            one.abandon()
+        for forward_pass in runner.passes:
+            forward_pass.abort()
         torch.set_num_threads(threads)
         for layer, forward in zip(layers, before, strict=True):
             del layer.forward

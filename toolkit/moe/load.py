@@ -18,16 +18,12 @@ from transformers import (
 )
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from toolkit.moe.checkpoint_files import NOT_FETCHED as NOT_FETCHED
-from toolkit.moe.checkpoint_files import fetched, refuse_adapter, say_what_is_read
 from toolkit.moe.completeness import mismatch
-from toolkit.moe.limits import check_padding
-from toolkit.moe.names import Names
+from toolkit.moe.expert_skipping import SKIPPING_FILE, Skipping, apply_skipping
+from toolkit.moe.model_files import check_no_adapter, fetch, report_unread_weights
+from toolkit.moe.names import NameResolver
 from toolkit.moe.open_errors import explained
-from toolkit.moe.skipping import SKIPPING_FILE as SKIPPING
-from toolkit.moe.skipping import Skipping, apply_skipping
-from toolkit.moe.tokenizer import find_file, load_generation_config
-from toolkit.moe.tokenizer import load_tokenizer as load_tokenizer
+from toolkit.moe.tokenizer import check_padding, find_file, load_generation_config
 from toolkit.runtime.errors import PollardError
 
 DEQUANTIZED = ("mxfp4",)  # what `load_model` makes plain numbers of
@@ -38,16 +34,16 @@ def checkpoint_folder(path: str, revision: str | None = None) -> Path:
     of the weights those safetensors files that transformers reads. Raises PollardError when it is neither."""
     if Path(path).is_dir():
         return Path(path)
-    return explained(lambda: fetched(path, revision), path)
+    return explained(lambda: fetch(path, revision), path)
 
 
 def load_config(path: str, revision: str | None = None) -> Any:
     """The configuration; raises PollardError when `path` is no checkpoint and no reachable hub model."""
-    explained(lambda: refuse_adapter(path, revision), path)
+    explained(lambda: check_no_adapter(path, revision), path)
     return explained(lambda: AutoConfig.from_pretrained(path, revision=revision), path, "configuration")
 
 
-def model_class(config_class: type) -> Any:
+def auto_class(config_class: type) -> Any:
     """transformers' own door to a language model (a multimodal one answers to text alone, too); None where it has none."""
     for door in (AutoModelForCausalLM, AutoModelForImageTextToText):
         model: Any = door._model_mapping.get(config_class, object)
@@ -57,7 +53,7 @@ def model_class(config_class: type) -> Any:
 
 
 def _door(config: Any) -> Any:
-    door = model_class(type(config))
+    door = auto_class(type(config))
     if door is None:
         raise PollardError(
             f"{config.model_type} is no family that transformers writes text with, token by token. "
@@ -82,14 +78,14 @@ def load_model(
     Where thresholds lie beside the checkpoint (skipping.json) the model skips experts by them, unless `skipping` is false.
     """
     config = load_config(path, revision)
-    options: dict[str, Any] = {"revision": revision, "dtype": number_type(dtype, config) or "auto"}
+    options: dict[str, Any] = {"revision": revision, "dtype": resolve_dtype(dtype, config) or "auto"}
     check_runnable(config, path)
     method = quantization_of(config)
     if method:
         from transformers import Mxfp4Config  # type: ignore[attr-defined]
 
         options["quantization_config"] = Mxfp4Config(dequantize=True)
-    say_what_is_read(str(checkpoint_folder(path, revision)))
+    report_unread_weights(str(checkpoint_folder(path, revision)))
     door = _door(config)
     if spread:
         options["device_map"] = "auto"
@@ -104,7 +100,7 @@ def load_model(
             f"Cannot open the model {path}. {mismatch(name, stored, described, config)}"
             + f" ({more:,} more tensors do not fit.)" * bool(more)
         )
-    Names(model).check_layers(found["unexpected_keys"])
+    NameResolver(model).check_layers(found["unexpected_keys"])
     missing = sorted(found["missing_keys"])  # transformers leaves them random, and only warns
     if missing and not is_deepspeed_zero3_enabled():  # there `check_loaded` tells it, with the loader as a suspect
         raise PollardError(
@@ -121,8 +117,8 @@ def load_model(
 
 def load_thresholds(path: str, revision: str | None = None) -> Skipping | None:
     """When a checkpoint's tokens skip experts; None where they never do. Raises PollardError for a damaged file."""
-    file = find_file(path, SKIPPING, revision)
-    return Skipping.beside(Path(file).parent) if file else None
+    file = find_file(path, SKIPPING_FILE, revision)
+    return Skipping.load(Path(file).parent) if file else None
 
 
 def quantization_of(config: Any) -> str | None:
@@ -145,7 +141,7 @@ def check_runnable(config: Any, path: str) -> None:
         )
 
 
-def number_type(dtype: str, config: Any) -> torch.dtype | None:
+def resolve_dtype(dtype: str, config: Any) -> torch.dtype | None:
     """What `dtype` (as in `load_model`) means for this checkpoint; None where its configuration does not say."""
     if dtype == "auto":
         dtype = "checkpoint" if torch.cuda.is_available() else "float32"
@@ -172,7 +168,7 @@ def random_model(config: Any, dtype: str = "auto", device: torch.device | str = 
     """A model of that shape whose weights are random and whose routers really choose (in several families they begin at
     zero): to measure speed and memory with."""
     with torch.device(device):
-        model = _door(config).from_config(config, dtype=number_type(dtype, config) or torch.float32)
+        model = _door(config).from_config(config, dtype=resolve_dtype(dtype, config) or torch.float32)
     generator = torch.Generator(device).manual_seed(0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02, generator=generator)

@@ -5,6 +5,14 @@ The pruned model without pruning it: the original, whose routers can choose kept
 Shape legend: T tokens, E experts, H hidden size.
 
 What a model's routers cannot do is said before anything starts, in numbers.
+
+Route tokens over a subset of a block's experts, cheaply, by the family's own router.
+
+Routers begin with a linear layer, whose result, the logits, does not depend on the subset. So the family's router is
+copied with the identity in place of its weight: fed with logits it does the rest (softmax, bias, top-k, scaling) as
+itself. Where that copy does not agree with the router on the first batch, the router itself is used.
+
+Shape legend: T tokens, E experts, K experts per token, H hidden size.
 """
 
 import copy
@@ -17,7 +25,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from toolkit.moe.blocks import EXPERT_KEYS, MoEBlock, activate, find_blocks, set_numbers, top_k
+from toolkit.moe.blocks import EXPERT_KEYS, MoEBlock, find_blocks, set_config_values, set_top_k, top_k
+from toolkit.moe.observe import BlockActivations
 from toolkit.runtime.errors import PollardError
 
 # Counts of routers with rows behind the experts': gates of shared experts (Inkling), a class that skips (Zaya)
@@ -52,8 +61,8 @@ def slice_router(router: Any, kept: Sequence[int], experts: int, experts_per_tok
             setattr(router, key, getattr(router, key) - experts + len(kept))
     if hasattr(router, "config"):  # some look their numbers up while they route
         router.config = copy.copy(router.config)
-        set_numbers(router.config, EXPERT_KEYS, len(kept))
-    activate(router, experts_per_token)
+        set_config_values(router.config, EXPERT_KEYS, len(kept))
+    set_top_k(router, experts_per_token)
 
 
 class RestrictedRouter(nn.Module):
@@ -69,7 +78,7 @@ class RestrictedRouter(nn.Module):
 
     def forward(self, *inputs: Any, **named: Any) -> tuple[Any, ...]:
         out = self.router(*map(self._restricted, inputs), **{name: self._restricted(value) for name, value in named.items()})
-        check_choice(self.name, self.router, out)
+        check_top_k(self.name, self.router, out)
         kept: Any = self.kept
         return tuple(kept[part] if torch.is_tensor(part) and not part.is_floating_point() else part for part in out)
 
@@ -91,27 +100,27 @@ def restricted(block: MoEBlock, kept: list[int], experts_per_token: int | None =
 
 
 @contextmanager
-def activating(model: PreTrainedModel, experts_per_token: int | None) -> Iterator[PreTrainedModel]:
+def override_top_k(model: PreTrainedModel, experts_per_token: int | None) -> Iterator[PreTrainedModel]:
     """`model` with that many experts per token inside the context (None: its own number), all of them to choose from."""
     blocks = find_blocks(model) if experts_per_token else []
     hooks = []
     try:
         for block in blocks:
-            activate(block.router, experts_per_token or block.experts_per_token)
+            set_top_k(block.router, experts_per_token or block.experts_per_token)
             hooks.append(block.router.register_forward_hook(partial(_check_hook, block.name)))
         yield model
     finally:
         for block in blocks:
-            activate(block.router, block.experts_per_token)
+            set_top_k(block.router, block.experts_per_token)
         for hook in hooks:
             hook.remove()
 
 
 def _check_hook(name: str, router: nn.Module, inputs: Any, out: tuple[Any, ...]) -> None:
-    check_choice(name, router, out)
+    check_top_k(name, router, out)
 
 
-def check_choice(name: str, router: nn.Module, out: tuple[Any, ...]) -> None:
+def check_top_k(name: str, router: nn.Module, out: tuple[Any, ...]) -> None:
     """Raises PollardError where a router does not choose as many experts as it is told (Phi-MoE's takes two)."""
     chosen = next(part.shape[-1] for part in out if torch.is_tensor(part) and not part.is_floating_point())
     asked = top_k(router, name)
@@ -144,3 +153,99 @@ def check_prunable(blocks: Sequence[MoEBlock], keep: int, experts_per_token: int
                 f"{wish} and takes {experts_per_token} experts per token from the best {block.groups_per_token}, which hold "
                 f"only {block.groups_per_token * each}. Keep at least {needed}, or lower pruning.experts_per_token."
             )
+
+
+# What a router raises that needs more than its first input, or returns something else than a choice
+ROUTER_ERRORS = (RuntimeError, IndexError, TypeError, StopIteration, AttributeError)
+
+
+class Rerouter:
+    """`rerouter(inputs, kept)` gives the experts [T, K] (in the original numbers) and gate weights [T, K] over `kept`.
+
+    `seen` is the first batch of the block; `inputs` come from `inputs(seen)`. Raises PollardError where the family's
+    router cannot be called apart from its block, and for a router that chooses within groups.
+    """
+
+    def __init__(self, block: MoEBlock, seen: BlockActivations) -> None:
+        if (block.groups or 1) > 1:
+            raise PollardError(
+                f"{block.name} chooses experts within {block.groups} groups: the reconstruction search over such routers is not "
+                "built yet. Choose another criterion."
+            )
+        self.block, self.experts = block, block.expert_count
+        small = _logits_to_choice(block.router, seen)
+        self.from_logits = small is not None
+        self.router = small or _bare(block.router)
+        try:
+            everything = self(self.inputs(seen), list(range(self.experts)))
+            agrees = same_routing(everything, (seen.index_TK, seen.gate_TK), self.experts)
+        except ROUTER_ERRORS:
+            agrees = False
+        if not agrees:
+            raise PollardError(
+                f"{block.name}: its router, called by itself, does not choose as it did in the model. The reconstruction "
+                "search cannot serve this family: choose another criterion."
+            )
+
+    def inputs(self, seen: BlockActivations) -> torch.Tensor:
+        """What the rerouter works from: logits [T, E], or the router's own input [T, H]."""
+        found = seen.logits_TE if self.from_logits else seen.router_input_TH
+        if found is None:
+            raise PollardError(f"{seen.block}: its router did not run before its experts. Choose another criterion.")
+        return found
+
+    def __call__(self, inputs: torch.Tensor, kept: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        return routing_of(RestrictedRouter(self.block, kept, self.block.experts_per_token, self.router)(inputs))
+
+    def gate_weights(self, inputs: torch.Tensor, chosen_TK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As if per token just the experts `chosen_TK` were there (for routers that work from logits)."""
+        first = torch.zeros_like(inputs)
+        first[:, : chosen_TK.shape[1]] = inputs.gather(1, chosen_TK)
+        index, gate = self(first, list(range(chosen_TK.shape[1])))
+        return chosen_TK.gather(1, index), gate
+
+
+def routing_of(out: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Experts and their gate weights, from what a router returns: the integers, and the last numbers of their shape."""
+    index = next(part for part in out if torch.is_tensor(part) and not part.is_floating_point())
+    gate = [part for part in out if torch.is_tensor(part) and part.is_floating_point() and part.shape == index.shape][-1]
+    return index, gate
+
+
+def _bare(router: nn.Module) -> nn.Module:
+    bare = copy.deepcopy(router)
+    bare._forward_hooks.clear()
+    return bare
+
+
+def _logits_to_choice(router: nn.Module, seen: BlockActivations) -> nn.Module | None:
+    """The router as a function of its logits, or None where it is not one."""
+    weight, logits = getattr(router, "weight", None), seen.logits_TE
+    if logits is None or not isinstance(weight, nn.Parameter):
+        return None
+    small = _bare(router)
+    experts, hidden = weight.shape
+    small.weight = nn.Parameter(torch.eye(experts, dtype=weight.dtype, device=weight.device), requires_grad=False)
+    if isinstance(getattr(small, "bias", None), nn.Parameter):
+        nn.init.zeros_(small.bias)  # type: ignore[arg-type]
+    for name, value in vars(small).items():
+        if type(value) is int and value == hidden and "hidden" in name:
+            setattr(small, name, experts)
+    try:
+        choice = routing_of(small(logits))
+    except ROUTER_ERRORS:
+        return None
+    return small if same_routing(choice, (seen.index_TK, seen.gate_TK), experts) else None
+
+
+def same_routing(one: tuple[torch.Tensor, torch.Tensor], other: tuple[torch.Tensor, torch.Tensor], experts: int) -> bool:
+    """Whether two choices, each experts [T, K] and gate weights [T, K], give every token the same weights, to rounding."""
+    if one[0].shape != other[0].shape:
+        return False
+    ours, theirs = (
+        torch.zeros(len(index), experts, dtype=torch.float64, device=index.device).scatter_(1, index, gate.double())
+        for index, gate in (one, other)
+    )
+    # Some routers take their softmax in float32 whatever the model's dtype
+    wide = max(64 * torch.finfo(torch.float32).eps, 4 * torch.finfo(one[1].dtype).eps)
+    return torch.allclose(ours, theirs, rtol=wide, atol=wide)

@@ -15,7 +15,7 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig
 
-from toolkit.moe.checkpoint_files import checkpoint_files
+from toolkit.moe.model_files import checkpoint_files
 from toolkit.moe.tensor_files import read_header
 from toolkit.runtime.errors import PollardError
 

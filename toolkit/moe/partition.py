@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-from toolkit.moe.checkpoint_files import INDEX, SINGLE
-from toolkit.moe.load import load_config, load_model, number_type
+from toolkit.moe.load import load_config, load_model, resolve_dtype
+from toolkit.moe.model_files import INDEX, SINGLE
 from toolkit.runtime.distributed import is_main, on_main
 from toolkit.runtime.files import write_text
 
@@ -31,7 +31,7 @@ def is_partitioned(model: nn.Module) -> bool:
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
-def own_part(parameter: torch.Tensor) -> torch.Tensor:
+def local_part(parameter: torch.Tensor) -> torch.Tensor:
     """What this rank holds of `parameter`, flat and without the padding behind the last rank's: all of a whole one."""
     part = getattr(parameter, "ds_tensor", None)
     if part is None:
@@ -41,7 +41,7 @@ def own_part(parameter: torch.Tensor) -> torch.Tensor:
     return part.flatten()[: max(there, 0)]
 
 
-def layer_of(name: str) -> str:
+def layer_prefix(name: str) -> str:
     """The path of a parameter as far as its layer's number; nothing for one outside the layers."""
     layer = re.match(r".*?\.\d+(?=\.)", name)
     return layer.group() if layer else ""
@@ -58,7 +58,7 @@ def partitioned_model(
     """
     import deepspeed
 
-    number = number_type(dtype, load_config(path, revision)) or torch.float32
+    number = resolve_dtype(dtype, load_config(path, revision)) or torch.float32
     config = {
         "train_micro_batch_size_per_gpu": 1,  # required; nothing is trained
         "zero_optimization": zero_optimization,
@@ -89,12 +89,12 @@ def write_partitioned(model: PreTrainedModel, folder: Path) -> None:
 
     What rank 0 cannot write, every rank raises.
     """
-    files = Files(folder)
+    files = ShardWriter(folder)
     tied = getattr(model, "all_tied_weights_keys", {})  # stored once, as in every stock checkpoint
     dropped = {*tied, *(model._keys_to_ignore_on_save or ())}
     tensors = model.state_dict(keep_vars=True)
     names = [name for name in tensors if name not in dropped]
-    for _, layer in groupby(names, layer_of):
+    for _, layer in groupby(names, layer_prefix):
         whole = {name: tensor for name in layer if (tensor := gathered(tensors[name])) is not None}
         on_main(lambda whole=whole: files.add(revert_weight_conversion(model, whole)))  # type: ignore[misc]
     on_main(files.close)
@@ -108,7 +108,7 @@ def gathered(parameter: torch.Tensor) -> torch.Tensor | None:
         return parameter.detach().to("cpu", copy=True).contiguous() if is_main() else None
 
 
-class Files:
+class ShardWriter:
     """Safetensors files in a row, and their index."""
 
     def __init__(self, folder: Path) -> None:

@@ -21,7 +21,7 @@ from toolkit.moe import (
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import device, gather, on_main, say, shard, shard_in_step
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.zero import build_communication, partitioning
+from toolkit.runtime.zero import build_communication, partitioned_config
 
 T = TypeVar("T")
 HEADROOM = 1.2  # weights times this must fit: activations and the cache of keys and values want room, too
@@ -43,7 +43,7 @@ def with_model(
     and for one whose weights, loaded in parts, are not the checkpoint's.
     """
     dtype, asked = recipe.model.dtype, recipe.model.placement
-    placement = automatic(weight_bytes(load_config(path, revision), dtype)) if asked == "auto" else asked
+    placement = automatic_placement(weight_bytes(load_config(path, revision), dtype)) if asked == "auto" else asked
     report_unskipped(path, revision, skipping)
     if placement == "copies":
         return use(load_model(path, revision, dtype, device(), skipping=skipping))
@@ -57,7 +57,7 @@ def with_model(
         )
     say("  in parts over all ranks (model.placement: ZeRO-3)")
     build_communication()
-    with partitioned_model(path, revision, dtype, partitioning(recipe.finetuning.zero), skipping) as model:
+    with partitioned_model(path, revision, dtype, partitioned_config(recipe.finetuning.zero), skipping) as model:
         check_loaded(model, path, revision)
         return use(model)
 
@@ -86,7 +86,9 @@ def report_unskipped(path: str, revision: str | None, skipping: bool = False) ->
         say(f"  without skipping experts, although {path} has a skipping.json")
 
 
-def shard_of(model: PreTrainedModel | StreamedModel, batches: Sequence[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+def shard_batches(
+    model: PreTrainedModel | StreamedModel, batches: Sequence[dict[str, torch.Tensor]]
+) -> list[dict[str, torch.Tensor]]:
     """This rank's batches; of a model in parts every rank runs as many, the last perhaps with nothing but padding."""
     if isinstance(model, StreamedModel) or not is_partitioned(model):
         return shard(batches)
@@ -94,7 +96,7 @@ def shard_of(model: PreTrainedModel | StreamedModel, batches: Sequence[dict[str,
     return shard_in_step(batches, padding)
 
 
-def automatic(size: int) -> Placement:
+def automatic_placement(size: int) -> Placement:
     """The plainest placement that has room for weights of `size` bytes. Raises PollardError where none has.
 
     On a machine without a GPU always copies.

@@ -24,11 +24,11 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging
 
 from toolkit.moe.blocks import find_blocks
-from toolkit.moe.checkpoint_files import checkpoint_files, say_what_is_read
 from toolkit.moe.completeness import mismatch
 from toolkit.moe.layers import layers_of
-from toolkit.moe.load import checkpoint_folder, load_config, meta_model, number_type
-from toolkit.moe.names import Names
+from toolkit.moe.load import checkpoint_folder, load_config, meta_model, resolve_dtype
+from toolkit.moe.model_files import checkpoint_files, report_unread_weights
+from toolkit.moe.names import NameResolver
 from toolkit.moe.open_errors import explained
 from toolkit.runtime.errors import PollardError
 
@@ -52,7 +52,7 @@ class StreamedModel:
             raise CannotStream("its weights are quantized")
         self.path, self.device = path, torch.device(device)
         self.files = [_opened(file) for file in safetensors_files(path, revision)]
-        self.dtype = number_type(dtype, config) or self._first_dtype()
+        self.dtype = resolve_dtype(dtype, config) or self._first_dtype()
         self.model: PreTrainedModel = meta_model(config, self.dtype).eval()
         blocks = find_blocks(self.model)
         try:
@@ -88,12 +88,12 @@ class StreamedModel:
 
         Raises CannotStream where a parameter of the base model comes from none.
         """
-        names = Names(self.model)
+        names = NameResolver(self.model)
         keys: dict[int, list[tuple[Any, str]]] = {number: [] for number in range(REST, len(self.layers))}
         made: set[str] = set()
         for file in self.files:
             for key in file.keys():  # noqa: SIM118
-                parameters = names.home(key).parameters
+                parameters = names.destination(key).parameters
                 made.update(parameters)
                 part = self._part(parameters[0])
                 if part in keys:
@@ -121,7 +121,7 @@ class StreamedModel:
             weight_mapping=self.conversions,
         )  # fmt: skip
         slices = {key: file.get_slice(key) for file, key in self.keys[part]}
-        with quiet():
+        with without_progress_bars():
             load = partial(convert_and_load_state_dict_in_model, self.model, slices, settings)
             info, _ = explained(load, self.path, "weights")
         where = "outside its layers" if part == REST else f"in layer {part}"
@@ -154,7 +154,7 @@ def safetensors_files(path: str, revision: str | None = None) -> list[str]:
     """The weights of a checkpoint folder, or of a hub model once they are downloaded. Raises CannotStream where they are not
     in safetensors files, and PollardError as `checkpoint_files` does."""
     folder = checkpoint_folder(path, revision)
-    say_what_is_read(str(folder))
+    report_unread_weights(str(folder))
     files = checkpoint_files(folder)
     if not files.safetensors:
         raise CannotStream("it has no safetensors files")
@@ -169,7 +169,7 @@ def _opened(file: str) -> Any:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
     """Without transformers' progress bar for every layer."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

@@ -16,9 +16,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from toolkit.moe.checkpoint_files import SINGLE, checkpoint_files, read_index
+from toolkit.moe.model_files import SINGLE, checkpoint_files, read_index
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.files import KEPT, explained_full_disk
+from toolkit.runtime.files import RESUME_ADVICE, explain_full_disk
 
 
 class StoredTensor(NamedTuple):
@@ -173,10 +173,10 @@ def _copy(source: IO[bytes], target: IO[bytes], begin: int, count: int) -> None:
 
 
 @contextmanager
-def explained_writing(target: Path) -> Iterator[None]:
+def explain_write_errors(target: Path) -> Iterator[None]:
     """What the operating system refuses, as a PollardError that says what to do."""
     try:
-        with explained_full_disk(target, lambda: KEPT):
+        with explain_full_disk(target, lambda: RESUME_ADVICE):
             yield
     except OSError as error:
         what = f"Cannot write {error.filename or target}: {error.strerror or error}."

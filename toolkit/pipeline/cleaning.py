@@ -11,7 +11,7 @@ from pathlib import Path
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.run_status import STAGE_OF, why_model_stale
 from toolkit.runtime.errors import PollardError, did_you_mean
-from toolkit.runtime.run_files import PIECES, RUN_FILE_PATTERNS, bytes_of, files_below, matching_files, remove_files
+from toolkit.runtime.run_files import RUN_FILE_PATTERNS, SHARD_PATTERN, bytes_of, files_below, matching_files, remove_files
 from toolkit.runtime.signed_folders import foreign_files, own_files
 
 AGAIN: dict[str, str] = {  # part: what making it again takes
@@ -92,7 +92,7 @@ def _files(run: RunDirectory, part: str, folder: Path) -> list[Path]:
         return matching_files(folder, r"\d+\.jsonl")
     if part == "sweep":
         inside = {path for path in matching_files(run.sweep, RUN_FILE_PATTERNS["sweep"]) if folder in path.parents}
-        return sorted(inside | set(matching_files(folder, PIECES) if folder.name == "original" else ()))
+        return sorted(inside | set(matching_files(folder, SHARD_PATTERN) if folder.name == "original" else ()))
     if part == "pruned" and (why_model_stale(run, "recovered") or not (run.recovered / "config.json").exists()):
         return []  # it is what the run has made so far
     return own_files(folder)

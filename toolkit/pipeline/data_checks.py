@@ -11,15 +11,14 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.moe.limits import ContextLength, context_length, embedding_rows
+from toolkit.moe.tokenizer import ContextLength, context_length, embedding_rows
 from toolkit.pipeline.stages.calibration_data import read_source, sources_of
 from toolkit.recipe.data import TaskRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.training_data import training_sources
 from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Encoded, Example, Split, Task, check_rendering, encode, encode_prompt, encode_texts, read_texts
-from toolkit.tasks.lengths import context_fit
-from toolkit.tasks.vocabulary import check_vocabulary
+from toolkit.tasks.token_checks import check_vocabulary, context_fit
 
 
 def limit_checks(recipe: Recipe, config: Any, tokenizer: PreTrainedTokenizerBase) -> list[Callable[[], list[str]]]:

@@ -15,9 +15,9 @@ from toolkit.pipeline.stages.skip import role_that_skips
 from toolkit.pipeline.stages.teach import Taught
 from toolkit.recipe.data import TaskRecipe
 from toolkit.recipe.schema import Recipe
-from toolkit.runtime.fingerprints import fingerprint_of, fingerprint_of_source
+from toolkit.runtime.files import fingerprint_of, fingerprint_of_source
 from toolkit.tasks import Task
-from toolkit.tasks.own_scorer import source_of
+from toolkit.tasks.scorers import scorer_file
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ RULES = 2
 def own_scorer_identity(recipe: TaskRecipe) -> list[Any]:
     """The content of the user's own scorer's file; nothing for the toolkit's own."""
     own = recipe.scorer if recipe.scorer and ":" in recipe.scorer else None
-    return [fingerprint_of_source(source_of(own) or own)] if own else []
+    return [fingerprint_of_source(scorer_file(own) or own)] if own else []
 
 
 def identity_of_scoring(task: Task) -> list[Any]:

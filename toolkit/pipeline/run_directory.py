@@ -10,12 +10,11 @@ from toolkit.pipeline.manifest import STALE, UNFINISHED, Manifest
 from toolkit.pipeline.recipe_changes import differing, still_differing
 from toolkit.recipe.file import read_values
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.files import kept_aside, write_text
-from toolkit.runtime.fingerprints import fingerprint_of
+from toolkit.runtime.files import fingerprint_of, set_aside, write_text
 from toolkit.runtime.run_files import (
     RUN_FILE_PATTERNS,
+    foreign_entries,
     free_name,
-    left_by_others,
     matching_files,
     remove_files,
     remove_half_written,
@@ -79,7 +78,7 @@ class RunDirectory(RunPaths, Manifest):
         """Raises PollardError if the folder holds the run of another model or task, or files that no run has left there."""
         if self.path.exists() and not self.path.is_dir():
             raise PollardError(f"{self.path} is a file: give the run another name ({self.another_name}).")
-        if not self.manifest.exists() and (there := left_by_others(self.path)):
+        if not self.manifest.exists() and (there := foreign_entries(self.path)):
             more = f" and {len(there) - 5:,} more" if len(there) > 5 else ""
             raise PollardError(
                 f"{self.path} has no manifest.json, so it is no run directory, and holds {', '.join(there[:5])}{more}. Nothing "
@@ -132,7 +131,7 @@ class RunDirectory(RunPaths, Manifest):
         ours = manifest.get("written", {}).get(name)
         there = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
         if there is not None and there != text and ours not in (None, fingerprint_of(there)):
-            kept_aside(path)
+            set_aside(path)
         if there != text:
             write_text(path, text)
         if ours != fingerprint_of(text) and self.manifest.exists():

@@ -22,8 +22,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.report import write_report
 from toolkit.runtime.distributed import barrier, check_shared, is_main, on_main, say, world_size
 from toolkit.runtime.errors import ItemsFailed, Mistakes, PollardError
-from toolkit.runtime.files import explained_full_disk
-from toolkit.runtime.fingerprints import fingerprint_of
+from toolkit.runtime.files import explain_full_disk, fingerprint_of
 from toolkit.runtime.signed_folders import check_target
 
 
@@ -174,7 +173,7 @@ def do_stage(stage: Stage, recipe: Recipe, directory: RunDirectory, reason: str,
     started = time.monotonic()
     room = "Stages that are done stay done: make room, and the same command goes on."
     on_main(lambda: directory.begin(stage.name))
-    with explained_full_disk(directory.path, lambda: room), explained_full_memory(stage.name, recipe):
+    with explain_full_disk(directory.path, lambda: room), explained_full_memory(stage.name, recipe):
         facts = stage.run(recipe, directory, stage.fingerprint)
         barrier()
         seconds = time.monotonic() - started

@@ -21,7 +21,7 @@ from toolkit.pipeline.stages.skip import role_that_skips, skip_stage
 from toolkit.pipeline.stages.teach import Taught
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import world_size
-from toolkit.runtime.fingerprints import fingerprint_of
+from toolkit.runtime.files import fingerprint_of
 
 
 def stages_of(recipe: Recipe, taught: Taught | None, do_round: Callable[[int, Taught], Do]) -> list[Stage]:

@@ -20,8 +20,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from toolkit.cuts.experts import masked
 from toolkit.cuts.plan import BlockPlan, Plan
 from toolkit.cuts.statistics import ExpertStatistics
-from toolkit.evaluation import keep_original, measure_fidelity
-from toolkit.evaluation.probe import check_probe, probe_of, probed
+from toolkit.evaluation import measure_fidelity, write_reference
+from toolkit.evaluation.probe import check_probe, measure_probe, read_probe
 from toolkit.moe import find_blocks, load_config, load_tokenizer, meta_model
 from toolkit.moe.placement import with_model
 from toolkit.pipeline.checks import check
@@ -35,10 +35,9 @@ from toolkit.recipe.schema import Recipe
 from toolkit.report import show_sweep, tabulate, write_report
 from toolkit.runtime.distributed import barrier, check_shared, is_main, on_main, say, world_size
 from toolkit.runtime.errors import Mistakes
-from toolkit.runtime.files import write_text
-from toolkit.runtime.fingerprints import fingerprint_of, fingerprint_of_source
+from toolkit.runtime.files import fingerprint_of, fingerprint_of_source, write_text
 from toolkit.runtime.formatting import loss, percent
-from toolkit.runtime.run_files import PIECES, RUN_FILE_PATTERNS, remove_matching
+from toolkit.runtime.run_files import RUN_FILE_PATTERNS, SHARD_PATTERN, remove_matching
 from toolkit.selection import kept_unobserved, select
 from toolkit.tasks import Task
 from toolkit.tasks.sources import fingerprint_of_data
@@ -179,19 +178,19 @@ def _measured(path: Path) -> dict[str, Any] | None:
 def _measure(recipe: Recipe, choices: list[SweepChoice], folder: Path) -> None:
     """One file per choice, written as soon as it is measured."""
     tokenizer = load_tokenizer(recipe.model.path, recipe.model.revision)
-    probes = {"task": probe_of(DataRecipe(task=recipe.task), recipe, tokenizer), "off_task": None}
+    probes = {"task": read_probe(DataRecipe(task=recipe.task), recipe, tokenizer), "off_task": None}
     if recipe.sweep.off_task:
-        probes["off_task"] = probe_of(recipe.sweep.off_task, recipe, tokenizer)
+        probes["off_task"] = read_probe(recipe.sweep.off_task, recipe, tokenizer)
     gold, said = _gold(recipe, tokenizer), folder / "original"  # what the original says of them, until all cells are measured
 
     def measure(model: PreTrainedModel) -> None:
-        on_main(lambda: remove_matching(said, PIECES))
+        on_main(lambda: remove_matching(said, SHARD_PATTERN))
         if gold:
-            keep_original(model, gold, said, "")
+            write_reference(model, gold, said, "")
         for number, choice in enumerate(choices, start=1):
             started = time.monotonic()
             with masked(model, choice.plan):
-                found = {name: probe and probed(model, tokenizer, recipe, probe) for name, probe in probes.items()}
+                found = {name: probe and measure_probe(model, tokenizer, recipe, probe) for name, probe in probes.items()}
                 found["fidelity"] = measure_fidelity(model, gold, said, "").facts() if gold else None
             seconds = round(time.monotonic() - started, 1)
             facts = {
@@ -207,14 +206,14 @@ def _measure(recipe: Recipe, choices: list[SweepChoice], folder: Path) -> None:
 
     with_model(recipe, recipe.model.path, recipe.model.revision, measure, whole="a sweep masks the routers of a whole model")
     barrier()
-    on_main(lambda: remove_matching(said, PIECES))
+    on_main(lambda: remove_matching(said, SHARD_PATTERN))
 
 
 def _gold(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, torch.Tensor]]:
     """The dev answers over which masked models are compared with the original; none where the recipe does not ask for it."""
     if not recipe.evaluation.fidelity:
         return []
-    return probe_of(DataRecipe(task=recipe.task, examples=recipe.evaluation.fidelity), recipe, tokenizer).batches
+    return read_probe(DataRecipe(task=recipe.task, examples=recipe.evaluation.fidelity), recipe, tokenizer).batches
 
 
 def _finish(recipe: Recipe, choices: list[SweepChoice], directory: RunDirectory) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""LoRA (arXiv 2106.09685) through PEFT: on the experts and on the linear layers beside them; merged at the end.
+"""LoRA through PEFT: on the experts and on the decoder's other linear layers; merged at the end.
 
 On fused experts, PEFT adapts the parameters (`target_parameters`); on unfused ones, each expert's linear layers. What is
-saved is always the adapter of the fused experts, so that stock PEFT puts it on the pruned checkpoint.
+saved is always the adapter of the fused experts, so that stock PEFT loads it on the pruned checkpoint.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import deepspeed
@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from torch import nn
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from toolkit.cuts.checkpoint import check_whole, complete_checkpoint, write_checkpoint
@@ -24,20 +24,18 @@ from toolkit.moe import (
     expert_weights,
     find_blocks,
     linear_name,
-    load_model,
 )
-from toolkit.recipe.schema import LoraRecipe, Recipe
-from toolkit.recipe.trainer_defaults import TAKEN_FOR_EXPERTS
-from toolkit.recovery.roles import Training
-from toolkit.runtime.distributed import device, on_main
+from toolkit.recipe.schema import LoraRecipe
+from toolkit.recovery.method import Training, adaptable
+from toolkit.runtime.distributed import on_main
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.signed_folders import provenance, whole_folder
 
 
 def adapt(model: PreTrainedModel, blocks: list[MoEBlock], linears: Iterable[str], lora: LoraRecipe) -> PeftModel:
-    """`model` with adapters on the experts of `blocks` and on the layers named `linears`; all else is frozen.
+    """`model` with adapters on the experts of `blocks` and on the layers named `linears`; everything else is frozen.
 
-    Raises PollardError where the experts cannot be adapted, and where PEFT has left something out.
+    Raises PollardError where the experts cannot be adapted, and where PEFT has left a weight out.
     """
     return _with_adapters(model, blocks, linears, lora, autocast_adapter_dtype=False)  # DeepSpeed keeps the float32 copy
 
@@ -45,7 +43,7 @@ def adapt(model: PreTrainedModel, blocks: list[MoEBlock], linears: Iterable[str]
 def _with_adapters(
     model: PreTrainedModel, blocks: list[MoEBlock], linears: Iterable[str], lora: LoraRecipe, **options: Any
 ) -> PeftModel:
-    modules = [name for name in linears if name.rpartition(".")[2] not in TAKEN_FOR_EXPERTS]
+    modules = adaptable(linears)
     parameters = []
     for block in blocks:
         if hasattr(block.experts, UNFUSED):
@@ -68,13 +66,16 @@ def _with_adapters(
     wanted = len(modules) + len(parameters)
     found = sum(isinstance(module, LoraLayer) for module in adapted.modules())
     if found != wanted:
-        raise PollardError(f"PEFT has adapted {found} of {wanted} weights. Use finetuning.method full, router or experts.")
+        raise PollardError(
+            f"PEFT has adapted {found} of {wanted} weights. Use finetuning.method full, router or experts.",
+            code="recovery.not-adapted",
+        )
     adapted.peft_config["default"].target_modules = set(modules)  # PEFT shortens a long list, and reads it otherwise
     return adapted
 
 
 def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
-    """What was trained, whole and on CPU, by its name in `model`; every rank takes part, since ZeRO-3 gathers here."""
+    """The trained weights, whole and on CPU, by name in `model`. Every rank takes part, since ZeRO-3 gathers here."""
     weights = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -84,7 +85,7 @@ def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
 
 
 def with_adapter(model: PreTrainedModel, lora: LoraRecipe, weights: dict[str, torch.Tensor]) -> PeftModel:
-    """The stock `model` with what training left (`adapter_weights`): an adapter of fused experts, whatever was trained."""
+    """The stock `model` with the trained `adapter_weights`, as an adapter of fused experts even where unfused ones trained."""
     blocks = find_blocks(model)
     adapted = _with_adapters(model, blocks, decoder_linears(model, blocks), lora)
     weights = dict(weights)
@@ -102,29 +103,26 @@ def with_adapter(model: PreTrainedModel, lora: LoraRecipe, weights: dict[str, to
             weights[f"{name}.lora_B.default.weight"] = torch.stack(b, -1).flatten(1)  # [out, r·E]: by rank, then expert
     unknown = adapted.load_state_dict(weights, strict=False).unexpected_keys
     if unknown:
-        raise PollardError(f"What was trained does not fit the pruned model: {unknown[:3]}. Please report this.")
+        raise PollardError(
+            f"What was trained does not fit the pruned model: {unknown[:3]}. Please report this.",
+            code="recovery.adapter-mismatch",
+        )
     return adapted
 
 
-def save_merged(recipe: Recipe, arguments: TrainingArguments, model: PeftModel, training: Training) -> None:
-    """Writes the trained adapter, and the checkpoint that training began with (as NF4 has it, if that was trained on) with
-    the adapter added in. Every rank takes part.
+def save_merged(model: PeftModel, lora: LoraRecipe, load_base: Callable[[], PreTrainedModel], training: Training) -> None:
+    """Writes the trained adapter, and the checkpoint of `load_base` (called on rank 0) with the adapter added in. Every rank
+    takes part.
 
     Raises PollardError where the checkpoint does not come out whole.
     """
-    settings, weights = recipe.finetuning, adapter_weights(model)
+    weights = adapter_weights(model)
     unset_hf_deepspeed_config()  # or ZeRO-3 would partition the model that rank 0 now loads alone
 
     def write() -> None:
-        if settings.method == "qlora":
-            from toolkit.recovery.quantize import load_to_round, round_to_nf4
-
-            stock = load_to_round(recipe, arguments, training.source, training.revision)
-            round_to_nf4(stock, find_blocks(stock), device())
-        else:
-            stock = load_model(training.source, training.revision, dtype=recipe.model.dtype, skipping=False)
+        stock = load_base()
         needed = sum(parameter.numel() for parameter in stock.parameters())
-        adapted = with_adapter(stock, settings.lora, weights)
+        adapted = with_adapter(stock, lora, weights)
         with whole_folder(training.adapter, provenance("adapter", training.source, training.revision)) as folder:
             adapted.save_pretrained(str(folder), save_embedding_layers=False)
         with whole_folder(training.target, training.facts) as folder:

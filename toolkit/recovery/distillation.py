@@ -1,4 +1,4 @@
-"""Learn from the original model's cached logits: the trainer with another loss, and no teacher in memory.
+"""Learn from the original model's cached logits: a trainer with the distillation loss, and no teacher in memory.
 
     (1 - a) CE + a t^2 KL( teacher || student ),  both softmaxes at temperature t, over K logits and the rest as one
 
@@ -26,19 +26,20 @@ COLUMNS = ("teacher_index", "teacher_offset", "teacher_tail")
 
 
 def check_distillable(arguments: SFTConfig) -> None:
-    """Raises PollardError for training arguments that mean another loss than the distilled one."""
+    """Raises PollardError for training arguments that ask for another loss than the distilled one."""
     others = {
         "label_smoothing_factor": arguments.label_smoothing_factor != 0,
         "loss_type": arguments.loss_type != "nll",
         "router_aux_loss_coef": arguments.router_aux_loss_coef != 0,
     }
-    for key in (key for key, says_so in others.items() if says_so):
+    for key in (key for key, is_set in others.items() if is_set):
         raise PollardError(
-            f"finetuning.trainer.{key} is for another loss than the distilled one: leave it out, or finetuning.teacher."
+            f"finetuning.trainer.{key} is for another loss than the distilled one: leave it out, or finetuning.teacher.",
+            code="recovery.other-loss",
         )
 
 
-def losses(
+def distillation_losses(
     logits_NV: torch.Tensor, target_N: torch.Tensor, teacher: TopAndTail, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross entropy with the targets, and KL(teacher ‖ student) at the temperature, each summed over the N tokens."""
@@ -55,20 +56,21 @@ def losses(
     return cross_entropy(logits_NV, target_N, reduction="sum"), kl_div(student_NK, teacher_NK.softmax(-1), reduction="sum")
 
 
-def losses_in_parts(
+def distillation_losses_in_parts(
     logits_NV: torch.Tensor, target_N: torch.Tensor, teacher: TopAndTail, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`losses`, with the float32 copies of [N, V] in memory for a thousand tokens at a time, forward and backward."""
+    """`distillation_losses` with float32 copies [N, V] of a thousand tokens at a time in memory, forward and backward."""
     parts = zip(*(whole.split(TOKENS_AT_ONCE) for whole in (logits_NV, target_N, *teacher)), strict=True)
     sums = [
-        checkpoint(losses, logits, target, TopAndTail(*rows), temperature, use_reentrant=False) for logits, target, *rows in parts
+        checkpoint(distillation_losses, logits, target, TopAndTail(*rows), temperature, use_reentrant=False)
+        for logits, target, *rows in parts
     ]
     ce, kl = zip(*sums, strict=True)
     return torch.stack(ce).sum(), torch.stack(kl).sum()
 
 
-class WithTeacher:
-    """A collator that adds to a batch what the teacher says of its completion tokens, example after example."""
+class TeacherCollator:
+    """A collator that adds the teacher's logits on the batch's completion tokens, example after example."""
 
     def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]], cache: TeacherCache) -> None:
         self.collate, self.cache = collate, cache
@@ -84,9 +86,9 @@ class WithTeacher:
 
 
 class DistilledTrainer(RecoveryTrainer):
-    """The trainer whose training loss is the distilled one; the dev loss stays the cross entropy.
+    """The trainer with the distillation loss; the dev loss stays the cross entropy.
 
-    The training set has a column `example`: the number by which the cache knows it. Logs both parts of the loss,
+    The training set has a column `example`: its number in the teacher's cache. Logs both parts of the loss,
     `cross_entropy` and `divergence`, per completion token.
     """
 
@@ -94,7 +96,7 @@ class DistilledTrainer(RecoveryTrainer):
         super().__init__(*args, **kwargs)
         self.args.remove_unused_columns = False  # `example` must reach the collator
         self.distillation = distillation
-        self.data_collator = WithTeacher(self.data_collator, cache)
+        self.data_collator = TeacherCollator(self.data_collator, cache)
 
     def compute_loss(
         self,
@@ -111,7 +113,7 @@ class DistilledTrainer(RecoveryTrainer):
         counted_BS = labels_BS != IGNORED
         logits_NV = logits_at(model, inputs, counted_BS)
         weight, temperature = self.distillation.weight, self.distillation.temperature
-        cross, divergence = losses_in_parts(logits_NV, labels_BS[counted_BS], teacher, temperature)
+        cross, divergence = distillation_losses_in_parts(logits_NV, labels_BS[counted_BS], teacher, temperature)
         # As SFTTrainer: over the tokens of all ranks and accumulated batches, since gradients are averaged over ranks
         tokens = counted_BS.sum() if num_items_in_batch is None else num_items_in_batch
         loss = ((1 - weight) * cross + weight * temperature**2 * divergence) / torch.as_tensor(tokens).clamp(min=1)
@@ -122,10 +124,10 @@ class DistilledTrainer(RecoveryTrainer):
         return loss
 
     def _log_parts(self, *sums: torch.Tensor) -> None:
-        ours = torch.stack([part.detach().double() for part in sums])
-        cross, divergence, counted, seen = self.accelerator.gather(ours).view(-1, len(sums)).sum(0).tolist()
-        self._total_train_tokens += int(seen)
-        found = self._metrics["train"]
-        found["cross_entropy"].append(cross / max(counted, 1))
-        found["divergence"].append(divergence / max(counted, 1))
-        found["num_tokens"] = [self._total_train_tokens]
+        local = torch.stack([part.detach().double() for part in sums])
+        cross, divergence, counted, tokens = self.accelerator.gather(local).view(-1, len(sums)).sum(0).tolist()
+        self._total_train_tokens += int(tokens)
+        metrics = self._metrics["train"]
+        metrics["cross_entropy"].append(cross / max(counted, 1))
+        metrics["divergence"].append(divergence / max(counted, 1))
+        metrics["num_tokens"] = [self._total_train_tokens]

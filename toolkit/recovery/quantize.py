@@ -1,7 +1,7 @@
-"""A base in NF4 (QLoRA, arXiv 2305.14314): four bits per weight and the scales, the experts included.
+"""A base in NF4 (QLoRA, arXiv 2305.14314): four bits per weight and its scales, also of the experts.
 
-bitsandbytes quantises linear layers only, and leaves fused experts whole without a word: so they are unfused first. The
-routers, the embeddings and the head stay whole, as in QLoRA.
+bitsandbytes quantises linear layers only, and silently leaves fused experts as they are: so they are unfused first. The
+routers, the embeddings and the head are not quantised, as in QLoRA.
 """
 
 import os
@@ -16,6 +16,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 
 from toolkit.moe import MoEBlock, decoder_linears, expert_weights, find_blocks, load_model, unfuse
 from toolkit.recipe.schema import Recipe
+from toolkit.recovery.method import Loaded
 from toolkit.runtime.distributed import barrier, device, gather, say
 
 
@@ -55,12 +56,10 @@ def load_to_round(recipe: Recipe, arguments: TrainingArguments, source: str, rev
     return model
 
 
-def load_quantized(
-    recipe: Recipe, arguments: TrainingArguments, source: str, revision: str | None = None
-) -> tuple[PreTrainedModel, list[MoEBlock], list[str]]:
-    """Each rank's own copy of the model, in NF4 on its device; its blocks; the linear layers beside them, by name.
+def load_quantized(recipe: Recipe, arguments: TrainingArguments, source: str, revision: str | None = None) -> Loaded:
+    """Each rank's own copy of the model, in NF4 on its device.
 
-    The ranks of a machine load in turns: its memory holds one whole model at a time.
+    The ranks of a machine load in turns: its memory holds one unquantised model at a time.
     """
     mine = int(os.environ.get("LOCAL_RANK", 0))
     unset_hf_deepspeed_config()  # or ZeRO-3 would partition what is still to be quantised
@@ -78,11 +77,11 @@ def load_quantized(
         set_hf_deepspeed_config(arguments.hf_deepspeed_config)
     size = expert_bytes(blocks)
     say(f"  experts in 4 bits: {size / 2**20:,.1f} MiB, {size / (2 * before):.2f} of bfloat16")
-    return model, blocks, linears
+    return Loaded(model, blocks, linears)
 
 
 def expert_bytes(blocks: list[MoEBlock]) -> int:
-    """What the quantised experts take in memory, scales and tables counted."""
+    """Bytes of the quantised experts in memory, scales and tables included."""
     tensors: list[torch.Tensor] = []
     for block in blocks:
         tensors += [parameter.data for parameter in block.experts.parameters()]

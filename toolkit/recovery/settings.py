@@ -1,26 +1,25 @@
-"""The training arguments: what a recipe leaves open, and the check of what it says, before the first stage starts."""
+"""The training arguments: what a recipe leaves open, and every check of its fine-tuning before the first stage starts."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from trl import SFTConfig
 
 from toolkit.recipe.schema import Recipe
-from toolkit.recipe.trainer_defaults import trainer_defaults
-from toolkit.recovery.combinations import check_combinations, check_trackers
 from toolkit.recovery.distillation import check_distillable
-from toolkit.recovery.methods import check_method
-from toolkit.recovery.selection import selection
+from toolkit.recovery.methods import METHODS
+from toolkit.recovery.trainer_defaults import trainer_defaults
 from toolkit.runtime.errors import PollardError, did_you_mean
 from toolkit.runtime.zero import build_communication, deepspeed_config
 from toolkit.tasks import Task
 
-# What the toolkit itself decides; a recipe that sets them would break a promise elsewhere.
+# Fields that the toolkit sets, and the recipe key that decides them
 SET_BY_POLLARD = {
     "output_dir": "name", "deepspeed": "finetuning.zero", "seed": "seed", "max_length": "finetuning.max_length",
     "completion_only_loss": None, "dataset_kwargs": None, "remove_unused_columns": None,
@@ -28,48 +27,50 @@ SET_BY_POLLARD = {
     "greater_is_better": "finetuning.select_by", "resume_from_checkpoint": None, "save_only_model": None,
     "restore_callback_states_from_checkpoint": None,
 }  # fmt: skip
+TRACKER_PACKAGES = {"azure_ml": "azureml-core", "comet_ml": "comet-ml", "dagshub": "dagshub mlflow", "flyte": "flytekit"}
+METRICS = {"dev_loss": "eval_loss", "dev_accuracy": "eval_accuracy"}
 POSITIVE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
 
 def sft_config(recipe: Recipe, output_dir: Path) -> SFTConfig:
-    """TRL's SFTConfig for this recipe: our defaults under the recipe's `finetuning.trainer`.
+    """TRL's SFTConfig for this recipe: the toolkit's defaults, overridden by `finetuning.trainer`.
 
-    Raises PollardError naming every key SFTConfig does not have, every key that belongs elsewhere, and what SFTConfig
-    itself refuses.
+    Raises PollardError for keys that SFTConfig does not have or that belong elsewhere (all of them in one message),
+    for combinations that cannot work, and for what SFTConfig itself refuses.
     """
-    _check_keys(recipe.finetuning.trainer)
+    check_trainer_keys(recipe.finetuning.trainer)
     check_combinations(recipe)
     gpu = torch.cuda.is_available()
-    ours = {
+    fixed = {
         "output_dir": str(output_dir),
         "deepspeed": deepspeed_config(recipe.finetuning.zero),
         "seed": recipe.seed,
         "max_length": None,  # examples arrive tokenized, and those that are too long were left out and counted
         "dataset_kwargs": {"skip_prepare_dataset": True},
-        "completion_only_loss": False,  # the labels say already which tokens count
-        "disable_tqdm": True,  # a progress line of our own
+        "completion_only_loss": False,  # the labels are masked already
+        "disable_tqdm": True,  # replaced by ProgressLines
     }
-    settings = trainer_defaults(gpu, recipe) | recipe.finetuning.trainer | selection(recipe) | ours
+    settings = trainer_defaults(gpu, recipe) | recipe.finetuning.trainer | best_checkpoint_settings(recipe) | fixed
     if not gpu and (settings["bf16"] or settings["fp16"] or not settings["use_cpu"]):
         raise PollardError(
             "finetuning.trainer asks for a GPU (bf16, fp16 or use_cpu: false), and this machine has none: "
-            "leave those keys out, and float32 is used."
+            "leave those keys out, and float32 is used.",
+            code="recovery.needs-gpu",
         )
     try:
         arguments = SFTConfig(**settings)
     except (TypeError, ValueError, ImportError) as error:
-        raise PollardError(f"finetuning.trainer: SFTConfig refuses this: {error}") from None
+        raise PollardError(f"finetuning.trainer: SFTConfig refuses this: {error}", code="recovery.refused-arguments") from None
     if recipe.finetuning.teacher:
         check_distillable(arguments)
     return arguments
 
 
 def finetuning_checks(recipe: Recipe, output_dir: Path) -> list[Callable[[], None]]:
-    """What could be known to be wrong with the fine-tuning before the first stage starts: each raises PollardError for its
-    own part."""
+    """Independent checks of the fine-tuning, made before the first stage starts; each raises PollardError."""
     return [
-        lambda: check_method(recipe),
-        lambda: _check_keys(recipe.finetuning.trainer),
+        lambda: METHODS[recipe.finetuning.method].check(recipe),
+        lambda: check_trainer_keys(recipe.finetuning.trainer),
         lambda: check_combinations(recipe),
         lambda: _check_arguments(recipe, output_dir),
         lambda: _check_selection(recipe),
@@ -89,11 +90,14 @@ def _check_selection(recipe: Recipe) -> None:
     if recipe.finetuning.select_by != "last" and not Task(recipe.task).examples("dev"):
         raise PollardError(
             f"finetuning.select_by is {recipe.finetuning.select_by}, but the training data is too small for a dev slice: "
-            "add examples, or say finetuning.select_by=last."
+            "add examples, or say finetuning.select_by=last.",
+            code="recovery.no-dev-slice",
         )
 
 
-def _check_keys(trainer: dict[str, Any]) -> None:
+def check_trainer_keys(trainer: Mapping[str, Any]) -> None:
+    """Raises PollardError naming every key of `finetuning.trainer` that SFTConfig does not have, that the toolkit sets, or
+    whose value is of another type or out of range."""
     allowed = [field.name for field in dataclasses.fields(SFTConfig) if field.init]
     types = get_type_hints(SFTConfig)
     faults = []
@@ -120,4 +124,65 @@ def _check_keys(trainer: dict[str, Any]) -> None:
             "above 0, or leave `recovered` out of evaluation.models."
         )
     if faults:
-        raise PollardError("\n".join(faults))
+        raise PollardError("\n".join(faults), code="recovery.trainer-keys")
+
+
+def best_checkpoint_settings(recipe: Recipe) -> dict[str, Any]:
+    """SFTConfig's fields for ending with the best checkpoint; none for `select_by: last`."""
+    if recipe.finetuning.select_by == "last":
+        return {}
+    return {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": METRICS[recipe.finetuning.select_by],
+        "greater_is_better": recipe.finetuning.select_by == "dev_accuracy",
+        "restore_callback_states_from_checkpoint": True,  # how long early stopping has waited
+    }
+
+
+def check_combinations(recipe: Recipe) -> None:
+    """Raises PollardError naming all settings that are right alone and cannot work together."""
+    trainer, chosen = recipe.finetuning.trainer, recipe.finetuning.select_by
+    zero = deepspeed_config(recipe.finetuning.zero).get("zero_optimization", {})
+    faults = []
+    if chosen == "dev_accuracy" and zero.get("stage") == 3:
+        faults.append(
+            "finetuning.select_by: dev_accuracy generates answers, and ZeRO-3 would gather the whole model for every token of "
+            "them: say select_by: dev_loss, or finetuning.zero: 2."
+        )
+    if chosen != "last" and "no" in (trainer.get("eval_strategy"), trainer.get("save_strategy")):
+        faults.append(
+            f"finetuning.select_by: {chosen} chooses among checkpoints measured on the dev slice: it needs "
+            "finetuning.trainer.eval_strategy and save_strategy (steps or epoch, both alike)."
+        )
+    paged = str(trainer.get("optim", "")).startswith("paged_")
+    if paged and not torch.cuda.is_available():
+        faults.append(
+            f"finetuning.trainer.optim: {trainer['optim']} pages between GPU and host, and this machine has no GPU (it would "
+            "train as plain AdamW): "
+            f"say optim: {'adamw_bnb_8bit' if '8bit' in trainer['optim'] else 'adamw_torch'}."
+        )
+    if trainer.get("packing") or trainer.get("padding_free"):
+        faults.append(
+            "finetuning.trainer.packing and padding_free need TRL's own preparation of the data; here examples arrive tokenized, "
+            "each in a row of its own. Leave them out."
+        )
+    if faults:
+        raise PollardError("\n".join(faults), code="recovery.combination")
+
+
+def check_trackers(names: list[str]) -> None:
+    """Raises PollardError for a `report_to` that transformers does not know, or whose package is not installed."""
+    faults = []
+    installed: Any = get_available_reporting_integrations()
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            faults.append(
+                f"finetuning.trainer.report_to: {name} is no tracker{did_you_mean(name, list(INTEGRATION_TO_CALLBACK))}"
+            )
+        elif name not in installed:
+            faults.append(
+                f"finetuning.trainer.report_to: {name} is not installed: `pip install {TRACKER_PACKAGES.get(name, name)}`, "
+                "or leave report_to out."
+            )
+    if faults:
+        raise PollardError("\n".join(faults), code="recovery.tracker")

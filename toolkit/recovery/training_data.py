@@ -1,4 +1,4 @@
-"""What the pruned model learns from: the task's training split, or a mix without what its test set asks.
+"""What the pruned model is trained on: the task's training split, or a mix without what overlaps with the test set.
 
 finetuning:
   data: [{task: gsm8k, weight: 0.5}, {self_generated: true, weight: 0.5}]
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -26,13 +26,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Tokenized examples, source after source, and how many were left out: too long, or overlapping with held-out ones."""
+    """Tokenized examples, source after source, and how many were left out."""
 
     encoded: list[Encoded]
-    left_out: int
-    overlapping: int
-    bad_lines: int = 0  # that could not be used (task.on_bad_lines)
-    repeating: int = 0  # that stay although they repeat a question of the test set or the dev slice
+    left_out: int  # longer than finetuning.max_length
+    overlapping: int  # left out: they overlap with the test set or the dev slice
+    bad_lines: int = 0  # lines that could not be used (task.on_bad_lines)
+    repeating: int = 0  # kept although they repeat a question of the test set or the dev slice
+
+
+class WithoutOverlap(NamedTuple, Generic[T]):
+    """The items of a source that remain, and how many overlap with held-out questions."""
+
+    items: list[T]
+    dropped: int
+    repeating: int  # kept although they repeat a held-out question
 
 
 def training_sources(recipe: Recipe) -> list[TrainingSourceRecipe]:
@@ -41,8 +49,8 @@ def training_sources(recipe: Recipe) -> list[TrainingSourceRecipe]:
 
 
 def check_training_source(recipe: Recipe, source: TrainingSourceRecipe, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Raises PollardError for a source that cannot be read, and for one of whose examples none is short enough (which only a
-    tokenizer tells)."""
+    """Raises PollardError for a source that cannot be read and, with a tokenizer, for one without any example that is short
+    enough."""
     if source.text:
         read_texts(source.text)
         return
@@ -50,7 +58,7 @@ def check_training_source(recipe: Recipe, source: TrainingSourceRecipe, tokenize
     if tokenizer is None or source.self_generated:
         return
     if not any(len(encode(tokenizer, example).input_ids) <= longest for example in examples):
-        encode_all(tokenizer, examples, longest, "finetuning.max_length")  # tells how long they are
+        encode_all(tokenizer, examples, longest, "finetuning.max_length")  # raises, naming their lengths
 
 
 def read_training_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, answers: Path) -> TrainingData:
@@ -58,52 +66,58 @@ def read_training_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, answe
 
     Raises PollardError where a source has nothing left, and where own answers were not drawn.
     """
-    longest, kept, left_out, overlapping, bad_lines = recipe.finetuning.max_length, [], 0, 0, 0
-    repeating = 0
     sources = training_sources(recipe)
-    for number, source in enumerate(sources):
-        too_long, dropped, staying = 0, Counter[str](), 0
-        if source.self_generated:
-            encoded = _own_answers(answers / str(number), longest)
-        elif source.text:
-            texts, dropped, staying = without_overlap(recipe, source, read_texts(source.text), str)
-            encoded = [piece for piece in encode_texts(tokenizer, texts, longest) if len(piece.input_ids) > 1]
-            encoded = _sample(encoded, source, recipe)
-        else:
-            examples, dropped, staying, bad = training_examples(source, recipe)
-            bad_lines += bad
-            encoded, too_long = encode_all(tokenizer, examples, longest, "finetuning.max_length")
-        say(
-            f"  {source.name}: {len(encoded):,} examples"
-            + f"; {too_long:,} longer than {longest} tokens left out" * bool(too_long)
-        )
-        if not encoded:
-            raise PollardError(f"finetuning.data: {source.name} has no example left to train on.")
-        kept.append(encoded)
-        left_out, overlapping, repeating = left_out + too_long, overlapping + dropped.total(), repeating + staying
-    if len(kept) > 1 and sources[0].weight is not None:
-        kept = _by_weight(sources, kept, recipe.seed)
-    return TrainingData([encoded for part in kept for encoded in part], left_out, overlapping, bad_lines, repeating)
-
-
-def training_examples(source: TrainingSourceRecipe, recipe: Recipe) -> tuple[list[Example], Counter[str], int, int]:
-    """A task's training examples, without those that overlap, and by kind how many did; a seeded sample of the number asked.
-    How many repeat a held-out question and stay, and how many lines of its data could not be used."""
-    task = Task(source.task or recipe.task)
-    examples, dropped, staying = without_overlap(
-        recipe, source, task.examples("train"), lambda example: question_of(task, example)
+    parts = [_read_source(recipe, source, tokenizer, answers / str(number)) for number, source in enumerate(sources)]
+    examples = [part.encoded for part in parts]
+    if len(parts) > 1 and sources[0].weight is not None:
+        examples = _by_weight(sources, examples, recipe.seed)
+    return TrainingData(
+        encoded=[encoded for part in examples for encoded in part],
+        left_out=sum(part.left_out for part in parts),
+        overlapping=sum(part.overlapping for part in parts),
+        bad_lines=sum(part.bad_lines for part in parts),
+        repeating=sum(part.repeating for part in parts),
     )
-    return _sample(examples, source, recipe), dropped, staying, task.bad_lines("train")
+
+
+def _read_source(recipe: Recipe, source: TrainingSourceRecipe, tokenizer: PreTrainedTokenizerBase, answers: Path) -> TrainingData:
+    longest = recipe.finetuning.max_length
+    if source.self_generated:
+        data = TrainingData(_own_answers(answers, longest), left_out=0, overlapping=0)
+    elif source.text:
+        texts, dropped, repeating = without_overlap(recipe, source, read_texts(source.text), str)
+        encoded = [piece for piece in encode_texts(tokenizer, texts, longest) if len(piece.input_ids) > 1]
+        data = TrainingData(_sample(encoded, source, recipe), 0, dropped, repeating=repeating)
+    else:
+        task = Task(source.task or recipe.task)
+        examples, dropped, repeating = training_examples(source, recipe, task)
+        encoded, too_long = encode_all(tokenizer, examples, longest, "finetuning.max_length")
+        data = TrainingData(encoded, too_long, dropped, task.bad_lines("train"), repeating)
+    too_long = data.left_out
+    say(
+        f"  {source.name}: {len(data.encoded):,} examples"
+        + f"; {too_long:,} longer than {longest} tokens left out" * bool(too_long)
+    )
+    if not data.encoded:
+        raise PollardError(f"finetuning.data: {source.name} has no example left to train on.", code="recovery.no-examples")
+    return data
+
+
+def training_examples(source: TrainingSourceRecipe, recipe: Recipe, task: Task | None = None) -> WithoutOverlap[Example]:
+    """The examples of the source's `task` (made here unless given) without those that overlap: a seeded sample of the
+    number that the recipe asks for."""
+    task = task or Task(source.task or recipe.task)
+    found = without_overlap(recipe, source, task.examples("train"), lambda example: question_of(task, example))
+    return found._replace(items=_sample(found.items, source, recipe))
 
 
 def without_overlap(
     recipe: Recipe, source: TrainingSourceRecipe, items: list[T], text_of: Callable[[T], str]
-) -> tuple[list[T], Counter[str], int]:
-    """The items that do not overlap with the task's test questions and dev slice, by kind how many do, and how many repeat one
-    and stay; all of it is said.
+) -> WithoutOverlap[T]:
+    """The items that do not overlap with the task's test questions and dev slice; prints how many do.
 
-    Of the task's own training split only exact repetitions go: its questions may well be made like those of the test
-    set. Without `finetuning.data` it stays as it is, and what a mix would leave out is only said.
+    Of the task's own training split only exact repetitions are dropped: its questions may well be made like those of the
+    test set. Without `finetuning.data` all of it stays, and the overlap is only printed.
     """
     task = Task(recipe.task)
     own = source.text is None and _origin(Task(source.task or recipe.task)) == _origin(task)
@@ -113,7 +127,7 @@ def without_overlap(
         return [held.overlap(text_of(item)) for item in items]
 
     found = on_main(compare)
-    leaves = {"exact"} if own else {"exact", "partial"}
+    dropped_kinds = {"exact"} if own else {"exact", "partial"}
     counts = Counter(kind for kind in found if kind)
     if counts:
         say(
@@ -122,9 +136,9 @@ def without_overlap(
             + ("all stay" if recipe.finetuning.data is None else "the repetitions are left out" if own else "left out")
         )
     if recipe.finetuning.data is None:
-        return items, Counter(), counts["exact"]
-    kept = [item for item, kind in zip(items, found, strict=True) if kind not in leaves]
-    return kept, Counter({kind: counts[kind] for kind in leaves}), 0
+        return WithoutOverlap(items, 0, counts["exact"])
+    kept = [item for item, kind in zip(items, found, strict=True) if kind not in dropped_kinds]
+    return WithoutOverlap(kept, sum(counts[kind] for kind in dropped_kinds), 0)
 
 
 def _origin(task: Task) -> tuple[object, ...]:
@@ -139,13 +153,16 @@ def _sample(items: list[T], source: TrainingSourceRecipe, recipe: Recipe) -> lis
 def _own_answers(folder: Path, longest: int) -> list[Encoded]:
     files = sorted(folder.glob("*.jsonl"))
     if not files:
-        raise PollardError(f"The original model's own answers are missing in {folder}: run the recipe, which draws them.")
+        raise PollardError(
+            f"The original model's own answers are missing in {folder}: run the recipe, which draws them.",
+            code="recovery.no-own-answers",
+        )
     rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     return [Encoded(row["input_ids"], row["prompt_length"]) for row in rows if len(row["input_ids"]) <= longest]
 
 
 def _by_weight(sources: Sequence[TrainingSourceRecipe], kept: list[list[Encoded]], seed: int) -> list[list[Encoded]]:
-    """Of every source its share of the examples; as many as the scarcest source allows, none twice."""
+    """As many examples of each source as its weight asks, none twice; the scarcest source limits their number."""
     weights = [float(source.weight or 0) for source in sources]
     total = min(len(part) * sum(weights) / weight for part, weight in zip(kept, weights, strict=True))
     chosen = []
@@ -154,7 +171,8 @@ def _by_weight(sources: Sequence[TrainingSourceRecipe], kept: list[list[Encoded]
         if number == 0:
             raise PollardError(
                 f"finetuning.data: the share of {source.name} is less than one example (the scarcest source allows "
-                f"{total:.0f} in all): change the weights, or give it more examples."
+                f"{total:.0f} in all): change the weights, or give it more examples.",
+                code="recovery.share-too-small",
             )
         chosen.append(random.Random(seed).sample(part, number))
         say(f"  {source.name}: {number:,} of {len(part):,} by weight")

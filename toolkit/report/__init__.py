@@ -11,7 +11,7 @@ from toolkit.report.page import render
 from toolkit.report.sweep_table import show_sweep, tabulate
 from toolkit.report.terminal import show
 from toolkit.runtime.files import write_text
-from toolkit.runtime.signed_folders import write_into
+from toolkit.runtime.signed_folders import write_own_file
 
 __all__ = ["card", "collect", "render", "show", "show_sweep", "tabulate", "write_report"]
 
@@ -31,5 +31,5 @@ def write_report(run_path: str | Path) -> dict[str, Any]:
     write_text(run_path / "report.html", page)
     RunDirectory(run_path.name, run_path.parent).write_editable(run_path / "README.md", readme)
     if result.name == "recovered" and result.is_dir():  # pruned/ is the original's folder, smaller: with the original's card
-        write_into(result, "README.md", readme)
+        write_own_file(result, "README.md", readme)
     return report

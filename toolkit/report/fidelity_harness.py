@@ -12,7 +12,7 @@ from typing import Any
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.recipe.evaluation import ROLES
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.formatting import NOTHING, loss, percent
+from toolkit.runtime.formatting import MISSING, loss, percent
 
 SPEED = "speed.json"  # in a run directory
 
@@ -77,7 +77,7 @@ def told(report: dict[str, Any]) -> list[str]:
 def measured(found: dict[str, Any] | None) -> str:
     """ "0.5120 ± 0.0130"."""
     if found is None:
-        return NOTHING
+        return MISSING
     return f"{found['value']:.4f}" + (f" ± {found['error']:.4f}" if found["error"] is not None else "")
 
 
@@ -91,5 +91,5 @@ def acceptance(found: dict[str, Any]) -> str:
     """ "91.2 ± 0.4 %"."""
     value, error = found["acceptance"], found["acceptance_error"]
     if value is None or error is None:
-        return NOTHING if value is None else percent(value)
+        return MISSING if value is None else percent(value)
     return f"{100 * value:.1f} ± {100 * error:.1f} %"

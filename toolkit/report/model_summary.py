@@ -5,7 +5,7 @@ from rich.table import Table
 
 from toolkit.cuts.model_summary import ModelSummary
 from toolkit.runtime.distributed import console, say
-from toolkit.runtime.formatting import NOTHING, amount, size
+from toolkit.runtime.formatting import MISSING, amount, size
 
 NAMES = {
     "F64": "float64",
@@ -39,7 +39,7 @@ def show_model_summary(found: ModelSummary) -> None:
     for column in ("experts kept", "parameters", "active", "checkpoint", "of the original"):
         table.add_column(column, justify="right", no_wrap=True)
     for keep, left in found.pruned.items():
-        bytes_left = size(found.stored.pruned[keep]) if found.stored else NOTHING
+        bytes_left = size(found.stored.pruned[keep]) if found.stored else MISSING
         if not found.stored and not found.quantization:
             bytes_left = size(left.parameters * found.bytes_per_parameter)
         part = f"{left.parameters / found.parameters:.0%}"

@@ -3,7 +3,7 @@
 from fractions import Fraction
 from typing import Any
 
-from toolkit.runtime.formatting import chance, percent, points
+from toolkit.runtime.formatting import p_value, percent, points
 
 Facts = dict[str, Any]
 SHARES = {
@@ -77,7 +77,7 @@ def verdict(found: Facts, first: str, second: str) -> str:
         f"Question by question, {first} alone is right on {found['only_first']:,}, {second} alone on {found['only_second']:,} of "
         f"{found['n']:,}: {points(found['difference'])} points (95 % interval {_range(found)}), "
     )
-    p = f"McNemar {chance(found['p'])}"
+    p = f"McNemar {p_value(found['p'])}"
     if found["significant"]:
         return f"{said}a significant difference ({p}): more than the choice of questions explains."
     return f"{said}difference not significant ({p}). That does not prove them equally good: {_left_open(found)}"

@@ -20,7 +20,7 @@ from toolkit.runtime import formatting as formats
 FORMATS: dict[str, Callable[[Any], str]] = {
     write.__name__: write
     for write in (
-        formats.percent, formats.interval, formats.count, formats.points, formats.chance, formats.loss, formats.amount,
+        formats.percent, formats.interval, formats.count, formats.points, formats.p_value, formats.loss, formats.amount,
         formats.size, formats.speed, formats.duration, kl, acceptance, measured,
     )
 }  # fmt: skip

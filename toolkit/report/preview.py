@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.runtime.distributed import console, say
 from toolkit.tasks import Example, encode, encode_prompt, gold_of
-from toolkit.tasks.lengths import Lengths, Spread
+from toolkit.tasks.token_checks import Lengths, LengthSummary
 
 COMPLETION = "black on green"
 MARKS = "⟦", "⟧"  # around what counts as completion, where there are no colours
@@ -59,5 +59,5 @@ def show_lengths(splits: Mapping[str, Lengths], limits: Mapping[str, int]) -> No
         say(f"[dim]> {limit:,}: prompt and completion longer than {' and '.join(names)}[/]")
 
 
-def _told(spread: Spread | None) -> str:
+def _told(spread: LengthSummary | None) -> str:
     return " / ".join(f"{value:,}" for value in spread) if spread else "-"

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from toolkit.report.fidelity_harness import told
 from toolkit.runtime.distributed import console, is_main, say
-from toolkit.runtime.formatting import NOTHING, amount, chance, interval, percent, points, size, speed
+from toolkit.runtime.formatting import MISSING, amount, interval, p_value, percent, points, size, speed
 
 COLUMNS = ("score", "95 % interval", "n", "parameters", "checkpoint", "tokens/s")
 
@@ -22,7 +22,7 @@ def show(report: dict[str, Any]) -> None:
     for column in COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
     for role, found in report["models"].items():
-        table.add_row(role, *(_cells(found) if found else (NOTHING, "not evaluated")))
+        table.add_row(role, *(_cells(found) if found else (MISSING, "not evaluated")))
     say()
     say(f"[bold]{escape(report['headline'])}[/]")
     if report["summary"]:
@@ -52,7 +52,7 @@ def _pairs(pairs: list[dict[str, Any]]) -> Table:
         low, high = map(points, found["interval"])
         said = "significant" if found["significant"] else "not significant"
         names = f"{found['first']} − {found['second']}"
-        table.add_row(names, points(found["difference"]), f"{low} to {high}", chance(found["p"]), said)
+        table.add_row(names, points(found["difference"]), f"{low} to {high}", p_value(found["p"]), said)
     return table
 
 

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 console = Console(soft_wrap=True, highlight=False)
 _own_launch: dict[str, str] = {}  # what `start` put into the environment where no launcher had
-PATIENCE = 10  # seconds; a network file system may show a file to other machines a little later
+FILE_SYSTEM_DELAY = 10  # seconds; a network file system may show a file to other machines a little later
 _alone = False  # inside `on_main`: rank 0 works by itself while the others wait
 
 
@@ -44,10 +44,10 @@ def say(text: str = "") -> None:
 def join() -> None:
     """Starts, on every rank of a launch."""
     start()
-    quiet_bars()
+    hide_progress_bars()
 
 
-def quiet_bars() -> None:
+def hide_progress_bars() -> None:
     """Shows transformers' progress bars only where somebody looks: on rank 0, at a terminal."""
     from transformers.utils import logging
 
@@ -186,7 +186,7 @@ def check_shared(folder: Path) -> None:
         return
     probe = folder / f"{on_main(lambda: uuid.uuid4().hex)}.tmp"
     on_main(probe.touch)
-    patient_until = time.monotonic() + PATIENCE
+    patient_until = time.monotonic() + FILE_SYSTEM_DELAY
     while not (seen := probe.exists()) and time.monotonic() < patient_until:
         time.sleep(0.2)
     everyone = gather((socket.gethostname(), seen))

@@ -1,5 +1,8 @@
-"""Write a file whole or not at all, under a temporary name first; and what to say of a full disk. Folders: folders.py."""
+"""Files: written whole or not at all (under a temporary name first), a full disk explained, and fingerprints, which identify
+settings, files and sources, so that finished work is recognised. Folders are in signed_folders.py."""
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -7,14 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 
 from toolkit.runtime.distributed import say
 from toolkit.runtime.errors import PollardError
 
-FULL = (ENOSPC, EDQUOT, EFBIG)  # the disk, this user's share of it, or what one file may have
-KEPT = "Files that are whole are kept: make room, and the same command goes on from there."
+DISK_FULL_ERRORS = (ENOSPC, EDQUOT, EFBIG)  # the disk, this user's share of it, or what one file may have
+RESUME_ADVICE = "Files that are whole are kept: make room, and the same command goes on from there."
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -24,7 +28,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     partial.replace(path)
 
 
-def kept_aside(path: Path) -> Path:
+def set_aside(path: Path) -> Path:
     """Gives a file that somebody has edited another name (recipe.edited.yaml), which is said, and returned."""
     numbered = (path.with_name(f"{path.stem}.edited{number}{path.suffix}") for number in ("", *range(2, 1000)))
     kept = next(at for at in numbered if not at.exists())
@@ -34,7 +38,7 @@ def kept_aside(path: Path) -> Path:
 
 
 @contextmanager
-def explained_full_disk(target: Path, then: Callable[[], str]) -> Iterator[None]:
+def explain_full_disk(target: Path, then: Callable[[], str]) -> Iterator[None]:
     """What a full disk refuses while `target` is written, as a PollardError: how much room there is, and what to do (`then`).
 
     Every other error passes.
@@ -55,10 +59,34 @@ def explained_full_disk(target: Path, then: Callable[[], str]) -> Iterator[None]
 def _no_room(error: Exception) -> str | None:
     """The system's words, where there was no room for a file."""
     if isinstance(error, OSError):
-        return os.strerror(error.errno) if error.errno in FULL else None
-    for words in map(os.strerror, FULL):  # libraries quote them in errors of their own
+        return os.strerror(error.errno) if error.errno in DISK_FULL_ERRORS else None
+    for words in map(os.strerror, DISK_FULL_ERRORS):  # libraries quote them in errors of their own
         if words in str(error):
             return words
     # torch forgets them
     failed = re.search(r"inline_container.*\] \. (unexpected pos|PytorchStreamWriter failed writing)", str(error))
     return "the file could not be written to its end" if failed else None
+
+
+def fingerprint_of(*parts: Any) -> str:
+    """A short hash of JSON-able values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def fingerprint_of_path(path: str | Path) -> Any:
+    """What identifies a local file or folder: contents, or size and time of files too large to read for this."""
+    path = Path(path)
+    if path.is_dir():
+        return {file.name: fingerprint_of_path(file) for file in sorted(path.iterdir()) if file.is_file()}
+    stat = path.stat()
+    if stat.st_size > 64 * 2**20:
+        return [stat.st_size, stat.st_mtime_ns]
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def fingerprint_of_source(name: str) -> Any:
+    """Identity of a model or data source: the content of a local one, the name of one on the hub."""
+    try:
+        return fingerprint_of_path(name)
+    except OSError:
+        return name

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-NOTHING = "–"
+MISSING = "–"
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
     """0.962 -> "96.2 %"."""
-    return NOTHING if fraction is None else f"{100 * fraction:.{digits}f} %"
+    return MISSING if fraction is None else f"{100 * fraction:.{digits}f} %"
 
 
 def interval(found: Mapping[str, Any]) -> str:
@@ -18,7 +18,7 @@ def interval(found: Mapping[str, Any]) -> str:
 
 
 def count(number: int | None) -> str:
-    return NOTHING if number is None else f"{number:,}"
+    return MISSING if number is None else f"{number:,}"
 
 
 def points(difference: float) -> str:
@@ -27,7 +27,7 @@ def points(difference: float) -> str:
     return f"{rounded:+.1f}".replace("-", "−") if rounded else "0.0"
 
 
-def chance(p: float) -> str:
+def p_value(p: float) -> str:
     """A p value: "p = 0.41", "p = 0.003", "p < 0.001"."""
     if p < 0.001:
         return "p < 0.001"
@@ -36,13 +36,13 @@ def chance(p: float) -> str:
 
 def loss(nats: float | None) -> str:
     """Nats per token, with four digits: 0.0017 is a good model's."""
-    return NOTHING if nats is None else f"{nats:.4f}"
+    return MISSING if nats is None else f"{nats:.4f}"
 
 
 def amount(number: int | None) -> str:
     """4_190_000 -> "4.19 M"."""
     if number is None:
-        return NOTHING
+        return MISSING
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:,.2f} {unit}"
@@ -52,18 +52,18 @@ def amount(number: int | None) -> str:
 def size(count: int | None) -> str:
     """Bytes: 16_777_216 -> "16.0 MiB"; from 10 GiB on in GiB."""
     if count is None:
-        return NOTHING
+        return MISSING
     return f"{count / 2**30:,.1f} GiB" if count >= 10 * 2**30 else f"{count / 2**20:,.1f} MiB"
 
 
 def speed(tokens_per_second: float | None) -> str:
-    return NOTHING if tokens_per_second is None else f"{tokens_per_second:,.0f}"
+    return MISSING if tokens_per_second is None else f"{tokens_per_second:,.0f}"
 
 
 def duration(seconds: float | None) -> str:
     """5.23 -> "5.2 s"; 200 -> "3 min 20 s"; 8040 -> "2 h 14 min"."""
     if seconds is None:
-        return NOTHING
+        return MISSING
     if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""Is every node ready? Asked before ranks start on several, so that all that is missing is said at once.
+"""Checks every node before ranks start on several machines, and reports everything that is missing at once.
 
 python toolkit/runtime/nodes.py here RECIPE                     this node: one line of JSON
 python toolkit/runtime/nodes.py hostfile HOSTS RECIPE           every node of a DeepSpeed hostfile, over ssh
@@ -17,21 +17,30 @@ import subprocess
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-HERE = Path(__file__).absolute()
-ROOT = HERE.parents[2]
+THIS_FILE = Path(__file__).absolute()
+ROOT = THIS_FILE.parents[2]
 sys.path[0] = str(ROOT)
 
 from toolkit.runtime.errors import PollardError
 
-Report = dict[str, Any]  # host, gpus, checkout, faults
 CPU_RANKS = 2  # of a node without a GPU
 
 
-def here(recipe: str) -> Report:
-    """What this node has, and what it lacks."""
+@dataclass
+class NodeReport:
+    """What a node has and what it lacks. `gpus` and `checkout` (a digest of the source) are None where it did not answer."""
+
+    host: str
+    gpus: int | None
+    checkout: str | None
+    faults: list[str]
+
+
+def check_this_node(recipe: str) -> NodeReport:
+    """The report of the node that this runs on."""
     faults = []
     try:
         Path(recipe).read_bytes()
@@ -49,13 +58,13 @@ def here(recipe: str) -> Report:
             faults.append("no C++ compiler: install one, e.g. `apt install g++`")
         if not Path(sysconfig.get_path("include"), "Python.h").exists():
             faults.append("no Python headers: install them, e.g. `apt install python3-dev`")
-    return {"host": socket.gethostname(), "gpus": gpus, "checkout": checkout(), "faults": faults}
+    return NodeReport(socket.gethostname(), gpus, source_digest(), faults)
 
 
-def checkout() -> str:
+def source_digest() -> str:
     """A digest of this toolkit's source."""
     digest = hashlib.sha256()
-    for file in sorted(HERE.parents[1].rglob("*.py")):
+    for file in sorted(THIS_FILE.parents[1].rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -82,33 +91,33 @@ def parse_hostfile(path: str) -> dict[str, int]:
     return hosts
 
 
-def over_ssh(hosts: dict[str, int], recipe: str) -> list[Report]:
+def reports_over_ssh(hosts: dict[str, int], recipe: str) -> list[NodeReport]:
     """Every host's report; what kept one from reporting is its only fault."""
     if not shutil.which("pdsh"):
         raise PollardError("DeepSpeed reaches the nodes by pdsh, which this machine lacks. Install it, e.g. `apt install pdsh`.")
 
-    def ask(host: str) -> Report:
-        command = f"cd {shlex.quote(os.getcwd())} && {shlex.join([sys.executable, str(HERE), 'here', recipe])}"
+    def ask(host: str) -> NodeReport:
+        command = f"cd {shlex.quote(os.getcwd())} && {shlex.join([sys.executable, str(THIS_FILE), 'here', recipe])}"
         ssh = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", host, command]
         done = subprocess.run(ssh, capture_output=True, text=True, check=False)
         if done.returncode == 0:
-            return json.loads(done.stdout.splitlines()[-1]) | {"host": host}
-        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+            return NodeReport(**(json.loads(done.stdout.splitlines()[-1]) | {"host": host}))
+        last_line = (done.stderr.strip().splitlines() or ["nothing"])[-1]
         what = f"does not run Pollard at the same place ({sys.executable}, {ROOT}, {os.getcwd()}): share these folders"
         if done.returncode == 255:
             what = f"cannot be reached by ssh without a password: try `ssh-copy-id {host}`"
-        return {"host": host, "gpus": None, "checkout": None, "faults": [f"{what} (it says: {said})"]}
+        return NodeReport(host, None, None, [f"{what} (it says: {last_line})"])
 
     with ThreadPoolExecutor(32) as pool:
         return list(pool.map(ask, hosts))
 
 
-def over_srun(recipe: str) -> list[Report]:
+def reports_over_srun(recipe: str) -> list[NodeReport]:
     """The report of every node of this SLURM job. Raises PollardError where some do not answer."""
     count = os.environ["SLURM_NNODES"]
     srun = ["srun", "--overlap", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", "--cpu-bind=none"]
-    done = subprocess.run([*srun, sys.executable, str(HERE), "here", recipe], capture_output=True, text=True, check=False)
-    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    done = subprocess.run([*srun, sys.executable, str(THIS_FILE), "here", recipe], capture_output=True, text=True, check=False)
+    reports = [NodeReport(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or len(reports) != int(count):
         raise PollardError(
             f"{len(reports)} of the job's {count} nodes run Pollard at the same place ({sys.executable}, {ROOT}): "
@@ -117,17 +126,17 @@ def over_srun(recipe: str) -> list[Report]:
     return reports
 
 
-def check(reports: list[Report], ranks: list[int]) -> None:
-    """Raises PollardError with everything that any node lacks to run that many ranks each."""
-    ours, on_gpus = checkout(), any(report["gpus"] for report in reports)
+def check_nodes(reports: list[NodeReport], ranks: list[int]) -> None:
+    """Raises PollardError with everything that the nodes lack to run `ranks` ranks each (one number for every report)."""
+    here, on_gpus = source_digest(), any(report.gpus for report in reports)
     faults = []
     for report, wanted in zip(reports, ranks, strict=True):
-        found = list(report["faults"])
-        if report["checkout"] not in (ours, None):
+        found = list(report.faults)
+        if report.checkout not in (here, None):
             found.append(f"another version of Pollard stands at {ROOT}: share one folder, or copy this one")
-        if on_gpus and report["gpus"] is not None and report["gpus"] < wanted:
-            found.append(f"{report['gpus']} GPUs, and {wanted} ranks are to run there")
-        faults += [f"{report['host']}: {fault}" for fault in found]
+        if on_gpus and report.gpus is not None and report.gpus < wanted:
+            found.append(f"{report.gpus} GPUs, and {wanted} ranks are to run there")
+        faults += [f"{report.host}: {fault}" for fault in found]
     if faults:
         raise PollardError("\n".join(faults))
 
@@ -141,14 +150,15 @@ def main() -> int:
     recipe = arguments.files[-1]
     try:
         if arguments.where == "here":
-            sys.stdout.write(json.dumps(here(recipe)) + "\n")  # at once: srun lets the nodes' lines through as they come
+            # At once: srun lets the nodes' lines through as they come
+            sys.stdout.write(json.dumps(asdict(check_this_node(recipe))) + "\n")
         elif arguments.where == "hostfile":
             hosts = parse_hostfile(arguments.files[0])
-            check(over_ssh(hosts, recipe), list(hosts.values()))
+            check_nodes(reports_over_ssh(hosts, recipe), list(hosts.values()))
         else:
-            reports = over_srun(recipe)
-            ranks = arguments.ranks or min(report["gpus"] for report in reports) or CPU_RANKS
-            check(reports, [ranks] * len(reports))
+            reports = reports_over_srun(recipe)
+            ranks = arguments.ranks or min(report.gpus or 0 for report in reports) or CPU_RANKS
+            check_nodes(reports, [ranks] * len(reports))
             print(ranks)
     except PollardError as error:
         print(f"launch.sh: not all nodes are ready:\n{error}" if "\n" in str(error) else f"launch.sh: {error}", file=sys.stderr)

@@ -16,9 +16,9 @@ from toolkit.runtime.distributed import console, is_main, say
 T = TypeVar("T")
 Advance = Callable[[float], None]  # told how much has been done since it was last called
 
-STEP = 0.1  # a line after each tenth,
-QUIET = 5  # but no sooner than so many seconds after the one before,
-SILENCE = 30  # and no later than this
+REPORTED_SHARE = 0.1  # a line after each tenth,
+SHORTEST_PAUSE = 5  # but no sooner than so many seconds after the one before,
+LONGEST_PAUSE = 30  # and no later than this
 
 
 def progress(items: Sequence[T], description: str, sizes: Sequence[int] = (), total: int | None = None) -> Iterator[T]:
@@ -30,13 +30,13 @@ def progress(items: Sequence[T], description: str, sizes: Sequence[int] = (), to
     sizes = sizes or [1] * len(items)
     mine = sum(sizes)
     factor = total / mine if total and mine else 1
-    with showing(description, total or mine) as advance:
+    with progress_display(description, total or mine) as advance:
         for item, size in zip(items, sizes, strict=True):
             yield item
             advance(size * factor)
 
 
-def showing(description: str, total: int) -> AbstractContextManager[Advance]:
+def progress_display(description: str, total: int) -> AbstractContextManager[Advance]:
     """Shows on rank 0, inside the context, how much of `total` is done."""
     if not is_main():
         return _hidden()
@@ -85,7 +85,7 @@ class _Numbers(ProgressColumn):
     """The same words as a line has."""
 
     def render(self, task: Task) -> Text:
-        return Text(told(task.completed, task.total or 0, task.elapsed or 0.0, task.fields["first"]))
+        return Text(format_progress(task.completed, task.total or 0, task.elapsed or 0.0, task.fields["first"]))
 
 
 @contextmanager
@@ -97,15 +97,15 @@ def _lines(description: str, total: int) -> Iterator[Advance]:
         nonlocal done, told_of, told_at
         done += amount
         since = time.monotonic() - told_at
-        enough = done - told_of >= STEP * total and since >= QUIET
-        if (enough or since >= SILENCE) and round(done) < total:  # what comes of it is said by the stage
+        enough = done - told_of >= REPORTED_SHARE * total and since >= SHORTEST_PAUSE
+        if (enough or since >= LONGEST_PAUSE) and round(done) < total:  # what comes of it is said by the stage
             told_at, told_of = time.monotonic(), done
-            say(f"  {description} {told(done, total, told_at - started)}")
+            say(f"  {description} {format_progress(done, total, told_at - started)}")
 
     yield advance
 
 
-def told(done: float, total: float, seconds: float, first: float = 0) -> str:
+def format_progress(done: float, total: float, seconds: float, first: float = 0) -> str:
     """120, 1319, 8.45 -> "120/1,319 (9 %), 14.2/s, 1 min 24 s left". What was done at `first` took none of the seconds."""
     said = f"{round(done):,}/{round(total):,} ({done / total if total else 1:.0%})".replace("%", " %")
     now = done - first
@@ -129,6 +129,6 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def counted(batches: Iterable[Sequence[object]]) -> list[int]:
+def batch_sizes(batches: Iterable[Sequence[object]]) -> list[int]:
     """`sizes` of batches."""
     return [len(batch) for batch in batches]

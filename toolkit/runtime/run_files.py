@@ -11,31 +11,31 @@ from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
 
-from toolkit.runtime.signed_folders import OF_A_RUN, foreign_files, partial_of, remove_own, restore
+from toolkit.runtime.signed_folders import RUN_FOLDERS, foreign_files, partial_path, remove_own, restore
 
-BEFORE_A_MANIFEST = re.compile(r"lock|traceback(-rank\d+)?\.txt|manifest\.json\.tmp|[0-9a-f]{32}\.tmp")
+WRITTEN_BEFORE_MANIFEST = re.compile(r"lock|traceback(-rank\d+)?\.txt|manifest\.json\.tmp|[0-9a-f]{32}\.tmp")
 """What a run may leave in its folder before it has written its manifest."""
 
 TEMPORARY = re.compile(r"\.tmp\w*|.+\.(json|jsonl|safetensors|html|md|yaml)\.tmp")
 """Half-written files: ours end in .tmp, those of safetensors begin with it."""
 
-TEMPORARY_AT_THE_TOP = re.compile(r"(manifest|recipe|plan|alternatives|report|speed|README|\w+_log)\.\w+\.tmp")
-IN_WHOLE_CHECKPOINTS = ("README.md.tmp", "skipping.json.tmp")
+TEMPORARY_RUN_FILE = re.compile(r"(manifest|recipe|plan|alternatives|report|speed|README|\w+_log)\.\w+\.tmp")
+TEMPORARY_CHECKPOINT_FILES = ("README.md.tmp", "skipping.json.tmp")
 
-PIECES = r"about\.json|\d{5}\.(safetensors|jsonl)"
+SHARD_PATTERN = r"about\.json|\d{5}\.(safetensors|jsonl)"
 RUN_FILE_PATTERNS = {  # folder: its files, as regular expressions of their path in it
     "calibration": r"statistics\.(safetensors|json)",
-    "teacher": PIECES,
-    "answers": rf"\d+/({PIECES})",
-    "fidelity": PIECES,
+    "teacher": SHARD_PATTERN,
+    "answers": rf"\d+/({SHARD_PATTERN})",
+    "fidelity": SHARD_PATTERN,
     "checkpoints": r"(recovered|control)/checkpoint-\d+/.+",
     "evaluation": r"\w+\.(json|predictions\.jsonl|fidelity\.json|harness\.json)|\w+\.answers/\d+\.jsonl",
-    "sweep": r"table\.json|keep\d+-[0-9a-f]+\.json|original/(" + PIECES + r")"
+    "sweep": r"table\.json|keep\d+-[0-9a-f]+\.json|original/(" + SHARD_PATTERN + r")"
     r"|calibration/[0-9a-f]+/(manifest\.json|lock|calibration/statistics\.(safetensors|json))",
 }
 
 
-def left_by_others(folder: Path) -> list[str]:
+def foreign_entries(folder: Path) -> list[str]:
     """Of a folder without a manifest, the names of what a run has not left there; empty where there is no such folder."""
     if not folder.is_dir():
         return []
@@ -43,7 +43,7 @@ def left_by_others(folder: Path) -> list[str]:
     return sorted(
         path.name + "/" * path.is_dir()
         for path in folder.iterdir()
-        if not (BEFORE_A_MANIFEST.fullmatch(path.name) or (path.name in inherited and path.is_symlink()))
+        if not (WRITTEN_BEFORE_MANIFEST.fullmatch(path.name) or (path.name in inherited and path.is_symlink()))
     )
 
 
@@ -89,16 +89,16 @@ def remove_files(paths: Iterable[Path], folder: Path) -> list[Path]:
 
 def remove_half_written(run: Path) -> None:
     """Of a run directory what a kill left under temporary names. In its rounds there are runs that remove theirs themselves."""
-    for name in OF_A_RUN:
+    for name in RUN_FOLDERS:
         restore(run / name)
-        partial = partial_of(run / name)
+        partial = partial_path(run / name)
         if name != "pruned" and partial.is_dir() and not foreign_files(partial):  # pruning goes on from what it left
             remove_own(partial)
     below = [
         path for name in (*RUN_FILE_PATTERNS, "pruned.tmp") for path in files_below(run / name) if TEMPORARY.fullmatch(path.name)
     ]
-    near = [path for path in run.glob("*.tmp") if path.is_file() and TEMPORARY_AT_THE_TOP.fullmatch(path.name)]
-    beside_weights = [path for name in IN_WHOLE_CHECKPOINTS for path in run.glob(f"*/{name}")]
+    near = [path for path in run.glob("*.tmp") if path.is_file() and TEMPORARY_RUN_FILE.fullmatch(path.name)]
+    beside_weights = [path for name in TEMPORARY_CHECKPOINT_FILES for path in run.glob(f"*/{name}")]
     for left in (*near, *below, *beside_weights):
         left.unlink(missing_ok=True)
 

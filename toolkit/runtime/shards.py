@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.runtime.distributed import on_all_ranks, on_main, shard
-from toolkit.runtime.files import KEPT, explained_full_disk, write_text
+from toolkit.runtime.files import RESUME_ADVICE, explain_full_disk, write_text
 from toolkit.runtime.progress import progress
 from toolkit.runtime.run_files import remove_matching
 
-ABOUT = "about.json"
+ABOUT_FILE = "about.json"
 
 
 def shard_path(folder: Path, number: int, suffix: str) -> Path:
@@ -26,10 +26,10 @@ def missing_shards(folder: Path, about: dict[str, Any], count: int, suffix: str)
     of the folder are not touched."""
 
     def prepare() -> list[int]:
-        path = folder / ABOUT
+        path = folder / ABOUT_FILE
         if _about(path) != about:
             if folder.is_dir():
-                remove_matching(folder, rf"{re.escape(ABOUT)}|\d{{5}}{re.escape(suffix)}(\.tmp)?")
+                remove_matching(folder, rf"{re.escape(ABOUT_FILE)}|\d{{5}}{re.escape(suffix)}(\.tmp)?")
             folder.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(about, indent=1) + "\n")
         return [number for number in range(count) if not shard_path(folder, number, suffix).exists()]
@@ -55,7 +55,7 @@ def make_shards(folder: Path, missing: list[int], suffix: str, make: Callable[[i
         for number in progress(shard(missing), description, total=len(missing)):
             path = shard_path(folder, number, suffix)
             partial = path.with_name(path.name + ".tmp")
-            with explained_full_disk(path, lambda: KEPT):  # on the rank that fails: the others are told its words
+            with explain_full_disk(path, lambda: RESUME_ADVICE):  # on the rank that fails: the others are told its words
                 make(number, partial)
             partial.replace(path)
 

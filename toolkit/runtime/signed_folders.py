@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.files import kept_aside, write_text
+from toolkit.runtime.files import set_aside, write_text
 
 PROVENANCE = "pollard.json"
-BY_LIBRARIES = ("__pycache__", ".cache")
-SAMPLES, SAMPLE = 64, 4096  # of a large file: how many pieces of how many bytes its checksum is of
-OF_A_RUN = ("pruned", "recovered", "control", "adapter", "control_adapter")  # earlier versions left no provenance in them
+LIBRARY_FOLDERS = ("__pycache__", ".cache")
+CHECKSUM_SAMPLES, SAMPLE_BYTES = 64, 4096  # of a large file: how many pieces of how many bytes its checksum is of
+RUN_FOLDERS = ("pruned", "recovered", "control", "adapter", "control_adapter")  # earlier versions left no provenance in them
 EARLIER_MARKER = "pruning.json"  # what earlier versions left in an unfinished folder
 EARLIER_FILES = re.compile(  # what they left in a finished one, as far as nobody else's file has such a name
     r"config\.json|generation_config\.json|skipping\.json|adapter_config\.json|README\.md|LICENSE\S*|.*\.index\.json"
@@ -53,7 +53,7 @@ def sign(folder: Path, facts: dict[str, Any]) -> None:
     _write(folder, {"format": 1, **facts, "files": {name: [_checksum(folder / name)] for name in names}})
 
 
-def write_into(folder: Path, name: str, text: str) -> None:
+def write_own_file(folder: Path, name: str, text: str) -> None:
     """Writes a file into a finished folder, as Pollard's own. Somebody else's of that name is kept under another, and said."""
     facts = read_provenance(folder)
     if facts is not None:
@@ -66,7 +66,7 @@ def write_into(folder: Path, name: str, text: str) -> None:
     write_text(folder / name, text)
 
 
-def remove_from(folder: Path, name: str) -> None:
+def remove_own_file(folder: Path, name: str) -> None:
     """Takes a file that Pollard wrote out of a finished folder, where there is one; somebody's changed one is kept aside."""
     if read_provenance(folder) is not None:
         _keep_aside_foreign(folder / name)
@@ -75,33 +75,33 @@ def remove_from(folder: Path, name: str) -> None:
 
 def _keep_aside_foreign(path: Path) -> None:
     if path.is_file() and path not in own_files(path.parent):
-        kept_aside(path)
+        set_aside(path)
 
 
 def _write(folder: Path, facts: dict[str, Any]) -> None:
     write_text(folder / PROVENANCE, json.dumps(facts, indent=1) + "\n")
 
 
-def partial_of(target: Path) -> Path:
+def partial_path(target: Path) -> Path:
     """Where `target` is written before it gets its name."""
     return target.with_name(target.name + ".tmp")
 
 
-def begin(target: Path, identity: str = "") -> Path:
+def begin_folder(target: Path, identity: str = "") -> Path:
     """An empty folder, to become `target`, that says it is unfinished. What an earlier attempt left there is removed.
 
     Raises PollardError where somebody else's folder has that name.
     """
-    partial = partial_of(target)
+    partial = partial_path(target)
     remove_own(partial)
     partial.mkdir(parents=True)
     write_text(partial / PROVENANCE, json.dumps({"format": 1, "unfinished": identity}) + "\n")
     return partial
 
 
-def is_begun(target: Path, identity: str) -> bool:
+def is_resumable(target: Path, identity: str) -> bool:
     """Whether an earlier attempt at the same (`identity`) was stopped, and can go on."""
-    return (read_provenance(partial_of(target)) or {}).get("unfinished") == identity
+    return (read_provenance(partial_path(target)) or {}).get("unfinished") == identity
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def whole_folder(target: str | os.PathLike[str], facts: dict[str, Any]) -> Itera
     """
     target = Path(target)
     check_target(target, overwrite=True)
-    partial = begin(target)
+    partial = begin_folder(target)
     yield partial
     sign(partial, facts)
     put_in_place(partial, target)
@@ -168,7 +168,7 @@ def check_target(target: Path, overwrite: bool) -> None:
     """Raises PollardError unless `target` can be made, or replaced without loss: nothing is there, an empty folder, or, with
     `overwrite`, one that Pollard wrote and nobody has put anything into."""
     restore(target)
-    for needed in (partial_of(target), _aside(target)):
+    for needed in (partial_path(target), _aside(target)):
         if needed.is_symlink() or needed.exists():
             _check_place(needed)
             if foreign := foreign_files(needed):
@@ -222,7 +222,7 @@ def foreign_files(folder: Path) -> list[str]:
         own = {name for name in _names_in(folder) if folder.name.endswith(".tmp") or EARLIER_FILES.fullmatch(name)}
     else:
         return sorted(path.name for path in folder.iterdir())
-    return [name for name in _names_in(folder) if name not in own and not {*Path(name).parts} & {*BY_LIBRARIES}]
+    return [name for name in _names_in(folder) if name not in own and not {*Path(name).parts} & {*LIBRARY_FOLDERS}]
 
 
 def _names_in(folder: Path) -> list[str]:
@@ -236,13 +236,13 @@ def _is_as_written(path: Path, written: list[str]) -> bool:
 def _checksum(path: Path) -> str:
     """A short hash of a file's content; of a large one, of its size and pieces all over it: other weights differ everywhere."""
     size = path.stat().st_size
-    if size <= SAMPLES * SAMPLE:
+    if size <= CHECKSUM_SAMPLES * SAMPLE_BYTES:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
-        for number in range(SAMPLES):
-            file.seek(number * (size - SAMPLE) // (SAMPLES - 1))
-            digest.update(file.read(SAMPLE))
+        for number in range(CHECKSUM_SAMPLES):
+            file.seek(number * (size - SAMPLE_BYTES) // (CHECKSUM_SAMPLES - 1))
+            digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()[:16]
 
 
@@ -262,7 +262,7 @@ def _in_a_run(folder: Path, name: str) -> bool:
         manifest = json.loads((folder.parent / "manifest.json").read_text())
     except (OSError, ValueError):
         return False
-    return name in OF_A_RUN and isinstance(manifest, dict) and isinstance(manifest.get("stages"), dict)
+    return name in RUN_FOLDERS and isinstance(manifest, dict) and isinstance(manifest.get("stages"), dict)
 
 
 def _not_ours(folder: Path, foreign: list[str]) -> str:

@@ -55,7 +55,7 @@ def deepspeed_config(zero: int | str) -> dict[str, Any]:
     }
 
 
-def partitioning(zero: int | str) -> dict[str, Any]:
+def partitioned_config(zero: int | str) -> dict[str, Any]:
     """The `zero_optimization` section for a model that only answers: that of `finetuning.zero` where it is stage 3."""
     theirs = deepspeed_config(zero).get("zero_optimization", {})
     if theirs.get("stage") != 3:
@@ -67,7 +67,9 @@ def partitioning(zero: int | str) -> dict[str, Any]:
 SHARED_MEMORY = Path("/dev/shm")  # where Linux shows what shm_open makes
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "pollard"
 # Another environment has other headers, and another machine, with which a home folder may be shared, another processor
-FOLDER = CACHE / hashlib.sha256(f"{platform.node()} {sys.prefix} {sys.version} {torch.__version__}".encode()).hexdigest()[:12]
+BUILD_FOLDER = (
+    CACHE / hashlib.sha256(f"{platform.node()} {sys.prefix} {sys.version} {torch.__version__}".encode()).hexdigest()[:12]
+)
 
 
 def build_communication() -> None:
@@ -87,10 +89,10 @@ def build_communication() -> None:
     import deepspeed
     from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
-    os.environ["TORCH_EXTENSIONS_DIR"] = str(FOLDER)
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(BUILD_FOLDER)
     builder = ShareMemCommBuilder()
-    folder = FOLDER / builder.NAME
-    with guard():
+    folder = BUILD_FOLDER / builder.NAME
+    with build_lock():
         (folder / "lock").unlink(missing_ok=True)  # whoever left it is dead: the living hold the guard
         if not (folder / f"{builder.NAME}.so").exists():
             console.print("[dim]compiling DeepSpeed's communication module (about a minute, once)[/]")
@@ -104,9 +106,9 @@ def build_communication() -> None:
 
 
 @contextmanager
-def guard() -> Iterator[None]:
+def build_lock() -> Iterator[None]:
     """One process at a time, on this machine."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with (FOLDER / "guard").open("w") as file:
+    BUILD_FOLDER.mkdir(parents=True, exist_ok=True)
+    with (BUILD_FOLDER / "guard").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -10,6 +10,7 @@ from toolkit.tasks.prompts import (
     encode_all,
     encode_cloze,
     encode_prompt,
+    encode_texts,
     format_of,
     gold_of,
     padded_batches,
@@ -18,8 +19,8 @@ from toolkit.tasks.prompts import (
 from toolkit.tasks.rendered_fields import check_rendering
 from toolkit.tasks.scorer import Scorer, Verdict
 from toolkit.tasks.scorers import SCORERS
+from toolkit.tasks.sources import read_texts
 from toolkit.tasks.task import Split, Task
-from toolkit.tasks.texts import encode_texts, read_texts
 
 __all__ = [
     "PRESETS",

@@ -129,7 +129,7 @@ def split_reasoning(text: str) -> tuple[str, str]:
     return "", text
 
 
-def endless_reasoning(text: str) -> str | None:
+def unclosed_reasoning(text: str) -> str | None:
     """The tag of the reasoning that a text begins and never ends; None where it does not."""
     return next((opening for opening, closing in REASONING_TAGS if _starts(text, opening) and closing not in text), None)
 

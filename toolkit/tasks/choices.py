@@ -10,17 +10,22 @@ How data name the right one of several labels or choices: by its letter, its tex
 
 Whether numbers count from 0 or from 1 no single line can tell: all lines of a split are looked at together. Numbers that
 could mean either are refused rather than guessed.
+
+A text and one of a few words for it.
+
+{"text": "The food was cold.", "label": "negative"}        or "label": 0, the number of the word in `labels`
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from string import ascii_uppercase
 from typing import Any
 
 from toolkit.runtime.errors import PollardError
-from toolkit.tasks.templates import fields_in, parsed_json, text_of
+from toolkit.tasks.presets import Preset
+from toolkit.tasks.templates import fields_in, is_null, parsed_json, text_of
 
 LETTERED = re.compile(r"[(\[]?\s*([A-Za-z]|\d{1,2})\s*(?:[)\]:]|\.(?=\s))\s*(\S.*)", re.DOTALL)
 BARE = re.compile(r"[(\[]?\s*(\w+)\s*[)\]]?[.:]?")
@@ -44,7 +49,7 @@ class Choices:
     def named(self, value: Any) -> int | None:
         """The number of the choice that a value names: "B", "b", "(B)", "B."."""
         if not isinstance(value, str):
-            number = number_of(value)
+            number = whole_number(value)
             return None if number is None else position_of(str(number), self.names)
         bare = BARE.fullmatch(value.strip())
         found = position_of(value, self.names)
@@ -101,9 +106,9 @@ def _in_column(given: Any) -> tuple[Any, list[str] | None, list[Any] | None]:
 
 def _marked(marks: list[Any], where: str) -> int:
     """The number of the only choice whose mark is 1. Raises PollardError where it is not one."""
-    if (count := sum(number_of(mark) == 1 for mark in marks)) != 1:
+    if (count := sum(whole_number(mark) == 1 for mark in marks)) != 1:
         raise PollardError(f"{where} marks {count} choices as right: one must be.")
-    return [number_of(mark) for mark in marks].index(1)
+    return [whole_number(mark) for mark in marks].index(1)
 
 
 def _own_letters(texts: list[str]) -> tuple[list[str] | None, list[str]]:
@@ -116,10 +121,10 @@ def _own_letters(texts: list[str]) -> tuple[list[str] | None, list[str]]:
 
 
 WHOLE = re.compile(r"[+-]?\d{1,9}(\.0+)?")
-FIRST = {"index_from_0": 0, "index_from_1": 1}  # the number of the first
+FIRST_INDEX = {"index_from_0": 0, "index_from_1": 1}  # the number of the first
 
 
-def number_of(value: Any) -> int | None:
+def whole_number(value: Any) -> int | None:
     """The whole number that 1, 1.0, "1" and "1.0" are alike; None for anything else, and for a truth value."""
     if isinstance(value, bool):
         return None
@@ -130,9 +135,9 @@ def number_of(value: Any) -> int | None:
     return int(float(value)) if isinstance(value, Real) and float(value).is_integer() else None
 
 
-def index_of(value: Any) -> int | None:
-    """`number_of`, where a recipe says that a column holds numbers: of false and true 0 and 1."""
-    return int(value) if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_") else number_of(value)
+def index_number(value: Any) -> int | None:
+    """`whole_number`, where a recipe says that a column holds numbers: of false and true 0 and 1."""
+    return int(value) if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_") else whole_number(value)
 
 
 def first_index(numbers: Iterable[tuple[int, int]]) -> int | None:
@@ -148,7 +153,7 @@ def first_index(numbers: Iterable[tuple[int, int]]) -> int | None:
     return 0 if zeros else None
 
 
-def same(text: str) -> str:
+def normalized_word(text: str) -> str:
     """Without what does not matter between two ways to write a word: case, and white space around and between."""
     return " ".join(text.casefold().split())
 
@@ -161,5 +166,79 @@ def position_of(value: Any, texts: Sequence[str]) -> int | None:
         return None
     if text.strip() in texts:
         return texts.index(text.strip()) if texts.count(text.strip()) == 1 else None
-    found = [number for number, one in enumerate(texts) if same(one) == same(text)]
+    found = [number for number, one in enumerate(texts) if normalized_word(one) == normalized_word(text)]
     return found[0] if len(found) == 1 else None
+
+
+@dataclass(frozen=True)
+class LabelReader:
+    """How a split says which label a line has: by its word, or by its number from `first` on (None: numbers are no labels).
+
+    `names`: the words of the data set's own classes, by number, where it names them as the task does.
+    """
+
+    column: str
+    labels: Sequence[str]
+    first: int | None
+    names: Sequence[str] = ()
+    declared: bool = False  # the recipe says that numbers are positions, even where labels are numbers, too
+
+    def of(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with its label as a word, and all of them as `labels`. Raises PollardError for one that is none of them."""
+        if self.column not in row:
+            raise PollardError(f"no field `{self.column}` (task.label names it). Fields there: {fields_in(row)}.")
+        value = row[self.column]
+        position = self._position(value)
+        if position is None:
+            counted = self.first is not None and whole_number(value) is not None
+            numbers = f" (or {self.first} to {len(self.labels) - 1 + int(self.first or 0)})" if counted else ""
+            if isinstance(value, bool):
+                numbers += " (with `task.label_format: index_from_0` false is the first and true the second)"
+            raise PollardError(f"`{self.column}` is {value!r}, and the labels are {', '.join(self.labels)}{numbers}.")
+        return row | {"label": self.labels[position], "labels": ", ".join(self.labels)}
+
+    def _position(self, value: Any) -> int | None:
+        if is_null(value):
+            return None
+        number = index_number(value) if self.declared else whole_number(value)
+        if self.names and number is not None and 0 <= number < len(self.names):
+            value, number = self.names[number], None
+        counted = self.declared and number is not None
+        if not counted and (found := _word(value, self.labels)) is not None:
+            return found
+        if self.first is None or number is None or not 0 <= number - self.first < len(self.labels):
+            return None
+        return number - self.first
+
+
+def _word(value: Any, labels: Sequence[str]) -> int | None:
+    """The label that a value is as a word; as a number where labels are numbers."""
+    if (found := position_of(value, labels)) is not None:
+        return found
+    number = whole_number(value)
+    return next((n for n, label in enumerate(labels) if number is not None and whole_number(label) == number), None)
+
+
+def label_reader(rows: Iterable[dict[str, Any]], preset: Preset, class_names: Mapping[str, Sequence[str]]) -> LabelReader:
+    """How the rows of a split name their labels. Raises PollardError where their numbers could count from 0 or from 1."""
+    column, labels = str(preset.label), preset.labels
+    if not labels:
+        raise PollardError("a classification needs `task.labels`, e.g. labels: [positive, negative].")
+    names = class_names.get(column, ())
+    if names and {normalized_word(name) for name in names} <= {normalized_word(label) for label in labels}:
+        return LabelReader(column, labels, None, names)
+    if preset.label_format is not None:
+        first = FIRST_INDEX.get(preset.label_format)
+        return LabelReader(column, labels, first, declared=first is not None)
+    if any(whole_number(label) is not None for label in labels):
+        return LabelReader(column, labels, None)
+    values = [row[column] for row in rows if column in row and _word(row[column], labels) is None]
+    numbers = [(value, number) for value in values if (number := whole_number(value)) is not None]
+    first = first_index((number, len(labels)) for _, number in numbers)
+    if first is None and any(isinstance(value, str) for value, _ in numbers):
+        seen = ", ".join(map(str, sorted({number for _, number in numbers})[:5]))
+        raise PollardError(
+            f"The column `{column}` holds numbers ({seen}) that could count the labels from 0 or from 1: say "
+            "`task.label_format: index_from_0` or `index_from_1`."
+        )
+    return LabelReader(column, labels, first or 0)

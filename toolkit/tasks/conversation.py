@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 
 from toolkit.runtime.errors import PollardError, did_you_mean
 from toolkit.tasks.chat_format import REASONING, REASONING_NAMES, split_reasoning
-from toolkit.tasks.example import SYSTEMS, Message
+from toolkit.tasks.example import SYSTEM_ROLES, Message
 from toolkit.tasks.templates import parsed_json, text_of
 
-ROLES = {  # as templates call them, by the names that data sets use
+TEMPLATE_ROLES = {  # as templates call them, by the names that data sets use
     "system": "system", "developer": "developer", "user": "user", "human": "user", "prompter": "user", "assistant": "assistant",
     "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant", "tool": "tool", "function": "tool",
     "observation": "tool", "tool_response": "tool", "ipython": "ipython", "function_call": "assistant", "tool_call": "assistant",
 }  # fmt: skip
-CALLING = ("function_call", "tool_call")  # roles of messages that consist of calls
-RESULTS = ("tool", "ipython")  # roles of what a tool has answered
-NOT_TRAINED = {"weight": 0, "train": False, "loss": False, "trainable": False}  # marks of messages not to learn from
+CALL_ROLES = ("function_call", "tool_call")  # roles of messages that consist of calls
+RESULT_ROLES = ("tool", "ipython")  # roles of what a tool has answered
+UNTRAINED_MARKS = {"weight": 0, "train": False, "loss": False, "trainable": False}  # marks of messages not to learn from
 
 
 class Conversation(NamedTuple):
@@ -62,9 +62,9 @@ def conversation_in(columns: dict[str, Any], names: str | Sequence[str], system:
             f"`{name}` ends with a message of the {messages[-1]['role']}: the last one, which is what is learnt and asked for, "
             "must be the assistant's."
         )
-    for mark in (key for key, value in NOT_TRAINED.items() if messages[-1].get(key, True) == value):
+    for mark in (key for key, value in UNTRAINED_MARKS.items() if messages[-1].get(key, True) == value):
         raise PollardError(f"the last message of `{name}` says {mark}: {messages[-1][mark]}, and it is the one that is learnt.")
-    if system and messages[0]["role"] not in SYSTEMS:
+    if system and messages[0]["role"] not in SYSTEM_ROLES:
         messages.insert(0, {"role": "system", "content": system})
     last = {key: value for key, value in messages[-1].items() if key not in ("role", "content")}
     return Conversation(tuple(messages[:-1]), messages[-1]["content"], last, _tools(columns))
@@ -94,28 +94,30 @@ def _message(given: dict[str, Any], what: str) -> Message:
     fields = {key: value for key, value in given.items() if value is not None and value != [] and value != {}}
     role, content = fields.pop("role", fields.pop("from", None)), fields.pop("content", fields.pop("value", None))
     role = role.lower() if isinstance(role, str) else role
-    if not isinstance(role, str) or role not in ROLES:
-        known = ", ".join(ROLES)
-        raise PollardError(f"{what} has the role {role!r}{did_you_mean(str(role), list(ROLES))} Roles that are known: {known}.")
-    if role in CALLING:  # ShareGPT's way to call a tool
+    if not isinstance(role, str) or role not in TEMPLATE_ROLES:
+        known = ", ".join(TEMPLATE_ROLES)
+        raise PollardError(
+            f"{what} has the role {role!r}{did_you_mean(str(role), list(TEMPLATE_ROLES))} Roles that are known: {known}."
+        )
+    if role in CALL_ROLES:  # ShareGPT's way to call a tool
         fields["tool_calls"], content = content, None
     if "function_call" in fields:  # OpenAI's earlier one
         fields["tool_calls"] = [fields.pop("function_call")]
-    if ROLES[role] in RESULTS:
+    if TEMPLATE_ROLES[role] in RESULT_ROLES:
         content = _result(given.get("content", given.get("value")), what)
     text, thoughts = _text(content, what)
     thoughts += [fields.pop(key) for key in REASONING_NAMES if key in fields]
     if "tool_calls" in fields:
         fields["tool_calls"] = [_call(call, what) for call in _as_list(parsed_json(fields["tool_calls"]))]
-    message = {"role": ROLES[role], "content": text, **fields}
+    message = {"role": TEMPLATE_ROLES[role], "content": text, **fields}
     if not all(isinstance(thought, str) for thought in thoughts):
         raise PollardError(f"{what}: its reasoning is no text.")
     if thoughts := [thought for thought in dict.fromkeys(thoughts) if thought.strip()]:
         thought = "\n".join(thoughts)
         if split_reasoning(text)[0] != thought.strip():  # the text may have it as well
             message[REASONING] = thought
-    if not text.strip() and not message.get("tool_calls") and ROLES[role] in ("user", "assistant"):
-        raise PollardError(f"{what} (of the {ROLES[role]}) is empty: it has neither text nor tool calls.")
+    if not text.strip() and not message.get("tool_calls") and TEMPLATE_ROLES[role] in ("user", "assistant"):
+        raise PollardError(f"{what} (of the {TEMPLATE_ROLES[role]}) is empty: it has neither text nor tool calls.")
     return message
 
 

@@ -4,23 +4,36 @@ train: tickets.csv
 train: [january.jsonl, february.jsonl.gz]
 train: "logs/2024-*.parquet"                 in the order of their names
 train: exports/                              every data file in it
+
+Text files, packed or not, and what is no text.
 """
 
+import bz2
 import glob
+import gzip
+import importlib
+import io
+import lzma
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 from toolkit.runtime.errors import PollardError
 
-LINES, TABLES, COLUMNS = (".jsonl", ".ndjson", ".json"), (".csv", ".tsv"), (".parquet", ".arrow", ".feather")
+JSON_ENDINGS, TABLE_ENDINGS, COLUMNAR_ENDINGS = (
+    (".jsonl", ".ndjson", ".json"),
+    (".csv", ".tsv"),
+    (".parquet", ".arrow", ".feather"),
+)
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-ENDINGS = (*LINES, *TABLES, *COLUMNS)
-READ = f"{', '.join(ENDINGS)}, the first five also with {', '.join(COMPRESSED)}"  # for messages
-ABOUT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}  # the hub library's own notes
-NO_DATA = (".md", ".py", ".yaml", ".yml", ".lock")  # what else stands in folders of data
-PATHS = "Give its path relative to where you start, {}."
+ENDINGS = (*JSON_ENDINGS, *TABLE_ENDINGS, *COLUMNAR_ENDINGS)
+SUPPORTED_FILES = f"{', '.join(ENDINGS)}, the first five also with {', '.join(COMPRESSED)}"  # for messages
+METADATA_FILES = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}  # the hub library's own notes
+IGNORED_ENDINGS = (".md", ".py", ".yaml", ".yml", ".lock")  # what else stands in folders of data
+PATH_HINT = "Give its path relative to where you start, {}."
 SPLITS = {
     "train": re.compile(r"(?:^|[^a-z])train(?:ing)?(?:[^a-z]|$)"),
     "validation": re.compile(r"(?:^|[^a-z])(?:validation|valid|val|dev)(?:[^a-z]|$)"),
@@ -64,12 +77,12 @@ def _files(name: str) -> list[str]:
             found = sorted(file for file in glob.glob(name, recursive=True) if Path(file).is_file())
             if found:
                 return found
-            raise PollardError(f"Cannot read {name}: no file matches it. {PATHS.format(Path.cwd())}")
+            raise PollardError(f"Cannot read {name}: no file matches it. {PATH_HINT.format(Path.cwd())}")
     except (OSError, ValueError) as error:  # no permission; a NUL in the name
         raise PollardError(f"Cannot read {name!r}: {error}.") from None
     if "://" in name:
         raise PollardError(f"Cannot read {name}: data files are read from this machine. Download it, and name the copy.")
-    raise PollardError(f"Cannot read {name}: there is no such file. {PATHS.format(Path.cwd())}")
+    raise PollardError(f"Cannot read {name}: there is no such file. {PATH_HINT.format(Path.cwd())}")
 
 
 def _in_folder(folder: Path) -> list[str]:
@@ -80,15 +93,19 @@ def _in_folder(folder: Path) -> list[str]:
     data: list[Path] = []
     other: list[Path] = []
     for path in _walk(folder):
-        if path.suffix.lower() in NO_DATA or path.name in ABOUT_DATA or path.name.split(".")[0] in ("LICENSE", "README"):
+        if (
+            path.suffix.lower() in IGNORED_ENDINGS
+            or path.name in METADATA_FILES
+            or path.name.split(".")[0] in ("LICENSE", "README")
+        ):
             continue
         (data if ending_of(path.name) in ENDINGS else other).append(path)
     if not data:
-        raise PollardError(f"Cannot read {folder}: no file in it is a data file ({READ}).")
+        raise PollardError(f"Cannot read {folder}: no file in it is a data file ({SUPPORTED_FILES}).")
     if other:
         raise PollardError(
-            f"{folder} holds {other[0].relative_to(folder)}, which is no data file ({READ}): give a pattern for those that are "
-            f"meant, such as {folder}/*{data[0].suffix}."
+            f"{folder} holds {other[0].relative_to(folder)}, which is no data file ({SUPPORTED_FILES}): give a pattern for "
+            f"those that are meant, such as {folder}/*{data[0].suffix}."
         )
     names = [str(path.relative_to(folder)).lower() for path in data]
     splits = [split for split, pattern in SPLITS.items() if any(map(pattern.search, names))]
@@ -111,3 +128,47 @@ def _walk(folder: Path) -> list[Path]:
         folders[:] = [name for name in folders if not name.startswith((".", "_"))]
         found += [Path(at) / name for name in names if not name.startswith((".", "_"))]
     return sorted(found)
+
+
+OPENERS: dict[str, Callable[[str], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+UNDECODABLE = re.compile("[\udc80-\udcff]")  # what Python makes of such bytes
+SIGNATURES = {  # what a file of another kind begins with
+    b"\x1f\x8b": "packed by gzip: its name must end with .gz",
+    b"BZh9": "packed by bzip2: its name must end with .bz2",
+    b"\xfd7zXZ": "packed by xz: its name must end with .xz",
+    b"(\xb5/\xfd": "packed by Zstandard: its name must end with .zst",
+    b"PAR1\x15": "Parquet: its name must end with .parquet",
+    b"PK\x03\x04": "a ZIP archive or an Excel file: unpack it, or save the table as CSV",
+}
+NOT_UTF8 = "not UTF-8 text: convert the file, for example with `iconv -f LATIN1 -t UTF-8`."
+
+
+@contextmanager
+def open_text(path: str) -> Iterator[TextIO]:
+    """A text file, packed or not; bytes that are no UTF-8 come as lone surrogates (`is_utf8`)."""
+    packed = Path(path).suffix.lower()
+    if packed == ".zst":
+        try:
+            opener: Callable[[str], Any] = importlib.import_module("zstandard").open
+        except ImportError:
+            raise PollardError(f"Cannot read {path}: Python needs a package for .zst, `pip install zstandard`.") from None
+    else:
+        opener = OPENERS.get(packed, io.FileIO)
+    with opener(path) as found, io.BufferedReader(found) as file:
+        start = file.peek(1024)[:1024]
+        if kind := next((kind for sign, kind in SIGNATURES.items() if start.startswith(sign)), ""):
+            raise PollardError(f"Cannot read {path}: it is no UTF-8 text, but {kind}.")
+        if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start:
+            raise PollardError(
+                f"Cannot read {path}: it is no UTF-8 text, but UTF-16 or no text at all. Data files are {SUPPORTED_FILES}. "
+                f"To convert UTF-16: iconv -f UTF-16 -t UTF-8 {path} > converted{ending_of(path)}"
+            )
+        yield io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=None if is_json(path) else "")
+
+
+def is_json(path: str) -> bool:
+    return ending_of(path) not in TABLE_ENDINGS
+
+
+def is_utf8(text: str) -> bool:
+    return text.isascii() or not UNDECODABLE.search(text)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 Message = dict[str, Any]  # role, content, and what else the data says of a turn: tool_calls, name, reasoning_content, …
-SYSTEMS = ("system", "developer")  # roles of what stands before a conversation, solved examples included
+SYSTEM_ROLES = ("system", "developer")  # roles of what stands before a conversation, solved examples included
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Example:
     @property
     def turns(self) -> list[Message]:
         """What the model sees: the solved examples, behind the system's word and before the question."""
-        systems = [message for message in self.messages if message["role"] in SYSTEMS]
+        systems = [message for message in self.messages if message["role"] in SYSTEM_ROLES]
         solved = [turn for shot in self.shots for turn in (*shot.asked, shot.answer)]
         return [*systems, *solved, *self.asked] if solved else list(self.messages)
 
     @property
     def asked(self) -> list[Message]:
-        return [message for message in self.messages if message["role"] not in SYSTEMS]
+        return [message for message in self.messages if message["role"] not in SYSTEM_ROLES]
 
     @property
     def question(self) -> str:

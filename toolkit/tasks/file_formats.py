@@ -20,21 +20,29 @@ from typing import Any
 import numpy as np
 
 from toolkit.runtime.errors import PollardError
-from toolkit.tasks.data_files import COLUMNS, ENDINGS, READ, TABLES, ending_of
-from toolkit.tasks.text_files import NOT_UTF8, is_utf8, opened
+from toolkit.tasks.data_files import (
+    COLUMNAR_ENDINGS,
+    ENDINGS,
+    NOT_UTF8,
+    SUPPORTED_FILES,
+    TABLE_ENDINGS,
+    ending_of,
+    is_utf8,
+    open_text,
+)
 
-Columns = dict[str, Any]
-Line = tuple[str, Columns | str]  # where it stood, and its columns, or what is wrong with it
+Row = dict[str, Any]
+Line = tuple[str, Row | str]  # where it stood, and its columns, or what is wrong with it
 
-ARROW = {"float": "float32", "halffloat": "float16"}  # what Arrow calls numbers of fewer than 64 bits
-NARROW = set(ARROW.values())
-CHAT = {"role", "from"}  # keys of messages: a list of them is a conversation, and no list of lines
+ARROW_TYPES = {"float": "float32", "halffloat": "float16"}  # what Arrow calls numbers of fewer than 64 bits
+NARROW_TYPES = set(ARROW_TYPES.values())
+MESSAGE_KEYS = {"role", "from"}  # keys of messages: a list of them is a conversation, and no list of lines
 
 
 def read_file(path: str) -> Iterable[Line]:
     """The lines of a data file. Raises PollardError for a file that cannot be read at all."""
     ending = ending_of(path)
-    reader = read_columns if ending in COLUMNS else read_table if ending in TABLES else read_json
+    reader = read_columns if ending in COLUMNAR_ENDINGS else read_table if ending in TABLE_ENDINGS else read_json
     try:
         yield from reader(path)
     except PollardError:
@@ -43,19 +51,19 @@ def read_file(path: str) -> Iterable[Line]:
         raise PollardError(f"Cannot read {path}: it is nested too deeply.") from None
     except Exception as error:  # every library raises its own for a file that is damaged, or of another kind
         what = str(error) or type(error).__name__
-        raise PollardError(f"Cannot read {path}: {what}. Data files are {READ}, by the ends of their names.") from None
+        raise PollardError(f"Cannot read {path}: {what}. Data files are {SUPPORTED_FILES}, by the ends of their names.") from None
 
 
 def read_json(path: str) -> Iterator[Line]:
     """Objects, one a line; or all of them in one list, which may stand under a key."""
-    with opened(path) as file:
+    with open_text(path) as file:
         first = list(islice((line for line in file if line.strip()), 2))
     if _is_document(first, ending_of(path)):
         yield from _document(path)
         return
     if first and ending_of(path) not in ENDINGS and not first[0].lstrip().startswith(("[", "{")):
-        raise PollardError(f"Cannot read {path}: it holds no JSON, and by its name it is no data file ({READ}).")
-    with opened(path) as file:
+        raise PollardError(f"Cannot read {path}: it holds no JSON, and by its name it is no data file ({SUPPORTED_FILES}).")
+    with open_text(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield f"{path}, line {number}", _object(line)
@@ -78,7 +86,7 @@ def _is_document(first: list[str], ending: str) -> bool:
 
 
 def _document(path: str) -> Iterator[Line]:
-    with opened(path) as file:
+    with open_text(path) as file:
         text = file.read()
     if not is_utf8(text):
         raise PollardError(f"Cannot read {path}: {NOT_UTF8}")
@@ -96,14 +104,18 @@ def _document(path: str) -> Iterator[Line]:
         yield f"{path}, item {number}{key}", item if isinstance(item, dict) else _no_object(item)
 
 
-def _rows_of(value: Columns) -> list[Columns]:
+def _rows_of(value: Row) -> list[Row]:
     """The rows of a table that is kept by columns, {"q": ["…", "…"], "a": ["…", "…"]}, or as pandas writes it by default,
     {"q": {"0": "…", "1": "…"}, …}; else the object as the only row."""
     columns = list(value.values())
     if columns and all(isinstance(column, dict) and list(column) == [str(n) for n in range(len(column))] for column in columns):
         columns = [list(column.values()) for column in columns]
     is_table = all(isinstance(column, list) and len(column) == len(columns[0]) > 1 for column in columns)
-    if not columns or not is_table or any(isinstance(item, dict) and CHAT & item.keys() for column in columns for item in column):
+    if (
+        not columns
+        or not is_table
+        or any(isinstance(item, dict) and MESSAGE_KEYS & item.keys() for column in columns for item in column)
+    ):
         return [value]
     return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
 
@@ -113,11 +125,11 @@ def _lists_in(value: dict[str, Any]) -> list[str]:
     return [
         key
         for key, items in value.items()
-        if isinstance(items, list) and items and all(isinstance(item, dict) and not CHAT & item.keys() for item in items)
+        if isinstance(items, list) and items and all(isinstance(item, dict) and not MESSAGE_KEYS & item.keys() for item in items)
     ]
 
 
-def _object(line: str) -> Columns | str:
+def _object(line: str) -> Row | str:
     if not is_utf8(line):
         return NOT_UTF8
     try:
@@ -133,7 +145,7 @@ def _no_object(value: Any) -> str:
     return f"holds {type(value).__name__}, not a JSON object with columns."
 
 
-def _without_repetition(pairs: list[tuple[str, Any]]) -> Columns:
+def _without_repetition(pairs: list[tuple[str, Any]]) -> Row:
     """An object whose keys are all different: of two alike, Python would keep the last."""
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -150,12 +162,12 @@ def read_table(path: str) -> Iterator[Line]:
     """
     csv.field_size_limit(sys.maxsize)  # 128 KiB unless said, and a document may be longer
     tabs = ending_of(path) == ".tsv"
-    with opened(path) as file:
+    with open_text(path) as file:
         first = next((line for line in file if line.strip()), "")
     unquoted = re.sub('"[^"]*"', "", first)
     between = max("\t,;" if tabs else ",;\t", key=unquoted.count)
     quotes_are_text = tabs and _quotes_are_text(path, between)
-    with opened(path) as file:
+    with open_text(path) as file:
         quoting: Any = csv.QUOTE_NONE if quotes_are_text else csv.QUOTE_MINIMAL
         reader = csv.reader(file, delimiter=between, quoting=quoting, strict=True)
         header = next((cells for cells in reader if "".join(cells).strip()), [])
@@ -180,7 +192,7 @@ def read_table(path: str) -> Iterator[Line]:
                     yield f"{path}, line {number}", f"belongs to the row of line {start}, where a quote opens."
 
 
-def _row(header: list[str], cells: list[str]) -> Columns | str | None:
+def _row(header: list[str], cells: list[str]) -> Row | str | None:
     """A row's columns, or what is wrong with it; None for an empty line, which is none."""
     if not cells:
         return None
@@ -193,7 +205,7 @@ def _quotes_are_text(path: str, between: str) -> bool:
     """Whether quotes in a file with tabs are signs like any other, as in many: every line is a row by itself, and in some of
     them a quote that stood around a cell would not close."""
     broken = False
-    with opened(path) as file:
+    with open_text(path) as file:
         lines = (line for line in file if line.strip())
         number = next(lines, "").count(between)
         for line in lines:
@@ -245,13 +257,13 @@ def class_names_of(path: str) -> dict[str, list[str]]:
 def _numbered(path: str, schema: Any, batches: Iterable[Any]) -> Iterator[Line]:
     if twice := [name for name in schema.names if schema.names.count(name) > 1]:
         raise PollardError(f"Cannot read {path}: it has two columns of the name {twice[0]!r}.")
-    kinds = {column.name: ARROW.get(str(column.type), "") for column in schema}
+    kinds = {column.name: ARROW_TYPES.get(str(column.type), "") for column in schema}
     narrow = {name: kind for name, kind in kinds.items() if kind}
     rows = (row for batch in batches for row in batch.to_pylist())
-    yield from ((f"{path}, row {number}", as_narrow(row, narrow)) for number, row in enumerate(rows))
+    yield from ((f"{path}, row {number}", with_narrow_numbers(row, narrow)) for number, row in enumerate(rows))
 
 
-def as_narrow(row: Columns, kinds: Mapping[str, str]) -> Columns:
+def with_narrow_numbers(row: Row, kinds: Mapping[str, str]) -> Row:
     """A row whose numbers of 32 or 16 bits are so: 0.1, which as a number of 64 bits would be 0.10000000149011612."""
     narrow = {name: np.dtype(kind).type(row[name]) for name, kind in kinds.items() if row[name] is not None}
     return row | narrow if narrow else row

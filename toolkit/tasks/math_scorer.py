@@ -21,8 +21,7 @@ from typing import Any
 
 from toolkit.runtime.errors import PollardError
 from toolkit.tasks.quantities import units_clash
-from toolkit.tasks.readings import answer_part, boxed, gold_part, likeliest_part, named_answers
-from toolkit.tasks.scorer import Scorer, Verdict
+from toolkit.tasks.scorer import Scorer, Verdict, answer_part, boxed, gold_part, likeliest_part, named_answers
 
 SECONDS = 10.0  # for one comparison, which takes 0.01 as a rule
 START = 120.0  # to import math-verify, on a machine that is busy

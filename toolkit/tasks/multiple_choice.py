@@ -19,26 +19,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolkit.runtime.errors import PollardError
-from toolkit.tasks.choices import FIRST, Choices, choices_of, first_index, number_of, position_of
-from toolkit.tasks.preset import Preset
+from toolkit.tasks.choices import FIRST_INDEX, Choices, choices_of, first_index, position_of, whole_number
+from toolkit.tasks.presets import MULTIPLE_CHOICE, Preset
 from toolkit.tasks.templates import fields_in, is_null
 
 GOLD = (
     "answer", "answerKey", "answer_key", "answer_idx", "answer_index", "label", "gold", "gold_label", "correct",
     "correct_answer", "correct_option", "cop", "target",
 )  # fmt: skip
-
-MULTIPLE_CHOICE = Preset(
-    about="lettered choices, as MMLU, ARC, AQuA, MedMCQA, WinoGrande, PIQA have them: the letter, and the likeliest choice",
-    train="train",
-    test="test",
-    prompt="{question}\n{options}\nAnswer with the letter.",
-    completion="{letter}",
-    answer="{letter}",
-    cloze="{question}",
-    choices="choices",
-    scorer="choice",
-)
 
 
 @dataclass(frozen=True)
@@ -103,7 +91,7 @@ class ChoiceReader:
             return list(self.columns).index(column), True
         right = position(choices, row[column], self.format)
         if right is None:
-            first, names = FIRST.get(self.format, 0), ", ".join(choices.names)
+            first, names = FIRST_INDEX.get(self.format, 0), ", ".join(choices.names)
             raise PollardError(
                 f"`{column}` is {row[column]!r}, and the choices are {names} (or {first} to {len(choices.names) - 1 + first})."
             )
@@ -126,8 +114,8 @@ def position(choices: Choices, value: Any, form: str) -> int | None:
     if form == "text":
         found = position_of(value, choices.texts)
         return position_of(value, choices.as_given) if found is None else found
-    number = number_of(value)
-    return number - FIRST[form] if number is not None and 0 <= number - FIRST[form] < len(choices.texts) else None
+    number = whole_number(value)
+    return number - FIRST_INDEX[form] if number is not None and 0 <= number - FIRST_INDEX[form] < len(choices.texts) else None
 
 
 def choice_reader(rows: Sequence[dict[str, Any]], preset: Preset, class_names: Mapping[str, Sequence[str]]) -> ChoiceReader:
@@ -179,7 +167,7 @@ def _format(
     if preset.label_format:
         return preset.label_format, read(preset.label_format), ""
     values = [(row.get(name), len(choices.texts)) for row, choices in readable]
-    numbers = [(number, of) for value, of in values if (number := number_of(value)) is not None]
+    numbers = [(number, of) for value, of in values if (number := whole_number(value)) is not None]
     readings = {form: read(form) for form in ("letter", "text")}
     indices: tuple[str, ...] = ("index_from_0", "index_from_1")
     as_in_mmlu = (preset.choices, name) == ("choices", "answer") and not any(isinstance(value, str) for value, _ in values)

@@ -32,7 +32,7 @@ class Encoded(NamedTuple):
         return [0] * self.prompt_length + [1] * (len(self.input_ids) - self.prompt_length)
 
 
-def by_template(tokenizer: PreTrainedTokenizerBase, example: Example) -> bool:
+def uses_chat_template(tokenizer: PreTrainedTokenizerBase, example: Example) -> bool:
     """Whether the chat template renders this example's prompt."""
     return bool(tokenizer.chat_template) and not example.plain
 
@@ -47,7 +47,7 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
 
     Raises PollardError, with the example's line, for a conversation that the template refuses.
     """
-    if by_template(tokenizer, example):
+    if uses_chat_template(tokenizer, example):
         return _rendered(tokenizer, example, add_generation_prompt=True)
     return "".join((turn["content"] or "") + ("\n\n" if turn["role"] == "assistant" else "\n") for turn in example.turns)
 
@@ -56,7 +56,7 @@ def completion_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> str
     """What the template itself would write for the assistant after the generation prompt (think tags, channels, …), up to the
     end-of-sequence token where it writes one."""
     form, example = format_of(tokenizer, example), without_end_texts(tokenizer, example)
-    if not by_template(tokenizer, example):
+    if not uses_chat_template(tokenizer, example):
         return example.completion
     answer = example.answer
     if form.opened or form.shows_reasoning:  # or it would stand inside the answer, or be dropped
@@ -118,7 +118,7 @@ def gold_of(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
     """The tokens a model is asked to continue."""
-    return tokens_of(tokenizer, prompt_text(tokenizer, example), not by_template(tokenizer, example))
+    return tokens_of(tokenizer, prompt_text(tokenizer, example), not uses_chat_template(tokenizer, example))
 
 
 def encode_cloze(tokenizer: PreTrainedTokenizerBase, example: Example) -> Encoded:
@@ -139,7 +139,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, example: Example) -> Encoded:
 def _split(tokenizer: PreTrainedTokenizerBase, example: Example, prompt: str, completion: str) -> Encoded:
     """The tokens of the whole text, split at the prompt's end; where a token would reach over it, the two are tokenized apart,
     for a model that answers is given the prompt's own tokens."""
-    special = not by_template(tokenizer, example)  # the template writes its own special tokens
+    special = not uses_chat_template(tokenizer, example)  # the template writes its own special tokens
     before = tokens_of(tokenizer, prompt, special)
     whole = tokens_of(tokenizer, prompt + completion, special)
     if whole[: len(before)] != before:
@@ -192,3 +192,15 @@ def padded_batches(encoded: Sequence[Encoded], batch_size: int, pad_token_id: in
         names = ("input_ids", "attention_mask", "completion_mask")
         batches.append({name: torch.tensor(values) for name, values in zip(names, (rows, real, completion), strict=True)})
     return batches
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> list[Encoded]:
+    """The texts in pieces of at most `max_length` tokens, every token completion.
+
+    Text may be cut where an answer may not: no piece of it is half a solution.
+    """
+    pieces = []
+    for text in texts:
+        ids = tokens_of(tokenizer, text)
+        pieces += [Encoded(ids[start : start + max_length], 0) for start in range(0, len(ids), max_length)]
+    return pieces

@@ -67,7 +67,7 @@ class Number(NamedTuple):
         return self.value == gold.value and (gold.undivided or not self.undivided)
 
 
-def plain(text: str) -> str:
+def normalized_numbers(text: str) -> str:
     """The text with one way to write minus signs, fractions and spaces, and without bold type."""
     text = text.replace("\N{MINUS SIGN}", "-").replace("\\$", "$").replace("\\%", "%").replace("{,}", ",").replace(",\\!", ",")
     text = _MINUS.sub(r"\1\2-", _THIN_THOUSANDS.sub(lambda found: re.sub(_THIN, "", found[0]), text))
@@ -89,7 +89,7 @@ def _as_digits(found: re.Match[str]) -> str:
 
 
 def numbers_in(text: str) -> list[re.Match[str]]:
-    """Everything in a `plain` text that looks like a number, also what `value_of` finds to be none ("3,5,7")."""
+    """Everything in a `normalized_numbers` text that looks like a number, also what `value_of` finds to be none ("3,5,7")."""
     return list(_NUMBER.finditer(text))
 
 
@@ -121,7 +121,7 @@ def _size_of(parts: dict[str, str | None]) -> Number | None:
 
 def sole_number(text: str) -> Number | None:
     """The number that a text is, apart from units; None where it holds several, none, or a number and more to calculate."""
-    text = plain(text).strip()
+    text = normalized_numbers(text).strip()
     found = numbers_in(text)
     if len(found) != 1:
         return None
@@ -134,7 +134,7 @@ def sole_number(text: str) -> Number | None:
 def leading_number(text: str, computed: bool = True) -> Number | None:
     """The first number of a text. Where it is joined to the next, as in "12 or 13", there is none; but `computed` takes 72 of
     "48 + 24 = 72"."""
-    text = plain(text)
+    text = normalized_numbers(text)
     found = numbers_in(text)
     equals = False
     for position, number in enumerate(found):
@@ -149,7 +149,7 @@ def leading_number(text: str, computed: bool = True) -> Number | None:
 
 def last_number(text: str) -> Number | None:
     """The last number of a text; none where it is one of several to choose from or to calculate with ("12 or 13")."""
-    text = plain(text)
+    text = normalized_numbers(text)
     found = numbers_in(text)
     if not found or _only_numbers(text, found) or _is_hedged(text, found):
         return None

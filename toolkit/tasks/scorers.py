@@ -1,16 +1,28 @@
-"""Is this answer right? SCORERS are all rules there are, and MADE those that a task's own keys complete."""
+"""Is this answer right? SCORERS are all rules there are, and MADE those that a task's own keys complete.
 
+A scorer of the user's own, `scorer: my_module:my_function`, from the folder where the command was started.
+
+def my_function(prediction: str, gold: str) -> bool: …      # my_module.py
+
+`gold` is what `task.answer` says, which need not be an answer: HumanEval and MBPP have tests there, and the function runs them.
+A degree from 0 to 1 (the share of tests that pass) may stand for True and False, as may what NumPy and PyTorch have for these.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import math
+import os
+import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from toolkit.runtime.errors import PollardError
-from toolkit.tasks.choice_scorers import CHOICE, label_scorer
 from toolkit.tasks.math_scorer import MATH
-from toolkit.tasks.own_scorer import own_scorer
-from toolkit.tasks.preset import Preset
-from toolkit.tasks.readings import MARK, declares_mark
-from toolkit.tasks.scorer import Scorer, Verdict
-from toolkit.tasks.text_scorers import CONTAINS, EXACT, F1, NUMERIC, RegexScorer
+from toolkit.tasks.presets import Preset
+from toolkit.tasks.scorer import MarkedScorer, Scorer, Verdict, declares_mark, quoted
+from toolkit.tasks.text_scorers import CHOICE, CONTAINS, EXACT, F1, NUMERIC, RegexScorer, label_scorer
 
 T = TypeVar("T")
 SCORERS: dict[str, Scorer] = {
@@ -27,31 +39,6 @@ SCORER_FACTORIES: dict[str, Callable[[Preset], Scorer]] = {
 }
 
 
-class BehindMark(Scorer):
-    """Of a task whose completions end with `#### answer` and whose `task.answer` is the bare answer: texts are compared behind
-    the mark, as in the completions."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        super().__init__(
-            lambda prediction, gold: scorer.strict(prediction, self._marked(gold)),
-            lambda prediction, gold: scorer.flexible(prediction, self._marked(gold)),
-        )
-        self._scorer = scorer
-
-    @staticmethod
-    def _marked(gold: str) -> str:
-        return f"{MARK} {gold.strip()}" if gold.strip() and "\n" not in gold.strip() and not declares_mark(gold) else gold
-
-    def verdicts(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        return self._scorer.verdicts([(prediction, self._marked(gold)) for prediction, gold in pairs])
-
-    def gold_faults(self, pairs: Sequence[tuple[str, str]]) -> list[str | None]:
-        return self._scorer.gold_faults([(completion, self._marked(gold)) for completion, gold in pairs])
-
-    def as_gold(self, prediction: str, gold: str) -> str:
-        return self._scorer.as_gold(prediction, self._marked(gold))
-
-
 def scorer_of(preset: Preset) -> Scorer:
     """What judges a task's answers. Raises PollardError where it lacks a key, or cannot be imported."""
     name = preset.scorer or "exact"
@@ -59,7 +46,7 @@ def scorer_of(preset: Preset) -> Scorer:
         return own_scorer(name, answered=bool(preset.answer))
     scorer = SCORERS[name] if name in SCORERS else SCORER_FACTORIES[name](preset)
     marked = name != "numeric" and preset.answer and declares_mark(preset.completion or "")
-    return BehindMark(scorer) if marked else scorer
+    return MarkedScorer(scorer) if marked else scorer
 
 
 def _needed(key: str, value: T | None) -> T:
@@ -68,3 +55,105 @@ def _needed(key: str, value: T | None) -> T:
         scorer = {"pattern": "regex", "labels": "label"}[key]
         raise PollardError(f"Scorer {scorer} needs `task.{key}`, e.g. {key}: {examples[key]}.")
     return value
+
+
+HALF = 0.5
+
+
+class OwnScorer(Scorer):
+    """Strict: True, or a degree of 1. Flexible: a degree of at least one half. Where a function gives degrees, their mean is
+    reported beside both."""
+
+    def __init__(self, name: str, function: Callable[[str, str], Any], answered: bool = False) -> None:
+        """`answered`: there is a `task.answer` apart from the completion, which is then right by it."""
+        super().__init__(lambda prediction, gold: self._degree(prediction, gold) == 1, lambda prediction, gold: False)
+        self._name, self._function, self._answered = name, function, answered
+
+    def verdicts(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
+        found = [self._verdict(*pair) for pair in pairs]
+        if all(verdict.credit in (None, 0.0, 1.0) for verdict in found):  # true or false, however it is written
+            return [verdict._replace(credit=None) for verdict in found]
+        return found
+
+    def _verdict(self, prediction: str, gold: str) -> Verdict:
+        try:
+            degree = self._degree(prediction, gold)
+        except Exception as error:  # told with the item, and the stage fails
+            return Verdict(False, False, f"{type(error).__name__}: {error}")
+        return Verdict(degree == 1, degree >= HALF, credit=degree)
+
+    def _degree(self, prediction: str, gold: str) -> float:
+        try:
+            with contextlib.chdir("."):  # back to where we were, wherever tests have been run
+                found = self._function(prediction, gold)
+        except SystemExit as error:  # of code that it runs
+            raise RuntimeError(f"it ended Python: sys.exit({error.code!r})") from None
+        try:
+            degree = math.nan if isinstance(found, str) else float(found.item() if hasattr(found, "item") else found)
+        except (TypeError, ValueError, RuntimeError):  # neither a number nor an array of one
+            degree = math.nan
+        if not 0 <= degree <= 1:
+            raise TypeError(f"{self._name} must say True or False, or a degree from 0 to 1, and said {quoted_value(found)}")
+        return degree
+
+    def gold_faults(self, pairs: Sequence[tuple[str, str]]) -> list[str | None]:
+        """What the function raises; and a completion that is wrong by the `task.answer` of its own line."""
+        return [self._fault(*pair, verdict) for pair, verdict in zip(pairs, self.verdicts(pairs), strict=True)]
+
+    def _fault(self, completion: str, gold: str, verdict: Verdict) -> str | None:
+        if verdict.error:
+            return f"fails on the completion {quoted(completion)} itself: {verdict.error}"
+        if self._answered and not verdict.flexible:
+            return f"says that the completion {quoted(completion)} is wrong by its own answer {quoted(gold)}"
+        return None
+
+
+def quoted_value(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def own_scorer(name: str, answered: bool = False) -> Scorer:
+    """Raises PollardError where the module or the function cannot be had."""
+    return OwnScorer(name, _imported(name), answered)
+
+
+def scorer_file(name: str) -> str | None:
+    """The file of the scorer's module: it decides results like the data does."""
+    with_folder = _beginning_here(lambda: importlib.util.find_spec(name.partition(":")[0]))
+    return with_folder.origin if with_folder else None
+
+
+def _imported(name: str) -> Callable[[str, str], Any]:
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = _beginning_here(lambda: importlib.import_module(module_name))
+    except ModuleNotFoundError as error:
+        if error.name not in (module_name, module_name.partition(".")[0]):
+            raise PollardError(f"task.scorer {name}: {module_name} needs {error.name}, which is not installed.") from error
+        raise PollardError(
+            f"task.scorer {name}: there is no module {module_name}. It is looked for in {os.getcwd()} "
+            f"({module_name.replace('.', '/')}.py) and among what is installed."
+        ) from None
+    except (Exception, SystemExit) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise PollardError(f"task.scorer {name}: {module_name} cannot be imported ({what}).") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        there = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_")) or "none"
+        raise PollardError(f"task.scorer {name}: {module_name} has no function {function_name}. Functions there: {there}.")
+    if inspect.iscoroutinefunction(function):
+        raise PollardError(
+            f"task.scorer {name}: {function_name} is `async`, and a scorer answers at once: write a plain function."
+        )
+    return function
+
+
+def _beginning_here(find: Callable[[], Any]) -> Any:
+    """With the working folder first on the import path, as in Python's own prompt."""
+    sys.path.insert(0, os.getcwd())
+    importlib.invalidate_caches()
+    try:
+        return find()
+    finally:
+        sys.path.remove(os.getcwd())

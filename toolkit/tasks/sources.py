@@ -1,16 +1,24 @@
 """Where examples come from: data files, or a split of a data set from the hub or a folder, as lines that remember where
-they stood."""
+they stood.
+
+Plain text, without questions and answers: what a calibration mix or an off-task measure may take beside tasks.
+
+{"text": "The harbour of Odense was dug in 1803 and …"}      a line of a .jsonl file, or of any other data file
+paragraphs, with empty lines between them                    a .txt file
+"""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
-from toolkit.runtime.errors import PollardError
-from toolkit.runtime.fingerprints import fingerprint_of_path
-from toolkit.tasks.data_files import ENDINGS, Source, ending_of, files_of, is_saved_by_datasets
-from toolkit.tasks.file_formats import NARROW, Line, as_narrow, class_names_of, read_file
+from toolkit.runtime.errors import PollardError, first_of
+from toolkit.runtime.files import fingerprint_of_path
+from toolkit.tasks.data_files import ENDINGS, NOT_UTF8, Source, ending_of, files_of, is_saved_by_datasets, is_utf8, open_text
+from toolkit.tasks.file_formats import NARROW_TYPES, Line, class_names_of, read_file, with_narrow_numbers
+from toolkit.tasks.templates import check_texts, fields_in
 
 
 @dataclass(frozen=True)
@@ -90,8 +98,8 @@ def _of_folder(folder: str, subset: str | None, split: str) -> Lines | None:
 
 def _rows(dataset: Any, name: str) -> Lines:
     names = {column: kind.names for column, kind in dataset.features.items() if hasattr(kind, "int2str")}
-    narrow = {column: dtype for column, kind in dataset.features.items() if (dtype := getattr(kind, "dtype", "")) in NARROW}
-    return Lines([(f"{name}, row {number}", as_narrow(dict(row), narrow)) for number, row in enumerate(dataset)], names)
+    narrow = {column: dtype for column, kind in dataset.features.items() if (dtype := getattr(kind, "dtype", "")) in NARROW_TYPES}
+    return Lines([(f"{name}, row {number}", with_narrow_numbers(dict(row), narrow)) for number, row in enumerate(dataset)], names)
 
 
 def fingerprint_of_data(source: Source) -> Any:
@@ -107,3 +115,51 @@ def fingerprint_of_folder(folder: str) -> Any:
     """What identifies a folder with a data set: all its files, in folders below, too."""
     paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): fingerprint_of_path(path) for path in paths}
+
+
+TEXT_ENDINGS = (*ENDINGS, ".txt")
+
+
+def read_texts(path: str) -> list[str]:
+    """The texts in data files or a .txt file. Raises PollardError for another kind of file, and for one without text."""
+    several = has_magic(path) or Path(path).is_dir()
+    texts = []
+    for file in files_of(path) if several or ending_of(path) in TEXT_ENDINGS else [path]:
+        if ending_of(file) not in TEXT_ENDINGS and not Path(file).is_dir():
+            raise PollardError(f"{file} is no text file: plain text is a .jsonl file (a `text` in every line) or a .txt file.")
+        texts += _paragraphs(file) if ending_of(file) == ".txt" else _texts_in(file)
+    found = [text.strip() for text in texts if text.strip()]
+    if not found:
+        raise PollardError(f"{path} is empty: it holds no text.")
+    return found
+
+
+def _paragraphs(path: str) -> list[str]:
+    try:
+        with open_text(path) as file:
+            text = file.read()
+    except (OSError, EOFError) as error:
+        raise PollardError(f"Cannot read {path}: {error}. Give the path of a text file, relative to where you start.") from None
+    if not is_utf8(text):
+        raise PollardError(f"Cannot read {path}: {NOT_UTF8}")
+    return re.split(r"\n\s*\n", text)
+
+
+def _texts_in(path: str) -> list[str]:
+    """The column `text` of data files. Raises PollardError with the first of the lines that have none."""
+    texts, bad = [], []
+    for where, row in read_files(path).lines:
+        if isinstance(row, str):
+            bad.append(f"{where}: {row}")
+            continue
+        try:
+            if not isinstance(row.get("text"), str):
+                bad.append(f"{where}: plain text is read from the field `text`. Fields there: {fields_in(row)}.")
+                continue
+            check_texts("text", row["text"], where)
+            texts.append(row["text"])
+        except PollardError as error:
+            bad.append(str(error))
+    if bad:
+        raise PollardError(first_of(bad))
+    return texts

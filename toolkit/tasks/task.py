@@ -13,10 +13,9 @@ from rich.markup import escape
 from toolkit.recipe.data import TaskRecipe
 from toolkit.runtime.distributed import say
 from toolkit.runtime.errors import PollardError, first_of
-from toolkit.tasks.data_files import READ, Source, is_local
+from toolkit.tasks.data_files import SUPPORTED_FILES, Source, is_local
 from toolkit.tasks.example import Example
-from toolkit.tasks.preset import Preset
-from toolkit.tasks.presets import PRESETS
+from toolkit.tasks.presets import PRESETS, Preset
 from toolkit.tasks.rows import examples_of
 from toolkit.tasks.scorers import scorer_of
 from toolkit.tasks.sources import fingerprint_of_data, fingerprint_of_folder, read_files, read_hub
@@ -24,7 +23,7 @@ from toolkit.tasks.sources import fingerprint_of_data, fingerprint_of_folder, re
 Split = Literal["train", "dev", "test"]
 Stored = Literal["train", "test"]  # dev is carved from train
 DEV_SHARE = 5  # dev takes at most a fifth of train
-MANY = 20  # questions whose right choice hardly stands at one place by chance
+MANY_QUESTIONS = 20  # questions whose right choice hardly stands at one place by chance
 
 
 class Task:
@@ -143,7 +142,7 @@ class Task:
             given = getattr(self.recipe, split)
             named = f" ({given!r} is neither)" if given else ""
             raise PollardError(
-                f"Task {self.name} has no {split} data: give `task.{split}`, a data file ({READ}), or a split of "
+                f"Task {self.name} has no {split} data: give `task.{split}`, a data file ({SUPPORTED_FILES}), or a split of "
                 f"`task.dataset`{named}."
             )
         return source
@@ -161,7 +160,7 @@ class Task:
         self._skipped[split] = len(bad)
         if bad:
             self._refuse_or_count(split, name, bad, len(lines.lines))
-        if self.preset.choices and len(examples) >= MANY and len({example.right for example in examples}) == 1:
+        if self.preset.choices and len(examples) >= MANY_QUESTIONS and len({example.right for example in examples}) == 1:
             letter = ascii_uppercase[examples[0].right]
             _say_once(
                 f"  [bold]{letter} is right in all {len(examples):,} questions of {escape(name)}[/]: letters say nothing of what "

@@ -15,6 +15,8 @@ from typing import Any
 
 from toolkit.runtime.errors import PollardError, did_you_mean
 
+Row = dict[str, Any]  # the columns of one line of data: whatever its file holds
+
 FIELD = re.compile(r"([^\[\]]+)((?:\[[^\[\]]+\])*)")  # column[key][0]
 KEY = re.compile(r"\[(.+?)\]")
 
@@ -174,7 +176,7 @@ class _Filler(Formatter):
         return format(value, format_spec)
 
 
-def filled(template: str, columns: dict[str, Any], where: str) -> str:
+def fill_template(template: str, columns: dict[str, Any], where: str) -> str:
     """The template with a line's values in it. Raises PollardError for a value that has no text, and for another template."""
     try:
         return _Filler(columns, where).vformat(template, (), {})

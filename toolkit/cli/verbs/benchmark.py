@@ -6,9 +6,10 @@ from pathlib import Path
 
 from toolkit.cli.verbs.verb import Verb
 from toolkit.runtime.distributed import say
+from toolkit.runtime.errors import PollardError
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
+def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "models", nargs="+", metavar="MODEL",
         help="a run directory (all its models), a checkpoint's folder, a hub id, or a folder with config.json alone: a random "
@@ -24,54 +25,56 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _numbers(text: str) -> list[int]:
-    found = [int(part) for part in text.split(",")]
-    if min(found) < 1:
+    numbers = [int(part) for part in text.split(",")]
+    if min(numbers) < 1:
         raise argparse.ArgumentTypeError(f"{text}: numbers from 1 on, with commas between them")
-    return found
+    return numbers
 
 
-def run(arguments: argparse.Namespace) -> None:
-    from toolkit.cli.verbs.entrants import entrants
-    from toolkit.evaluation.speed import Load, benchmark
+def run_benchmark(arguments: argparse.Namespace) -> None:
+    from toolkit.cli.benchmark_models import models_to_measure
+    from toolkit.evaluation.speed import Workload, benchmark
     from toolkit.pipeline.run_models import find_run, is_run
     from toolkit.report import write_report
     from toolkit.report.fidelity_harness import SPEED, models_made
     from toolkit.report.speed_table import show_speed
-    from toolkit.runtime.errors import PollardError
     from toolkit.runtime.files import write_text
 
     if arguments.new_tokens < 2 or min(arguments.prompt_tokens, arguments.repeats) < 1:
-        raise PollardError("--new-tokens must be at least 2 (the first is prefill), --prompt-tokens and --repeats at least 1.")
+        raise PollardError(
+            "--new-tokens must be at least 2 (the first is prefill), --prompt-tokens and --repeats at least 1.",
+            code="cli.load-too-small",
+        )
     if arguments.json:
-        _check_figures(Path(arguments.json))
-    load = Load(arguments.batch_sizes, arguments.prompt_tokens, arguments.new_tokens, arguments.repeats)
-    found = benchmark(entrants(arguments.models, arguments.keep, arguments.dtype), load)
-    show_speed(found)
+        _check_figures_file(Path(arguments.json))
+    load = Workload(arguments.batch_sizes, arguments.prompt_tokens, arguments.new_tokens, arguments.repeats)
+    figures = benchmark(models_to_measure(arguments.models, arguments.keep, arguments.dtype), load)
+    show_speed(figures)
     if arguments.json:
-        write_text(arguments.json, json.dumps(found, indent=1) + "\n")
+        write_text(arguments.json, json.dumps(figures, indent=1) + "\n")
     if len(arguments.models) == 1 and is_run(arguments.models[0]):
         run = find_run(arguments.models[0]).directory
         of = models_made(run.done())
-        write_text(run.path / SPEED, json.dumps(found | {"of": of}, indent=1) + "\n")
+        write_text(run.path / SPEED, json.dumps(figures | {"of": of}, indent=1) + "\n")
         write_report(run.path)
         say(f"Report: {run.path / 'report.html'}")
 
 
-def _check_figures(path: Path) -> None:
+def _check_figures_file(path: Path) -> None:
     """Raises PollardError, before anything is measured, for a file that is there and holds no figures of a benchmark."""
-    from toolkit.runtime.errors import PollardError
 
     if not path.parent.is_dir():
-        raise PollardError(f"--json {path}: there is no folder {path.parent}.")
+        raise PollardError(f"--json {path}: there is no folder {path.parent}.", code="cli.no-folder")
     if not path.exists():
         return
     try:
-        ours = {"models", "batch_sizes"} <= json.loads(path.read_text(encoding="utf-8")).keys()
+        is_benchmark = {"models", "batch_sizes"} <= json.loads(path.read_text(encoding="utf-8")).keys()
     except (OSError, ValueError, AttributeError, RecursionError):
-        ours = False
-    if not ours:
+        is_benchmark = False
+    if not is_benchmark:
         raise PollardError(
-            f"--json {path}: that file is there, and holds no figures of a benchmark. It is left as it is: name another."
+            f"--json {path}: that file is there, and holds no figures of a benchmark. It is left as it is: name another.",
+            code="cli.not-figures",
         )
 
 
@@ -79,6 +82,6 @@ BENCHMARK = Verb(
     "benchmark",
     "speed, memory and size of models, measured in turn, as ratios to the first",
     "pollard benchmark runs/playground --batch-sizes 1,16 --json speed.json",
-    arguments,
-    run,
+    run_benchmark,
+    add_benchmark_arguments,
 )

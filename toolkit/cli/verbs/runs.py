@@ -1,47 +1,168 @@
-"""`pollard run | calibrate | select | prune | recover | evaluate | report RECIPE`: the recipe, or as far as one stage."""
+"""`pollard runs`: lists runs with their state and size; with --clean, shows and removes what can be made again."""
 
 import argparse
+import json
 import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from toolkit.cli.bugs import tracebacks_in
-from toolkit.cli.interrupt import resumable
-from toolkit.cli.verbs.verb import Verb, add_run_arguments
-from toolkit.pipeline.run_directory import RunDirectory
-from toolkit.recipe.file import load_recipe
-from toolkit.runtime.distributed import join
-from toolkit.runtime.typed_command import command_again
+from toolkit.cli.verbs.verb import Verb
+from toolkit.runtime.distributed import console, say
+from toolkit.runtime.errors import PollardError, did_you_mean
 
-UNTIL = {  # verb: the last stage it runs
-    "run": None,
-    "calibrate": "calibrate",
-    "select": "select",
-    "prune": "prune",
-    "recover": "recover",
-    "evaluate": "evaluate",  # the last of them
-    "report": "report",
-}
+if TYPE_CHECKING:
+    from toolkit.pipeline.run_directory import RunDirectory
+
+RUNS_FOLDER = "runs"
+PROTECTED_STATES = ("running", "damaged")  # states in which nothing is removed
+PIPE_WIDTH = 200  # columns: in a file or a pipe, each run is one line
 
 
-def run(arguments: argparse.Namespace, until: str | None) -> None:
-    """The recipe as far as stage `until`, on every rank; its mistakes are told before anything is imported."""
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
-    started = time.monotonic()
-    with resumable(), tracebacks_in(RunDirectory(recipe.name).path):
-        join()
-        from toolkit.cli.screens import last_screen
-        from toolkit.pipeline import runner as pipeline
-
-        directory = pipeline.run(recipe, fresh=arguments.fresh, until=until)
-        again = command_again(*((verb, "run") for verb in UNTIL))  # the stages that are left, whichever verb it was
-        last_screen(directory, time.monotonic() - started, again)
-
-
-def _verb(name: str, until: str | None) -> Verb:
-    purpose = (
-        f"run the recipe as far as `{until}`, skipping what is done" if until else "run the whole recipe, skipping what is done"
+def add_runs_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs", nargs="*", default=[RUNS_FOLDER], metavar="RUN",
+        help="run directories, their names in runs/, or folders with runs in them (default: runs)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--clean",
+        action="store_true",
+        help="show what of them can be made again, and with --yes remove it; never a trained model",
     )
-    example = f"pollard {name} recipes/playground.yaml pruning.keep=2"
-    return Verb(name, purpose, example, add_run_arguments, lambda arguments: run(arguments, until))
+    parser.add_argument("--yes", action="store_true", help="remove what --clean shows")
+    parser.add_argument(
+        "--parts", type=lambda text: text.split(","), metavar="PART,…",
+        help="of --clean: only these, e.g. teacher,checkpoints; recovered, control and adapter only where they are named here",
+    )  # fmt: skip
 
 
-RUNS = [_verb(name, until) for name, until in UNTIL.items()]
+def run_runs(arguments: argparse.Namespace) -> None:
+    if (arguments.yes or arguments.parts) and not arguments.clean:
+        raise PollardError("--yes and --parts belong to --clean: `pollard runs --clean`.", code="cli.options-of-clean")
+    found, others = _directories(arguments.runs)
+    if arguments.clean:
+        _clean(found, arguments.parts, arguments.yes)
+    else:
+        _show(found)
+    if others:
+        say(f"[dim]no runs, left as they are: {', '.join(map(str, others))}[/]")
+
+
+def _directories(names: Sequence[str]) -> tuple[list["RunDirectory"], list[Path]]:
+    """The named runs, and what else lies in the folders. Raises PollardError for a run that is not there."""
+    from toolkit.pipeline.run_directory import RunDirectory
+
+    found: dict[Path, RunDirectory] = {}
+    others = []
+    for where in names:
+        paths = [path for path in (Path(where), Path(RUNS_FOLDER) / where) if path.is_dir()]
+        run_here = next((path for path in paths if (path / "manifest.json").exists()), None)
+        if run_here:
+            found[run_here] = RunDirectory(run_here.name, run_here.parent)
+        elif paths:
+            for path in sorted(paths[0].iterdir()):
+                if (path / "manifest.json").exists():
+                    found[path] = RunDirectory(path.name, path.parent)
+                else:
+                    others.append(path)
+        elif where != RUNS_FOLDER:
+            existing = sorted(path.parent.name for path in Path(RUNS_FOLDER).glob("*/manifest.json"))
+            raise PollardError(f"No run at {where}{did_you_mean(Path(where).name, existing)}", code="cli.no-such-run")
+    return list(found.values()), others
+
+
+def _show(found: Sequence["RunDirectory"]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from toolkit.pipeline.run_status import best_score, stale_parts, state_of
+    from toolkit.runtime.formatting import percent, size
+    from toolkit.runtime.run_files import bytes_of, files_below
+
+    if not found:
+        say("No runs here yet: `pollard run RECIPE` makes one in runs/.")
+        return
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
+    for column in ("run", "model", "task", "keep", "score", "size", "age", "state"):
+        table.add_column(column, justify="right" if column in ("keep", "score", "size", "age") else "left", overflow="fold")
+    notes = []
+    for directory in found:
+        model, task, keep = _facts(directory)
+        state, score = state_of(directory), None
+        if state != "damaged":
+            score, stale = best_score(directory), stale_parts(directory)
+            notes += [f"{directory.path.name}: stale: {parts}" for parts in stale]
+            state += ", parts stale" if stale else ""
+        table.add_row(
+            *map(escape, (directory.path.name, model, task, keep)), f"{percent(score[1])} {score[0]}" if score else "–",
+            size(bytes_of(files_below(directory.path))), _age(directory), state,
+        )  # fmt: skip
+    (console if console.is_terminal else Console(width=PIPE_WIDTH, highlight=False)).print(table)
+    for note in notes:
+        console.print(note, markup=False)
+
+
+def _facts(directory: "RunDirectory") -> tuple[str, str, str]:
+    """Model, task and `pruning.keep`; dashes where they cannot be read."""
+    from toolkit.recipe.file import read_values
+
+    try:
+        values = read_values(directory.recipe.read_text(encoding="utf-8"))
+        manifest = json.loads(directory.manifest.read_text(encoding="utf-8"))
+        return str(manifest.get("model", "–")), str(manifest.get("task", "–")), str(values["pruning"]["keep"])
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return "–", "–", "–"
+
+
+def _age(directory: "RunDirectory") -> str:
+    """Time since the run wrote its manifest: "3 h", "12 d"."""
+    seconds = max(0.0, time.time() - directory.manifest.stat().st_mtime)
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _clean(found: Sequence["RunDirectory"], parts: list[str] | None, yes: bool) -> None:
+    from toolkit.pipeline.cleaning import AGAIN, COSTLY, removable, remove
+    from toolkit.pipeline.run_status import state_of
+    from toolkit.runtime.formatting import size
+
+    states = {directory.path: state_of(directory) for directory in found}
+    for path, state in states.items():
+        if state.startswith(PROTECTED_STATES):
+            console.print(f"{path}: {state}, left as it is", markup=False)
+    found = [directory for directory in found if not states[directory.path].startswith(PROTECTED_STATES)]
+    items = [item for directory in found for item in removable(directory, parts)]
+    if not items:
+        say("Nothing to remove: what is there cannot be made again, or is not Pollard's.")
+        return
+    width = max(len(str(item.run.path / item.part)) for item in items)
+    for item in items:
+        remade_by = (AGAIN | COSTLY)[item.part]
+        console.print(f"{str(item.run.path / item.part).ljust(width)}  {size(item.bytes):>10}  {remade_by}", markup=False)
+    total = size(sum(item.bytes for item in items))
+    if not yes:
+        say(f"{total} in all. Nothing is removed yet: --yes removes it.")
+        return
+    left = []
+    for directory in found:
+        directory.lock()
+        try:
+            left += [path for item in removable(directory, parts) for path in remove(item)]
+        finally:
+            directory.unlock()
+    say(f"{total} removed.")
+    if left:
+        console.print(f"not Pollard's, left: {', '.join(map(str, left))}", markup=False)
+
+
+RUNS = Verb(
+    "runs",
+    "list runs: how they stand, score, size; --clean shows what can be made again, --yes removes it",
+    "pollard runs --clean",
+    run_runs,
+    add_runs_arguments,
+)

@@ -1,19 +1,32 @@
-"""What a verb is, and the arguments that verbs share."""
+"""What a verb is, and the arguments that several verbs share."""
 
 import argparse
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 
-class Verb(NamedTuple):
-    """`arguments` adds its own to the parser; `run` raises PollardError for what the user can mend. Neither imports more than
-    it needs: `pollard --help` and a mistake in a recipe are told in an instant."""
+def no_arguments(parser: argparse.ArgumentParser) -> None:
+    """For a verb that takes none."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One `pollard VERB`. Neither function imports more than it needs, so that `pollard --help` and the report of a mistake in a
+    recipe take no noticeable time: torch and transformers are imported inside `run`."""
 
     name: str
-    purpose: str  # one line, for `pollard --help`
-    example: str  # one command, for `pollard VERB --help`
-    arguments: Callable[[argparse.ArgumentParser], None]
+    purpose: str
+    """One line, for `pollard --help`."""
+    example: str
+    """One command, for `pollard VERB --help`."""
     run: Callable[[argparse.Namespace], None]
+    """Raises PollardError for what the user can mend."""
+    add_arguments: Callable[[argparse.ArgumentParser], None] = no_arguments
+
+    @property
+    def description(self) -> str:
+        """The purpose as a sentence."""
+        return f"{self.purpose[0].upper()}{self.purpose[1:]}."
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +42,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """What every command takes; given before a verb, it stays said behind it."""
+    """The options of every command. Given before the verb, they keep their values after it (hence no defaults)."""
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
-    # What the deepspeed launcher passes, and its environment says already
+    # Passed by the deepspeed launcher, whose environment variables say the same
     parser.add_argument("--local_rank", "--local-rank", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.evaluation import answer_text, batch_size_for, greedy, share_of_answers
+from toolkit.evaluation import answer_text, batch_size_for, generate_shard, greedy
 from toolkit.evaluation.decoding import as_list
 from toolkit.recipe.data import SourceRecipe
 from toolkit.recipe.schema import Recipe
@@ -108,7 +108,7 @@ def right_answers(
     settings = greedy(model, tokenizer, recipe.evaluation.max_new_tokens)
     prompts, mine = [prompt for prompt, _ in pairs], []
     size = batch_size_for(recipe.evaluation.batch_size, model, prompts, recipe.evaluation.max_new_tokens)
-    for i, answer in share_of_answers(model, prompts, size.number, settings):
+    for i, answer in generate_shard(model, prompts, size.number, settings):
         prompt, example = pairs[i]
         text = answer_text(tokenizer, answer, as_list(settings.eos_token_id), example)
         if task.score(text, gold_of(tokenizer, example)) and len(prompt) + len(answer) <= longest:

@@ -11,8 +11,8 @@ from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import ExpertStatistics, mix
 from toolkit.evaluation import evaluate
 from toolkit.moe import StreamedModel, check_prunable, checkpoint_bytes, find_blocks, load_config, load_tokenizer, meta_model
-from toolkit.moe.limits import longer_than_context
-from toolkit.moe.placement import shard_of, with_layers
+from toolkit.moe.placement import shard_batches, with_layers
+from toolkit.moe.tokenizer import longer_than_context
 from toolkit.pipeline.rounds import composed_plan, early_rounds
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.stages.alternatives import write_alternatives
@@ -73,7 +73,7 @@ def calibrate_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict
             tokens = sum(len(e.input_ids) for e in source.encoded)
             say(f"  {named}{len(source.encoded):,} examples, {tokens:,} tokens{source.told}")
             batches = padded_batches(source.encoded, settings.batch_size, int(tokenizer.pad_token_id))
-            watched.append(shard_of(model, batches))
+            watched.append(shard_batches(model, batches))
         parts = calibrate_sources(model, watched, mode, keep, active)
         statistics = mix(parts, [source.name for source in sources], [source.weight for source in sources])
         if mode:  # subsets are judged on all sources' batches together
@@ -151,14 +151,14 @@ def recover_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[s
     plan = Plan.load(run.plan)
     if plan.experts_per_token == plan.keep and not recipe.finetuning.trainer.get("router_aux_loss_coef"):
         say("  every kept expert serves every token: a load-balancing loss would be constant, and is off")
-    return recover(recipe, str(run.path.parent), "recovered", fingerprint, dev_accuracy(recipe))
+    return {**recover(recipe, str(run.path.parent), "recovered", fingerprint, dev_accuracy(recipe))}
 
 
 def control_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
     """Original checkpoint and training examples -> control."""
     from toolkit.recovery.recover import recover
 
-    return recover(recipe, str(run.path.parent), "control", fingerprint, dev_accuracy(recipe))
+    return {**recover(recipe, str(run.path.parent), "control", fingerprint, dev_accuracy(recipe))}
 
 
 def dev_accuracy(recipe: Recipe) -> Callable[[PreTrainedModel], float] | None:

@@ -7,8 +7,8 @@ from transformers import PreTrainedModel
 
 from toolkit.evaluation import AnswerLog, Decoding, Scores, evaluate, evaluate_with
 from toolkit.moe import active_expert_parameters, checkpoint_bytes, load_config, load_tokenizer, meta_model, sizes
-from toolkit.moe.limits import context_length
 from toolkit.moe.placement import with_model
+from toolkit.moe.tokenizer import context_length
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.recipe.evaluation import ServerRecipe
 from toolkit.recipe.schema import Recipe
@@ -54,10 +54,10 @@ def evaluate_stage(
             return done(scores, {"active_parameters": active - round(skipped)})  # of a token, on average
 
         def ask(server: ServerRecipe) -> dict[str, Any]:
-            from toolkit.evaluation.server import Server  # asks for a package that few need
+            from toolkit.evaluation.server import ServerWriter  # asks for a package that few need
 
             decoding = Decoding(settings.max_new_tokens, settings.temperature, settings.samples, tuple(task.stop), recipe.seed)
-            asking = on_all_ranks(lambda: Server(server, settings.servers, tokenizer, decoding))
+            asking = on_all_ranks(lambda: ServerWriter(server, settings.servers, tokenizer, decoding))
             say(f"  asking {asking.model} at {asking.url}")
             context = context_length(nothing_loaded.config, tokenizer)
             return done(evaluate_with(asking, tokenizer, *asked, decoding, log, context=context), {"backend": "server"})

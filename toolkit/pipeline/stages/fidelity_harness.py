@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from toolkit.evaluation import keep_original, measure_fidelity
+from toolkit.evaluation import measure_fidelity, write_reference
 from toolkit.evaluation.fidelity import FORMAT
 from toolkit.evaluation.harness import run_harness
 from toolkit.moe import load_tokenizer
@@ -20,8 +20,7 @@ from toolkit.moe.placement import with_model
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import is_main, say
-from toolkit.runtime.files import write_text
-from toolkit.runtime.fingerprints import fingerprint_of, fingerprint_of_source
+from toolkit.runtime.files import fingerprint_of, fingerprint_of_source, write_text
 from toolkit.runtime.formatting import loss, percent
 from toolkit.tasks import Task, encode_all, padded_batches
 
@@ -49,7 +48,7 @@ def fidelity_original_stage(recipe: Recipe, run: RunDirectory, fingerprint: str)
     batches, left_out = _gold(recipe)
 
     def keep(model: PreTrainedModel) -> dict[str, Any]:
-        return keep_original(model, batches, run.fidelity, fingerprint)
+        return write_reference(model, batches, run.fidelity, fingerprint)
 
     facts = with_model(recipe, recipe.model.path, recipe.model.revision, keep)
     say(f"  {facts['tokens']:,} tokens in {run.fidelity}: {facts['bytes'] / 2**20:,.1f} MiB")

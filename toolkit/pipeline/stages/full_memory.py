@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from toolkit.recipe.schema import Recipe
-from toolkit.recipe.trainer_defaults import trainer_defaults
+from toolkit.recovery.trainer_defaults import trainer_defaults
 from toolkit.runtime.errors import PollardError
 
 

@@ -48,7 +48,7 @@ def _draw(
     fingerprint: str,
 ) -> tuple[int, int]:
     task, longest = Task(source.task or recipe.task), recipe.finetuning.max_length
-    examples, *_ = training_examples(source, recipe)
+    examples = training_examples(source, recipe, task).items
     asked = [(prompt, e) for e in examples if len(prompt := encode_prompt(tokenizer, e)) < longest]
     if not asked:
         raise PollardError(

@@ -11,14 +11,14 @@ from transformers import PreTrainedModel
 
 from toolkit.calibration import skipping_thresholds
 from toolkit.moe import StreamedModel, load_tokenizer
-from toolkit.moe.placement import shard_of, with_layers
-from toolkit.moe.skipping import SKIPPING_FILE, Skipping
+from toolkit.moe.expert_skipping import SKIPPING_FILE, Skipping
+from toolkit.moe.placement import shard_batches, with_layers
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.stages.calibration_data import read_source, sources_of
 from toolkit.recipe.schema import ModelRecipe, Recipe
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.signed_folders import remove_from
+from toolkit.runtime.signed_folders import remove_own_file
 from toolkit.tasks import padded_batches
 
 
@@ -48,7 +48,7 @@ def skip_stage(role: str) -> Callable[[Recipe, RunDirectory, str], dict[str, Any
         on_main(lambda: _remove_old(run))
 
         def watch(model: PreTrainedModel | StreamedModel) -> Skipping:
-            return skipping_thresholds(model, shard_of(model, batches), rule)
+            return skipping_thresholds(model, shard_batches(model, batches), rule)
 
         itself = ModelRecipe(path=str(folder), dtype=recipe.model.dtype, placement=recipe.model.placement)
         thresholds = with_layers(recipe.model_copy(update={"model": itself}), watch)
@@ -63,4 +63,4 @@ def skip_stage(role: str) -> Callable[[Recipe, RunDirectory, str], dict[str, Any
 def _remove_old(run: RunDirectory) -> None:
     """Of this model, or of the one that the run ended with under another recipe."""
     for folder in (run.pruned, run.recovered):
-        remove_from(folder, SKIPPING_FILE)
+        remove_own_file(folder, SKIPPING_FILE)

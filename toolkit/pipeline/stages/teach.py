@@ -13,7 +13,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.recovery.teacher import cache_logits
 from toolkit.recovery.training_data import read_training_data, training_sources
 from toolkit.runtime.distributed import say
-from toolkit.runtime.fingerprints import fingerprint_of
+from toolkit.runtime.files import fingerprint_of
 
 EACH_ITS_OWN = "every rank asks the original about examples of its own"  # so a model in parts on all ranks cannot serve
 
@@ -58,7 +58,7 @@ def teacher_stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[s
 
     def ask(model: PreTrainedModel) -> dict[str, Any]:
         pad = int(tokenizer.pad_token_id)
-        return cache_logits(model, training.encoded, run.teacher, temperature, batch_size, pad, fingerprint)
+        return cache_logits(model, training.encoded, run.teacher, temperature, batch_size, pad, fingerprint)._asdict()
 
     facts = with_model(recipe, recipe.model.path, recipe.model.revision, ask, EACH_ITS_OWN)
     say(f"  {facts['tokens']:,} tokens of {facts['examples']:,} examples in {run.teacher}")

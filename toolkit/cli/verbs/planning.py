@@ -1,0 +1,115 @@
+"""Verbs before a run, which read no weights: `pollard estimate`, `inspect` and `preview`."""
+
+import argparse
+
+from toolkit.cli.verbs.verb import Verb, add_recipe_arguments
+from toolkit.recipe.file import load_recipe
+
+SPLITS = ("train", "dev", "test")
+
+
+def add_estimate_arguments(parser: argparse.ArgumentParser) -> None:
+    """A recipe, and a machine to plan for: this one unless described."""
+    parser.add_argument(
+        "recipe", help="a YAML file, e.g. recipes/math.yaml; a folder with config.json alone will do as its model"
+    )
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key.path=value", help="e.g. finetuning.zero=3")
+    parser.add_argument("--gpus", type=int, help="on each node (default: those of this machine)")
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--gpu", help="their kind, e.g. a100 or h100: memory and speed")
+    parser.add_argument("--gpu-memory", help="of each, e.g. 80G")
+    parser.add_argument("--cpu-memory", help="RAM of each node, e.g. 512G (default: this machine's)")
+
+
+def run_estimate(arguments: argparse.Namespace) -> None:
+    """Exit status 0 whether it fits or not: the last line says so."""
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    from toolkit.cli.estimate_table import show_estimate
+    from toolkit.estimate import resolve_machine
+    from toolkit.pipeline.estimator import Estimator
+    from toolkit.pipeline.relief import advice, combined_advice
+
+    there = resolve_machine(arguments.gpus, arguments.nodes, arguments.gpu, arguments.gpu_memory, arguments.cpu_memory)
+    estimator = Estimator(there)
+    estimate = estimator.estimate(recipe)
+    show_estimate(estimate, advice(estimator, recipe, estimate), combined_advice(estimator, recipe, estimate))
+
+
+def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a folder with a transformers checkpoint, or a hub id")
+
+
+def run_inspect(arguments: argparse.Namespace) -> None:
+    from toolkit.cuts.model_summary import model_summary
+    from toolkit.report.model_summary import show_model_summary
+
+    show_model_summary(model_summary(arguments.model))
+
+
+def add_preview_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe_arguments(parser)
+    parser.add_argument("--examples", type=int, default=2, help="how many to show (default: 2)")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="whose (default: test)")
+
+
+def run_preview(arguments: argparse.Namespace) -> None:
+    """Reads the task, the tokenizer and the configuration, and no weights. Conflicts with the model are reported last."""
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    from rich.markup import escape
+
+    from toolkit.moe import load_config, load_tokenizer
+    from toolkit.moe.tokenizer import context_length
+    from toolkit.pipeline.data_checks import limit_checks, rendering_checks
+    from toolkit.report.preview import show_examples, show_lengths
+    from toolkit.runtime.distributed import say
+    from toolkit.runtime.errors import Mistakes
+    from toolkit.tasks import Task
+    from toolkit.tasks.token_checks import lengths_of
+
+    task = Task(recipe.task)
+    splits = {split: task.examples(split) for split in SPLITS}  # type: ignore[arg-type]
+    tokenizer = load_tokenizer(recipe.model.path, recipe.model.revision)
+    template = "the model's chat template" if tokenizer.chat_template and task.preset.chat else "plain text"
+    shots = (
+        f", {task.preset.shots} solved example{'s' * (task.preset.shots > 1)} before each question" if task.preset.shots else ""
+    )
+    stops = f", stops at {', '.join(map(repr, task.stop))}" if task.stop else ""
+    say(f"[bold]{recipe.task.name}[/]: {template}{shots}; judged by {task.preset.scorer}{stops}\n")
+    mistakes = Mistakes()
+    notes = [note for check in rendering_checks(recipe, tokenizer) for note in mistakes.collect(check) or ()]
+    mistakes.raise_all()  # what the template refuses cannot be shown
+    show_examples(tokenizer, splits[arguments.split][: arguments.examples])
+    limits = {f"{name}.max_length": getattr(recipe, name).max_length for name in ("calibration", "finetuning")}
+    config = mistakes.collect(lambda: load_config(recipe.model.path, recipe.model.revision))
+    context = context_length(config, tokenizer) if config is not None else None
+    if context:
+        limits[str(context)] = context.tokens
+    show_lengths({split: lengths_of(tokenizer, examples) for split, examples in splits.items()}, limits)
+    for check in limit_checks(recipe, config, tokenizer) if config is not None else ():
+        notes += mistakes.collect(check) or []
+    for note in notes:
+        say(f"[bold]note[/] {escape(note)}")
+    mistakes.raise_all()
+
+
+ESTIMATE = Verb(
+    "estimate",
+    "memory, time and disk of every stage, before anything runs; needs no GPU",
+    "pollard estimate recipes/math.yaml --gpus 8 --gpu h100 --cpu-memory 1T",
+    run_estimate,
+    add_estimate_arguments,
+)
+INSPECT = Verb(
+    "inspect",
+    "what a model is made of, and its size with fewer experts; reads no weights",
+    "pollard inspect mistralai/Mixtral-8x7B-v0.1",
+    run_inspect,
+    add_inspect_arguments,
+)
+PREVIEW = Verb(
+    "preview",
+    "the task's examples exactly as the model sees them, and how long they are; reads no weights",
+    "pollard preview recipes/playground.yaml --split train --examples 3",
+    run_preview,
+    add_preview_arguments,
+)

@@ -1,0 +1,66 @@
+"""Verbs that run a recipe: `pollard run | calibrate | select | prune | recover | evaluate | report | sweep RECIPE`."""
+
+import argparse
+import time
+from functools import partial
+
+from toolkit.cli.exit_status import tracebacks_in
+from toolkit.cli.interrupt import resumable
+from toolkit.cli.verbs.verb import Verb, add_run_arguments
+from toolkit.pipeline.run_directory import RunDirectory
+from toolkit.pipeline.sweep_grid import load_grid
+from toolkit.recipe.file import load_recipe
+from toolkit.runtime.distributed import join
+from toolkit.runtime.typed_command import command_again
+
+LAST_STAGES = {  # verb: the last stage that it runs; None: all of them
+    "run": None,
+    "calibrate": "calibrate",
+    "select": "select",
+    "prune": "prune",
+    "recover": "recover",
+    "evaluate": "evaluate",  # the last of them
+    "report": "report",
+}
+
+
+def run_recipe(arguments: argparse.Namespace, until: str | None = None) -> None:
+    """Runs the recipe as far as stage `until`, on every rank. Its mistakes are reported before torch is imported."""
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    started = time.monotonic()
+    with resumable(), tracebacks_in(RunDirectory(recipe.name).path):
+        join()
+        # Imported here for start-up time: both import torch
+        from toolkit.cli.screens import last_screen
+        from toolkit.pipeline import runner as pipeline
+
+        directory = pipeline.run(recipe, fresh=arguments.fresh, until=until)
+        again = command_again(*((verb, "run") for verb in LAST_STAGES))  # the stages that are left, whichever verb it was
+        last_screen(directory, time.monotonic() - started, again)
+
+
+def run_sweep(arguments: argparse.Namespace) -> None:
+    grid = load_grid(arguments.recipe, arguments.overrides)
+    with resumable(), tracebacks_in(RunDirectory(grid.recipe.name).path):
+        join()
+        from toolkit.pipeline.sweep import sweep  # here for start-up time: it imports torch
+
+        sweep(grid, fresh=arguments.fresh)
+
+
+def _stage_verb(name: str, until: str | None) -> Verb:
+    purpose = (
+        f"run the recipe as far as `{until}`, skipping what is done" if until else "run the whole recipe, skipping what is done"
+    )
+    example = f"pollard {name} recipes/playground.yaml pruning.keep=2"
+    return Verb(name, purpose, example, partial(run_recipe, until=until), add_run_arguments)
+
+
+STAGE_VERBS = [_stage_verb(name, until) for name, until in LAST_STAGES.items()]
+SWEEP = Verb(
+    "sweep",
+    "compare pruned models on the dev slice: pruning.keep=6,4,2 …",
+    "pollard sweep recipes/playground.yaml pruning.keep=6,4,2 pruning.criterion=random,frequency,reap seed=0,1,2",
+    run_sweep,
+    add_run_arguments,
+)

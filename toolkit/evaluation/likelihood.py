@@ -1,0 +1,129 @@
+"""Which of an item's choices a model finds the likeliest, without writing anything.
+
+Each choice's text stands behind the cloze prompt (the question without its letters); the choice with the highest
+log-likelihood per byte of its text is the model's. Per byte, because that depends neither on the vocabulary nor on how long
+a choice happens to be. Shape legend: B rows (an item and one of its choices), S positions, C positions of choices, V vocabulary.
+
+Loss: finer than right or wrong, and there even where a pruned model answers nothing rightly.
+
+Shape legend: B sequences, S positions, V vocabulary.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from toolkit.evaluation.scores import Item
+from toolkit.moe import is_partitioned
+from toolkit.runtime.distributed import gather, shard, shard_in_step
+from toolkit.runtime.progress import batch_sizes, progress
+from toolkit.tasks import Example, encode_cloze
+
+
+class Row(NamedTuple):
+    """One choice of an item, as tokens behind its prompt."""
+
+    item: int
+    choice: int
+    prompt: list[int]
+    text: list[int]
+
+
+def with_likeliest(
+    items: Sequence[Item],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    batch_size: int,
+) -> list[Item]:
+    """The items, each with whether its right choice is the likeliest; as they are where none has choices to measure."""
+    if not any(example.cloze for example in examples):
+        return list(items)
+    found = likeliest(model, tokenizer, examples, batch_size)
+    return [
+        replace(item, likeliest=choice == example.right) for item, choice, example in zip(items, found, examples, strict=True)
+    ]
+
+
+def likeliest(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], batch_size: int
+) -> list[int]:
+    """The number of each example's likeliest choice; of equal ones, the first. The ranks share the batches."""
+    rows = []
+    for item, example in enumerate(examples):
+        for choice, text in enumerate(example.choices):
+            encoded = encode_cloze(tokenizer, replace(example.as_cloze(), completion=text))
+            prompt, ids = encoded.input_ids[: encoded.prompt_length], encoded.input_ids[encoded.prompt_length :]
+            rows.append(Row(item, choice, prompt, ids))
+    order = sorted(rows, key=lambda row: (len(row.prompt) + len(row.text), row.item, row.choice))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    # In parts on all ranks, every rank must take part in every forward pass: one without a batch helps with any
+    mine = shard_in_step(batches, []) if is_partitioned(model) else shard(batches)
+    found: dict[tuple[int, int], float] = {}
+    for batch in progress(mine, "weighing choices", batch_sizes(mine), len(rows)):
+        values = log_likelihoods(model, batch or batches[0], int(tokenizer.pad_token_id or 0))
+        found |= {(row.item, row.choice): value for row, value in zip(batch, values, strict=bool(batch))}
+    every = {key: value for part in gather(found) for key, value in part.items()}
+
+    def per_byte(item: int, choice: int) -> float:
+        return every[item, choice] / len(examples[item].choices[choice].encode())
+
+    found_of = [[per_byte(item, choice) for choice in range(len(example.choices))] for item, example in enumerate(examples)]
+    return [values.index(max(values)) for values in found_of]
+
+
+@torch.no_grad()
+def log_likelihoods(model: PreTrainedModel, rows: Sequence[Row], pad: int) -> list[float]:
+    """The log-likelihood of each row's text behind its prompt, in nats.
+
+    Rows are padded on the left, so that the logits that count are the last ones and no others need be kept.
+    """
+    length, longest = max(len(row.prompt) + len(row.text) for row in rows), max(len(row.text) for row in rows)
+    gaps = [length - len(row.prompt) - len(row.text) for row in rows]
+    ids_BS = torch.tensor([[pad] * gap + row.prompt + row.text for gap, row in zip(gaps, rows, strict=True)], device=model.device)
+    mask_BS = torch.tensor([[0] * gap + [1] * (length - gap) for gap in gaps], device=model.device)
+    positions_BS = (mask_BS.cumsum(-1) - 1).clamp(min=0)
+    logits_BCV = model(
+        ids_BS, attention_mask=mask_BS, position_ids=positions_BS, use_cache=False, logits_to_keep=longest + 1
+    ).logits[:, :-1]
+    targets_BC = ids_BS[:, -longest:]
+    losses_BC = torch.nn.functional.cross_entropy(
+        logits_BCV.flatten(0, 1).float(), targets_BC.flatten(), reduction="none"
+    ).view_as(targets_BC)
+    return [-float(losses_C[longest - len(row.text) :].double().sum()) for losses_C, row in zip(losses_BC, rows, strict=True)]
+
+
+class Loss(NamedTuple):
+    mean: float  # nats per token
+    tokens: int
+
+    @property
+    def finite(self) -> float | None:
+        """The mean for a JSON file, which knows no NaN."""
+        return self.mean if math.isfinite(self.mean) else None
+
+
+@torch.no_grad()
+def completion_loss(model: PreTrainedModel, batches: Sequence[dict[str, torch.Tensor]]) -> Loss:
+    """Mean cross entropy over the completion tokens of all `batches` (as `tasks.padded_batches` makes them).
+
+    Ranks take whole batches in turn; every rank returns the mean over all tokens, whoever saw them. Not a number where
+    there is no token to predict.
+    """
+    total, tokens = 0.0, 0
+    mine = shard(batches)
+    sizes = [len(batch["input_ids"]) for batch in mine]
+    for batch in progress(mine, "loss", sizes, sum(len(batch["input_ids"]) for batch in batches)):
+        ids_BS, mask_BS = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
+        logits_BSV = model(ids_BS, attention_mask=mask_BS, use_cache=False).logits[:, :-1]
+        counted_BS = batch["completion_mask"].to(model.device)[:, 1:].bool()
+        losses = torch.nn.functional.cross_entropy(logits_BSV[counted_BS].float(), ids_BS[:, 1:][counted_BS], reduction="none")
+        total += losses.double().sum().item()
+        tokens += int(counted_BS.sum())
+    every = gather((total, tokens))
+    counted = sum(tokens for _, tokens in every)
+    return Loss(math.fsum(total for total, _ in every) / counted if counted else math.nan, counted)
