@@ -32,7 +32,7 @@ import toolkit.cuts.writer
 import toolkit.pipeline.runner
 import toolkit.recovery.recover
 from toolkit.cli.main import main as cli
-from toolkit.pipeline.stages import own_answers
+from toolkit.pipeline.stages import answers as own_answers
 from toolkit.recovery import teacher
 
 COMPARED = (

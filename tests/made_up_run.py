@@ -10,7 +10,7 @@ import yaml
 
 from toolkit.cuts.experts import BlockPlan
 from toolkit.cuts.plan import Plan
-from toolkit.cuts.statistics import ExpertStatistics
+from toolkit.cuts.statistics import BlockStatistics, ExpertStatistics, StatisticsFacts
 from toolkit.evaluation import Item, Scores
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.recipe.schema import Recipe
@@ -47,8 +47,8 @@ def _calibrate(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
     for block, *counts in zip(BLOCKS, PROMPT, COMPLETION, strict=True):
         for part, count in zip(("prompt", "completion"), counts, strict=True):
             vectors[f"{block}/count/{part}"] = torch.tensor(count, dtype=torch.float64)
-        blocks[block] = {"experts": 4, "experts_per_token": 1, "tokens": {"prompt": 40, "completion": 60}}
-    ExpertStatistics(vectors, {"model": recipe.model.path, "blocks": blocks}).save(run.statistics)
+        blocks[block] = BlockStatistics(4, 1, tokens={"prompt": 40, "completion": 60})
+    ExpertStatistics(vectors, StatisticsFacts(blocks, recipe.model.path)).save(run.statistics)
     return {"examples": 8, "left_out": 0, "tokens": 100}
 
 
@@ -73,10 +73,10 @@ def make_large(run: RunDirectory, blocks: int = 48, experts: int = 128, keep: in
             for statistic in ("gate_sum", "gated_norm_sum", "norm_sum", "max_norm"):
                 noise = torch.rand(experts, generator=generator, dtype=torch.float64) + 0.5
                 vectors[f"{name}/{statistic}/{part}"] = 1e4 * use * noise
-        about[name] = {"experts": experts, "experts_per_token": 8, "tokens": {"prompt": 40, "completion": 60}}
+        about[name] = BlockStatistics(experts, 8, tokens={"prompt": 40, "completion": 60})
         count = vectors[f"{name}/count/prompt"] + vectors[f"{name}/count/completion"]
         chosen[name] = BlockPlan(experts=experts, kept=sorted(count.argsort(descending=True)[:keep].tolist()))
-    ExpertStatistics(vectors, {"model": "path/of/model", "blocks": about}).save(run.statistics)
+    ExpertStatistics(vectors, StatisticsFacts(about, "path/of/model")).save(run.statistics)
     Plan.of_experts(model="path/of/model", criterion="frequency", seed=7, keep=keep, experts_per_token=8, blocks=chosen).save(
         run.plan
     )

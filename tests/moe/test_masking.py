@@ -56,7 +56,7 @@ def test_calibration_runs_with_the_number_of_the_pruned_model(family: str) -> No
     statistics = calibrate(model, [BATCH], experts_per_token=1)
     for block in statistics.blocks:
         assert statistics.get(block, "count").sum() == ids.numel()  # one expert for each token
-        assert statistics.about["blocks"][block]["experts_per_token"] == 1
+        assert statistics.about.blocks[block].experts_per_token == 1
     assert torch.equal(logits_of(model), before)
     seen: list[BlockActivations] = []
     with override_top_k(model, 1), observing(model, seen.append):

@@ -13,17 +13,17 @@ from toolkit.cuts.statistics import PARTS, ExpertStatistics, Tokens
 
 def blocks_of(statistics: ExpertStatistics | None, plan: Plan | None) -> dict[str, dict[str, Any]]:
     """Per block what was watched and what was chosen; either may be missing."""
-    watched = statistics.about["blocks"] if statistics else {}
+    watched = statistics.about.blocks if statistics else {}
     chosen = plan.blocks if plan else {}
     blocks = {}
     for name in watched or chosen:
-        about, choice = watched.get(name, {}), chosen.get(name)
+        about, choice = watched.get(name), chosen.get(name)
         block: dict[str, Any] = {
-            "experts": about["experts"] if about else chosen[name].experts,
+            "experts": about.experts if about else chosen[name].experts,
             "kept": choice.kept if choice else None,
             "share": None, "kept_share": None, "kept_unobserved": None,
-            "unobserved": about.get("unobserved"),
-            "entropy_bits": about.get("entropy_bits"),
+            "unobserved": about.unobserved if about else None,
+            "entropy_bits": about.entropy_bits if about else None,
         }  # fmt: skip
         if statistics and about:
             counts = {tokens: statistics.get(name, "count", tokens) for tokens in ("all", *PARTS)}

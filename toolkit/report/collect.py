@@ -113,8 +113,8 @@ def _pruning(plan: Plan | None, schedule: list[int] | None) -> dict[str, Any] | 
 def _calibration(stages: dict[str, Any], statistics: ExpertStatistics | None) -> dict[str, Any] | None:
     if "calibrate" not in stages:
         return None
-    blocks = statistics.about["blocks"].values() if statistics else ()
-    tokens = next((about["tokens"] for about in blocks), None)  # every block sees the same tokens
+    blocks = statistics.about.blocks.values() if statistics else ()
+    tokens = next((block.tokens for block in blocks), None)  # every block sees the same tokens
     return {key: stages["calibrate"].get(key) for key in ("examples", "left_out", "beyond_context")} | {"tokens": tokens}
 
 
