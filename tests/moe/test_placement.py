@@ -40,7 +40,7 @@ def test_without_a_gpu_every_rank_has_a_copy() -> None:
 def test_what_needs_a_whole_model_refuses_one_in_parts(tiny_checkpoint) -> None:
     recipe = small_recipe(model={"path": str(tiny_checkpoint()), "placement": "zero3"})
     with raises("model.needs-whole-placement", "a sweep masks routers", "model.placement zero3", "model.placement=spread"):
-        with_model(recipe, recipe.model.path, None, lambda model: None, whole="a sweep masks routers")
+        with_model(recipe, recipe.model.path, None, lambda model: None, why_whole="a sweep masks routers")
 
 
 # A rank that has fewer batches than another still takes part in every forward pass.
