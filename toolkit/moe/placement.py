@@ -52,10 +52,9 @@ def with_model(
         say("  one copy, its layers spread over the GPUs of the first node (model.placement)")
         return on_main(lambda: function(load_model(path, revision, dtype, spread=True, skipping=skipping)))
     if why_whole:
+        leads = "is" if asked == "zero3" else "leads to"
         raise PollardError(
-            f"{why_whole}, and model.placement {asked} {
-                'is' if asked == 'zero3' else 'leads to'
-            } zero3, which holds it in parts: "
+            f"{why_whole}, and model.placement {asked} {leads} zero3, which holds it in parts: "
             "say model.placement=spread (layers that do not fit on the GPUs stay on the host, slowly).",
             code="model.needs-whole-placement",
         )
