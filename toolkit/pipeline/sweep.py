@@ -212,7 +212,7 @@ def _measure(context: RunContext, choices: list[SweepChoice], folder: Path) -> N
             result = f"{percent(task['score'])}, loss {loss(task['loss'])}"
             say(f"  {number}/{len(choices)} {choice.name}: {result} [dim]{seconds} s[/]")
 
-    with_model(recipe, recipe.model.path, recipe.model.revision, measure, whole="a sweep masks the routers of a whole model")
+    with_model(recipe, recipe.model.path, recipe.model.revision, measure, why_whole="a sweep masks the routers of a whole model")
     barrier()
     on_main(lambda: remove_matching(said, SHARD_PATTERN))
 
