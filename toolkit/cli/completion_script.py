@@ -9,7 +9,8 @@ import argparse
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
-from toolkit.recipe.data import Section, TaskName
+from toolkit.recipe.choices import TaskName
+from toolkit.recipe.data import Section
 from toolkit.recipe.schema import SHORTHANDS, ZERO_PRESETS, Recipe
 
 EXTRA_OPTIONS: dict[str, list[str]] = {

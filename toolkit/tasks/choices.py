@@ -122,6 +122,7 @@ def _own_letters(texts: list[str]) -> tuple[list[str] | None, list[str]]:
 
 WHOLE = re.compile(r"[+-]?\d{1,9}(\.0+)?")
 FIRST_INDEX = {"index_from_0": 0, "index_from_1": 1}  # the number of the first
+LABEL_FORMATS = ("letter", "text", *FIRST_INDEX)
 
 
 def whole_number(value: Any) -> int | None:
