@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import yaml
 
-from toolkit.cuts.plan import BlockPlan, Plan
+from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import BlockStatistics, ExpertStatistics, StatisticsFacts
 from toolkit.evaluation import Item, Scores
 from toolkit.pipeline.run_directory import RunDirectory
@@ -53,7 +54,7 @@ def _calibrate(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
 
 def _select(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
     blocks = {block: BlockPlan(experts=4, kept=kept) for block, kept in zip(BLOCKS, KEPT, strict=True)}
-    Plan(
+    Plan.of_experts(
         model=recipe.model.path, criterion=recipe.pruning.criterion, tokens=recipe.pruning.tokens, seed=7, keep=2,
         experts_per_token=1, blocks=blocks,
     ).save(run.plan)  # fmt: skip
@@ -76,7 +77,9 @@ def make_large(run: RunDirectory, blocks: int = 48, experts: int = 128, keep: in
         count = vectors[f"{name}/count/prompt"] + vectors[f"{name}/count/completion"]
         chosen[name] = BlockPlan(experts=experts, kept=sorted(count.argsort(descending=True)[:keep].tolist()))
     ExpertStatistics(vectors, StatisticsFacts(about, "path/of/model")).save(run.statistics)
-    Plan(model="path/of/model", criterion="frequency", seed=7, keep=keep, experts_per_token=8, blocks=chosen).save(run.plan)
+    Plan.of_experts(model="path/of/model", criterion="frequency", seed=7, keep=keep, experts_per_token=8, blocks=chosen).save(
+        run.plan
+    )
 
 
 def _recover(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import toolkit
 from toolkit.calibration import calibrate, reconstruction
 from toolkit.calibration.reconstruction import check_progressive_keep
-from toolkit.cuts.experts import masked
+from toolkit.cuts.apply import masked
 from toolkit.cuts.statistics import BlockSearchResult
 from toolkit.moe import find_blocks, load_model
 from toolkit.runtime.distributed import shard

@@ -12,6 +12,7 @@ import yaml
 from conftest import ROOT, free_port, raises
 from small_run import TASK, make_small, small_values
 
+from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import ExpertStatistics, Tokens
 from toolkit.pipeline import sweep
 from toolkit.pipeline.runner import run
@@ -66,9 +67,9 @@ def test_a_cell_scores_what_the_really_pruned_checkpoint_scores(folder: Path, cr
     values = small_values(name=f"really-{criterion}", pruning={"keep": 4, "criterion": criterion}, evaluation__split="dev")
     values["evaluation"]["fidelity"] = 5
     directory = run(type(load_grid("r.yaml", LISTS).recipe).model_validate(values))
-    plan, scores = (json.loads((directory.path / name).read_text()) for name in ("plan.json", "evaluation/pruned.json"))
+    plan, scores = Plan.load(directory.plan), json.loads((directory.path / "evaluation/pruned.json").read_text())
     lines = (directory.evaluation / "pruned.predictions.jsonl").read_text().splitlines()
-    assert files()[cell["file"]]["kept"] == {name: block["kept"] for name, block in plan["blocks"].items()}
+    assert files()[cell["file"]]["kept"] == plan.experts.kept
     assert files()[cell["file"]]["task"]["right"] == "".join(str(int(json.loads(line)["correct"])) for line in lines)
     assert all(cell["task"][key] == scores[key] for key in ("score", "correct", "n", "interval"))
     like = json.loads((directory.evaluation / "pruned.fidelity.json").read_text())

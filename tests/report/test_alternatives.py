@@ -5,7 +5,7 @@ from pathlib import Path
 
 from made_up_run import make_large, make_run
 
-from toolkit.pipeline.stages.alternatives import write_alternatives
+from toolkit.pipeline.stages.report import write_alternatives
 from toolkit.report import collect
 
 

@@ -12,7 +12,7 @@ import pytest
 from made_up_run import ROLES, evaluate_role, make_large, make_run
 from test_sweep_table import row
 
-from toolkit.pipeline.stages.alternatives import write_alternatives
+from toolkit.pipeline.stages.report import write_alternatives
 from toolkit.report import collect, render, tabulate, write_report
 from toolkit.report.page import FORMATS, ROWS
 from toolkit.runtime import formatting as formats

@@ -106,7 +106,7 @@ def _pruning(plan: Plan | None, schedule: list[int] | None) -> dict[str, Any] | 
     if plan is None:
         return None
     experts = next(iter(plan.blocks.values())).experts
-    chosen = plan.model_dump(include={"keep", "experts_per_token", "criterion", "mode", "tokens", "seed"})
+    chosen = {key: getattr(plan, key) for key in ("criterion", "mode", "tokens", "seed", "keep", "experts_per_token")}
     return chosen | {"experts": experts, "blocks": len(plan.blocks), "schedule": schedule}
 
 

@@ -10,7 +10,8 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from toolkit.moe import checkpoint_files
 from toolkit.pipeline.run_directory import RunDirectory
-from toolkit.pipeline.run_status import BEST_FIRST, STAGE_OF, stale_message
+from toolkit.pipeline.run_status import BEST_FIRST, stale_message
+from toolkit.pipeline.stages.names import MADE_BY
 from toolkit.report.card import card, result_of
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.signed_folders import PROVENANCE
@@ -28,8 +29,8 @@ def push(where: str, repository: str, public: bool = False) -> str:
     run = RunDirectory(path.name, path.parent)
     report = _report(run)
     for role in BEST_FIRST:
-        if (run.path / role).is_dir() and run.why_stale(STAGE_OF[role]):
-            raise PollardError(stale_message(run, str(run.path / role), STAGE_OF[role]) + "Nothing was uploaded.")
+        if (run.path / role).is_dir() and run.why_stale(MADE_BY[role]):
+            raise PollardError(stale_message(run, str(run.path / role), MADE_BY[role]) + "Nothing was uploaded.")
     folder = run.path / result_of(report)
     if not (folder / "config.json").exists():
         raise PollardError(f"There is no {folder} to push: `pollard run {run.recipe}` makes it.")

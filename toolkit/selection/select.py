@@ -2,7 +2,8 @@
 
 from typing import cast
 
-from toolkit.cuts.plan import BlockPlan, Plan
+from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import ExpertStatistics, Tokens
 from toolkit.runtime.errors import PollardError, did_you_mean
 from toolkit.selection.criteria import CRITERIA, Choice, Mode
@@ -83,7 +84,7 @@ def select(
             calibration[key] = value
     calibration["tokens"] = about.tokens
     active = experts_to_activate(experts_per_token, number, first.experts_per_token)
-    return Plan(
+    return Plan.of_experts(
         model=about.model, criterion=criterion, mode=mode if rule.searched else None, tokens=tokens, seed=seed, keep=number,
         experts_per_token=active, blocks=blocks, calibration=calibration,
     )  # fmt: skip
