@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from conftest import free_port, logits_of, raises, tiny_model
+from conftest import logits_of, raises, tiny_model
 from families import EXCEPTIONS, families, text_logits, tiny_family
 from rank_launcher import free_port
 from torch.utils.flop_counter import FlopCounterMode
