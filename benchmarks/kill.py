@@ -32,7 +32,7 @@ import toolkit.pipeline.runner
 import toolkit.recovery.recover  # noqa: F401  what takes seconds is imported here once for all attempts
 from toolkit.cli.main import main as cli
 from toolkit.cuts import writer as rewrite
-from toolkit.pipeline.stages import own_answers
+from toolkit.pipeline.stages import answers as own_answers
 from toolkit.recovery import teacher
 
 COMPARED = (

@@ -6,7 +6,7 @@ from pathlib import Path
 from made_up_run import make_large, make_run
 
 from toolkit.pipeline.run_facts import read_run_facts
-from toolkit.pipeline.stages.alternatives import write_alternatives
+from toolkit.pipeline.stages.report import write_alternatives
 
 
 def test_every_criterion_that_the_statistics_serve_is_asked(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from small_run import TASK, small_folder, small_recipe
 
 from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.moe import load_model, load_tokenizer
+from toolkit.pipeline.calibration_data import read_source, right_answers
 from toolkit.pipeline.runner import run
-from toolkit.pipeline.stages.calibration_data import read_source, right_answers
 from toolkit.recipe.data import SourceRecipe, TaskRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.errors import PollardError
 from toolkit.selection import CRITERIA, select
-from toolkit.tasks import Scorer, Task, encode
+from toolkit.tasks import DataCache, Scorer, Task, encode
 
 BLOCK = "model.layers.0.mlp"
 
@@ -138,8 +138,8 @@ def test_the_models_own_answers_are_kept_where_they_are_right(monkeypatch: pytes
     task = Task(recipe.task)
     task.scorer = Scorer(lambda prediction, gold: gold not in wrong, lambda prediction, gold: False)
     assert len(right_answers(model, tokenizer, task, asked, recipe)) == sum(example.gold not in wrong for example in asked)
-    found = read_source(source, recipe, tokenizer, model)
-    assert f"the model's own answers, {len(found.encoded)} of 12 kept" in found.told
+    found = read_source(source, recipe, tokenizer, DataCache(), model)
+    assert f"the model's own answers, {len(found.encoded)} of 12 kept" in found.note
     assert (found.not_kept, found.left_out) == (12 - len(found.encoded), 0)
 
 

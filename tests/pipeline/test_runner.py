@@ -87,7 +87,7 @@ def test_a_changed_key_redoes_from_the_first_stage_it_affects(folder: Path, caps
 # Criteria score what the pruned model will do; with as many experts per token as before, that is the same calibration.
 def test_fewer_experts_per_token_are_another_calibration(folder: Path) -> None:
     def calibration(**pruning: int) -> str:
-        return plan_stages(small(**{f"pruning__{key}": value for key, value in pruning.items()}))[0].fingerprint
+        return plan_stages(small(**{f"pruning__{key}": value for key, value in pruning.items()}))[0].fingerprint()
 
     same = [calibration(), calibration(keep=2), calibration(experts_per_token=2)]
     fewer = [calibration(keep=1), calibration(experts_per_token=1), calibration(keep=2, experts_per_token=1)]
@@ -96,7 +96,7 @@ def test_fewer_experts_per_token_are_another_calibration(folder: Path) -> None:
 
 # Results do not depend on where a model is held while it answers.
 def test_another_placement_redoes_nothing(folder: Path) -> None:
-    there, elsewhere = ([stage.fingerprint for stage in plan_stages(small(model=model))] for model in (
+    there, elsewhere = ([stage.fingerprint() for stage in plan_stages(small(model=model))] for model in (
         "original", {"path": "original", "placement": "spread"},
     ))  # fmt: skip
     assert there == elsewhere

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from made_up_run import ROLES, make_large, make_run
 
-from toolkit.pipeline.stages.alternatives import write_alternatives
+from toolkit.pipeline.stages.report import write_alternatives
 from toolkit.pipeline.write_report import write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")

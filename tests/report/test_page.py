@@ -13,7 +13,7 @@ from made_up_run import ROLES, evaluate_role, make_large, make_run
 from test_sweep_table import row
 
 from toolkit.pipeline.run_facts import read_run_facts
-from toolkit.pipeline.stages.alternatives import write_alternatives
+from toolkit.pipeline.stages.report import write_alternatives
 from toolkit.pipeline.write_report import write_report
 from toolkit.recipe.roles import Role
 from toolkit.report import render, tabulate

@@ -10,7 +10,7 @@ from toolkit.evaluation import completion_loss, evaluate
 from toolkit.recipe.data import DataRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.errors import PollardError
-from toolkit.tasks import Task, encode_all, encode_texts, padded_batches, read_texts
+from toolkit.tasks import DataCache, Task, encode_all, encode_texts, padded_batches
 
 
 @dataclass(frozen=True)
@@ -24,23 +24,23 @@ class Probe:
     left_out: int
 
 
-def read_probe(data: DataRecipe, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Probe:
+def read_probe(data: DataRecipe, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, cache: DataCache) -> Probe:
     """Reads and tokenizes `data`: as many examples as it says, else as many as the recipe evaluates."""
     examples, longest = data.examples or recipe.evaluation.examples, recipe.calibration.max_length
-    task, left_out = Task(data.task) if data.task else None, 0
+    task, left_out = cache.task(data.task) if data.task else None, 0
     if task:
         encoded, left_out = encode_all(tokenizer, task.examples("dev")[:examples], longest)
     else:
-        encoded = encode_texts(tokenizer, read_texts(str(data.text)), longest)[:examples]
+        encoded = encode_texts(tokenizer, cache.texts(str(data.text)), longest)[:examples]
     batches = padded_batches(encoded, recipe.calibration.batch_size, int(tokenizer.pad_token_id or 0))
     return Probe(data.name, task, examples, batches, left_out)
 
 
-def check_probe(data: DataRecipe) -> None:
+def check_probe(data: DataRecipe, cache: DataCache) -> None:
     """Raises PollardError for data that cannot be read, and for a task without a dev slice."""
     if data.text is not None:
-        read_texts(data.text)
-    elif data.task and not Task(data.task).examples("dev"):
+        cache.texts(data.text)
+    elif data.task and not cache.task(data.task).examples("dev"):
         raise PollardError(f"Task {data.name} has no dev examples: a fifth of its training data is carved for them.")
 
 

@@ -63,11 +63,15 @@ def with_model(
 
 
 def with_layers(
-    recipe: Recipe, use: Callable[[PreTrainedModel | StreamedModel], T], loaded: str | None = None, whole: str | None = None
+    recipe: Recipe,
+    path: str,
+    revision: str | None,
+    use: Callable[[PreTrainedModel | StreamedModel], T],
+    loaded: str | None = None,
+    whole: str | None = None,
 ) -> T:
-    """Calls `use` with the original model, of which every rank holds one decoder layer at a time; or with the loaded model
-    where that cannot be, for a reason that is said (`loaded`: the caller's own; `whole` as for `with_model`)."""
-    path, revision = recipe.model.path, recipe.model.revision
+    """Calls `use` with the model, of which every rank holds one decoder layer at a time; or with the loaded model where that
+    cannot be, for a reason that is said (`loaded`: the caller's own; `whole` as for `with_model`)."""
     if not loaded:
         try:
             model = StreamedModel(path, revision, recipe.model.dtype, device())

@@ -9,7 +9,8 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from toolkit.moe import checkpoint_files
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.run_facts import short_reason
-from toolkit.pipeline.run_status import BEST_FIRST, STAGE_OF, stale_message
+from toolkit.pipeline.run_status import BEST_FIRST, stale_message
+from toolkit.pipeline.stages.names import MADE_BY
 from toolkit.report import RunFacts, card
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.signed_folders import PROVENANCE
@@ -25,8 +26,8 @@ def push(where: str, repository: str, public: bool = False) -> str:
     run = RunDirectory(path.name, path.parent)
     report = _read_report(run)
     for role in BEST_FIRST:
-        if (run.path / role).is_dir() and run.why_stale(STAGE_OF[role]):
-            message = stale_message(run, str(run.path / role), STAGE_OF[role])
+        if (run.path / role).is_dir() and run.why_stale(MADE_BY[role]):
+            message = stale_message(run, str(run.path / role), MADE_BY[role])
             raise PollardError(f"{message}Nothing was uploaded.", code="push.stale")
     folder = run.path / report.result
     if not (folder / "config.json").exists():

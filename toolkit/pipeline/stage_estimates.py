@@ -20,7 +20,7 @@ from toolkit.evaluation import distributions
 from toolkit.moe import find_blocks, quantization_of
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine, recipe_keeping
 from toolkit.pipeline.rounds import early_rounds
-from toolkit.pipeline.stages.fidelity_harness import AT_ONCE
+from toolkit.pipeline.stages.harness import BATCH_SIZE
 from toolkit.recovery import teacher
 
 PRUNING_ROOM = GIB // 2  # RAM of every rank on top of the blocks that are checked
@@ -175,7 +175,7 @@ def estimate_fidelity(on: RecipeOnMachine, role: str, model: ModelSize) -> Stage
 def estimate_harness(on: RecipeOnMachine, role: str, model: ModelSize) -> StageEstimate:
     """How long its tasks' questions are only lm-eval knows: as long as the longest examples, at most."""
     recipe, longest = on.recipe, on.recipe.finetuning.max_length
-    batch = AT_ONCE if recipe.evaluation.batch_size == "auto" else recipe.evaluation.batch_size
+    batch = BATCH_SIZE if recipe.evaluation.batch_size == "auto" else recipe.evaluation.batch_size
     placement = on.place(model, whole=True)
     gpu = placement.gpu | {
         "activations": model.activations(batch, longest) or 0,

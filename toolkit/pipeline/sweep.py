@@ -15,19 +15,22 @@ from typing import Any
 
 import torch
 from rich.markup import escape
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from toolkit.cuts.experts import masked
 from toolkit.cuts.plan import BlockPlan, Plan
 from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.evaluation import measure_fidelity, write_reference
 from toolkit.evaluation.probe import check_probe, measure_probe, read_probe
-from toolkit.moe import find_blocks, load_config, load_tokenizer, meta_model
+from toolkit.moe import find_blocks
 from toolkit.moe.placement import with_model
 from toolkit.pipeline.checks import check
+from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.fingerprints import own_scorer_identity
+from toolkit.pipeline.manifest import SWEEP
 from toolkit.pipeline.run_directory import RunDirectory
-from toolkit.pipeline.runner import do_stage, plan_stages
+from toolkit.pipeline.runner import do_stage
+from toolkit.pipeline.stages.calibrate import Calibrate
 from toolkit.pipeline.sweep_grid import Cell, Grid
 from toolkit.pipeline.write_report import write_report
 from toolkit.recipe.data import DataRecipe
@@ -41,8 +44,6 @@ from toolkit.runtime.files import fingerprint_of, fingerprint_of_source, write_t
 from toolkit.runtime.formatting import loss, percent
 from toolkit.runtime.run_files import RUN_FILE_PATTERNS, SHARD_PATTERN, remove_matching
 from toolkit.selection import kept_unobserved, select
-from toolkit.tasks import Task
-from toolkit.tasks.sources import fingerprint_of_data
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,13 @@ def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> SweepTable:
     try:
         check_shared(directory.path)
         on_main(lambda: _open(directory, recipe, fresh))
-        folders = [_calibrated(cell.recipe, directory) for cell in grid.cells]
-        choices = on_main(lambda: _choose(grid, folders))
+        context = RunContext(recipe, directory)
+        folders = [_calibrated(context.variant(cell.recipe)) for cell in grid.cells]
+        choices = on_main(lambda: _choose(grid, context, folders))
         missing = on_main(lambda: [choice for choice in choices if not _measured(directory.sweep / choice.file)])
         say(f"[bold]{'sweep':<20}[/] {len(choices)} cells, {len(choices) - len(missing)} of them measured already")
         if missing:
-            _measure(recipe, list({choice.file: choice for choice in missing}.values()), directory.sweep)
+            _measure(context, list({choice.file: choice for choice in missing}.values()), directory.sweep)
         table = on_main(lambda: _finish(recipe, choices, directory))
         show_sweep(table)
         on_main(lambda: write_report(directory.path))
@@ -96,15 +98,15 @@ def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> SweepTable:
 
 def _check(grid: Grid, directory: RunDirectory) -> None:
     """Everything that can be known to be wrong before the calibration starts, of all cells together."""
-    mistakes, notes = Mistakes(), dict[str, None]()
+    mistakes, notes, context = Mistakes(), dict[str, None](), RunContext(grid.recipe, directory)
     for recipe in {
         cell.recipe.pruning.model_dump_json(exclude={"criterion", "skipping"}): cell.recipe for cell in grid.cells
     }.values():
         evaluation = recipe.evaluation.model_copy(update={"models": ["pruned"], "split": "dev", "harness": None})
         of_cell = recipe.model_copy(update={"evaluation": evaluation, "control": False})
-        notes |= dict.fromkeys(mistakes.collect(partial(check, of_cell, directory)) or [])
+        notes |= dict.fromkeys(mistakes.collect(partial(check, context.variant(of_cell))) or [])
     if other := grid.recipe.sweep.off_task:
-        mistakes.collect(lambda: check_probe(other))
+        mistakes.collect(lambda: check_probe(other, context.data))
     mistakes.raise_all()
     for note in notes:
         say(f"[bold]note[/] {escape(note)}")
@@ -119,26 +121,28 @@ def _open(directory: RunDirectory, recipe: Recipe, fresh: bool) -> None:
     directory.sweep.mkdir(exist_ok=True)
 
 
-def _calibrated(recipe: Recipe, directory: RunDirectory) -> Path:
-    """Where the statistics for this recipe are: the run's own where they fit, else beside the cells."""
-    stage = plan_stages(recipe)[0]
-    own = on_main(lambda: directory.is_done(stage.name, stage.fingerprint) or stage.name not in directory.entries())
-    home = directory if own else RunDirectory(stage.fingerprint, directory.sweep / "calibration")
-    if not on_main(lambda: home.is_done(stage.name, stage.fingerprint)):
-        on_main(lambda: home.path.mkdir(parents=True, exist_ok=True))
-        do_stage(stage, recipe, home, "its statistics serve every cell" if own else "other settings than the run's")
+def _calibrated(context: RunContext) -> Path:
+    """Where the statistics for this recipe are: the run's own where they fit, else in a folder of the sweep's."""
+    run, stage = context.directory, Calibrate(context)
+    own = on_main(lambda: run.is_done(stage.name, stage.fingerprint()) or stage.name not in run.entries())
+    if not own:
+        stage = Calibrate(context.variant(context.recipe, RunDirectory(stage.fingerprint(), run.sweep / "calibration")))
+    place = stage.context.directory
+    if not on_main(lambda: place.is_done(stage.name, stage.fingerprint())):
+        on_main(lambda: place.path.mkdir(parents=True, exist_ok=True))
+        do_stage(stage, "its statistics serve every cell" if own else "other settings than the run's")
     barrier()
-    return home.statistics
+    return place.statistics
 
 
-def _choose(grid: Grid, folders: list[Path]) -> list[SweepChoice]:
+def _choose(grid: Grid, context: RunContext, folders: list[Path]) -> list[SweepChoice]:
     """The original, then every cell's choice. Raises PollardError for a criterion that the statistics cannot serve."""
     recipe = grid.recipe
     judged = [
         fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}), recipe.task.model_dump(),
-        Task(recipe.task).fingerprint("train"), recipe.calibration.max_length,
+        context.data.task_fingerprint(recipe.task, "train"), recipe.calibration.max_length,
         [recipe.evaluation.examples, recipe.evaluation.max_new_tokens, recipe.evaluation.fidelity],
-        recipe.sweep.model_dump(), _off_task_source(recipe),
+        recipe.sweep.model_dump(), _off_task_source(context),
         *own_scorer_identity(recipe.task),
     ]  # fmt: skip
 
@@ -146,7 +150,7 @@ def _choose(grid: Grid, folders: list[Path]) -> list[SweepChoice]:
         kept = {name: block.kept for name, block in plan.blocks.items()}
         return f"keep{plan.keep}-{fingerprint_of(judged, kept, plan.experts_per_token)}.json"
 
-    blocks = find_blocks(meta_model(load_config(recipe.model.path, recipe.model.revision)))
+    blocks = find_blocks(context.meta_model)
     count = blocks[0].expert_count
     everyone = {block.name: BlockPlan(experts=count, kept=list(range(count))) for block in blocks}
     original = Plan(
@@ -162,11 +166,10 @@ def _choose(grid: Grid, folders: list[Path]) -> list[SweepChoice]:
     return list(choices.values())
 
 
-def _off_task_source(recipe: Recipe) -> Any:
-    other = recipe.sweep.off_task
-    if other is None:
-        return None
-    return Task(other.task).fingerprint("train") if other.task else fingerprint_of_data(str(other.text))
+def _off_task_source(context: RunContext) -> Any:
+    """What identifies the data that the pruned models are measured on beside the task; None where there is none."""
+    other = context.recipe.sweep.off_task
+    return other and context.data.source_fingerprint(other, context.recipe.task)
 
 
 def _measured(path: Path) -> dict[str, Any] | None:
@@ -177,13 +180,13 @@ def _measured(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _measure(recipe: Recipe, choices: list[SweepChoice], folder: Path) -> None:
+def _measure(context: RunContext, choices: list[SweepChoice], folder: Path) -> None:
     """One file per choice, written as soon as it is measured."""
-    tokenizer = load_tokenizer(recipe.model.path, recipe.model.revision)
-    probes = {"task": read_probe(DataRecipe(task=recipe.task), recipe, tokenizer), "off_task": None}
+    recipe, tokenizer = context.recipe, context.tokenizer
+    probes = {"task": read_probe(DataRecipe(task=recipe.task), recipe, tokenizer, context.data), "off_task": None}
     if recipe.sweep.off_task:
-        probes["off_task"] = read_probe(recipe.sweep.off_task, recipe, tokenizer)
-    gold, said = _gold(recipe, tokenizer), folder / "original"  # what the original says of them, until all cells are measured
+        probes["off_task"] = read_probe(recipe.sweep.off_task, recipe, tokenizer, context.data)
+    gold, said = _gold(context), folder / "original"  # what the original says of them, until all cells are measured
 
     def measure(model: PreTrainedModel) -> None:
         on_main(lambda: remove_matching(said, SHARD_PATTERN))
@@ -211,11 +214,13 @@ def _measure(recipe: Recipe, choices: list[SweepChoice], folder: Path) -> None:
     on_main(lambda: remove_matching(said, SHARD_PATTERN))
 
 
-def _gold(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, torch.Tensor]]:
+def _gold(context: RunContext) -> list[dict[str, torch.Tensor]]:
     """The dev answers over which masked models are compared with the original; none where the recipe does not ask for it."""
+    recipe = context.recipe
     if not recipe.evaluation.fidelity:
         return []
-    return read_probe(DataRecipe(task=recipe.task, examples=recipe.evaluation.fidelity), recipe, tokenizer).batches
+    answers = DataRecipe(task=recipe.task, examples=recipe.evaluation.fidelity)
+    return read_probe(answers, recipe, context.tokenizer, context.data).batches
 
 
 def _finish(recipe: Recipe, choices: list[SweepChoice], directory: RunDirectory) -> SweepTable:
@@ -236,6 +241,6 @@ def _finish(recipe: Recipe, choices: list[SweepChoice], directory: RunDirectory)
     table = tabulate(rows)
     write_text(directory.sweep / "table.json", json.dumps(table.as_json(), indent=1) + "\n")
     fingerprint = fingerprint_of(table.as_json())
-    if not directory.is_done("sweep", fingerprint):
-        directory.finish("sweep", fingerprint, sum(seconds.values()), seed=recipe.seed, ranks=world_size(), cells=len(rows))
+    if not directory.is_done(SWEEP, fingerprint):
+        directory.finish(SWEEP, fingerprint, sum(seconds.values()), seed=recipe.seed, ranks=world_size(), cells=len(rows))
     return table

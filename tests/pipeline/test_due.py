@@ -3,12 +3,33 @@
 from typing import Any
 
 import pytest
+from small_run import small_recipe
 
-from toolkit.pipeline.stage import Stage, is_settled, made_from, reasons
+from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.due import is_settled, made_from, reasons
+from toolkit.pipeline.stage import Facts, Stage
+
+
+class Described(Stage):
+    """A stage that is nothing but what decides whether it is due; `kind` is its whole name."""
+
+    def __init__(self, name: str, mark: str, **traits: Any) -> None:
+        super().__init__(RunContext(small_recipe()))
+        self.kind, self.mark = name, mark  # type: ignore[misc]
+        self.__dict__ |= traits
+
+    def purpose(self) -> str:
+        return ""
+
+    def fingerprint(self) -> str:
+        return f"{self.name} {self.mark}"
+
+    def run(self) -> Facts:
+        return Facts()
 
 
 def stage(name: str, needs: tuple[str, ...] = (), mark: str = "1", **more: Any) -> Stage:
-    return Stage(name, "", f"{name} {mark}", lambda *_: {}, needs=needs, **more)
+    return Described(name, mark, needs=needs, **more)
 
 
 def a_run(mark: str = "1") -> list[Stage]:
@@ -28,7 +49,7 @@ def finished(planned: list[Stage], entries: dict[str, Any], *names: str, making:
     """The manifest after these stages (all without names) were done."""
     for each in planned:
         if not names or each.name in names:
-            entry = {"fingerprint": each.fingerprint, "status": "done", "id": f"{each.name} {making}"}
+            entry = {"fingerprint": each.fingerprint(), "status": "done", "id": f"{each.name} {making}"}
             entry |= {"result": plan} if each.result == "by plan" else {}
             entries[each.name] = entry | {"made_from": made_from(each, planned, entries)}
     return entries
@@ -112,7 +133,7 @@ def test_what_was_removed_to_save_space_is_made_again_only_where_it_is_needed(
 
 
 def test_a_manifest_of_an_earlier_version_is_taken_at_its_word() -> None:
-    entries = {each.name: {"fingerprint": each.fingerprint, "status": "done"} for each in a_run()}
+    entries = {each.name: {"fingerprint": each.fingerprint(), "status": "done"} for each in a_run()}
     assert todo(a_run(), entries) == []
 
 

@@ -6,36 +6,82 @@ own, so that neither batches nor the number of ranks nor a kill changes what is 
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.evaluation import Decoding, answer_text, batch_size_for, generate, sampled
+from toolkit.moe.placement import with_model
+from toolkit.pipeline.recipe_changes import DECIDING
+from toolkit.pipeline.rounds import trains
+from toolkit.pipeline.stage import Facts, Stage
 from toolkit.recipe.data import TrainingSourceRecipe
+from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.training_data import training_examples, training_sources
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.shards import make_shards, missing_shards
-from toolkit.tasks import Task, encode_prompt, gold_of
+from toolkit.tasks import DataCache, encode_prompt, gold_of
 
 PROMPTS = 64  # per piece: what a kill loses at most
 SUFFIX = ".jsonl"
+EACH_RANK_ITS_OWN = "every rank asks the original about examples of its own"
+"""Why a model in parts on all ranks cannot serve."""
+
+
+@dataclass(frozen=True)
+class AnswerFacts(Facts):
+    drawn: int
+    kept: int
+
+
+class Answers(Stage):
+    """Training prompts -> answers/: the original model's own right answers."""
+
+    kind = "answers"
+    sections = DECIDING[Role.CONTROL]
+    output = "answers"
+    resumes = ("answers",)
+    remaking = "the original answers again, where a training needs it"
+
+    def is_asked_for(self) -> bool:
+        context = self.context
+        return context.teaching is None and trains(context.recipe) and context.fingerprints.teaching.answers is not None
+
+    def purpose(self) -> str:
+        return "have the original model answer training prompts"
+
+    def fingerprint(self) -> str:
+        return str(self.context.fingerprints.teaching.answers)
+
+    def run(self) -> AnswerFacts:
+        recipe, tokenizer, folder = self.context.recipe, self.context.tokenizer, self.context.directory.answers
+
+        def answer(model: PreTrainedModel) -> AnswerFacts:
+            return draw_answers(model, tokenizer, recipe, folder, self.fingerprint(), self.context.data)
+
+        return with_model(recipe, *self.context.checkpoint(Role.ORIGINAL), answer, EACH_RANK_ITS_OWN)
 
 
 def draw_answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, folder: Path, fingerprint: str
-) -> dict[str, Any]:
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    folder: Path,
+    fingerprint: str,
+    data: DataCache | None = None,
+) -> AnswerFacts:
     """Writes `folder`/<number of the source>/00000.jsonl, … : `input_ids` and `prompt_length` of every right answer.
 
     Returns how many were drawn and kept. Raises PollardError where a source has no right answer.
     """
-    facts = {"drawn": 0, "kept": 0}
+    data, facts = data or DataCache(), AnswerFacts(0, 0)
     for number, source in enumerate(training_sources(recipe)):
         if source.self_generated:
-            drawn, kept = _draw(model, tokenizer, recipe, source, folder / str(number), fingerprint)
-            facts = {"drawn": facts["drawn"] + drawn, "kept": facts["kept"] + kept}
+            drawn, kept = _draw(model, tokenizer, recipe, source, folder / str(number), fingerprint, data)
+            facts = AnswerFacts(facts.drawn + drawn, facts.kept + kept)
     return facts
 
 
@@ -46,9 +92,10 @@ def _draw(
     source: TrainingSourceRecipe,
     folder: Path,
     fingerprint: str,
+    data: DataCache,
 ) -> tuple[int, int]:
-    task, longest = Task(source.task or recipe.task), recipe.finetuning.max_length
-    examples = training_examples(source, recipe, task).items
+    task, longest = data.task(source.task or recipe.task), recipe.finetuning.max_length
+    examples = training_examples(source, recipe, data).items
     asked = [(prompt, e) for e in examples if len(prompt := encode_prompt(tokenizer, e)) < longest]
     if not asked:
         raise PollardError(

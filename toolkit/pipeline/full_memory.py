@@ -1,7 +1,7 @@
 """A GPU whose memory is full is no bug: what to make smaller depends on the stage."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from toolkit.recipe.schema import Recipe
@@ -10,8 +10,9 @@ from toolkit.runtime.errors import PollardError
 
 
 @contextmanager
-def explained_full_memory(stage: str, recipe: Recipe) -> Iterator[None]:
-    """torch's OutOfMemoryError as a PollardError; every other error passes."""
+def explained_full_memory(stage: str, smaller: Callable[[], str]) -> Iterator[None]:
+    """torch's OutOfMemoryError as a PollardError; every other error passes. `smaller`: the overrides that make the stage take
+    less."""
     try:
         yield
     except Exception as error:
@@ -19,8 +20,9 @@ def explained_full_memory(stage: str, recipe: Recipe) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError):
             raise
         raise PollardError(
-            f"The GPU's memory is full in stage {stage}. Try {smaller(stage, recipe)}. `pollard estimate` tells what each stage "
-            f"takes, and of what. Stages that are done stay done.\n(torch says: {str(error).strip().splitlines()[0]})"
+            f"The GPU's memory is full in stage {stage}. Try {smaller()}. `pollard estimate` tells what each stage "
+            f"takes, and of what. Stages that are done stay done.\n(torch says: {str(error).strip().splitlines()[0]})",
+            code="machine.gpu-memory-full",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What the original model is watched on: the task's training examples, or a mix of tasks and plain texts.
+"""What the original model is observed on: the task's training examples, or a mix of tasks and plain texts.
 
 calibration:
   data: [{task: gsm8k, examples: 256}, {text: notes.jsonl, examples: 128}]
@@ -8,7 +8,6 @@ calibration:
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,8 +17,7 @@ from toolkit.recipe.data import SourceRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import gather
 from toolkit.runtime.errors import PollardError
-from toolkit.tasks import Encoded, Example, Task, encode_all, encode_prompt, encode_texts, gold_of, read_texts
-from toolkit.tasks.sources import fingerprint_of_data
+from toolkit.tasks import DataCache, Encoded, Example, Task, encode_all, encode_prompt, encode_texts, gold_of
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Source:
     name: str
     encoded: list[Encoded]
     weight: float
-    told: str  # what is missing, for people
+    note: str  # what is missing, for people
     left_out: int = 0  # too long
     bad_lines: int = 0  # that could not be used (task.on_bad_lines)
     not_kept: int = 0  # the model's own answers that were not right, or too long
@@ -40,27 +38,12 @@ def sources_of(recipe: Recipe) -> list[SourceRecipe]:
     return recipe.calibration.data or [SourceRecipe(task=recipe.task)]
 
 
-def identity_of_data(recipe: Recipe) -> list[Any]:
-    """For the fingerprint of calibration: what its sources hold, and what decides the model's own answers."""
-    own = [recipe.evaluation.max_new_tokens, recipe.model.dtype] if recipe.calibration.self_generated else []
-    return [identity_of_sources(recipe, sources_of(recipe)), own]
-
-
-def identity_of_sources(recipe: Recipe, sources: Sequence[SourceRecipe]) -> list[Any]:
-    """For a fingerprint: what the recipe says of each source, and what its file holds (or its name on the hub)."""
-    found = []
-    for source in sources:
-        data = fingerprint_of_data(source.text) if source.text else Task(source.task or recipe.task).fingerprint("train")
-        found.append([source.model_dump(), data])
-    return found
-
-
-def check_source(source: SourceRecipe) -> None:
+def check_source(source: SourceRecipe, data: DataCache) -> None:
     """Raises PollardError for a source that cannot be read."""
     if source.task:
-        Task(source.task).examples("train")
+        data.task(source.task).examples("train")
     else:
-        read_texts(str(source.text))
+        data.texts(str(source.text))
 
 
 def check_self_generated(recipe: Recipe) -> None:
@@ -73,26 +56,31 @@ def check_self_generated(recipe: Recipe) -> None:
 
 
 def read_source(
-    source: SourceRecipe, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None
+    source: SourceRecipe,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataCache,
+    model: PreTrainedModel | None = None,
 ) -> Source:
-    """A seeded sample of the source; with a `model`, its own right answers instead of a task's completions."""
+    """A seeded sample of the source; with a `model`, its own right answers instead of a task's completions. Raises
+    PollardError where none of its examples is short enough."""
     settings = recipe.calibration
     number, draw = source.examples or settings.examples, random.Random(recipe.seed)
     if source.task is None:
-        pieces = encode_texts(tokenizer, read_texts(str(source.text)), settings.max_length)
+        pieces = encode_texts(tokenizer, data.texts(str(source.text)), settings.max_length)
         chosen = draw.sample(pieces, min(number, len(pieces)))
         return Source(source.name, chosen, source.weight or len(chosen), "")
-    task = Task(source.task)
+    task = data.task(source.task)
     examples = task.examples("train")
     asked = draw.sample(examples, min(number, len(examples)))
     if model is None:
         encoded, too_long = encode_all(tokenizer, asked, settings.max_length, "calibration.max_length")
-        told = f"; {too_long:,} longer than {settings.max_length} tokens left out" if too_long else ""
-        return Source(source.name, encoded, source.weight or len(encoded), told, too_long, task.bad_lines("train"))
+        note = f"; {too_long:,} longer than {settings.max_length} tokens left out" if too_long else ""
+        return Source(source.name, encoded, source.weight or len(encoded), note, too_long, task.bad_lines("train"))
     encoded = right_answers(model, tokenizer, task, asked, recipe)
-    told = f"; the model's own answers, {len(encoded):,} of {len(asked):,} kept: right, within {settings.max_length} tokens"
+    note = f"; the model's own answers, {len(encoded):,} of {len(asked):,} kept: right, within {settings.max_length} tokens"
     not_kept, bad_lines = len(asked) - len(encoded), task.bad_lines("train")
-    return Source(source.name, encoded, source.weight or len(encoded), told, bad_lines=bad_lines, not_kept=not_kept)
+    return Source(source.name, encoded, source.weight or len(encoded), note, bad_lines=bad_lines, not_kept=not_kept)
 
 
 def right_answers(
