@@ -15,7 +15,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from toolkit.cuts.plan import BlockPlan, Plan
+from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.plan import Plan
 from toolkit.moe import find_blocks
 from toolkit.runtime.errors import PollardError
 
@@ -66,7 +67,7 @@ def plan_for(model: PreTrainedModel, kept: list[int]) -> Plan:
     """The same choice in every block."""
     blocks = find_blocks(model)
     choice = {block.name: BlockPlan(experts=block.expert_count, kept=kept) for block in blocks}
-    return Plan(model="tiny", criterion="by hand", keep=len(kept), experts_per_token=min(2, len(kept)), blocks=choice)
+    return Plan.of_experts(model="tiny", criterion="by hand", keep=len(kept), experts_per_token=min(2, len(kept)), blocks=choice)
 
 
 @torch.no_grad()

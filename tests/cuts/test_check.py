@@ -4,7 +4,7 @@ import pytest
 from conftest import plan_for, tiny_model
 from transformers import AutoConfig
 
-from toolkit.cuts.experts import check_plan
+from toolkit.cuts.apply import check_plan
 from toolkit.moe import check_prunable, find_blocks, meta_model
 from toolkit.moe.blocks import MoEBlock
 from toolkit.runtime.errors import PollardError
@@ -39,10 +39,10 @@ def test_a_budget_that_groups_cannot_serve_is_explained(numbers: dict[str, int],
 def test_a_plan_with_uneven_groups_is_refused() -> None:
     model = tiny_model("deepseek_v2", topk_method="group_limited_greedy", n_group=2, topk_group=1)
     with pytest.raises(PollardError, match=r"keeps \[3, 1\] experts in the 2 groups of model\.layers\.1\.mlp.*keep 2 in each"):
-        check_plan(find_blocks(model), plan_for(model, [0, 1, 3, 5]))
-    check_plan(find_blocks(model), plan_for(model, [0, 3, 5, 6]))
+        check_plan(model, plan_for(model, [0, 1, 3, 5]))
+    check_plan(model, plan_for(model, [0, 3, 5, 6]))
 
 
 def test_groups_that_a_router_does_not_use_bind_nobody() -> None:
     model = tiny_model("deepseek_v2", topk_method="greedy", n_group=2, topk_group=1)
-    check_plan(find_blocks(model), plan_for(model, [0, 1, 2]))
+    check_plan(model, plan_for(model, [0, 1, 2]))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from conftest import logits_of, plan_for, tiny_model
 
-from toolkit.cuts.experts import apply_plan, masked
+from toolkit.cuts.apply import apply_plan, masked
 from toolkit.moe import find_blocks
 from toolkit.runtime.errors import PollardError
 

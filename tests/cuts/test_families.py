@@ -12,9 +12,10 @@ from families import EXCEPTIONS, EXPERTS, WHOLE, config_class, families, minus_i
 from transformers import PreTrainedModel
 
 from toolkit.calibration import calibrate
+from toolkit.cuts.apply import apply_plan, masked
 from toolkit.cuts.checkpoint import copied_from_file, prune_checkpoint
-from toolkit.cuts.experts import apply_plan, masked
-from toolkit.cuts.plan import BlockPlan, Plan
+from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.plan import Plan
 from toolkit.moe import check_loaded, find_blocks, load_model, meta_model
 from toolkit.moe.load import auto_class
 from toolkit.runtime.errors import PollardError
@@ -29,7 +30,9 @@ batches.append({"input_ids": ids[2:], "attention_mask": (torch.arange(24) >= tor
 def plan_by_hand(model: PreTrainedModel) -> Plan:
     blocks = find_blocks(model)
     choice = {block.name: BlockPlan(experts=EXPERTS, kept=KEPT) for block in blocks}
-    return Plan(model="tiny", criterion="by hand", keep=4, experts_per_token=blocks[0].experts_per_token, blocks=choice)
+    return Plan.of_experts(
+        model="tiny", criterion="by hand", keep=4, experts_per_token=blocks[0].experts_per_token, blocks=choice
+    )
 
 
 @pytest.mark.parametrize("family", [family for family in families() if family not in EXCEPTIONS])
@@ -105,6 +108,6 @@ def test_a_pruned_checkpoint_can_be_pruned_again(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "original")
     prune_checkpoint(tmp_path / "original", plan_by_hand(model), tmp_path / "pruned")
     blocks = {block.name: BlockPlan(experts=4, kept=[1, 2]) for block in find_blocks(load_model(str(tmp_path / "pruned")))}
-    again = Plan(model="tiny", criterion="by hand", keep=2, experts_per_token=1, blocks=blocks)
+    again = Plan.of_experts(model="tiny", criterion="by hand", keep=2, experts_per_token=1, blocks=blocks)
     prune_checkpoint(tmp_path / "pruned", again, tmp_path / "twice")
     assert [b.experts_per_token for b in find_blocks(load_model(str(tmp_path / "twice")))] == [1] * len(blocks)

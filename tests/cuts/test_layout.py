@@ -8,8 +8,8 @@ from conftest import FAMILIES, plan_for, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from toolkit.cuts.apply import apply_plan
 from toolkit.cuts.checkpoint import prune_checkpoint
-from toolkit.cuts.experts import apply_plan
 from toolkit.cuts.layout import UnknownLayoutError
 from toolkit.cuts.writer import plan_prune
 from toolkit.moe import StreamedModel, load_config, load_model

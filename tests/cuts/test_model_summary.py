@@ -9,8 +9,8 @@ from conftest import FAMILIES, plan_for, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from toolkit.cuts.apply import apply_plan
 from toolkit.cuts.checkpoint import prune_checkpoint
-from toolkit.cuts.experts import apply_plan
 from toolkit.cuts.model_summary import model_summary, summary_of
 from toolkit.moe import checkpoint_bytes, sizes
 from toolkit.report.inspection import checkpoint_text, show_model_summary

@@ -12,9 +12,9 @@ from conftest import logits_of, plan_for, tiny_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from toolkit.cuts import writer as rewrite
+from toolkit.cuts import writer
+from toolkit.cuts.apply import apply_plan
 from toolkit.cuts.checkpoint import prune_checkpoint
-from toolkit.cuts.experts import apply_plan
 from toolkit.cuts.plan import Plan
 from toolkit.moe import tensor_files
 from toolkit.runtime.distributed import stop
@@ -28,7 +28,7 @@ WRITTEN = ("config.json", "generation_config.json", "pollard.json")
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkpoint in several files, to be written in several others."""
     tiny_model("mixtral").save_pretrained(tmp_path / "original", max_shard_size="60KB")
-    monkeypatch.setattr(rewrite, "SHARD_BYTES", 40_000)
+    monkeypatch.setattr(writer, "SHARD_BYTES", 40_000)
     return tmp_path / "original"
 
 
@@ -92,7 +92,7 @@ def _rank(rank: int, ranks: int, folder: str, plan: Plan) -> None:
 
 def _fail_on_one_rank(rank: int, folder: str, plan: Plan) -> None:
     if rank == 1:
-        rewrite.write_file = lambda path, pieces: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
+        writer.write_file = lambda path, pieces: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(
         PollardError, match=r"Cannot write .*failed: No space left on device \(.* GB free there\)\. Files"
     ):  # on both
@@ -124,7 +124,7 @@ def stop_at(number: int, monkeypatch: pytest.MonkeyPatch, error: Exception) -> l
         whole(path, pieces)
         written.append(path.name)
 
-    monkeypatch.setattr(rewrite, "write_file", write)
+    monkeypatch.setattr(writer, "write_file", write)
     return written
 
 

@@ -10,8 +10,8 @@ from families import tiny_family
 from transformers import AutoModelForCausalLM
 
 from toolkit.calibration import calibrate
+from toolkit.cuts.apply import check_plan, masked
 from toolkit.cuts.checkpoint import prune_checkpoint
-from toolkit.cuts.experts import check_plan, masked
 from toolkit.moe import BlockActivations, find_blocks, observing, override_top_k
 from toolkit.runtime.errors import PollardError
 from toolkit.selection import select
@@ -53,7 +53,7 @@ def test_calibration_runs_with_the_number_of_the_pruned_model(family: str) -> No
     statistics = calibrate(model, [BATCH], experts_per_token=1)
     for block in statistics.blocks:
         assert statistics.get(block, "count").sum() == ids.numel()  # one expert for each token
-        assert statistics.about["blocks"][block]["experts_per_token"] == 1
+        assert statistics.about.blocks[block].experts_per_token == 1
     assert torch.equal(logits_of(model), before)
     seen: list[BlockActivations] = []
     with override_top_k(model, 1), observing(model, seen.append):
@@ -80,4 +80,4 @@ def test_a_plan_that_activates_more_than_the_model_is_refused() -> None:
     plan = plan_for(tiny_model("mixtral", num_experts_per_tok=3), [0, 1, 2, 3])
     plan.experts_per_token = 3
     with pytest.raises(PollardError, match="The model activates 2 experts per token"):
-        check_plan(find_blocks(tiny_model("mixtral")), plan)
+        check_plan(tiny_model("mixtral"), plan)

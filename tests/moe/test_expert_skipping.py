@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from toolkit.calibration import skipping_thresholds
+from toolkit.cuts.apply import masked
 from toolkit.cuts.checkpoint import prune_checkpoint
-from toolkit.cuts.experts import masked
-from toolkit.cuts.plan import BlockPlan, Plan
+from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.plan import Plan
 from toolkit.evaluation import generate
 from toolkit.moe import counting_skips, find_blocks, load_model, partitioned_model, skipping
 from toolkit.moe.expert_skipping import Skipping, is_skipping, kept_pairs, renormalized_gates
@@ -204,7 +205,7 @@ def test_pruning_leaves_the_thresholds_of_the_whole_model_behind(tmp_path: Path,
     model.save_pretrained(tmp_path / "original")
     thresholds_of(model).save(tmp_path / "original")
     blocks = {block.name: BlockPlan(experts=8, kept=[0, 2, 5]) for block in find_blocks(model)}
-    plan = Plan(model="tiny", criterion="by hand", keep=3, experts_per_token=2, blocks=blocks)
+    plan = Plan.of_experts(model="tiny", criterion="by hand", keep=3, experts_per_token=2, blocks=blocks)
     prune_checkpoint(str(tmp_path / "original"), plan, tmp_path / "pruned")
     assert "left out: skipping.json" in capsys.readouterr().out
     pruned = load_model(str(tmp_path / "pruned"))

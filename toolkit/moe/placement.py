@@ -1,5 +1,6 @@
-"""Where a model is held while it works: a copy for every rank, spread over one node's GPUs, or in parts over all ranks; and
-for watching, where it can be, one layer at a time."""
+"""Place a model for work: a copy for every rank, spread over one node's GPUs, or partitioned over all ranks; for calibration,
+where possible, one decoder layer at a time.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
@@ -39,7 +40,7 @@ def with_model(
     """Calls `use` with the model, placed as `model.placement` says. Call it on every rank.
 
     `whole`: why `use` needs a model that is not in parts, where it does. Where the checkpoint says when experts are skipped,
-    they are only if `skipping` is true; a line says so if not. Raises PollardError for a model that fits nowhere,
+    they are only if `skipping` is true; else a line says so. Raises PollardError for a model that fits nowhere,
     and for one whose weights, loaded in parts, are not the checkpoint's.
     """
     dtype, asked = recipe.model.dtype, recipe.model.placement
@@ -53,7 +54,8 @@ def with_model(
     if whole:
         raise PollardError(
             f"{whole}, and model.placement {asked} {'is' if asked == 'zero3' else 'leads to'} zero3, which holds it in parts: "
-            "say model.placement=spread (layers that do not fit on the GPUs stay on the host, slowly)."
+            "say model.placement=spread (layers that do not fit on the GPUs stay on the host, slowly).",
+            code="model.needs-whole-placement",
         )
     say("  in parts over all ranks (model.placement: ZeRO-3)")
     build_communication()
@@ -85,7 +87,7 @@ def with_layers(
 
 
 def report_unskipped(path: str, revision: str | None, skipping: bool = False) -> None:
-    """Says it where a checkpoint's thresholds are not followed."""
+    """Prints a line where a checkpoint's thresholds are not followed."""
     if not skipping and load_thresholds(path, revision):
         say(f"  without skipping experts, although {path} has a skipping.json")
 
@@ -122,5 +124,6 @@ def automatic_placement(size: int) -> Placement:
         f"The model's {size / 1e9:,.0f} GB of weights fit neither on one GPU, nor on the first node's, nor on those of all ranks "
         f"({everything / 1e9:,.0f} GB; a fifth is left for activations). Use more GPUs or nodes; or keep the parts on the "
         "hosts (finetuning.zero=3-offload model.placement=zero3); or leave this model out of the evaluation, e.g. "
-        "evaluation.models=[pruned,recovered]."
+        "evaluation.models=[pruned,recovered].",
+        code="model.fits-nowhere",
     )

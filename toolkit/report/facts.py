@@ -172,7 +172,7 @@ class CalibrationFacts(Facts):
     examples: int | None
     left_out: int | None
     beyond_context: int | None
-    tokens: dict[str, int] | None
+    tokens: dict[Literal["prompt", "completion"], int] | None
 
 
 class BlockFacts(Facts):
