@@ -7,6 +7,7 @@ from typing import NamedTuple
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.run_facts import read_answers, read_file
 from toolkit.pipeline.run_status import stale_message
+from toolkit.pipeline.stages.names import EVALUATE, stage_name
 from toolkit.recipe.roles import Role
 from toolkit.report.facts import ComparedModel, ModelComparison, ModelPair, ModelResult
 from toolkit.report.narrative import verdict
@@ -43,7 +44,7 @@ def find_evaluated(where: str, stale: bool = False) -> EvaluatedModel:
             f"{run.path} has no finished evaluation of `{role}`. There is: {', '.join(evaluated)}.", code="compare.not-evaluated"
         )
     role = role or next((role for role in PREFERRED if role in evaluated), evaluated[-1])
-    stage = f"evaluate/{role}"
+    stage = stage_name(EVALUATE, Role(role))
     why = run.why_stale(stage)
     if why and not stale:
         message = stale_message(run, str(run.path / role), stage)
@@ -72,7 +73,7 @@ def _run_and_role(path: Path) -> tuple[RunDirectory, str]:
 
 def _evaluated_roles(stages: Iterable[str]) -> list[str]:
     """In the manifest's order."""
-    return [role for stage in stages for role in Role if stage == f"evaluate/{role}"]
+    return [role for stage in stages for role in Role if stage == stage_name(EVALUATE, role)]
 
 
 def compare(first: str, second: str, stale: bool = False) -> ModelComparison:

@@ -15,9 +15,11 @@ from pydantic import BaseModel, RootModel, ValidationError
 
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import ExpertStatistics
+from toolkit.pipeline.manifest import SWEEP
 from toolkit.pipeline.provenance import provenance_of_run
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.run_status import stale_parts
+from toolkit.pipeline.stages.names import CALIBRATE, EVALUATE, MADE_BY, REPORT, SELECT, stage_name
 from toolkit.recipe.file import load_recipe, read_values
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
@@ -77,15 +79,16 @@ def read_run_facts(path: str | Path) -> RunFacts:
     path = Path(path)
     run = RunDirectory(path.name, path.parent)
     manifest = run.read_manifest()
-    stages = {name: entry for name, entry in run.done().items() if name != "report"}
+    stages = {name: entry for name, entry in run.done().items() if name != REPORT}
     values = read_file(run.recipe, read_values)
     recipe = load_recipe(run.recipe) if values else None
-    plan = Plan.load(run.plan) if "select" in stages and run.plan.exists() else None
-    statistics = _statistics(run) if "calibrate" in stages else None
+    plan = Plan.load(run.plan) if SELECT in stages and run.plan.exists() else None
+    statistics = _statistics(run) if CALIBRATE in stages else None
     models, left_out = _results(run, recipe, stages, manifest.get("failed", {}))
     evaluated = {role: result for role, result in models.items() if result}
     answers = {role: read_answers(run.evaluation / f"{role}.predictions.jsonl") for role in evaluated}
     last_model = next((role for role in (Role.RECOVERED, Role.PRUNED) if role in evaluated), None)
+    recovery, control = MADE_BY[Role.RECOVERED], MADE_BY[Role.CONTROL]
     latest = list(stages.values())[-1] if stages else {}
     facts = RunFacts(
         format=1,
@@ -95,16 +98,16 @@ def read_run_facts(path: str | Path) -> RunFacts:
         origin=provenance_of_run(run, recipe),
         seed=recipe.seed if recipe else None,
         pruning=_pruning(run, plan, recipe) if plan else None,
-        calibration=_calibration(stages["calibrate"], statistics) if "calibrate" in stages else None,
+        calibration=_calibration(stages[CALIBRATE], statistics) if CALIBRATE in stages else None,
         models=models,
         ratios=_ratios(evaluated),
         pairs=compare_all(evaluated, answers),
         changed=changed_answers(last_model, answers.get(Role.ORIGINAL, []), answers[last_model]) if last_model else None,
         blocks=block_facts(statistics, plan),
         criteria=_criteria(run, stages, plan),
-        training=_training(run.training_log, stages["recover"]) if "recover" in stages else None,
-        control_training=_training(run.control_log, stages["control"]) if "control" in stages else None,
-        sweep=read_file(run.sweep / "table.json", SweepTable.model_validate_json) if "sweep" in stages else None,
+        training=_training(run.training_log, stages[recovery]) if recovery in stages else None,
+        control_training=_training(run.control_log, stages[control]) if control in stages else None,
+        sweep=read_file(run.sweep / "table.json", SweepTable.model_validate_json) if SWEEP in stages else None,
         fidelity=_by_role(run, "fidelity", stages, Fidelity) if recipe and recipe.evaluation.fidelity else {},
         speed=_speed(run, stages),
         harness=_harness(run, stages) if recipe and recipe.evaluation.harness else [],
@@ -115,7 +118,7 @@ def read_run_facts(path: str | Path) -> RunFacts:
         recipe=values or None,
         recipe_path=str(run.recipe),
     )
-    return with_sentences(facts, recipe, left_out)
+    return with_sentences(facts, recipe, _bad_lines(stages), left_out)
 
 
 def read_file(path: Path, parse: Callable[[str], T]) -> T | None:
@@ -165,9 +168,16 @@ def _pruning(run: RunDirectory, plan: Plan, recipe: Recipe | None) -> PruningFac
 
 
 def _calibration(entry: Mapping[str, Any], statistics: ExpertStatistics | None) -> CalibrationFacts:
-    block = next(iter(statistics.about.blocks.values()), None) if statistics else None  # every block sees the same tokens
-    tokens = {str(part): number for part, number in block.tokens.items()} if block else None
+    blocks = statistics.about.blocks.values() if statistics else ()
+    tokens = next((block.tokens for block in blocks), None)  # every block sees the same tokens
     return CalibrationFacts(**{key: entry.get(key) for key in CALIBRATION_KEYS}, tokens=tokens)
+
+
+def _bad_lines(stages: Entries) -> dict[str, int]:
+    """Lines of the data that could not be used, by what they were read for; only what is not 0."""
+    purposes = {CALIBRATE: "calibration", MADE_BY[Role.RECOVERED]: "training"}
+    purposes |= {stage_name(EVALUATE, role): "evaluation" for role in Role}
+    return {purposes[stage]: count for stage, entry in stages.items() if stage in purposes and (count := entry.get("bad_lines"))}
 
 
 def _results(run: RunDirectory, recipe: Recipe | None, stages: Entries, failed: Mapping[str, Any]) -> Results:
@@ -178,7 +188,7 @@ def _results(run: RunDirectory, recipe: Recipe | None, stages: Entries, failed: 
     asked = {*(recipe.evaluation.models if recipe else ALWAYS_EVALUATED), *(role for role, on in extras.items() if on)}
     models, left_out = {}, []
     for role in Role:
-        path, stage = run.evaluation / f"{role}.json", f"evaluate/{role}"
+        path, stage = run.evaluation / f"{role}.json", stage_name(EVALUATE, role)
         result = read_file(path, ModelResult.model_validate_json)
         if (failure := failed.get(stage)) and stage not in stages:
             left_out.append(f"{path.name} is left out, its evaluation failed. {failure['message']}")
@@ -211,7 +221,7 @@ def _ratios(models: Mapping[Role, ModelResult]) -> dict[Role, dict[str, float]]:
 def _criteria(run: RunDirectory, stages: Entries, plan: Plan | None) -> CriteriaAgreement | None:
     """None where no criterion was asked, or for another plan."""
     alternatives = read_file(run.alternatives, Alternatives.model_validate_json) if plan else None
-    if not (plan and alternatives) or alternatives.fingerprint != stages["select"]["fingerprint"]:
+    if not (plan and alternatives) or alternatives.fingerprint != stages[SELECT]["fingerprint"]:
         return None
     return criteria_agreement(alternatives.criteria, plan)
 
@@ -229,7 +239,7 @@ def _training(path: Path, entry: Mapping[str, Any]) -> TrainingFacts:
 
 def _by_role(run: RunDirectory, kind: str, stages: Entries, model: type[Read]) -> dict[Role, Read]:
     """evaluation/<role>.<kind>.json of every role whose stage is done."""
-    paths = {role: run.evaluation / f"{role}.{kind}.json" for role in Role if f"{kind}/{role}" in stages}
+    paths = {role: run.evaluation / f"{role}.{kind}.json" for role in Role if stage_name(kind, role) in stages}
     files = {role: read_file(path, model.model_validate_json) for role, path in paths.items()}
     return {role: facts for role, facts in files.items() if facts is not None}
 
@@ -253,4 +263,4 @@ def _speed(run: RunDirectory, stages: Entries) -> SpeedTable | None:
 
 def model_fingerprints(stages: Entries) -> dict[str, str]:
     """Of the stages that have made the run's models: with others, figures in speed.json are of other models."""
-    return {name: stages[name]["fingerprint"] for name in ("prune", "recover", "control") if name in stages}
+    return {name: stages[name]["fingerprint"] for name in MADE_BY.values() if name in stages}
