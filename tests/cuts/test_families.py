@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, raises
 from families import EXCEPTIONS, EXPERTS, WHOLE, config_class, families, minus_infinity, table, text_logits, tiny_family
 from transformers import PreTrainedModel
 
@@ -18,7 +18,6 @@ from toolkit.cuts.experts import BlockPlan
 from toolkit.cuts.plan import Plan
 from toolkit.moe import check_loaded, find_blocks, load_model, meta_model
 from toolkit.moe.load import auto_class
-from toolkit.runtime.errors import PollardError
 from toolkit.selection import select
 
 KEPT = [0, 3, 5, 6]  # two in each half: some of these families choose within groups
@@ -90,12 +89,12 @@ def test_an_exception_is_refused_by_its_name(family: str) -> None:
     assert config_class(family) is None
     from transformers import CONFIG_MAPPING
 
-    with pytest.raises(PollardError, match=f"{family} is no family that transformers writes text with"):
+    with raises("model.unsupported-family", f"{family} is no family"):
         meta_model(CONFIG_MAPPING[family]())
 
 
 def test_a_router_that_looks_experts_up_is_refused() -> None:
-    with pytest.raises(PollardError, match=r"layers\.0\.mlp does not choose experts by a score but looks them up by token id"):
+    with raises("model.routes-by-token", "layers.0.mlp"):
         find_blocks(tiny_family("deepseek_v4", mlp_layer_types=["hash_moe", "moe", "moe", "moe"]))
 
 

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from toolkit.cuts.apply import apply_plan, masked
-from toolkit.cuts.cut import UnknownLayoutError
+from toolkit.cuts.cut import ConfigFile, UnknownLayoutError
 from toolkit.cuts.plan import KINDS, Plan
 from toolkit.cuts.verify import TOLERANCE, sampled_blocks, verification_failed, verify
 from toolkit.cuts.writer import PruneJob, plan_prune, write_pruned
@@ -160,7 +160,7 @@ def complete_checkpoint(source: Path, folder: Path, config: Any, trained_in: tor
     check_opens(folder, source)
 
 
-def _carried_config(source: Path, config: Any) -> dict[str, Any]:
+def _carried_config(source: Path, config: Any) -> ConfigFile:
     """The source's configuration file, every key of it, with the numbers that `config` changes."""
     written = _config_file(source)
     part = _part_for(written, config)
@@ -171,21 +171,21 @@ def _carried_config(source: Path, config: Any) -> dict[str, Any]:
     return written
 
 
-def _config_file(folder: Path) -> dict[str, Any]:
+def _config_file(folder: Path) -> ConfigFile:
     """The configuration file, without the name of a weights file that is not written under it."""
-    written: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    written: ConfigFile = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     written.pop("transformers_weights", None)
     return written
 
 
-def _part_for(written: dict[str, Any], config: Any) -> dict[str, Any]:
+def _part_for(written: ConfigFile, config: Any) -> ConfigFile:
     """The part of a configuration file that describes the model of `config`: transformers opens some models of several parts as
     their language model alone."""
     parts = [written, *(part for part in written.values() if isinstance(part, dict))]
     return next((part for part in parts if part.get("model_type") == config.model_type), written)
 
 
-def _set_plain(written: dict[str, Any], dtype: str) -> None:
+def _set_plain(written: ConfigFile, dtype: str) -> None:
     """Marks the weights of all parts of a model as plain numbers of this type."""
     for key in QUANTIZATION_KEYS:
         written.pop(key, None)
@@ -196,14 +196,14 @@ def _set_plain(written: dict[str, Any], dtype: str) -> None:
             _set_plain(part, dtype)
 
 
-def pruned_config(job: PruneJob) -> dict[str, Any]:
+def pruned_config(job: PruneJob) -> ConfigFile:
     """The original's configuration file as it is, but for the numbers that pruning changes."""
     written = _config_file(job.folder)
     _complete(_part_for(written, job.pruned.config), job.pruned.config)
     return job.modules.renumbered_config(written)
 
 
-def _complete(written: dict[str, Any], config: Any) -> None:
+def _complete(written: ConfigFile, config: Any) -> None:
     """Writes every spelling of the counts that cuts change: transformers 5 saves one, version 4 reads another."""
     for kind in KINDS:
         written.update(kind.config(config))

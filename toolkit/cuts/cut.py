@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from toolkit.moe.completeness import Source
 
 Shape = tuple[int, ...]
+ConfigFile = dict[str, Any]  # the content of a config.json
 Indices = Mapping[int, Sequence[int]]  # per axis of a tensor, the ascending indices that stay; other axes stay whole
 
 
@@ -84,7 +85,7 @@ class Cut(BaseModel, ABC):
 
     @classmethod
     @abstractmethod
-    def config(cls, config: Any) -> dict[str, Any]:
+    def config(cls, config: Any) -> ConfigFile:
         """The keys of a configuration file that this kind changes, in every spelling that readers use, with their values in
         `config`, the configuration of a model to which cuts have been applied."""
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import PreTrainedModel
 
-from toolkit.cuts.cut import AffectedTensor, Cut, Indices, PlanView, Shape, UnknownLayoutError
+from toolkit.cuts.cut import AffectedTensor, ConfigFile, Cut, Indices, PlanView, Shape, UnknownLayoutError
 from toolkit.moe.blocks import EXPERT_KEYS, TOP_K_KEYS, find_blocks, set_config_values
 from toolkit.moe.completeness import EXPERT_NUMBER, Source, check_experts
 from toolkit.moe.masking import check_prunable, kept_rows, restricted, slice_router, slice_tensors
@@ -187,7 +187,7 @@ class ExpertsCut(Cut):
         check_experts(sources, {name: shape[0] for name, shape in affected.items() if self._block_of(name)})
 
     @classmethod
-    def config(cls, config: Any) -> dict[str, Any]:
+    def config(cls, config: Any) -> ConfigFile:
         # An alias in attribute_map is an attribute, too
         values = {key: getattr(config, key, None) for key in EXPERT_KEYS + TOP_K_KEYS}
         return {key: value for key, value in values.items() if isinstance(value, int | list)}

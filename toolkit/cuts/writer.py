@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel
 
 from toolkit.cuts.apply import apply_plan
-from toolkit.cuts.cut import UnknownLayoutError
+from toolkit.cuts.cut import ConfigFile, UnknownLayoutError
 from toolkit.cuts.layout import pieces_of
 from toolkit.cuts.plan import Plan
 from toolkit.moe.load import load_config, meta_model
@@ -72,9 +72,7 @@ def _packed(pieces: list[Piece]) -> dict[str, list[Piece]]:
     return {f"model-{n:05}-of-{len(shards):05}.safetensors": shard for n, shard in enumerate(shards, 1)}
 
 
-def write_pruned(
-    job: PruneJob, config: dict[str, Any], target: Path, verify: Callable[[Path], None], facts: dict[str, Any]
-) -> None:
+def write_pruned(job: PruneJob, config: ConfigFile, target: Path, verify: Callable[[Path], None], facts: dict[str, Any]) -> None:
     """Writes the pruned checkpoint with that configuration to `target`, by all ranks, and signs it with `facts`.
 
     `verify` looks at the written folder before it gets its name, also on every rank. Raises PollardError where the disk is
@@ -137,7 +135,7 @@ def _write(job: PruneJob, partial: Path) -> None:
             write_file(partial / name, job.shards[name])
 
 
-def _write_rest(job: PruneJob, partial: Path, config: dict[str, Any]) -> None:
+def _write_rest(job: PruneJob, partial: Path, config: ConfigFile) -> None:
     """Index and configuration, and what else lies beside the weights, as it is."""
     if len(job.shards) > 1:
         total = sum(piece.bytes for pieces in job.shards.values() for piece in pieces)

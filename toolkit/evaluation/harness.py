@@ -29,7 +29,7 @@ def _tasks(names: tuple[str, ...], folder: str | None) -> Any:
     except ImportError as error:
         raise PollardError(
             f"evaluation.harness needs lm-evaluation-harness, which is not installed ({error}): "
-            "pip install 'pollard-moe[lm-eval]'.",
+            "./launch.sh setup lm-eval, or pip install 'pollard-moe[lm-eval]'.",
             code="harness.not-installed",
         ) from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)

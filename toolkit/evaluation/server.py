@@ -190,7 +190,8 @@ def _openai() -> Any:
         import openai  # takes a second
     except ImportError:
         raise PollardError(
-            "evaluation.backend is server, and the package `openai` is not installed: pip install 'pollard-moe[server]'.",
+            "evaluation.backend is server, and the package `openai` is not installed: ./launch.sh setup server, or "
+            "pip install 'pollard-moe[server]'.",
             code="server.no-client",
         ) from None
     return openai

@@ -19,7 +19,7 @@ Shape legend: B sequences, S positions, T = B · S tokens, K experts per token, 
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -219,7 +219,7 @@ class SkipCounter:
         self._ended_B = torch.zeros(0, dtype=torch.bool)  # answers of this batch
         self._sums = [torch.zeros(2, dtype=torch.long) for _ in self.rules]  # not read at once: a GPU would have to wait
 
-    def start_pass(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def start_pass(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Hook before a forward pass: decides which of its tokens count."""
         ids_BS, mask = kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask")
         self._counted_BS = None

@@ -3,6 +3,7 @@
 Shape legend: N counted positions, V vocabulary, B sequences, S positions.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -154,14 +155,13 @@ def resolve_dtype(dtype: str, config: Any) -> torch.dtype | None:
 def meta_model(config: Any, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """The model without its weights: built on the meta device from the configuration alone, in no time."""
     path = str(getattr(config, "name_or_path", "") or config.model_type)
-    options = {"dtype": dtype} if dtype else {}
     with torch.device("meta"):
-        return explained(lambda: _from_config(config, options), path, "configuration")
+        return explained(lambda: _from_config(config, dtype), path, "configuration")
 
 
-def _from_config(config: Any, options: dict[str, Any]) -> PreTrainedModel:
+def _from_config(config: Any, dtype: torch.dtype | None) -> PreTrainedModel:
     try:
-        return _auto_class(config).from_config(config, **options)
+        return _auto_class(config).from_config(config, **({"dtype": dtype} if dtype else {}))
     except AssertionError:  # torch's own, for a padding token without a row
         check_padding(config)
         raise
@@ -178,7 +178,7 @@ def random_model(config: Any, dtype: str = "auto", device: torch.device | str = 
     return model.eval()
 
 
-def logits_at(model: Any, inputs: dict[str, Any], counted_BS: torch.Tensor) -> torch.Tensor:
+def logits_at(model: Any, inputs: Mapping[str, torch.Tensor], counted_BS: torch.Tensor) -> torch.Tensor:
     """The logits [N, V] that predict the `counted` ones of positions 1 … S-1, example after example.
 
     Only positions that some example needs go through the output layer.

@@ -13,7 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import safe_open
@@ -161,7 +161,15 @@ def check_opens(folder: Path, source: Path) -> None:
         )
 
 
-def _loaded(folder: Path) -> dict[str, Any]:
+class LoadingInfo(TypedDict):
+    """What transformers reports of a loading; of its keys those that are used."""
+
+    missing_keys: set[str]
+    mismatched_keys: set[tuple[str, torch.Size, torch.Size]]  # name, shape in the files, shape in the model
+    error_msgs: list[str]
+
+
+def _loaded(folder: Path) -> LoadingInfo:
     """What transformers reports of loading the model: in full, or from the headers of its files."""
     files, config = checkpoint_files(folder), AutoConfig.from_pretrained(folder)
     if sum(file.stat().st_size for file in files.weights) > READ_AGAIN:
@@ -170,7 +178,7 @@ def _loaded(folder: Path) -> dict[str, Any]:
         return auto_class(type(config)).from_pretrained(folder, device_map="meta", output_loading_info=True)[1]
 
 
-def _by_headers(files: CheckpointFiles, config: Any) -> dict[str, Any]:
+def _by_headers(files: CheckpointFiles, config: Any) -> LoadingInfo:
     tensors = {}
     for file in files.weights:
         with safe_open(file, framework="pt") as stored:

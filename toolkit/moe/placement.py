@@ -33,27 +33,28 @@ def with_model(
     recipe: Recipe,
     path: str,
     revision: str | None,
-    use: Callable[[PreTrainedModel], T],
-    whole: str | None = None,
+    function: Callable[[PreTrainedModel], T],
+    why_whole: str | None = None,
     skipping: bool = False,
 ) -> T:
-    """Calls `use` with the model, placed as `model.placement` says. Call it on every rank.
+    """Calls `function` with the model, placed as `model.placement` says. Call it on every rank.
 
-    `whole`: why `use` needs a model that is not in parts, where it does. Where the checkpoint says when experts are skipped,
-    they are only if `skipping` is true; else a line says so. Raises PollardError for a model that fits nowhere,
+    `why_whole`: why `function` needs a model that is not in parts, where it does. Where the checkpoint says when experts are
+    skipped, they are only if `skipping` is true; else a line says so. Raises PollardError for a model that fits nowhere,
     and for one whose weights, loaded in parts, are not the checkpoint's.
     """
     dtype, asked = recipe.model.dtype, recipe.model.placement
     placement = automatic_placement(weight_bytes(load_config(path, revision), dtype)) if asked == "auto" else asked
     report_unskipped(path, revision, skipping)
     if placement == "copies":
-        return use(load_model(path, revision, dtype, device(), skipping=skipping))
+        return function(load_model(path, revision, dtype, device(), skipping=skipping))
     if placement == "spread":
         say("  one copy, its layers spread over the GPUs of the first node (model.placement)")
-        return on_main(lambda: use(load_model(path, revision, dtype, spread=True, skipping=skipping)))
-    if whole:
+        return on_main(lambda: function(load_model(path, revision, dtype, spread=True, skipping=skipping)))
+    if why_whole:
+        leads = "is" if asked == "zero3" else "leads to"
         raise PollardError(
-            f"{whole}, and model.placement {asked} {'is' if asked == 'zero3' else 'leads to'} zero3, which holds it in parts: "
+            f"{why_whole}, and model.placement {asked} {leads} zero3, which holds it in parts: "
             "say model.placement=spread (layers that do not fit on the GPUs stay on the host, slowly).",
             code="model.needs-whole-placement",
         )
@@ -61,29 +62,29 @@ def with_model(
     build_communication()
     with partitioned_model(path, revision, dtype, partitioned_config(recipe.finetuning.zero), skipping) as model:
         check_loaded(model, path, revision)
-        return use(model)
+        return function(model)
 
 
 def with_layers(
     recipe: Recipe,
     path: str,
     revision: str | None,
-    use: Callable[[PreTrainedModel | StreamedModel], T],
-    loaded: str | None = None,
-    whole: str | None = None,
+    function: Callable[[PreTrainedModel | StreamedModel], T],
+    why_loaded: str | None = None,
+    why_whole: str | None = None,
 ) -> T:
-    """Calls `use` with the model, of which every rank holds one decoder layer at a time; or with the loaded model where that
-    cannot be, for a reason that is said (`loaded`: the caller's own; `whole` as for `with_model`)."""
-    if not loaded:
+    """Calls `function` with the model, of which every rank holds one decoder layer at a time; or with the loaded model where that
+    cannot be, which a line reports (`why_loaded`: the caller's own; `why_whole` as for `with_model`)."""
+    if not why_loaded:
         try:
             model = StreamedModel(path, revision, recipe.model.dtype, device())
         except CannotStream as reason:
-            loaded = str(reason)
+            why_loaded = str(reason)
         else:
             report_unskipped(path, revision)
-            return use(model)
-    say(f"  the whole model is loaded: {loaded}")
-    return with_model(recipe, path, revision, use, whole)
+            return function(model)
+    say(f"  the whole model is loaded: {why_loaded}")
+    return with_model(recipe, path, revision, function, why_whole)
 
 
 def report_unskipped(path: str, revision: str | None, skipping: bool = False) -> None:

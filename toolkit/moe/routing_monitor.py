@@ -3,6 +3,7 @@
 Shape legend: T tokens (batch and sequence flattened), E experts, K experts per token.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,14 +34,14 @@ class RoutingMonitor:
         self._counts, self._waiting = {}, []
         return counts, tokens
 
-    def _start_pass(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _start_pass(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         mask_BS = kwargs.get("attention_mask")
         self._mask_T = mask_BS.reshape(-1).bool() if mask_BS is not None and mask_BS.dim() == 2 else None
         if model.training and self._mask_T is not None:
             self._waiting.append(self._mask_T.sum())
 
     def _counter(self, name: str) -> Any:
-        def count(experts: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def count(experts: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             if not (self.counting and experts.training):
                 return
             index_TK = kwargs["top_k_index"] if "top_k_index" in kwargs else args[1]

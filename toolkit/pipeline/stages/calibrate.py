@@ -14,6 +14,7 @@ from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.fingerprints import subset_search
 from toolkit.pipeline.recipe_changes import DECIDING
 from toolkit.pipeline.stage import Facts, Stage
+from toolkit.pipeline.stages.names import CALIBRATE
 from toolkit.pipeline.stages.round import Round
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import on_main, say
@@ -31,7 +32,7 @@ class CalibrationFacts(Facts):
 
 
 class Calibrate(Stage):
-    kind = "calibrate"
+    kind = CALIBRATE
     sections = DECIDING[Role.PRUNED]
     output = "calibration"
 

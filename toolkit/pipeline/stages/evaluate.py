@@ -83,7 +83,7 @@ class Evaluate(Measurement):
         )  # of a token, on average
 
     def _ask(self, server: ServerRecipe) -> ScoreFacts:
-        from toolkit.evaluation.server import ServerWriter  # asks for a package that few need
+        from toolkit.evaluation.server import ServerWriter
 
         recipe, settings, task = self.context.recipe, self.context.recipe.evaluation, self.context.task
         decoding = Decoding(settings.max_new_tokens, settings.temperature, settings.samples, tuple(task.stop), recipe.seed)

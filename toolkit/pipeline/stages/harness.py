@@ -49,7 +49,8 @@ class Harness(Measurement):
                     run.path / self.output, json.dumps({task: asdict(result) for task, result in found.items()}, indent=1) + "\n"
                 )
             for task, result in found.items():
-                say(f"  {task}: " + ", ".join(f"{name} {metric.value:.4f}" for name, metric in result.metrics.items()))
+                metrics = ", ".join(f"{name} {metric.value:.4f}" for name, metric in result.metrics.items())
+                say(f"  {task}: {metrics}")
             return HarnessFacts(len(found))
 
         whole = "lm-evaluation-harness asks every rank questions of its own"
