@@ -1,7 +1,6 @@
 """Shared by all tests: tiny random models of every supported family, and the CPU they run on."""
 
 import os
-import socket
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel, one per core
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -77,13 +76,6 @@ def logits_of(model: PreTrainedModel, length: int = 24) -> torch.Tensor:
     return model(ids, use_cache=False).logits
 
 
-def free_port() -> str:
-    """A port for a launcher: tests run side by side."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
-
-
 @pytest.fixture
 def tiny_checkpoint(tmp_path: Path) -> Callable[..., Path]:
     """Saves a tiny random model, with the playground's tokenizer unless its vocabulary is smaller."""
@@ -104,8 +96,20 @@ def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+SLOW = {
+    "benchmarks/test_scaling_table.py", "benchmarks/test_small_benchmarks.py", "cli/test_interrupt.py",
+    "docs/test_code_blocks.py", "docs/test_site.py", "recipes/test_every_recipe.py", "recipes/test_my_data.py",
+    "report/test_browser.py",
+}  # fmt: skip
+"""Files whose tests take the longest without starting ranks: `./launch.sh test fast` leaves them out."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start real ranks come first: on two workers, none of them is left for the end."""
+    """Marks the slow files. Files that start real ranks come first: on two workers, none of them is left for the end."""
+    for item in items:
+        if item.path.relative_to(ROOT / "tests").as_posix() in SLOW:
+            item.add_marker("slow")
     launching = {item.path for item in items if item.get_closest_marker("launcher")}
     items.sort(key=lambda item: item.path not in launching)
 

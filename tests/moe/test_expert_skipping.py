@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from conftest import free_port, logits_of, raises, tiny_model
+from conftest import logits_of, raises, tiny_model
 from families import EXCEPTIONS, families, text_logits, tiny_family
+from rank_launcher import free_port
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS

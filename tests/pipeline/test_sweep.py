@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, free_port, raises
+from conftest import ROOT, raises
+from rank_launcher import ranks
 from small_run import TASK, make_small, small_values
 
 from toolkit.cuts.plan import Plan
@@ -40,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def swept(*overrides: str, **how: bool) -> dict:
-    return sweep.sweep(load_grid("r.yaml", [*LISTS, *overrides]), **how)
+    return sweep.sweep(load_grid("r.yaml", [*LISTS, *overrides]), **how).as_json()
 
 
 def files(name: str = "small") -> dict[str, dict]:
@@ -206,7 +207,7 @@ def test_an_off_task_task_has_accuracy_too(folder: Path) -> None:
 
 @pytest.mark.launcher
 def test_two_ranks_find_what_one_finds(folder: Path) -> None:
-    command = ["deepspeed", "--num_gpus", "2", "--master_port", free_port(), "--module", "toolkit.cli", "sweep", "r.yaml"]
+    command = ranks(2, "--module", "toolkit.cli", "sweep", "r.yaml")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*command, *LISTS, "name=two"], env=environment, capture_output=True, text=True, timeout=300, check=False

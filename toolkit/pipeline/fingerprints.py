@@ -69,7 +69,7 @@ def fingerprints_of(
     model = fingerprint_of(fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}))
     splits = {split: data.task_fingerprint(recipe.task, split) for split in task.sources()}
     split = splits["train" if recipe.evaluation.split == "dev" else "test"]
-    evaluation = [recipe.evaluation.what_decides(), *([recipe.seed] if recipe.evaluation.temperature else [])]
+    evaluation = [recipe.evaluation.fingerprint_values(), *([recipe.seed] if recipe.evaluation.temperature else [])]
     own_data = fingerprint_of(settings, splits["train"])
     teaching = teaching or _teaching(recipe, data, model, own_data, splits["test"])
     observing, choosing = _observing(recipe, data, budget()), recipe.pruning.model_dump(exclude={"schedule", "skipping"})
