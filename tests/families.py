@@ -1,6 +1,6 @@
 """Every MoE family of the installed transformers, as a tiny random model.
 
-`python tests/families.py > docs/families.md` writes the table of which work; tests/moe/test_families.py shows each row.
+`python tests/families.py > docs/families.md` writes the table of which work; tests/cuts/test_families.py shows each row.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ HEAD = """# Families
 
 What `pollard` prunes: every family of the installed transformers whose experts stand behind the experts interface, found
 in the package, not listed by hand. Each of the {works} (of {all}) that work is shown to in
-[tests/moe/test_families.py](../tests/moe/test_families.py), as a tiny random model: calibrate (layer by layer from the
+[tests/cuts/test_families.py](../tests/cuts/test_families.py), as a tiny random model: calibrate (layer by layer from the
 files: exactly what the loaded model gives), select, prune (file by file), reload by stock transformers (tensors and logits
 exactly those of the sliced model), compare with the masked original (1e-5), one training step, generate.
 Multimodal families are pruned whole; text is what they are calibrated, trained and judged on.

@@ -1,6 +1,6 @@
 """Laws of the pass layer by layer: from the checkpoint's files it finds what the whole model in memory does.
 
-tests/moe/test_families.py shows it for the statistics of every family.
+tests/cuts/test_families.py shows it for the statistics of every family.
 """
 
 import os

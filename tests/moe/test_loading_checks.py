@@ -1,6 +1,6 @@
 """Loaded weights are the checkpoint's, whatever loading renamed, fused and cast; those that are not are told.
 
-Every family: tests/moe/test_families.py. In parts, on two ranks: tests/recovery/test_recover.py.
+Every family: tests/cuts/test_families.py. In parts, on two ranks: tests/recovery/test_recover.py.
 
 What is written opens with transformers alone, or is not left.
 """

@@ -207,5 +207,4 @@ def _identity(stage: Stage, directory: RunDirectory, planned: Sequence[Stage]) -
         return {"made_from": made}
     plan = Plan.load(directory.plan)
     trained = [made[other.name] for other in planned if other.result == "unique" and other.name in made]
-    kept = {name: block.kept for name, block in plan.blocks.items()}
-    return {"made_from": made, "result": fingerprint_of(stage.fingerprint(), kept, plan.experts_per_token, trained)}
+    return {"made_from": made, "result": fingerprint_of(stage.fingerprint(), plan.choice(), plan.experts_per_token, trained)}

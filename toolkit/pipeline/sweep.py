@@ -148,8 +148,7 @@ def _choose(grid: Grid, context: RunContext, folders: list[Path]) -> list[SweepC
     ]  # fmt: skip
 
     def file_of(plan: Plan) -> str:
-        kept = {name: block.kept for name, block in plan.blocks.items()}
-        return f"keep{plan.keep}-{fingerprint_of(judged, kept, plan.experts_per_token)}.json"
+        return f"keep{plan.keep}-{fingerprint_of(judged, plan.choice(), plan.experts_per_token)}.json"
 
     blocks = find_blocks(context.meta_model)
     count = blocks[0].expert_count
@@ -203,7 +202,7 @@ def _measure(context: RunContext, choices: list[SweepChoice], folder: Path) -> N
             seconds = round(time.monotonic() - started, 1)
             facts = {
                 "format": 2, "keep": choice.plan.keep, "experts_per_token": choice.plan.experts_per_token,
-                "kept": {name: block.kept for name, block in choice.plan.blocks.items()},
+                "kept": choice.plan.choice(),
                 **found, "seconds": seconds, "ranks": world_size(),
             }  # fmt: skip
             if is_main():
