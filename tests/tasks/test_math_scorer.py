@@ -141,7 +141,7 @@ def test_the_same_text_needs_no_process(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_worker_that_died_is_started_anew() -> None:
-    worker, question = Worker(), {"prediction": "1/2", "said": None, "boxed": None, "gold": "0.5"}
+    worker, question = Worker(), {"prediction": "1/2", "named": None, "boxed": None, "prose": True, "gold": "0.5"}
     assert worker.ask(question, 60) == {"strict": False, "flexible": True}
     assert worker._process is not None
     worker._process.kill()

@@ -8,21 +8,21 @@ alternatives.json, what each criterion would have kept, is written with it: from
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Self, cast
+from typing import Self, cast
 
 from toolkit.cuts.plan import Plan
-from toolkit.cuts.statistics import ExpertStatistics, Tokens
+from toolkit.cuts.statistics import ExpertStatistics, SearchMode, Tokens
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.stage import Facts, Shown, Stage
 from toolkit.pipeline.stages.names import REPORT, SELECT
+from toolkit.pipeline.write_report import write_report
 from toolkit.recipe.roles import Role
-from toolkit.report import show, write_report
+from toolkit.report import RunFacts, show
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import fingerprint_of, write_text
 from toolkit.selection import CRITERIA, select
-from toolkit.selection.criteria import Mode
 
 
 class Report(Stage):
@@ -49,7 +49,7 @@ class Report(Stage):
     def run(self) -> Facts:
         run = self.context.directory
 
-        def write() -> dict[str, Any]:
+        def write() -> RunFacts:
             write_alternatives(run)
             return write_report(run.path)
 
@@ -64,7 +64,7 @@ def alternatives(statistics: ExpertStatistics, plan: Plan) -> dict[str, dict[str
     found = {}
     for criterion, rule in CRITERIA.items():
         tokens = cast(Tokens, "all" if rule.all_tokens_only else plan.tokens)
-        mode = cast(Mode, plan.mode or "layerwise")
+        mode = cast(SearchMode, plan.mode or "layerwise")
         with suppress(PollardError):  # not watched in this family, or no search was run: select() would say so
             chosen = select(statistics, criterion, plan.keep, tokens, mode, plan.seed, plan.experts_per_token)
             found[criterion] = {name: block.kept for name, block in chosen.blocks.items()}
