@@ -12,15 +12,22 @@ import torch
 from transformers import PreTrainedModel
 
 from toolkit.calibration.observer import Batch, Observer, StatisticsObserver
-from toolkit.calibration.passes import Source, layerwise_pass, observe
+from toolkit.calibration.passes import ObservedSource, layerwise_pass, observe
 from toolkit.calibration.reconstruction import LayerwiseSearch, ProgressiveSearch, check_progressive_keep
-from toolkit.cuts.statistics import PARTS, BlockSearchResult, BlockStatistics, ExpertStatistics, StatisticsFacts, TokenCounts, mix
+from toolkit.cuts.statistics import (
+    PARTS,
+    BlockSearchResult,
+    BlockStatistics,
+    ExpertStatistics,
+    SearchMode,
+    StatisticsFacts,
+    TokenCounts,
+    mix,
+)
 from toolkit.moe import CannotStream, MoEBlock, StreamedModel, find_blocks, load_model, load_thresholds, override_top_k
 from toolkit.runtime.distributed import device, gather, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.progress import progress
-
-Mode = Literal["layerwise", "progressive"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class CalibrationSource:
 def calibrate(
     model: PreTrainedModel | StreamedModel | str | Path,
     batches: Iterable[Batch],
-    reconstruction: bool | Mode = False,
+    reconstruction: bool | SearchMode = False,
     keep: int | None = None,
     experts_per_token: int | None = None,
 ) -> ExpertStatistics:
@@ -60,13 +67,13 @@ def calibrate(
 def calibrate_mix(
     model: PreTrainedModel | StreamedModel | str | Path,
     sources: Sequence[CalibrationSource],
-    reconstruction: bool | Mode = False,
+    reconstruction: bool | SearchMode = False,
     keep: int | None = None,
     experts_per_token: int | None = None,
 ) -> ExpertStatistics:
     """`calibrate` over several sources in one pass: statistics in which each counts by its weight. Subsets are searched on
     the batches of all sources together."""
-    mode: Mode | Literal[False] = "layerwise" if reconstruction is True else reconstruction
+    mode: SearchMode | Literal[False] = "layerwise" if reconstruction is True else reconstruction
     if mode not in (False, "layerwise", "progressive"):
         raise PollardError(f"Reconstruction is searched layerwise or progressive, not {mode!r}.", code="calibration.mode")
     if isinstance(model, str | Path):
@@ -99,7 +106,7 @@ def _observe_sources(
     model: PreTrainedModel | StreamedModel,
     whole: PreTrainedModel,
     sources: Sequence[Sequence[Batch]],
-    mode: Mode | Literal[False],
+    mode: SearchMode | Literal[False],
     keep: int | None,
 ) -> tuple[list[ExpertStatistics], dict[str, BlockSearchResult]]:
     """The statistics of each source, and per block what a search has found."""
@@ -111,7 +118,7 @@ def _observe_sources(
     sums = [StatisticsObserver(blocks) for _ in sources]
     observers: list[list[Observer]] = [[mine, *([layerwise] if layerwise else [])] for mine in sums]
     if progressive or isinstance(model, StreamedModel):
-        counts = layerwise_pass(model, [Source(*pair) for pair in zip(sources, observers, strict=True)], progressive)
+        counts = layerwise_pass(model, [ObservedSource(*pair) for pair in zip(sources, observers, strict=True)], progressive)
     else:
         counts = [
             observe(model, progress(batches, "watching the experts"), each)

@@ -31,7 +31,7 @@ from toolkit.moe import (
 from toolkit.runtime.progress import progress
 
 
-class Source(NamedTuple):
+class ObservedSource(NamedTuple):
     """Batches, and their observers."""
 
     batches: Sequence[Batch]
@@ -88,7 +88,7 @@ def observe(model: PreTrainedModel, batches: Iterable[Batch], observers: Sequenc
 
 
 def layerwise_pass(
-    model: PreTrainedModel | StreamedModel, sources: Sequence[Source], search: ProgressiveSearch | None = None
+    model: PreTrainedModel | StreamedModel, sources: Sequence[ObservedSource], search: ProgressiveSearch | None = None
 ) -> list[TokenCounts]:
     """Runs the model layer after layer, each over the batches of all sources; returns how many tokens of each source this
     rank's observers saw. A progressive `search` observes too, with a second forward pass per batch."""

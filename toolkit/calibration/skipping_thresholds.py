@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from toolkit.calibration.calibrate import open_layerwise
 from toolkit.calibration.observer import Batch, ObservedBatch, Observer
-from toolkit.calibration.passes import Source, layerwise_pass, observe
+from toolkit.calibration.passes import ObservedSource, layerwise_pass, observe
 from toolkit.moe import BlockActivations, StreamedModel, find_blocks
 from toolkit.moe.expert_skipping import Skipping, gate_ratios
 from toolkit.runtime.distributed import gather
@@ -82,7 +82,7 @@ def skipping_thresholds(
             code="calibration.nothing-to-skip",
         )
     if isinstance(model, StreamedModel):
-        counts = layerwise_pass(model, [Source(local, [observer])])[0]
+        counts = layerwise_pass(model, [ObservedSource(local, [observer])])[0]
     else:
         counts = observe(model, progress(local, "watching the routers"), [observer])
     tokens = sum(gather(sum(counts.values())))

@@ -24,6 +24,7 @@ from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import write_text
 
 Tokens = Literal["all", "prompt", "completion"]
+SearchMode = Literal["layerwise", "progressive"]
 Part = Literal["prompt", "completion"]
 TokenCounts = dict[Part, int]
 PARTS: tuple[Part, Part] = ("prompt", "completion")
@@ -82,7 +83,7 @@ class StatisticsFacts:
     blocks: dict[str, BlockStatistics]
     model: str = ""
     sources: list[SourceStatistics] = field(default_factory=list)  # of a mix
-    reconstruction: dict[str, dict[str, BlockSearchResult]] = field(default_factory=dict)  # by mode and block
+    reconstruction: dict[SearchMode, dict[str, BlockSearchResult]] = field(default_factory=dict)  # by mode and block
     task: str | None = None
     seed: int | None = None
     fingerprint: str | None = None

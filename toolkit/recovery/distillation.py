@@ -22,6 +22,7 @@ from toolkit.recovery.trainer import RecoveryTrainer
 from toolkit.runtime.errors import PollardError
 
 IGNORED = -100  # the label that does not count in the loss
+Batch = dict[str, Any]  # a row or a batch, as transformers hands it on
 COLUMNS = ("teacher_index", "teacher_offset", "teacher_tail")
 
 
@@ -72,10 +73,10 @@ def distillation_losses_in_parts(
 class TeacherCollator:
     """A collator that adds the teacher's logits on the batch's completion tokens, example after example."""
 
-    def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]], cache: TeacherCache) -> None:
+    def __init__(self, collate: Callable[[list[Batch]], Batch], cache: TeacherCache) -> None:
         self.collate, self.cache = collate, cache
 
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, examples: list[Batch]) -> Batch:
         batch = self.collate(examples)
         if "example" in examples[0]:  # the dev slice has no teacher
             rows = zip(*(self.cache.rows(example["example"]) for example in examples), strict=True)
@@ -101,7 +102,7 @@ class DistilledTrainer(RecoveryTrainer):
     def compute_loss(
         self,
         model: Any,
-        inputs: dict[str, Any],
+        inputs: Batch,
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:

@@ -60,7 +60,7 @@ class Lora(RecoveryMethod):
 
     def save(self, recipe: Recipe, trainer: Trainer, model: Any, training: Training) -> None:
         """Writes the trained adapter, and the checkpoint that training began with, the adapter added in."""
-        from toolkit.recovery.adapters import save_merged
+        from toolkit.recovery.adapters import save_merged  # peft takes seconds to import
 
         save_merged(model, recipe.finetuning.lora, lambda: self.base(recipe, trainer.args, training), training)
 

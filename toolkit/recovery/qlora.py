@@ -38,7 +38,7 @@ class QLora(Lora):
 
     def base(self, recipe: Recipe, arguments: TrainingArguments, training: Training) -> PreTrainedModel:
         """With its weights rounded as NF4 has them: what the adapter was trained on."""
-        from toolkit.recovery.quantize import load_to_round, round_to_nf4
+        from toolkit.recovery.quantize import load_to_round, round_to_nf4  # bitsandbytes takes seconds to import
 
         stock = load_to_round(recipe, arguments, training.source, training.revision)
         round_to_nf4(stock, find_blocks(stock), device())

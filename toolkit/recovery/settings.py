@@ -14,7 +14,7 @@ from trl import SFTConfig
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.distillation import check_distillable
 from toolkit.recovery.methods import METHODS
-from toolkit.recovery.trainer_defaults import trainer_defaults
+from toolkit.recovery.trainer_defaults import SFTArguments, trainer_defaults
 from toolkit.runtime.errors import PollardError, did_you_mean
 from toolkit.runtime.zero import build_communication, deepspeed_config
 from toolkit.tasks import DataCache
@@ -127,7 +127,7 @@ def check_trainer_keys(trainer: Mapping[str, Any]) -> None:
         raise PollardError("\n".join(faults), code="recovery.trainer-keys")
 
 
-def best_checkpoint_settings(recipe: Recipe) -> dict[str, Any]:
+def best_checkpoint_settings(recipe: Recipe) -> SFTArguments:
     """SFTConfig's fields for ending with the best checkpoint; none for `select_by: last`."""
     if recipe.finetuning.select_by == "last":
         return {}

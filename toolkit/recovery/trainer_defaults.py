@@ -5,10 +5,11 @@ from typing import Any
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.methods import METHODS
 
+SFTArguments = dict[str, Any]  # fields of TRL's SFTConfig, by name
 SAVE_INTERVAL = 0.1  # of all steps: what a kill costs at most
 
 
-def trainer_defaults(gpu: bool, recipe: Recipe) -> dict[str, Any]:
+def trainer_defaults(gpu: bool, recipe: Recipe) -> SFTArguments:
     """On a machine with or without a GPU."""
     dtype = recipe.model.dtype
     return {
@@ -35,9 +36,9 @@ def trainer_defaults(gpu: bool, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _saving(recipe: Recipe) -> dict[str, Any]:
+def _saving(recipe: Recipe) -> SFTArguments:
     """A checkpoint every tenth of the training; where the best one is selected, one with every evaluation."""
-    defaults: dict[str, Any] = {"save_strategy": "steps", "save_steps": SAVE_INTERVAL, "save_total_limit": 2}
+    defaults: SFTArguments = {"save_strategy": "steps", "save_steps": SAVE_INTERVAL, "save_total_limit": 2}
     if recipe.finetuning.select_by != "last":
         trainer = recipe.finetuning.trainer
         defaults |= {"save_strategy": trainer.get("eval_strategy", "epoch"), "eval_steps": SAVE_INTERVAL}

@@ -10,22 +10,21 @@ whole distribution; sums run over the tokens routed to the expert unless a docst
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 
-from toolkit.cuts.statistics import ExpertStatistics, Tokens
+from toolkit.cuts.statistics import ExpertStatistics, SearchMode, Tokens
 from toolkit.recipe.schema import PruningRecipe
 from toolkit.runtime.errors import PollardError
 
 Score = Callable[[ExpertStatistics, str, Tokens, int], torch.Tensor]
-Mode = Literal["layerwise", "progressive"]
 
 
 class SearchRequest(NamedTuple):
     """A search over sets of experts that calibration makes, for it needs the experts' outputs."""
 
-    mode: Mode
+    mode: SearchMode
     keep: int | float | None  # the one size that it serves; None: every size
 
     @property
@@ -50,7 +49,7 @@ class Choice(NamedTuple):
 
     keep: int
     tokens: Tokens = "all"
-    mode: Mode = "layerwise"
+    mode: SearchMode = "layerwise"
     seed: int = 0
 
 

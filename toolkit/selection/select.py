@@ -4,9 +4,9 @@ from typing import cast
 
 from toolkit.cuts.experts import BlockPlan
 from toolkit.cuts.plan import Plan
-from toolkit.cuts.statistics import ExpertStatistics, Tokens
+from toolkit.cuts.statistics import ExpertStatistics, SearchMode, Tokens
 from toolkit.runtime.errors import PollardError, did_you_mean
-from toolkit.selection.criteria import CRITERIA, Choice, Mode
+from toolkit.selection.criteria import CRITERIA, Choice
 
 
 def experts_to_keep(keep: int | float, experts: int, groups: int = 1) -> int:
@@ -47,7 +47,7 @@ def select(
     criterion: str = "weighted_ean",
     keep: int | float = 0.5,
     tokens: Tokens = "all",
-    mode: Mode = "layerwise",
+    mode: SearchMode = "layerwise",
     seed: int = 0,
     experts_per_token: int | None = None,
 ) -> Plan:

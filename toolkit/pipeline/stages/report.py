@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Self, cast
 
 from toolkit.cuts.plan import Plan
-from toolkit.cuts.statistics import ExpertStatistics, Tokens
+from toolkit.cuts.statistics import ExpertStatistics, SearchMode, Tokens
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.stage import Facts, Shown, Stage
@@ -23,7 +23,6 @@ from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import fingerprint_of, write_text
 from toolkit.selection import CRITERIA, select
-from toolkit.selection.criteria import Mode
 
 
 class Report(Stage):
@@ -65,7 +64,7 @@ def alternatives(statistics: ExpertStatistics, plan: Plan) -> dict[str, dict[str
     found = {}
     for criterion, rule in CRITERIA.items():
         tokens = cast(Tokens, "all" if rule.all_tokens_only else plan.tokens)
-        mode = cast(Mode, plan.mode or "layerwise")
+        mode = cast(SearchMode, plan.mode or "layerwise")
         with suppress(PollardError):  # not watched in this family, or no search was run: select() would say so
             chosen = select(statistics, criterion, plan.keep, tokens, mode, plan.seed, plan.experts_per_token)
             found[criterion] = {name: block.kept for name, block in chosen.blocks.items()}
