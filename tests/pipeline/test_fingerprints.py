@@ -1,6 +1,6 @@
 """Law: a version of the toolkit that changes no result changes no fingerprint, or finished work would be done again.
 
-fingerprints.json holds those of recipes/playground.yaml under overrides that reach every stage, as the version before stages were
+fingerprints.json holds those of fingerprints.yaml under overrides that reach every stage, as the version before stages were
 objects made them. Where a result is meant to change, its fingerprint changes, and is written here anew.
 """
 
@@ -15,12 +15,13 @@ from toolkit.pipeline.stage_list import STAGES, stages_of
 from toolkit.pipeline.stages.round import Round
 from toolkit.recipe.file import load_recipe
 
+RECIPE = Path(__file__).with_name("fingerprints.yaml")
 FROZEN = json.loads(Path(__file__).with_name("fingerprints.json").read_text())
 
 
 def context_of(case: str, monkeypatch: pytest.MonkeyPatch) -> RunContext:
     monkeypatch.chdir(ROOT)
-    return RunContext(load_recipe("recipes/playground.yaml", FROZEN[case]["overrides"]))
+    return RunContext(load_recipe(RECIPE, FROZEN[case]["overrides"]))
 
 
 @pytest.mark.parametrize("case", FROZEN)
