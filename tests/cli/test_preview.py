@@ -10,7 +10,7 @@ from toolkit.cli import exit_status
 from toolkit.cli import main as cli
 from toolkit.moe import load_tokenizer
 from toolkit.recipe.data import TaskRecipe
-from toolkit.report.preview import as_seen
+from toolkit.report.inspection import rendered_example
 from toolkit.tasks import Task, encode
 from toolkit.tasks.token_checks import lengths_of
 
@@ -70,7 +70,7 @@ def test_colours_stand_for_the_marks_where_there_are_some() -> None:
         load_tokenizer(str(PLAYGROUND / "model")),
         Task(TaskRecipe(name="playground/sorting")).examples("test")[0],
     )
-    seen = as_seen(tokenizer, example, coloured=True)
+    seen = rendered_example(tokenizer, example, coloured=True)
     assert "⟦" not in seen.plain and [seen.plain[span.start : span.end] for span in seen.spans] == [
         f"{example.completion}<|end|>"
     ]

@@ -89,7 +89,7 @@ def test_a_missing_client_for_servers_is_told_before_the_first_stage(folder: Pat
 
 def test_checkpoints_are_looked_for_under_the_root_that_was_given(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr("toolkit.recovery.settings.finetuning_checks", lambda recipe, output: seen.append(output) or [])
+    monkeypatch.setattr("toolkit.recovery.settings.finetuning_checks", lambda recipe, output, data: seen.append(output) or [])
     check(RunContext(small_recipe(evaluation={"models": ["recovered"]}), RunDirectory("small", "elsewhere")))
     assert seen == [Path("elsewhere/small/checkpoints")]
 

@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def swept(*overrides: str, **how: bool) -> dict:
-    return sweep.sweep(load_grid("r.yaml", [*LISTS, *overrides]), **how)
+    return sweep.sweep(load_grid("r.yaml", [*LISTS, *overrides]), **how).as_json()
 
 
 def files(name: str = "small") -> dict[str, dict]:

@@ -19,10 +19,10 @@ from toolkit.pipeline.manifest import SWEEP
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.stage import Stage
 from toolkit.pipeline.stage_list import STAGES, stages_of
+from toolkit.pipeline.write_report import write_report
 from toolkit.recipe.evaluation import ROLES
 from toolkit.recipe.file import dump_recipe
 from toolkit.recipe.schema import Recipe
-from toolkit.report import write_report
 from toolkit.runtime.distributed import barrier, check_shared, is_main, on_main, say, world_size
 from toolkit.runtime.errors import ItemsFailed, Mistakes, PollardError
 from toolkit.runtime.files import explain_full_disk, fingerprint_of

@@ -32,10 +32,12 @@ from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.runner import do_stage
 from toolkit.pipeline.stages.calibrate import Calibrate
 from toolkit.pipeline.sweep_grid import Cell, Grid
+from toolkit.pipeline.write_report import write_report
 from toolkit.recipe.data import DataRecipe
 from toolkit.recipe.file import dump_recipe
 from toolkit.recipe.schema import Recipe
-from toolkit.report import show_sweep, tabulate, write_report
+from toolkit.report import show_sweep, tabulate
+from toolkit.report.measurements import SweepRow, SweepTable
 from toolkit.runtime.distributed import barrier, check_shared, is_main, on_main, say, world_size
 from toolkit.runtime.errors import Mistakes
 from toolkit.runtime.files import fingerprint_of, fingerprint_of_source, write_text
@@ -64,7 +66,7 @@ class SweepChoice:
         return f"{self.label}, keep {self.plan.keep}{drawn}"
 
 
-def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> dict[str, Any]:
+def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> SweepTable:
     """Measures every cell that is not measured yet, on every rank; returns what sweep/table.json holds.
 
     `fresh` measures all of them again. Raises PollardError before anything is measured for cells that cannot be.
@@ -221,7 +223,7 @@ def _gold(context: RunContext) -> list[dict[str, torch.Tensor]]:
     return read_probe(answers, recipe, context.tokenizer, context.data).batches
 
 
-def _finish(recipe: Recipe, choices: list[SweepChoice], directory: RunDirectory) -> dict[str, Any]:
+def _finish(recipe: Recipe, choices: list[SweepChoice], directory: RunDirectory) -> SweepTable:
     """Puts the cells' files together and writes the table, then the stage's entry."""
     rows, seconds = [], {}
     for choice in choices:
@@ -229,14 +231,16 @@ def _finish(recipe: Recipe, choices: list[SweepChoice], directory: RunDirectory)
         seconds[choice.file] = found["seconds"]
         pruning = choice.cell.recipe.pruning.model_dump(exclude={"keep", "skipping"}) if choice.cell else {}
         rows.append(
-            {"label": choice.label, "keep": found["keep"], **pruning}
-            | {"seed": choice.cell.seed if choice.cell else None, "kept_unobserved": choice.unobserved}
-            | {key: found[key] and {k: v for k, v in found[key].items() if k != "right"} for key in ("task", "off_task")}
-            | {"fidelity": found["fidelity"], "file": choice.file}
+            SweepRow.model_validate(
+                {"label": choice.label, "keep": found["keep"], **pruning}
+                | {"seed": choice.cell.seed if choice.cell else None, "kept_unobserved": choice.unobserved}
+                | {key: found[key] and {k: v for k, v in found[key].items() if k != "right"} for key in ("task", "off_task")}
+                | {"fidelity": found["fidelity"], "file": choice.file}
+            )
         )
     table = tabulate(rows)
-    write_text(directory.sweep / "table.json", json.dumps(table, indent=1) + "\n")
-    fingerprint = fingerprint_of(table)
+    write_text(directory.sweep / "table.json", json.dumps(table.as_json(), indent=1) + "\n")
+    fingerprint = fingerprint_of(table.as_json())
     if not directory.is_done(SWEEP, fingerprint):
         directory.finish(SWEEP, fingerprint, sum(seconds.values()), seed=recipe.seed, ranks=world_size(), cells=len(rows))
     return table

@@ -41,7 +41,7 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_inspect(arguments: argparse.Namespace) -> None:
     from toolkit.cuts.model_summary import model_summary
-    from toolkit.report.model_summary import show_model_summary
+    from toolkit.report.inspection import show_model_summary
 
     show_model_summary(model_summary(arguments.model))
 
@@ -60,7 +60,7 @@ def run_preview(arguments: argparse.Namespace) -> None:
     from toolkit.moe.tokenizer import context_length
     from toolkit.pipeline.context import RunContext
     from toolkit.pipeline.data_checks import limit_checks, rendering_checks
-    from toolkit.report.preview import show_examples, show_lengths
+    from toolkit.report.inspection import show_examples, show_lengths
     from toolkit.runtime.distributed import say
     from toolkit.runtime.errors import Mistakes
     from toolkit.tasks.token_checks import lengths_of

@@ -21,6 +21,7 @@ from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
 from toolkit.pipeline.relief import Relief
 from toolkit.pipeline.rounds import round_names
 from toolkit.pipeline.stage import Facts, Stage
+from toolkit.pipeline.stages.names import CALIBRATE
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import on_main, say
 from toolkit.tasks import padded_batches
@@ -40,7 +41,7 @@ STATISTICS_BYTES = 32 * 8  # per expert: at most 8 sums and their squares, for p
 
 
 class Calibrate(Stage):
-    kind = "calibrate"
+    kind = CALIBRATE
     batch_section = "calibration"
     sections = DECIDING[Role.PRUNED]
     output = "calibration"

@@ -8,7 +8,7 @@ alternatives.json, what each criterion would have kept, is written with it: from
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Self, cast
+from typing import Self, cast
 
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import ExpertStatistics, Tokens
@@ -16,8 +16,9 @@ from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.stage import Facts, Shown, Stage
 from toolkit.pipeline.stages.names import REPORT, SELECT
+from toolkit.pipeline.write_report import write_report
 from toolkit.recipe.roles import Role
-from toolkit.report import show, write_report
+from toolkit.report import RunFacts, show
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import fingerprint_of, write_text
@@ -52,7 +53,7 @@ class Report(Stage):
     def run(self) -> Facts:
         run = self.context.directory
 
-        def write() -> dict[str, Any]:
+        def write() -> RunFacts:
             write_alternatives(run)
             return write_report(run.path)
 

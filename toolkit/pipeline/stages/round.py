@@ -76,10 +76,10 @@ class Round(Stage):
     def run(self) -> RoundFacts:
         assert self.context.run_stages, "a round is run by what runs stages"
         on_main(lambda: share_teaching(self.context.directory, self.keep))
-        self.context.run_stages(self._context(), MADE_BY[Role.RECOVERED])
+        self.context.run_stages(self.own_context(), MADE_BY[Role.RECOVERED])
         return RoundFacts(self.keep)
 
-    def _context(self) -> RunContext:
+    def own_context(self) -> RunContext:
         """This round's own: it starts from what the round before left, and is taught by the original."""
         directory = RunDirectory(str(self.keep), self.context.directory.rounds)
         recipe = recipe_of_round(self.context.recipe, self.context.directory, self.keep)

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import raises
 from made_up_run import make_run
 
+from toolkit.pipeline import push as push_module
 from toolkit.pipeline.run_directory import RunDirectory
-from toolkit.report import push as push_module
-from toolkit.report import write_report
+from toolkit.pipeline.write_report import write_report
 from toolkit.runtime.errors import PollardError
 
 
@@ -63,7 +64,7 @@ def test_an_adapter_that_came_into_the_folder_is_not_pushed(run: RunDirectory, h
 
 def test_without_a_login_the_remedy_is_named(run: RunDirectory, hub: list, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(push_module, "get_token", lambda: None)
-    with pytest.raises(PollardError, match="Not logged in to the hub: say `hf auth login` once, or set HF_TOKEN"):
+    with raises("push.no-login", "`hf auth login`", "HF_TOKEN"):
         push_module.push(str(run.path), "me/small")
     assert hub == []
 
@@ -71,17 +72,17 @@ def test_without_a_login_the_remedy_is_named(run: RunDirectory, hub: list, monke
 @pytest.mark.parametrize("content", ["{", "[]", "{}", "null", '{"name": "small"}'])
 def test_a_report_that_is_none_is_told(run: RunDirectory, hub: list, content: str) -> None:
     (run.path / "report.json").write_text(content)
-    with pytest.raises(PollardError, match=r"report\.json is damaged .*`pollard report .*` writes it again"):
+    with raises("push.damaged-report", run.path / "report.json", f"`pollard report {run.recipe}`"):
         push_module.push(str(run.path), "me/small")
     assert hub == []
 
 
 def test_a_run_without_a_model_has_nothing_to_push(tmp_path: Path, hub: list) -> None:
     run = make_run(tmp_path, until="select")
-    with pytest.raises(PollardError, match=r"has no report\.json yet"):
+    with raises("push.no-report", run.path):
         push_module.push(str(run.path), "me/small")
     write_report(run.path)
-    with pytest.raises(PollardError, match=r"There is no .*pruned to push"):
+    with raises("push.no-model", run.pruned):
         push_module.push(str(run.path), "me/small")
     assert hub == []
 
@@ -89,14 +90,12 @@ def test_a_run_without_a_model_has_nothing_to_push(tmp_path: Path, hub: list) ->
 # With the real client: the tests run with HF_HUB_OFFLINE=1.
 def test_no_way_to_the_hub_is_one_message(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(push_module, "get_token", lambda: "hf_secret")
-    with pytest.raises(
-        PollardError, match=r"Cannot push .*recovered to me/small: .*offline.* The same command tries again"
-    ) as told:
+    with raises("push.refused", run.recovered, "me/small", "offline", "The same command tries again") as caught:
         push_module.push(str(run.path), "me/small")
-    assert "hf_secret" not in str(told.value)
+    assert "hf_secret" not in str(caught.value)
 
 
 def test_a_name_that_the_hub_does_not_take_is_one_message(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(push_module, "get_token", lambda: "hf_secret")
-    with pytest.raises(PollardError, match=r"Cannot push .* to a/b/c: "):
+    with raises("push.refused", "a/b/c"):
         push_module.push(str(run.path), "a/b/c")
