@@ -77,12 +77,12 @@ def gaps(models: list[tuple[PreTrainedModel, Batches]], keeps: tuple[int, ...]) 
     """Per `keep` and block: loss found / smallest loss - 1."""
     found: dict[int, list[float]] = {keep: [] for keep in keeps}
     for model, batches in models:
-        best = calibrate(model, batches, reconstruction=True).about["reconstruction"]["layerwise"]
+        best = calibrate(model, batches, reconstruction=True).about.reconstruction["layerwise"]
         with mock.patch.multiple(reconstruction, ENUMERABLE=0, ENUMERABLE_ONE_BY_ONE=0):
-            searched = calibrate(model, batches, reconstruction=True).about["reconstruction"]["layerwise"]
+            searched = calibrate(model, batches, reconstruction=True).about.reconstruction["layerwise"]
         for block, expected in best.items():
             for keep in keeps:
-                loss, least = (entry["keep"][str(keep)]["loss"] for entry in (searched[block], expected))
+                loss, least = (entry.keep[keep].loss for entry in (searched[block], expected))
                 found[keep].append(_gap(loss, least))
     return found
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 import yaml
 
-from toolkit.cuts.plan import BlockPlan, Plan
-from toolkit.cuts.statistics import ExpertStatistics
-from toolkit.evaluation import Item, Scores
+from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.plan import Plan
+from toolkit.cuts.statistics import BlockStatistics, ExpertStatistics, StatisticsFacts
+from toolkit.evaluation import EvaluationFacts, Item, Scores
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.intervals import wilson
@@ -47,14 +48,14 @@ def _calibrate(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
     for block, *counts in zip(BLOCKS, PROMPT, COMPLETION, strict=True):
         for part, count in zip(("prompt", "completion"), counts, strict=True):
             vectors[f"{block}/count/{part}"] = torch.tensor(count, dtype=torch.float64)
-        blocks[block] = {"experts": 4, "experts_per_token": 1, "tokens": {"prompt": 40, "completion": 60}}
-    ExpertStatistics(vectors, {"model": recipe.model.path, "blocks": blocks}).save(run.statistics)
+        blocks[block] = BlockStatistics(4, 1, tokens={"prompt": 40, "completion": 60})
+    ExpertStatistics(vectors, StatisticsFacts(blocks, recipe.model.path)).save(run.statistics)
     return {"examples": 8, "left_out": 0, "tokens": 100}
 
 
 def _select(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
     blocks = {block: BlockPlan(experts=4, kept=kept) for block, kept in zip(BLOCKS, KEPT, strict=True)}
-    Plan(
+    Plan.of_experts(
         model=recipe.model.path, criterion=recipe.pruning.criterion, tokens=recipe.pruning.tokens, seed=7, keep=2,
         experts_per_token=1, blocks=blocks,
     ).save(run.plan)  # fmt: skip
@@ -73,11 +74,13 @@ def make_large(run: RunDirectory, blocks: int = 48, experts: int = 128, keep: in
             for statistic in ("gate_sum", "gated_norm_sum", "norm_sum", "max_norm"):
                 noise = torch.rand(experts, generator=generator, dtype=torch.float64) + 0.5
                 vectors[f"{name}/{statistic}/{part}"] = 1e4 * use * noise
-        about[name] = {"experts": experts, "experts_per_token": 8, "tokens": {"prompt": 40, "completion": 60}}
+        about[name] = BlockStatistics(experts, 8, tokens={"prompt": 40, "completion": 60})
         count = vectors[f"{name}/count/prompt"] + vectors[f"{name}/count/completion"]
         chosen[name] = BlockPlan(experts=experts, kept=sorted(count.argsort(descending=True)[:keep].tolist()))
-    ExpertStatistics(vectors, {"model": "path/of/model", "blocks": about}).save(run.statistics)
-    Plan(model="path/of/model", criterion="frequency", seed=7, keep=keep, experts_per_token=8, blocks=chosen).save(run.plan)
+    ExpertStatistics(vectors, StatisticsFacts(about, "path/of/model")).save(run.statistics)
+    Plan.of_experts(model="path/of/model", criterion="frequency", seed=7, keep=keep, experts_per_token=8, blocks=chosen).save(
+        run.plan
+    )
 
 
 def _recover(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
@@ -95,7 +98,10 @@ def evaluate_role(run: RunDirectory, role: str, n: int = 20, right: int | None =
     }  # fmt: skip
     right = RIGHT[role] * n // 20 if right is None else right
     items = [Item(i, f"Is {i}?", "yes", "yes" if i < right else "no", i < right, 5, ended=True) for i in range(n)]
-    Scores(items, measures | about).save(run.evaluation, role)
+    facts = {key: value for key, value in (measures | about).items() if key in EvaluationFacts.__annotations__}
+    Scores(items, EvaluationFacts(**facts)).save(run.evaluation, role)
+    summary = run.evaluation / f"{role}.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | about))
     run.finish(f"evaluate/{role}", role, 1.25, seed=7, ranks=2)
 
 

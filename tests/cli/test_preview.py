@@ -59,9 +59,12 @@ def test_lengths_of_every_split_are_told_and_what_exceeds_the_limits(preview) ->
 def test_the_95th_percentile_bounds_95_of_100() -> None:
     tokenizer = load_tokenizer(str(PLAYGROUND / "model"))
     found = lengths_of(tokenizer, Task(TaskRecipe(name="playground/sorting")).examples("test")[:200])
-    assert found.prompt is not None and found.prompt.least <= found.prompt.median <= found.prompt.most_of <= found.prompt.most
+    assert (
+        found.prompt is not None
+        and found.prompt.shortest <= found.prompt.median <= found.prompt.percentile_95 <= found.prompt.longest
+    )
     prompts = [encode(tokenizer, e).prompt_length for e in Task(TaskRecipe(name="playground/sorting")).examples("test")[:200]]
-    assert sum(length <= found.prompt.most_of for length in prompts) >= 190
+    assert sum(length <= found.prompt.percentile_95 for length in prompts) >= 190
     assert lengths_of(tokenizer, []) == (None, None, [], [])
 
 

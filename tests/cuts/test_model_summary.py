@@ -5,16 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, plan_for, tiny_model
+from conftest import FAMILIES, plan_for, raises, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from toolkit.cuts.apply import apply_plan
 from toolkit.cuts.checkpoint import prune_checkpoint
-from toolkit.cuts.experts import apply_plan
 from toolkit.cuts.model_summary import model_summary, summary_of
 from toolkit.moe import checkpoint_bytes, sizes
 from toolkit.report.inspection import checkpoint_text, show_model_summary
-from toolkit.runtime.errors import PollardError
 
 
 def test_mixtral_8x7b() -> None:
@@ -108,5 +107,5 @@ def test_files_that_are_another_models_are_told(tmp_path: Path) -> None:
     tiny_model("mixtral").save_pretrained(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 1'))
-    with pytest.raises(PollardError, match="says 1 layer, and the files have 2"):
+    with raises("checkpoint.too-many-layers", "1 layer,", "have 2"):
         model_summary(str(tmp_path))

@@ -9,7 +9,7 @@ import torch
 from chat_templates import SHAPES, tokenizer_of
 from serving import serving
 
-from toolkit.evaluation import Decoding, Scores, evaluate_with
+from toolkit.evaluation import Decoding, Questions, Scores, evaluate_with
 from toolkit.evaluation.answers import Answer, answer_of, read_answer
 from toolkit.evaluation.generation import StopInAnswer
 from toolkit.evaluation.server import ServerWriter
@@ -81,7 +81,7 @@ def served(tokenizer: Any, task: Task, text: str, prompt: str, seen: list[Any], 
         servers = ServersRecipe.model_validate({"original": url, "prompt": prompt})
         assert servers.original
         how = Decoding(64, **decoding)
-        return evaluate_with(ServerWriter(servers.original, servers, tokenizer, how), tokenizer, task, "test", None, how)
+        return evaluate_with(ServerWriter(servers.original, servers, tokenizer, how), tokenizer, Questions.of(task, "test"), how)
 
 
 @pytest.mark.parametrize("prompt", ["tokens", "text", "chat"])

@@ -82,7 +82,7 @@ def test_both_scores_are_reported_and_kept(task: Task, tokenizer: Any, tmp_path:
     scores.save(tmp_path, "pruned")
     summary = json.loads((tmp_path / "pruned.json").read_text())
     assert (summary["likelihood_score"], summary["likelihood_correct"]) == (sum(right) / 3, sum(right))
-    assert f"{sum(right) / 3:.1%} by the likeliest choice" in scores.told_beside
+    assert f"{sum(right) / 3:.1%} by the likeliest choice" in scores.other_measures
 
 
 # Each rank weighs every second batch: together they find what one finds.

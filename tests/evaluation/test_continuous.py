@@ -26,7 +26,7 @@ def test_the_same_greedy_answers_as_in_batches(tokenizer: Any, stop: list[str]) 
         for backend in ("transformers", "continuous")
     )
     assert continuous.items == batches.items
-    assert (continuous.about["backend"], continuous.about.get("batch_size")) == ("continuous", None)
+    assert (continuous.facts.backend, continuous.facts.batch_size) == ("continuous", None)
 
 
 def test_what_does_not_end_is_cut_alike(tokenizer: Any) -> None:

@@ -7,8 +7,8 @@ import torch
 from conftest import PLAYGROUND, plan_for, tiny_model
 from transformers import GenerationConfig, PreTrainedModel
 
-from toolkit.cuts.experts import apply_plan
-from toolkit.evaluation.speed import compare_drafting, timed_answer
+from toolkit.cuts.apply import apply_plan
+from toolkit.evaluation.drafting import compare_drafting, timed_answer
 from toolkit.moe import load_model, load_tokenizer
 from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Example, encode_prompt

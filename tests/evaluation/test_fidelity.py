@@ -10,7 +10,7 @@ import torch
 from conftest import plan_for, tiny_model
 from transformers import PreTrainedModel
 
-from toolkit.cuts.experts import apply_plan, masked
+from toolkit.cuts.apply import apply_plan, masked
 from toolkit.evaluation import Fidelity, fidelity, measure_fidelity, write_reference
 from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Encoded, padded_batches

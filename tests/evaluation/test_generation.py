@@ -52,10 +52,10 @@ def test_where_memory_is_short_batches_are_halved_and_nothing_else_changes(
 ) -> None:
     settings: dict[str, Any] = {"examples": 20, "max_new_tokens": 48, "temperature": 1.0, "batch_size": 16}
     whole = evaluate(model, tokenizer, task, **settings)
-    measure_room = Room(4)
-    monkeypatch.setattr(generation, "generate", measure_room)
+    room = Room(4)
+    monkeypatch.setattr(generation, "generate", room)
     assert evaluate(model, tokenizer, task, **settings).items == whole.items
-    assert measure_room.tried == [16, 8, 4, 4, 4, 4, 4]  # found once, then known
+    assert room.tried == [16, 8, 4, 4, 4, 4, 4]  # found once, then known
     assert "not enough GPU memory for 16 questions at a time: going on with 8" in capsys.readouterr().out
 
 
@@ -80,7 +80,7 @@ def test_an_interrupted_evaluation_loses_one_batch_and_ends_as_if_undisturbed(
     assert len(calls) == 6  # five batches of 8, one of them begun twice
     judged_again = evaluate(model, tokenizer, task, log=AnswerLog(tmp_path, "model"), **settings)
     assert judged_again.items == whole.items and len(calls) == 6  # nothing is written twice
-    assert judged_again.about["tokens_per_second"] is None  # nothing was timed
+    assert judged_again.facts.tokens_per_second is None  # nothing was timed
 
 
 def test_batches_do_not_change_what_is_drawn(model: Any, tokenizer: Any, task: Task) -> None:
@@ -89,8 +89,8 @@ def test_batches_do_not_change_what_is_drawn(model: Any, tokenizer: Any, task: T
         for size in (3, 32)
     )
     assert one.items == many.items
-    assert one.about["samples"] == 3 and 0 <= one.about["mean_score"] <= 1
-    assert len({sample["prediction"] for sample in one.items[0].samples}) > 1
+    assert one.facts.samples == 3 and 0 <= one.facts.mean_score <= 1
+    assert len({sample.prediction for sample in one.items[0].samples}) > 1
 
 
 def test_text_after_a_stop_string_is_cut_and_the_answer_has_ended(tokenizer: Any, tmp_path: Path) -> None:

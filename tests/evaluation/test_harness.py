@@ -46,8 +46,8 @@ def test_accuracy_is_what_a_plain_loop_over_the_choices_finds(folder: str) -> No
         found = run_harness(model, tokenizer, ["small_choice"], folder, 3)["small_choice"]
         right = by_hand(model, tokenizer)
         share = sum(right) / len(right)
-        assert (found["n"], found["metrics"]["acc"]["value"]) == (8, share)
-        assert found["metrics"]["acc"]["error"] == pytest.approx((share * (1 - share) / 7) ** 0.5)
+        assert (found.n, found.metrics["acc"].value) == (8, share)
+        assert found.metrics["acc"].error == pytest.approx((share * (1 - share) / 7) ** 0.5)
 
 
 def test_an_unknown_task_a_missing_folder_and_missing_data_are_told(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

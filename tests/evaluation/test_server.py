@@ -12,7 +12,7 @@ import pytest
 from conftest import PLAYGROUND
 from serving import Reply, playing, serving
 
-from toolkit.evaluation import AnswerLog, Decoding, Scores, evaluate, evaluate_with, server
+from toolkit.evaluation import AnswerLog, Decoding, Questions, Scores, evaluate, evaluate_with, server
 from toolkit.evaluation.server import ServerWriter
 from toolkit.moe import load_model, load_tokenizer
 from toolkit.recipe.data import TaskRecipe
@@ -41,7 +41,8 @@ def task() -> Task:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(server, "RETRIES", 2)
+    monkeypatch.setattr(server, "PAUSE", 0.01)
 
 
 def asked(url: str, tokenizer: Any, task: Task, folder: Path | None = None, decoding: Decoding = GREEDY, **asking: Any) -> Scores:
@@ -49,7 +50,7 @@ def asked(url: str, tokenizer: Any, task: Task, folder: Path | None = None, deco
     assert servers.original
     writer = ServerWriter(servers.original, servers, tokenizer, decoding)
     log = AnswerLog(folder, "server") if folder else None
-    return evaluate_with(writer, tokenizer, task, "test", COUNT, decoding, log)
+    return evaluate_with(writer, tokenizer, Questions.of(task, "test", COUNT), decoding, log)
 
 
 @pytest.mark.parametrize("prompt", ["tokens", "text", "chat"])

@@ -33,10 +33,13 @@ def test_the_data_sets_of_a_mix_are_named_once(tmp_path: Path) -> None:
 def test_licence_and_language_are_those_of_the_originals_card(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     run.pruned.mkdir()
-    (run.pruned / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: [en, no]\ntags: [x]\n---\n# Theirs\n")
+    (run.pruned / "README.md").write_text(
+        "---\nlicense: apache-2.0\nlicense_link: 2026-01-31\nlanguage: [en, no]\ntags: [x]\n---\n# Theirs\n"
+    )
     (run.pruned / "config.json").write_text('{"model_type": "mixtral"}')
     found = read_run_facts(run.path).origin
-    assert (found.card, found.family) == ({"license": "apache-2.0", "language": ["en", "no"]}, "mixtral")
+    licence = {"license": "apache-2.0", "license_link": "2026-01-31", "language": ["en", "no"]}
+    assert (found.card, found.family) == (licence, "mixtral")
 
 
 @pytest.mark.parametrize("text", ["no metadata", "---\n[\n---\n", "---\n- a list\n---\n", ""])

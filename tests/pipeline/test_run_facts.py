@@ -8,7 +8,8 @@ import pytest
 from conftest import ROOT, raises
 from made_up_run import BLOCKS, KEPT, RIGHT, ROLES, evaluate_role, make_full_run, make_run
 
-from toolkit.cuts.plan import BlockPlan, Plan
+from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.plan import Plan
 from toolkit.pipeline.run_facts import read_run_facts
 from toolkit.pipeline.write_report import write_report
 from toolkit.recipe.file import dump_recipe, load_recipe
@@ -93,7 +94,7 @@ def test_a_schedule_is_told_from_the_original_to_the_last_round(tmp_path: Path) 
     run = make_run(tmp_path, pruning={"schedule": [3, 2]})
     plan = Plan.load(run.plan)  # of the last round: 2 of the 3 that the first left
     run.rounds.mkdir()
-    plan.model_copy(update={"blocks": {b: BlockPlan(experts=6, kept=[1, 5]) for b in plan.blocks}}).save(run.rounds / "plan.json")
+    plan.with_experts({b: BlockPlan(experts=6, kept=[1, 5]) for b in plan.blocks}).save(run.rounds / "plan.json")
     report = read_run_facts(run.path)
     assert (report.pruning.experts, report.pruning.keep, report.pruning.schedule) == (6, 2, [3, 2])
     assert report.headline.startswith("2 of 6 experts, 2.0× smaller: ")

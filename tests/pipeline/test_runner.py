@@ -9,6 +9,7 @@ from families import tiny_family
 from small_run import make_small, small_recipe
 from transformers import LlamaConfig
 
+from toolkit.cuts.plan import Plan
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.runner import plan_stages, run
 from toolkit.recipe.schema import Recipe
@@ -187,11 +188,11 @@ def test_reconstruction_is_searched_in_calibration_only_where_it_is_asked_for(
 
     run_path, both = folder / "runs" / "search", ["calibrate", "select"]
     assert redone() == both
-    plan = json.loads((run_path / "plan.json").read_text())
-    assert (plan["criterion"], plan["mode"], plan["keep"]) == ("reconstruction", "layerwise", 4)
+    plan = Plan.load(run_path / "plan.json")
+    assert (plan.criterion, plan.mode, plan.keep) == ("reconstruction", "layerwise", 4)
     assert redone(pruning__keep=3) == ["select"]  # one layerwise search serves every keep
     assert redone(pruning__mode="progressive") == both
-    assert json.loads((run_path / "plan.json").read_text())["mode"] == "progressive"
+    assert Plan.load(run_path / "plan.json").mode == "progressive"
     assert redone(pruning__mode="progressive", pruning__keep=3) == both
     assert "reconstruction" not in json.loads((folder / "runs" / "small" / "calibration" / "statistics.json").read_text())
 

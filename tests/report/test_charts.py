@@ -8,15 +8,15 @@ from test_sweep_table import ROWS, N
 from toolkit.recipe.roles import Role
 from toolkit.report import tabulate
 from toolkit.report.charts import Agreement, agreement, forest, keep_curve, log_ticks, loss_curve, nice_ticks
-from toolkit.report.facts import CriteriaAgreement, PairedComparison, TrainingFacts
+from toolkit.report.facts import CriteriaAgreement, RolePair, TrainingFacts
 from toolkit.runtime.intervals import wilson
 
 Point = tuple[float, float]
 
 
-def pair(low: float, difference: float, high: float) -> PairedComparison[Role]:
+def pair(low: float, difference: float, high: float) -> RolePair:
     counts = dict.fromkeys(("both", "only_first", "only_second", "neither", "n"), 1)
-    return PairedComparison(
+    return RolePair(
         first=Role.PRUNED, second=Role.ORIGINAL, difference=difference, interval=(low, high), p=1, significant=False, **counts
     )
 

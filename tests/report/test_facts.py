@@ -1,6 +1,7 @@
 """Law: RunFacts is report.json, read and written without a loss; tests/samples/report.json is what earlier versions wrote."""
 
 import json
+import pickle
 
 import pytest
 from conftest import ROOT
@@ -22,6 +23,13 @@ def test_an_earlier_report_can_be_shown() -> None:
     facts = RunFacts.model_validate_json(SAMPLE)
     assert facts.headline.replace(" -> ", "\N{NO-BREAK SPACE}→\N{NO-BREAK SPACE}")[:20] in render(facts)
     assert f"**{facts.headline}**" in card(facts, "here")
+
+
+# The main rank reads the run, and sends the facts to the others.
+def test_facts_can_be_sent_to_other_ranks() -> None:
+    facts = RunFacts.model_validate_json(SAMPLE)
+    received = pickle.loads(pickle.dumps(facts))
+    assert received == facts and json.dumps(received.as_json()) == json.dumps(facts.as_json())
 
 
 def test_every_value_is_found_under_its_path() -> None:

@@ -103,7 +103,7 @@ def test_numbers_on_the_page_are_those_of_report_json(tmp_path: Path) -> None:
     there = {path for path, _, _ in found}
     for role in (*ROLES, "control"):
         for measure in MEASURES:
-            if measure.of(report.models[role]) is None:  # of a model that skips experts only
+            if measure.value_in(report.models[role]) is None:  # of a model that skips experts only
                 continue
             assert "/".join(["models", role, measure.field] if measure.field else ["models", role]) in there
     assert {f"pairs/{i}/{key}" for i in range(6) for key in ("both", "neither", "difference", "interval/0", "p")} <= there

@@ -45,13 +45,13 @@ def test_other_questions_are_not_compared_and_have_not_changed(tmp_path: Path) -
 def test_questions_are_matched_by_text_and_gold_wherever_they_stand() -> None:
     first = correctness([answer(0, "a", True), answer(1, "b", False)])
     second = correctness([answer(0, "b", False), answer(1, "a", False)])
-    assert compare_paired("one", "other", first, second).only_first == 1
+    assert compare_paired(first, second).only_first == 1
 
 
 def test_a_question_that_is_put_twice_is_matched_in_order() -> None:
     first = correctness([answer(1, "a", False), answer(0, "a", True), answer(2, "a", True, gold="2")])
     assert list(first.values()) == [True, False, True]
-    assert compare_paired("one", "other", first, first).both == 2
+    assert compare_paired(first, first).both == 2
 
 
 @pytest.mark.parametrize("damage", ["{", "[1", "1", '{"index": 0}'])

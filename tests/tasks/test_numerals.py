@@ -171,4 +171,4 @@ def test_the_last_number_of_a_text_is_not_one_of_several_to_choose_from(text: st
 def test_a_division_that_was_not_carried_out_answers_only_one_that_is_none_either() -> None:
     six_halves, three, half, halves = (sole_number(text) for text in ("6/2", "3", "1/2", "2/4"))
     assert six_halves and three and half and halves
-    assert not six_halves.answers(three) and three.answers(six_halves) and six_halves.answers(six_halves) and halves.answers(half)
+    assert not six_halves.matches(three) and three.matches(six_halves) and six_halves.matches(six_halves) and halves.matches(half)

@@ -1,12 +1,13 @@
 """What the cells of a sweep are measured on: the dev slice of a task, or the beginning of a text."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.evaluation import completion_loss, evaluate
+from toolkit.evaluation.evaluate import evaluate
+from toolkit.evaluation.likelihood import completion_loss
 from toolkit.recipe.data import DataRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.errors import PollardError
@@ -15,13 +16,33 @@ from toolkit.tasks import DataCache, Task, encode_all, encode_texts, padded_batc
 
 @dataclass(frozen=True)
 class Probe:
-    """`batches` serve the loss; `task`, of whose dev slice the first `examples` are asked, is None for plain text."""
+    """`batches` are for the loss. The first `examples` questions of the dev slice of `task` are answered; plain text has no
+    task."""
 
     name: str
     task: Task | None
     examples: int | None
     batches: list[dict[str, torch.Tensor]]
     left_out: int
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """The loss over completion tokens (None: not finite) and, of a task, its score and which questions were right."""
+
+    name: str
+    loss: float | None
+    loss_tokens: int
+    left_out: int
+    score: float | None = None
+    correct: int | None = None
+    n: int | None = None
+    interval: list[float] | None = None
+    right: str | None = None  # "1101…", one digit per question, by which cells are compared
+
+    def to_json(self) -> dict[str, Any]:
+        """Without the keys of a score for plain text."""
+        return {key: value for key, value in asdict(self).items() if key == "loss" or value is not None}
 
 
 def read_probe(data: DataRecipe, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, cache: DataCache) -> Probe:
@@ -41,17 +62,20 @@ def check_probe(data: DataRecipe, cache: DataCache) -> None:
     if data.text is not None:
         cache.texts(data.text)
     elif data.task and not cache.task(data.task).examples("dev"):
-        raise PollardError(f"Task {data.name} has no dev examples: a fifth of its training data is carved for them.")
+        raise PollardError(
+            f"Task {data.name} has no dev examples: a fifth of its training data is carved for them.", code="sweep.no-dev"
+        )
 
 
-def measure_probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, probe: Probe) -> dict[str, Any]:
-    """The model's loss, and for a task its score and, question by question, whether it was right (to compare cells by)."""
-    mean = completion_loss(model, probe.batches)
-    found: dict[str, Any] = {"name": probe.name, "loss": mean.finite, "loss_tokens": mean.tokens, "left_out": probe.left_out}
-    if probe.task:
-        settings = recipe.evaluation
-        scores = evaluate(model, tokenizer, probe.task, "dev", probe.examples, settings.batch_size, settings.max_new_tokens)
-        scores.check()
-        found |= {"score": scores.score, "correct": scores.correct, "n": scores.n, "interval": list(scores.interval)}
-        found["right"] = "".join(str(int(item.correct)) for item in scores.items)
-    return found
+def measure_probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, probe: Probe) -> ProbeResult:
+    """The model's loss, and for a task its score. Raises ItemsFailed where the task's scorer could not judge an answer."""
+    loss = completion_loss(model, probe.batches)
+    if not probe.task:
+        return ProbeResult(probe.name, loss.finite, loss.tokens, probe.left_out)
+    settings = recipe.evaluation
+    scores = evaluate(model, tokenizer, probe.task, "dev", probe.examples, settings.batch_size, settings.max_new_tokens)
+    scores.check()
+    right = "".join(str(int(item.correct)) for item in scores.items)
+    return ProbeResult(
+        probe.name, loss.finite, loss.tokens, probe.left_out, scores.score, scores.correct, scores.n, list(scores.interval), right
+    )

@@ -9,7 +9,7 @@ from toolkit.pipeline.run_facts import read_answers, read_file
 from toolkit.pipeline.run_status import stale_message
 from toolkit.pipeline.stages.names import EVALUATE, stage_name
 from toolkit.recipe.roles import Role
-from toolkit.report.facts import ComparedModel, ModelComparison, ModelResult
+from toolkit.report.facts import ComparedModel, ModelComparison, ModelPair, ModelResult
 from toolkit.report.narrative import verdict
 from toolkit.report.questions import Correctness, compare_paired, correctness
 from toolkit.runtime.errors import PollardError
@@ -88,7 +88,7 @@ def compare(first: str, second: str, stale: bool = False) -> ModelComparison:
             "evaluation.split and evaluation.examples.",
             code="compare.other-questions",
         )
-    pair = compare_paired(one.compared(), other.compared(), one.correct, other.correct)
+    pair = ModelPair.of(one.compared(), other.compared(), compare_paired(one.correct, other.correct))
     return ModelComparison(
         task=one.result.task, split=one.result.split, pair=pair, verdict=verdict(pair, one.name, other.name)
     )  # fmt: skip

@@ -16,6 +16,7 @@ from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.training_data import training_sources
 from toolkit.runtime.files import fingerprint_of, fingerprint_of_source
+from toolkit.selection.criteria import CRITERIA, SearchRequest
 from toolkit.tasks import DataCache
 from toolkit.tasks.scorers import scorer_file
 
@@ -68,7 +69,7 @@ def fingerprints_of(
     model = fingerprint_of(fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}))
     splits = {split: data.task_fingerprint(recipe.task, split) for split in task.sources()}
     split = splits["train" if recipe.evaluation.split == "dev" else "test"]
-    evaluation = [recipe.evaluation.what_decides(), *([recipe.seed] if recipe.evaluation.temperature else [])]
+    evaluation = [recipe.evaluation.fingerprint_values(), *([recipe.seed] if recipe.evaluation.temperature else [])]
     own_data = fingerprint_of(settings, splits["train"])
     teaching = teaching or _teaching(recipe, data, model, own_data, splits["test"])
     observing, choosing = _observing(recipe, data, budget()), recipe.pruning.model_dump(exclude={"schedule", "skipping"})
@@ -110,13 +111,9 @@ def own_scorer_identity(recipe: TaskRecipe) -> list[Any]:
     return [fingerprint_of_source(scorer_file(own) or own)] if own else []
 
 
-def subset_search(recipe: Recipe) -> list[Any]:
-    """What decides the subset search that is part of calibration: nothing where the criterion needs none; a progressive
-    search serves one `keep`, a layerwise one every `keep`."""
-    pruning = recipe.pruning
-    if pruning.criterion != "reconstruction":
-        return []
-    return [pruning.mode, *([pruning.keep] if pruning.mode == "progressive" else [])]
+def subset_search(recipe: Recipe) -> SearchRequest | None:
+    """The search that the recipe's criterion needs in calibration; None where it needs none."""
+    return CRITERIA[recipe.pruning.criterion].search(recipe.pruning)
 
 
 def _teaching(recipe: Recipe, data: DataCache, model: str, own_data: str, test_data: Any) -> Teaching:
@@ -136,9 +133,9 @@ def _teaching(recipe: Recipe, data: DataCache, model: str, own_data: str, test_d
 def _observing(recipe: Recipe, data: DataCache, budget: RoutingBudget) -> list[Any]:
     # Criteria score what the pruned model will do: with fewer experts per token, calibration is another one
     routing = [budget.experts_per_token] if budget.fewer_active else []
-    return [
-        _calibration_data(recipe, data), recipe.calibration.model_dump(), recipe.seed, *routing, *subset_search(recipe)
-    ]  # fmt: skip
+    search = subset_search(recipe)
+    searching = search.identity if search else []
+    return [_calibration_data(recipe, data), recipe.calibration.model_dump(), recipe.seed, *routing, *searching]
 
 
 def _calibration_data(recipe: Recipe, data: DataCache) -> list[Any]:

@@ -26,7 +26,7 @@ def provenance_of_run(run: RunPaths, recipe: Recipe | None) -> Provenance:
         base_model=path if _is_hub_id(path) else None,
         datasets=list(dict.fromkeys(name for name in datasets if name)),
         family=_family(run.pruned / "config.json"),
-        card={key: card[key] for key in CARRIED_OVER if card.get(key)},
+        card=json.loads(json.dumps({key: card[key] for key in CARRIED_OVER if card.get(key)}, default=str)),  # YAML knows dates
     )
 
 

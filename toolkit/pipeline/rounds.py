@@ -8,7 +8,8 @@ runs/<name>/rounds/plan.json   all rounds' choices in one: what stays of the ori
 
 from pathlib import Path
 
-from toolkit.cuts.plan import BlockPlan, Plan
+from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.plan import Plan
 from toolkit.recipe.schema import ModelRecipe, Recipe
 from toolkit.runtime.run_paths import RunPaths
 
@@ -65,7 +66,7 @@ def composed_plan(recipe: Recipe, run: RunPaths) -> Plan:
         for plan in plans:
             kept = [kept[index] for index in plan.blocks[name].kept]
         blocks[name] = BlockPlan(experts=block.experts, kept=kept)
-    return plans[-1].model_copy(update={"model": recipe.model.path, "blocks": blocks})
+    return plans[-1].with_experts(blocks, recipe.model.path)
 
 
 def share_teaching(run: RunPaths, keep: int) -> None:

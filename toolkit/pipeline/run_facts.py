@@ -168,8 +168,8 @@ def _pruning(run: RunDirectory, plan: Plan, recipe: Recipe | None) -> PruningFac
 
 
 def _calibration(entry: Mapping[str, Any], statistics: ExpertStatistics | None) -> CalibrationFacts:
-    blocks = statistics.about["blocks"].values() if statistics else ()
-    tokens = next((about["tokens"] for about in blocks), None)  # every block sees the same tokens
+    block = next(iter(statistics.about.blocks.values()), None) if statistics else None  # every block sees the same tokens
+    tokens = {str(part): number for part, number in block.tokens.items()} if block else None
     return CalibrationFacts(**{key: entry.get(key) for key in CALIBRATION_KEYS}, tokens=tokens)
 
 

@@ -17,8 +17,9 @@ import torch
 from rich.markup import escape
 from transformers import PreTrainedModel
 
-from toolkit.cuts.experts import masked
-from toolkit.cuts.plan import BlockPlan, Plan
+from toolkit.cuts.apply import masked
+from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.evaluation import measure_fidelity, write_reference
 from toolkit.evaluation.probe import check_probe, measure_probe, read_probe
@@ -153,7 +154,7 @@ def _choose(grid: Grid, context: RunContext, folders: list[Path]) -> list[SweepC
     blocks = find_blocks(context.meta_model)
     count = blocks[0].expert_count
     everyone = {block.name: BlockPlan(experts=count, kept=list(range(count))) for block in blocks}
-    original = Plan(
+    original = Plan.of_experts(
         model=recipe.model.path, criterion="original", keep=count, experts_per_token=blocks[0].experts_per_token, blocks=everyone
     )
     choices = {("", count, 0): SweepChoice(None, original, 0, file_of(original))}
@@ -195,8 +196,10 @@ def _measure(context: RunContext, choices: list[SweepChoice], folder: Path) -> N
         for number, choice in enumerate(choices, start=1):
             started = time.monotonic()
             with masked(model, choice.plan):
-                found = {name: probe and measure_probe(model, tokenizer, recipe, probe) for name, probe in probes.items()}
-                found["fidelity"] = measure_fidelity(model, gold, said, "").facts() if gold else None
+                found = {
+                    name: probe and measure_probe(model, tokenizer, recipe, probe).to_json() for name, probe in probes.items()
+                }
+                found["fidelity"] = measure_fidelity(model, gold, said, "").to_json() if gold else None
             seconds = round(time.monotonic() - started, 1)
             facts = {
                 "format": 2, "keep": choice.plan.keep, "experts_per_token": choice.plan.experts_per_token,
@@ -209,7 +212,7 @@ def _measure(context: RunContext, choices: list[SweepChoice], folder: Path) -> N
             result = f"{percent(task['score'])}, loss {loss(task['loss'])}"
             say(f"  {number}/{len(choices)} {choice.name}: {result} [dim]{seconds} s[/]")
 
-    with_model(recipe, recipe.model.path, recipe.model.revision, measure, whole="a sweep masks the routers of a whole model")
+    with_model(recipe, recipe.model.path, recipe.model.revision, measure, why_whole="a sweep masks the routers of a whole model")
     barrier()
     on_main(lambda: remove_matching(said, SHARD_PATTERN))
 

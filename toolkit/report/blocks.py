@@ -15,17 +15,17 @@ from toolkit.report.facts import BlockFacts, CriteriaAgreement, PruningFacts
 def pruning_facts(plan: Plan, schedule: list[int] | None) -> PruningFacts:
     """The plan in numbers; with a schedule, `plan` is that of all rounds together."""
     experts = next(iter(plan.blocks.values())).experts
-    chosen = plan.model_dump(include={"keep", "experts_per_token", "criterion", "mode", "tokens", "seed"})
+    chosen = {key: getattr(plan, key) for key in ("criterion", "mode", "tokens", "seed", "keep", "experts_per_token")}
     return PruningFacts(**chosen, experts=experts, blocks=len(plan.blocks), schedule=schedule)
 
 
 def block_facts(statistics: ExpertStatistics | None, plan: Plan | None) -> dict[str, BlockFacts]:
     """Per block what was observed and what was chosen; either may be missing."""
-    observed = statistics.about["blocks"] if statistics else {}
+    observed = statistics.about.blocks if statistics else {}
     chosen = plan.blocks if plan else {}
     blocks = {}
     for name in observed or chosen:
-        about, choice = observed.get(name, {}), chosen.get(name)
+        about, choice = observed.get(name), chosen.get(name)
         share = kept_share = kept_unobserved = None
         if statistics and about:
             counts = {tokens: statistics.get(name, "count", tokens) for tokens in ("all", *PARTS)}
@@ -35,13 +35,13 @@ def block_facts(statistics: ExpertStatistics | None, plan: Plan | None) -> dict[
                 kept_share = _short(float(count_E[choice.kept].sum() / count_E.sum())) if count_E.any() else None
                 kept_unobserved = int((count_E[choice.kept] == 0).sum())
         blocks[name] = BlockFacts(
-            experts=about["experts"] if about else chosen[name].experts,
+            experts=about.experts if about else chosen[name].experts,
             kept=choice.kept if choice else None,
             share=share,
             kept_share=kept_share,
             kept_unobserved=kept_unobserved,
-            unobserved=about.get("unobserved"),
-            entropy_bits=about.get("entropy_bits"),
+            unobserved=about.unobserved if about else None,
+            entropy_bits=about.entropy_bits if about else None,
         )
     return blocks
 

@@ -7,15 +7,17 @@ the keys. None stands for what the run has not done. `toolkit/pipeline/run_facts
 this package knows where a run keeps its files. Shares, scores and intervals are fractions in [0, 1].
 """
 
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, JsonValue
 
 from toolkit.recipe.roles import Role
 from toolkit.report.measurements import Facts, Fidelity, HarnessRow, Interval, Number, SpeedTable, SweepTable
+from toolkit.runtime.intervals import Pair
 
 LoggedLoss = tuple[Number, Number | None]  # step, nats per token; None: it was not finite
 Side = TypeVar("Side")
+SIGNIFICANT = 0.05  # p below it
 
 
 class ModelResult(Facts):
@@ -76,6 +78,16 @@ class PairedComparison(Facts, Generic[Side]):
     n: int
     significant: bool
 
+    @classmethod
+    def of(cls, first: Side, second: Side, statistics: Pair) -> Self:
+        """The comparison of `first` and `second` with these counts, difference and p."""
+        significant = statistics.p < SIGNIFICANT
+        return cls(first=first, second=second, **statistics._asdict(), n=statistics.n, significant=significant)
+
+
+class RolePair(PairedComparison[Role]):
+    """Two models of one run."""
+
 
 class ComparedModel(Facts):
     """One side of `pollard compare`; `name` is its path."""
@@ -87,13 +99,17 @@ class ComparedModel(Facts):
     interval: Interval
 
 
+class ModelPair(PairedComparison[ComparedModel]):
+    """Any two models of any two runs."""
+
+
 class ModelComparison(Facts):
-    """Any two models of any two runs; `verdict` says in words what `pair` shows."""
+    """What `pollard compare` shows; `verdict` is `pair` in words."""
 
     format: Literal[1] = 1
     task: str | None
     split: str | None
-    pair: PairedComparison[ComparedModel]
+    pair: ModelPair
     verdict: str
 
     def as_json(self) -> dict[str, Any]:
@@ -214,7 +230,7 @@ class RunFacts(Facts):
     calibration: CalibrationFacts | None
     models: dict[Role, ModelResult | None]
     ratios: dict[Role, dict[str, float]]
-    pairs: list[PairedComparison[Role]]
+    pairs: list[RolePair]
     changed: AnswerChanges | None
     blocks: dict[str, BlockFacts]
     criteria: CriteriaAgreement | None
@@ -250,7 +266,7 @@ class RunFacts(Facts):
         """The last model of the run that was evaluated: recovered, else pruned."""
         return next((role for role in (Role.RECOVERED, Role.PRUNED) if self.models.get(role)), None)
 
-    def pair_of(self, first: Role, second: Role) -> PairedComparison[Role] | None:
+    def pair_of(self, first: Role, second: Role) -> RolePair | None:
         """The comparison of two models; None where they did not answer the same questions."""
         return next((pair for pair in self.pairs if (pair.first, pair.second) == (first, second)), None)
 

@@ -54,9 +54,9 @@ class Measure(NamedTuple):
     field: str
     format: str
 
-    def of(self, model: ModelResult) -> Any:
-        """The value; None where it was not measured."""
-        return getattr(model, self.field) if self.field else model
+    def value_in(self, result: ModelResult) -> Any:
+        """What the format is given; None where it was not measured."""
+        return getattr(result, self.field) if self.field else result
 
 
 MEASURES = (
@@ -118,7 +118,7 @@ def render(report: RunFacts) -> str:
 def measures_of(report: RunFacts) -> list[Measure]:
     """Without those that no model has."""
     return [
-        row for row in MEASURES if not row.field or any(row.of(model) is not None for model in report.evaluated.values())
+        row for row in MEASURES if not row.field or any(row.value_in(model) is not None for model in report.evaluated.values())
     ]  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def recipe_text(report: RunFacts) -> str | None:
 
 def _is_key_figure(figure: Measure, model: ModelResult) -> bool:
     """Memory on CPU is that of the whole process, libraries included: no figure for the top of the page."""
-    return figure.of(model) is not None and not (figure.field == "peak_memory_bytes" and model.device == "cpu")
+    return figure.value_in(model) is not None and not (figure.field == "peak_memory_bytes" and model.device == "cpu")
 
 
 def _fact_writer(report: RunFacts) -> Callable[[list[str | int], str], Markup]:

@@ -8,15 +8,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TypeVar
 
 from toolkit.recipe.roles import Role
-from toolkit.report.facts import AnswerChanges, ChangedAnswer, ChangedAnswers, ModelResult, PairedComparison
-from toolkit.runtime.intervals import pair
+from toolkit.report.facts import AnswerChanges, ChangedAnswer, ChangedAnswers, ModelResult, RolePair
+from toolkit.runtime.intervals import Pair, pair
 
 Correctness = dict[tuple[str, str, int], bool]  # question, gold, which of its like -> whether it was answered rightly
-Side = TypeVar("Side")
-SIGNIFICANT = 0.05  # p below it
 REFERENCES = (Role.ORIGINAL, Role.CONTROL, Role.PRUNED, Role.RECOVERED)  # a model is compared with those before it
 SHOWN = 5  # changed answers of each kind
 LONGEST = 1_500  # characters of a text: an endless answer is not worth more
@@ -44,22 +41,18 @@ def correctness(answers: Sequence[Answer]) -> Correctness:
     return correct
 
 
-def compare_paired(first: Side, second: Side, first_correct: Correctness, second_correct: Correctness) -> PairedComparison[Side]:
-    """The comparison of two models, which must have answered the same questions."""
-    outcomes = Counter((first_correct[question], second_correct[question]) for question in first_correct)
-    counts = outcomes[True, True], outcomes[True, False], outcomes[False, True], outcomes[False, False]
-    statistics = pair(*counts)
-    return PairedComparison[Side](
-        first=first, second=second, **statistics._asdict(), n=statistics.n, significant=statistics.p < SIGNIFICANT
-    )  # fmt: skip
+def compare_paired(first: Correctness, second: Correctness) -> Pair:
+    """The statistics of two models, which must have answered the same questions."""
+    outcomes = Counter((first[question], second[question]) for question in first)
+    return pair(outcomes[True, True], outcomes[True, False], outcomes[False, True], outcomes[False, False])
 
 
-def compare_all(models: Mapping[Role, ModelResult], answers: Mapping[Role, Sequence[Answer]]) -> list[PairedComparison[Role]]:
+def compare_all(models: Mapping[Role, ModelResult], answers: Mapping[Role, Sequence[Answer]]) -> list[RolePair]:
     """Every two models of a run that answered the same questions of the same split; the reference is the second."""
     order = [*REFERENCES, *(role for role in models if role not in REFERENCES)]
     correct = {role: correctness(answers[role]) for role in sorted(models, key=order.index) if answers.get(role)}
     return [
-        compare_paired(first, second, correct[first], correct[second])
+        RolePair.of(first, second, compare_paired(correct[first], correct[second]))
         for second, first in combinations(correct, 2)
         if models[first].split == models[second].split and correct[first].keys() == correct[second].keys()
     ]

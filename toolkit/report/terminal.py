@@ -6,8 +6,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from toolkit.recipe.roles import Role
-from toolkit.report.facts import ModelComparison, ModelResult, PairedComparison, RunFacts
+from toolkit.report.facts import ModelComparison, ModelResult, RolePair, RunFacts
 from toolkit.report.page import acceptance, kl, measured
 from toolkit.runtime.distributed import console, is_main, say
 from toolkit.runtime.formatting import MISSING, amount, interval, p_value, percent, points, size, speed
@@ -54,7 +53,7 @@ def _cells(result: ModelResult) -> list[str]:
     ]
 
 
-def _pair_table(pairs: Sequence[PairedComparison[Role]]) -> Table:
+def _pair_table(pairs: Sequence[RolePair]) -> Table:
     """Every two models, question by question."""
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
     for column in ("paired", "points", "95 % interval", "McNemar", ""):

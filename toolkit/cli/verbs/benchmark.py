@@ -49,7 +49,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     if arguments.json:
         _check_figures_file(Path(arguments.json))
     load = Workload(arguments.batch_sizes, arguments.prompt_tokens, arguments.new_tokens, arguments.repeats)
-    figures = benchmark(models_to_measure(arguments.models, arguments.keep, arguments.dtype), load)
+    figures = benchmark(models_to_measure(arguments.models, arguments.keep, arguments.dtype), load).to_json()
     show_speed(SpeedTable.model_validate(figures))
     if arguments.json:
         write_text(arguments.json, json.dumps(figures, indent=1) + "\n")

@@ -71,7 +71,7 @@ def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_generate(arguments: argparse.Namespace) -> None:
     from toolkit.evaluation import greedy
-    from toolkit.evaluation.speed import compare_drafting, timed_answer
+    from toolkit.evaluation.drafting import compare_drafting, timed_answer
     from toolkit.moe import load_model, load_tokenizer
     from toolkit.pipeline.run_models import original_and
     from toolkit.runtime.distributed import device

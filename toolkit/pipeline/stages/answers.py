@@ -135,7 +135,7 @@ def _draw(
         mine = range(piece * PROMPTS, min((piece + 1) * PROMPTS, len(asked)))
         for start in range(0, len(mine), size):
             rows = [(i, sample) for i in mine[start : start + size] for sample in range(source.samples)]
-            answers = generate(model, [asked[i][0] for i, _ in rows], settings, [drawing.numbers(*row) for row in rows])
+            answers = generate(model, [asked[i][0] for i, _ in rows], settings, [drawing.random_numbers(*row) for row in rows])
             right = {}  # in the order drawn, equal ones once
             for (i, _), answer in zip(rows, answers, strict=True):
                 prompt, example = asked[i]

@@ -1,13 +1,13 @@
 """The source over a sample of training examples -> calibration/: how much each expert is used, and what it adds."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from transformers import PreTrainedModel
 
-from toolkit.calibration import calibrate_sources
+from toolkit.calibration import CalibrationSource, calibrate_mix
 from toolkit.calibration.greedy_search import GRAM_BYTES
 from toolkit.calibration.token_errors import CHUNK_BYTES
-from toolkit.cuts.statistics import ExpertStatistics, mix
+from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.estimate import Machine, SearchSize, StageEstimate
 from toolkit.moe import StreamedModel, find_blocks
 from toolkit.moe.placement import shard_batches, with_layers
@@ -51,8 +51,8 @@ class Calibrate(Stage):
         self.needs = round_names(context.recipe)[-1:]
 
     def purpose(self) -> str:
-        names, pruning = [source.name for source in sources_of(self.context.recipe)], self.context.recipe.pruning
-        searching = f" and search the best sets ({pruning.mode})" if pruning.criterion == "reconstruction" else ""
+        names, search = [source.name for source in sources_of(self.context.recipe)], subset_search(self.context.recipe)
+        searching = f" and search the best sets ({search.mode})" if search else ""
         return f"watch which experts {' + '.join(names)} use{'s' * (len(names) == 1)}{searching}"
 
     def fingerprint(self) -> str:
@@ -70,10 +70,8 @@ class Calibrate(Stage):
         return replace(found, work=work, disk=STATISTICS_BYTES * experts * len(recipe.calibration.data or [None]))
 
     def _search(self) -> SearchSize | None:
-        if not subset_search(self.context.recipe):
-            return None
-        progressive = self.context.recipe.pruning.mode == "progressive"
-        return SearchSize(CHUNK_BYTES["cuda"], GRAM_BYTES, 3 if progressive else 1, 2 if progressive else 1)
+        search = subset_search(self.context.recipe)
+        return search and SearchSize(CHUNK_BYTES["cuda"], GRAM_BYTES, search.forward_passes, search.hidden_states)
 
     def outlook(self) -> str:
         return observation_outlook(self.context)
@@ -95,24 +93,31 @@ class Calibrate(Stage):
     def _observe(self, model: PreTrainedModel | StreamedModel) -> None:
         """Writes the statistics of all sources, each counting by its share."""
         recipe, tokenizer = self.context.recipe, self.context.tokenizer
-        sources, shards = self._read(model), []
-        for source in sources:
-            batches = padded_batches(source.encoded, recipe.calibration.batch_size, int(tokenizer.pad_token_id))
-            shards.append(shard_batches(model, batches))
-        mode = recipe.pruning.mode if subset_search(recipe) else False
-        budget = self.context.budget_of(self.context.source)
-        parts = calibrate_sources(model, shards, mode, budget.keep, budget.experts_per_token)
-        statistics = mix(parts, [source.name for source in sources], [source.weight for source in sources])
-        if mode:  # subsets are judged on all sources' batches together
-            statistics.about["reconstruction"] = parts[0].about["reconstruction"]
+        sources, pad = self._read(model), int(tokenizer.pad_token_id)
+        observed = [
+            CalibrationSource(
+                source.name,
+                shard_batches(model, padded_batches(source.encoded, recipe.calibration.batch_size, pad)),
+                source.weight,
+            )
+            for source in sources
+        ]
+        search, budget = subset_search(recipe), self.context.budget_of(self.context.source)
+        mode = search.mode if search else False
+        statistics = calibrate_mix(model, observed, mode, budget.keep, budget.experts_per_token)
         lengths = (len(e.input_ids) for source in sources for e in source.encoded)
-        statistics.about |= {
-            "model": self.context.source.path, "task": recipe.task.name, "seed": recipe.seed,
-            "fingerprint": self.fingerprint(), "examples": sum(len(source.encoded) for source in sources),
-            "beyond_context": longer_than_context(self.context.config_of(self.context.source), tokenizer, lengths),
-            "left_out": sum(source.left_out for source in sources), "not_kept": sum(source.not_kept for source in sources),
-            "bad_lines": sum(source.bad_lines for source in sources),
-        }  # fmt: skip
+        statistics.about = replace(
+            statistics.about,
+            model=self.context.source.path,
+            task=recipe.task.name,
+            seed=recipe.seed,
+            fingerprint=self.fingerprint(),
+            examples=sum(len(source.encoded) for source in sources),
+            beyond_context=longer_than_context(self.context.config_of(self.context.source), tokenizer, lengths),
+            left_out=sum(source.left_out for source in sources),
+            not_kept=sum(source.not_kept for source in sources),
+            bad_lines=sum(source.bad_lines for source in sources),
+        )
         on_main(lambda: statistics.save(self.context.directory.statistics))
 
     def _read(self, model: PreTrainedModel | StreamedModel) -> list[Source]:
@@ -127,17 +132,10 @@ class Calibrate(Stage):
 
     def _facts(self) -> CalibrationFacts:
         about = ExpertStatistics.load(self.context.directory.statistics).about
-        blocks = about["blocks"]
-        idle = sum(len(block["unobserved"]) for block in blocks.values())
-        say(f"  {len(blocks)} MoE blocks watched" + (f"; {idle} experts were never chosen" if idle else ""))
-        return CalibrationFacts(
-            tokens=sum(next(iter(blocks.values()))["tokens"].values()),
-            examples=about["examples"],
-            left_out=about["left_out"],
-            beyond_context=about["beyond_context"],
-            not_kept=about["not_kept"],
-            bad_lines=about["bad_lines"],
-        )
+        idle = sum(len(block.unobserved or ()) for block in about.blocks.values())
+        say(f"  {len(about.blocks)} MoE blocks watched" + (f"; {idle} experts were never chosen" if idle else ""))
+        counts = {field.name: getattr(about, field.name) for field in fields(CalibrationFacts)}
+        return CalibrationFacts(**counts)
 
 
 def _with_answers(observation: StageEstimate, answers: StageEstimate, machine: Machine) -> StageEstimate:

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.estimate import Machine, StageEstimate
-from toolkit.evaluation import AnswerLog, Decoding, Scores, evaluate, evaluate_with
+from toolkit.evaluation import AnswerLog, Decoding, Questions, Scores, evaluate, evaluate_with
 from toolkit.moe import active_expert_parameters, checkpoint_bytes, load_config, load_tokenizer, meta_model, sizes
 from toolkit.moe.placement import with_model
 from toolkit.moe.tokenizer import context_length
@@ -95,13 +95,13 @@ class Evaluate(Measurement):
             settings.max_new_tokens, settings.temperature, settings.samples, recipe.seed,
             "continuous" if settings.backend == "continuous" else "transformers", self._log(),
         )  # fmt: skip
-        skipped = scores.about.get("experts_skipped", 0) * active_expert_parameters(self._unloaded)
+        skipped = (scores.facts.experts_skipped or 0.0) * active_expert_parameters(self._unloaded)
         return self._save(
             scores, {"active_parameters": sizes(self._unloaded).active_parameters - round(skipped)}
         )  # of a token, on average
 
     def _ask(self, server: ServerRecipe) -> ScoreFacts:
-        from toolkit.evaluation.server import ServerWriter  # asks for a package that few need
+        from toolkit.evaluation.server import ServerWriter
 
         recipe, settings, task = self.context.recipe, self.context.recipe.evaluation, self.context.task
         decoding = Decoding(settings.max_new_tokens, settings.temperature, settings.samples, tuple(task.stop), recipe.seed)
@@ -109,7 +109,7 @@ class Evaluate(Measurement):
         say(f"  asking {asking.model} at {asking.url}")
         context = context_length(self._unloaded.config, self._tokenizer)
         scores = evaluate_with(
-            asking, self._tokenizer, task, settings.split, settings.examples, decoding, self._log(), context=context
+            asking, self._tokenizer, Questions.of(task, settings.split, settings.examples), decoding, self._log(), context=context
         )
         return self._save(scores, {"backend": "server"})
 
@@ -118,16 +118,16 @@ class Evaluate(Measurement):
         path, revision = self.context.checkpoint(self.role)
         total, active = sizes(self._unloaded)
         about = {"model": path, "parameters": total, "active_parameters": active}
-        scores.about |= about | {"checkpoint_bytes": checkpoint_bytes(path, revision)} | more
+        scores.add_facts(**about, checkpoint_bytes=checkpoint_bytes(path, revision), **more)
         if is_main():
             scores.save(self.context.directory.evaluation, self.role)
         scores.check()
         low, high = scores.interval
         say(
             f"  {scores.score:.1%} of {scores.n:,} right (95 % interval {low:.1%} to {high:.1%}), "
-            f"{scores.flexible_score:.1%} by flexible extraction{scores.told_beside}"
+            f"{scores.flexible_score:.1%} by flexible extraction{scores.other_measures}"
         )
         settings = self.context.recipe.evaluation
-        if (mean := scores.about.get("mean_score")) is not None:
+        if (mean := scores.facts.mean_score) is not None:
             say(f"  by the vote of {settings.samples} answers each; a single one is right {mean:.1%} of the time")
         return ScoreFacts(scores.score, scores.n, self.context.task.bad_lines(settings.split))

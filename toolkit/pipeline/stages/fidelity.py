@@ -37,8 +37,8 @@ class ReferenceFacts(Facts):
 
 @dataclass(frozen=True)
 class FidelityFacts(Facts):
-    kl: float
-    acceptance: float
+    kl: float | None
+    acceptance: float | None
 
 
 COPIES = 12  # of a part of the logits in float32, while they are sorted and summed up
@@ -89,14 +89,17 @@ class Fidelity(Measurement):
         recipe, run = self.context.recipe, self.context.directory
 
         def measure(model: PreTrainedModel) -> FidelityFacts:
-            found = measure_fidelity(model, batches, run.fidelity, self.context.fingerprints.reference_logits).facts()
-            about = {"split": recipe.evaluation.split, "left_out": left_out}
+            fidelity = measure_fidelity(model, batches, run.fidelity, self.context.fingerprints.reference_logits)
+            figures = fidelity.to_json()
             if is_main():
                 run.evaluation.mkdir(parents=True, exist_ok=True)
-                write_text(run.path / self.output, json.dumps(found | about, indent=1) + "\n")
-            figures = f"KL {loss(found['kl'])} nats per token, acceptance {percent(found['acceptance'])}"
-            say(f"  {figures}, over {found['tokens']:,} tokens of {found['examples']:,} answers")
-            return FidelityFacts(found["kl"], found["acceptance"])
+                stored = figures | {"split": recipe.evaluation.split, "left_out": left_out}
+                write_text(run.path / self.output, json.dumps(stored, indent=1) + "\n")
+            say(
+                f"  KL {loss(figures['kl'])} nats per token, acceptance {percent(figures['acceptance'])}, "
+                f"over {fidelity.tokens:,} tokens of {fidelity.examples:,} answers"
+            )
+            return FidelityFacts(figures["kl"], figures["acceptance"])
 
         return with_model(recipe, *self.context.checkpoint(self.role), measure)
 

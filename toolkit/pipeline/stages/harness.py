@@ -1,7 +1,7 @@
 """What else a model can do: the questions of lm-evaluation-harness -> evaluation/<role>.harness.json."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from transformers import PreTrainedModel
 
@@ -66,9 +66,12 @@ class Harness(Measurement):
             found = run_harness(model, tokenizer, settings.harness or [], settings.harness_tasks, self._batch_size())
             if is_main():
                 run.evaluation.mkdir(parents=True, exist_ok=True)
-                write_text(run.path / self.output, json.dumps(found, indent=1) + "\n")
-            for task, about in found.items():
-                say(f"  {task}: " + ", ".join(f"{metric} {each['value']:.4f}" for metric, each in about["metrics"].items()))
+                write_text(
+                    run.path / self.output, json.dumps({task: asdict(result) for task, result in found.items()}, indent=1) + "\n"
+                )
+            for task, result in found.items():
+                metrics = ", ".join(f"{name} {metric.value:.4f}" for name, metric in result.metrics.items())
+                say(f"  {task}: {metrics}")
             return HarnessFacts(len(found))
 
         whole = "lm-evaluation-harness asks every rank questions of its own"

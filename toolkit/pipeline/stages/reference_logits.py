@@ -46,7 +46,7 @@ class ReferenceLogits(Fidelity):
 
         def keep(model: PreTrainedModel) -> ReferenceFacts:
             kept = write_reference(model, batches, folder, self.fingerprint())
-            return ReferenceFacts(kept["tokens"], kept["bytes"], left_out)
+            return ReferenceFacts(kept.tokens, kept.bytes, left_out)
 
         facts = with_model(self.context.recipe, *self.context.checkpoint(Role.ORIGINAL), keep)
         say(f"  {facts.tokens:,} tokens in {folder}: {facts.bytes / 2**20:,.1f} MiB")

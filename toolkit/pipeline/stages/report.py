@@ -66,8 +66,8 @@ def alternatives(statistics: ExpertStatistics, plan: Plan) -> dict[str, dict[str
     """Per criterion and block the experts it keeps: the same number, tokens and seed as the plan. A criterion that the statistics
     cannot serve is absent."""
     found = {}
-    for criterion in CRITERIA:
-        tokens = cast(Tokens, "all" if criterion == "reconstruction" else plan.tokens)
+    for criterion, rule in CRITERIA.items():
+        tokens = cast(Tokens, "all" if rule.all_tokens_only else plan.tokens)
         mode = cast(Mode, plan.mode or "layerwise")
         with suppress(PollardError):  # not watched in this family, or no search was run: select() would say so
             chosen = select(statistics, criterion, plan.keep, tokens, mode, plan.seed, plan.experts_per_token)

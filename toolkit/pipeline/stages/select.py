@@ -66,7 +66,7 @@ class Select(Stage):
         """Raises PollardError where the statistics are not those that this run's calibration left."""
         run = self.context.directory
         theirs = run.entries().get(Calibrate.kind, {}).get("fingerprint")
-        ours = statistics.about.get("fingerprint")
+        ours = statistics.about.fingerprint
         if ours != theirs:
             raise PollardError(
                 f"The statistics in {run.statistics} are not this run's: their fingerprint is {ours}, its calibration's is "

@@ -7,7 +7,7 @@ import torch
 from conftest import logits_of, plan_for, tiny_model
 from families import minus_infinity
 
-from toolkit.cuts.experts import masked
+from toolkit.cuts.apply import masked
 
 KEPT = [0, 3, 5, 6]
 

@@ -1,18 +1,21 @@
-"""Fewer experts per token than the model was built with."""
+"""Fewer experts per token than the model was built with.
+
+The law: a rerouted token is the token of the model whose router has only those rows.
+"""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import logits_of, plan_for, tiny_model
+from conftest import logits_of, plan_for, raises, tiny_model
 from families import tiny_family
 from transformers import AutoModelForCausalLM
 
 from toolkit.calibration import calibrate
+from toolkit.cuts.apply import check_plan, masked
 from toolkit.cuts.checkpoint import prune_checkpoint
-from toolkit.cuts.experts import check_plan, masked
-from toolkit.moe import BlockActivations, find_blocks, observing, override_top_k
+from toolkit.moe import BlockActivations, Rerouter, find_blocks, observing, override_top_k, restricted, same_routing
 from toolkit.runtime.errors import PollardError
 from toolkit.selection import select
 
@@ -53,7 +56,7 @@ def test_calibration_runs_with_the_number_of_the_pruned_model(family: str) -> No
     statistics = calibrate(model, [BATCH], experts_per_token=1)
     for block in statistics.blocks:
         assert statistics.get(block, "count").sum() == ids.numel()  # one expert for each token
-        assert statistics.about["blocks"][block]["experts_per_token"] == 1
+        assert statistics.about.blocks[block].experts_per_token == 1
     assert torch.equal(logits_of(model), before)
     seen: list[BlockActivations] = []
     with override_top_k(model, 1), observing(model, seen.append):
@@ -63,10 +66,10 @@ def test_calibration_runs_with_the_number_of_the_pruned_model(family: str) -> No
 
 def test_a_router_that_cannot_choose_fewer_is_refused_rather_than_believed() -> None:
     model = tiny_family("phimoe")
-    told = r"layers\.0\.mlp: PhimoeTopKRouter always chooses 2 experts per token, never 1\. Keep at least 2 experts"
-    with pytest.raises(PollardError, match=told):
+    told = ("model.fixed-top-k", "layers.0.mlp", "PhimoeTopKRouter", "2 experts per token, never 1")
+    with raises(*told):
         calibrate(model, [BATCH], experts_per_token=1)
-    with pytest.raises(PollardError, match=told), masked(model, plan_for(model, [4])):
+    with raises(*told), masked(model, plan_for(model, [4])):
         logits_of(model)
 
 
@@ -79,5 +82,58 @@ def test_an_impossible_number_is_refused(number: int) -> None:
 def test_a_plan_that_activates_more_than_the_model_is_refused() -> None:
     plan = plan_for(tiny_model("mixtral", num_experts_per_tok=3), [0, 1, 2, 3])
     plan.experts_per_token = 3
-    with pytest.raises(PollardError, match="The model activates 2 experts per token"):
-        check_plan(find_blocks(tiny_model("mixtral")), plan)
+    with raises("plan.raises-top-k", "activates 2"):
+        check_plan(tiny_model("mixtral"), plan)
+
+
+KEPT = [0, 3, 5, 6]
+
+
+def first_block(model) -> tuple:
+    seen: list[BlockActivations] = []
+    with observing(model, seen.append), torch.no_grad():
+        logits_of(model)
+    return find_blocks(model)[0], seen[0]
+
+
+@pytest.mark.parametrize("from_logits", [True, False])
+def test_routing_over_a_subset_is_the_masked_models(family: str, from_logits: bool) -> None:
+    model = tiny_model(family)
+    block, seen = first_block(model)
+    rerouter = Rerouter(block, seen if from_logits else seen._replace(logits_TE=None))
+    assert rerouter.from_logits == from_logits
+    chosen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    block.experts.register_forward_pre_hook(lambda module, args: chosen.append((args[1], args[2])))
+    with restricted(block, KEPT):
+        logits_of(model)
+    assert same_routing(rerouter(rerouter.inputs(seen), KEPT), chosen[0], 8)
+    assert set(chosen[0][0].flatten().tolist()) <= set(KEPT)
+
+
+def test_given_just_its_choice_a_token_keeps_its_gates_where_they_are_normalised_over_it() -> None:
+    block, seen = first_block(tiny_model("mixtral"))
+    rerouter = Rerouter(block, seen)
+    assert same_routing(rerouter.gate_weights(seen.logits_TE, seen.index_TK), (seen.index_TK, seen.gate_TK), 8)
+
+
+def test_the_models_router_is_not_touched() -> None:
+    model = tiny_model("gpt_oss")
+    before = logits_of(model)
+    block, seen = first_block(model)
+    Rerouter(block, seen)(seen.logits_TE, KEPT)
+    assert torch.equal(logits_of(model), before)
+
+
+def test_a_choice_with_other_weights_is_not_the_same() -> None:
+    index, gate = torch.tensor([[0, 1]]), torch.tensor([[0.75, 0.25]])
+    assert same_routing((index, gate), (index.flip(1), gate.flip(1)), 3)
+    assert not same_routing((index, gate), (index, gate.flip(1)), 3)
+    assert not same_routing((index, gate), (index[:, :1], gate[:, :1]), 3)
+
+
+def test_a_router_that_cannot_be_called_alone_is_refused() -> None:
+    block, seen = first_block(tiny_model("mixtral"))
+    with raises("reconstruction.router-differs"):
+        Rerouter(block, seen._replace(gate_TK=seen.gate_TK * 2))
+    with raises("reconstruction.router-not-run"):
+        Rerouter(block, seen._replace(logits_TE=None, router_input_TH=None))

@@ -1,20 +1,25 @@
 """Loaded weights are the checkpoint's, whatever loading renamed, fused and cast; those that are not are told.
 
 Every family: tests/moe/test_families.py. In parts, on two ranks: tests/recovery/test_recover.py.
+
+What is written opens with transformers alone, or is not left.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model
+from companions import read_config
+from conftest import plan_for, raises, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from toolkit.cuts.checkpoint import prune_checkpoint
 from toolkit.moe import check_loaded, find_blocks, load_model
+from toolkit.moe import loading_checks as stock
 from toolkit.moe.loading_checks import sum_of_squares
-from toolkit.runtime.errors import PollardError
 
 
 @pytest.fixture
@@ -32,7 +37,7 @@ def test_experts_that_were_initialised_instead_of_loaded_are_caught_and_their_la
     model = loaded(folder)
     check_loaded(model, str(folder))
     torch.nn.init.normal_(find_blocks(model)[1].experts.gate_up_proj, std=0.02)  # type: ignore[arg-type]
-    with pytest.raises(PollardError, match=r"weights are not those in .*: model\.layers\.1 \(sum of squares of model\.layers\.1"):
+    with raises("model.other-weights", "model.layers.1"):
         check_loaded(model, str(folder))
 
 
@@ -40,7 +45,7 @@ def test_one_element_is_enough(folder: Path) -> None:
     model = loaded(folder)
     with torch.no_grad():
         model.get_input_embeddings().weight[3, 3] += 1e-3
-    with pytest.raises(PollardError, match="outside its layers"):
+    with raises("model.other-weights", "outside its layers"):
         check_loaded(model, str(folder))
 
 
@@ -66,7 +71,7 @@ def test_a_tensor_that_the_files_lack_is_told(folder: Path) -> None:
     file = folder / known["weight_map"].pop(lacking)
     index.write_text(json.dumps(known))
     save_file({name: tensor for name, tensor in load_file(file).items() if name != lacking}, file, {"format": "pt"})
-    with pytest.raises(PollardError, match=r"model\.layers\.0"):
+    with raises("model.other-weights", "model.layers.0"):
         check_loaded(model, str(folder))
 
 
@@ -82,3 +87,54 @@ def test_large_tensors_are_summed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> 
     whole = sum_of_squares(tensor)
     monkeypatch.setattr("toolkit.moe.loading_checks.PIECE", 10)
     assert sum_of_squares(tensor) == pytest.approx(whole, rel=1e-12)
+
+
+KEPT = [0, 3, 5, 6]
+
+
+def test_a_folder_that_transformers_cannot_open_is_told_and_not_named(tiny_checkpoint, tmp_path: Path, monkeypatch) -> None:
+    source = tiny_checkpoint()
+    monkeypatch.setattr("toolkit.cuts.writer.copy_companions", lambda source, target: [])
+    with raises("checkpoint.does-not-open", "transformers cannot open the tokenizer of what was written to", "Please report"):
+        prune_checkpoint(source, plan_for(tiny_model("mixtral"), KEPT), tmp_path / "pruned")
+    assert not (tmp_path / "pruned").exists()
+
+
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("fault", ["missing", "shape", "expert's shape", "config"])
+def test_what_is_wrong_with_a_written_folder_is_found(
+    tiny_checkpoint, tmp_path: Path, monkeypatch, small: bool, fault: str
+) -> None:
+    monkeypatch.setattr(stock, "READ_AGAIN", 2 * 10**9 if small else 0)
+    folder, source = tiny_checkpoint(), tmp_path / "source"
+    shutil.copytree(folder, source)
+    stock.check_opens(folder, source)
+    tensors = load_file(folder / "model.safetensors")
+    expert = "model.layers.1.block_sparse_moe.experts.2.w3.weight"
+    if fault == "missing":
+        del tensors["model.norm.weight"]
+    elif fault == "config":
+        (folder / "config.json").write_text(json.dumps(read_config(folder) | {"hidden_size": 64, "head_dim": 16}))
+    else:
+        name = expert if "expert" in fault else "model.norm.weight"
+        tensors[name] = tensors[name][:-1].clone()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with raises("checkpoint.does-not-open", "transformers cannot open the model of what was written to"):
+        stock.check_opens(folder, source)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("generation_config.json", "[]"),
+        ("generation_config.json", '{"max_new_tokens": -1}'),
+        ("generation_config.json", '{"num_return_sequences": 3}'),
+        ("config.json", '{"quantization_config": {}}'),
+    ],
+)
+def test_what_could_not_be_opened_before_is_the_originals_fault(tiny_checkpoint, tmp_path: Path, name: str, content: str) -> None:
+    source = tiny_checkpoint()
+    file, added = source / name, json.loads(content)
+    file.write_text(json.dumps(json.loads(file.read_text()) | added if added else added))
+    with raises("checkpoint.source-does-not-open", source):
+        prune_checkpoint(source, plan_for(tiny_model("mixtral"), KEPT), tmp_path / "pruned")
