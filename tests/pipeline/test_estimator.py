@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import plan_for, tiny_model
+from conftest import plan_for, raises, tiny_model
 from planned_recipe import config_folder, recipe_of
 from small_run import make_small, small_recipe
 
@@ -19,7 +19,6 @@ from toolkit.pipeline.runner import plan_stages
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.teacher import bytes_per_token, predicted_tokens
 from toolkit.recovery.training_data import read_training_data
-from toolkit.runtime.errors import PollardError
 
 LARGE = {"gpus": 8, "gpu": "h100", "cpu_memory": "1T"}
 
@@ -229,7 +228,7 @@ def test_what_spread_leaves_on_the_host_is_counted_there(config_only: str) -> No
 def test_a_model_that_cannot_be_run_is_refused_with_the_cure(config_only: str) -> None:
     path = Path(config_only) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "fp8"}}))
-    with pytest.raises(PollardError, match=r"quantized \(fp8\).*unquantized copy.*prune it with the plan of that run"):
+    with raises("model.quantized", "fp8", "unquantized copy", "prune it with the plan of that run"):
         estimated(recipe_of(config_only))
 
 
@@ -251,15 +250,16 @@ def test_a_quantized_original_is_watched_as_a_whole(config_only: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sections", "message"),
+    ("sections", "code", "named"),
     [
-        ({"pruning": {"keep": 9}}, "the model has 8 experts per block"),
-        ({"pruning": {"keep": 4, "experts_per_token": 3}}, "the model activates 2 experts per token"),
-        ({"finetuning": {"zero": "none.json"}}, "cannot read the DeepSpeed configuration none.json"),
-        ({"finetuning": {"trainer": {"optim": "galore"}}}, "galore"),
-        ({"task": {"train": "none.jsonl", "test": "none.jsonl", "prompt": "{a}", "completion": "{b}"}}, "none.jsonl"),
+        ({"pruning": {"keep": 9}}, "selection.keep", ["9", "8 experts per block"]),
+        ({"pruning": {"keep": 4, "experts_per_token": 3}}, "selection.experts-per-token", ["3", "2 experts per token"]),
+        ({"finetuning": {"zero": "none.json"}}, "zero.no-config", ["none.json"]),
+        ({"finetuning": {"trainer": {"optim": "galore"}}}, "estimate.unknown-optimizer", ["galore"]),
+        ({"task": {"train": "none.jsonl", "test": "none.jsonl", "prompt": "{a}", "completion": "{b}"}}, "data.no-file",
+         ["none.jsonl"]),
     ],
-)
-def test_what_the_stages_would_refuse_is_refused(config_only: str, sections: dict, message: str) -> None:
-    with pytest.raises(PollardError, match=message):
+)  # fmt: skip
+def test_what_the_stages_would_refuse_is_refused(config_only: str, sections: dict, code: str, named: list[str]) -> None:
+    with raises(code, *named):
         estimated(recipe_of(config_only, **sections))

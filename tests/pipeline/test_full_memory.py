@@ -10,6 +10,7 @@ from toolkit.pipeline.full_memory import explained_full_memory
 from toolkit.pipeline.stage import Stage
 from toolkit.pipeline.stages.calibrate import Calibrate
 from toolkit.pipeline.stages.evaluate import Evaluate
+from toolkit.pipeline.stages.fidelity import Fidelity
 from toolkit.pipeline.stages.recover import Recover
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
@@ -24,6 +25,7 @@ def training(**finetuning: object) -> Recipe:
     [
         (Calibrate(RunContext(small_recipe())), "calibration.batch_size=2"),
         (Evaluate(RunContext(small_recipe()), Role.ORIGINAL), "evaluation.batch_size=1, or model.placement=spread"),
+        (Fidelity(RunContext(small_recipe()), Role.PRUNED), "calibration.batch_size=2"),  # gold answers are read in its batches
         (Recover(RunContext(training(trainer={"per_device_train_batch_size": 8}))),
          "finetuning.trainer.per_device_train_batch_size=4 finetuning.trainer.gradient_accumulation_steps=2 (the same training)"),
         (Recover(RunContext(training(zero=3, trainer={"per_device_train_batch_size": 1}))),

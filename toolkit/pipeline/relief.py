@@ -8,6 +8,7 @@ from toolkit.estimate import Machine, StageEstimate
 from toolkit.recipe.schema import Recipe
 
 Value = int | str | bool | list[str] | None
+BatchSection = Literal["calibration", "evaluation"]  # the sections of a recipe that have a `batch_size`
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,7 @@ def other_placements(recipe: Recipe, machine: Machine) -> Iterator[Change]:
         yield change("model.placement", "zero3")
 
 
-def smaller_batches(
-    recipe: Recipe, section: Literal["calibration", "evaluation"], estimate: StageEstimate, machine: Machine
-) -> Iterator[Change]:
+def smaller_batches(recipe: Recipe, section: BatchSection, estimate: StageEstimate, machine: Machine) -> Iterator[Change]:
     """`<section>.batch_size` halved and halved again; nothing where it is automatic, or the weights alone fill a GPU."""
     batch = recipe.calibration.batch_size if section == "calibration" else recipe.evaluation.batch_size
     if batch != "auto" and machine.fits_gpu(estimate.gpu.get("weights", 0)):

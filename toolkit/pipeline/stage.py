@@ -13,7 +13,7 @@ from typing import ClassVar, Literal, NamedTuple, Self
 from toolkit.estimate import Machine, StageEstimate
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.recipe_changes import DECIDING
-from toolkit.pipeline.relief import Relief, half, other_placements, smaller_batches
+from toolkit.pipeline.relief import BatchSection, Relief, half, other_placements, smaller_batches
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.stages.names import stage_name
 from toolkit.recipe.roles import Role
@@ -61,7 +61,7 @@ class Stage(ABC):
     always_shows: ClassVar[bool] = False
     """Whether it is run, without a new entry, also where it is done already: it is cheap, and what people came for."""
     last_screen: ClassVar[Shown | None] = None
-    batch_section: ClassVar[Literal["calibration", "evaluation"] | None] = None
+    batch_section: ClassVar[BatchSection | None] = None
     """The section of the recipe with the `batch_size` that its model answers or reads in; None: no model does."""
 
     def __init__(self, context: RunContext, role: Role | None = None) -> None:

@@ -28,6 +28,7 @@ from toolkit.runtime.errors import PollardError
 from toolkit.runtime.shards import make_shards, missing_shards
 from toolkit.tasks import DataCache, encode_prompt, gold_of
 
+TOKEN_BYTES = 7  # of an answer on the disk: a number and a comma
 PROMPTS = 64  # per piece: what a kill loses at most
 SUFFIX = ".jsonl"
 EACH_RANK_ITS_OWN = "every rank asks the original about examples of its own"
@@ -38,9 +39,6 @@ EACH_RANK_ITS_OWN = "every rank asks the original about examples of its own"
 class AnswerFacts(Facts):
     drawn: int
     kept: int
-
-
-TOKEN_BYTES = 7  # of an answer on the disk: a number and a comma
 
 
 class Answers(Stage):

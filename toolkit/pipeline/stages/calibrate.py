@@ -26,6 +26,8 @@ from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import on_main, say
 from toolkit.tasks import padded_batches
 
+STATISTICS_BYTES = 32 * 8  # per expert: at most 8 sums and their squares, for prompt and completion, float64
+
 
 @dataclass(frozen=True)
 class CalibrationFacts(Facts):
@@ -35,9 +37,6 @@ class CalibrationFacts(Facts):
     beyond_context: int
     not_kept: int
     bad_lines: int
-
-
-STATISTICS_BYTES = 32 * 8  # per expert: at most 8 sums and their squares, for prompt and completion, float64
 
 
 class Calibrate(Stage):

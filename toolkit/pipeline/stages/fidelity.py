@@ -27,6 +27,8 @@ from toolkit.runtime.files import fingerprint_of, write_text
 from toolkit.runtime.formatting import loss, percent
 from toolkit.tasks import encode_all, padded_batches
 
+COPIES = 12  # of a part of the logits in float32, while they are sorted and summed up
+
 
 @dataclass(frozen=True)
 class ReferenceFacts(Facts):
@@ -41,13 +43,11 @@ class FidelityFacts(Facts):
     acceptance: float | None
 
 
-COPIES = 12  # of a part of the logits in float32, while they are sorted and summed up
-
-
 class Fidelity(Measurement):
     """Of any model but the original."""
 
     kind = "fidelity"
+    batch_section = "calibration"
     suffix = ".fidelity.json"
 
     def __init__(self, context: RunContext, role: Role | None = None) -> None:

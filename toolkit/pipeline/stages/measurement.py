@@ -7,7 +7,7 @@ from toolkit.estimate import Machine, ModelSize
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.recipe_changes import DECIDING
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
-from toolkit.pipeline.relief import Change, Relief, fewer_experts
+from toolkit.pipeline.relief import BatchSection, Change, Relief, fewer_experts
 from toolkit.pipeline.stage import Stage
 from toolkit.pipeline.stages.names import MADE_BY
 from toolkit.recipe.roles import Role
@@ -17,7 +17,7 @@ class Measurement(Stage):
     """Its output lies in evaluation/."""
 
     role: Role
-    batch_section = "evaluation"
+    batch_section: ClassVar[BatchSection | None] = "evaluation"
     suffix: ClassVar[str]
     """Of its output, behind the role: ".fidelity.json"."""
 

@@ -16,15 +16,14 @@ from toolkit.pipeline.stages.select import Select
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import say
 
+RANK_BYTES = GIB // 2  # of RAM that a rank takes while it prunes, without the blocks that are checked
+CHECKED_BLOCKS = 3  # MoE blocks that are run to check the result, one on a rank at a time
+MERGED = 5 / 3  # memory of a block while transformers merges its experts, in times its size
+
 
 @dataclass(frozen=True)
 class PruningFacts(Facts):
     checkpoint_bytes: int
-
-
-RANK_BYTES = GIB // 2  # of RAM that a rank takes while it prunes, without the blocks that are checked
-CHECKED_BLOCKS = 3  # MoE blocks that are run to check the result, one on a rank at a time
-MERGED = 5 / 3  # memory of a block while transformers merges its experts, in times its size
 
 
 class Prune(Stage):

@@ -35,7 +35,7 @@ class SkippingFacts(Facts):
 
 class Skip(Stage):
     kind = "skip"
-    batch_section = "evaluation"
+    batch_section = "calibration"
 
     def __init__(self, context: RunContext, role: Role | None = None) -> None:
         super().__init__(context, role)

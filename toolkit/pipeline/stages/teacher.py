@@ -17,15 +17,14 @@ from toolkit.recovery.teacher import TOKENS_AT_ONCE, bytes_per_token, cache_logi
 from toolkit.recovery.training_data import read_training_data
 from toolkit.runtime.distributed import say
 
+COPIES = 3  # of a part of the logits in float32: offsets, the rest, at the temperature
+
 
 @dataclass(frozen=True)
 class TeacherFacts(Facts):
     examples: int
     tokens: int
     bytes_per_token: int
-
-
-COPIES = 3  # of a part of the logits in float32: offsets, the rest, at the temperature
 
 
 class Teacher(Stage):
