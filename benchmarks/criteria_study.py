@@ -19,8 +19,8 @@ from typing import get_args
 from criteria_tables import Recovered, Swept, write_tables
 from study import launch
 
+from toolkit.recipe.choices import Criterion
 from toolkit.recipe.file import dump_recipe, load_recipe
-from toolkit.recipe.schema import Criterion
 from toolkit.selection import CRITERIA as RULES
 from toolkit.tasks.presets import SUBJECTS
 

@@ -21,7 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from toolkit import Task, calibrate, select
 from toolkit.calibration import reconstruction
 from toolkit.moe import find_blocks, load_model, load_tokenizer, restricted
-from toolkit.recipe.data import TaskName, TaskRecipe
+from toolkit.recipe.choices import TaskName
+from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import encode_all, padded_batches
 
 PLAYGROUND = str(Path(__file__).parents[1] / "data" / "playground" / "model")

@@ -117,7 +117,7 @@ def make_full_run(folder: Path) -> RunDirectory:
     plan = Plan.load(run.plan)
     run.rounds.mkdir()
     blocks = {block: BlockPlan(experts=6, kept=[1, 5]) for block in plan.blocks}
-    plan.model_copy(update={"blocks": blocks}).save(run.rounds / "plan.json")
+    plan.with_experts(blocks).save(run.rounds / "plan.json")
     evaluate_role(run, "skipping", right=17, skip_rate=0.5, experts_skipped=0.25)
     evaluate_role(
         run, "pruned", split="dev", truncated=3, empty=1, unfinished_reasoning=2, given_up=1, flexible_score=0.5,

@@ -129,3 +129,14 @@ def test_what_does_not_add_up_is_not_carried_into_a_mix() -> None:
     first = source([3, 1])
     first.about.reconstruction = {"layerwise": {}}
     assert not mix([first, source([0, 40])], ["a", "b"], [1, 1]).about.reconstruction
+
+
+# Statistics of before are read, and written again byte for byte: finished calibrations are not done again.
+@pytest.mark.parametrize("name", ["single", "mix"])
+def test_the_json_of_earlier_versions_is_read_and_written_unchanged(name: str) -> None:
+    text = (Path(__file__).parent / f"statistics_{name}.json").read_text()
+    facts = StatisticsFacts.from_json(text)
+    assert facts.to_json() == text
+    block = facts.blocks[BLOCK]
+    assert (block.experts, block.experts_per_token, facts.examples) == (4, 2, 3)
+    assert facts.tokens == sum(block.tokens.values())

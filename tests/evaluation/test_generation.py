@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PLAYGROUND, tiny_model
+from conftest import PLAYGROUND, raises, tiny_model
 from small_run import kill_in_call
 
 from toolkit.evaluation import AnswerLog, evaluate, generation
 from toolkit.evaluation.memory import MAX_BATCH_SIZE, batch_size_for, measure_room, rows_that_fit
 from toolkit.moe import load_model, load_tokenizer
 from toolkit.recipe.data import TaskRecipe
-from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Task
 
 PATH = str(PLAYGROUND / "model")
@@ -63,7 +62,7 @@ def test_where_one_question_is_too_much_the_way_out_is_told(
     model: Any, tokenizer: Any, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generation, "generate", Room(0))
-    with pytest.raises(PollardError, match=r"Not enough GPU memory to answer 1 question at a time: .*max_new_tokens"):
+    with raises("evaluation.memory", "1 question", "evaluation.max_new_tokens"):
         evaluate(model, tokenizer, task, examples=3)
 
 
@@ -124,3 +123,24 @@ def test_the_batch_size_is_what_was_asked_for_or_what_has_room(model: Any) -> No
     assert str(batch_size_for("auto", model, [[1]], 8)) == "32 questions at a time (auto: CPU)"
     assert [rows_that_fit(80e9, row) for row in (1e9, 90e9, 1e3)] == [64, 1, MAX_BATCH_SIZE]
     assert rows_that_fit(-1, 1e9) == 1
+
+
+@pytest.mark.parametrize("stop", [[], [" ="]])
+def test_the_same_greedy_answers_as_in_batches(tokenizer: Any, stop: list[str]) -> None:
+    model, task = load_model(PATH), Task(TaskRecipe.model_validate({"name": "playground/arithmetic", "stop": stop}))
+    batches, continuous = (
+        evaluate(model, tokenizer, task, examples=12, max_new_tokens=40, backend=backend)
+        for backend in ("transformers", "continuous")
+    )
+    assert continuous.items == batches.items
+    assert (continuous.facts.backend, continuous.facts.batch_size) == ("continuous", None)
+
+
+def test_what_does_not_end_is_cut_alike(tokenizer: Any) -> None:
+    model, task = tiny_model("mixtral", vocab_size=768, eos_token_id=1), Task(TaskRecipe(name="playground/sorting"))
+    batches, continuous = (
+        evaluate(model, tokenizer, task, examples=5, max_new_tokens=6, backend=backend)
+        for backend in ("transformers", "continuous")
+    )
+    assert continuous.items == batches.items
+    assert [(item.tokens, item.ended) for item in continuous.items] == [(6, False)] * 5

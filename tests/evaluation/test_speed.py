@@ -1,5 +1,7 @@
 """What a benchmark counts, and in which order it measures."""
 
+import gc
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,6 +10,16 @@ from conftest import tiny_model
 
 from toolkit.evaluation import speed
 from toolkit.evaluation.speed import BatchTimes, BenchmarkedModel, ModelSize, Workload, benchmark, time_batch
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_heap() -> Iterator[None]:
+    """A benchmark collects garbage before every batch, which takes long over all that the libraries hold."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
 
 LOAD = Workload(batch_sizes=(1, 3), prompt_tokens=9, new_tokens=4, repeats=3)
 TIMES = BatchTimes(prefill=100.0, decode=10.0, first_token=0.5)

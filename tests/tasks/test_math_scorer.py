@@ -6,8 +6,8 @@ import threading
 from pathlib import Path
 
 import pytest
+from conftest import raises
 
-from toolkit.runtime.errors import PollardError
 from toolkit.tasks import math_scorer
 from toolkit.tasks.math_scorer import MathScorer, Worker, formula_of, strict_formula
 from toolkit.tasks.scorer import Verdict
@@ -151,5 +151,5 @@ def test_without_math_verify_it_is_told_how_to_get_it(tmp_path: Path, monkeypatc
     script = tmp_path / "worker.py"
     script.write_text("import json\nprint(json.dumps({'fatal': \"No module named 'math_verify'\"}))\n")
     monkeypatch.setattr(math_scorer, "SCRIPT", script)
-    with pytest.raises(PollardError, match=r"math-verify does not start \(No module named 'math_verify'\)\. Install it: pip"):
+    with raises("scorer.no-math-verify", "No module named 'math_verify'", "pip install"):
         MathScorer().verdicts([(r"\boxed{1}", r"\boxed{2}")])

@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -46,7 +46,7 @@ class Fidelity(NamedTuple):
     tokens: int
     examples: int
 
-    def to_json(self) -> dict[str, float | int | None]:
+    def to_json(self) -> dict[str, Any]:
         """Without infinity and NaN, which JSON does not have: None instead."""
         return {key: value if value is None or math.isfinite(value) else None for key, value in self._asdict().items()}
 

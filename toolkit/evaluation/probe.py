@@ -46,7 +46,7 @@ class ProbeResult:
 
 
 def read_probe(data: DataRecipe, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, cache: DataCache) -> Probe:
-    """Reads and tokenizes `data`: as many examples as it says, else as many as the recipe evaluates."""
+    """Reads and tokenizes `data`: as many examples as it names, else as many as the recipe evaluates."""
     examples, longest = data.examples or recipe.evaluation.examples, recipe.calibration.max_length
     task, left_out = cache.task(data.task) if data.task else None, 0
     if task:

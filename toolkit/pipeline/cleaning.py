@@ -16,13 +16,16 @@ from toolkit.runtime.errors import PollardError, did_you_mean
 from toolkit.runtime.run_files import RUN_FILE_PATTERNS, SHARD_PATTERN, bytes_of, files_below, matching_files, remove_files
 from toolkit.runtime.signed_folders import foreign_files, own_files
 
-_OUTPUTS = {slot.stage.output: slot for slot in STAGES if slot.stage.output}
+_OUTPUTS = {slot.stage.output: slot for slot in reversed(STAGES) if slot.stage.output}
+_REMADE = {output: slot.stage for output, slot in _OUTPUTS.items() if slot.stage.remaking}
 
 AGAIN: dict[str, str] = {  # part: what making it again takes
     "checkpoints": "a training that was stopped begins anew",
+    **{output: stage.remaking for output, stage in _REMADE.items() if stage.resumes},
     "unfinished": "what was stopped in the middle begins anew",
     "sweep": "a sweep with settings of its own calibrates again; its results stay",
-} | {output: slot.stage.remaking for output, slot in _OUTPUTS.items() if slot.stage.remaking}
+    **{output: stage.remaking for output, stage in _REMADE.items() if not stage.resumes},
+}
 
 COSTLY: dict[str, str] = {  # only where they are named
     folder: "hours of training" for slot in STAGES if slot.stage.result == "unique" for folder in slot.stage.checkpoints

@@ -118,7 +118,7 @@ def read_run_facts(path: str | Path) -> RunFacts:
         recipe=values or None,
         recipe_path=str(run.recipe),
     )
-    return with_sentences(facts, recipe, left_out)
+    return with_sentences(facts, recipe, _bad_lines(stages), left_out)
 
 
 def read_file(path: Path, parse: Callable[[str], T]) -> T | None:
@@ -168,9 +168,16 @@ def _pruning(run: RunDirectory, plan: Plan, recipe: Recipe | None) -> PruningFac
 
 
 def _calibration(entry: Mapping[str, Any], statistics: ExpertStatistics | None) -> CalibrationFacts:
-    block = next(iter(statistics.about.blocks.values()), None) if statistics else None  # every block sees the same tokens
-    tokens = {str(part): number for part, number in block.tokens.items()} if block else None
+    blocks = statistics.about.blocks.values() if statistics else ()
+    tokens = next((block.tokens for block in blocks), None)  # every block sees the same tokens
     return CalibrationFacts(**{key: entry.get(key) for key in CALIBRATION_KEYS}, tokens=tokens)
+
+
+def _bad_lines(stages: Entries) -> dict[str, int]:
+    """Lines of the data that could not be used, by what they were read for; only what is not 0."""
+    purposes = {CALIBRATE: "calibration", MADE_BY[Role.RECOVERED]: "training"}
+    purposes |= {stage_name(EVALUATE, role): "evaluation" for role in Role}
+    return {purposes[stage]: count for stage, entry in stages.items() if stage in purposes and (count := entry.get("bad_lines"))}
 
 
 def _results(run: RunDirectory, recipe: Recipe | None, stages: Entries, failed: Mapping[str, Any]) -> Results:

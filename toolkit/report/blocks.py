@@ -15,8 +15,17 @@ from toolkit.report.facts import BlockFacts, CriteriaAgreement, PruningFacts
 def pruning_facts(plan: Plan, schedule: list[int] | None) -> PruningFacts:
     """The plan in numbers; with a schedule, `plan` is that of all rounds together."""
     experts = next(iter(plan.blocks.values())).experts
-    chosen = {key: getattr(plan, key) for key in ("criterion", "mode", "tokens", "seed", "keep", "experts_per_token")}
-    return PruningFacts(**chosen, experts=experts, blocks=len(plan.blocks), schedule=schedule)
+    return PruningFacts(
+        criterion=plan.criterion,
+        mode=plan.mode,
+        tokens=plan.tokens,
+        seed=plan.seed,
+        keep=plan.keep,
+        experts_per_token=plan.experts_per_token,
+        experts=experts,
+        blocks=len(plan.blocks),
+        schedule=schedule,
+    )
 
 
 def block_facts(statistics: ExpertStatistics | None, plan: Plan | None) -> dict[str, BlockFacts]:

@@ -1,11 +1,11 @@
 """What a reader of the scores must know before believing them: the report's warnings, each with its numbers."""
 
+from collections.abc import Mapping
+
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.report.facts import RunFacts
 
-DATA_OF_STAGES = {"calibrate": "calibration", "recover": "training", "evaluate": "evaluation"}
-"""The stages that read examples, and what their data is for; of an evaluation, the name before the role."""
 COUNTED_ANSWERS = (
     ("truncated", "that did not end within {limit}"),
     ("empty", "that are empty"),
@@ -23,10 +23,11 @@ MEASURED_ALIKE = (
 """Fields of ModelResult that must be the same for all models, and what cannot be compared where they are not."""
 
 
-def warnings(facts: RunFacts, recipe: Recipe | None) -> list[str]:
-    """One sentence for each thing that makes a number doubtful; `recipe` is the run's."""
+def warnings(facts: RunFacts, recipe: Recipe | None, bad_lines: Mapping[str, int]) -> list[str]:
+    """One sentence for each thing that makes a number doubtful; `recipe` is the run's, `bad_lines` counts lines of its data that
+    could not be used, by what they were read for."""
     return [
-        *_about_selection(facts), *_about_data(facts, recipe), *_about_training(facts), *_about_answers(facts, recipe),
+        *_about_selection(facts), *_about_data(facts, recipe, bad_lines), *_about_training(facts), *_about_answers(facts, recipe),
         *_about_context(facts), *_about_likeness(facts), *_about_versions(facts),
     ]  # fmt: skip
 
@@ -42,7 +43,7 @@ def _about_selection(facts: RunFacts) -> list[str]:
     return [f"Kept experts that no {kind} of calibration chose: {where} ({why})."]
 
 
-def _about_data(facts: RunFacts, recipe: Recipe | None) -> list[str]:
+def _about_data(facts: RunFacts, recipe: Recipe | None, bad_lines: Mapping[str, int]) -> list[str]:
     lines = []
     for stage, section, read, longest in (
         ("Calibration", "calibration", facts.calibration, recipe and recipe.calibration.max_length),
@@ -55,12 +56,8 @@ def _about_data(facts: RunFacts, recipe: Recipe | None) -> list[str]:
         if read and read.beyond_context:
             count = f"{read.beyond_context:,} of {read.examples:,}"
             lines.append(f"{stage} read {count} examples that are longer than the model's context ({section}.max_length).")
-    bad: dict[str, int] = {}
-    for stage, entry in facts.stages.items():
-        if (data := DATA_OF_STAGES.get(stage.partition("/")[0])) and entry.get("bad_lines"):
-            bad[data] = entry["bad_lines"]
-    counts = ", ".join(f"{number:,} ({data})" for data, number in bad.items())
-    return [*lines, f"Lines of the data that could not be used and are left out: {counts}."] if bad else lines
+    counts = ", ".join(f"{number:,} ({purpose})" for purpose, number in bad_lines.items())
+    return [*lines, f"Lines of the data that could not be used and are left out: {counts}."] if counts else lines
 
 
 def _about_training(facts: RunFacts) -> list[str]:

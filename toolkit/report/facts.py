@@ -172,7 +172,7 @@ class CalibrationFacts(Facts):
     examples: int | None
     left_out: int | None
     beyond_context: int | None
-    tokens: dict[str, int] | None
+    tokens: dict[Literal["prompt", "completion"], int] | None
 
 
 class BlockFacts(Facts):
@@ -259,7 +259,7 @@ class RunFacts(Facts):
     @property
     def result(self) -> Role:
         """The model that the run ends with: the recovered one, where there is a recovery."""
-        return Role.RECOVERED if "recover" in self.stages else Role.PRUNED
+        return Role.RECOVERED if self.training else Role.PRUNED
 
     @property
     def evaluated_result(self) -> Role | None:

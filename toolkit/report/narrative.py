@@ -1,6 +1,6 @@
 """The sentences of the report: computed from its facts, each with its numbers, and claiming no more than they show."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -17,13 +17,16 @@ SHARES = {
 }
 
 
-def with_sentences(facts: RunFacts, recipe: Recipe | None, further_warnings: Sequence[str] = ()) -> RunFacts:
-    """The facts with headline, summary, comparisons and warnings; `further_warnings` come last."""
+def with_sentences(
+    facts: RunFacts, recipe: Recipe | None, bad_lines: Mapping[str, int], further_warnings: Sequence[str] = ()
+) -> RunFacts:
+    """The facts with headline, summary, comparisons and warnings (`recipe`, `bad_lines`: see there); `further_warnings` come
+    last."""
     sentences = {
         "headline": headline(facts),
         "summary": summary(facts),
         "comparisons": comparisons(facts),
-        "warnings": (*warnings(facts, recipe), *further_warnings),
+        "warnings": (*warnings(facts, recipe, bad_lines), *further_warnings),
     }
     return facts.model_copy(update=sentences)
 

@@ -24,7 +24,8 @@ from toolkit.tasks.templates import Row, fields_in, is_null, parsed_json, text_o
 LETTERED = re.compile(r"[(\[]?\s*([A-Za-z]|\d{1,2})\s*(?:[)\]:]|\.(?=\s))\s*(\S.*)", re.DOTALL)
 BARE = re.compile(r"[(\[]?\s*(\w+)\s*[)\]]?[.:]?")
 WHOLE = re.compile(r"[+-]?\d{1,9}(\.0+)?")
-FIRST_INDEX = {"index_from_0": 0, "index_from_1": 1}  # by `task.label_format`
+FIRST_INDEX = {"index_from_0": 0, "index_from_1": 1}  # by `task.label_format`: the number of the first
+LABEL_FORMATS = ("letter", "text", *FIRST_INDEX)
 
 
 @dataclass(frozen=True)

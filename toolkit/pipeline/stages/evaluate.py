@@ -117,8 +117,8 @@ class Evaluate(Measurement):
         """Writes the scores and what they are of. Raises ItemsFailed where some answers could not be judged."""
         path, revision = self.context.checkpoint(self.role)
         total, active = sizes(self._unloaded)
-        about = {"model": path, "parameters": total, "active_parameters": active}
-        scores.add_facts(**about, checkpoint_bytes=checkpoint_bytes(path, revision), **more)
+        facts = {"model": path, "parameters": total, "active_parameters": active}
+        scores.add_facts(**(facts | {"checkpoint_bytes": checkpoint_bytes(path, revision)} | more))
         if is_main():
             scores.save(self.context.directory.evaluation, self.role)
         scores.check()

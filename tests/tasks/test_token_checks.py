@@ -1,13 +1,19 @@
-"""A tokenizer with more tokens than the model has embeddings: the data's own tokens decide."""
+"""Whether examples fit a model: lengths against its context, token ids against its embedding."""
 
 from collections.abc import Iterator
 
 import pytest
-from conftest import PLAYGROUND
+from conftest import PLAYGROUND, raises
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from toolkit.runtime.errors import PollardError
-from toolkit.tasks.token_checks import check_vocabulary, vocabulary_size
+from toolkit.tasks.token_checks import check_vocabulary, context_fit, vocabulary_size
+
+
+def test_what_is_too_long_itself_is_not_counted_again_for_its_answer() -> None:
+    assert context_fit([5, 8, 10, 11, 30], 10) == (5, 2, 0)
+    assert context_fit([5, 8, 10, 11, 30], 10, new_tokens=2) == (5, 2, 1)
+    assert context_fit([5, 8, 10, 11, 30], 10, new_tokens=100) == (5, 2, 3)
+    assert context_fit([], 10, new_tokens=2) == (0, 0, 0)
 
 
 @pytest.fixture
@@ -41,7 +47,7 @@ def test_tokens_that_the_data_uses_are_refused_with_both_numbers_and_the_place(
     tokenizer: PreTrainedTokenizerBase, rows: int, count: int
 ) -> None:
     data = [("a.jsonl, line 1", [5, 768]), ("a.jsonl, line 2", [768, 769, 769])]
-    with pytest.raises(PollardError) as error:
+    with raises("tokenizer.beyond-vocabulary") as error:
         check_vocabulary(tokenizer, rows, data, "some/model")
     told = str(error.value)
     assert "some/model has 770 tokens" in told and f"has {rows} rows" in told and f"uses {count} of those" in told
