@@ -52,7 +52,7 @@ def needs(path: Path, known: dict[str, Estimator]) -> str:
         estimator = known.setdefault(str(folder), Estimator(resolve_machine(**EMBEDDED[0]))).on(resolve_machine(**there))
         with contextlib.chdir(ROOT):  # where the embedded data's paths begin
             found = estimator.estimate(recipe)
-        lines.append(f"#     {_options(there):<38} {_told(found)}")
+        lines.append(f"#     {_options(there):<38} {_summary(found)}")
     if name in CONFIGS:
         lines += ["#", "# Beside it on the disk: the original. Hours count every text as max_length tokens, mostly too many."]
     return "\n".join([*lines, END])
@@ -62,7 +62,7 @@ def _options(there: dict[str, object]) -> str:
     return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in there.items())
 
 
-def _told(found: Estimate) -> str:
+def _summary(found: Estimate) -> str:
     if found.lacking:
         return "does not fit: " + "; ".join(f"{name} ({' and '.join(lacks)})" for name, lacks in found.lacking.items())
     gpu, host = (max(getattr(stage, key) for stage in found.stages) for key in ("gpu_bytes", "host_bytes"))

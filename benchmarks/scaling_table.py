@@ -13,8 +13,8 @@ sys.path.insert(0, str(ROOT))
 
 from toolkit.cli.estimate_table import gib, lacking
 from toolkit.estimate import Estimate, StageEstimate, resolve_machine
+from toolkit.pipeline.advice import advise
 from toolkit.pipeline.estimator import Estimator
-from toolkit.pipeline.relief import advice, combined_advice
 from toolkit.recipe.file import load_recipe
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.formatting import MISSING, amount
@@ -97,16 +97,15 @@ def _verdict(estimator: Estimator, recipe: Recipe, estimate: Estimate, gpus: int
     if not estimate.lacking:
         return where + "every stage fits."
     fits = [stage.name for stage in estimate.stages if stage.name not in estimate.lacking]
-    said = []
-    for name, changes in advice(estimator, recipe, estimate).items():
-        said.append(
+    advice, needed = advise(estimator, recipe, estimate), []
+    for name, changes in advice.per_stage.items():
+        needed.append(
             f"{name} (change: `{changes[0]}`)"
             if changes
             else f"{name} (too large whatever the recipe's other keys: more memory, or fewer experts)"
         )
-    together = combined_advice(estimator, recipe, estimate)
-    rest = f"; that does not suffice: {lacking(together.estimate)}" if together.estimate.lacking else ", all of it fits"
-    return where + f"{', '.join(fits)} fit. Not: {'; '.join(said)}. With `{together}`{rest}."
+    rest = f"; that does not suffice: {lacking(advice.estimate)}" if advice.estimate.lacking else ", all of it fits"
+    return where + f"{', '.join(fits)} fit. Not: {'; '.join(needed)}. With `{advice.combined}`{rest}."
 
 
 def head() -> str:

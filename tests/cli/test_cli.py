@@ -131,12 +131,12 @@ def test_a_missing_recipe_is_an_error(pollard, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("verb", running.LAST_STAGES)
 def test_a_verb_runs_the_pipeline_as_far_as_its_stage(pollard, recipe: str, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from toolkit.cli import screens
+    from toolkit.cli import last_screen as screen
     from toolkit.pipeline import runner as pipeline
 
     called = {}
     monkeypatch.setattr(running, "join", lambda: None)
-    monkeypatch.setattr(screens, "last_screen", lambda *what: None)
+    monkeypatch.setattr(screen, "last_screen", lambda *what: None)
     monkeypatch.setattr(pipeline, "run", lambda recipe, **how: called.update(how, keep=recipe.pruning.keep))
     for arguments in (["pruning.keep=2", "--fresh"], ["--fresh", "pruning.keep=2"]):
         assert pollard(verb, recipe, *arguments)[0] == 0

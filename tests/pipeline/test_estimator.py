@@ -1,43 +1,31 @@
-"""A recipe's estimate: against what the model and the pipeline's own stages do, and in what it advises."""
+"""A recipe's estimate, against what the model and the pipeline's own stages do."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import PLAYGROUND, plan_for, tiny_model
+from conftest import plan_for, raises, tiny_model
+from planned_recipe import config_folder, recipe_of
 from small_run import make_small, small_recipe
 
-from toolkit.cli.estimate_table import verdict
 from toolkit.cuts.checkpoint import prune_checkpoint
-from toolkit.estimate import Estimate, Machine, StageEstimate, resolve_machine
+from toolkit.estimate import Estimate, StageEstimate, resolve_machine
 from toolkit.moe import checkpoint_bytes, find_blocks, load_config, load_model, load_tokenizer, meta_model
 from toolkit.pipeline.estimator import Estimator
 from toolkit.pipeline.recipe_on_machine import trainer_settings
-from toolkit.pipeline.relief import Combined, advice, changed, combined_advice
 from toolkit.pipeline.runner import plan_stages
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.teacher import bytes_per_token, predicted_tokens
 from toolkit.recovery.training_data import read_training_data
-from toolkit.runtime.errors import PollardError
 
 LARGE = {"gpus": 8, "gpu": "h100", "cpu_memory": "1T"}
-SMALL = {"hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
 
 
 @pytest.fixture
 def config_only(tmp_path: Path) -> str:
-    """A folder with nothing but a config.json."""
-    (tmp_path / "mixtral").mkdir()
-    config = {"model_type": "mixtral", "dtype": "bfloat16", "vocab_size": 64, **SMALL}
-    (tmp_path / "mixtral" / "config.json").write_text(json.dumps(config))
-    return str(tmp_path / "mixtral")
-
-
-def recipe_of(model: str, **sections: Any) -> Recipe:
-    return Recipe.model_validate({"name": "try", "model": model, "task": "gsm8k", **sections})
+    return config_folder(tmp_path)
 
 
 def estimated(recipe: Recipe, **there: Any) -> Estimate:
@@ -124,12 +112,6 @@ def test_pruning_holds_the_block_that_it_checks_however_many_there_are(config_on
     assert stages_of(recipe_of(config_only), gpus=2)["prune"].host == found.host
 
 
-def test_a_control_that_does_not_fit_is_advised_against(config_only: str) -> None:
-    estimator = Estimator(resolve_machine(gpus=1, gpu_memory="1M", cpu_memory="1M"))
-    recipe = recipe_of(config_only, control=True)
-    assert advice(estimator, recipe, estimator.estimate(recipe))["control"] == ["control=false"]
-
-
 def test_sizes_are_those_of_the_pruned_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_small(tmp_path)
@@ -214,38 +196,8 @@ def test_the_trainer_is_as_the_fine_tuning_sets_it_up(config_only: str) -> None:
     assert trainer_settings(recipe_of(config_only), True).dtype == torch.bfloat16
     assert trainer_settings(recipe_of(config_only), True).checkpointing
     assert trainer_settings(recipe_of(config_only), False).dtype == torch.float32
-    half = recipe_of({"path": config_only, "dtype": "float16"})  # type: ignore[arg-type]
+    half = recipe_of({"path": config_only, "dtype": "float16"})
     assert trainer_settings(half, True).dtype == torch.float16
-
-
-def test_what_does_not_fit_comes_with_changes_that_make_it_fit() -> None:
-    path = str(PLAYGROUND / "model")
-    recipe = recipe_of(path, task="playground/sorting", pruning={"keep": 7})
-    recipe = changed(recipe, {"finetuning.zero": 0, "finetuning.trainer.per_device_train_batch_size": 16})
-    there = resolve_machine(gpus=4, gpu_memory="80M", cpu_memory="64G")
-    estimator = Estimator(there)
-    found = estimator.estimate(recipe)
-    assert found.lacking["recover"] == ["GPU"]
-    remedies = advice(estimator, recipe, found)["recover"]
-    assert remedies
-    for remedy in remedies:
-        change: dict[str, Any] = dict(pair.split("=") for pair in remedy.split())
-        change = {key: int(value) if value.isdigit() else value for key, value in change.items()}
-        assert "recover" not in Estimator(there).estimate(changed(recipe, change)).lacking
-
-
-def test_where_nothing_helps_nothing_is_advised(config_only: str) -> None:
-    estimator = Estimator(resolve_machine(gpus=1, gpu_memory="1M", cpu_memory="1M"))
-    recipe = recipe_of(config_only)
-    found = estimator.estimate(recipe)
-    assert {"recover", "calibrate"} <= found.lacking.keys()
-    assert advice(estimator, recipe, found)["recover"] == []
-
-
-def test_where_even_one_example_does_not_fit_fidelity_is_left_out(config_only: str) -> None:
-    estimator = Estimator(resolve_machine(gpus=1, gpu_memory="0.01M", cpu_memory="1G"))
-    recipe = recipe_of(config_only, evaluation={"fidelity": 8})
-    assert advice(estimator, recipe, estimator.estimate(recipe))["fidelity/original"] == ["evaluation.fidelity=null"]
 
 
 def test_the_original_is_spread_over_the_gpus_where_one_is_too_small(config_only: str) -> None:
@@ -260,15 +212,15 @@ def test_the_original_is_spread_over_the_gpus_where_one_is_too_small(config_only
 
 def test_what_spread_leaves_on_the_host_is_counted_there(config_only: str) -> None:
     spread = {"path": config_only, "placement": "spread"}
-    found = stages_of(recipe_of(spread, evaluation={"fidelity": 8}), gpus=1, gpu_memory="0.02M")  # type: ignore[arg-type]
+    found = stages_of(recipe_of(spread, evaluation={"fidelity": 8}), gpus=1, gpu_memory="0.02M")
     size = stages_of(recipe_of(config_only))["evaluate/original"].gpu["weights"]
     for name in ("evaluate/original", "fidelity/original"):
         assert found[name].host["weights"] + found[name].gpu["weights"] == size
         assert found[name].host["weights"] > 0 and "are on the host" in found[name].notes[0]
-    apart = stages_of(recipe_of(spread), gpus=0)["evaluate/original"]  # type: ignore[arg-type]
+    apart = stages_of(recipe_of(spread), gpus=0)["evaluate/original"]
     assert apart.host["weights"] == 2 * size  # one copy, in float32, where `copies` has one on every rank
     assert stages_of(recipe_of(config_only), gpus=0)["evaluate/original"].host["weights"] == 4 * size
-    few = estimated(recipe_of(spread), gpus=1, gpu_memory="0.02M", cpu_memory="0.01M")  # type: ignore[arg-type]
+    few = estimated(recipe_of(spread), gpus=1, gpu_memory="0.02M", cpu_memory="0.01M")
     assert "host" in few.lacking["evaluate/original"]
 
 
@@ -276,50 +228,8 @@ def test_what_spread_leaves_on_the_host_is_counted_there(config_only: str) -> No
 def test_a_model_that_cannot_be_run_is_refused_with_the_cure(config_only: str) -> None:
     path = Path(config_only) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "fp8"}}))
-    with pytest.raises(PollardError, match=r"quantized \(fp8\).*unquantized copy.*prune it with the plan of that run"):
+    with raises("model.quantized", "fp8", "unquantized copy", "prune it with the plan of that run"):
         estimated(recipe_of(config_only))
-
-
-PLAYGROUND_MODEL = str(PLAYGROUND / "model")
-
-
-def combined(there: Machine, **sections: Any) -> tuple[Estimate, Combined, list[str]]:
-    estimator, recipe = Estimator(there), recipe_of(PLAYGROUND_MODEL, task="playground/sorting", **sections)
-    found = estimator.estimate(recipe)
-    together = combined_advice(estimator, recipe, found)
-    return found, together, verdict(found, advice(estimator, recipe, found), together)
-
-
-def test_the_last_line_changes_the_whole_recipe_so_that_it_fits() -> None:
-    trainer = {"per_device_train_batch_size": 16}
-    sections = {"pruning": {"keep": 7}, "finetuning": {"zero": 0, "trainer": trainer}, "evaluation": {"batch_size": 256}}
-    there = resolve_machine(gpus=4, gpu_memory="60M", cpu_memory="64G")
-    found, together, lines = combined(there, **sections)
-    assert len(found.lacking) > 1 and not together.estimate.lacking
-    assert lines[-1].startswith("does not fit: ") and lines[-1].endswith(f"Change: {together}")
-    recipe = changed(recipe_of(PLAYGROUND_MODEL, task="playground/sorting", **sections), together.change)
-    assert not Estimator(there).estimate(recipe).lacking
-    assert len(together.change) > 1  # one of them alone leaves another stage that does not fit
-
-
-def test_where_changes_do_not_suffice_what_is_lacking_is_told() -> None:
-    found, together, lines = combined(
-        resolve_machine(gpus=1, gpu_memory="7M", cpu_memory="64G"), evaluation={"models": ["pruned"]}
-    )
-    lacking = together.estimate.lacking
-    assert lacking and lacking.keys() < found.lacking.keys()
-    assert f"Change: {together}; that does not suffice: " in lines[-1]
-    for stage in together.estimate.stages:
-        assert (f"{stage.name} lacks " in lines[-1]) == (stage.name in lacking)
-    assert re.search(r"calibrate lacks \d\.\d MiB of GPU memory \(\d\.\d MiB of 6\.4 MiB usable\)", lines[-1])
-
-
-def test_where_no_change_helps_it_is_told_by_how_much(config_only: str) -> None:
-    _, together, lines = combined(
-        resolve_machine(gpus=1, gpu_memory="0.1M", cpu_memory="0.1M"), evaluation={"models": ["pruned"]}
-    )
-    assert not together.change and "No change of the recipe suffices: calibrate lacks " in lines[-1]
-    assert " MiB of host memory (" in lines[-1]
 
 
 # A list among the task's keys must not stand in the way of counting data once.
@@ -340,15 +250,16 @@ def test_a_quantized_original_is_watched_as_a_whole(config_only: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sections", "message"),
+    ("sections", "code", "named"),
     [
-        ({"pruning": {"keep": 9}}, "the model has 8 experts per block"),
-        ({"pruning": {"keep": 4, "experts_per_token": 3}}, "the model activates 2 experts per token"),
-        ({"finetuning": {"zero": "none.json"}}, "cannot read the DeepSpeed configuration none.json"),
-        ({"finetuning": {"trainer": {"optim": "galore"}}}, "galore"),
-        ({"task": {"train": "none.jsonl", "test": "none.jsonl", "prompt": "{a}", "completion": "{b}"}}, "none.jsonl"),
+        ({"pruning": {"keep": 9}}, "selection.keep", ["9", "8 experts per block"]),
+        ({"pruning": {"keep": 4, "experts_per_token": 3}}, "selection.experts-per-token", ["3", "2 experts per token"]),
+        ({"finetuning": {"zero": "none.json"}}, "zero.no-config", ["none.json"]),
+        ({"finetuning": {"trainer": {"optim": "galore"}}}, "estimate.unknown-optimizer", ["galore"]),
+        ({"task": {"train": "none.jsonl", "test": "none.jsonl", "prompt": "{a}", "completion": "{b}"}}, "data.no-file",
+         ["none.jsonl"]),
     ],
-)
-def test_what_the_stages_would_refuse_is_refused(config_only: str, sections: dict, message: str) -> None:
-    with pytest.raises(PollardError, match=message):
+)  # fmt: skip
+def test_what_the_stages_would_refuse_is_refused(config_only: str, sections: dict, code: str, named: list[str]) -> None:
+    with raises(code, *named):
         estimated(recipe_of(config_only, **sections))

@@ -124,8 +124,9 @@ class RunContext:
     def data_sizes(self) -> DataSizes:
         """How much the stages read. Raises PollardError for local data that cannot be read."""
         recipe = self.recipe
-        sections = recipe.task, recipe.calibration, recipe.finetuning, recipe.evaluation
-        key = "data sizes", recipe.model.path, *(section.model_dump_json() for section in sections)
+        training = recipe.finetuning.model_dump_json(include={"max_length", "examples", "data"})
+        sections = recipe.task, recipe.calibration, recipe.evaluation
+        key = "data sizes", recipe.model.path, training, *(section.model_dump_json() for section in sections)
         return self.once(key, lambda: data_sizes(recipe, self.data.task))
 
     @cached_property

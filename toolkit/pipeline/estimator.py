@@ -1,75 +1,59 @@
-"""A recipe on a machine, stage by stage, from the model's configuration alone."""
+"""A recipe on a machine, stage by stage, from the model's configuration alone: nothing is fetched, no weights are read."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
-from toolkit.estimate import DataSizes, Estimate, Machine, StageEstimate, cannot_fit
+from toolkit.estimate import DISK_BANDWIDTH, Estimate, Machine
 from toolkit.estimate.machine import USABLE, UTILISATION
-from toolkit.estimate.stage_estimate import BANDWIDTH_SHARE, DISK_BANDWIDTH
+from toolkit.estimate.stage_estimate import BANDWIDTH_SHARE
 from toolkit.moe import find_blocks
 from toolkit.moe.load import check_runnable
+from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
-from toolkit.pipeline.runner import plan_stages
-from toolkit.pipeline.stage_estimates import estimate_stage
+from toolkit.pipeline.stage import Stage
+from toolkit.pipeline.stage_list import stages_of
 from toolkit.recipe.schema import Recipe
-
-T = TypeVar("T")
 
 
 class Estimator:
-    """Estimates a recipe, and variants of it, on one machine; what variants share is counted once."""
+    """Estimates a recipe and variants of it on one machine; what they have in common is counted once."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        self._cache: dict[tuple[Any, ...], Any] = {}
+        self._first: RunContext | None = None  # of the first recipe: what it counts serves the others
 
     def on(self, machine: Machine) -> "Estimator":
         """The same for another machine, without counting the models anew."""
         other = Estimator(machine)
-        other._cache = self._cache
+        other._first = self._first
         return other
 
-    def of(self, recipe: Recipe) -> RecipeOnMachine:
-        return RecipeOnMachine(recipe, self.machine, self._cache)
+    def context(self, recipe: Recipe) -> RunContext:
+        if self._first is None:
+            self._first = RunContext(recipe)
+        return self._first.variant(recipe)
 
     def estimate(self, recipe: Recipe) -> Estimate:
         """Raises PollardError as the stages would: for a dense model, for numbers its routers cannot serve, for local data
         that is not there."""
-        on = self.of(recipe)
-        check_runnable(on.config, recipe.model.path)
-        names = [stage.name for stage in plan_stages(recipe) if stage.name != "report"]
-        original, pruned, data = on.original(), on.pruned(), on.data
-        examples = on.trainer.examples_per_step(self.machine.ranks)
+        context = self.context(recipe)
+        sizes, ranks = RecipeOnMachine(context, self.machine), self.machine.ranks
+        check_runnable(context.config, recipe.model.path)
+        planned = stages_of(context)
+        original, pruned, data = sizes.original(), sizes.pruned(), context.data_sizes
+        estimates = [stage.estimate(self.machine) for stage in planned]
+        lengths = "max_length tokens for every example, an upper bound, where data or tokenizer are not on this machine"
         return Estimate(
             machine=self.machine,
             parameters=(original.parameters, pruned.parameters),
             active=(original.active, pruned.active),
-            experts=(find_blocks(original.model)[0].expert_count, on.budget.keep),
-            tokens_per_step=round(examples * data.training.mean),
-            steps=on.trainer.steps(data.training.examples, self.machine.ranks),
-            stages=[self.stage(recipe, name) for name in names],
-            assumptions=[_lengths(data), *self.assumptions()],
+            experts=(find_blocks(original.model)[0].expert_count, context.budget.keep),
+            tokens_per_step=round(sizes.trainer.examples_per_step(ranks) * data.training.mean),
+            steps=sizes.trainer.steps(data.training.examples, ranks),
+            stages=[estimate for estimate in estimates if estimate is not None],
+            assumptions=[f"lengths: {'those of a sample of the data' if data.all_measured else lengths}", *self.assumptions()],
         )
 
-    def stage(self, recipe: Recipe, name: str) -> StageEstimate:
-        """One of the pipeline's stages, by its name there."""
-        return estimate_stage(self.of(recipe), name)
-
-    def cannot_fit(self, recipe: Recipe) -> bool:
-        """Whether fine-tuning cannot fit even without activations; quick."""
-        on = self.of(recipe)
-        return cannot_fit(on.finetuning(on.pruned(on.trainer.dtype)), self.machine)
-
-    def kept(self, recipe: Recipe) -> int:
-        """Experts per block."""
-        return self.of(recipe).budget.keep
-
-    def once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
-        return RecipeOnMachine.once(self, key, make)  # type: ignore[arg-type]
-
-    @property
-    def cache(self) -> dict[tuple[Any, ...], Any]:
-        return self._cache
+    def stage(self, recipe: Recipe, name: str) -> Stage:
+        """One of the recipe's stages, by its name."""
+        return next(stage for stage in stages_of(self.context(recipe)) if stage.name == name)
 
     def assumptions(self) -> list[str]:
         """Those of every recipe."""
@@ -86,9 +70,3 @@ class Estimator:
         elif self.machine.gpus:
             lines.append("time: not estimated, for the kind of GPU is not known (--gpu h100)")
         return lines
-
-
-def _lengths(data: DataSizes) -> str:
-    if data.all_measured:
-        return "lengths: those of a sample of the data"
-    return "lengths: max_length tokens for every example, an upper bound, where data or tokenizer are not on this machine"

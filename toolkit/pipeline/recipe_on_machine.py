@@ -1,77 +1,51 @@
-"""A recipe on a machine: the models, their places and the trainer that the stages' estimates are made of."""
+"""A recipe on a machine: the models, their places and the trainer that the stages' estimates are made of.
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+Stages import it; it knows none of them.
+"""
+
+from dataclasses import replace
 
 import torch
-from transformers import PreTrainedConfig
 
 from toolkit.cuts.model_summary import pruned_meta_model
 from toolkit.estimate import (
     DataSize,
-    DataSizes,
     FineTuning,
     Machine,
     ModelPlacement,
     ModelSize,
+    SearchSize,
     StageEstimate,
     TrainerSettings,
+    TrainingModel,
     estimate_generation,
+    estimate_observation,
     model_size,
     place_model,
     row_bytes,
 )
 from toolkit.evaluation.memory import CPU_BATCH_SIZE, rows_that_fit
-from toolkit.moe import load_config, meta_model
-from toolkit.pipeline.context import Budget, RunContext
-from toolkit.pipeline.data_sizes import data_sizes
+from toolkit.moe import meta_model, quantization_of
+from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.rounds import early_rounds
-from toolkit.pipeline.training_model import training_model
-from toolkit.recipe.schema import Recipe
+from toolkit.recipe.schema import FinetuningRecipe, Recipe
+from toolkit.recovery.methods import METHODS
 from toolkit.recovery.teacher import TOKENS_AT_ONCE
 from toolkit.recovery.trainer_defaults import trainer_defaults
 
-T = TypeVar("T")
-
 
 class RecipeOnMachine:
-    """Numbers of one recipe on one machine. `cache` is shared by variants of the recipe and by machines."""
+    """Sizes of one recipe on one machine. What variants of a run have in common is counted once (`RunContext.once`)."""
 
-    def __init__(self, recipe: Recipe, machine: Machine, cache: dict[tuple[Any, ...], Any]) -> None:
-        self.recipe, self.machine, self.cache = recipe, machine, cache
-
-    def variant(self, recipe: Recipe) -> "RecipeOnMachine":
-        return RecipeOnMachine(recipe, self.machine, self.cache)
-
-    def once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
-        """What `make` returns, made once per key."""
-        if key not in self.cache:
-            self.cache[key] = make()
-        return self.cache[key]
-
-    @property
-    def config(self) -> PreTrainedConfig:
-        model = self.recipe.model
-        return self.once(("config", model), lambda: load_config(model.path, model.revision))
-
-    @property
-    def budget(self) -> Budget:
-        key = ("budget", self.recipe.model, self.recipe.pruning.model_dump_json())
-        return self.once(key, lambda: RunContext(self.recipe).budget)
-
-    @property
-    def data(self) -> DataSizes:
-        settings = self.recipe.finetuning.model_dump_json(include={"max_length", "examples", "data"})
-        sections = (self.recipe.task, self.recipe.calibration, self.recipe.evaluation)
-        key = ("data", settings, *(section.model_dump_json() for section in sections))
-        return self.once(key, lambda: data_sizes(self.recipe))
+    def __init__(self, context: RunContext, machine: Machine) -> None:
+        self.context, self.recipe, self.machine = context, context.recipe, machine
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which models are loaded, as `load_model` decides."""
+        """That models are loaded in, as `load_model` decides."""
         if self.recipe.model.dtype != "auto":
             return getattr(torch, self.recipe.model.dtype)
-        return self.config.dtype if self.machine.gpus and isinstance(self.config.dtype, torch.dtype) else torch.float32
+        return (self.context.config.dtype or torch.float32) if self.machine.gpus else torch.float32
 
     @property
     def trainer(self) -> TrainerSettings:
@@ -79,19 +53,21 @@ class RecipeOnMachine:
 
     def original(self, dtype: torch.dtype | None = None) -> ModelSize:
         """The original model, in the dtype it is loaded in unless given."""
-        dtype = dtype or self.dtype
-        return self.once(("original", self.recipe.model, dtype), lambda: model_size(meta_model(self.config), dtype))
+        dtype, config = dtype or self.dtype, self.context.config
+        return self.context.once(("original", *self._checkpoint, dtype), lambda: model_size(meta_model(config), dtype))
 
     def observed(self) -> ModelSize:
         """What calibration observes and pruning cuts: the original, or with rounds what the round before this one leaves."""
         before = early_rounds(self.recipe)
-        return self.variant(recipe_keeping(self.recipe, before[-1], [])).pruned() if before else self.original()
+        if not before:
+            return self.original()
+        return RecipeOnMachine(self.context.variant(recipe_keeping(self.recipe, before[-1], [])), self.machine).pruned()
 
     def pruned(self, dtype: torch.dtype | None = None) -> ModelSize:
         """The pruned model, in the dtype it is loaded in unless given."""
-        (keep, active, _), dtype = self.budget, dtype or self.dtype
-        key = ("pruned", self.recipe.model, keep, active, dtype)
-        return self.once(key, lambda: model_size(pruned_meta_model(self.config, keep, active), dtype))
+        (keep, active, _), dtype, config = self.context.budget, dtype or self.dtype, self.context.config
+        key = ("pruned", *self._checkpoint, keep, active, dtype)
+        return self.context.once(key, lambda: model_size(pruned_meta_model(config, keep, active), dtype))
 
     def place(self, model: ModelSize, whole: bool = False) -> ModelPlacement:
         """Where a model that answers lies. `whole`: its stage needs it in one piece."""
@@ -101,8 +77,18 @@ class RecipeOnMachine:
         """Of a model that is in the trainer's dtype."""
         settings = self.recipe.finetuning
         tokens_at_once = TOKENS_AT_ONCE if settings.teacher else None
-        trained = training_model(settings, model)
+        trained = training_model(model, settings)
         return FineTuning(model, trained, self.trainer, settings.method, settings.zero, tokens_at_once)
+
+    def observation(self, name: str, model: ModelSize, search: SearchSize | None = None) -> StageEstimate:
+        """The calibration data in a model that is observed, one layer at a time; as a whole where its weights are quantized."""
+        data, batch = self.context.data_sizes.calibration, self.recipe.calibration.batch_size
+        if not quantization_of(model.model.config):
+            return estimate_observation(name, self.machine, model, data, batch, search)
+        loaded = self.place(model, whole=search is not None)
+        note = "its weights are quantized: the whole model is loaded, as the plain numbers they stand for"
+        loaded = replace(loaded, notes=(note, *loaded.notes))
+        return estimate_observation(name, self.machine, model, data, batch, search, loaded)
 
     def generation(self, name: str, model: ModelSize, prompts: DataSize, whole: bool = False) -> StageEstimate:
         """Answers to all prompts, in batches as evaluation makes them."""
@@ -115,10 +101,24 @@ class RecipeOnMachine:
                 batch = rows_that_fit(self.machine.gpu_memory - sum(placement.gpu.values()), row)
         return estimate_generation(name, self.machine, placement, prompts, settings.max_new_tokens, batch)
 
+    @property
+    def _checkpoint(self) -> tuple[str, str | None]:
+        return self.recipe.model.path, self.recipe.model.revision
+
 
 def trainer_settings(recipe: Recipe, on_gpu: bool) -> TrainerSettings:
     """The trainer's settings: the toolkit's defaults on a machine with or without a GPU, and what the recipe sets."""
     return TrainerSettings(trainer_defaults(on_gpu, recipe) | recipe.finetuning.trainer)
+
+
+def training_model(model: ModelSize, settings: FinetuningRecipe) -> TrainingModel:
+    """How much `finetuning.method` trains of a model that is in the trainer's dtype. Raises PollardError where it cannot."""
+    method = METHODS[settings.method]
+    trained, frozen_bytes = method.memory(model.model, settings.lora)
+    return TrainingModel(
+        model.parameters, model.hidden_size, model.largest_layer, trained, frozen_bytes, method.loads_in_turns,
+        method.saves_frozen_weights,
+    )  # fmt: skip
 
 
 def recipe_keeping(recipe: Recipe, keep: int, before: list[int]) -> Recipe:

@@ -13,10 +13,18 @@ from toolkit.cuts.plan import Plan
 from toolkit.recipe.schema import ModelRecipe, Recipe
 from toolkit.runtime.run_paths import RunPaths
 
+ROUNDS = "rounds"
+"""The kind of the stages that are rounds before the last."""
+
 
 def early_rounds(recipe: Recipe) -> list[int]:
     """The number of experts per block that each round before the last keeps, in order."""
     return (recipe.pruning.schedule or [])[:-1]
+
+
+def round_names(recipe: Recipe) -> tuple[str, ...]:
+    """The names of the stages that are rounds before the last, in order."""
+    return tuple(f"{ROUNDS}/{keep}" for keep in early_rounds(recipe))
 
 
 def trains(recipe: Recipe) -> bool:

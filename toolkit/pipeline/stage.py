@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import ClassVar, Literal, NamedTuple, Self
 
+from toolkit.estimate import Machine, StageEstimate
 from toolkit.pipeline.context import RunContext
-from toolkit.pipeline.full_memory import smaller
-from toolkit.pipeline.outlook import arithmetic
 from toolkit.pipeline.recipe_changes import DECIDING
+from toolkit.pipeline.relief import BatchSection, Relief, half, other_placements, smaller_batches
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.stages.names import stage_name
 from toolkit.recipe.roles import Role
@@ -61,6 +61,8 @@ class Stage(ABC):
     always_shows: ClassVar[bool] = False
     """Whether it is run, without a new entry, also where it is done already: it is cheap, and what people came for."""
     last_screen: ClassVar[Shown | None] = None
+    batch_section: ClassVar[BatchSection | None] = None
+    """The section of the recipe with the `batch_size` that its model answers or reads in; None: no model does."""
 
     def __init__(self, context: RunContext, role: Role | None = None) -> None:
         self.context, self.role = context, role
@@ -94,11 +96,38 @@ class Stage(ABC):
 
     def outlook(self) -> str:
         """What it will do, in numbers that are known before any weights are read: its line on the first screen."""
-        return arithmetic(self.name, self.context.recipe, self.context.data_sizes)
+        return ""
+
+    def estimate(self, machine: Machine) -> StageEstimate | None:
+        """Memory, time and disk on a machine, from the model's configuration alone; None where it takes next to nothing.
+
+        Raises PollardError as the stage would: for numbers that the routers cannot serve, for local data that is not there.
+        """
+        return None
+
+    def cannot_fit(self, machine: Machine) -> bool:
+        """Whether it is certain, without a full estimate, that it does not fit: quick."""
+        return False
+
+    def relief(self, machine: Machine) -> Relief:
+        """Changes of the recipe that may make it fit; they are tried before one is recommended."""
+        recipe, section = self.context.recipe, self.batch_section
+        estimate = self.estimate(machine) if section else None
+        if section is None or estimate is None:
+            return Relief()
+        return Relief(smaller_batches(recipe, section, estimate, machine), placements=other_placements(recipe, machine))
 
     def smaller(self) -> str:
-        """The overrides that make it take less memory of a GPU."""
-        return smaller(self.name, self.context.recipe)
+        """The overrides to try where a GPU's memory is full while it runs."""
+        recipe = self.context.recipe
+        if self.batch_section == "calibration":
+            return f"calibration.batch_size={half(recipe.calibration.batch_size)}"
+        batch = recipe.evaluation.batch_size
+        return f"evaluation.batch_size={8 if batch == 'auto' else half(batch)}, or model.placement=spread"
+
+    def with_context(self, context: RunContext) -> Self:
+        """The same stage of another recipe."""
+        return type(self)(context, self.role)
 
     @property
     def is_small(self) -> bool:

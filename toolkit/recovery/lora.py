@@ -3,9 +3,9 @@
 What PEFT itself does for it stands in toolkit/recovery/adapters.py, which is imported when a training begins.
 """
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel
 
 from toolkit.moe import (
     UNFUSED,
@@ -20,6 +20,9 @@ from toolkit.moe import (
 )
 from toolkit.recipe.schema import LoraRecipe, Recipe
 from toolkit.recovery.method import Loaded, Reach, RecoveryMethod, TrainedMemory, Training, adaptable, parameters_of
+
+if TYPE_CHECKING:  # takes seconds to import; a run that is done needs no trainer
+    from transformers import Trainer, TrainingArguments
 
 
 class Lora(RecoveryMethod):
@@ -58,12 +61,12 @@ class Lora(RecoveryMethod):
         routers = parameters_of([block.router for block in blocks]) if lora.router else 0
         return TrainedMemory(lora.rank * sides + routers, sizes(model).parameters * model.dtype.itemsize)
 
-    def save(self, recipe: Recipe, trainer: Trainer, model: Any, training: Training) -> None:
+    def save(self, recipe: Recipe, trainer: "Trainer", model: Any, training: Training) -> None:
         """Writes the trained adapter, and the checkpoint that training began with, the adapter added in."""
         from toolkit.recovery.adapters import save_merged  # peft takes seconds to import
 
         save_merged(model, recipe.finetuning.lora, lambda: self.base(recipe, trainer.args, training), training)
 
-    def base(self, recipe: Recipe, arguments: TrainingArguments, training: Training) -> PreTrainedModel:
+    def base(self, recipe: Recipe, arguments: "TrainingArguments", training: Training) -> PreTrainedModel:
         """The stock model, whole on the CPU, that the adapter is merged into."""
         return load_model(training.source, training.revision, dtype=recipe.model.dtype, skipping=False)

@@ -9,10 +9,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from toolkit.cuts.checkpoint import check_whole, complete_checkpoint, write_checkpoint
@@ -33,6 +33,9 @@ from toolkit.runtime.distributed import is_main, on_main
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.run_paths import RunPaths
 from toolkit.runtime.signed_folders import provenance, whole_folder
+
+if TYPE_CHECKING:  # takes seconds to import; a run that is done needs no trainer
+    from transformers import Trainer, TrainingArguments
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class RecoveryMethod(ABC):
                     code="recovery.missing-package",
                 )
 
-    def load(self, recipe: Recipe, arguments: TrainingArguments, source: str, revision: str | None) -> Loaded:
+    def load(self, recipe: Recipe, arguments: "TrainingArguments", source: str, revision: str | None) -> Loaded:
         """The checkpoint `source`, on every rank; under ZeRO-3 its parameters are partitioned as they load."""
         model = load_model(source, revision, recipe.model.dtype, skipping=False)
         check_loaded(model, source, revision)
@@ -141,7 +144,7 @@ class RecoveryMethod(ABC):
     def memory(self, model: PreTrainedModel, lora: LoraRecipe) -> TrainedMemory:
         """Of a model on the meta device, in the dtype it trains in. Raises PollardError where it cannot be trained so."""
 
-    def save(self, recipe: Recipe, trainer: Trainer, model: Any, training: Training) -> None:
+    def save(self, recipe: Recipe, trainer: "Trainer", model: Any, training: Training) -> None:
         """Writes a stock checkpoint, under every ZeRO stage, with the companion files of the one it began as. Every rank
         takes part. Raises PollardError where the checkpoint does not come out whole."""
         needed = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())  # tied ones once

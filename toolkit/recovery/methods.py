@@ -2,10 +2,10 @@
 
 from collections import Counter
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel
 
 from toolkit.moe import MoEBlock, find_blocks, sizes
 from toolkit.recipe.schema import LoraRecipe, Recipe
@@ -14,6 +14,9 @@ from toolkit.recovery.method import Loaded, Reach, RecoveryMethod, TrainedMemory
 from toolkit.recovery.qlora import QLora
 from toolkit.runtime.distributed import say
 from toolkit.runtime.errors import PollardError
+
+if TYPE_CHECKING:  # takes seconds to import; a run that is done needs no trainer
+    from transformers import TrainingArguments
 
 PEFT_PREFIX = "base_model.model."  # what PEFT puts before a module's name
 
@@ -62,7 +65,7 @@ class Experts(RecoveryMethod):
 METHODS: dict[str, RecoveryMethod] = {method.name: method for method in (Full(), Lora(), QLora(), Router(), Experts())}
 
 
-def trainable_model(recipe: Recipe, arguments: TrainingArguments, source: str, revision: str | None = None) -> Any:
+def trainable_model(recipe: Recipe, arguments: "TrainingArguments", source: str, revision: str | None = None) -> Any:
     """The checkpoint `source` set up for the recipe's method: transformers' model or, with adapters, PEFT's around it.
 
     Call it on every rank, after `arguments` were made: their existence makes loading partition the model under ZeRO-3.

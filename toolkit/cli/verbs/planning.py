@@ -26,13 +26,13 @@ def run_estimate(arguments: argparse.Namespace) -> None:
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     from toolkit.cli.estimate_table import show_estimate
     from toolkit.estimate import resolve_machine
+    from toolkit.pipeline.advice import advise
     from toolkit.pipeline.estimator import Estimator
-    from toolkit.pipeline.relief import advice, combined_advice
 
-    there = resolve_machine(arguments.gpus, arguments.nodes, arguments.gpu, arguments.gpu_memory, arguments.cpu_memory)
-    estimator = Estimator(there)
+    machine = resolve_machine(arguments.gpus, arguments.nodes, arguments.gpu, arguments.gpu_memory, arguments.cpu_memory)
+    estimator = Estimator(machine)
     estimate = estimator.estimate(recipe)
-    show_estimate(estimate, advice(estimator, recipe, estimate), combined_advice(estimator, recipe, estimate))
+    show_estimate(estimate, advise(estimator, recipe, estimate))
 
 
 def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:

@@ -31,7 +31,7 @@ def run_recipe(arguments: argparse.Namespace, until: str | None = None) -> None:
     with resumable(), tracebacks_in(RunDirectory(recipe.name).path):
         join()
         # Imported here for start-up time: both import torch
-        from toolkit.cli.screens import last_screen
+        from toolkit.cli.last_screen import last_screen
         from toolkit.pipeline import runner as pipeline
 
         directory = pipeline.run(recipe, fresh=arguments.fresh, until=until)

@@ -6,14 +6,17 @@ own, so that neither batches nor the number of ranks nor a kill changes what is 
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from toolkit.estimate import DataSize, Machine, StageEstimate
 from toolkit.evaluation import Decoding, answer_text, batch_size_for, generate, sampled
 from toolkit.moe.placement import with_model
+from toolkit.pipeline.outlook import examples_or_all
 from toolkit.pipeline.recipe_changes import DECIDING
+from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
 from toolkit.pipeline.rounds import trains
 from toolkit.pipeline.stage import Facts, Stage
 from toolkit.recipe.data import TrainingSourceRecipe
@@ -25,6 +28,7 @@ from toolkit.runtime.errors import PollardError
 from toolkit.runtime.shards import make_shards, missing_shards
 from toolkit.tasks import DataCache, encode_prompt, gold_of
 
+TOKEN_BYTES = 7  # of an answer on the disk: a number and a comma
 PROMPTS = 64  # per piece: what a kill loses at most
 SUFFIX = ".jsonl"
 EACH_RANK_ITS_OWN = "every rank asks the original about examples of its own"
@@ -41,6 +45,7 @@ class Answers(Stage):
     """Training prompts -> answers/: the original model's own right answers."""
 
     kind = "answers"
+    batch_section = "evaluation"
     sections = DECIDING[Role.CONTROL]
     output = "answers"
     resumes = ("answers",)
@@ -55,6 +60,22 @@ class Answers(Stage):
 
     def fingerprint(self) -> str:
         return str(self.context.fingerprints.teaching.answers)
+
+    def estimate(self, machine: Machine) -> StageEstimate:
+        """At most: all answers are right."""
+        sizes, prompts = RecipeOnMachine(self.context, machine), self._prompts()
+        tokens = (prompts.examples or 0) * (prompts.mean + self.context.recipe.evaluation.max_new_tokens)
+        found = sizes.generation(self.name, sizes.original(), prompts, whole=True)
+        return replace(found, disk=round(TOKEN_BYTES * tokens))
+
+    def outlook(self) -> str:
+        new = self.context.recipe.evaluation.max_new_tokens
+        return f"{examples_or_all(self._prompts().examples)} answers drawn, at most {new:,} new tokens each"
+
+    def _prompts(self) -> DataSize:
+        prompts = self.context.data_sizes.answers
+        assert prompts is not None, "the recipe trains on no answers of the original's own"
+        return prompts
 
     def run(self) -> AnswerFacts:
         recipe, tokenizer, folder = self.context.recipe, self.context.tokenizer, self.context.directory.answers

@@ -5,20 +5,28 @@ from dataclasses import dataclass, fields, replace
 from transformers import PreTrainedModel
 
 from toolkit.calibration import CalibrationSource, calibrate_mix
+from toolkit.calibration.greedy_search import GRAM_BYTES
+from toolkit.calibration.token_errors import CHUNK_BYTES
 from toolkit.cuts.statistics import ExpertStatistics
-from toolkit.moe import StreamedModel
+from toolkit.estimate import Machine, SearchSize, StageEstimate
+from toolkit.moe import StreamedModel, find_blocks
 from toolkit.moe.placement import shard_batches, with_layers
 from toolkit.moe.tokenizer import longer_than_context
 from toolkit.pipeline.calibration_data import Source, read_source, sources_of
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.fingerprints import subset_search
+from toolkit.pipeline.outlook import observation_outlook
 from toolkit.pipeline.recipe_changes import DECIDING
+from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
+from toolkit.pipeline.relief import Relief
+from toolkit.pipeline.rounds import round_names
 from toolkit.pipeline.stage import Facts, Stage
 from toolkit.pipeline.stages.names import CALIBRATE
-from toolkit.pipeline.stages.round import Round
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import on_main, say
 from toolkit.tasks import padded_batches
+
+STATISTICS_BYTES = 32 * 8  # per expert: at most 8 sums and their squares, for prompt and completion, float64
 
 
 @dataclass(frozen=True)
@@ -33,12 +41,13 @@ class CalibrationFacts(Facts):
 
 class Calibrate(Stage):
     kind = CALIBRATE
+    batch_section = "calibration"
     sections = DECIDING[Role.PRUNED]
     output = "calibration"
 
     def __init__(self, context: RunContext, role: Role | None = None) -> None:
         super().__init__(context, role)
-        self.needs = Round.names(context)[-1:]
+        self.needs = round_names(context.recipe)[-1:]
 
     def purpose(self) -> str:
         names, search = [source.name for source in sources_of(self.context.recipe)], subset_search(self.context.recipe)
@@ -47,6 +56,27 @@ class Calibrate(Stage):
 
     def fingerprint(self) -> str:
         return self.context.fingerprints.calibrate
+
+    def estimate(self, machine: Machine) -> StageEstimate:
+        recipe, sizes = self.context.recipe, RecipeOnMachine(self.context, machine)
+        model, data, search = sizes.observed(), self.context.data_sizes, self._search()
+        found = sizes.observation(self.name, model, search)
+        if recipe.calibration.self_generated:
+            prompts = data.evaluation.limited(data.calibration.examples)
+            found = _with_answers(found, sizes.generation("", model, prompts), machine)
+        experts = sum(block.expert_count for block in find_blocks(model.model))
+        work = f"{found.work}, {recipe.pruning.mode} search over every expert" if search else found.work
+        return replace(found, work=work, disk=STATISTICS_BYTES * experts * len(recipe.calibration.data or [None]))
+
+    def _search(self) -> SearchSize | None:
+        search = subset_search(self.context.recipe)
+        return search and SearchSize(CHUNK_BYTES["cuda"], GRAM_BYTES, search.forward_passes, search.hidden_states)
+
+    def outlook(self) -> str:
+        return observation_outlook(self.context)
+
+    def relief(self, machine: Machine) -> Relief:
+        return replace(super().relief(machine), placements=())  # one layer at a time wherever the model lies
 
     def run(self) -> CalibrationFacts:
         recipe, source = self.context.recipe, self.context.source
@@ -105,3 +135,16 @@ class Calibrate(Stage):
         say(f"  {len(about.blocks)} MoE blocks watched" + (f"; {idle} experts were never chosen" if idle else ""))
         counts = {field.name: getattr(about, field.name) for field in fields(CalibrationFacts)}
         return CalibrationFacts(**counts)
+
+
+def _with_answers(observation: StageEstimate, answers: StageEstimate, machine: Machine) -> StageEstimate:
+    """The model answers the prompts first, then it is observed."""
+    gpu, host = observation.gpu, observation.host
+    if machine.gpus:
+        gpu, host = max(gpu, answers.gpu, key=lambda parts: sum(parts.values())), host | answers.host
+    flops, seconds = (
+        None if first is None or then is None else then + first
+        for first, then in ((answers.flops, observation.flops), (answers.seconds, observation.seconds))
+    )
+    note = f"the model's own answers first: {answers.work}"
+    return replace(observation, gpu=gpu, host=host, flops=flops, seconds=seconds, notes=(*observation.notes, note))

@@ -1,10 +1,14 @@
 """Original checkpoint and training examples -> control/: the original, fine-tuned as the pruned model is."""
 
+from toolkit.estimate import FineTuning, Machine
 from toolkit.pipeline.recipe_changes import DECIDING
+from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
+from toolkit.pipeline.relief import Relief, change
 from toolkit.pipeline.stage import Shown
 from toolkit.pipeline.stages.names import MADE_BY
 from toolkit.pipeline.stages.recover import Recover, TrainingFacts
 from toolkit.pipeline.stages.teacher import TEACHING
+from toolkit.pipeline.training_changes import LighterTraining
 from toolkit.recipe.roles import Role
 
 
@@ -25,6 +29,13 @@ class Control(Recover):
 
     def fingerprint(self) -> str:
         return self.context.fingerprints.models[Role.CONTROL]
+
+    def relief(self, machine: Machine) -> Relief:
+        return Relief(LighterTraining(self.context.recipe, machine).changes(), omission=change("control", False))
+
+    def _finetuning(self, machine: Machine) -> FineTuning:
+        sizes = RecipeOnMachine(self.context, machine)
+        return sizes.finetuning(sizes.original(sizes.trainer.dtype))
 
     def run(self) -> TrainingFacts:
         return self._train("control")

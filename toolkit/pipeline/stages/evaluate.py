@@ -6,11 +6,15 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from toolkit.estimate import Machine, StageEstimate
 from toolkit.evaluation import AnswerLog, Decoding, Questions, Scores, evaluate, evaluate_with
 from toolkit.moe import active_expert_parameters, checkpoint_bytes, load_config, load_tokenizer, meta_model, sizes
 from toolkit.moe.placement import with_model
 from toolkit.moe.tokenizer import context_length
 from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.outlook import batches, examples_or_all
+from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
+from toolkit.pipeline.relief import Change, change
 from toolkit.pipeline.stage import Facts
 from toolkit.pipeline.stages.measurement import Measurement
 from toolkit.pipeline.stages.names import EVALUATE
@@ -40,6 +44,20 @@ class Evaluate(Measurement):
 
     def fingerprint(self) -> str:
         return self.context.fingerprints.scores_of(self.role)
+
+    def estimate(self, machine: Machine) -> StageEstimate:
+        sizes = RecipeOnMachine(self.context, machine)
+        return sizes.generation(self.name, self.measured(sizes), self.context.data_sizes.evaluation)
+
+    def outlook(self) -> str:
+        settings, questions = self.context.recipe.evaluation, self.context.data_sizes.evaluation.examples
+        drawn = f" × {settings.samples} answers" if settings.samples > 1 else ""
+        new = f"at most {settings.max_new_tokens:,} new tokens each"
+        return f"{examples_or_all(questions)} questions{drawn}, {batches(questions, settings.batch_size)}; {new}"
+
+    def omission(self) -> Change | None:
+        others = [str(role) for role in self.context.recipe.evaluation.models if role != Role.ORIGINAL]
+        return change("evaluation.models", others) if self.role is Role.ORIGINAL and others else None
 
     def run(self) -> ScoreFacts:
         server = self._server()

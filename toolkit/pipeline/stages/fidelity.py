@@ -6,14 +6,18 @@ fidelity/<role>     those of another model, compared with it -> evaluation/<role
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel
 
+from toolkit.estimate import DataSize, LogitsPass, Machine, StageEstimate, estimate_logits_pass
 from toolkit.evaluation import measure_fidelity
+from toolkit.evaluation.distributions import TOKENS_AT_ONCE, bytes_per_token
 from toolkit.moe.placement import with_model
 from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
+from toolkit.pipeline.relief import Change, change
 from toolkit.pipeline.stage import Facts
 from toolkit.pipeline.stages.measurement import Measurement
 from toolkit.pipeline.stages.names import stage_name
@@ -22,6 +26,8 @@ from toolkit.runtime.distributed import is_main, say
 from toolkit.runtime.files import fingerprint_of, write_text
 from toolkit.runtime.formatting import loss, percent
 from toolkit.tasks import encode_all, padded_batches
+
+COPIES = 12  # of a part of the logits in float32, while they are sorted and summed up
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class Fidelity(Measurement):
     """Of any model but the original."""
 
     kind = "fidelity"
+    batch_section = "calibration"
     suffix = ".fidelity.json"
 
     def __init__(self, context: RunContext, role: Role | None = None) -> None:
@@ -56,6 +63,26 @@ class Fidelity(Measurement):
     def fingerprint(self) -> str:
         fingerprints = self.context.fingerprints
         return fingerprint_of(fingerprints.models[self.role], fingerprints.reference_logits)
+
+    def estimate(self, machine: Machine) -> StageEstimate:
+        """One pass over gold answers that are as long as the training examples."""
+        sizes = RecipeOnMachine(self.context, machine)
+        data, tokens, stored = self._gold_size(sizes)
+        reading = LogitsPass(self.context.recipe.calibration.batch_size, COPIES, TOKENS_AT_ONCE, stored)
+        found = estimate_logits_pass(self.name, machine, sizes.place(self.measured(sizes)), data, reading)
+        return replace(found, work=f"{data.examples:,} answers, {tokens:,} tokens")
+
+    def outlook(self) -> str:
+        return f"{self.context.recipe.evaluation.fidelity:,} gold answers, read once; nothing is generated"
+
+    def omission(self) -> Change | None:
+        return change("evaluation.fidelity", None)
+
+    def _gold_size(self, sizes: RecipeOnMachine) -> tuple[DataSize, int, int]:
+        """The gold answers, their completion tokens, and the bytes of the original's distributions over these, at most."""
+        data = self.context.data_sizes.calibration.limited(self.context.recipe.evaluation.fidelity)
+        tokens = round((data.examples or 0) * data.completion_tokens)
+        return data, tokens, tokens * bytes_per_token(self.measured(sizes).vocabulary)
 
     def run(self) -> Facts:
         batches, left_out = gold_batches(self.context)

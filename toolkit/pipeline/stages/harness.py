@@ -5,9 +5,11 @@ from dataclasses import asdict, dataclass
 
 from transformers import PreTrainedModel
 
+from toolkit.estimate import Machine, StageEstimate, memory_on
 from toolkit.evaluation.harness import run_harness
 from toolkit.moe import load_tokenizer
 from toolkit.moe.placement import with_model
+from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
 from toolkit.pipeline.stage import Facts
 from toolkit.pipeline.stages.measurement import Measurement
 from toolkit.runtime.distributed import is_main, say
@@ -35,14 +37,33 @@ class Harness(Measurement):
         fingerprints = self.context.fingerprints
         return fingerprint_of(fingerprints.models[self.role], fingerprints.harness)
 
+    def estimate(self, machine: Machine) -> StageEstimate:
+        """Only lm-eval knows how long its questions are: at most as long as the longest examples."""
+        settings, longest = self.context.recipe.evaluation, self.context.recipe.finetuning.max_length
+        sizes, batch = RecipeOnMachine(self.context, machine), self._batch_size()
+        placement = sizes.place(self.measured(sizes), whole=True)
+        gpu = placement.gpu | {
+            "activations": placement.model.activations(batch, longest) or 0,
+            "logits": 2 * 4 * placement.model.vocabulary * batch * longest,  # and their logarithms, in float32
+        }
+        on_gpu, in_ram = memory_on(machine, gpu, {"weights": placement.host})
+        work = f"lm-evaluation-harness: {', '.join(settings.harness or [])}; questions of at most {longest:,} tokens"
+        return StageEstimate(self.name, work, on_gpu, in_ram, flops=None, notes=placement.notes)
+
+    def outlook(self) -> str:
+        return f"lm-evaluation-harness: {', '.join(self.context.recipe.evaluation.harness or [])}"
+
+    def _batch_size(self) -> int:
+        asked = self.context.recipe.evaluation.batch_size
+        return BATCH_SIZE if asked == "auto" else asked
+
     def run(self) -> HarnessFacts:
         settings, run = self.context.recipe.evaluation, self.context.directory
         path, revision = self.context.checkpoint(self.role)
         tokenizer = load_tokenizer(path, revision)
-        batch_size = BATCH_SIZE if settings.batch_size == "auto" else settings.batch_size
 
         def measure(model: PreTrainedModel) -> HarnessFacts:
-            found = run_harness(model, tokenizer, settings.harness or [], settings.harness_tasks, batch_size)
+            found = run_harness(model, tokenizer, settings.harness or [], settings.harness_tasks, self._batch_size())
             if is_main():
                 run.evaluation.mkdir(parents=True, exist_ok=True)
                 write_text(

@@ -1,9 +1,13 @@
 """What the stages share that measure one model of the run: which of them a recipe asks for, and what they are made from."""
 
+from dataclasses import replace
 from typing import ClassVar
 
+from toolkit.estimate import Machine, ModelSize
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.recipe_changes import DECIDING
+from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
+from toolkit.pipeline.relief import BatchSection, Change, Relief, fewer_experts
 from toolkit.pipeline.stage import Stage
 from toolkit.pipeline.stages.names import MADE_BY
 from toolkit.recipe.roles import Role
@@ -13,6 +17,7 @@ class Measurement(Stage):
     """Its output lies in evaluation/."""
 
     role: Role
+    batch_section: ClassVar[BatchSection | None] = "evaluation"
     suffix: ClassVar[str]
     """Of its output, behind the role: ".fidelity.json"."""
 
@@ -26,3 +31,16 @@ class Measurement(Stage):
     def is_asked_for(self) -> bool:
         recipe = self.context.recipe
         return recipe.control if self.role is Role.CONTROL else self.role in recipe.evaluation.models
+
+    def relief(self, machine: Machine) -> Relief:
+        pruned = self.role in (Role.PRUNED, Role.RECOVERED)
+        fewer = fewer_experts(self.context.recipe, self.context.budget.keep) if pruned else ()
+        return replace(super().relief(machine), omission=self.omission(), fewer_experts=fewer)
+
+    def omission(self) -> Change | None:
+        """To do without the measurement; None where the recipe cannot."""
+        return None
+
+    def measured(self, sizes: RecipeOnMachine) -> ModelSize:
+        """The size of the model."""
+        return sizes.original() if self.role in (Role.ORIGINAL, Role.CONTROL) else sizes.pruned()

@@ -4,15 +4,21 @@ from dataclasses import dataclass
 
 from toolkit.cuts.checkpoint import prune_checkpoint
 from toolkit.cuts.plan import Plan
+from toolkit.estimate import DISK_BANDWIDTH, GIB, Machine, StageEstimate
 from toolkit.moe import checkpoint_bytes
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.recipe_changes import DECIDING
+from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
+from toolkit.pipeline.rounds import round_names
 from toolkit.pipeline.stage import Facts, Shown, Stage
 from toolkit.pipeline.stages.names import MADE_BY
-from toolkit.pipeline.stages.round import Round
 from toolkit.pipeline.stages.select import Select
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import say
+
+RANK_BYTES = GIB // 2  # of RAM that a rank takes while it prunes, without the blocks that are checked
+CHECKED_BLOCKS = 3  # MoE blocks that are run to check the result, one on a rank at a time
+MERGED = 5 / 3  # memory of a block while transformers merges its experts, in times its size
 
 
 @dataclass(frozen=True)
@@ -31,13 +37,30 @@ class Prune(Stage):
 
     def __init__(self, context: RunContext, role: Role | None = None) -> None:
         super().__init__(context, role)
-        self.needs = (Select.kind, *Round.names(context)[-1:])
+        self.needs = (Select.kind, *round_names(context.recipe)[-1:])
 
     def purpose(self) -> str:
         return "cut the others out of the checkpoint"
 
     def fingerprint(self) -> str:
         return self.context.fingerprints.models[Role.PRUNED]
+
+    def estimate(self, machine: Machine) -> StageEstimate:
+        """Bytes are copied by the kernel; in memory are the MoE blocks that are checked."""
+        sizes = RecipeOnMachine(self.context, machine)
+        source, pruned = sizes.observed(), sizes.pruned()
+        block = round(MERGED * source.weight_bytes * source.largest_block)
+        blocks = min(CHECKED_BLOCKS, machine.ranks_per_node) * block
+        return StageEstimate(
+            self.name,
+            work=f"{source.bytes / GIB:,.1f} GiB read, {pruned.bytes / GIB:,.1f} GiB written",
+            host={"blocks": blocks, "ranks": machine.ranks_per_node * RANK_BYTES},
+            disk=pruned.bytes,
+            seconds=(source.bytes + pruned.bytes) / DISK_BANDWIDTH,
+        )
+
+    def outlook(self) -> str:
+        return "no forward pass: tensors are copied"
 
     def run(self) -> PruningFacts:
         source, run = self.context.source, self.context.directory

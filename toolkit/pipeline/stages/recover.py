@@ -2,17 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from transformers import PreTrainedModel
 
 from toolkit.cuts.plan import Plan
+from toolkit.estimate import FineTuning, Machine, StageEstimate, cannot_fit, estimate_finetuning
 from toolkit.evaluation import evaluate
 from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.outlook import training_outlook
 from toolkit.pipeline.recipe_changes import DECIDING
+from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
+from toolkit.pipeline.relief import Relief, fewer_experts
 from toolkit.pipeline.stage import Facts, Shown, Stage
 from toolkit.pipeline.stages.names import MADE_BY
 from toolkit.pipeline.stages.teacher import TEACHING
+from toolkit.pipeline.training_changes import LighterTraining, smaller_training
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import say, world_size
 
@@ -56,6 +62,28 @@ class Recover(Stage):
 
     def fingerprint(self) -> str:
         return self.context.fingerprints.models[Role.RECOVERED]
+
+    def estimate(self, machine: Machine) -> StageEstimate:
+        return estimate_finetuning(self.name, self._finetuning(machine), machine, self.context.data_sizes.training)
+
+    def cannot_fit(self, machine: Machine) -> bool:
+        return cannot_fit(self._finetuning(machine), machine)
+
+    def outlook(self) -> str:
+        return training_outlook(self.context)
+
+    def relief(self, machine: Machine) -> Relief:
+        recipe = self.context.recipe
+        lighter = LighterTraining(recipe, machine)
+        fewer = lighter.with_fewer_experts(fewer_experts(recipe, self.context.budget.keep))
+        return Relief(chain(lighter.changes(), fewer))
+
+    def smaller(self) -> str:
+        return smaller_training(self.context.recipe)
+
+    def _finetuning(self, machine: Machine) -> FineTuning:
+        sizes = RecipeOnMachine(self.context, machine)
+        return sizes.finetuning(sizes.pruned(sizes.trainer.dtype))
 
     def run(self) -> TrainingFacts:
         plan = Plan.load(self.context.directory.plan)

@@ -1,10 +1,15 @@
 """Gold answers -> fidelity/: the original's distributions over their tokens, with which the other models are compared."""
 
+from dataclasses import replace
+
 from transformers import PreTrainedModel
 
+from toolkit.estimate import Machine, StageEstimate
 from toolkit.evaluation import write_reference
+from toolkit.evaluation.distributions import bytes_per_token
 from toolkit.moe.placement import with_model
 from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
 from toolkit.pipeline.stages.fidelity import Fidelity, ReferenceFacts, gold_batches
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import say
@@ -27,6 +32,13 @@ class ReferenceLogits(Fidelity):
 
     def fingerprint(self) -> str:
         return self.context.fingerprints.reference_logits
+
+    def estimate(self, machine: Machine) -> StageEstimate:
+        sizes, found = RecipeOnMachine(self.context, machine), super().estimate(machine)
+        _, _, stored = self._gold_size(sizes)
+        work = f"{found.work}, {bytes_per_token(self.measured(sizes).vocabulary):,} bytes each at most"
+        note = "on disk: at most; of a model that is sure of its answers, less"
+        return replace(found, work=work, disk=stored, notes=(*found.notes, note))
 
     def run(self) -> ReferenceFacts:
         batches, left_out = gold_batches(self.context)

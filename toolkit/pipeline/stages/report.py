@@ -46,6 +46,9 @@ class Report(Stage):
     def fingerprint(self) -> str:
         return fingerprint_of([stage.fingerprint() for stage in self.before])
 
+    def outlook(self) -> str:
+        return "one page"
+
     def run(self) -> Facts:
         run = self.context.directory
 

@@ -4,12 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from toolkit.estimate import Machine, StageEstimate, combined_estimate
 from toolkit.pipeline.context import RunContext
-from toolkit.pipeline.rounds import early_rounds, recipe_of_round, share_teaching
+from toolkit.pipeline.outlook import training_outlook
+from toolkit.pipeline.recipe_on_machine import recipe_keeping
+from toolkit.pipeline.relief import Relief
+from toolkit.pipeline.rounds import ROUNDS, early_rounds, recipe_of_round, round_names, share_teaching
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.stage import Facts, Stage
+from toolkit.pipeline.stages.calibrate import Calibrate
 from toolkit.pipeline.stages.names import MADE_BY
+from toolkit.pipeline.stages.prune import Prune
+from toolkit.pipeline.stages.recover import Recover
 from toolkit.pipeline.stages.teacher import TEACHING
+from toolkit.pipeline.training_changes import LighterTraining, smaller_training
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import on_main
 
@@ -22,34 +30,48 @@ class RoundFacts(Facts):
 class Round(Stage):
     """Its finished stages are skipped like those of any run."""
 
-    kind = "rounds"
+    kind = ROUNDS
     result = "unique"
 
     def __init__(self, context: RunContext, keep: int) -> None:
         """`keep`: how many experts of each block it leaves."""
         super().__init__(context)
         self.keep, self.output = keep, f"rounds/{keep}/recovered"
-        earlier = [name for name in self.names(context) if name != self.name]
+        earlier = [name for name in round_names(context.recipe) if name != self.name]
         self.needs = (*TEACHING, *earlier[: early_rounds(context.recipe).index(keep)][-1:])
 
     @classmethod
     def planned(cls, context: RunContext, role: Role | None, before: Sequence[Stage]) -> Sequence[Self]:
         return [cls(context, keep) for keep in early_rounds(context.recipe)]
 
-    @classmethod
-    def names(cls, context: RunContext) -> tuple[str, ...]:
-        """The names of all early rounds, in order."""
-        return tuple(f"{cls.kind}/{keep}" for keep in early_rounds(context.recipe))
-
     @property
     def name(self) -> str:
         return f"{self.kind}/{self.keep}"
+
+    def with_context(self, context: RunContext) -> Self:
+        return type(self)(context, self.keep)
 
     def purpose(self) -> str:
         return f"on the way: prune to {self.keep} experts and recover"
 
     def fingerprint(self) -> str:
         return self.context.fingerprints.rounds[self.keep]
+
+    def estimate(self, machine: Machine) -> StageEstimate:
+        rounds = early_rounds(self.context.recipe)
+        recipe = recipe_keeping(self.context.recipe, self.keep, rounds[: rounds.index(self.keep)])
+        parts = [stage(self.context.variant(recipe)).estimate(machine) for stage in (Calibrate, Prune, Recover)]
+        work = f"to {self.keep} experts: " + "; ".join(part.work for part in parts)
+        return combined_estimate(self.name, work, parts)
+
+    def outlook(self) -> str:
+        return f"prune to {self.keep} experts and recover: {training_outlook(self.context)}"
+
+    def relief(self, machine: Machine) -> Relief:
+        return Relief(LighterTraining(self.context.recipe, machine).changes())
+
+    def smaller(self) -> str:
+        return smaller_training(self.context.recipe)
 
     def run(self) -> RoundFacts:
         assert self.context.run_stages, "a round is run by what runs stages"

@@ -1,13 +1,13 @@
 """Statistics -> plan.json: which experts stay."""
 
 from toolkit.cuts.statistics import ExpertStatistics
+from toolkit.estimate import Machine, StageEstimate
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.recipe_changes import DECIDING
-from toolkit.pipeline.rounds import composed_plan, early_rounds
+from toolkit.pipeline.rounds import composed_plan, early_rounds, round_names
 from toolkit.pipeline.stage import Facts, Shown, Stage
 from toolkit.pipeline.stages.calibrate import Calibrate
 from toolkit.pipeline.stages.names import SELECT
-from toolkit.pipeline.stages.round import Round
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
@@ -23,7 +23,7 @@ class Select(Stage):
 
     def __init__(self, context: RunContext, role: Role | None = None) -> None:
         super().__init__(context, role)
-        self.needs = (Calibrate.kind, *Round.names(context))
+        self.needs = (Calibrate.kind, *round_names(context.recipe))
 
     def purpose(self) -> str:
         pruning = self.context.recipe.pruning
@@ -31,6 +31,12 @@ class Select(Stage):
 
     def fingerprint(self) -> str:
         return self.context.fingerprints.select
+
+    def estimate(self, machine: Machine) -> StageEstimate:
+        return StageEstimate(self.name, "reads the statistics", seconds=0.0)
+
+    def outlook(self) -> str:
+        return f"keep {self.context.recipe.pruning.keep}"
 
     def run(self) -> Facts:
         on_main(self._choose)

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from toolkit.calibration import skipping_thresholds
+from toolkit.estimate import Machine, StageEstimate
 from toolkit.moe import StreamedModel, load_tokenizer
 from toolkit.moe.expert_skipping import SKIPPING_FILE, Skipping
 from toolkit.moe.placement import shard_batches, with_layers
 from toolkit.pipeline.calibration_data import read_source, sources_of
 from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.outlook import observation_outlook
+from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
 from toolkit.pipeline.stage import Facts, Stage
 from toolkit.pipeline.stages.names import MADE_BY
 from toolkit.recipe.roles import Role
@@ -32,6 +35,7 @@ class SkippingFacts(Facts):
 
 class Skip(Stage):
     kind = "skip"
+    batch_section = "calibration"
 
     def __init__(self, context: RunContext, role: Role | None = None) -> None:
         super().__init__(context, role)
@@ -47,6 +51,14 @@ class Skip(Stage):
 
     def fingerprint(self) -> str:
         return self.context.fingerprints.skip
+
+    def estimate(self, machine: Machine) -> StageEstimate:
+        """The routers are observed as calibration observes."""
+        sizes = RecipeOnMachine(self.context, machine)
+        return sizes.observation(self.name, sizes.pruned())
+
+    def outlook(self) -> str:
+        return observation_outlook(self.context)
 
     def run(self) -> SkippingFacts:
         recipe, run, role = self.context.recipe, self.context.directory, self.context.last_role

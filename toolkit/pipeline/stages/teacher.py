@@ -1,18 +1,23 @@
 """Training data -> teacher/: the original model's logits on every completion token."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
+from toolkit.estimate import LogitsPass, Machine, StageEstimate, count, estimate_logits_pass
 from toolkit.moe.placement import with_model
+from toolkit.pipeline.outlook import tokens_read
 from toolkit.pipeline.recipe_changes import DECIDING
+from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
 from toolkit.pipeline.rounds import trains
 from toolkit.pipeline.stage import Facts, Stage
 from toolkit.pipeline.stages.answers import EACH_RANK_ITS_OWN, Answers
 from toolkit.recipe.roles import Role
-from toolkit.recovery.teacher import cache_logits
+from toolkit.recovery.teacher import TOKENS_AT_ONCE, bytes_per_token, cache_logits
 from toolkit.recovery.training_data import read_training_data
 from toolkit.runtime.distributed import say
+
+COPIES = 3  # of a part of the logits in float32: offsets, the rest, at the temperature
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class TeacherFacts(Facts):
 
 class Teacher(Stage):
     kind = "teacher"
+    batch_section = "calibration"
     sections = DECIDING[Role.CONTROL]
     needs = (Answers.kind,)
     output = "teacher"
@@ -39,6 +45,23 @@ class Teacher(Stage):
 
     def fingerprint(self) -> str:
         return str(self.context.fingerprints.teaching.teacher)
+
+    def estimate(self, machine: Machine) -> StageEstimate:
+        sizes, data = RecipeOnMachine(self.context, machine), self.context.data_sizes.training
+        placement = sizes.place(sizes.original(), whole=True)
+        tokens, each = round((data.examples or 0) * data.completion_tokens), bytes_per_token(placement.model.vocabulary)
+        counted = count(None if data.examples is None else tokens)
+        batch = self.context.recipe.calibration.batch_size
+        reading = LogitsPass(batch, COPIES, TOKENS_AT_ONCE, stored=tokens * each)
+        return replace(
+            estimate_logits_pass(self.name, machine, placement, data, reading),
+            work=f"{count(data.examples)} examples, {counted} completion tokens at most, {each} bytes each, "
+            f"{placement.description}",
+            disk=tokens * each,
+        )
+
+    def outlook(self) -> str:
+        return tokens_read(self.context.data_sizes.training)
 
     def run(self) -> TeacherFacts:
         recipe, run, tokenizer = self.context.recipe, self.context.directory, self.context.tokenizer

@@ -8,7 +8,7 @@ from small_run import small_recipe
 from toolkit.estimate.model_size import model_size
 from toolkit.estimate.training_memory import ZeroSettings, training_memory
 from toolkit.moe import decoder_linears, find_blocks, meta_model
-from toolkit.pipeline.training_model import training_model
+from toolkit.pipeline.recipe_on_machine import training_model
 from toolkit.recipe.schema import LoraRecipe
 from toolkit.recovery.adapters import adapt
 from toolkit.recovery.method import Loaded
@@ -29,7 +29,7 @@ def recipe_of(method: str, **lora: object):
 def test_as_many_numbers_train_as_the_method_sets_up(family: str, method: str) -> None:
     lora = {"rank": 3, "router": True} if "lora" in method else {}
     model = tiny_model(family)
-    expected = training_model(recipe_of(method, **lora).finetuning, model_size(meta_model(model.config), torch.float32))
+    expected = training_model(model_size(meta_model(model.config), torch.float32), recipe_of(method, **lora).finetuning)
     assert expected.parameters == sum(p.numel() for p in model.parameters())
     blocks = find_blocks(model)
     if "lora" in method:
@@ -42,7 +42,7 @@ def test_as_many_numbers_train_as_the_method_sets_up(family: str, method: str) -
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_quantized_model_is_as_large_as_estimated(family: str) -> None:
     model = tiny_model(family, hidden_size=128, intermediate_size=64, moe_intermediate_size=64)
-    expected = training_model(recipe_of("qlora").finetuning, model_size(meta_model(model.config), torch.float32)).frozen_bytes
+    expected = training_model(model_size(meta_model(model.config), torch.float32), recipe_of("qlora").finetuning).frozen_bytes
     whole = sum(p.nbytes for p in model.parameters())
     quantize(model, find_blocks(model), CPU)
     found = sum(p.nbytes for p in model.parameters())
@@ -53,7 +53,7 @@ def test_adapters_need_no_optimizer_for_what_is_frozen() -> None:
     numbers = model_size(meta_model(tiny_model("mixtral").config), torch.bfloat16)
     zero = ZeroSettings(stage=2)
     full, lora, qlora = (
-        training_memory(training_model(recipe.finetuning, numbers), zero, 1, 2, "adamw_torch")
+        training_memory(training_model(numbers, recipe.finetuning), zero, 1, 2, "adamw_torch")
         for recipe in (recipe_of("full"), recipe_of("lora", rank=1), recipe_of("qlora", rank=1))
     )
     assert lora.gpu["optimizer"] < full.gpu["optimizer"] / 2

@@ -1,13 +1,12 @@
+"""The first screen of a run: every stage's line, in numbers, before any weights are read."""
+
 from pathlib import Path
 
 import pytest
 from small_run import make_small, small_recipe
 
-from toolkit.cli import screens
-from toolkit.cli.screens import last_screen
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.first_screen import first_screen
-from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.runner import plan_stages
 from toolkit.pipeline.stage_list import stages_of
 
@@ -71,17 +70,3 @@ def test_every_kind_of_stage_has_its_arithmetic(changes: dict, small, capsys) ->
     lines = screen(recipe, capsys)
     for stage in plan_stages(recipe):
         assert len(line_of(stage.name, lines).split()) > 1, stage.name
-
-
-def test_the_last_screen_says_what_there_is_and_what_to_do_next(small, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(screens, "program_path", lambda name: name)
-    run = RunDirectory("small")
-    run.pruned.mkdir(parents=True)
-    (run.pruned / "model.safetensors").write_bytes(b"0" * 2**20)
-    last_screen(run, 84, "pollard run small.yaml")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == [
-        "", "Done in 1 min 24 s", "  runs/small/pruned  the pruned model, 1.0 MiB", "Next",
-        "  pollard run small.yaml   the stages that are left",
-        "  pollard chat runs/small  ask the original and the smaller model side by side",
-    ]  # fmt: skip
