@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import ROOT, free_port
 from small_run import TASK, make_small, small_values
 
 from toolkit.pipeline import sweep
 from toolkit.pipeline.runner import run
 from toolkit.pipeline.sweep_grid import load_grid
+from toolkit.recipe.file import dump_values
 from toolkit.runtime import distributed
 from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Task
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("sweep")
     make_small(folder)
     (folder / "notes.txt").write_text("The harbour was dug in 1803.\n\nThen it was filled.\n")
-    (folder / "r.yaml").write_text(yaml.safe_dump(small_values(sweep__off_task={"text": "notes.txt"}, evaluation__fidelity=5)))
+    (folder / "r.yaml").write_text(dump_values(small_values(sweep__off_task={"text": "notes.txt"}, evaluation__fidelity=5)))
     distributed.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
