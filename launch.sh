@@ -4,8 +4,8 @@
 #     ./launch.sh                                     recipes/playground.yaml: the whole job with the embedded model
 #     ./launch.sh recipes/math.yaml [key=value …]     another recipe, with overrides
 #     ./launch.sh sweep recipes/math.yaml pruning.keep=6,4,2 …    how far can it be pruned?
-#     ./launch.sh test                                formatting, lint, types and tests
-#     ./launch.sh setup                               only sets up
+#     ./launch.sh test [fast]                         formatting, lint, types and tests (fast: those that take two minutes)
+#     ./launch.sh setup [EXTRA …]                     only sets up; extras: lm-eval, server, tensorboard, docs, dev (for `test`)
 #
 #     ./launch.sh --ranks 4 RECIPE …                  four ranks instead of one per visible GPU (without a GPU: two)
 #     CUDA_VISIBLE_DEVICES=2,3 ./launch.sh RECIPE …   these GPUs
@@ -35,19 +35,70 @@ find_python() {
     stop "needs Python 3.11 or newer (found: $(python3 --version 2>&1)). Install it, or name it: PYTHON=/path/to/python3.12 $0"
 }
 
+# Installs what a run needs, and the named extras of pyproject.toml. What was installed, for which versions, is kept beside it:
+# .venv/pollard-set-up for a run, .venv/pollard-set-up.EXTRA for an extra.
 set_up() {
-    local wanted python
+    local wanted extra python missing="" extras=" " stamp="$here/.venv/pollard-set-up"
     wanted=$(cat "$here/pyproject.toml" "$here/constraints.txt" | sha256sum)
-    [ "$(cat "$here/.venv/pollard-set-up" 2>/dev/null)" = "$wanted" ] && return
+    for extra in "$@"; do
+        grep -q "^$extra = \[" "$here/pyproject.toml" ||
+            stop "there is no extra \`$extra\`; there are: $(sed -n '/^\[project.optional/,/^\[project.scripts/s/^\([a-z-]*\) = \[.*/\1/p' "$here/pyproject.toml" | xargs)"
+    done
+    for extra in "" "$@"; do
+        [ "$(cat "$stamp${extra:+.$extra}" 2>/dev/null)" = "$wanted" ] || missing=yes
+    done
+    [ -n "$missing" ] || return 0
     command -v g++ >/dev/null || command -v c++ >/dev/null ||
         stop "DeepSpeed compiles its communication module on first use and finds no C++ compiler. Install one, e.g.: apt install g++"
     python=$(find_python)
     "$python" -c 'import pathlib, sysconfig, sys; sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' ||
         stop "DeepSpeed compiles its communication module on first use and finds no Python headers. Install them, e.g.: apt install python3-dev"
-    echo "Setting up .venv with $("$python" --version) (a few minutes, once)"
-    "$python" -m venv "$here/.venv" || stop "cannot make a virtual environment. On Debian: apt install python3-venv"
-    "$here/.venv/bin/pip" install --quiet --disable-pip-version-check -c "$here/constraints.txt" -e "$here[dev]"
-    echo "$wanted" >"$here/.venv/pollard-set-up"
+    for extra in "$@" $(cd "$here/.venv" 2>/dev/null && ls pollard-set-up.* 2>/dev/null | sed 's/^pollard-set-up\.//'); do
+        [[ $extras == *" $extra "* ]] || extras+="$extra "
+    done
+    extras=${extras# } extras=${extras% }
+    echo "Setting up .venv with $("$python" --version)${extras:+, with $extras} (once; a minute or a few)"
+    [ -x "$here/.venv/bin/python" ] || "$python" -m venv "$here/.venv" || stop "cannot make a virtual environment. On Debian: apt install python3-venv"
+    install_packages -c "$here/constraints.txt" -e "$here${extras:+[${extras// /,}]}"
+    for extra in "" $extras; do
+        echo "$wanted" >"$stamp${extra:+.$extra}"
+    done
+}
+
+# uv does in a third of the time what pip does
+install_packages() {
+    local pip=("$here/.venv/bin/python" -m pip --disable-pip-version-check) uv
+    uv=$(command -v uv || echo "$here/.venv/bin/uv")
+    if [ -x "$uv" ] || "${pip[@]}" install --quiet uv 2>/dev/null; then
+        # Of all indexes the newest version, as pip takes it
+        (settings_of_pip && "$uv" pip install --quiet --python "$here/.venv/bin/python" --index-strategy unsafe-best-match "$@") && return
+        echo "uv could not install this; pip tries, which takes longer" >&2
+    else
+        echo "uv cannot be had here; pip takes longer" >&2
+    fi
+    "${pip[@]}" install --quiet "$@"
+}
+
+# uv reads no settings of pip: where packages come from is told to it, unless it has been told already
+settings_of_pip() {
+    local key value
+    while IFS="=" read -r key value; do
+        value=${value#[\'\"]} value=${value%[\'\"]}
+        case ${key##*.} in # those of the environment come first, and the first one stays
+        index-url) : "${UV_DEFAULT_INDEX:=$value}" ;;
+        extra-index-url) : "${UV_INDEX:=$value}" ;;
+        find-links) : "${UV_FIND_LINKS:=${value// /,}}" ;;
+        constraint) : "${UV_CONSTRAINT:=$value}" ;;
+        cert) : "${SSL_CERT_FILE:=$value}" ;;
+        trusted-host) : "${UV_INSECURE_HOST:=$value}" ;;
+        proxy) : "${ALL_PROXY:=$value}" ;;
+        default-timeout | timeout) : "${UV_HTTP_TIMEOUT:=$value}" ;;
+        no-index) : "${UV_NO_INDEX:=$value}" ;;
+        esac
+    done < <("${pip[@]}" config list)
+    for key in UV_DEFAULT_INDEX UV_INDEX UV_FIND_LINKS UV_CONSTRAINT SSL_CERT_FILE UV_INSECURE_HOST ALL_PROXY UV_HTTP_TIMEOUT UV_NO_INDEX; do
+        [ -z "${!key:-}" ] || export "${key?}"
+    done
 }
 
 # A port of its own, so that two runs on one machine do not meet
@@ -106,7 +157,11 @@ export POLLARD_CALLED_FROM=$PWD
 case $0 in */*) called=$0 ;; *) called=./$0 ;; esac
 [ -x "$called" ] && called=$(printf %q "$called") || called="bash $(printf %q "$called")"
 here=$(find_home)
-set_up
+case "${1:-}" in
+setup) set_up "${@:2}" ;;
+test) set_up dev ;;
+*) set_up ;;
+esac
 export PATH="$here/.venv/bin:$PATH" # ninja and deepspeed are found there
 ranks="" hostfile=""
 while true; do
@@ -121,10 +176,15 @@ case "${1:-}" in
 setup) echo "Ready: $here/.venv" ;;
 test)
     cd "$here"
+    tests=()
+    case "${*:2}" in
+    fast) tests=(-m "not launcher and not slow") ;;
+    ?*) stop "\`test\` runs everything, \`test fast\` what takes two minutes; one file: .venv/bin/pytest FILE" ;;
+    esac
     ruff format --check .
     ruff check .
     mypy
-    exec pytest -n 2 --dist loadfile --no-loadscope-reorder # a file's launches are shared by its tests, and long files come first
+    exec pytest -n 2 --dist loadfile --no-loadscope-reorder "${tests[@]}" # a file's launches are shared by its tests, and long files come first
     ;;
 *)
     [ $# -gt 0 ] || { cd "$here" && called=./launch.sh && set -- recipes/playground.yaml; }

@@ -1,7 +1,6 @@
 """Shared by all tests: tiny random models of every supported family, and the CPU they run on."""
 
 import os
-import socket
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel, one per core
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,7 +14,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from toolkit.cuts.plan import BlockPlan, Plan
+from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.plan import Plan
 from toolkit.moe import find_blocks
 from toolkit.runtime.errors import PollardError
 
@@ -66,7 +66,7 @@ def plan_for(model: PreTrainedModel, kept: list[int]) -> Plan:
     """The same choice in every block."""
     blocks = find_blocks(model)
     choice = {block.name: BlockPlan(experts=block.expert_count, kept=kept) for block in blocks}
-    return Plan(model="tiny", criterion="by hand", keep=len(kept), experts_per_token=min(2, len(kept)), blocks=choice)
+    return Plan.of_experts(model="tiny", criterion="by hand", keep=len(kept), experts_per_token=min(2, len(kept)), blocks=choice)
 
 
 @torch.no_grad()
@@ -74,13 +74,6 @@ def logits_of(model: PreTrainedModel, length: int = 24) -> torch.Tensor:
     """Logits [2, length, V] for two fixed random sequences."""
     ids = torch.randint(3, 64, (2, length), generator=torch.Generator().manual_seed(1))
     return model(ids, use_cache=False).logits
-
-
-def free_port() -> str:
-    """A port for a launcher: tests run side by side."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
 
 
 @pytest.fixture
@@ -103,8 +96,20 @@ def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+SLOW = {
+    "benchmarks/test_scaling_table.py", "benchmarks/test_small_benchmarks.py", "cli/test_interrupt.py",
+    "docs/test_code_blocks.py", "docs/test_site.py", "recipes/test_every_recipe.py", "recipes/test_my_data.py",
+    "report/test_browser.py",
+}  # fmt: skip
+"""Files whose tests take the longest without starting ranks: `./launch.sh test fast` leaves them out."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start real ranks come first: on two workers, none of them is left for the end."""
+    """Marks the slow files. Files that start real ranks come first: on two workers, none of them is left for the end."""
+    for item in items:
+        if item.path.relative_to(ROOT / "tests").as_posix() in SLOW:
+            item.add_marker("slow")
     launching = {item.path for item in items if item.get_closest_marker("launcher")}
     items.sort(key=lambda item: item.path not in launching)
 

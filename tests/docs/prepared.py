@@ -125,7 +125,8 @@ def _launcher(folder: Path) -> None:
     wanted = subprocess.run(
         "cat pyproject.toml constraints.txt | sha256sum", shell=True, cwd=folder, capture_output=True, check=True
     )
-    (folder / ".venv" / "pollard-set-up").write_bytes(wanted.stdout)
+    for extra in ("", ".dev"):
+        (folder / ".venv" / f"pollard-set-up{extra}").write_bytes(wanted.stdout)
     (folder / "questions.txt").write_text("How many pens are left?\nWho is tallest?\n")
     (folder / "hosts").write_text("node1 slots=8\nnode2 slots=8\n")
 

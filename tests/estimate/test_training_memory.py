@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, free_port, raises
+from conftest import ROOT, raises
+from rank_launcher import ranks
 from transformers import AutoConfig
 
 from toolkit.estimate.training_memory import (
@@ -48,8 +49,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, in
     root = tmp_path_factory.mktemp("zero")
     cases = {name: {"model": MODEL, "config": config_of(zero, name.endswith("bfloat16"))} for name, zero in CASES.items()}
     (root / "cases.json").write_text(json.dumps(cases))
-    command = ["deepspeed", "--num_gpus", "2", "--master_port", free_port(), str(Path(__file__).parent / "every_zero.py")]
-    done = subprocess.run([*command, str(root)], cwd=ROOT, capture_output=True, text=True, timeout=540, check=False)
+    command = ranks(2, str(Path(__file__).parent / "every_zero.py"), str(root))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=540, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return json.loads((root / "measured.json").read_text())
 

@@ -2,12 +2,12 @@
 
 import json
 import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from conftest import PLAYGROUND, free_port
+from conftest import PLAYGROUND
+from rank_launcher import ranks
 
 from toolkit.evaluation import evaluate
 from toolkit.moe import load_model, load_tokenizer
@@ -18,9 +18,8 @@ from toolkit.tasks import Task
 @pytest.mark.launcher
 def test_a_model_in_parts_answers_as_a_whole_one(tmp_path: Path) -> None:
     path, script = str(PLAYGROUND / "model"), str(Path(__file__).with_name("in_parts.py"))
-    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", free_port()]
     done = subprocess.run(
-        [*launcher, script, path, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
+        ranks(2, script, path, str(tmp_path)), cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     task = Task(TaskRecipe.model_validate({"name": "playground/arithmetic"}))

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PLAYGROUND, ROOT, free_port
+from conftest import PLAYGROUND, ROOT
+from rank_launcher import ranks
 
 RECIPE = [
     str(ROOT / "recipes" / "playground.yaml"), f"model={PLAYGROUND / 'model'}", "calibration.examples=16",
@@ -19,15 +20,14 @@ RECIPE = [
 TRAIN = str(ROOT / "toolkit" / "train.py")
 
 
-def command(ranks: int) -> list[str]:
-    launcher = ["deepspeed", "--num_gpus", str(ranks), "--master_port", free_port()] if ranks > 1 else [sys.executable]
-    return [*launcher, TRAIN, *RECIPE]
+def command(number: int) -> list[str]:
+    return ranks(number, TRAIN, *RECIPE) if number > 1 else [sys.executable, TRAIN, *RECIPE]
 
 
-def run(folder: Path, ranks: int) -> str:
+def run(folder: Path, number: int) -> str:
     """What the finished run said; its predictions are in the folder."""
     folder.mkdir(exist_ok=True)
-    done = subprocess.run(command(ranks), cwd=folder, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(command(number), cwd=folder, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from companions import add_companions, check_companions
-from conftest import PLAYGROUND, ROOT, free_port, raises, tiny_model
+from conftest import PLAYGROUND, ROOT, raises, tiny_model
 from peft import PeftModel
+from rank_launcher import ranks
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -70,8 +71,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One launch of two ranks, that route to different experts, for all methods and stages."""
     root = tmp_path_factory.mktemp("methods")
     prepare(root)
-    command = ["deepspeed", "--num_gpus", "2", "--master_port", free_port()]
-    command += [str(ROOT / "tests" / "recovery" / "every_method.py"), str(root)]
+    command = ranks(2, str(ROOT / "tests" / "recovery" / "every_method.py"), str(root))
     with (root / "said.txt").open("w") as said:
         launched = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
         try:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
-from conftest import free_port, raises
+from conftest import raises
+from rank_launcher import free_port
 
 from toolkit.runtime import distributed
 from toolkit.runtime.distributed import (
