@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from toolkit.cuts.experts import BlockPlan
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import BlockStatistics, ExpertStatistics, StatisticsFacts
 from toolkit.evaluation import EvaluationFacts, Item, Scores
 from toolkit.pipeline.run_directory import RunDirectory
+from toolkit.recipe.file import dump_recipe
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.intervals import wilson
 
@@ -32,7 +32,7 @@ def make_run(folder: Path, roles: Sequence[str] = ROLES, until: str = "evaluate"
     )
     run = RunDirectory(recipe.name, folder)
     run.path.mkdir(parents=True, exist_ok=True)
-    run.open(recipe.model.path, recipe.task.name, yaml.safe_dump(recipe.model_dump(), sort_keys=False), [])
+    run.open(recipe.model.path, recipe.task.name, dump_recipe(recipe), [])
     for stage, write in (("calibrate", _calibrate), ("select", _select), ("prune", lambda *_: {}), ("recover", _recover)):
         if stage != "recover" or "recovered" in roles:
             run.finish(stage, stage, 2.5, seed=7, ranks=2, **write(run, recipe))

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+
+from toolkit.recipe.file import dump_values
 
 QUESTIONS = [
     {"question": f"{word} is", "choices": ["red", "a number", "sorted last"], "label": i % 3}
@@ -23,7 +24,7 @@ def make_task(folder: Path, name: str = "small_choice") -> None:
         "output_type": "multiple_choice", "test_split": "test", "doc_to_text": "{{question}}", "doc_to_choice": "{{choices}}",
         "doc_to_target": "label", "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     }  # fmt: skip
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(task))
+    (folder / f"{name}.yaml").write_text(dump_values(task))
 
 
 def own_alone(monkeypatch: pytest.MonkeyPatch) -> None:

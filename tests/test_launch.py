@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from conftest import ROOT
 from safetensors.torch import load_file
 from small_run import make_small, small_values
 
 from toolkit.evaluation import evaluate
+from toolkit.recipe.file import dump_values, read_values
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.nodes import check_nodes, parse_hostfile, source_digest
@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         calibration={"examples": 10, "batch_size": 4},  # three batches on two ranks
         evaluation={"batch_size": 6, "max_new_tokens": 4},  # one batch: a rank has none
     )
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    (folder / "recipe.yaml").write_text(dump_values(values))
     (folder / ".deepspeed_env").write_text("OMP_NUM_THREADS=1\n")
     (folder / "hosts").write_text("127.0.0.1 slots=1\nlocalhost slots=1  # the same machine again\n")
     return folder
@@ -128,7 +128,7 @@ def test_a_slurm_job_of_two_nodes_answers_with_copies_as_zero3_answers_in_parts(
 @pytest.mark.launcher
 def test_a_recovered_model_answers_alone_as_it_did_in_parts(alone: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    task = Task(Recipe.model_validate(yaml.safe_load(Path("recipe.yaml").read_text())).task)
+    task = Task(Recipe.model_validate(read_values(Path("recipe.yaml").read_text())).task)
     scores = evaluate(alone / "recovered", None, task, batch_size=6, max_new_tokens=4)
     told = [json.loads(line)["prediction"] for line in predictions(alone, "recovered").splitlines()]
     assert [item.prediction for item in scores.items] == told and len(set(told)) > 1

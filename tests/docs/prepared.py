@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from conftest import PLAYGROUND, ROOT, tiny_model
 from small_run import make_small, small_values
 
 import toolkit
 from toolkit.moe import load_model
 from toolkit.pipeline import runner as pipeline
-from toolkit.recipe.file import load_recipe
+from toolkit.recipe.file import dump_values, load_recipe, read_values
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import start, stop
 
@@ -59,7 +58,7 @@ def make_folder(folder: Path) -> Path:
     _write(folder / "data" / "tickets.test.jsonl", 6, text="Where is parcel {}?", team="shipping")
     (folder / "recipes").mkdir()
     for recipe in (ROOT / "recipes").glob("*.yaml"):
-        (folder / "recipes" / recipe.name).write_text(yaml.safe_dump(short(yaml.safe_load(recipe.read_text()))))
+        (folder / "recipes" / recipe.name).write_text(dump_values(short(read_values(recipe.read_text()))))
     _launcher(folder)
     _runs(folder)
     return folder

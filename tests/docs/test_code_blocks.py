@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from code_blocks import PAGES, ROOT, Block, all_blocks, blocks_of, same_words
 from prepared import known_names, launched, make_folder, page_folder
 
 from toolkit.cli.main import main
-from toolkit.recipe.file import load_recipe
+from toolkit.recipe.file import load_recipe, read_values
 from toolkit.recipe.schema import Recipe
 
 UNRUN = {  # all that no test runs: what its mark says that it needs, and how it begins
@@ -78,7 +77,7 @@ def check_recipe(block: Block, folder: Path) -> None:
     if included := re.fullmatch(r'--8<-- "(.+)"\n', block.text):
         load_recipe(ROOT / included[1])
         return
-    values = yaml.safe_load(block.text) or {}
+    values = read_values(block.text) or {}
     if AROUND.keys() <= values.keys():
         path = folder / f"{values['name']}.yaml"
         path.write_text(block.text)

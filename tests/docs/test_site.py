@@ -8,11 +8,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import ROOT
 
 import toolkit
 from toolkit.cli.verbs import VERBS
+from toolkit.recipe.file import read_values
 
 FETCHED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "video": "src", "object": "data"}
 
@@ -58,7 +58,7 @@ def test_what_the_readme_links_to_is_there() -> None:
 def test_every_verb_key_and_name_of_the_toolkit_is_in_the_reference(site: Path) -> None:
     shown = {name: re.sub(r"<[^>]+>", "", (site / f"{name}.html").read_text()) for name in ("cli", "recipe", "python")}
     assert all(f"pollard {verb.name}" in shown["cli"] for verb in VERBS)
-    assert all(f"{key}:" in shown["recipe"] for key in yaml.safe_load((ROOT / "recipes" / "reference.yaml").read_text()))
+    assert all(f"{key}:" in shown["recipe"] for key in read_values((ROOT / "recipes" / "reference.yaml").read_text()))
     assert all(f"toolkit.{name}" in shown["python"] for name in toolkit.__all__)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import ROOT
 from rank_launcher import ranks
 from small_harness import make_task, own_alone
@@ -17,6 +16,7 @@ from toolkit.estimate import resolve_machine
 from toolkit.pipeline.estimator import Estimator
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.runner import plan_stages, run
+from toolkit.recipe.file import dump_values
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime import distributed
 from toolkit.runtime.errors import PollardError
@@ -132,7 +132,7 @@ def test_an_unknown_task_is_told_before_the_first_stage(folder: Path, monkeypatc
 @pytest.mark.launcher
 def test_two_ranks_find_what_one_finds(folder: Path) -> None:
     values = small_values(evaluation__fidelity=4, calibration={"examples": 8, "batch_size": 2}, **HARNESS)
-    Path("both.yaml").write_text(yaml.safe_dump(values | {"name": "two"}))
+    Path("both.yaml").write_text(dump_values(values | {"name": "two"}))
     run(Recipe.model_validate(values | {"name": "one"}))
     command = ranks(2, "--module", "toolkit.cli", "run", "both.yaml")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from conftest import ROOT, raises
 from rank_launcher import ranks
 from small_run import TASK, make_small, small_values
@@ -18,6 +17,7 @@ from toolkit.cuts.statistics import ExpertStatistics, Tokens
 from toolkit.pipeline import sweep
 from toolkit.pipeline.runner import run
 from toolkit.pipeline.sweep_grid import load_grid
+from toolkit.recipe.file import dump_values
 from toolkit.runtime import distributed
 from toolkit.runtime.errors import PollardError
 from toolkit.selection import CRITERIA
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("sweep")
     make_small(folder)
     (folder / "notes.txt").write_text("The harbour was dug in 1803.\n\nThen it was filled.\n")
-    (folder / "r.yaml").write_text(yaml.safe_dump(small_values(sweep__off_task={"text": "notes.txt"}, evaluation__fidelity=5)))
+    (folder / "r.yaml").write_text(dump_values(small_values(sweep__off_task={"text": "notes.txt"}, evaluation__fidelity=5)))
     distributed.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import PLAYGROUND, ROOT
 
 from toolkit.cli.main import main
+from toolkit.recipe.file import read_values
 
 LINES = 200
 NAMES = ("ant", "bee", "cow", "dog", "elk", "fox", "gnu", "hen")
@@ -103,7 +103,7 @@ def test_first_mistakes_are_told_with_the_remedy(
 
 
 def test_the_files_are_named_on_two_lines_of_their_own() -> None:
-    values = yaml.safe_load(recipe_text())
+    values = read_values(recipe_text())
     assert {values["task"]["train"], values["task"]["test"]} == {
         f"data/playground/sorting/{name}.jsonl" for name in ("train", "test")
     }

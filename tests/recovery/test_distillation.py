@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from conftest import PLAYGROUND, ROOT, raises
 from rank_launcher import ranks
 from safetensors.torch import load_file
 from trl import SFTConfig
 
 from toolkit.pipeline.runner import run
+from toolkit.recipe.file import dump_values
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.distillation import check_distillable
 from toolkit.runtime import distributed
@@ -50,7 +50,7 @@ def values(name: str, batch: int, accumulation: int, **finetuning: object) -> di
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """`two`: on two ranks, by the real command. `one`: here, on one, with batches as large as those of both."""
     folder = tmp_path_factory.mktemp("distillation")
-    (folder / "two.yaml").write_text(yaml.dump(values("two", batch=2, accumulation=1)))
+    (folder / "two.yaml").write_text(dump_values(values("two", batch=2, accumulation=1)))
     command = ranks(2, str(ROOT / "toolkit" / "train.py"), "two.yaml")
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=540, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
