@@ -1,10 +1,12 @@
+import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from toolkit.cli.completion_script import keys_and_values, script
+from toolkit.cli.completion import completion_script, keys_and_values
 from toolkit.cli.main import command_parser
 from toolkit.cli.verbs import VERBS
 from toolkit.cli.verbs.lists import SHELLS
@@ -13,18 +15,19 @@ from toolkit.runtime.errors import PollardError
 
 
 def script_of(shell: str) -> str:
-    choices = command_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
-    return script(shell, dict(choices))  # type: ignore[arg-type]
+    parser = command_parser()
+    return completion_script(shell, parser, parser.get_default("verb_parsers"))
 
 
 def completed(line: str, folder: Path) -> list[str]:
-    """What a real bash offers for the line."""
+    """What a real bash offers for the line. It takes `=` for a word of its own."""
+    words = [part for word in line.split(" ")[:-1] for part in re.split("(=)", word) if part]
+    words += [part for part in re.split("(=)", line.split(" ")[-1]) if part] or [""]
     asked = f"""
 {script_of("bash")}
 compopt() {{ :; }}
-COMP_LINE={line!r} COMP_POINT={len(line)}
-COMP_WORDS=({line}) COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
-[ "${{COMP_LINE: -1}}" != " " ] || COMP_CWORD=$((COMP_CWORD + 1))
+COMP_LINE={shlex.quote(line)} COMP_POINT={len(line)}
+COMP_WORDS=({shlex.join(words)}) COMP_CWORD={len(words) - 1}
 _pollard
 printf '%s\\n' "${{COMPREPLY[@]}}"
 """
@@ -38,7 +41,11 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
     [
         ("pollard comp", ["compare", "completion"]),
         ("pollard run mi", ["mine.yaml"]),
+        ("pollard run da", ["data"]),
+        ("pollard run --fresh mi", ["mine.yaml"]),
         ("pollard run mine.yaml pruning.k", ["pruning.keep="]),
+        ("pollard run mine.yaml pruning.keep=2 finetuning.me", ["finetuning.method="]),
+        ("pollard run mine.yaml finetuning.method=lora finetuning.teacher=", ["original"]),
         (
             "pollard run mine.yaml finetuning.lora.",
             ["finetuning.lora.rank=", "finetuning.lora.alpha=", "finetuning.lora.router="],
@@ -49,10 +56,14 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         ("pollard run mine.yaml finetuning.zero=3", ["3", "3-offload"]),
         ("pollard run mine.yaml model=da", ["data"]),
         ("pollard run mine.yaml --f", ["--fresh"]),
+        ("pollard run mine.yaml pruning.keep=2 --f", ["--fresh"]),
         ("pollard estimate --gpu-", ["--gpu-memory"]),
         ("pollard chat --m", ["--models", "--max-new-tokens"]),
+        ("pollard preview mine.yaml --split ", ["train", "dev", "test"]),
         ("pollard completion ", list(SHELLS)),
         ("pollard inspect da", ["data"]),
+        ("pollard benchmark data --json mine.j", ["mine.jsonl"]),
+        ("pollard --h", ["--help"]),
     ],
 )
 def test_tab_offers_what_fits(line: str, offered: list[str], tmp_path: Path) -> None:
@@ -63,7 +74,7 @@ def test_tab_offers_what_fits(line: str, offered: list[str], tmp_path: Path) -> 
 
 
 def test_all_verbs_are_offered(tmp_path: Path) -> None:
-    assert completed("pollard ", tmp_path) == [*(verb.name for verb in VERBS), "--help"]
+    assert sorted(completed("pollard ", tmp_path)) == sorted(verb.name for verb in VERBS)
 
 
 # What is offered is what a recipe takes.
@@ -87,3 +98,9 @@ def test_the_script_of_a_shell_is_one_that_it_can_read(shell: str, tmp_path: Pat
         pytest.skip(f"{shell} is not installed here")
     (tmp_path / "script").write_text(script_of(shell))
     subprocess.run([shell, "-n", str(tmp_path / "script")], check=True)
+
+
+def test_a_script_of_another_shell_has_every_verb_and_key(tmp_path: Path) -> None:
+    for shell in ("zsh", "fish"):  # where they are not installed, at least nothing is missing
+        script = script_of(shell)
+        assert all(verb.name in script for verb in VERBS) and "pruning.keep=" in script and "weighted_ean" in script

@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import raises
 
 from toolkit.recipe.file import load_recipe
 from toolkit.recipe.quick_checks import quick_checks, trainer_fields
-from toolkit.runtime.errors import PollardError
 
 RECIPE = """\
 name: mine
@@ -36,7 +36,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_typo_a_trainers_key_a_missing_model_and_a_missing_file_come_together(recipe: Path) -> None:
-    with pytest.raises(PollardError) as error:
+    with raises("recipe.invalid") as error:
         load_recipe(recipe)
     lines = str(error.value).splitlines()
     assert [line.partition(": `")[0] for line in lines] == [f"mine.yaml, line {number}" for number in (9, 2, 4, 12)]
@@ -45,7 +45,7 @@ def test_a_typo_a_trainers_key_a_missing_model_and_a_missing_file_come_together(
 
 
 def test_overrides_are_looked_at_too(recipe: Path) -> None:
-    with pytest.raises(PollardError) as error:
+    with raises("recipe.invalid") as error:
         load_recipe(recipe, ["finetuning.trainer.lr=null", "finetuning.trainer.warm=1", "task.test=missing.csv"])
     assert "command line (finetuning.trainer.warm=1): `finetuning.trainer.warm`" in str(error.value)
     assert "command line (task.test=missing.csv): `task.test`: cannot read missing.csv" in str(error.value)

@@ -6,12 +6,11 @@ from typing import Any
 
 import jsonschema
 import pytest
-import yaml
 from conftest import ROOT
 
 from toolkit.recipe.data import Section
-from toolkit.recipe.file import load_recipe
-from toolkit.recipe.reference import kinds_of, reference, schema
+from toolkit.recipe.file import load_recipe, read_values
+from toolkit.recipe.reference import reference, schema, with_subclasses
 from toolkit.recipe.schema import Recipe
 
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -26,8 +25,8 @@ def validator() -> Any:
 
 @pytest.mark.parametrize(("file", "write"), [("reference.yaml", reference), ("recipe.schema.json", schema)])
 def test_the_file_in_recipes_is_what_the_code_says(file: str, write: Any) -> None:
-    told = f"it differs: write it anew with `pollard recipes --{Path(file).stem.rpartition('.')[2]} > recipes/{file}`"
-    assert (ROOT / "recipes" / file).read_text() == write(), told
+    advice = f"it differs: write it anew with `pollard recipes --{Path(file).stem.rpartition('.')[2]} > recipes/{file}`"
+    assert (ROOT / "recipes" / file).read_text() == write(), advice
 
 
 def test_the_reference_is_a_recipe_of_defaults(tmp_path: Path) -> None:
@@ -35,7 +34,7 @@ def test_the_reference_is_a_recipe_of_defaults(tmp_path: Path) -> None:
     assert load_recipe(ROOT / "recipes" / "reference.yaml") == load_recipe(tmp_path / "least.yaml")
 
 
-@pytest.mark.parametrize("section", kinds_of(Section)[1:], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("section", with_subclasses(Section)[1:], ids=lambda kind: kind.__name__)
 def test_every_key_has_a_meaning_and_stands_in_the_reference(section: type[Section]) -> None:
     text = reference()
     for key, field in section.model_fields.items():
@@ -46,7 +45,7 @@ def test_every_key_has_a_meaning_and_stands_in_the_reference(section: type[Secti
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_valid_for_an_editor(validator: Any, path: Path) -> None:
-    validator.validate(yaml.load(path.read_text(), Loader=_loader()))
+    validator.validate(read_values(path.read_text()))
 
 
 @pytest.mark.parametrize(
@@ -69,9 +68,3 @@ def test_whatever_a_recipe_may_say_the_schema_allows(validator: Any) -> None:
     validator.validate(values)
     values["calibration"]["data"][0] = {"task": "gsm8k", "weight": 1}
     Recipe.model_validate(values)
-
-
-def _loader() -> Any:
-    from toolkit.recipe.file import _Loader
-
-    return _Loader

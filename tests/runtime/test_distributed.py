@@ -1,9 +1,11 @@
 import os
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
+from conftest import raises
 from rank_launcher import free_port
 
 from toolkit.runtime import distributed
@@ -19,7 +21,7 @@ from toolkit.runtime.distributed import (
     stop,
     world_size,
 )
-from toolkit.runtime.errors import PollardError
+from toolkit.runtime.errors import ItemsFailed, PollardError
 
 
 def test_alone_every_function_still_works() -> None:
@@ -44,7 +46,7 @@ def test_more_ranks_than_gpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     for name, value in {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(PollardError, match=r"Rank 3 has no GPU: .* has 2\. Start with `deepspeed --num_gpus 2"):
+    with raises("ranks.more-than-gpus", "Rank 3", "--num_gpus 2"):
         start()
 
 
@@ -76,18 +78,36 @@ def _rank(rank: int, folder: str) -> None:
     assert on_main(lambda: (gather(rank), shard([1, 2]))) == ([0], [1, 2])
 
     def fail() -> None:
-        raise PollardError("rank 0 cannot")
+        raise ItemsFailed("rank 0 cannot", [3, 5])
 
-    with pytest.raises(PollardError, match="rank 0 cannot"):
+    with raises("evaluation.items-failed", "rank 0 cannot") as failed:
         on_main(fail)
+    assert isinstance(failed.value, ItemsFailed) and failed.value.items == [3, 5]  # whole on both
+    assert failed.value.already_reported == (rank == 1)
+
+    def fail_otherwise() -> None:
+        error = PollardError("rank 0 cannot", code="a.kind")
+        error.model = lambda: None  # type: ignore[attr-defined] # cannot travel
+        raise error
+
+    with raises("a.kind", "rank 0 cannot"):
+        on_main(fail_otherwise)
 
     def fail_on_second() -> str:
         if rank == 1:
             raise OSError("rank 1 cannot")
         return "could"
 
-    with pytest.raises(OSError if rank == 1 else PollardError, match="rank 1 cannot"):
+    with pytest.raises(OSError) if rank == 1 else raises("ranks.failed", "rank 1 cannot"):
         on_all_ranks(fail_on_second)
+
+    def fail_by_kind_on_second() -> None:
+        if rank == 1:
+            fail()
+
+    with raises("evaluation.items-failed", "rank 0 cannot") as failed:
+        on_all_ranks(fail_by_kind_on_second)
+    assert failed.value.items == [3, 5]
     assert on_all_ranks(lambda: rank) == rank
     assert gather("still together") == ["still together"] * 2
 
@@ -96,7 +116,7 @@ def _rank(rank: int, folder: str) -> None:
     private = Path(folder, f"of{rank}")
     private.mkdir()
     check_shared(Path(folder))
-    with pytest.raises(PollardError, match=r"is not the same folder on all machines: .* cannot see what rank 0 \(.*\) writes"):
+    with raises("ranks.folder-not-shared", private, socket.gethostname()):
         check_shared(private)
     assert not list(Path(folder).rglob("*.tmp"))
     Path(folder, f"done{rank}").touch()

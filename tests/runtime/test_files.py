@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import raises
 from safetensors.torch import save_file
 from small_disk import files_of_at_most
 
@@ -35,7 +36,7 @@ def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> Non
 ], ids=["text", "torch", "torch, its older format", "safetensors"])  # fmt: skip
 def test_a_full_disk_is_said_whoever_writes(save, tmp_path: Path) -> None:
     with (
-        pytest.raises(PollardError, match=r"Cannot write .*/new/file: .* \([\d,.]+ GB free there\)\. Make room\.$"),
+        raises("files.disk-full", tmp_path / "new" / "file", "GB free", "Make room."),
         explain_full_disk(tmp_path / "new" / "file", lambda: "Make room."),
         files_of_at_most(20_000),
     ):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from conftest import raises
 
 from toolkit.runtime.distributed import stop
 from toolkit.runtime.errors import PollardError
@@ -45,12 +46,12 @@ def _rank(rank: int, folder: str) -> None:
 
     def fails_on_the_second(number: int, path: Path) -> None:
         if number == 1:
-            raise PollardError("piece 1 cannot be made")
+            raise PollardError("piece 1 cannot be made", code="a.kind")
         write(number, path)
 
     pieces = Path(folder, "pieces")
     missing = missing_shards(pieces, {}, 4, ".txt")
-    with pytest.raises(PollardError, match="piece 1 cannot be made"):  # it was rank 1's; rank 0 does not wait for ever
+    with raises("a.kind", "piece 1 cannot be made"):  # it was rank 1's; rank 0 does not wait for ever
         make_shards(pieces, missing, ".txt", fails_on_the_second, "making")
     Path(folder, f"done{rank}").touch()
     stop()

@@ -1,1 +1,1 @@
-"""What is said before a run, after it, and where it stops; a conversation with its models; what <TAB> offers."""
+"""The command line: verbs, the first and last screen of a run, exit status and Ctrl-C, chat, completion."""

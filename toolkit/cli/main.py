@@ -32,7 +32,7 @@ def command_parser() -> argparse.ArgumentParser:
         )
         verb.add_arguments(verb_parser)
         add_common_options(verb_parser)
-    parser.set_defaults(verb_parsers=verbs.choices)  # for `pollard completion`
+    parser.set_defaults(parser=parser, verb_parsers=verbs.choices)  # for `pollard completion`
     return parser
 
 

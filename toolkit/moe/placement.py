@@ -21,7 +21,7 @@ from toolkit.moe import (
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import device, gather, on_main, say, shard, shard_in_step
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.zero import build_communication, partitioned_config
+from toolkit.runtime.zero import partitioned_config, start_deepspeed
 
 T = TypeVar("T")
 HEADROOM = 1.2  # weights times this must fit: activations and the cache of keys and values want room, too
@@ -56,7 +56,7 @@ def with_model(
             "say model.placement=spread (layers that do not fit on the GPUs stay on the host, slowly)."
         )
     say("  in parts over all ranks (model.placement: ZeRO-3)")
-    build_communication()
+    start_deepspeed()
     with partitioned_model(path, revision, dtype, partitioned_config(recipe.finetuning.zero), skipping) as model:
         check_loaded(model, path, revision)
         return use(model)

@@ -45,7 +45,7 @@ def fingerprints_of(recipe: Recipe, taught: Taught | None) -> Fingerprints:
     model = fingerprint_of(fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}))
     data = {split: task.fingerprint(split) for split in task.sources()}
     split = data["train" if recipe.evaluation.split == "dev" else "test"]
-    evaluation = [recipe.evaluation.what_decides(), *([recipe.seed] if recipe.evaluation.temperature else [])]
+    evaluation = [recipe.evaluation.fingerprint_values(), *([recipe.seed] if recipe.evaluation.temperature else [])]
     taught = taught or teach.fingerprints(recipe, model, fingerprint_of(settings, data["train"]), data["test"])
     watching, choosing = _watching(recipe), recipe.pruning.model_dump(exclude={"schedule", "skipping"})
     training = [taught, recipe.finetuning.model_dump(), recipe.seed, recipe.model.dtype, *_answering(recipe)]

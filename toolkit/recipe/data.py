@@ -1,4 +1,4 @@
-"""How a recipe names data: a task, plain text, and mixes of both (a part of toolkit/recipe/schema.py; see there)."""
+"""The keys with which a recipe names data: a task, plain text, and mixes of both (a part of toolkit/recipe/schema.py)."""
 
 import json
 import re
@@ -24,21 +24,21 @@ class Section(BaseModel):
 
 
 def label_words(label: str) -> str:
-    """A label in small letters, a space between words: `not_spam`, `not-spam` and "Not spam" are the same label."""
+    """A label in lower case with one space between words: `not_spam`, `not-spam` and "Not spam" are the same label."""
     return re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", " ".join(unicodedata.normalize("NFC", label).casefold().split()))
 
 
-def _unless_said(**rules: Any) -> Any:
-    """Left out of a recipe's dump, and of fingerprints, where a recipe does not say it."""
+def _optional(**rules: Any) -> Any:
+    """A key that is None by default. It is then left out of dumps and of fingerprints, which are older than the key."""
     return Field(default=None, exclude_if=lambda value: value is None, **rules)
 
 
 class TaskRecipe(Section):
-    """What the model is for. `task: gsm8k` is short for `task: {name: gsm8k}`; what a named task leaves open, or all of
-    a `custom` one, is said by the other keys."""
+    """The task to specialise for. `task: gsm8k` is short for `task: {name: gsm8k}`. The other keys override a named task's
+    settings, or define a `custom` task."""
 
     name: TaskName = "custom"
-    """A named task (`pollard tasks` lists them), or custom: all is said by the other keys."""
+    """A named task (`pollard tasks` lists them), or custom: a task that the other keys define."""
     dataset: str | None = None
     """Hub id of a data set, or a folder with one; `train` and `test` are then its splits."""
     subset: str | None = None
@@ -48,44 +48,45 @@ class TaskRecipe(Section):
     train: str | list[str] | None = None
     """A split of `dataset`, or data files: one, a list, a pattern ("logs/*.csv") or a folder (docs/your-data.md)."""
     test: str | list[str] | None = None
-    """As `train`."""
-    system: str | None = _unless_said()
-    """Template of a system prompt, e.g. "Be brief." or "{system}"; a conversation that begins with its own keeps that."""
-    on_bad_lines: Literal["error", "skip"] | None = _unless_said()
-    """Lines that cannot be used: error (unless given) lists them and stops; skip leaves them out and counts them."""
+    """Test data, named as `train` is."""
+    system: str | None = _optional()
+    """Template of the system prompt, e.g. "Be brief." or "{system}". A conversation that has a system prompt keeps its own."""
+    on_bad_lines: Literal["error", "skip"] | None = _optional()
+    """Lines that cannot be used: error (the default) lists them and stops; skip leaves them out and reports how many."""
     prompt: str | None = None
-    """Template over a line's columns, e.g. "{question}"."""
+    """Template of the prompt, with column names in braces, e.g. "{question}"."""
     completion: str | None = None
-    """Template of what the model should write."""
+    """Template of the text that the model should write."""
     messages: str | list[str] | None = None
-    """Column with chat messages ({role, content} or {from, value}), instead of the templates: the last message, the assistant's,
-    is the completion. Of several columns, [prompt, completion], the messages follow one another. A column `tools` says what it
-    may call."""
+    """Column with chat messages ({role, content} or {from, value}), instead of templates. The last message, which must be the
+    assistant's, is the completion. Several columns, e.g. [prompt, completion], are joined. A column `tools` lists the tools
+    that the model may call."""
     answer: str | None = None
-    """Template of the text the scorer compares with; the completion unless given."""
+    """Template of the reference answer that the scorer compares with. Default: the completion."""
     scorer: str | None = None
-    """How an answer is judged: exact, numeric, math, contains, regex, choice, label, f1, or by a Python function of your own,
+    """How answers are scored: exact, numeric, math, contains, regex, choice, label, f1, or your own Python function,
     my_module:my_function (docs/tasks.md)."""
-    pattern: str | None = _unless_said()
-    """Of the scorer `regex`: what the answer stands in, with a group around the answer itself."""
-    labels: list[str] | None = _unless_said()
-    """Of a classification: the words to choose from; a column may hold a word, or its number."""
-    label: str | None = _unless_said()
-    """Column that says which of `labels`, or of `choices`, is right."""
-    label_format: LabelFormat | None = _unless_said()
-    """How it says so: letter, text, index_from_0 or index_from_1; looked up in the data unless given."""
-    choices: str | list[str] | None = _unless_said()
-    """Column with a list of choices, or a column for each; prompts may then say {options}, completions {letter}, {choice}."""
-    cloze: str | None = _unless_said()
-    """Template of a prompt without the choices, after which the likelihood of each choice is measured."""
-    shots: int | None = _unless_said(ge=0)
-    """So many solved examples before every question, set aside from train: in every prompt the same."""
-    chat: bool | None = _unless_said()
-    """false: plain text, even where the model has a chat template."""
-    stop: list[str] | None = _unless_said()
-    """Texts at which an answer ends, beside the model's own end token."""
+    pattern: str | None = _optional()
+    """For `scorer: regex`: a regular expression with a group around the answer, e.g. "Answer: (.+)"."""
+    labels: list[str] | None = _optional()
+    """For a classification: the labels to choose from. The data may contain a label or its number."""
+    label: str | None = _optional()
+    """Column with the correct one of `labels` or `choices`."""
+    label_format: LabelFormat | None = _optional()
+    """Format of `label`: letter, text, index_from_0 or index_from_1. Default: detected from the data."""
+    choices: str | list[str] | None = _optional()
+    """Column with a list of choices, or one column per choice. Prompts can use {options}, completions {letter} and {choice}."""
+    cloze: str | None = _optional()
+    """Template of a prompt without the options; the likelihood of each choice after it is measured."""
+    shots: int | None = _optional(ge=0)
+    """Number of solved examples before every question, the same in every prompt. They are removed from the training data."""
+    chat: bool | None = _optional()
+    """false: plain text, even if the model has a chat template."""
+    stop: list[str] | None = _optional()
+    """Texts that end an answer, in addition to the model's end token."""
     dev_examples: int = Field(default=500, ge=1)
-    """Carved from train (at most a fifth of it), never trained on: what choices are made with."""
+    """Size of the dev slice, taken from the training data (at most a fifth of it) and never trained on. All choices are made with
+    it, never with the test set."""
 
     @field_validator("scorer", mode="after")
     @classmethod
@@ -134,7 +135,7 @@ class TaskRecipe(Section):
     @field_validator("labels", mode="before")
     @classmethod
     def _labels_are_words(cls, labels: Any) -> Any:
-        """Of numbers and truth values the text that data have for them, too."""
+        """Numbers and truth values become the text that JSON data has for them."""
         if not isinstance(labels, list):
             return labels
         return [json.dumps(label) if isinstance(label, bool | int | float) else label for label in labels]
@@ -142,7 +143,7 @@ class TaskRecipe(Section):
     @field_validator("labels", mode="after")
     @classmethod
     def _labels_can_be_told_apart(cls, labels: list[str] | None) -> list[str] | None:
-        """Whatever the case, and whether spaces, `-` or `_` stand between words. Of labels inside others the longest counts."""
+        """Case and the separators between words (space, `-`, `_`) do not distinguish labels."""
         if labels is None:
             return None
         words = [label_words(label) for label in labels]
@@ -174,14 +175,14 @@ class TaskRecipe(Section):
 
 
 class DataRecipe(Section):
-    """A task, in the grammar of the recipe's own, or plain text. `gsm8k` is short for `{task: {name: gsm8k}}`."""
+    """A task, with the same keys as the recipe's `task`, or plain text. `gsm8k` is short for `{task: {name: gsm8k}}`."""
 
     task: TaskRecipe | None = None
     """A task's training examples."""
     text: str | None = None
-    """A .jsonl file (every line's `text`) or a .txt file (its paragraphs); all of it counts as completion."""
+    """A .jsonl file (the `text` of every line) or a .txt file (its paragraphs). All tokens count as completion tokens."""
     examples: int | None = Field(default=None, ge=1)
-    """How many of them, drawn by the recipe's seed; as the section says unless given."""
+    """Number of examples, drawn with the recipe's seed. Default: the section's `examples`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -199,15 +200,15 @@ class DataRecipe(Section):
 
     @property
     def name(self) -> str:
-        """For people: the task's name, or the text's file."""
+        """The name in messages: the task's name, or the text's file."""
         return self.task.name if self.task else str(self.text)
 
 
 class SourceRecipe(DataRecipe):
-    """One part of a calibration mix."""
+    """One source of a calibration mix."""
 
     weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Its share in the mix, against the others' weights; its number of examples unless given."""
+    """The source's share of the mix, relative to the other weights. Default: its number of examples."""
 
 
 def all_weights_or_none(sources: list[Any] | None) -> list[Any] | None:
@@ -217,14 +218,14 @@ def all_weights_or_none(sources: list[Any] | None) -> list[Any] | None:
 
 
 class TrainingSourceRecipe(SourceRecipe):
-    """One part of the training data."""
+    """One source of the training data."""
 
     self_generated: bool = False
-    """The original model's own sampled answers to the prompts of `task` (the recipe's unless given): the right ones."""
+    """Train on the original model's own sampled answers to the prompts of `task` (default: the recipe's), if scored correct."""
     samples: int = Field(default=SAMPLES, ge=1)
-    """Of `self_generated`: answers drawn per prompt; equal ones count once."""
+    """For `self_generated`: answers sampled per prompt; duplicates are removed."""
     temperature: float = Field(default=SAMPLING_TEMPERATURE, gt=0, allow_inf_nan=False)
-    """Of `self_generated`: what they are drawn with."""
+    """For `self_generated`: sampling temperature."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -238,5 +239,5 @@ class TrainingSourceRecipe(SourceRecipe):
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The name in messages."""
         return f"own answers{f' to {self.task.name}' if self.task else ''}" if self.self_generated else super().name

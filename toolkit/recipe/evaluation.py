@@ -1,41 +1,42 @@
-"""How a recipe measures: on which questions, by what means, and what else (a part of toolkit/recipe/schema.py; see there)."""
+"""The keys of a recipe for the evaluation (a part of toolkit/recipe/schema.py)."""
 
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from toolkit.recipe.data import Section
+from toolkit.recipe.roles import Role
 
 ModelRole = Literal["original", "pruned", "recovered"]
 
 
 class ServerRecipe(Section):
-    """A server that answers for one of the models. `original: http://localhost:8000/v1` is short for `{url: …}`."""
+    """A server that runs one of the models. `original: http://localhost:8000/v1` is short for `{url: …}`."""
 
     url: str
-    """Where it listens, with the version: http://localhost:8000/v1."""
+    """Base URL with the API version: http://localhost:8000/v1."""
     model: str | None = None
-    """As the server names it; unless given, the only one that it lists."""
+    """The model's name on the server. Default: the only one that the server lists."""
 
 
 class ServersRecipe(Section):
-    """Which server answers for which model, and how they are asked. The environment's OPENAI_API_KEY is their key."""
+    """The servers that run the models, and how requests are sent. The environment variable OPENAI_API_KEY is the key."""
 
     original: ServerRecipe | None = None
-    """Of the original model."""
+    """Server of the original model."""
     pruned: ServerRecipe | None = None
-    """Of the pruned one: start it when the run has made it."""
+    """Server of the pruned model: start it when the run has written that model."""
     recovered: ServerRecipe | None = None
-    """Of the recovered one."""
+    """Server of the recovered model."""
     control: ServerRecipe | None = None
-    """Of the control."""
+    """Server of the control."""
     prompt: Literal["tokens", "text", "chat"] = "tokens"
-    """What is sent: the rendered prompt's tokens, so that all models are asked the same; its text, where a server takes no
-    tokens; or the conversation, for the server to render."""
+    """What is sent: tokens (of the rendered prompt, so that all models get the same input), text (for servers that accept no
+    tokens), or chat (the messages, which the server renders)."""
     concurrency: int = Field(default=16, ge=1)
-    """Questions at a time, all ranks together."""
+    """Requests in flight, over all ranks."""
     timeout: float = Field(default=600, gt=0, allow_inf_nan=False)
-    """Seconds for one answer."""
+    """Time limit for one answer, in seconds."""
 
     @model_validator(mode="before")
     @classmethod
@@ -46,46 +47,46 @@ class ServersRecipe(Section):
         return values | roles
 
 
-ROLES = ("original", "pruned", "recovered", "control")
-# Of an evaluation: what the result of one model does not depend on
-NOT_THE_RESULT: Any = {
+ROLES = (Role.ORIGINAL, Role.PRUNED, Role.RECOVERED, Role.CONTROL)  # that have a checkpoint of their own
+# Keys that the result of one model does not depend on, for `fingerprint_values`
+NOT_IN_FINGERPRINT: Any = {
     "models": True, "batch_size": True, "servers": {"concurrency", "timeout"},
     "fidelity": True, "harness": True, "harness_tasks": True,  # stages of their own
 }  # fmt: skip
 
 
 class EvaluationRecipe(Section):
-    """Measuring on the task's test set, the same prompts for every model; greedily unless `temperature` says otherwise."""
+    """Evaluation on the task's test set, with the same prompts for every model. Decoding is greedy if `temperature` is 0."""
 
     models: list[ModelRole] = Field(default=["original", "pruned", "recovered"])
-    """Whom to ask (and the control, where there is one)."""
+    """Models to evaluate. The control is added when `control: true`."""
     examples: int | None = Field(default=None, ge=1)
-    """The first n of the test set; all of it unless given."""
+    """Number of test examples, from the beginning of the test set. Default: all."""
     split: Literal["test", "dev"] = "test"
-    """`dev` while choosing anything; `test` to report."""
+    """Use `dev` while you choose anything, `test` for the result you report."""
     batch_size: int | Literal["auto"] = "auto"
-    """Questions at a time. auto: as many as GPU memory has room for, and fewer where that was too many; 32 on CPU."""
+    """Prompts per batch. auto: as many as fit into GPU memory, fewer after an out-of-memory error; 32 on CPU."""
     max_new_tokens: int = Field(default=512, ge=1)
-    """An answer that goes on is cut there, and counted as truncated."""
+    """Longer answers are cut off and counted as truncated."""
     temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """0 is greedy; above it answers are drawn from the model's whole distribution."""
+    """0: greedy decoding. Above 0: answers are sampled from the model's full distribution."""
     samples: int = Field(default=1, ge=1)
-    """Answers drawn to every question: what most of them agree on is the answer; their mean score is told, too."""
+    """Answers sampled per question. The majority answer is scored; the mean score of the samples is reported as well."""
     backend: Literal["transformers", "continuous", "server"] = "transformers"
-    """Who writes the answers: transformers in batches, its continuous batching (GPU), or `servers` (docs/evaluation.md)."""
+    """What generates the answers: transformers in batches, its continuous batching (GPU), or `servers` (docs/evaluation.md)."""
     servers: ServersRecipe = ServersRecipe()
     fidelity: int | None = Field(default=None, ge=1)
-    """Compare the models' next-token probabilities with the original's, over the gold answers of the first n examples (in a
-    sweep: of the dev slice). Cheap, for nothing is generated: docs/fidelity.md."""
+    """Compare the models' next-token probabilities with the original's on the reference answers of the first n examples (in a
+    sweep: of the dev slice). Cheap, since nothing is generated (docs/fidelity.md)."""
     harness: list[str] | None = Field(default=None, min_length=1)
-    """Tasks of lm-evaluation-harness, to see what pruning for one task costs on others (pip install 'pollard-moe[lm-eval]')."""
+    """Tasks of lm-evaluation-harness, to measure what pruning costs on other tasks (pip install 'pollard-moe[lm-eval]')."""
     harness_tasks: str | None = None
-    """A folder with tasks of your own, in lm-eval's YAML."""
+    """A folder with your own tasks in lm-eval's YAML format."""
 
-    def what_decides(self) -> dict[str, Any]:
-        """For the fingerprint of one model's evaluation."""
+    def fingerprint_values(self) -> dict[str, Any]:
+        """The values that decide the result of one model, for its evaluation's fingerprint."""
         always = {"split": self.split, "max_new_tokens": self.max_new_tokens}
-        return always | self.model_dump(exclude=NOT_THE_RESULT, exclude_defaults=True)
+        return always | self.model_dump(exclude=NOT_IN_FINGERPRINT, exclude_defaults=True)
 
     @field_validator("batch_size", mode="before")
     @classmethod

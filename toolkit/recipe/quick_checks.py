@@ -1,7 +1,7 @@
-"""What else is wrong with a recipe that has a mistake already, as far as an instant tells: files that are not there, and
-fields that the trainer does not have. So one look mends more than one key; the checks before a run tell the rest.
+"""Further mistakes of a recipe that has one already, as far as they can be found at once: missing files, and unknown fields of
+the trainer. So a user mends several keys in one go. The checks before a run find the rest.
 
-Nothing is imported for it: the trainer's fields are read off the source of trl and transformers.
+Nothing is imported for it: the trainer's fields are read from the source of trl and transformers.
 """
 
 import ast
@@ -25,8 +25,7 @@ Key = tuple[str, ...]
 
 
 def quick_checks(values: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
-    """The key and what is wrong with it, of a recipe's values as they were read. What has another type than it should is
-    passed over: the schema has told it."""
+    """Yields each faulty key of a recipe's values, with the reason. Skips values of a wrong type: the schema reports them."""
     model = values.get("model")
     path = model.get("path") if isinstance(model, dict) else model
     if isinstance(path, str) and _is_missing_model(path):

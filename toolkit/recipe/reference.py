@@ -1,4 +1,4 @@
-"""Every key of a recipe, out of toolkit/recipe/schema.py itself: recipes/reference.yaml for people, a JSON schema for editors."""
+"""Generates recipes/reference.yaml (for people) and recipes/recipe.schema.json (for editors) from toolkit/recipe/schema.py."""
 
 import json
 import re
@@ -17,8 +17,8 @@ from toolkit.recipe.schema import SHORTHANDS, Recipe
 WIDTH = 120
 REQUIRED = {"name": "reference", "model": {"path": "mistralai/Mixtral-8x7B-v0.1"}, "task": {"name": "gsm8k"}}
 HEAD = """\
-# Every key of a recipe with its type, its default and its meaning. This file is a recipe itself: what stands here is what
-# a recipe says that leaves the key out (but for name, model.path and task.name, which stand for yours).
+# Every key of a recipe with its meaning, type and default. This file is a recipe itself, with the default of every key
+# (name, model.path and task.name, which have none, are examples).
 #
 # Written by `pollard recipes --reference`; a test keeps it in step with toolkit/recipe/schema.py.
 """
@@ -34,7 +34,9 @@ def schema() -> str:
     found = Recipe.model_json_schema()
     short = {_section(field).__name__ for key, field in Recipe.model_fields.items() if key in SHORTHANDS}
     short |= {
-        name for name in found["$defs"] if name in {kind.__name__ for of in (DataRecipe, ServerRecipe) for kind in kinds_of(of)}
+        name
+        for name in found["$defs"]
+        if name in {kind.__name__ for of in (DataRecipe, ServerRecipe) for kind in with_subclasses(of)}
     }
     for part in (*found["$defs"].values(), found):
         for value in part.get("properties", {}).values():
@@ -46,7 +48,7 @@ def schema() -> str:
 
 
 def _allow(value: dict[str, Any], short: set[str]) -> None:
-    """Where a section may be written as one text (`task: gsm8k`), the schema says so, too."""
+    """Allows a text for the sections that have a short form (`task: gsm8k`)."""
     if isinstance(value.get("items"), dict):
         _allow(value["items"], short)
     for option in [*value.get("anyOf", [])]:
@@ -60,15 +62,15 @@ def _allow(value: dict[str, Any], short: set[str]) -> None:
 def _lines(section: type[Section], values: dict[str, Any], indent: int) -> list[str]:
     lines = []
     for key, field in section.model_fields.items():
-        told = field.description or (_section(field).__doc__ if _is_section(field) else None) or ""
+        description = field.description or (_section(field).__doc__ if _is_section(field) else None) or ""
         lines.append("\n" if indent == 0 else "")
         if _is_section(field):
-            lines += [*_comment(told, indent), f"{' ' * indent}{key}:\n"]
+            lines += [*_comment(description, indent), f"{' ' * indent}{key}:\n"]
             lines += _lines(_section(field), values.get(key, {}), indent + 2)
             continue
         default = values.get(key, None if field.default is PydanticUndefined else field.default)
         kind = f"{_kind(field)}{'; required' if field.is_required() else ''}"
-        lines += [*_comment(f"{told} ({kind})".strip(), indent), f"{' ' * indent}{key}: {dump_value(default)}\n"]
+        lines += [*_comment(f"{description} ({kind})".strip(), indent), f"{' ' * indent}{key}: {dump_value(default)}\n"]
         for item in sections_in(field.annotation):
             lines += _comment("Each item:" if get_origin(_not_none(field)) is list else "Its keys:", indent + 2)
             lines += [f"{' ' * (indent + 2)}# {line}" for line in _items(item)]
@@ -76,16 +78,16 @@ def _lines(section: type[Section], values: dict[str, Any], indent: int) -> list[
 
 
 def _items(section: type[Section]) -> list[str]:
-    """The keys of a list's items, commented out: nothing of it holds unless written."""
+    """The keys of a list's items, as comments."""
     lines = []
     for number, (key, field) in enumerate(section.model_fields.items()):
         kind = "a task, as above, or its name" if key == "task" else _kind(field)
         default = "; required" if field.is_required() else ""
-        default = default or ("" if field.default is None else f", {dump_value(field.default)} unless given")
-        told = textwrap.wrap(f"{field.description} ({kind}{default})", WIDTH - 24)
+        default = default or ("" if field.default is None else f", {dump_value(field.default)} by default")
+        comment = textwrap.wrap(f"{field.description} ({kind}{default})", WIDTH - 24)
         lines += [
-            f"{'- ' if number == 0 else '  '}{key}: …  # {told[0]}\n",
-            *(f"{'':<{len(key) + 6}} # {line}\n" for line in told[1:]),
+            f"{'- ' if number == 0 else '  '}{key}: …  # {comment[0]}\n",
+            *(f"{'':<{len(key) + 6}} # {line}\n" for line in comment[1:]),
         ]
     return lines
 
@@ -143,6 +145,6 @@ def _section(field: FieldInfo) -> type[Section]:
     return field.annotation
 
 
-def kinds_of(kind: type[Section]) -> list[type[Section]]:
+def with_subclasses(kind: type[Section]) -> list[type[Section]]:
     """A section and all that inherit from it."""
-    return [kind, *(one for child in kind.__subclasses__() for one in kinds_of(child))]
+    return [kind, *(one for child in kind.__subclasses__() for one in with_subclasses(child))]

@@ -1,7 +1,7 @@
-"""What to do: every key of a recipe, its type, default and meaning (toolkit/recipe/file.py reads the YAML).
+"""Every key of a recipe with its type, default and meaning (toolkit/recipe/file.py reads the YAML).
 
-Starts in an instant: neither torch nor trl is imported here, so names that other rooms register (criteria, scorers)
-stand here as literals; a test keeps both in step.
+Neither torch nor trl is imported here, so that mistakes are reported at once. Names that other rooms register (criteria,
+scorers) are therefore literals; a test keeps both in step.
 """
 
 import re
@@ -29,48 +29,49 @@ class ModelRecipe(Section):
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: float32 on CPU (bfloat16 is slow there), the checkpoint's own on GPU."""
+    """auto: float32 on CPU (bfloat16 is slow there), the checkpoint's dtype on GPU."""
     placement: Literal["auto", "copies", "spread", "zero3"] = "auto"
-    """Where a model that answers is held: a copy for every rank; one, its layers spread over the first node's GPUs; or in
-    parts over all ranks (ZeRO-3, with `finetuning.zero`'s own settings and offload where that is stage 3). auto: copies
-    where they fit, else spread, else zero3. Results do not depend on it."""
+    """Where a model is held for inference. copies: one per rank; spread: one, its layers over the first node's GPUs; zero3:
+    partitioned over all ranks (with the settings and offload of `finetuning.zero` if that is stage 3); auto: the first of
+    these that fits. Results do not depend on it."""
 
 
 class CalibrationRecipe(Section):
-    """Watching the experts on the task's training examples, or on a mix."""
+    """Collects statistics of the experts on the task's training examples, or on a mix of sources."""
 
     examples: int = Field(default=512, ge=1)
-    """From the task, and from every source of a mix that does not say its own number."""
+    """Number of examples from the task, or from each source of a mix that has no `examples` of its own."""
     data: list[SourceRecipe] | None = Field(default=None, min_length=1)
-    """A mix instead of the task: however long its texts, each source counts by its share (docs/methods.md)."""
+    """A mix of sources instead of the task. Each counts by its weight, however long its texts are (docs/methods.md)."""
     self_generated: bool = False
-    """Watch the original model's own answers to the tasks' prompts, those that the scorer finds right."""
+    """Calibrate on the original model's own answers to the tasks' prompts, if scored correct."""
     batch_size: int = Field(default=8, ge=1)
-    """Examples in a forward pass, on each rank; `reconstruction` adds one error per batch."""
+    """Examples per forward pass, on each rank. `reconstruction` measures one error per batch."""
     max_length: int = Field(default=1024, ge=2)
-    """Longer examples are left out, and counted (plain text is cut into pieces)."""
+    """Maximum tokens of an example. Longer ones are left out and reported (plain text is split instead)."""
 
     _weights = field_validator("data", mode="after")(all_weights_or_none)
 
 
 class PruningRecipe(Section):
-    """Which experts stay."""
+    """Which experts are kept."""
 
     criterion: Criterion = "weighted_ean"
-    """The rule that scores the experts: `pollard criteria` lists them."""
+    """The rule that chooses the experts (`pollard criteria` lists them)."""
     keep: int | float = 0.5
-    """Experts per block: a number, or a fraction in (0, 1)."""
+    """Experts kept per block: a number, or a fraction in (0, 1)."""
     schedule: list[int] | None = Field(default=None, min_length=2)
-    """Prune in rounds, each of them recovered and watched anew: [6, 4, 2]. `keep` is then the last of them."""
+    """Prune in rounds, with recovery and calibration in each: [6, 4, 2]. `keep` is then the last number."""
     experts_per_token: int | None = Field(default=None, ge=1)
-    """How many experts the pruned model activates per token, at most as many as now: as many where enough are kept."""
+    """Experts that the pruned model activates per token, at most as many as the original does. Default: as the original, or
+    `keep` if that is less."""
     tokens: Literal["all", "prompt", "completion"] = "all"
-    """Which tokens' statistics decide."""
+    """Tokens whose statistics are used."""
     mode: Literal["layerwise", "progressive"] = "layerwise"
-    """Of `reconstruction`: every block by itself, or one after the other on what the pruned ones before it pass on."""
+    """For `reconstruction`: choose every block by itself (layerwise), or each on the outputs of the pruned blocks before it."""
     skipping: Literal["median"] | float | None = None
-    """Skip experts that hardly count while the model runs: of every token's experts after the first, about half (median, as
-    published) or a share in (0, 1). Thresholds are found on the model that the run ends with, and evaluated beside it."""
+    """Skip unimportant experts at inference: about half of each token's experts after the first (median, as published), or a
+    share in (0, 1). Thresholds are calibrated on the run's last model, which is then evaluated with and without skipping."""
 
     @model_validator(mode="before")
     @classmethod
@@ -116,44 +117,44 @@ class DistillationRecipe(Section):
     """(1 − weight) · cross entropy + weight · temperature² · KL(teacher ‖ student), over completion tokens."""
 
     weight: float = Field(default=0.5, gt=0, le=1)
-    """Of the teacher, against that of the data."""
+    """Weight of the teacher's loss; the rest is that of the data's."""
     temperature: float = Field(default=2.0, gt=0, allow_inf_nan=False)
-    """Of both softmaxes. The teacher's cache holds what it decides: another temperature is another cache."""
+    """Temperature of both softmaxes. Cached values depend on it; changing it rebuilds the cache."""
 
 
 class LoraRecipe(Section):
     """The adapters of the methods lora and qlora."""
 
     rank: int = Field(default=16, ge=1)
-    """Of the update of every adapted matrix; each expert has its own."""
+    """Rank of the update of every adapted matrix; each expert has its own."""
     alpha: float = Field(default=32, gt=0)
-    """The update counts alpha / rank times."""
+    """The update is scaled by alpha / rank."""
     router: bool = False
-    """Train the routers too: whole, since they are small."""
+    """Train the routers as well, without adapters, since they are small."""
 
 
 class FinetuningRecipe(Section):
-    """Winning the accuracy back: TRL's SFTTrainer under DeepSpeed."""
+    """Fine-tuning of the pruned model with TRL's SFTTrainer under DeepSpeed."""
 
     method: Method = "full"
-    """What is trained: everything; adapters on experts and attention (lora), on a base in 4 bits (qlora); the routers
-    alone; or experts and routers (docs/recovery.md)."""
+    """What is trained. full: all parameters; lora: adapters on experts and attention; qlora: the same on a 4-bit base; router:
+    the routers; experts: experts and routers (docs/recovery.md)."""
     lora: LoraRecipe = LoraRecipe()
     zero: int | str = 2
     """ZeRO stage (0, 1, 2, 3, 3-offload), or the path of a DeepSpeed JSON file."""
     max_length: int = Field(default=1024, ge=2)
-    """Longer examples are left out, and counted."""
+    """Maximum tokens of an example. Longer ones are left out and reported."""
     examples: int | None = Field(default=None, ge=1)
-    """From the task, and from every source of a mix that does not say its own number; all of them unless given."""
+    """Number of examples from the task, or from each source of a mix that has no `examples` of its own. Default: all."""
     select_by: Literal["last", "dev_loss", "dev_accuracy"] = "last"
-    """Which checkpoint becomes the result: the last, or the best on the dev slice (measured at every save)."""
+    """Which checkpoint is the result: the last, or the best on the dev slice (measured at every save)."""
     early_stopping: int | None = Field(default=None, ge=1)
-    """Stop after so many measurements on the dev slice in a row without a better one."""
+    """Stop after this many consecutive measurements on the dev slice without improvement."""
     data: list[TrainingSourceRecipe] | None = Field(default=None, min_length=1)
-    """A mix instead of the task's training split, without what overlaps with its test set; `weight` is a source's share of
-    the training examples (docs/recovery.md)."""
+    """A mix of sources instead of the task's training split. Examples that overlap with the test set are removed; `weight` is a
+    source's share of the training examples (docs/recovery.md)."""
     teacher: Literal["original"] | None = None
-    """Learn from the original model's logits too, computed once and kept in the run directory."""
+    """Train on the original model's logits as well. They are computed once and kept in the run directory."""
     distillation: DistillationRecipe = DistillationRecipe()
     trainer: dict[str, Any] = Field(default={})
     """Any field of TRL's SFTConfig (learning_rate, max_steps, optim: adamw_bnb_8bit, …)."""
@@ -187,26 +188,26 @@ class FinetuningRecipe(Section):
 
 
 class SweepRecipe(Section):
-    """`pollard sweep`: how far can it be pruned? Which cells is said on the command line."""
+    """Settings of `pollard sweep`, which compares prunings. The prunings are given on the command line."""
 
     off_task: DataRecipe | None = None
-    """What the pruned models are measured on beside the task: what pruning for one task costs elsewhere."""
+    """A second task or text to measure the pruned models on: what pruning for one task costs on another."""
 
 
 class Recipe(Section):
-    """One whole job."""
+    """A run: a model, a task, and the settings of every stage."""
 
     name: str
-    """Results go to runs/<name>."""
+    """Name of the run. Results are written to runs/<name>."""
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Of what is drawn: calibration examples, the order of training, adapters, the criterion `random`."""
+    """Random seed of the calibration examples, the order of training, the adapters, and the criterion `random`."""
     model: ModelRecipe
     task: TaskRecipe
     calibration: CalibrationRecipe = CalibrationRecipe()
     pruning: PruningRecipe = PruningRecipe()
     finetuning: FinetuningRecipe = FinetuningRecipe()
     control: bool = False
-    """Fine-tune the original with the same recipe, too: the honest upper bound."""
+    """Fine-tune the original with the same settings as well, as an upper bound for the recovered model."""
     evaluation: EvaluationRecipe = EvaluationRecipe()
     sweep: SweepRecipe = SweepRecipe()
 
@@ -220,7 +221,7 @@ class Recipe(Section):
     @classmethod
     def _expand_shorthands(cls, values: Any) -> Any:
         if isinstance(values, dict):
-            # A section whose keys are all commented out reads as null: nothing is said, so its defaults hold
+            # A section whose keys are all commented out reads as null: its defaults apply
             values = {key: value for key, value in values.items() if value is not None or key not in cls.model_fields}
             for key, field in SHORTHANDS.items():
                 if isinstance(values.get(key), str):

@@ -1,1 +1,1 @@
-"""What any program of several ranks needs and no other room: ranks, progress, files, shards, errors, intervals."""
+"""What any program of several ranks needs: ranks, progress, files, shards, errors, intervals. Knows nothing of models."""

@@ -1,6 +1,7 @@
-"""Ranks: who am I, what is my share, what did the others find. Alone (no launcher), every function still works."""
+"""Ranks: start and stop them, share work out, gather results, raise errors on all of them. Everything works on one rank, too."""
 
 import os
+import pickle
 import socket
 import sys
 import time
@@ -17,9 +18,9 @@ from toolkit.runtime.errors import PollardError
 T = TypeVar("T")
 
 console = Console(soft_wrap=True, highlight=False)
-_own_launch: dict[str, str] = {}  # what `start` put into the environment where no launcher had
-FILE_SYSTEM_DELAY = 10  # seconds; a network file system may show a file to other machines a little later
-_alone = False  # inside `on_main`: rank 0 works by itself while the others wait
+_own_environment: dict[str, str] = {}  # set by `start` where no launcher had
+FILE_SYSTEM_DELAY = 10  # seconds after which a network file system shows a file to other machines
+_alone = False  # inside `on_main`, where rank 0 works and the others wait
 
 
 def rank() -> int:
@@ -42,7 +43,7 @@ def say(text: str = "") -> None:
 
 
 def join() -> None:
-    """Starts, on every rank of a launch."""
+    """Joins the process group and silences progress bars. To be called on every rank."""
     start()
     hide_progress_bars()
 
@@ -56,7 +57,7 @@ def hide_progress_bars() -> None:
 
 
 def start() -> None:
-    """Joins the process group the launcher describes, or makes one of a single rank (DeepSpeed needs one either way).
+    """Joins the process group that the launcher describes, or makes one of a single rank (DeepSpeed needs a group).
 
     Raises PollardError when the launcher started more ranks than this machine has accelerators.
     """
@@ -66,13 +67,13 @@ def start() -> None:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
-        _own_launch.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
-        _own_launch.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        os.environ.update(_own_launch)
+        _own_environment.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
+        _own_environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(_own_environment)
     local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", 1)))  # torchrun's word, DeepSpeed's word
-    if beside > 1 and "OMP_NUM_THREADS" not in os.environ:  # more threads than cores only wait for each other
-        threads = max(1, len(os.sched_getaffinity(0)) // beside)
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", 1)))  # set by torchrun, by DeepSpeed
+    if local_ranks > 1 and "OMP_NUM_THREADS" not in os.environ:  # more threads than cores only wait for each other
+        threads = max(1, len(os.sched_getaffinity(0)) // local_ranks)
         os.environ["OMP_NUM_THREADS"] = str(threads)  # or accelerate sets a number of its own
         torch.set_num_threads(threads)
     if not gpus:
@@ -80,7 +81,8 @@ def start() -> None:
     if 0 < gpus <= local:
         raise PollardError(
             f"Rank {rank()} has no GPU: {socket.gethostname()} has {gpus}. Start with `deepspeed --num_gpus {gpus} …`, "
-            "or hide the GPUs (CUDA_VISIBLE_DEVICES=) to run on CPU."
+            "or hide the GPUs (CUDA_VISIBLE_DEVICES=) to run on CPU.",
+            code="ranks.more-than-gpus",
         )
     if gpus:
         torch.cuda.set_device(local)
@@ -90,18 +92,18 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Leaves the group, and the environment as `start` found it."""
+    """Leaves the process group and restores the environment."""
     import torch
 
     if torch.distributed.is_initialized():
         deepspeed = sys.modules.get("deepspeed")
         if deepspeed and deepspeed.comm.is_initialized():
-            deepspeed.comm.destroy_process_group()  # and what it keeps of it: a training in the next group would use that
+            deepspeed.comm.destroy_process_group()  # and its own references, which training in the next group would use
         else:
             torch.distributed.destroy_process_group()
-    for name in _own_launch:
+    for name in _own_environment:
         os.environ.pop(name, None)
-    _own_launch.clear()
+    _own_environment.clear()
 
 
 def device() -> Any:
@@ -112,57 +114,68 @@ def device() -> Any:
 
 
 def shard(items: Sequence[T]) -> list[T]:
-    """This rank's part: every `world_size`-th item."""
+    """This rank's items: every `world_size`-th one."""
     return list(items[rank() :: world_size()])
 
 
 def shard_in_step(items: Sequence[T], filler: T) -> list[T]:
-    """This rank's part, filled up to the length of the longest."""
+    """This rank's items, padded with `filler` to the length of the longest shard."""
     mine = shard(items)
     return mine + [filler] * (-(-len(items) // world_size()) - len(mine))
 
 
 def gather(items: T) -> list[T]:
-    """What every rank passed, in rank order, on every rank."""
+    """The `items` of all ranks in rank order, on every rank. They must pickle."""
     import torch
 
     if world_size() == 1 or not torch.distributed.is_initialized():
         return [items]
-    found: list[Any] = [None] * world_size()
-    torch.distributed.all_gather_object(found, items)
-    return found
+    gathered: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(gathered, items)
+    return gathered
 
 
 def on_main(function: Callable[[], T]) -> T:
     """Runs `function` on rank 0 alone and returns its result (which must pickle) on every rank.
 
-    Whatever `function` shares out or gathers meanwhile, rank 0 does alone. An exception on rank 0 is
-    raised on every rank, so that nobody is left waiting.
+    Inside, rank 0 is alone: `shard` and `gather` see one rank. An exception is raised on every rank, so that none is left
+    waiting: a PollardError with its class and attributes, any other as a PollardError with its text.
     """
     import torch
 
     if world_size() == 1 or not torch.distributed.is_initialized():
         return function()
-    outcome: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]  # result, error
     if is_main():
         global _alone
         _alone = True
         try:
             outcome[0] = function()
         except Exception as error:
-            torch.distributed.broadcast_object_list([None, PollardError(str(error))])
+            torch.distributed.broadcast_object_list([None, _for_other_ranks(error)])
             raise
         finally:
             _alone = False
     torch.distributed.broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        outcome[1].already_reported = True
-        raise outcome[1]
-    return outcome[0]
+    result, failure = outcome
+    if failure is not None:
+        failure.already_reported = True
+        raise failure
+    return result
+
+
+def _for_other_ranks(error: Exception) -> PollardError:
+    if not isinstance(error, PollardError):
+        return PollardError(str(error), code="ranks.failed")
+    try:
+        pickle.dumps(error)
+    except Exception:  # an attribute that cannot travel: its text can
+        return PollardError(str(error), code=error.code)
+    return error
 
 
 def on_all_ranks(function: Callable[[], T]) -> T:
-    """Runs `function` on every rank and waits for all; what one rank raises is raised on every rank.
+    """Runs `function` on every rank and waits for all. What one rank raises is raised on every rank, as `on_main` does.
 
     `function` itself must not wait for other ranks.
     """
@@ -172,11 +185,11 @@ def on_all_ranks(function: Callable[[], T]) -> T:
         outcome = function()
     except Exception as raised:
         error = raised
-    failed = [found for found in gather(None if error is None else str(error)) if found is not None]
+    errors = gather(None if error is None else _for_other_ranks(error))
     if error is not None:
         raise error
-    if failed:
-        raise PollardError(failed[0])
+    for other in filter(None, errors):
+        raise other
     return outcome  # type: ignore[return-value]
 
 
@@ -186,16 +199,17 @@ def check_shared(folder: Path) -> None:
         return
     probe = folder / f"{on_main(lambda: uuid.uuid4().hex)}.tmp"
     on_main(probe.touch)
-    patient_until = time.monotonic() + FILE_SYSTEM_DELAY
-    while not (seen := probe.exists()) and time.monotonic() < patient_until:
+    deadline = time.monotonic() + FILE_SYSTEM_DELAY
+    while not (visible := probe.exists()) and time.monotonic() < deadline:
         time.sleep(0.2)
-    everyone = gather((socket.gethostname(), seen))
+    everyone = gather((socket.gethostname(), visible))
     on_main(probe.unlink)
-    blind = sorted({host for host, seen in everyone if not seen})
+    blind = sorted({host for host, visible in everyone if not visible})
     if blind:
         raise PollardError(
             f"{folder.absolute()} is not the same folder on all machines: {', '.join(blind)} cannot see what rank 0 "
-            f"({everyone[0][0]}) writes there. Stages talk through files: start in a folder that all machines share."
+            f"({everyone[0][0]}) writes there. Stages talk through files: start in a folder that all machines share.",
+            code="ranks.folder-not-shared",
         )
 
 

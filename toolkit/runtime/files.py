@@ -29,23 +29,21 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Gives a file that somebody has edited another name (recipe.edited.yaml), which is said, and returned."""
-    numbered = (path.with_name(f"{path.stem}.edited{number}{path.suffix}") for number in ("", *range(2, 1000)))
-    kept = next(at for at in numbered if not at.exists())
+    """Renames a file that somebody has edited (recipe.edited.yaml), reports it, and returns the new path."""
+    candidates = (path.with_name(f"{path.stem}.edited{number}{path.suffix}") for number in ("", *range(2, 1000)))
+    kept = next(at for at in candidates if not at.exists())
     path.rename(kept)
     say(f"{escape(str(path))} was edited by hand: kept as {escape(str(kept))}")
     return kept
 
 
 @contextmanager
-def explain_full_disk(target: Path, then: Callable[[], str]) -> Iterator[None]:
-    """What a full disk refuses while `target` is written, as a PollardError: how much room there is, and what to do (`then`).
-
-    Every other error passes.
-    """
+def explain_full_disk(target: Path, advice: Callable[[], str]) -> Iterator[None]:
+    """Inside, the error of a full disk while `target` is written becomes a PollardError that says how much room there is and
+    ends with `advice()`. Every other error passes."""
     try:
         yield
-    except PollardError:  # told already
+    except PollardError:  # explained already
         raise
     except Exception as error:
         reason = _no_room(error)
@@ -53,11 +51,13 @@ def explain_full_disk(target: Path, then: Callable[[], str]) -> Iterator[None]:
             raise
         there = next(path for path in (target, *target.absolute().parents) if path.exists())
         free = shutil.disk_usage(there).free
-        raise PollardError(f"Cannot write {target}: {reason} ({free / 1e9:,.1f} GB free there). {then()}") from error
+        raise PollardError(
+            f"Cannot write {target}: {reason} ({free / 1e9:,.1f} GB free there). {advice()}", code="files.disk-full"
+        ) from error
 
 
 def _no_room(error: Exception) -> str | None:
-    """The system's words, where there was no room for a file."""
+    """The system's message, if the disk was full; None for other errors."""
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno in DISK_FULL_ERRORS else None
     for words in map(os.strerror, DISK_FULL_ERRORS):  # libraries quote them in errors of their own

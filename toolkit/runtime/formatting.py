@@ -1,4 +1,4 @@
-"""Numbers as the page and the terminal write them: one place, so that both say the same. None becomes a dash."""
+"""Formats numbers for reports and the terminal alike. None becomes a dash."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -15,7 +15,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,11 +52,6 @@ def check_this_node(recipe: str) -> NodeReport:
         gpus = torch.cuda.device_count()
     except ImportError as error:
         faults.append(f"{sys.executable} cannot import torch ({error}): run ./launch.sh setup there, or share the folder")
-    if not gpus:  # CPU ranks talk through a module that is compiled on first use
-        if not (shutil.which("g++") or shutil.which("c++")):
-            faults.append("no C++ compiler: install one, e.g. `apt install g++`")
-        if not Path(sysconfig.get_path("include"), "Python.h").exists():
-            faults.append("no Python headers: install them, e.g. `apt install python3-dev`")
     return NodeReport(socket.gethostname(), gpus, source_digest(), faults)
 
 
@@ -74,7 +68,7 @@ def parse_hostfile(path: str) -> dict[str, int]:
     try:
         lines = Path(path).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise PollardError(f"Cannot read the hostfile {path}: {error}.") from None
+        raise PollardError(f"Cannot read the hostfile {path}: {error}.", code="nodes.no-hostfile") from None
     hosts: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         line = line.strip()
@@ -82,19 +76,25 @@ def parse_hostfile(path: str) -> dict[str, int]:
             continue
         found = re.fullmatch(r"(\S+)\s+slots=([1-9]\d*)(\s*#.*)?", line)
         if not found:
-            raise PollardError(f"{path}, line {number}: `{line}` is not `name slots=8` (the number of ranks, one per GPU).")
+            raise PollardError(
+                f"{path}, line {number}: `{line}` is not `name slots=8` (the number of ranks, one per GPU).",
+                code="nodes.hostfile-line",
+            )
         if found[1] in hosts:
-            raise PollardError(f"{path}, line {number}: {found[1]} stands there twice.")
+            raise PollardError(f"{path}, line {number}: {found[1]} stands there twice.", code="nodes.host-twice")
         hosts[found[1]] = int(found[2])
     if not hosts:
-        raise PollardError(f"{path} names no host. Write a line for each: `name slots=8`.")
+        raise PollardError(f"{path} names no host. Write a line for each: `name slots=8`.", code="nodes.no-hosts")
     return hosts
 
 
 def reports_over_ssh(hosts: dict[str, int], recipe: str) -> list[NodeReport]:
     """Every host's report; what kept one from reporting is its only fault."""
     if not shutil.which("pdsh"):
-        raise PollardError("DeepSpeed reaches the nodes by pdsh, which this machine lacks. Install it, e.g. `apt install pdsh`.")
+        raise PollardError(
+            "DeepSpeed reaches the nodes by pdsh, which this machine lacks. Install it, e.g. `apt install pdsh`.",
+            code="nodes.no-pdsh",
+        )
 
     def ask(host: str) -> NodeReport:
         command = f"cd {shlex.quote(os.getcwd())} && {shlex.join([sys.executable, str(THIS_FILE), 'here', recipe])}"
@@ -121,7 +121,8 @@ def reports_over_srun(recipe: str) -> list[NodeReport]:
     if done.returncode or len(reports) != int(count):
         raise PollardError(
             f"{len(reports)} of the job's {count} nodes run Pollard at the same place ({sys.executable}, {ROOT}): "
-            f"share these folders. srun says:\n{done.stderr.strip()[-2000:]}"
+            f"share these folders. srun says:\n{done.stderr.strip()[-2000:]}",
+            code="nodes.not-answering",
         )
     return reports
 
@@ -138,7 +139,7 @@ def check_nodes(reports: list[NodeReport], ranks: list[int]) -> None:
             found.append(f"{report.gpus} GPUs, and {wanted} ranks are to run there")
         faults += [f"{report.host}: {fault}" for fault in found]
     if faults:
-        raise PollardError("\n".join(faults))
+        raise PollardError("\n".join(faults), code="nodes.not-ready")
 
 
 def main() -> int:

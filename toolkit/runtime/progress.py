@@ -1,4 +1,4 @@
-"""How far a stage is: a moving bar where somebody looks, else lines that a log file keeps and grep finds.
+"""Progress of a stage: a bar at a terminal, else lines that a log file keeps and grep finds.
 
 answering 120/1,319 (9 %), 14.2/s, 1 min 24 s left
 """
@@ -14,18 +14,18 @@ from rich.text import Text
 from toolkit.runtime.distributed import console, is_main, say
 
 T = TypeVar("T")
-Advance = Callable[[float], None]  # told how much has been done since it was last called
+Advance = Callable[[float], None]  # its argument: how much has been done since the last call
 
 REPORTED_SHARE = 0.1  # a line after each tenth,
-SHORTEST_PAUSE = 5  # but no sooner than so many seconds after the one before,
-LONGEST_PAUSE = 30  # and no later than this
+SHORTEST_PAUSE = 5  # but at least this many seconds after the last one,
+LONGEST_PAUSE = 30  # and at most this many
 
 
 def progress(items: Sequence[T], description: str, sizes: Sequence[int] = (), total: int | None = None) -> Iterator[T]:
-    """Iterates over this rank's share, and on rank 0 shows how far it is.
+    """Iterates over this rank's items and shows the progress on rank 0.
 
-    `sizes`: how much each item is, where items are batches (what is counted is then their content); `total`: what all ranks
-    do together. It is shown as if every rank were as far as rank 0.
+    `sizes`: what each item counts, e.g. the lengths of batches (default: 1); `total`: the sum over all ranks, which are assumed
+    to be as far as rank 0.
     """
     sizes = sizes or [1] * len(items)
     mine = sum(sizes)
@@ -37,7 +37,7 @@ def progress(items: Sequence[T], description: str, sizes: Sequence[int] = (), to
 
 
 def progress_display(description: str, total: int) -> AbstractContextManager[Advance]:
-    """Shows on rank 0, inside the context, how much of `total` is done."""
+    """Shows on rank 0, inside the context, how much of `total` is done. Yields the function that advances it."""
     if not is_main():
         return _hidden()
     return _bar(description, total) if console.is_terminal else _lines(description, total)
@@ -64,8 +64,8 @@ def _bar(description: str, total: int) -> Iterator[Advance]:
 
 @contextmanager
 def steps_bar(description: str) -> Iterator[Callable[[float, float], None]]:
-    """A bar on rank 0 at a terminal, and nothing elsewhere; it is told how much is done and of how much. Where it is told
-    first, work began: a training that goes on has steps that took no time."""
+    """A bar on rank 0 at a terminal, and nothing elsewhere. Yields a function of (done, total). What is done at its first call
+    took no time: the steps of a resumed training."""
     if not (is_main() and console.is_terminal):
         yield lambda done, total: None
         return
@@ -82,7 +82,7 @@ def steps_bar(description: str) -> Iterator[Callable[[float, float], None]]:
 
 
 class _Numbers(ProgressColumn):
-    """The same words as a line has."""
+    """The text that a line has."""
 
     def render(self, task: Task) -> Text:
         return Text(format_progress(task.completed, task.total or 0, task.elapsed or 0.0, task.fields["first"]))
@@ -90,32 +90,32 @@ class _Numbers(ProgressColumn):
 
 @contextmanager
 def _lines(description: str, total: int) -> Iterator[Advance]:
-    started = told_at = time.monotonic()
-    done = told_of = 0.0
+    started = reported_at = time.monotonic()
+    done = reported = 0.0
 
     def advance(amount: float) -> None:
-        nonlocal done, told_of, told_at
+        nonlocal done, reported, reported_at
         done += amount
-        since = time.monotonic() - told_at
-        enough = done - told_of >= REPORTED_SHARE * total and since >= SHORTEST_PAUSE
-        if (enough or since >= LONGEST_PAUSE) and round(done) < total:  # what comes of it is said by the stage
-            told_at, told_of = time.monotonic(), done
-            say(f"  {description} {format_progress(done, total, told_at - started)}")
+        pause = time.monotonic() - reported_at
+        enough = done - reported >= REPORTED_SHARE * total and pause >= SHORTEST_PAUSE
+        if (enough or pause >= LONGEST_PAUSE) and round(done) < total:  # the stage reports its end itself
+            reported_at, reported = time.monotonic(), done
+            say(f"  {description} {format_progress(done, total, reported_at - started)}")
 
     yield advance
 
 
 def format_progress(done: float, total: float, seconds: float, first: float = 0) -> str:
-    """120, 1319, 8.45 -> "120/1,319 (9 %), 14.2/s, 1 min 24 s left". What was done at `first` took none of the seconds."""
-    said = f"{round(done):,}/{round(total):,} ({done / total if total else 1:.0%})".replace("%", " %")
+    """120, 1319, 8.45 -> "120/1,319 (9 %), 14.2/s, 1 min 24 s left". `first`: what was done before the seconds began."""
+    text = f"{round(done):,}/{round(total):,} ({done / total if total else 1:.0%})".replace("%", " %")
     now = done - first
     if now <= 0 or seconds <= 0:
-        return said
-    return f"{said}, {speed(now / seconds)}, {duration(seconds * (total - done) / now)} left"
+        return text
+    return f"{text}, {speed(now / seconds)}, {duration(seconds * (total - done) / now)} left"
 
 
 def speed(per_second: float) -> str:
-    """14.2 -> "14.2/s"; below one a second, how long one takes."""
+    """14.2 -> "14.2/s"; 0.5 -> "2.0 s each"."""
     if per_second >= 1:
         return f"{per_second:,.1f}/s"
     return f"{duration(1 / per_second)} each"
@@ -130,5 +130,5 @@ def duration(seconds: float) -> str:
 
 
 def batch_sizes(batches: Iterable[Sequence[object]]) -> list[int]:
-    """`sizes` of batches."""
+    """The lengths of batches, for the `sizes` of `progress`."""
     return [len(batch) for batch in batches]

@@ -1,7 +1,7 @@
-"""Which files of a run directory are the product's own: only those are ever removed, whatever else lies beside them.
+"""Which files of a run directory Pollard wrote. Only those are ever removed, whatever else lies beside them.
 
-Here are the names of all that stages write file by file. Checkpoints, which hold files of the original under names that nobody
-knows beforehand, are signed (folders.py).
+This lists what stages write file by file. Checkpoints contain files of the original with arbitrary names: they are signed
+instead (signed_folders.py).
 """
 
 import os
@@ -14,10 +14,10 @@ from pathlib import Path
 from toolkit.runtime.signed_folders import RUN_FOLDERS, foreign_files, partial_path, remove_own, restore
 
 WRITTEN_BEFORE_MANIFEST = re.compile(r"lock|traceback(-rank\d+)?\.txt|manifest\.json\.tmp|[0-9a-f]{32}\.tmp")
-"""What a run may leave in its folder before it has written its manifest."""
+"""Files that a run may leave in its folder before it has written its manifest."""
 
 TEMPORARY = re.compile(r"\.tmp\w*|.+\.(json|jsonl|safetensors|html|md|yaml)\.tmp")
-"""Half-written files: ours end in .tmp, those of safetensors begin with it."""
+"""Half-written files: Pollard's end in .tmp, those of safetensors begin with it."""
 
 TEMPORARY_RUN_FILE = re.compile(r"(manifest|recipe|plan|alternatives|report|speed|README|\w+_log)\.\w+\.tmp")
 TEMPORARY_CHECKPOINT_FILES = ("README.md.tmp", "skipping.json.tmp")
@@ -36,10 +36,10 @@ RUN_FILE_PATTERNS = {  # folder: its files, as regular expressions of their path
 
 
 def foreign_entries(folder: Path) -> list[str]:
-    """Of a folder without a manifest, the names of what a run has not left there; empty where there is no such folder."""
+    """What in a folder without a manifest no run has left there, as names; empty if there is no such folder."""
     if not folder.is_dir():
         return []
-    inherited = ("answers", "teacher")  # of a round: links to what its run has made
+    inherited = ("answers", "teacher")  # in a round: links to those of its run
     return sorted(
         path.name + "/" * path.is_dir()
         for path in folder.iterdir()
@@ -48,9 +48,9 @@ def foreign_entries(folder: Path) -> list[str]:
 
 
 def free_name(folder: Path) -> str:
-    """A name beside the folder that is not taken: "small-2"."""
-    numbered = (f"{folder.name}-{number}" for number in count(2))
-    return next(name for name in numbered if not (folder.parent / name).exists())
+    """An unused name for a folder beside this one: "small-2"."""
+    candidates = (f"{folder.name}-{number}" for number in count(2))
+    return next(name for name in candidates if not (folder.parent / name).exists())
 
 
 def matching_files(folder: Path, pattern: str) -> list[Path]:
@@ -64,19 +64,19 @@ def matching_files(folder: Path, pattern: str) -> list[Path]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Every file below `folder`, links as they are; none where it is itself a link."""
+    """Every file below `folder`, without following links; none if it is a link itself."""
     if folder.is_symlink():
         return []
     return [Path(at, name) for at, _, names in os.walk(folder) for name in sorted(names)]
 
 
 def bytes_of(paths: Iterable[Path]) -> int:
-    """What files take on disk, links not followed."""
+    """Total size of the files; links are not followed."""
     return sum(status.st_size for path in paths if stat.S_ISREG((status := path.lstat()).st_mode))
 
 
 def remove_files(paths: Iterable[Path], folder: Path) -> list[Path]:
-    """Removes the files, and `folder` with the folders below it as far as they are empty then. Returns what is left in it."""
+    """Removes the files, then the folders that this leaves empty, up to `folder`. Returns the files that are left in it."""
     for path in paths:
         path.unlink(missing_ok=True)
     if folder.is_symlink() or not folder.is_dir():
@@ -88,7 +88,7 @@ def remove_files(paths: Iterable[Path], folder: Path) -> list[Path]:
 
 
 def remove_half_written(run: Path) -> None:
-    """Of a run directory what a kill left under temporary names. In its rounds there are runs that remove theirs themselves."""
+    """Removes what a killed run left under temporary names. Its rounds are run directories of their own."""
     for name in RUN_FOLDERS:
         restore(run / name)
         partial = partial_path(run / name)
@@ -97,12 +97,12 @@ def remove_half_written(run: Path) -> None:
     below = [
         path for name in (*RUN_FILE_PATTERNS, "pruned.tmp") for path in files_below(run / name) if TEMPORARY.fullmatch(path.name)
     ]
-    near = [path for path in run.glob("*.tmp") if path.is_file() and TEMPORARY_RUN_FILE.fullmatch(path.name)]
+    at_the_top = [path for path in run.glob("*.tmp") if path.is_file() and TEMPORARY_RUN_FILE.fullmatch(path.name)]
     beside_weights = [path for name in TEMPORARY_CHECKPOINT_FILES for path in run.glob(f"*/{name}")]
-    for left in (*near, *below, *beside_weights):
-        left.unlink(missing_ok=True)
+    for path in (*at_the_top, *below, *beside_weights):
+        path.unlink(missing_ok=True)
 
 
 def remove_matching(folder: Path, pattern: str) -> list[Path]:
-    """Removes what of `folder` is the product's own; returns what is left: somebody else's."""
+    """Removes the files of `folder` whose path matches, and half-written ones. Returns what is left: not Pollard's."""
     return remove_files(matching_files(folder, pattern), folder)

@@ -1,4 +1,4 @@
-"""Long work in pieces, one file each: dealt out to the ranks, and after a kill only the missing ones are made.
+"""Long work in shards, one file each, divided among the ranks. After a kill only the missing ones are made.
 
 teacher/about.json  teacher/00000.safetensors  teacher/00001.safetensors  …
 """
@@ -22,8 +22,8 @@ def shard_path(folder: Path, number: int, suffix: str) -> Path:
 
 
 def missing_shards(folder: Path, about: dict[str, Any], count: int, suffix: str) -> list[int]:
-    """The pieces that are still to be made. Pieces that were made for something else than `about` are removed first; other files
-    of the folder are not touched."""
+    """The numbers of the shards that are still to be made. Shards made for other settings than `about` are removed first; other
+    files of the folder are not touched."""
 
     def prepare() -> list[int]:
         path = folder / ABOUT_FILE
@@ -38,7 +38,7 @@ def missing_shards(folder: Path, about: dict[str, Any], count: int, suffix: str)
 
 
 def _about(path: Path) -> Any:
-    """What the pieces beside it were made for; None where nobody can tell."""
+    """The settings that the shards beside it were made for; None if they cannot be read."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):
@@ -46,16 +46,16 @@ def _about(path: Path) -> Any:
 
 
 def make_shards(folder: Path, missing: list[int], suffix: str, make: Callable[[int, Path], None], description: str) -> None:
-    """Every rank makes its share of the `missing` pieces; `make` writes the piece of that number to the path it gets.
+    """Every rank makes its part of the `missing` shards; `make(number, path)` writes one.
 
-    What one rank raises, every rank raises: nobody is left waiting. `make` must not wait for other ranks.
+    What one rank raises is raised on every rank. `make` must not wait for other ranks.
     """
 
     def make_mine() -> None:
         for number in progress(shard(missing), description, total=len(missing)):
             path = shard_path(folder, number, suffix)
             partial = path.with_name(path.name + ".tmp")
-            with explain_full_disk(path, lambda: RESUME_ADVICE):  # on the rank that fails: the others are told its words
+            with explain_full_disk(path, lambda: RESUME_ADVICE):  # on the rank that fails; the others raise the same
                 make(number, partial)
             partial.replace(path)
 

@@ -1,11 +1,11 @@
-"""Folders that Pollard writes whole, and how it knows them again: what is not its own is never removed or replaced.
+"""Folders that Pollard writes whole and signs, so that it recognises them: it never removes or replaces anything else.
 
     pruned.tmp/pollard.json   {"format": 1, "unfinished": "…"}                     while it is written
     pruned/pollard.json       {"format": 1, "what": "pruned checkpoint", "source": "…", "files": {"config.json": ["5f2c…"], …}}
-    pruned.old.tmp/           the folder that is being replaced, from one renaming to the next
+    pruned.old.tmp/           the folder that is being replaced, between two renames
 
-Whatever removes such a folder goes through `remove_own`. What lies in it beyond `files` is somebody else's, too, and so is a file
-that has been changed since: `files` has a checksum of everything that Pollard wrote under a name.
+Such a folder is removed only through `remove_own`. Files in it that `files` does not list, or that have changed since (`files`
+has the checksums of everything that Pollard wrote under a name), are foreign as well.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ from toolkit.runtime.files import set_aside, write_text
 
 PROVENANCE = "pollard.json"
 LIBRARY_FOLDERS = ("__pycache__", ".cache")
-CHECKSUM_SAMPLES, SAMPLE_BYTES = 64, 4096  # of a large file: how many pieces of how many bytes its checksum is of
-RUN_FOLDERS = ("pruned", "recovered", "control", "adapter", "control_adapter")  # earlier versions left no provenance in them
-EARLIER_MARKER = "pruning.json"  # what earlier versions left in an unfinished folder
-EARLIER_FILES = re.compile(  # what they left in a finished one, as far as nobody else's file has such a name
+CHECKSUM_SAMPLES, SAMPLE_BYTES = 64, 4096  # the checksum of a large file covers this many pieces of this size
+RUN_FOLDERS = ("pruned", "recovered", "control", "adapter", "control_adapter")  # unsigned by earlier versions
+EARLIER_MARKER = "pruning.json"  # in the unfinished folders of earlier versions
+EARLIER_FILES = re.compile(  # in their finished folders, as far as the names are unmistakable
     r"config\.json|generation_config\.json|skipping\.json|adapter_config\.json|README\.md|LICENSE\S*|.*\.index\.json"
     r"|(model|adapter_model|pytorch_model)[\w-]*\.(safetensors|bin)|(tokenizer|vocab|special_tokens_map|added_tokens)[\w.]*"
     r"|merges\.txt|chat_template\.\w+|additional_chat_templates/.+|\w*processor_config\.json|\S+\.py"
@@ -34,7 +34,7 @@ EARLIER_FILES = re.compile(  # what they left in a finished one, as far as nobod
 
 
 def read_provenance(folder: Path) -> dict[str, Any] | None:
-    """What `folder` says of itself; None where Pollard did not write it."""
+    """The facts that `folder` is signed with; None if Pollard did not write it."""
     try:
         facts = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -43,31 +43,31 @@ def read_provenance(folder: Path) -> dict[str, Any] | None:
 
 
 def provenance(what: str, source: str, revision: str | None = None) -> dict[str, Any]:
-    """The facts to `sign` a folder with: what it is, and the checkpoint (with the hub's revision) that it was made of."""
+    """The facts to `sign` a folder with: what it is, and the checkpoint (and hub revision) that it was made from."""
     return {"made_by": "pollard", "what": what, "source": source} | ({"revision": revision} if revision else {})
 
 
 def sign(folder: Path, facts: dict[str, Any]) -> None:
-    """Declares a finished folder Pollard's own: `facts` (what it is, from which source, …) and the files in it."""
+    """Marks a finished folder as Pollard's own, with `facts` (see `provenance`) and the checksums of its files."""
     names = [name for name in _names_in(folder) if name != PROVENANCE]
     _write(folder, {"format": 1, **facts, "files": {name: [_checksum(folder / name)] for name in names}})
 
 
 def write_own_file(folder: Path, name: str, text: str) -> None:
-    """Writes a file into a finished folder, as Pollard's own. Somebody else's of that name is kept under another, and said."""
+    """Writes a file of Pollard's own into a finished folder. A foreign file of that name is renamed first, and reported."""
     facts = read_provenance(folder)
     if facts is not None:
         _keep_aside_foreign(folder / name)
         written = facts["files"].setdefault(name, [])
-        mark = hashlib.sha256(text.encode()).hexdigest()[:16]
-        if mark not in written:  # first: a kill in between must not leave a file that looks like somebody's
-            written.append(mark)
+        checksum = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if checksum not in written:  # before the file: a kill in between must not leave one that looks foreign
+            written.append(checksum)
             _write(folder, facts)
     write_text(folder / name, text)
 
 
 def remove_own_file(folder: Path, name: str) -> None:
-    """Takes a file that Pollard wrote out of a finished folder, where there is one; somebody's changed one is kept aside."""
+    """Removes a file of Pollard's own from a finished folder, if it is there. A foreign or changed one is renamed instead."""
     if read_provenance(folder) is not None:
         _keep_aside_foreign(folder / name)
     (folder / name).unlink(missing_ok=True)
@@ -83,14 +83,14 @@ def _write(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def partial_path(target: Path) -> Path:
-    """Where `target` is written before it gets its name."""
+    """The path under which `target` is written before it gets its name."""
     return target.with_name(target.name + ".tmp")
 
 
 def begin_folder(target: Path, identity: str = "") -> Path:
-    """An empty folder, to become `target`, that says it is unfinished. What an earlier attempt left there is removed.
+    """Makes an empty folder, marked as unfinished, that is to become `target`. Removes what an earlier attempt left.
 
-    Raises PollardError where somebody else's folder has that name.
+    Raises PollardError if a foreign folder has that name.
     """
     partial = partial_path(target)
     remove_own(partial)
@@ -100,15 +100,15 @@ def begin_folder(target: Path, identity: str = "") -> Path:
 
 
 def is_resumable(target: Path, identity: str) -> bool:
-    """Whether an earlier attempt at the same (`identity`) was stopped, and can go on."""
+    """Whether an earlier attempt at the same folder (with this `identity`) was interrupted and can be resumed."""
     return (read_provenance(partial_path(target)) or {}).get("unfinished") == identity
 
 
 @contextmanager
 def whole_folder(target: str | os.PathLike[str], facts: dict[str, Any]) -> Iterator[Path]:
-    """Yields a folder that becomes `target`, signed with `facts`, only if the block ends well.
+    """Yields a folder that becomes `target`, signed with `facts`, if the block succeeds.
 
-    Replaces a folder of Pollard's own. Raises PollardError, before anything is written, where there is something else.
+    Replaces a folder of Pollard's own. Raises PollardError, before anything is written, if something else is there.
     """
     target = Path(target)
     check_target(target, overwrite=True)
@@ -119,8 +119,8 @@ def whole_folder(target: str | os.PathLike[str], facts: dict[str, Any]) -> Itera
 
 
 def put_in_place(partial: Path, target: Path) -> None:
-    """Gives a finished folder its name, in place of one of Pollard's own. Killed at any moment, the old or the new one is
-    there whole (`restore` finds it). Raises PollardError where `target` is somebody else's."""
+    """Renames a finished folder to `target`, replacing one of Pollard's own. After a kill at any moment, the old or the new one
+    is there whole (`restore` finds it). Raises PollardError if `target` is foreign."""
     check_target(target, overwrite=True)
     aside, replaces = _aside(target), target.exists()
     if replaces:
@@ -131,7 +131,7 @@ def put_in_place(partial: Path, target: Path) -> None:
 
 
 def restore(target: Path) -> None:
-    """Gives a folder its name back that was set aside when a kill came; removes one whose replacement is there."""
+    """After a kill: renames a folder that was being replaced back, or removes it if its replacement is there."""
     aside = _aside(target)
     if not aside.is_dir():
         return
@@ -146,16 +146,18 @@ def _aside(target: Path) -> Path:
 
 
 def remove_own(folder: Path) -> None:
-    """Removes a folder that Pollard wrote, or an empty one; none there is fine. Raises PollardError for any other."""
+    """Removes a folder that Pollard wrote, or an empty one, if there is one. Raises PollardError for any other."""
     if folder.is_symlink() or folder.exists():
         _check_place(folder)
         if foreign := foreign_files(folder):
-            raise PollardError(f"{_not_ours(folder, foreign)} Move it away, or give the result another place.")
+            raise PollardError(
+                f"{_foreign_message(folder, foreign)} Move it away, or give the result another place.", code="folders.foreign"
+            )
         _remove(folder)
 
 
 def _remove(folder: Path) -> None:
-    """What says whose it is goes last: after a kill in the middle, the rest is still known to be Pollard's."""
+    """Removes the signature last: after a kill in the middle, the rest is still recognised."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -165,30 +167,37 @@ def _remove(folder: Path) -> None:
 
 
 def check_target(target: Path, overwrite: bool) -> None:
-    """Raises PollardError unless `target` can be made, or replaced without loss: nothing is there, an empty folder, or, with
-    `overwrite`, one that Pollard wrote and nobody has put anything into."""
+    """Raises PollardError unless `target` can be written without loss: there is nothing, an empty folder, or, with `overwrite`, a
+    folder of Pollard's own without foreign files."""
     restore(target)
     for needed in (partial_path(target), _aside(target)):
         if needed.is_symlink() or needed.exists():
             _check_place(needed)
             if foreign := foreign_files(needed):
-                raise PollardError(f"{_not_ours(needed, foreign)} That place is needed for a moment: move it away.")
+                raise PollardError(
+                    f"{_foreign_message(needed, foreign)} That place is needed for a moment: move it away.",
+                    code="folders.foreign",
+                )
     if not target.is_symlink() and not target.exists():
         return
     _check_place(target)
     if foreign := foreign_files(target):
-        raise PollardError(f"{_not_ours(target, foreign)} Nothing there is touched: move it away, or give another place.")
+        raise PollardError(
+            f"{_foreign_message(target, foreign)} Nothing there is touched: move it away, or give another place.",
+            code="folders.foreign",
+        )
     if any(target.iterdir()) and not overwrite:
         facts = read_provenance(target) or {}
         of = f" of {facts['source']}" if facts.get("source") else ""
         raise PollardError(
             f"{target} holds a {facts.get('what', 'checkpoint')}{of} already. Say overwrite=True to replace it, or give another "
-            "place."
+            "place.",
+            code="folders.exists",
         )
 
 
 def _check_place(target: Path) -> None:
-    """Raises PollardError for what no folder may replace, whatever is in it."""
+    """Raises PollardError for a place that must not be replaced, whatever it contains (a link, a mount, the home folder, …)."""
     what = None
     if target.is_symlink():
         what = f"is a link to {os.readlink(target)}: give that place itself, or another"
@@ -202,11 +211,11 @@ def _check_place(target: Path) -> None:
             if here in (place, *place.parents):
                 what = f"is {'' if here == place else 'above '}{name}: give a folder in it"
     if what:
-        raise PollardError(f"{target} {what}.")
+        raise PollardError(f"{target} {what}.", code="folders.not-replaceable")
 
 
 def own_files(folder: Path) -> list[Path]:
-    """The files of a folder that Pollard wrote and nobody has changed since; none where it did not sign the folder."""
+    """The files of a signed folder that Pollard wrote and nobody has changed since; none of an unsigned one."""
     facts = read_provenance(folder) or {}
     if "unfinished" in facts:
         return [folder / name for name in _names_in(folder)]
@@ -215,7 +224,7 @@ def own_files(folder: Path) -> list[Path]:
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """What in `folder` Pollard did not put there, or somebody has changed since: all of it, where the folder is not its own."""
+    """The names in `folder` that Pollard did not write, or that have changed since; all of them if it is not Pollard's own."""
     if read_provenance(folder) is not None:
         own = {str(path.relative_to(folder)) for path in own_files(folder)}
     elif _of_an_earlier_version(folder):
@@ -234,7 +243,7 @@ def _is_as_written(path: Path, written: list[str]) -> bool:
 
 
 def _checksum(path: Path) -> str:
-    """A short hash of a file's content; of a large one, of its size and pieces all over it: other weights differ everywhere."""
+    """A short hash of a file's content; of a large file's size and evenly spread pieces: other weights differ everywhere."""
     size = path.stat().st_size
     if size <= CHECKSUM_SAMPLES * SAMPLE_BYTES:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
@@ -247,7 +256,7 @@ def _checksum(path: Path) -> str:
 
 
 def _of_an_earlier_version(folder: Path) -> bool:
-    """Earlier versions signed nothing: theirs are checkpoints under a run's names beside its manifest, and begun prunings."""
+    """Whether an earlier version wrote it, which signed nothing: a checkpoint in a run directory, or an unfinished pruning."""
     name = folder.name.removesuffix(".tmp").removesuffix(".old")
     if folder.name.endswith(".tmp"):
         try:
@@ -265,9 +274,9 @@ def _in_a_run(folder: Path, name: str) -> bool:
     return name in RUN_FOLDERS and isinstance(manifest, dict) and isinstance(manifest.get("stages"), dict)
 
 
-def _not_ours(folder: Path, foreign: list[str]) -> str:
+def _foreign_message(folder: Path, foreign: list[str]) -> str:
     """ "/data/thesis holds what Pollard did not write: a.txt, b/, c.md, … (12 in all)." """
-    ours = (read_provenance(folder) or {}).get("files", {})
-    shown = ", ".join(name + "/" * (folder / name).is_dir() + " (changed since)" * (name in ours) for name in foreign[:5])
+    own = (read_provenance(folder) or {}).get("files", {})
+    shown = ", ".join(name + "/" * (folder / name).is_dir() + " (changed since)" * (name in own) for name in foreign[:5])
     more = f", … ({len(foreign)} in all)" if len(foreign) > 5 else ""
     return f"{folder} holds what Pollard did not write: {shown}{more}."

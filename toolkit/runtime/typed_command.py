@@ -1,4 +1,4 @@
-"""The command that was typed, as it can be pasted where it was typed: programs that are not on the path by theirs."""
+"""The command that the user typed, so that messages can repeat it for pasting, with paths of programs that are not on PATH."""
 
 import os
 import re
@@ -9,18 +9,18 @@ from pathlib import Path
 
 from toolkit.runtime.distributed import world_size
 
-LAUNCHER = "POLLARD_LAUNCHER"  # launch.sh puts here how it was called, up to the recipe
-SHELL_PATH = "POLLARD_SHELL_PATH"  # PATH as it was, once the process has put more on it
-CALLED_FROM = "POLLARD_CALLED_FROM"  # and here the folder it was called in
+# Environment variables
+LAUNCHER = "POLLARD_LAUNCHER"  # set by launch.sh: how it was called, up to the recipe
+CALLED_FROM = "POLLARD_CALLED_FROM"  # set by launch.sh: the folder that it was called in
 
 
 def command_again(*changed: tuple[str, str], ranks: int | None = None) -> str:
-    """What was typed, as far as a rank can know it, without --fresh: that would begin anew. `changed`: words and what stands in
-    their place; `ranks`: another number of them."""
+    """The typed command, without --fresh, which would start again. `changed`: words and their replacements; `ranks`: another
+    number of ranks."""
     words = [word for word in sys.argv[1:] if word != "--fresh" and not word.startswith(("--local_rank", "--local-rank"))]
-    for word, other in changed:
-        words = [other if each == word else each for each in words]
-    return f"{_from_there()}{_program(ranks)} {shlex.join(words)}"
+    for word, replacement in changed:
+        words = [replacement if each == word else each for each in words]
+    return f"{_change_folder()}{_program(ranks)} {shlex.join(words)}"
 
 
 def _program(ranks: int | None) -> str:
@@ -40,19 +40,19 @@ def _program(ranks: int | None) -> str:
 
 
 def program_path(name: str) -> str:
-    """A program of this environment, as it can be called: by its name where the shell finds it, else by its path."""
-    ours, found = Path(sys.executable).parent / name, shutil.which(name, path=os.environ.get(SHELL_PATH))
-    if not ours.exists():
+    """How to call a program of this environment: by name if the shell finds it, else by path."""
+    own, found = Path(sys.executable).parent / name, shutil.which(name)
+    if not own.exists():
         return name
     if found and LAUNCHER not in os.environ:  # launch.sh puts the environment on the path for the run alone
-        linked = name != "python" and os.path.samefile(found, ours)  # of an environment's python, all are links to one
-        if linked or os.path.samefile(Path(found).parent, ours.parent):
+        linked = name != "python" and os.path.samefile(found, own)  # of an environment's python, all are links to one
+        if linked or os.path.samefile(Path(found).parent, own.parent):
             return name
-    path = min((os.path.relpath(ours), str(ours)), key=len)
+    path = min((os.path.relpath(own), str(own)), key=len)
     return shlex.quote(path if "/" in path else f"./{path}")
 
 
-def _from_there() -> str:
-    """launch.sh without a recipe goes to its own folder first."""
+def _change_folder() -> str:
+    """`cd … && ` if launch.sh was called elsewhere: without a recipe it changes to its own folder."""
     there = os.environ.get(CALLED_FROM)
     return "" if there is None or os.path.samefile(there, ".") else f"cd {shlex.quote(os.getcwd())} && "

@@ -1,29 +1,17 @@
-"""DeepSpeed configurations by name. `auto` values are filled in by transformers from the training arguments.
+"""DeepSpeed: its configurations by ZeRO stage, and its start on CPU ranks.
 
-DeepSpeed's communication module for CPU ranks, compiled once per environment, before DeepSpeed asks for it.
-
-torch guards a compilation by a lock *file*: a process killed meanwhile leaves it behind, and every later one waits for
-ever. Here the kernel guards (flock dies with its holder), in a folder of our own where nobody else compiles.
+Values `auto` of a configuration are filled in by transformers from the training arguments.
 """
 
-import fcntl
-import hashlib
-import io
 import json
-import os
-import platform
-import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from toolkit.runtime.distributed import barrier, console, rank
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.typed_command import SHELL_PATH
+
+SHARED_MEMORY_MODULE = "deepspeed_shm_comm"
 
 
 def deepspeed_config(zero: int | str) -> dict[str, Any]:
@@ -32,11 +20,13 @@ def deepspeed_config(zero: int | str) -> dict[str, Any]:
         try:
             return json.loads(Path(zero).read_text())
         except (OSError, ValueError) as error:
-            raise PollardError(f"finetuning.zero: cannot read the DeepSpeed configuration {zero}: {error}") from None
+            raise PollardError(
+                f"finetuning.zero: cannot read the DeepSpeed configuration {zero}: {error}", code="zero.no-config"
+            ) from None
     stage = int(str(zero)[0])
     optimization: dict[str, Any] = {"stage": stage, "overlap_comm": stage > 1, "contiguous_gradients": True}
     if stage == 3:
-        # Without the gathering, ZeRO-3 writes a checkpoint of empty tensors, and says nothing.
+        # Without it, ZeRO-3 silently writes a checkpoint of empty tensors
         optimization["stage3_gather_16bit_weights_on_model_save"] = True
     if zero == "3-offload":
         optimization["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
@@ -56,59 +46,25 @@ def deepspeed_config(zero: int | str) -> dict[str, Any]:
 
 
 def partitioned_config(zero: int | str) -> dict[str, Any]:
-    """The `zero_optimization` section for a model that only answers: that of `finetuning.zero` where it is stage 3."""
-    theirs = deepspeed_config(zero).get("zero_optimization", {})
-    if theirs.get("stage") != 3:
-        theirs = deepspeed_config(3)["zero_optimization"]
-    # Nothing is optimized, and "auto" is for the trainer to fill in
-    return {key: value for key, value in theirs.items() if key != "offload_optimizer" and value != "auto"}
+    """The `zero_optimization` section for inference with ZeRO-3: `finetuning.zero`'s if that is stage 3, else the preset's."""
+    section = deepspeed_config(zero).get("zero_optimization", {})
+    if section.get("stage") != 3:
+        section = deepspeed_config(3)["zero_optimization"]
+    # There is no optimizer here, and no trainer to fill in "auto"
+    return {key: value for key, value in section.items() if key != "offload_optimizer" and value != "auto"}
 
 
-SHARED_MEMORY = Path("/dev/shm")  # where Linux shows what shm_open makes
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "pollard"
-# Another environment has other headers, and another machine, with which a home folder may be shared, another processor
-BUILD_FOLDER = (
-    CACHE / hashlib.sha256(f"{platform.node()} {sys.prefix} {sys.version} {torch.__version__}".encode()).hexdigest()[:12]
-)
+def start_deepspeed() -> None:
+    """Makes DeepSpeed join the process group of CPU ranks. To be called on every rank after `distributed.start`. Does nothing on
+    GPUs.
 
-
-def build_communication() -> None:
-    """Call it on every rank, after `distributed.start`. Does nothing on GPUs, which need no such module.
-
-    Raises PollardError where there is no compiler.
+    On CPUs, DeepSpeed would first compile a module for communication through shared memory: a minute, once per environment, a
+    C++ compiler and Python's headers. Nothing here uses it: its one operation is that of tensor-parallel inference, training
+    reduces through torch's gloo. So DeepSpeed is told that it cannot be compiled here.
     """
     if torch.cuda.is_available():
         return
-    if not (shutil.which("g++") or shutil.which("c++")):
-        raise PollardError(
-            "DeepSpeed compiles its communication module and finds no C++ compiler: install one, e.g. `apt install g++`."
-        )
-    # ninja stands beside the Python that runs this, which a launcher on another machine need not have on its PATH
-    os.environ.setdefault(SHELL_PATH, os.environ["PATH"])
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    import deepspeed
-    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+    import deepspeed  # takes seconds
 
-    os.environ["TORCH_EXTENSIONS_DIR"] = str(BUILD_FOLDER)
-    builder = ShareMemCommBuilder()
-    folder = BUILD_FOLDER / builder.NAME
-    with build_lock():
-        (folder / "lock").unlink(missing_ok=True)  # whoever left it is dead: the living hold the guard
-        if not (folder / f"{builder.NAME}.so").exists():
-            console.print("[dim]compiling DeepSpeed's communication module (about a minute, once)[/]")
-        builder.load(verbose=False)
-    with redirect_stdout(io.StringIO()):  # each rank would print that it has loaded the module
-        deepspeed.init_distributed("gloo", verbose=False)
-    barrier()
-    # Every rank has mapped the others' buffers by now. DeepSpeed leaves the names, and with them 66 MiB of RAM per rank, for good
-    buffer = f"deepspeed_allreduce_buffer_{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_{rank()}"
-    (SHARED_MEMORY / buffer).unlink(missing_ok=True)
-
-
-@contextmanager
-def build_lock() -> Iterator[None]:
-    """One process at a time, on this machine."""
-    BUILD_FOLDER.mkdir(parents=True, exist_ok=True)
-    with (BUILD_FOLDER / "guard").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    deepspeed.ops.__compatible_ops__[SHARED_MEMORY_MODULE] = False
+    deepspeed.init_distributed("gloo", verbose=False)

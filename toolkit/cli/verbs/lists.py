@@ -55,13 +55,13 @@ def recipe_title(path: Path) -> str:
 
 
 def add_completion_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shell", choices=SHELLS, help="; ".join(SHELLS.values()))
+    parser.add_argument("shell", choices=list(SHELLS), help="; ".join(SHELLS.values()))
 
 
 def run_completion(arguments: argparse.Namespace) -> None:
-    from toolkit.cli.completion_script import script
+    from toolkit.cli.completion import completion_script
 
-    sys.stdout.write(script(arguments.shell, arguments.verb_parsers))
+    sys.stdout.write(completion_script(arguments.shell, arguments.parser, arguments.verb_parsers))
 
 
 CRITERIA_VERB = Verb("criteria", "list the criteria", "pollard criteria", run_criteria)
