@@ -19,8 +19,9 @@ from typing import get_args
 from criteria_tables import Recovered, Swept, write_tables
 from study import launch
 
+from toolkit.recipe.choices import Criterion
 from toolkit.recipe.file import dump_recipe, load_recipe
-from toolkit.recipe.schema import Criterion
+from toolkit.selection import CRITERIA as RULES
 from toolkit.tasks.presets import SUBJECTS
 
 RECIPE = "recipes/study/half.yaml"
@@ -39,8 +40,8 @@ def sweeps(name: str, seeds: Sequence[int]) -> list[Swept]:
     for subject in SUBJECTS_SWEPT:
         for calibration in ("its own task", "all six tasks"):
             for tokens in ("all", "completion", "reconstruction"):
-                scores = [criterion for criterion in CRITERIA if criterion != "reconstruction"]
-                criteria = scores if tokens != "reconstruction" else [c for c in CRITERIA if c == "reconstruction"]
+                scores = [criterion for criterion in CRITERIA if not RULES[criterion].searched]
+                criteria = scores if tokens != "reconstruction" else [c for c in CRITERIA if RULES[c].searched]
                 if not criteria:
                     continue
                 run = f"{name}-{subject}-{calibration.replace(' ', '-')}-{tokens}"

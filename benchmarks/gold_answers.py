@@ -49,7 +49,7 @@ def told(name: str, examples: Sequence[Example], pairs: Sequence[Pair], task: Ta
 
 def main(folder: Path) -> None:
     print(f"{'gold solutions':<48}{'n':>6}{'strict':>15}{'flexible':>15}")
-    with mock.patch.object(math_scorer, "without_thinking", lambda prediction, gold: None):
+    with mock.patch.object(math_scorer, "verdict_by_text", lambda prediction, gold: None):
         for name, recipe in CASES.items():
             judge_all(name, Task(recipe.model_copy(update={"test": str(folder / recipe.name / "test.jsonl")})))
 

@@ -20,8 +20,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from toolkit.calibration import calibrate
+from toolkit.cuts.apply import apply_plan
 from toolkit.cuts.checkpoint import write_checkpoint
-from toolkit.cuts.experts import apply_plan
 from toolkit.cuts.plan import Plan
 from toolkit.moe import checkpoint_bytes, weight_bytes
 from toolkit.selection import select

@@ -28,11 +28,11 @@ from pathlib import Path
 
 from playground_shaped import ROOT, make
 
+import toolkit.cuts.writer
 import toolkit.pipeline.runner
-import toolkit.recovery.recover  # noqa: F401  what takes seconds is imported here once for all attempts
+import toolkit.recovery.recover
 from toolkit.cli.main import main as cli
-from toolkit.cuts import writer as rewrite
-from toolkit.pipeline.stages import own_answers
+from toolkit.pipeline.stages import answers as own_answers
 from toolkit.recovery import teacher
 
 COMPARED = (
@@ -88,7 +88,7 @@ class Command:
         os.setsid()  # a group of its own, with all that it may start
         os.chdir(self.folder)
         sys.stdout, sys.stderr = os.fdopen(writer, "w"), open("errors", "w")  # noqa: SIM115
-        rewrite.SHARD_BYTES = self.file_bytes
+        toolkit.cuts.writer.SHARD_BYTES = self.file_bytes
         own_answers.PROMPTS = teacher.EXAMPLES = PIECE
         recipe, model = str(ROOT / "recipes" / "playground.yaml"), str(self.folder / "original")
         sys.argv = ["pollard", self.verb, recipe, f"name={name}", f"model={model}", "pruning.keep=4", *self.overrides]

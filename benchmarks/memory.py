@@ -28,7 +28,8 @@ import transformers
 from safetensors.torch import save_file
 
 import toolkit
-from toolkit.cuts.plan import BlockPlan, Plan
+from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.plan import Plan
 from toolkit.moe import find_blocks, load_config, meta_model
 
 EXPERTS, TOP_K, HEADS = 8, 2, 8
@@ -103,7 +104,7 @@ def calibrate(folder: str, size: Size) -> None:
 
 def prune(folder: str, size: Size) -> None:
     blocks = {block.name: BlockPlan(experts=EXPERTS, kept=[0, 2, 5, 7]) for block in find_blocks(meta_model(load_config(folder)))}
-    plan = Plan(model=folder, criterion="by hand", keep=4, experts_per_token=TOP_K, blocks=blocks)
+    plan = Plan.of_experts(model=folder, criterion="by hand", keep=4, experts_per_token=TOP_K, blocks=blocks)
     with tempfile.TemporaryDirectory(dir=Path(folder).parent) as target:
         toolkit.prune(folder, plan, Path(target) / "pruned")
 

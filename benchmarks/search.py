@@ -21,7 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from toolkit import Task, calibrate, select
 from toolkit.calibration import reconstruction
 from toolkit.moe import find_blocks, load_model, load_tokenizer, restricted
-from toolkit.recipe.data import TaskName, TaskRecipe
+from toolkit.recipe.choices import TaskName
+from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import encode_all, padded_batches
 
 PLAYGROUND = str(Path(__file__).parents[1] / "data" / "playground" / "model")
@@ -77,12 +78,12 @@ def gaps(models: list[tuple[PreTrainedModel, Batches]], keeps: tuple[int, ...]) 
     """Per `keep` and block: loss found / smallest loss - 1."""
     found: dict[int, list[float]] = {keep: [] for keep in keeps}
     for model, batches in models:
-        best = calibrate(model, batches, reconstruction=True).about["reconstruction"]["layerwise"]
+        best = calibrate(model, batches, reconstruction=True).about.reconstruction["layerwise"]
         with mock.patch.multiple(reconstruction, ENUMERABLE=0, ENUMERABLE_ONE_BY_ONE=0):
-            searched = calibrate(model, batches, reconstruction=True).about["reconstruction"]["layerwise"]
+            searched = calibrate(model, batches, reconstruction=True).about.reconstruction["layerwise"]
         for block, expected in best.items():
             for keep in keeps:
-                loss, least = (entry["keep"][str(keep)]["loss"] for entry in (searched[block], expected))
+                loss, least = (entry.keep[keep].loss for entry in (searched[block], expected))
                 found[keep].append(_gap(loss, least))
     return found
 

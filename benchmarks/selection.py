@@ -73,8 +73,8 @@ def again_for_every_subset(model: PreTrainedModel, batches: Batches) -> list[lis
 
 
 def once_for_all(model: PreTrainedModel, batches: Batches) -> list[list[int]]:
-    found = calibrate(model, batches, reconstruction="layerwise").about["reconstruction"]["layerwise"]
-    return [block["keep"][str(KEEP)]["kept"] for block in found.values()]
+    found = calibrate(model, batches, reconstruction="layerwise").about.reconstruction["layerwise"]
+    return [block.keep[KEEP].kept for block in found.values()]
 
 
 def ratio(name: str, slow: Callable[[], Any], fast: Callable[[], Any]) -> None:

@@ -45,7 +45,7 @@ def main() -> None:
             found = pair(*(outcomes.count(both) for both in ((True, True), (True, False), (False, True), (False, False))))
             low, high = found.interval
             print(
-                f"| {path} | {rule} | {scores.about['experts_skipped']:.1%} | {sum(after) / len(after):.1%} "
+                f"| {path} | {rule} | {scores.facts.experts_skipped:.1%} | {sum(after) / len(after):.1%} "
                 f"| {100 * found.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) |",
                 flush=True,
             )

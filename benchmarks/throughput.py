@@ -25,7 +25,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import toolkit
 from toolkit.cuts.checkpoint import pruned_config
-from toolkit.cuts.plan import BlockPlan, Plan
+from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.plan import Plan
 from toolkit.cuts.writer import plan_prune, write_pruned
 from toolkit.moe import find_blocks, load_config, load_model, meta_model
 
@@ -47,7 +48,7 @@ def plan_for(source: Path) -> Plan:
     """Every other expert of each block: no two rows that stay are neighbours."""
     kept = list(range(0, EXPERTS, EXPERTS // KEEP))
     blocks = {b.name: BlockPlan(experts=EXPERTS, kept=kept) for b in find_blocks(meta_model(load_config(str(source))))}
-    return Plan(model=str(source), criterion="every other", keep=KEEP, experts_per_token=TOP_K, blocks=blocks)
+    return Plan.of_experts(model=str(source), criterion="every other", keep=KEEP, experts_per_token=TOP_K, blocks=blocks)
 
 
 def prune(source: Path, plan: Plan, target: Path) -> None:

@@ -14,7 +14,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from toolkit.cuts.plan import BlockPlan, Plan
+from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.plan import Plan
 from toolkit.moe import find_blocks
 from toolkit.runtime.errors import PollardError
 
@@ -65,7 +66,7 @@ def plan_for(model: PreTrainedModel, kept: list[int]) -> Plan:
     """The same choice in every block."""
     blocks = find_blocks(model)
     choice = {block.name: BlockPlan(experts=block.expert_count, kept=kept) for block in blocks}
-    return Plan(model="tiny", criterion="by hand", keep=len(kept), experts_per_token=min(2, len(kept)), blocks=choice)
+    return Plan.of_experts(model="tiny", criterion="by hand", keep=len(kept), experts_per_token=min(2, len(kept)), blocks=choice)
 
 
 @torch.no_grad()
@@ -96,7 +97,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 SLOW = {
-    "benchmarks/test_scaling_table.py", "benchmarks/test_small_benchmarks.py", "cli/test_interrupt.py",
+    "benchmarks/test_gpu.py", "benchmarks/test_small_benchmarks.py", "benchmarks/test_training_benchmark.py", "cli/test_interrupt.py",
     "docs/test_code_blocks.py", "docs/test_site.py", "recipes/test_every_recipe.py", "recipes/test_my_data.py",
     "report/test_browser.py",
 }  # fmt: skip

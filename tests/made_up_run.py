@@ -8,11 +8,13 @@ from typing import Any
 import torch
 import yaml
 
-from toolkit.cuts.plan import BlockPlan, Plan
-from toolkit.cuts.statistics import ExpertStatistics
-from toolkit.evaluation import Item, Scores
+from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.plan import Plan
+from toolkit.cuts.statistics import BlockStatistics, ExpertStatistics, StatisticsFacts
+from toolkit.evaluation import EvaluationFacts, Item, Scores
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.recipe.schema import Recipe
+from toolkit.runtime.intervals import wilson
 
 BLOCKS = ("model.layers.0.mlp", "model.layers.1.mlp")
 ROLES = ("original", "pruned", "recovered")
@@ -46,14 +48,14 @@ def _calibrate(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
     for block, *counts in zip(BLOCKS, PROMPT, COMPLETION, strict=True):
         for part, count in zip(("prompt", "completion"), counts, strict=True):
             vectors[f"{block}/count/{part}"] = torch.tensor(count, dtype=torch.float64)
-        blocks[block] = {"experts": 4, "experts_per_token": 1, "tokens": {"prompt": 40, "completion": 60}}
-    ExpertStatistics(vectors, {"model": recipe.model.path, "blocks": blocks}).save(run.statistics)
+        blocks[block] = BlockStatistics(4, 1, tokens={"prompt": 40, "completion": 60})
+    ExpertStatistics(vectors, StatisticsFacts(blocks, recipe.model.path)).save(run.statistics)
     return {"examples": 8, "left_out": 0, "tokens": 100}
 
 
 def _select(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
     blocks = {block: BlockPlan(experts=4, kept=kept) for block, kept in zip(BLOCKS, KEPT, strict=True)}
-    Plan(
+    Plan.of_experts(
         model=recipe.model.path, criterion=recipe.pruning.criterion, tokens=recipe.pruning.tokens, seed=7, keep=2,
         experts_per_token=1, blocks=blocks,
     ).save(run.plan)  # fmt: skip
@@ -72,11 +74,13 @@ def make_large(run: RunDirectory, blocks: int = 48, experts: int = 128, keep: in
             for statistic in ("gate_sum", "gated_norm_sum", "norm_sum", "max_norm"):
                 noise = torch.rand(experts, generator=generator, dtype=torch.float64) + 0.5
                 vectors[f"{name}/{statistic}/{part}"] = 1e4 * use * noise
-        about[name] = {"experts": experts, "experts_per_token": 8, "tokens": {"prompt": 40, "completion": 60}}
+        about[name] = BlockStatistics(experts, 8, tokens={"prompt": 40, "completion": 60})
         count = vectors[f"{name}/count/prompt"] + vectors[f"{name}/count/completion"]
         chosen[name] = BlockPlan(experts=experts, kept=sorted(count.argsort(descending=True)[:keep].tolist()))
-    ExpertStatistics(vectors, {"model": "path/of/model", "blocks": about}).save(run.statistics)
-    Plan(model="path/of/model", criterion="frequency", seed=7, keep=keep, experts_per_token=8, blocks=chosen).save(run.plan)
+    ExpertStatistics(vectors, StatisticsFacts(about, "path/of/model")).save(run.statistics)
+    Plan.of_experts(model="path/of/model", criterion="frequency", seed=7, keep=keep, experts_per_token=8, blocks=chosen).save(
+        run.plan
+    )
 
 
 def _recover(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
@@ -94,5 +98,98 @@ def evaluate_role(run: RunDirectory, role: str, n: int = 20, right: int | None =
     }  # fmt: skip
     right = RIGHT[role] * n // 20 if right is None else right
     items = [Item(i, f"Is {i}?", "yes", "yes" if i < right else "no", i < right, 5, ended=True) for i in range(n)]
-    Scores(items, measures | about).save(run.evaluation, role)
+    facts = {key: value for key, value in (measures | about).items() if key in EvaluationFacts.__annotations__}
+    Scores(items, EvaluationFacts(**facts)).save(run.evaluation, role)
+    summary = run.evaluation / f"{role}.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | about))
     run.finish(f"evaluate/{role}", role, 1.25, seed=7, ranks=2)
+
+
+def make_full_run(folder: Path) -> RunDirectory:
+    """A run that has everything a report can show: a schedule, skipping, a control, a mix of splits and devices, fidelity, the
+    harness, a sweep and a benchmark. What differs from day to day (versions, ids, dates) is made constant."""
+    pruning = {"schedule": [3, 2], "tokens": "prompt", "skipping": "median"}
+    evaluation = {"fidelity": 8, "harness": ["arc_easy", "piqa"], "examples": 20, "max_new_tokens": 64}
+    run = make_run(
+        folder, roles=(*ROLES, "control"), name="full", control=True, pruning=pruning, evaluation=evaluation,
+        calibration={"max_length": 50}, finetuning={"max_length": 60},
+    )  # fmt: skip
+    plan = Plan.load(run.plan)
+    run.rounds.mkdir()
+    blocks = {block: BlockPlan(experts=6, kept=[1, 5]) for block in plan.blocks}
+    plan.with_experts(blocks).save(run.rounds / "plan.json")
+    evaluate_role(run, "skipping", right=17, skip_rate=0.5, experts_skipped=0.25)
+    evaluate_role(
+        run, "pruned", split="dev", truncated=3, empty=1, unfinished_reasoning=2, given_up=1, flexible_score=0.5,
+        flexible_correct=10, credit=0.44, likelihood_score=0.3, likelihood_correct=6,
+    )  # fmt: skip
+    evaluate_role(
+        run, "recovered", right=6, context_length=512, prompts_beyond_context=2, prompts_without_room=4, device="NVIDIA H100",
+        temperature=0.7, samples=3, mean_score=0.85, backend="server",
+    )  # fmt: skip
+    run.finish("calibrate", "calibrate", 1.0, examples=8, left_out=2, beyond_context=3, bad_lines=3)
+    run.finish("recover", "recover", 7201.0, steps=20, examples=90, left_out=10, repeating=7, beyond_context=9, selected_step=10)
+    run.finish("control", "control", 61.0, steps=20, examples=90, left_out=10, selected_step=20)
+    run.training_log.write_text(
+        '{"step": 10, "loss": 2.0}\n{"step": 20, "loss": NaN}\n{"step": 20, "eval_loss": 1}\n{"step": 30, "loss": 0.01}\n'
+    )
+    run.control_log.write_text("".join(json.dumps(entry) + "\n" for entry in LOG))
+    fidelity = {"kl": 0.25, "kl_error": 0.01, "acceptance": 0.9, "acceptance_error": None, "tokens": 1234, "examples": 8}
+    for number, role in enumerate(ROLES):
+        metrics = {"acc": {"value": 0.5 + number / 10, "error": 0.013}, "acc_norm": {"value": 1, "error": None}}
+        _write(run.evaluation / f"{role}.harness.json", {"arc_easy": {"n": 100, "shots": 0, "metrics": metrics}})
+        run.finish(f"harness/{role}", f"harness/{role}", 1.0, seed=7, ranks=1)
+        if role != "original":
+            _write(run.evaluation / f"{role}.fidelity.json", fidelity | {"split": "test", "left_out": 1})
+            run.finish(f"fidelity/{role}", f"fidelity/{role}", 1.0, seed=7, ranks=1)
+    _write(run.sweep / "table.json", _sweep_table(fidelity))
+    run.finish("sweep", "sweep", 1.0, seed=7, ranks=1, cells=3)
+    made_by = {stage: run.done()[stage]["fingerprint"] for stage in ("prune", "recover", "control")}
+    _write(run.path / "speed.json", _speed_table() | {"of": made_by})
+    chosen = {"reap": dict(zip(BLOCKS, ([0, 1], [0, 2]), strict=True)), "ean": dict(zip(BLOCKS, KEPT, strict=True))}
+    _write(run.alternatives, {"format": 1, "fingerprint": "select", "keep": 2, "criteria": chosen})
+    manifest = json.loads(run.manifest.read_text())
+    for number, entry in enumerate(manifest["stages"].values()):
+        entry |= {"id": f"{number:016x}", "finished": "2026-01-01T00:00:00Z", "versions": {"torch": "2"}, "git_commit": "c" * 40}
+    run.manifest.write_text(json.dumps(manifest))
+    return run
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def _sweep_table(fidelity: dict[str, Any]) -> dict[str, Any]:
+    """Of two prunings; off the task stands a text, which has a loss and no score."""
+    off_task = {"name": "notes.txt", "loss": 2.5, "loss_tokens": 99, "left_out": 0}
+    rows = []
+    for label, keep, score in (("original", 6, 0.95), ("weighted_ean", 2, 0.5), ("random", 2, 0.0)):
+        pruning = {"criterion": label, "schedule": None, "experts_per_token": None, "tokens": "prompt", "mode": "layerwise"}
+        task = {"name": "playground/logic", "loss": 0.5, "loss_tokens": 99, "left_out": 0, "score": score}
+        task |= {"correct": round(20 * score), "n": 20, "interval": list(wilson(round(20 * score), 20))}
+        cell = {"label": label, "keep": keep, **(pruning if label != "original" else {})}
+        cell |= {"seed": None if label == "original" else 0, "kept_unobserved": 0, "task": task, "off_task": off_task}
+        rows.append(cell | {"fidelity": fidelity, "file": f"keep{keep}-{label}.json"})
+    return {
+        "format": 2, "task": "playground/logic", "split": "dev", "n": 20, "off_task": "notes.txt", "experts": 6, "rows": rows,
+        "holding": {"weighted_ean": None, "random": None}, "recommendation": "No criterion holds.",
+    }  # fmt: skip
+
+
+def _speed_table() -> dict[str, Any]:
+    """Of two models; with the second, the larger batch does not fit."""
+    first = {"fits": True, "prefill": [1000.0, 900.0, 1100.0], "decode": [100.0, 95.0, 104.0]}
+    first |= {"first_token": [0.01, 0.009, 0.012], "peak_memory_bytes": 300 * 2**20}
+    ratios = {"prefill": [1.2, 1.1, 1.3], "decode": [1.3, 1.2, 1.4], "first_token": [1, 1, 1], "peak_memory_bytes": 0.5}
+    sizes = {"parameters": 4_000_000, "active_parameters": 1_000_000, "checkpoint_bytes": 16 * 2**20}
+    same = dict.fromkeys(sizes, 1.0)
+    batches = [{"batch_size": 1, **first}, {"batch_size": 8, **first}]
+    smaller = [{"batch_size": 1, **first, "ratios": ratios}, {"batch_size": 8, "fits": False}]
+    return {
+        "format": 1, "device": "cpu", "threads": 2, "batch_sizes": [1, 8], "prompt_tokens": 256, "new_tokens": 64, "repeats": 5,
+        "together": True, "models": [
+            {"name": "original", **sizes, "path": "path/of/model", "random": False, "ratios": same, "batches": batches},
+            {"name": "recovered", **sizes, "path": "recovered", "random": True, "ratios": same, "batches": smaller},
+        ],
+    }  # fmt: skip

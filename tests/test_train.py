@@ -12,6 +12,8 @@ import pytest
 from conftest import PLAYGROUND, ROOT
 from rank_launcher import free_port
 
+from toolkit.cuts.plan import Plan
+
 SMALL = [
     f"model={PLAYGROUND / 'model'}", "calibration.examples=16", "evaluation.examples=8", "evaluation.batch_size=4",
     "evaluation.max_new_tokens=16", "finetuning.trainer.max_steps=4", "finetuning.trainer.logging_steps=1",
@@ -34,8 +36,8 @@ def test_one_command_takes_a_model_through_the_whole_job_on_two_ranks(tmp_path: 
         assert sum(row in line for line in done.stdout.splitlines()) >= 2  # its stage, and its row of the table
     manifest = json.loads((tmp_path / "runs" / "playground" / "manifest.json").read_text())
     assert {stage["ranks"] for stage in manifest["stages"].values()} == {2}
-    plan = json.loads((tmp_path / "runs" / "playground" / "plan.json").read_text())
-    assert plan["keep"] == 4 and len(plan["blocks"]) == 4
+    plan = Plan.load(tmp_path / "runs" / "playground" / "plan.json")
+    assert plan.keep == 4 and len(plan.experts.kept) == 4
 
 
 @pytest.mark.launcher
@@ -78,9 +80,7 @@ def test_killed_in_a_stage_after_another_the_same_command_goes_on_and_ends_as_if
     run_until(tmp_path / "undisturbed", None)
     killed, undisturbed = (tmp_path / name / "runs" / "playground" for name in ("killed", "undisturbed"))
     assert not [left for left in killed.rglob("*.tmp")]
-    assert (
-        json.loads((killed / "plan.json").read_text())["blocks"] == json.loads((undisturbed / "plan.json").read_text())["blocks"]
-    )
+    assert Plan.load(killed / "plan.json").experts == Plan.load(undisturbed / "plan.json").experts
     for role in ("original", "pruned", "recovered"):
         name = f"evaluation/{role}.predictions.jsonl"
         assert (killed / name).read_text() == (undisturbed / name).read_text()

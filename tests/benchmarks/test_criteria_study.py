@@ -50,7 +50,7 @@ def finished(folder: Path, criterion: str, right: str) -> Any:
     run = RunDirectory(f"r-{criterion}", folder)
     run.path.mkdir()
     items = [Item(i, "?", "yes", "yes", mark == "1", 5, ended=True) for i, mark in enumerate(right)]
-    Scores(items, {}).save(run.evaluation, "recovered")
+    Scores(items).save(run.evaluation, "recovered")
     run.finish("evaluate/recovered", "f", 1.0)
     return criteria_tables.Recovered(criterion, 4, 0, run.path, [])
 

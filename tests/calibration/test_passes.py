@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
-from conftest import tiny_model
+from conftest import raises, tiny_model
 from honest import batches_of
 
-from toolkit.calibration import calibrate, calibrate_sources
-from toolkit.cuts.statistics import ExpertStatistics
+from toolkit.calibration import CalibrationSource, calibrate, calibrate_mix
+from toolkit.cuts.statistics import ExpertStatistics, StatisticsFacts
 from toolkit.moe import StreamedModel, activation_offload, load_model
 from toolkit.runtime.distributed import shard
-from toolkit.runtime.errors import PollardError
 
 
 def saved(folder: Path, family: str = "mixtral", dtype: torch.dtype = torch.float32, **changes: object) -> str:
@@ -25,20 +24,20 @@ def saved(folder: Path, family: str = "mixtral", dtype: torch.dtype = torch.floa
 
 
 def assert_same(one: ExpertStatistics, other: ExpertStatistics, tolerance: float = 0) -> None:
-    assert one.about["blocks"] == other.about["blocks"]
+    assert one.about.blocks == other.about.blocks
     assert one.vectors.keys() == other.vectors.keys()
     for name, vector in one.vectors.items():
         exact = tolerance == 0 or "/count/" in name
         torch.testing.assert_close(vector, other.vectors[name], rtol=0 if exact else tolerance, atol=0)
-    searches = [s.about.get("reconstruction", {}) for s in (one, other)]
+    searches = [s.about.reconstruction for s in (one, other)]
     assert searches[0].keys() == searches[1].keys()
     for mode, blocks in searches[0].items():
         for block, found in blocks.items():
-            assert found["tokens"] == searches[1][mode][block]["tokens"]
-            for keep, best in found["keep"].items():
-                theirs = searches[1][mode][block]["keep"][keep]
-                assert best["kept"] == theirs["kept"]
-                assert best["loss"] == pytest.approx(theirs["loss"], rel=tolerance or 1e-12)
+            assert found.tokens == searches[1][mode][block].tokens
+            for keep, best in found.keep.items():
+                theirs = searches[1][mode][block].keep[keep]
+                assert best.kept == theirs.kept
+                assert best.loss == pytest.approx(theirs.loss, rel=tolerance or 1e-12)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "olmoe", "deepseek_v2"])
@@ -47,14 +46,14 @@ def test_the_same_subsets_and_losses(mode, family: str, tmp_path: Path) -> None:
     path = saved(tmp_path, family)
     walked = calibrate(path, batches_of(3), mode, 4)
     assert_same(walked, calibrate(load_model(path), batches_of(3), mode, 4))
-    assert_same(calibrate(path, batches_of(3)), ExpertStatistics(walked.vectors, {"blocks": walked.about["blocks"]}))
+    assert_same(calibrate(path, batches_of(3)), ExpertStatistics(walked.vectors, StatisticsFacts(walked.about.blocks)))
 
 
 def test_fewer_experts_per_token(tmp_path: Path) -> None:
     path = saved(tmp_path)
     walked = calibrate(path, batches_of(2), experts_per_token=1)
     assert_same(walked, calibrate(load_model(path), batches_of(2), experts_per_token=1))
-    assert {about["experts_per_token"] for about in walked.about["blocks"].values()} == {1}
+    assert {about.experts_per_token for about in walked.about.blocks.values()} == {1}
 
 
 def test_hidden_states_that_wait_on_disk_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -67,19 +66,19 @@ def test_hidden_states_that_wait_on_disk_change_nothing(tmp_path: Path, monkeypa
 
 def test_several_sources_in_one_pass_are_each_by_itself_and_searched_together(tmp_path: Path) -> None:
     path = saved(tmp_path)
-    sources = [batches_of(2), batches_of(1, seed=1)]
-    walked, whole = calibrate_sources(path, sources, "layerwise"), calibrate_sources(load_model(path), sources, "layerwise")
-    together = calibrate(path, [*sources[0], *sources[1]], "layerwise")
-    for one, other, batches in zip(walked, whole, sources, strict=True):
-        assert_same(one, other)
-        alone = calibrate(path, batches)
-        assert all(torch.equal(vector, alone.vectors[name]) for name, vector in one.vectors.items())
-        assert one.about["reconstruction"] == together.about["reconstruction"]
+    sources = [CalibrationSource("a", batches_of(2)), CalibrationSource("b", batches_of(1, seed=1))]
+    walked, whole = (calibrate_mix(model, sources, "layerwise") for model in (path, load_model(path)))
+    assert_same(walked, whole)
+    together = calibrate(path, [*sources[0].batches, *sources[1].batches], "layerwise")
+    assert walked.about.reconstruction == together.about.reconstruction
+    for number, source in enumerate(sources):
+        alone = calibrate(path, source.batches)
+        assert all(torch.equal(walked.vectors[f"{number}/{name}"], vector) for name, vector in alone.vectors.items())
 
 
 def test_no_tokens_are_an_error_and_leave_no_threads(tmp_path: Path) -> None:
     for mode in (False, "progressive"):
-        with pytest.raises(PollardError, match="saw no tokens"):
+        with raises("calibration.no-tokens"):
             calibrate(saved(tmp_path), [], mode, 4)
 
 
@@ -90,7 +89,7 @@ def test_outputs_that_overflow_are_an_error(tmp_path: Path) -> None:
         if source is not model:
             model.save_pretrained(source, max_shard_size="20KB")
         for mode in (False, "layerwise", "progressive"):
-            with pytest.raises(PollardError, match=r"not finite .*Try model\.dtype=float32"):
+            with raises("calibration.not-finite", "model.dtype=float32"):
                 calibrate(source, batches_of(1), mode, 4)
 
 

@@ -10,7 +10,7 @@ from toolkit.cli import exit_status
 from toolkit.cli import main as cli
 from toolkit.moe import load_tokenizer
 from toolkit.recipe.data import TaskRecipe
-from toolkit.report.preview import as_seen
+from toolkit.report.inspection import rendered_example
 from toolkit.tasks import Task, encode
 from toolkit.tasks.token_checks import lengths_of
 
@@ -59,9 +59,12 @@ def test_lengths_of_every_split_are_told_and_what_exceeds_the_limits(preview) ->
 def test_the_95th_percentile_bounds_95_of_100() -> None:
     tokenizer = load_tokenizer(str(PLAYGROUND / "model"))
     found = lengths_of(tokenizer, Task(TaskRecipe(name="playground/sorting")).examples("test")[:200])
-    assert found.prompt is not None and found.prompt.least <= found.prompt.median <= found.prompt.most_of <= found.prompt.most
+    assert (
+        found.prompt is not None
+        and found.prompt.shortest <= found.prompt.median <= found.prompt.percentile_95 <= found.prompt.longest
+    )
     prompts = [encode(tokenizer, e).prompt_length for e in Task(TaskRecipe(name="playground/sorting")).examples("test")[:200]]
-    assert sum(length <= found.prompt.most_of for length in prompts) >= 190
+    assert sum(length <= found.prompt.percentile_95 for length in prompts) >= 190
     assert lengths_of(tokenizer, []) == (None, None, [], [])
 
 
@@ -70,7 +73,7 @@ def test_colours_stand_for_the_marks_where_there_are_some() -> None:
         load_tokenizer(str(PLAYGROUND / "model")),
         Task(TaskRecipe(name="playground/sorting")).examples("test")[0],
     )
-    seen = as_seen(tokenizer, example, coloured=True)
+    seen = rendered_example(tokenizer, example, coloured=True)
     assert "⟦" not in seen.plain and [seen.plain[span.start : span.end] for span in seen.spans] == [
         f"{example.completion}<|end|>"
     ]

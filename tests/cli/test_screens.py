@@ -4,9 +4,12 @@ import pytest
 from small_run import make_small, small_recipe
 
 from toolkit.cli import screens
-from toolkit.cli.screens import first_screen, last_screen
+from toolkit.cli.screens import last_screen
+from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.first_screen import first_screen
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.runner import plan_stages
+from toolkit.pipeline.stage_list import stages_of
 
 
 @pytest.fixture
@@ -18,8 +21,9 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def screen(recipe, capsys: pytest.CaptureFixture[str], done: tuple[str, ...] = ()) -> list[str]:
-    stages = [(stage.name, "" if stage.name in done else "not done yet") for stage in plan_stages(recipe)]
-    first_screen(recipe, RunDirectory(recipe.name), stages)
+    context = RunContext(recipe)
+    planned = stages_of(context)
+    first_screen(context, planned, {stage.name: "" if stage.name in done else "not done yet" for stage in planned})
     return capsys.readouterr().out.splitlines()
 
 

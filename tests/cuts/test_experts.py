@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import pytest
 import torch
-from conftest import logits_of, plan_for, tiny_model
+from conftest import logits_of, plan_for, raises, tiny_model
+from transformers import AutoConfig
 
-from toolkit.cuts.experts import apply_plan, masked
-from toolkit.moe import find_blocks
-from toolkit.runtime.errors import PollardError
+from toolkit.cuts.apply import apply_plan, check_plan, masked
+from toolkit.moe import check_prunable, find_blocks, meta_model
+from toolkit.moe.blocks import MoEBlock
 
 KEPT = [1, 2, 6]
 
@@ -44,7 +47,47 @@ def test_shared_experts_are_never_sliced() -> None:
 
 def test_a_plan_for_another_model_is_refused_by_naming_the_blocks() -> None:
     plan = plan_for(tiny_model("mixtral"), KEPT)
-    with pytest.raises(PollardError, match=r"does not name.*layers\.2\.mlp"):
+    with raises("plan.other-model", "does not name", "layers.2.mlp"):
         apply_plan(tiny_model("mixtral", num_hidden_layers=3), plan)
-    with pytest.raises(PollardError, match=r"says 8 experts in model\.layers\.0\.mlp; the model has 6"):
+    with raises("plan.other-expert-count", "8 experts in model.layers.0.mlp", "has 6"):
         apply_plan(tiny_model("mixtral", num_local_experts=6), plan)
+
+
+def grouped(**numbers: int) -> list[MoEBlock]:
+    """DeepSeek-V3's blocks: 256 experts in 8 groups; a token takes 8 experts from 4 of the groups."""
+    return [replace(block, **numbers) for block in find_blocks(meta_model(AutoConfig.for_model("deepseek_v3")))]
+
+
+def test_a_budget_that_groups_can_serve_is_accepted() -> None:
+    check_prunable(grouped(), keep=64, experts_per_token=8)
+    check_prunable(grouped(), keep=16, experts_per_token=8)  # two in each of the four groups a token may use
+    check_prunable(grouped(groups_per_token=2), keep=16, experts_per_token=4)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "keep", "active", "told"),
+    [
+        ({}, 60, 8, ("plan.uneven-groups", "60 experts", "8 groups", "a multiple of 8")),
+        ({}, 8, 8, ("plan.groups-too-small", "at least 16")),
+        ({"groups_per_token": 2}, 16, 8, ("plan.groups-too-small", "only 4", "at least 32")),
+        ({"groups": 1, "groups_per_token": 1}, 1, 1, ("plan.groups-too-small", "within 1 group of experts")),
+        ({}, 64, 9, ("plan.raises-top-k", "activates 8", "pruning.experts_per_token", "to 9")),
+    ],
+)  # fmt: skip
+def test_a_budget_that_groups_cannot_serve_is_explained(
+    numbers: dict[str, int], keep: int, active: int, told: tuple[str, ...]
+) -> None:
+    with raises(*told):
+        check_prunable(grouped(**numbers), keep, active)
+
+
+def test_a_plan_with_uneven_groups_is_refused() -> None:
+    model = tiny_model("deepseek_v2", topk_method="group_limited_greedy", n_group=2, topk_group=1)
+    with raises("plan.uneven-groups", "[3, 1]", "2 groups of model.layers.1.mlp", "keep 2 in each"):
+        check_plan(model, plan_for(model, [0, 1, 3, 5]))
+    check_plan(model, plan_for(model, [0, 3, 5, 6]))
+
+
+def test_groups_that_a_router_does_not_use_bind_nobody() -> None:
+    model = tiny_model("deepseek_v2", topk_method="greedy", n_group=2, topk_group=1)
+    check_plan(model, plan_for(model, [0, 1, 2]))

@@ -5,16 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, plan_for, tiny_model
+from conftest import FAMILIES, plan_for, raises, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from toolkit.cuts.apply import apply_plan
 from toolkit.cuts.checkpoint import prune_checkpoint
-from toolkit.cuts.experts import apply_plan
 from toolkit.cuts.model_summary import model_summary, summary_of
 from toolkit.moe import checkpoint_bytes, sizes
-from toolkit.report.model_summary import checkpoint, show_model_summary
-from toolkit.runtime.errors import PollardError
+from toolkit.report.inspection import checkpoint_text, show_model_summary
 
 
 def test_mixtral_8x7b() -> None:
@@ -71,7 +70,7 @@ def test_a_quantized_checkpoint_is_as_large_as_its_files(tmp_path: Path, capsys:
     header = checkpoint_bytes(tmp_path / "fp8") - found.stored.bytes
     assert 0 < header < 20_000 and found.stored.bytes < found.parameters * 2
     assert found.stored.dtypes.keys() == {"F8_E4M3", "BF16", "F32"}
-    assert re.fullmatch(r"0\.\d MiB in fp8 \(bfloat16 \d+%, float8 \d+%\)", checkpoint(found))
+    assert re.fullmatch(r"0\.\d MiB in fp8 \(bfloat16 \d+%, float8 \d+%\)", checkpoint_text(found))
     for keep, written in found.stored.pruned.items():
         model = tiny_model("mixtral", torch.bfloat16)
         prune_checkpoint(tmp_path / "fp8", plan_for(model, list(range(keep))), tmp_path / f"keep{keep}")
@@ -87,26 +86,26 @@ def test_the_bytes_of_plain_files_are_those_of_the_parameters(family: str, tmp_p
     found = model_summary(str(tmp_path))
     assert found.stored and found.stored.bytes == 2 * found.parameters
     assert found.stored.pruned == {keep: 2 * left.parameters for keep, left in found.pruned.items()}
-    assert checkpoint(found).endswith(" in bfloat16")
+    assert checkpoint_text(found).endswith(" in bfloat16")
 
 
 def test_a_configuration_that_says_another_format_than_the_files_is_not_believed(tmp_path: Path) -> None:
     tiny_model("mixtral").save_pretrained(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"float32"', '"bfloat16"'))
-    assert checkpoint(model_summary(str(tmp_path))).endswith(" in float32")
+    assert checkpoint_text(model_summary(str(tmp_path))).endswith(" in float32")
 
 
 def test_without_files_a_quantized_size_is_not_made_up(tmp_path: Path) -> None:
     folder = in_fp8(tmp_path)
     (folder / "model.safetensors").unlink()
     found = model_summary(str(folder))
-    assert found.stored is None and checkpoint(found).startswith("fp8, computed in bfloat16; how large is said by its files")
+    assert found.stored is None and checkpoint_text(found).startswith("fp8, computed in bfloat16; how large is said by its files")
 
 
 def test_files_that_are_another_models_are_told(tmp_path: Path) -> None:
     tiny_model("mixtral").save_pretrained(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 1'))
-    with pytest.raises(PollardError, match="says 1 layer, and the files have 2"):
+    with raises("checkpoint.too-many-layers", "1 layer,", "have 2"):
         model_summary(str(tmp_path))

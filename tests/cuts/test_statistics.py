@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import raises
 from safetensors.torch import load_file
 
-from toolkit.cuts.statistics import ExpertStatistics, mix
-from toolkit.runtime.errors import PollardError
+from toolkit.cuts.statistics import BlockStatistics, ExpertStatistics, SourceStatistics, StatisticsFacts, mix
 
 BLOCK = "model.layers.0.mlp"
 
@@ -16,8 +16,8 @@ def statistics() -> ExpertStatistics:
     largest = {"prompt": [2.5, 0.0, 1.0, 0.0], "completion": [3.0, 0.5, 0.0, 0.0]}
     vectors = {f"{BLOCK}/count/{part}": torch.tensor(values, dtype=torch.float64) for part, values in counts.items()}
     vectors |= {f"{BLOCK}/max_norm/{part}": torch.tensor(values, dtype=torch.float64) for part, values in largest.items()}
-    per_block = {BLOCK: {"experts": 4, "experts_per_token": 2, "tokens": {"prompt": 3, "completion": 1}}}
-    return ExpertStatistics(vectors, {"model": "some/model", "task": "gsm8k", "seed": 0, "blocks": per_block})
+    blocks = {BLOCK: BlockStatistics(4, 2, tokens={"prompt": 3, "completion": 1})}
+    return ExpertStatistics(vectors, StatisticsFacts(blocks, "some/model", task="gsm8k", seed=0))
 
 
 def test_save_then_load_changes_nothing(tmp_path: Path) -> None:
@@ -40,10 +40,10 @@ def test_the_file_holds_float64_under_block_statistic_and_part(tmp_path: Path) -
 
 def test_saving_sums_up_what_was_not_observed(tmp_path: Path) -> None:
     statistics().save(tmp_path)
-    about = ExpertStatistics.load(tmp_path).about["blocks"][BLOCK]
-    assert about["unobserved"] == [3]
+    about = ExpertStatistics.load(tmp_path).about.blocks[BLOCK]
+    assert about.unobserved == [3]
     use = torch.tensor([5, 1, 2]) / 8
-    assert about["entropy_bits"] == pytest.approx(float(-(use * use.log2()).sum()), abs=1e-4)
+    assert about.entropy_bits == pytest.approx(float(-(use * use.log2()).sum()), abs=1e-4)
 
 
 def test_all_tokens_are_prompt_plus_completion_and_a_maximum_is_the_larger() -> None:
@@ -56,12 +56,12 @@ def test_all_tokens_are_prompt_plus_completion_and_a_maximum_is_the_larger() -> 
 
 @pytest.mark.parametrize(("block", "statistic"), [(BLOCK, "gate_sum"), ("model.layers.9.mlp", "count")])
 def test_what_was_not_watched_is_an_error(block: str, statistic: str) -> None:
-    with pytest.raises(PollardError, match=rf"hold no `{statistic}` of all tokens for block {block}\. Calibrate again"):
+    with raises("statistics.missing", f"`{statistic}`", "all tokens", block):
         statistics().get(block, statistic)
 
 
 def test_missing_statistics_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(PollardError, match=r"No readable statistics in .*\. Run the calibration first\."):
+    with raises("statistics.unreadable", tmp_path):
         ExpertStatistics.load(tmp_path)
 
 
@@ -70,7 +70,7 @@ def test_missing_statistics_are_explained(tmp_path: Path) -> None:
 def test_damaged_statistics_are_explained(tmp_path: Path, name: str, content: bytes) -> None:
     statistics().save(tmp_path)
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(PollardError, match=r"No readable statistics in "):
+    with raises("statistics.unreadable", tmp_path):
         ExpertStatistics.load(tmp_path)
 
 
@@ -81,9 +81,8 @@ def source(completion: list[float], prompt: list[float] | None = None, **changes
     for statistic in ("count", "gated_norm_sum", "max_norm"):
         for part, values in (("prompt", prompt), ("completion", changes.get(statistic, completion))):
             vectors[f"{BLOCK}/{statistic}/{part}"] = torch.tensor(values, dtype=torch.float64)
-    tokens = {"prompt": sum(prompt), "completion": sum(completion)}
-    about = {BLOCK: {"experts": 2, "experts_per_token": 1, "tokens": tokens}}
-    return ExpertStatistics(vectors, {"model": "some/model", "blocks": about})
+    tokens = {"prompt": int(sum(prompt)), "completion": int(sum(completion))}
+    return ExpertStatistics(vectors, StatisticsFacts({BLOCK: BlockStatistics(2, 1, tokens=tokens)}, "some/model"))
 
 
 def test_a_mix_of_one_is_that_one() -> None:
@@ -121,12 +120,23 @@ def test_a_mix_survives_saving(tmp_path: Path) -> None:
     mixed.save(tmp_path)
     loaded = ExpertStatistics.load(tmp_path)
     assert torch.equal(loaded.get(BLOCK, "count"), mixed.get(BLOCK, "count"))
-    assert loaded.about["sources"][1] == {"name": "b", "share": 0.5, "tokens": {"prompt": 0, "completion": 40}}
+    assert loaded.about.sources[1] == SourceStatistics("b", 0.5, {"prompt": 0, "completion": 40})
     assert set(load_file(tmp_path / "statistics.safetensors")) >= {f"0/{BLOCK}/count/prompt", f"1/{BLOCK}/count/completion"}
 
 
 # A search over one source's outputs is no search over the mix.
 def test_what_does_not_add_up_is_not_carried_into_a_mix() -> None:
     first = source([3, 1])
-    first.about["reconstruction"] = {"layerwise": {}}
-    assert "reconstruction" not in mix([first, source([0, 40])], ["a", "b"], [1, 1]).about
+    first.about.reconstruction = {"layerwise": {}}
+    assert not mix([first, source([0, 40])], ["a", "b"], [1, 1]).about.reconstruction
+
+
+# Statistics of before are read, and written again byte for byte: finished calibrations are not done again.
+@pytest.mark.parametrize("name", ["single", "mix"])
+def test_the_json_of_earlier_versions_is_read_and_written_unchanged(name: str) -> None:
+    text = (Path(__file__).parent / f"statistics_{name}.json").read_text()
+    facts = StatisticsFacts.from_json(text)
+    assert facts.to_json() == text
+    block = facts.blocks[BLOCK]
+    assert (block.experts, block.experts_per_token, facts.examples) == (4, 2, 3)
+    assert facts.tokens == sum(block.tokens.values())

@@ -64,12 +64,16 @@ def test_leaving_rows_change_nothing_in_other_families(family: str, tokenizer: A
 
 def test_what_is_drawn_depends_on_the_rows_own_numbers_alone(model: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
     settings, drawing = sampled(model, tokenizer, 48, temperature=2.0), Decoding(seed=7)
-    together = generate(model, prompts, settings, [drawing.numbers(i, 0) for i in range(len(prompts))])
-    alone = [generate(model, [prompt], settings, [drawing.numbers(i, 0)])[0] for i, prompt in enumerate(prompts)]
+    together = generate(model, prompts, settings, [drawing.random_numbers(i, 0) for i in range(len(prompts))])
+    alone = [generate(model, [prompt], settings, [drawing.random_numbers(i, 0)])[0] for i, prompt in enumerate(prompts)]
     assert together == alone
-    other = generate(model, prompts, settings, [drawing.numbers(i, 1) for i in range(len(prompts))])
+    other = generate(model, prompts, settings, [drawing.random_numbers(i, 1) for i in range(len(prompts))])
     assert sum(a != b for a, b in zip(together, other, strict=True)) > len(prompts) // 2
-    assert Decoding(seed=8).numbers(0, 0).random() != drawing.numbers(0, 0).random() != drawing.numbers(0, 1).random()
+    assert (
+        Decoding(seed=8).random_numbers(0, 0).random()
+        != drawing.random_numbers(0, 0).random()
+        != drawing.random_numbers(0, 1).random()
+    )
 
 
 def test_tokens_are_drawn_as_often_as_the_model_means(tokenizer: Any) -> None:
@@ -109,7 +113,7 @@ def test_rows_that_are_looked_at_seldom_answer_the_same(
 
         at_once = answers()
         with monkeypatch.context() as patch:
-            patch.setattr(decoding, "steps_between_looks", lambda where: 8)
+            patch.setattr(decoding, "steps_between_checks", lambda where: 8)
             assert answers() == at_once
 
 

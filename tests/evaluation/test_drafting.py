@@ -4,13 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PLAYGROUND, plan_for, tiny_model
+from conftest import PLAYGROUND, plan_for, raises, tiny_model
 from transformers import GenerationConfig, PreTrainedModel
 
-from toolkit.cuts.experts import apply_plan
-from toolkit.evaluation.speed import compare_drafting, timed_answer
+from toolkit.cuts.apply import apply_plan
+from toolkit.evaluation.drafting import compare_drafting, timed_answer
 from toolkit.moe import load_model, load_tokenizer
-from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Example, encode_prompt
 
 PROMPTS = (
@@ -90,5 +89,5 @@ def test_a_family_that_cannot_take_back_what_it_read_is_told(tokenizer: Any, pru
 
     torch.manual_seed(0)
     model = Stateful(pruned.config).eval()
-    with pytest.raises(PollardError, match="cannot draft for this family"):
+    with raises("drafting.family"):
         timed_answer(model, [5, 6, 7], settings(tokenizer, 4), pruned)

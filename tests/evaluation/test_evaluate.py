@@ -1,16 +1,19 @@
+"""From a model and a task to scores."""
+
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PLAYGROUND, tiny_model
+from conftest import PLAYGROUND, raises, tiny_model
 from transformers import PreTrainedModel
 
+import toolkit
+from toolkit.calibration import skipping_thresholds
 from toolkit.evaluation import Scores, evaluate, generate, greedy
-from toolkit.moe import load_tokenizer
+from toolkit.moe import load_model, load_tokenizer, skipping
 from toolkit.recipe.data import TaskRecipe
-from toolkit.runtime.errors import PollardError
-from toolkit.tasks import Scorer, Task, encode_prompt
+from toolkit.tasks import Scorer, Task, encode_all, encode_prompt, padded_batches
 
 # Lengths in no order: what is sorted for batching must come back as it was
 QUESTIONS = [
@@ -127,7 +130,7 @@ def test_a_path_serves_as_well_as_a_model(tiny_checkpoint, model: PreTrainedMode
 
 
 def test_scores_tell_how_they_were_won(model: PreTrainedModel, tokenizer: Any, task: Task) -> None:
-    about = evaluate(model, tokenizer, task, "dev", batch_size=3, max_new_tokens=NEW).about
+    facts = evaluate(model, tokenizer, task, "dev", batch_size=3, max_new_tokens=NEW).facts.to_json()
     assert {
         "task": "custom",
         "split": "dev",
@@ -135,18 +138,43 @@ def test_scores_tell_how_they_were_won(model: PreTrainedModel, tokenizer: Any, t
         "max_new_tokens": NEW,
         "ranks": 1,
         "dtype": "float32",
-    }.items() <= about.items()
-    assert about["tokens_per_second"] > 0 and about["peak_memory_bytes"] > 2**20
+    }.items() <= facts.items()
+    assert facts["tokens_per_second"] > 0 and facts["peak_memory_bytes"] > 2**20
 
 
 def test_a_split_without_examples_is_an_error(model: PreTrainedModel, tokenizer: Any, tmp_path: Path) -> None:
     path = tmp_path / "few.jsonl"
     path.write_text(json.dumps({"question": "Why?", "answer": "#### 1"}) + "\n")  # too few for a dev slice
     task = Task(TaskRecipe(train=str(path), test=str(path), prompt="{question}", completion="{answer}"))
-    with pytest.raises(PollardError, match=r"Task custom has no dev examples\."):
+    with raises("evaluation.no-examples", "custom", "dev"):
         evaluate(model, tokenizer, task, "dev")
 
 
 def test_a_model_without_its_tokenizer_is_an_error(model: PreTrainedModel, task: Task) -> None:
-    with pytest.raises(PollardError, match="needs the tokenizer"):
+    with raises("evaluation.no-tokenizer"):
         evaluate(model, None, task)
+
+
+SKIPPING_FACTS = {"skip_rate", "experts_skipped", "skipped_per_token"}
+
+
+def test_the_skip_rate_does_not_depend_on_the_batches_and_a_checkpoint_is_told_by_its_file(tmp_path: Path) -> None:
+    tokenizer, task = load_tokenizer(str(PLAYGROUND / "model")), Task(TaskRecipe(name="playground/sorting"))
+    model = tiny_model("mixtral", vocab_size=768, eos_token_id=1)
+    batches = padded_batches(encode_all(tokenizer, task.examples("train")[:6], 128)[0], 3, int(tokenizer.pad_token_id))
+    thresholds = skipping_thresholds(model, batches)
+    plain = toolkit.evaluate(model, tokenizer, task, examples=5, max_new_tokens=6)
+    assert not SKIPPING_FACTS & plain.facts.to_json().keys()
+    with skipping(model, thresholds):
+        alone, three, auto = (
+            toolkit.evaluate(model, tokenizer, task, examples=5, batch_size=size, max_new_tokens=6) for size in (1, 3, "auto")
+        )
+    assert alone.items == three.items == auto.items
+    assert alone.facts.skipped_per_token == three.facts.skipped_per_token == auto.facts.skipped_per_token
+    assert 0.1 < alone.facts.skip_rate < 0.9
+    assert alone.facts.experts_skipped == pytest.approx(alone.facts.skip_rate / 2)
+
+    model.save_pretrained(tmp_path)
+    thresholds.save(tmp_path)
+    loaded = toolkit.evaluate(load_model(str(tmp_path)), tokenizer, task, examples=5, batch_size=3, max_new_tokens=6)
+    assert loaded.facts.skipped_per_token == three.facts.skipped_per_token

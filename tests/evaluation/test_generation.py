@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PLAYGROUND, tiny_model
+from conftest import PLAYGROUND, raises, tiny_model
 from small_run import kill_in_call
 
 from toolkit.evaluation import AnswerLog, evaluate, generation
 from toolkit.evaluation.memory import MAX_BATCH_SIZE, batch_size_for, measure_room, rows_that_fit
 from toolkit.moe import load_model, load_tokenizer
 from toolkit.recipe.data import TaskRecipe
-from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Task
 
 PATH = str(PLAYGROUND / "model")
@@ -52,10 +51,10 @@ def test_where_memory_is_short_batches_are_halved_and_nothing_else_changes(
 ) -> None:
     settings: dict[str, Any] = {"examples": 20, "max_new_tokens": 48, "temperature": 1.0, "batch_size": 16}
     whole = evaluate(model, tokenizer, task, **settings)
-    measure_room = Room(4)
-    monkeypatch.setattr(generation, "generate", measure_room)
+    room = Room(4)
+    monkeypatch.setattr(generation, "generate", room)
     assert evaluate(model, tokenizer, task, **settings).items == whole.items
-    assert measure_room.tried == [16, 8, 4, 4, 4, 4, 4]  # found once, then known
+    assert room.tried == [16, 8, 4, 4, 4, 4, 4]  # found once, then known
     assert "not enough GPU memory for 16 questions at a time: going on with 8" in capsys.readouterr().out
 
 
@@ -63,7 +62,7 @@ def test_where_one_question_is_too_much_the_way_out_is_told(
     model: Any, tokenizer: Any, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generation, "generate", Room(0))
-    with pytest.raises(PollardError, match=r"Not enough GPU memory to answer 1 question at a time: .*max_new_tokens"):
+    with raises("evaluation.memory", "1 question", "evaluation.max_new_tokens"):
         evaluate(model, tokenizer, task, examples=3)
 
 
@@ -80,7 +79,7 @@ def test_an_interrupted_evaluation_loses_one_batch_and_ends_as_if_undisturbed(
     assert len(calls) == 6  # five batches of 8, one of them begun twice
     judged_again = evaluate(model, tokenizer, task, log=AnswerLog(tmp_path, "model"), **settings)
     assert judged_again.items == whole.items and len(calls) == 6  # nothing is written twice
-    assert judged_again.about["tokens_per_second"] is None  # nothing was timed
+    assert judged_again.facts.tokens_per_second is None  # nothing was timed
 
 
 def test_batches_do_not_change_what_is_drawn(model: Any, tokenizer: Any, task: Task) -> None:
@@ -89,8 +88,8 @@ def test_batches_do_not_change_what_is_drawn(model: Any, tokenizer: Any, task: T
         for size in (3, 32)
     )
     assert one.items == many.items
-    assert one.about["samples"] == 3 and 0 <= one.about["mean_score"] <= 1
-    assert len({sample["prediction"] for sample in one.items[0].samples}) > 1
+    assert one.facts.samples == 3 and 0 <= one.facts.mean_score <= 1
+    assert len({sample.prediction for sample in one.items[0].samples}) > 1
 
 
 def test_text_after_a_stop_string_is_cut_and_the_answer_has_ended(tokenizer: Any, tmp_path: Path) -> None:
@@ -124,3 +123,24 @@ def test_the_batch_size_is_what_was_asked_for_or_what_has_room(model: Any) -> No
     assert str(batch_size_for("auto", model, [[1]], 8)) == "32 questions at a time (auto: CPU)"
     assert [rows_that_fit(80e9, row) for row in (1e9, 90e9, 1e3)] == [64, 1, MAX_BATCH_SIZE]
     assert rows_that_fit(-1, 1e9) == 1
+
+
+@pytest.mark.parametrize("stop", [[], [" ="]])
+def test_the_same_greedy_answers_as_in_batches(tokenizer: Any, stop: list[str]) -> None:
+    model, task = load_model(PATH), Task(TaskRecipe.model_validate({"name": "playground/arithmetic", "stop": stop}))
+    batches, continuous = (
+        evaluate(model, tokenizer, task, examples=12, max_new_tokens=40, backend=backend)
+        for backend in ("transformers", "continuous")
+    )
+    assert continuous.items == batches.items
+    assert (continuous.facts.backend, continuous.facts.batch_size) == ("continuous", None)
+
+
+def test_what_does_not_end_is_cut_alike(tokenizer: Any) -> None:
+    model, task = tiny_model("mixtral", vocab_size=768, eos_token_id=1), Task(TaskRecipe(name="playground/sorting"))
+    batches, continuous = (
+        evaluate(model, tokenizer, task, examples=5, max_new_tokens=6, backend=backend)
+        for backend in ("transformers", "continuous")
+    )
+    assert continuous.items == batches.items
+    assert [(item.tokens, item.ended) for item in continuous.items] == [(6, False)] * 5

@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PLAYGROUND, tiny_model
+from conftest import PLAYGROUND, raises, tiny_model
 from small_harness import QUESTIONS, make_task, own_alone
 
 from toolkit.evaluation import harness
 from toolkit.evaluation.harness import check_harness, run_harness
 from toolkit.moe import load_tokenizer
-from toolkit.runtime.errors import PollardError
 
 
 @pytest.fixture
@@ -46,23 +45,23 @@ def test_accuracy_is_what_a_plain_loop_over_the_choices_finds(folder: str) -> No
         found = run_harness(model, tokenizer, ["small_choice"], folder, 3)["small_choice"]
         right = by_hand(model, tokenizer)
         share = sum(right) / len(right)
-        assert (found["n"], found["metrics"]["acc"]["value"]) == (8, share)
-        assert found["metrics"]["acc"]["error"] == pytest.approx((share * (1 - share) / 7) ** 0.5)
+        assert (found.n, found.metrics["acc"].value) == (8, share)
+        assert found.metrics["acc"].error == pytest.approx((share * (1 - share) / 7) ** 0.5)
 
 
 def test_an_unknown_task_a_missing_folder_and_missing_data_are_told(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     own_alone(monkeypatch)
-    with pytest.raises(PollardError, match=r"has no task 'smal_choice'. Did you mean `small_choice`\?"):
+    with raises("harness.no-task", "'smal_choice'", "Did you mean `small_choice`?"):
         check_harness(["smal_choice"], folder)
-    with pytest.raises(PollardError, match="is nowhere, which is no folder"):
+    with raises("harness.no-folder", "nowhere"):
         check_harness(["small_choice"], "nowhere")
     (Path(folder) / "questions.jsonl").unlink()
-    with pytest.raises(PollardError, match="the data of small_choice cannot be loaded"):
+    with raises("harness.data", "small_choice"):
         check_harness(["small_choice"], folder)
 
 
 def test_a_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     harness._tasks.cache_clear()
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
-    with pytest.raises(PollardError, match=r"pip install 'pollard-moe\[lm-eval\]'"):
+    with raises("harness.not-installed", "pip install 'pollard-moe[lm-eval]'"):
         check_harness(["arc_easy"], None)

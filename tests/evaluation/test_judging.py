@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.evaluation import Answer, Scores, judge
+from toolkit.evaluation import Answer, EvaluationFacts, Scores, judge
 from toolkit.recipe.data import TaskRecipe
 from toolkit.runtime.errors import ItemsFailed
 from toolkit.tasks import Scorer, Task
@@ -24,7 +24,7 @@ def test_an_item_says_what_strict_and_flexible_extraction_make_of_the_answer(tas
     assert [(item.correct, item.flexible) for item in items] == [(True, True), (False, True), (False, False), (False, False)]
     assert [(item.index, item.prompt, item.gold) for item in items] == [(i, f"q{i}", f"#### {i}") for i in range(4)]
     assert [(item.prediction, item.tokens, item.ended, item.written) for item in items] == [tuple(answer) for answer in ANSWERS]
-    scores = Scores(items, {})
+    scores = Scores(items)
     assert (scores.score, scores.flexible_score, scores.flexible_correct) == (0.25, 0.5, 2)
 
 
@@ -37,7 +37,7 @@ def test_an_item_that_cannot_be_judged_is_named_and_the_others_are_judged(task: 
     task.scorer = Scorer(breaks, breaks)
     items = judge(task, task.examples("test"), ANSWERS)
     assert [item.correct for item in items] == [True, False, False, False]
-    scores = Scores(items, {"task": "custom"})
+    scores = Scores(items, EvaluationFacts(task="custom"))
     with pytest.raises(ItemsFailed) as caught:
         scores.check()
     assert caught.value.items == [2]
@@ -53,4 +53,4 @@ def test_an_item_that_cannot_be_judged_is_named_and_the_others_are_judged(task: 
 
 
 def test_where_all_is_judged_there_is_nothing_to_raise(task: Task) -> None:
-    Scores(judge(task, task.examples("test"), ANSWERS), {}).check()
+    Scores(judge(task, task.examples("test"), ANSWERS)).check()

@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PLAYGROUND
+from conftest import PLAYGROUND, raises
 from serving import Reply, playing, serving
 
-from toolkit.evaluation import AnswerLog, Decoding, Scores, evaluate, evaluate_with, server
+from toolkit.evaluation import AnswerLog, Decoding, Questions, Scores, evaluate, evaluate_with, server
 from toolkit.evaluation.server import ServerWriter
 from toolkit.moe import load_model, load_tokenizer
 from toolkit.recipe.data import TaskRecipe
 from toolkit.recipe.evaluation import ServersRecipe
-from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Task
 
 PATH = str(PLAYGROUND / "model")
@@ -41,7 +40,8 @@ def task() -> Task:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(server, "RETRIES", 2)
+    monkeypatch.setattr(server, "PAUSE", 0.01)
 
 
 def asked(url: str, tokenizer: Any, task: Task, folder: Path | None = None, decoding: Decoding = GREEDY, **asking: Any) -> Scores:
@@ -49,7 +49,7 @@ def asked(url: str, tokenizer: Any, task: Task, folder: Path | None = None, deco
     assert servers.original
     writer = ServerWriter(servers.original, servers, tokenizer, decoding)
     log = AnswerLog(folder, "server") if folder else None
-    return evaluate_with(writer, tokenizer, task, "test", COUNT, decoding, log)
+    return evaluate_with(writer, tokenizer, Questions.of(task, "test", COUNT), decoding, log)
 
 
 @pytest.mark.parametrize("prompt", ["tokens", "text", "chat"])
@@ -125,8 +125,7 @@ def test_a_server_that_stays_ill_stops_the_run_and_nothing_is_lost(
 ) -> None:
     well = playing(model, tokenizer, [])
     ill = Script(well, lambda number: (503, b'{"error": {"message": "no room"}}') if number > 4 else None)
-    told = r"does not answer \(item \d+, tried 3 times; last: .*no room.*\)\. What is answered is kept: .* goes on"
-    with serving(ill) as url, pytest.raises(PollardError, match=told):
+    with serving(ill) as url, raises("server.no-answer", url, "item ", "3 times", "no room"):
         asked(url, tokenizer, task, tmp_path, concurrency=concurrency)
     seen: list[Any] = []
     with serving(playing(model, tokenizer, seen)) as url:
@@ -137,7 +136,7 @@ def test_a_server_that_stays_ill_stops_the_run_and_nothing_is_lost(
 
 def test_what_a_server_refuses_is_told_at_once(model: Any, tokenizer: Any, task: Task) -> None:
     script = Script(playing(model, tokenizer, []), lambda number: (404, b'{"error": {"message": "no such model: x"}}'))
-    with serving(script) as url, pytest.raises(PollardError, match=r"refuses item \d+: 404 .*no such model: x"):
+    with serving(script) as url, raises("server.refuses", "item ", "404", "no such model: x"):
         asked(url, tokenizer, task, concurrency=1)
     assert script.count == 1
 
@@ -145,7 +144,7 @@ def test_what_a_server_refuses_is_told_at_once(model: Any, tokenizer: Any, task:
 def test_nobody_there_is_one_message(tokenizer: Any, task: Task) -> None:
     with serving(lambda path, body: (200, b"{}")) as url:
         pass
-    with pytest.raises(PollardError, match=r"The server at http://127.0.0.1:\d+/v1 does not answer \(the list of its models"):
+    with raises("server.no-answer", url, "the list of its models"):
         asked(url, tokenizer, task)
 
 
@@ -153,12 +152,12 @@ def test_a_server_of_several_models_wants_a_name(tokenizer: Any, task: Task) -> 
     listed = json.dumps({"object": "list", "data": [{"id": name, "object": "model"} for name in "ab"]}).encode()
     with (
         serving(lambda path, body: (200, listed)) as url,
-        pytest.raises(PollardError, match=r"lists 2 models \(a, b\): say which"),
+        raises("server.several-models", "2 models (a, b)"),
     ):
         asked(url, tokenizer, task)
 
 
 def test_a_missing_client_is_told_with_its_extra(tokenizer: Any, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(PollardError, match=r"pip install 'pollard-moe\[server\]'"):
+    with raises("server.no-client", "pip install 'pollard-moe[server]'"):
         asked("http://127.0.0.1:1/v1", tokenizer, task)

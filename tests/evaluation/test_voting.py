@@ -58,5 +58,5 @@ def test_the_items_say_who_voted_and_what_one_sample_is_worth() -> None:
     items = judge_samples(task(), [example, example], samples)
     assert [(item.index, item.prediction, item.correct) for item in items] == [(0, "#### 72", True), (1, "#### 72", True)]
     assert items[0].tokens == 7 + 7 + 10  # all that was generated for it
-    assert [sample["correct"] for sample in items[0].samples] == [False, True, True]
+    assert [sample.correct for sample in items[0].samples] == [False, True, True]
     assert mean_score(items) == 3 / 6

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import raises
 from huggingface_hub import constants
 from huggingface_hub.utils import filter_repo_objects
 
 from toolkit.moe import model_files as hub
 from toolkit.moe.load import checkpoint_folder, load_config
 from toolkit.moe.model_files import IGNORED_FILES
-from toolkit.runtime.errors import PollardError
 
 BESIDE = [
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt",
@@ -100,7 +100,7 @@ def test_a_repository_without_a_model_that_transformers_reads_says_what_it_has(c
     cache({"config.json": "{}"})
     monkeypatch.setattr(hub, "cached_file", lambda *given, **options: None)
     monkeypatch.setattr(hub, "list_repo_files", lambda *given, **options: ["config.json", "tokenizer.json", *names])
-    with pytest.raises(PollardError, match=rf"some/model has weights only under names .* \({names[0]}\).*rename the file"):
+    with raises("checkpoint.unread-weights", "some/model", f"({names[0]})"):
         checkpoint_folder("some/model")
     monkeypatch.setattr(hub, "list_repo_files", lambda *given, **options: ["pytorch_model.bin", *names])
     assert checkpoint_folder("some/model").name == COMMIT  # transformers fetches that itself
@@ -108,5 +108,5 @@ def test_a_repository_without_a_model_that_transformers_reads_says_what_it_has(c
 
 def test_an_adapter_of_the_hub_is_refused(cache) -> None:
     cache({"config.json": "{}", "adapter_config.json": "{}"})
-    with pytest.raises(PollardError, match="some/model holds an adapter beside the model"):
+    with raises("checkpoint.adapter", "some/model holds an adapter beside the model"):
         load_config("some/model")

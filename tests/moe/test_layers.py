@@ -2,11 +2,10 @@ import threading
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import raises, tiny_model
 from families import tiny_family
 
 from toolkit.moe import ForwardPass, blocks_by_layer, find_blocks, layers_of, one_layer_at_a_time
-from toolkit.runtime.errors import PollardError
 
 
 def batches_of(count: int) -> list[dict[str, torch.Tensor]]:
@@ -90,7 +89,7 @@ def test_a_system_without_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> No
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    with pytest.raises(PollardError, match="Make fewer, larger batches"), one_layer_at_a_time(model, layers) as at:
+    with raises("layers.no-threads"), one_layer_at_a_time(model, layers) as at:
         at.start(batches_of(1)[0])
 
 
@@ -103,7 +102,5 @@ def test_layers_that_a_model_does_not_call_in_order_are_refused() -> None:
     )
     with one_layer_at_a_time(model, layers) as at:
         at.start(batches_of(1)[0])
-        with pytest.raises(
-            PollardError, match=r"MixtralForCausalLM does not call its decoder layers in order \(layer 0 was next"
-        ):
+        with raises("layers.out-of-order", "MixtralForCausalLM", "layer 0"):
             at.check(0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import plan_for, tiny_model
+from conftest import plan_for, raises, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -15,7 +15,6 @@ from toolkit.cuts.checkpoint import prune_checkpoint, tensor_shapes
 from toolkit.moe import StreamedModel, check_loaded, checkpoint_bytes, checkpoint_files, load_config, load_model
 from toolkit.moe.model_files import INDEX, SINGLE, report_unread_weights
 from toolkit.moe.tensor_files import stored_tensors
-from toolkit.runtime.errors import PollardError
 
 KEPT = [0, 3, 5, 6]
 EMBEDDINGS = "model.embed_tokens.weight"
@@ -129,23 +128,23 @@ def test_weights_under_no_name_that_is_looked_for_say_what_to_do(tiny_checkpoint
     folder = tiny_checkpoint()
     (folder / SINGLE).rename(folder / names[0])
     for opened in (load_model, StreamedModel, report_unread_weights):
-        with pytest.raises(PollardError, match=rf"under names that transformers does not look for \({names[0]}\).*rename the"):
+        with raises("checkpoint.unread-weights", f"({names[0]})"):
             opened(str(folder))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{}", "index.json is damaged"),
-        ("[]", "index.json is damaged"),
-        ('{"weight_map": ["a"]}', "index.json is damaged"),
-        ('{"weight_map": {"a": 1}}', "index.json is damaged"),
-        ("[" * 100_000, "index.json is damaged"),
+        ("{}", ("checkpoint.damaged-index", "index.json")),
+        ("[]", ("checkpoint.damaged-index", "index.json")),
+        ('{"weight_map": ["a"]}', ("checkpoint.damaged-index", "index.json")),
+        ('{"weight_map": {"a": 1}}', ("checkpoint.damaged-index", "index.json")),
+        ("[" * 100_000, ("checkpoint.damaged-index", "index.json")),
     ],
 )
-def test_an_index_that_is_none_is_told(tmp_path: Path, content: str, message: str) -> None:
+def test_an_index_that_is_none_is_told(tmp_path: Path, content: str, message: tuple[str, ...]) -> None:
     (tmp_path / INDEX).write_text(content)
-    with pytest.raises(PollardError, match=message):
+    with raises(*message):
         checkpoint_files(tmp_path)
 
 
@@ -154,7 +153,7 @@ def test_a_tensor_in_two_files_that_the_index_gives_to_the_earlier_is_told(tmp_p
         save_file({"a": torch.full((2,), number), f"b{number}": torch.ones(1)}, tmp_path / f"{number}.safetensors")
     where = {"a": "1.safetensors", "b1": "1.safetensors", "b2": "2.safetensors"}
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": where}))
-    with pytest.raises(PollardError, match=r"a is in two files, 1\.safetensors, where .* says, and 2\.safetensors"):
+    with raises("checkpoint.misleading-index", "1.safetensors", "2.safetensors"):
         stored_tensors(tmp_path)
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": where | {"a": "2.safetensors"}}))
     assert stored_tensors(tmp_path)["a"].file.name == "2.safetensors"
@@ -163,10 +162,10 @@ def test_a_tensor_in_two_files_that_the_index_gives_to_the_earlier_is_told(tmp_p
 def test_parts_of_a_distributed_save_and_a_name_that_is_not_there_are_told(tmp_path: Path) -> None:
     (tmp_path / SINGLE).write_text("")
     (tmp_path / "config.json").write_text('{"transformers_weights": "mine.safetensors"}')
-    with pytest.raises(PollardError, match=r"says `transformers_weights`: mine\.safetensors, and there is no such file"):
+    with raises("checkpoint.named-weights-missing", "`transformers_weights`", "mine.safetensors"):
         checkpoint_files(tmp_path)
     (tmp_path / "shard-00001-model-00001-of-00002.safetensors").write_text("")
-    with pytest.raises(PollardError, match=r"as its ranks saved it in parts \(shard-00001"):
+    with raises("checkpoint.saved-in-parts", "shard-00001"):
         checkpoint_files(tmp_path)
 
 
@@ -180,7 +179,7 @@ def test_an_adapter_beside_a_model_is_refused_by_everything_that_opens_it(tiny_c
     for opened in (
         load_config, load_model, StreamedModel, checkpoint_bytes, lambda path: prune_checkpoint(path, plan, tmp_path / "pruned"),
     ):  # fmt: skip
-        with pytest.raises(PollardError, match=r"holds an adapter beside the model.*Merge it .*, or.*move adapter_config\.json"):
+        with raises("checkpoint.adapter", "holds an adapter beside the model", "Merge it", "move adapter_config.json"):
             opened(str(folder))
     assert not (tmp_path / "pruned").exists()
 
@@ -189,5 +188,5 @@ def test_an_adapter_beside_a_model_is_refused_by_everything_that_opens_it(tiny_c
 def test_an_adapter_alone_is_no_model(tmp_path: Path, config: str) -> None:
     (tmp_path / "adapter_config.json").write_text(config)
     of = " of some/base" if "some" in config else ""
-    with pytest.raises(PollardError, match=f"is an adapter{of}, no model. Merge the two first"):
+    with raises("checkpoint.adapter", f"is an adapter{of}, no model"):
         load_config(str(tmp_path))

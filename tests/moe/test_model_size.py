@@ -3,7 +3,7 @@ from pathlib import Path
 import torch
 from conftest import plan_for, tiny_model
 
-from toolkit.cuts.experts import apply_plan
+from toolkit.cuts.apply import apply_plan
 from toolkit.moe import checkpoint_bytes, load_config, sizes, weight_bytes
 
 

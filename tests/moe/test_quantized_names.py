@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import raises
 
 from toolkit.moe.quantized_names import RenamedModules
-from toolkit.runtime.errors import PollardError
 
 KEPT = {0: [1, 3], 1: [0, 3]}  # of four experts, in two blocks: expert 3 becomes 1, expert 1 becomes 0, or goes
 LINEARS = ("w1", "w2")
@@ -114,7 +114,7 @@ def test_a_whole_configuration_is_renumbered_where_it_speaks_of_quantization() -
 @pytest.mark.parametrize("value", [[r"re:wrong\.experts\.3\.w1"], {"module": "re:.*experts.1.w"}, ["experts.9.w1"]])
 def test_what_cannot_be_told_is_refused_by_name(value: Any) -> None:
     names = modules()
-    with pytest.raises(PollardError, match=r"experts.*cannot be renumbered.*Write the full names"):
+    with raises("quantization.unclear-name", "experts", "cannot be renumbered", "Write the full names"):
         names.renumbered(value if isinstance(value, list) else {"module": r"re:.*experts\.(0|1)\.w1"})
 
 
@@ -122,5 +122,5 @@ def test_a_file_beside_the_weights_is_renumbered(tmp_path: Path) -> None:
     (tmp_path / "quantize_config.json").write_text(json.dumps({"dynamic": {f"-:{E0}.3": {}}}))
     assert json.loads(modules().renumbered_file(tmp_path / "quantize_config.json")) == {"dynamic": {f"-:{E0}.1": {}}}
     (tmp_path / "quantize_config.json").write_text("{")
-    with pytest.raises(PollardError, match=r"quantize_config\.json says how the checkpoint is quantized, and cannot be read"):
+    with raises("quantization.unreadable", "quantize_config.json"):
         modules().renumbered_file(tmp_path / "quantize_config.json")

@@ -11,13 +11,13 @@ from small_run import TASK, small_folder, small_recipe
 
 from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.moe import load_model, load_tokenizer
+from toolkit.pipeline.calibration_data import read_source, right_answers
 from toolkit.pipeline.runner import run
-from toolkit.pipeline.stages.calibration_data import read_source, right_answers
 from toolkit.recipe.data import SourceRecipe, TaskRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.errors import PollardError
 from toolkit.selection import CRITERIA, select
-from toolkit.tasks import Scorer, Task, encode
+from toolkit.tasks import DataCache, Scorer, Task, encode
 
 BLOCK = "model.layers.0.mlp"
 
@@ -41,7 +41,7 @@ def calibrated(name: str, reconstruct: bool = False, **calibration: object) -> E
 def test_a_mix_of_one_source_is_that_source(folder: Path, weight: float | None) -> None:
     task = calibrated("task")
     mix = calibrated(f"mix-{weight}", data=[{"task": TASK, "examples": 8, "weight": weight}])
-    assert mix.vectors.keys() == task.vectors.keys() and "sources" not in mix.about
+    assert mix.vectors.keys() == task.vectors.keys() and not mix.about.sources
     assert all(torch.equal(mix.vectors[name], task.vectors[name]) for name in task.vectors)
     for criterion in CRITERIA.keys() - {"reconstruction"}:
         assert select(mix, criterion, 4).blocks == select(task, criterion, 4).blocks
@@ -51,9 +51,9 @@ def test_sources_count_by_their_share_and_all_tokens_are_still_counted(folder: P
     alone = [calibrated("task"), calibrated("text", data=[{"text": "notes.jsonl", "examples": 4}])]
     sources = [{"task": TASK, "examples": 8, "weight": 1}, {"text": "notes.jsonl", "examples": 4, "weight": 3}]
     mix = calibrated("both", data=sources)
-    assert [(source["name"], source["share"]) for source in mix.about["sources"]] == [("custom", 0.25), ("notes.jsonl", 0.75)]
-    assert mix.about["examples"] == 12
-    assert mix.get(BLOCK, "count").sum() == pytest.approx(2 * sum(mix.about["blocks"][BLOCK]["tokens"].values()))
+    assert [(source.name, source.share) for source in mix.about.sources] == [("custom", 0.25), ("notes.jsonl", 0.75)]
+    assert mix.about.examples == 12
+    assert mix.get(BLOCK, "count").sum() == pytest.approx(2 * sum(mix.about.blocks[BLOCK].tokens.values()))
     use = [part.get(BLOCK, "count") / part.get(BLOCK, "count").sum() for part in alone]
     torch.testing.assert_close(mix.get(BLOCK, "count") / mix.get(BLOCK, "count").sum(), 0.25 * use[0] + 0.75 * use[1])
 
@@ -63,21 +63,21 @@ def test_subsets_of_a_mix_are_searched_on_all_its_batches_together(folder: Path)
     recipe = small_recipe(name="search-mix", calibration__data=data, pruning__criterion="reconstruction")
     directory = run(recipe, until="select")
     mix = ExpertStatistics.load(directory.statistics)
-    found = mix.about["reconstruction"]["layerwise"][BLOCK]
-    assert found["tokens"] == sum(mix.about["blocks"][BLOCK]["tokens"].values())
+    found = mix.about.reconstruction["layerwise"][BLOCK]
+    assert found.tokens == sum(mix.about.blocks[BLOCK].tokens.values())
     # A loss is a sum over batches: two of the task, one of notes
     alone = [
         calibrated("search-task", data=data[:1], reconstruct=True),
         calibrated("search-notes", data=data[1:], reconstruct=True),
     ]
-    parts = [part.about["reconstruction"]["layerwise"][BLOCK]["keep"]["4"]["table"] for part in alone]
-    for subset, loss in found["keep"]["4"]["table"].items():
+    parts = [part.about.reconstruction["layerwise"][BLOCK].keep[4].table for part in alone]
+    for subset, loss in found.keep[4].table.items():
         assert loss == pytest.approx(sum(part[subset] for part in parts), rel=1e-5)
 
 
 def test_without_weights_sources_count_by_their_examples(folder: Path) -> None:
     mix = calibrated("examples", data=[{"task": TASK, "examples": 6}, {"text": "notes.jsonl", "examples": 2}])
-    assert [source["share"] for source in mix.about["sources"]] == [0.75, 0.25]
+    assert [source.share for source in mix.about.sources] == [0.75, 0.25]
 
 
 def redone(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> bool:
@@ -138,8 +138,8 @@ def test_the_models_own_answers_are_kept_where_they_are_right(monkeypatch: pytes
     task = Task(recipe.task)
     task.scorer = Scorer(lambda prediction, gold: gold not in wrong, lambda prediction, gold: False)
     assert len(right_answers(model, tokenizer, task, asked, recipe)) == sum(example.gold not in wrong for example in asked)
-    found = read_source(source, recipe, tokenizer, model)
-    assert f"the model's own answers, {len(found.encoded)} of 12 kept" in found.told
+    found = read_source(source, recipe, tokenizer, DataCache(), model)
+    assert f"the model's own answers, {len(found.encoded)} of 12 kept" in found.note
     assert (found.not_kept, found.left_out) == (12 - len(found.encoded), 0)
 
 

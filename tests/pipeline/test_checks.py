@@ -10,6 +10,7 @@ from small_run import TASK, small_folder, small_recipe, small_values
 from transformers import AutoTokenizer
 
 from toolkit.pipeline.checks import check
+from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.runner import run
 from toolkit.pipeline.sweep import sweep
@@ -88,8 +89,8 @@ def test_a_missing_client_for_servers_is_told_before_the_first_stage(folder: Pat
 
 def test_checkpoints_are_looked_for_under_the_root_that_was_given(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr("toolkit.recovery.settings.finetuning_checks", lambda recipe, output: seen.append(output) or [])
-    check(small_recipe(evaluation={"models": ["recovered"]}), RunDirectory("small", "elsewhere"))
+    monkeypatch.setattr("toolkit.recovery.settings.finetuning_checks", lambda recipe, output, data: seen.append(output) or [])
+    check(RunContext(small_recipe(evaluation={"models": ["recovered"]}), RunDirectory("small", "elsewhere")))
     assert seen == [Path("elsewhere/small/checkpoints")]
 
 
@@ -121,7 +122,7 @@ LONG = {"train": "rows.jsonl", "test": "rows.jsonl"}
 
 
 def notes(recipe: Recipe) -> list[str]:
-    return check(recipe, RunDirectory(recipe.name))
+    return check(RunContext(recipe))
 
 
 def test_training_on_the_questions_of_the_test_is_told_before_it(folder: Path) -> None:
@@ -200,6 +201,6 @@ def test_tokens_without_an_embedding_are_refused_where_the_data_uses_them(folder
 def test_a_bug_that_a_mistake_leads_to_does_not_hide_the_mistake(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("toolkit.pipeline.checks.limit_checks", lambda *_: [lambda: 1 // 0])
     with pytest.raises(PollardError, match=r"pruning\.keep is 9"):
-        check(small_recipe(pruning={"keep": 9}))
+        check(RunContext(small_recipe(pruning={"keep": 9})))
     with pytest.raises(ZeroDivisionError):
-        check(small_recipe())
+        check(RunContext(small_recipe()))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from small_run import small_recipe
 
-from toolkit.pipeline.stages.full_memory import explained_full_memory
+from toolkit.pipeline.full_memory import explained_full_memory, smaller
 from toolkit.recipe.file import Recipe
 from toolkit.runtime.errors import PollardError
 
@@ -19,12 +19,12 @@ from toolkit.runtime.errors import PollardError
     ],
 )  # fmt: skip
 def test_a_gpu_that_is_full_is_told_with_what_to_make_smaller(stage: str, recipe: Recipe, remedy: str) -> None:
-    with pytest.raises(PollardError) as error, explained_full_memory(stage, recipe):
+    with pytest.raises(PollardError) as error, explained_full_memory(stage, lambda: smaller(stage, recipe)):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it.")
     assert f"in stage {stage}. Try {remedy}" in str(error.value)
     assert str(error.value).endswith("(torch says: CUDA out of memory. Tried to allocate 2.00 GiB.)")
 
 
 def test_other_errors_pass() -> None:
-    with pytest.raises(KeyError), explained_full_memory("calibrate", small_recipe()):
+    with pytest.raises(KeyError), explained_full_memory("calibrate", lambda: "nothing"):
         raise KeyError("x")

@@ -1,8 +1,12 @@
 """What a stale part was made with: the keys whose values it knew otherwise, and of those the ones that decide it."""
 
 import pytest
+from small_run import small_recipe
 
+from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.recipe_changes import described, differing, still_differing
+from toolkit.pipeline.stage_list import STAGES
+from toolkit.pipeline.stages.round import Round
 
 
 def test_keys_that_differ_are_named_by_their_path_with_the_earlier_value() -> None:
@@ -35,4 +39,7 @@ def test_only_what_decides_a_stage_is_said_of_it(stage: str, said: str) -> None:
         "pruning.keep": 4, "finetuning.trainer.eval_strategy": "no", "evaluation.max_new_tokens": 8,
         "evaluation.batch_size": 2, "evaluation.models": ["pruned"], "model.placement": "copies", "seed": 1,
     }  # fmt: skip
-    assert described(stage, made_with) == said
+    context = RunContext(small_recipe(pruning={"schedule": [6, 4]}))
+    stages = [Round(context, 6), *(slot.stage(context, slot.role) for slot in STAGES if slot.stage is not Round)]
+    sections = {each.name: each.sections for each in stages}
+    assert described(made_with, sections[stage]) == said

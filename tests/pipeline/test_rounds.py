@@ -8,8 +8,10 @@ from small_run import small_folder, small_recipe
 
 from toolkit.cuts.plan import Plan
 from toolkit.moe import load_config
+from toolkit.pipeline.checks import check
+from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.run_directory import RunDirectory
-from toolkit.pipeline.runner import check, run
+from toolkit.pipeline.runner import run
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.errors import PollardError
 
@@ -89,7 +91,7 @@ def test_finished_rounds_are_skipped_and_a_control_depends_on_no_pruning(
 
 def test_a_round_that_cannot_be_is_told_before_the_first(directory: RunDirectory) -> None:
     with pytest.raises(PollardError, match=r"pruning\.keep is 9, but the model has 8 experts per block"):
-        check(scheduled((9, 4)))
+        check(RunContext(scheduled((9, 4))))
 
 
 def test_every_round_learns_from_the_original_which_is_asked_once(directory: RunDirectory) -> None:

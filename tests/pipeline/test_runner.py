@@ -9,6 +9,7 @@ from families import tiny_family
 from small_run import make_small, small_recipe
 from transformers import LlamaConfig
 
+from toolkit.cuts.plan import Plan
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.runner import plan_stages, run
 from toolkit.recipe.schema import Recipe
@@ -87,7 +88,7 @@ def test_a_changed_key_redoes_from_the_first_stage_it_affects(folder: Path, caps
 # Criteria score what the pruned model will do; with as many experts per token as before, that is the same calibration.
 def test_fewer_experts_per_token_are_another_calibration(folder: Path) -> None:
     def calibration(**pruning: int) -> str:
-        return plan_stages(small(**{f"pruning__{key}": value for key, value in pruning.items()}))[0].fingerprint
+        return plan_stages(small(**{f"pruning__{key}": value for key, value in pruning.items()}))[0].fingerprint()
 
     same = [calibration(), calibration(keep=2), calibration(experts_per_token=2)]
     fewer = [calibration(keep=1), calibration(experts_per_token=1), calibration(keep=2, experts_per_token=1)]
@@ -96,7 +97,7 @@ def test_fewer_experts_per_token_are_another_calibration(folder: Path) -> None:
 
 # Results do not depend on where a model is held while it answers.
 def test_another_placement_redoes_nothing(folder: Path) -> None:
-    there, elsewhere = ([stage.fingerprint for stage in plan_stages(small(model=model))] for model in (
+    there, elsewhere = ([stage.fingerprint() for stage in plan_stages(small(model=model))] for model in (
         "original", {"path": "original", "placement": "spread"},
     ))  # fmt: skip
     assert there == elsewhere
@@ -187,11 +188,11 @@ def test_reconstruction_is_searched_in_calibration_only_where_it_is_asked_for(
 
     run_path, both = folder / "runs" / "search", ["calibrate", "select"]
     assert redone() == both
-    plan = json.loads((run_path / "plan.json").read_text())
-    assert (plan["criterion"], plan["mode"], plan["keep"]) == ("reconstruction", "layerwise", 4)
+    plan = Plan.load(run_path / "plan.json")
+    assert (plan.criterion, plan.mode, plan.keep) == ("reconstruction", "layerwise", 4)
     assert redone(pruning__keep=3) == ["select"]  # one layerwise search serves every keep
     assert redone(pruning__mode="progressive") == both
-    assert json.loads((run_path / "plan.json").read_text())["mode"] == "progressive"
+    assert Plan.load(run_path / "plan.json").mode == "progressive"
     assert redone(pruning__mode="progressive", pruning__keep=3) == both
     assert "reconstruction" not in json.loads((folder / "runs" / "small" / "calibration" / "statistics.json").read_text())
 

@@ -18,7 +18,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def fingerprints(**task: object) -> dict[str, str]:
     values = small_values(evaluation__models=["original", "pruned", "recovered"])
     recipe = Recipe.model_validate(values | {"task": values["task"] | task})
-    return {stage.name: stage.fingerprint for stage in plan_stages(recipe)}
+    return {stage.name: stage.fingerprint() for stage in plan_stages(recipe)}
 
 
 def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:

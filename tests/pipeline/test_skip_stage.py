@@ -10,7 +10,9 @@ from small_run import make_small, small_folder, small_recipe
 from toolkit.calibration import skipping_thresholds
 from toolkit.moe import load_model, load_tokenizer
 from toolkit.moe.expert_skipping import Skipping, is_skipping
-from toolkit.pipeline.runner import check, plan_stages, run
+from toolkit.pipeline.checks import check
+from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.runner import plan_stages, run
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Task, encode_all, padded_batches
@@ -116,7 +118,7 @@ def test_a_run_that_starts_from_a_model_that_skips_says_that_it_does_not_follow_
 def test_one_expert_per_token_leaves_nothing_to_skip() -> None:
     one = small_recipe(pruning={"keep": 0.125, "skipping": "median"})
     with pytest.raises(PollardError, match="activates one per token"):
-        check(one)
+        check(RunContext(one))
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 1.5, True, "mean"])

@@ -11,12 +11,12 @@ from small_run import small_folder, small_recipe
 
 from toolkit.cli import exit_status
 from toolkit.cli import main as cli
+from toolkit.pipeline import push as push_module
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.run_models import find_run
 from toolkit.pipeline.runner import plan_stages
 from toolkit.recipe.file import dump_recipe, load_recipe
 from toolkit.recipe.schema import Recipe
-from toolkit.report import push as push_module
 from toolkit.runtime import distributed
 
 Pollard = Callable[..., tuple[int, str]]

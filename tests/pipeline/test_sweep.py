@@ -7,16 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, raises
 from rank_launcher import ranks
 from small_run import TASK, make_small, small_values
 
+from toolkit.cuts.plan import Plan
+from toolkit.cuts.statistics import ExpertStatistics, Tokens
 from toolkit.pipeline import sweep
 from toolkit.pipeline.runner import run
 from toolkit.pipeline.sweep_grid import load_grid
 from toolkit.runtime import distributed
 from toolkit.runtime.errors import PollardError
+from toolkit.selection import CRITERIA
 from toolkit.tasks import Task
 
 LISTS = ("pruning.keep=5,4", "pruning.criterion=random,reap", "seed=0,1")
@@ -37,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def swept(*overrides: str, **how: bool) -> dict:
-    return sweep.sweep(load_grid("r.yaml", [*LISTS, *overrides]), **how)
+    return sweep.sweep(load_grid("r.yaml", [*LISTS, *overrides]), **how).as_json()
 
 
 def files(name: str = "small") -> dict[str, dict]:
@@ -64,9 +68,9 @@ def test_a_cell_scores_what_the_really_pruned_checkpoint_scores(folder: Path, cr
     values = small_values(name=f"really-{criterion}", pruning={"keep": 4, "criterion": criterion}, evaluation__split="dev")
     values["evaluation"]["fidelity"] = 5
     directory = run(type(load_grid("r.yaml", LISTS).recipe).model_validate(values))
-    plan, scores = (json.loads((directory.path / name).read_text()) for name in ("plan.json", "evaluation/pruned.json"))
+    plan, scores = Plan.load(directory.plan), json.loads((directory.path / "evaluation/pruned.json").read_text())
     lines = (directory.evaluation / "pruned.predictions.jsonl").read_text().splitlines()
-    assert files()[cell["file"]]["kept"] == {name: block["kept"] for name, block in plan["blocks"].items()}
+    assert files()[cell["file"]]["kept"] == plan.experts.kept
     assert files()[cell["file"]]["task"]["right"] == "".join(str(int(json.loads(line)["correct"])) for line in lines)
     assert all(cell["task"][key] == scores[key] for key in ("score", "correct", "n", "interval"))
     like = json.loads((directory.evaluation / "pruned.fidelity.json").read_text())
@@ -185,10 +189,11 @@ def test_what_cannot_be_swept_is_said_before_anything_starts(
 def test_a_criterion_that_the_statistics_cannot_serve_is_one_error_and_nothing_is_measured(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from toolkit.selection import SCORES
+    def unheard_of(statistics: ExpertStatistics, block: str, tokens: Tokens, seed: int) -> torch.Tensor:
+        return statistics.get(block, "unheard_of", tokens)
 
-    monkeypatch.setitem(SCORES, "reap", lambda statistics, block, tokens, seed: statistics.get(block, "unheard_of", tokens))
-    with pytest.raises(PollardError, match="The statistics hold no `unheard_of` of all tokens"):
+    monkeypatch.setattr(CRITERIA["reap"], "score", unheard_of)
+    with raises("statistics.missing", "`unheard_of`", "all tokens"):
         swept("name=unserved")
     assert not files("unserved")
 

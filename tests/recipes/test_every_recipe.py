@@ -12,6 +12,7 @@ from tiny_original import published, save_tiny, write_rows
 from transformers import AutoModelForCausalLM
 
 from toolkit.cli.verbs.lists import recipe_title
+from toolkit.cuts.plan import Plan
 from toolkit.moe import load_config, meta_model, sizes
 from toolkit.pipeline.runner import plan_stages, run
 from toolkit.recipe.file import load_recipe
@@ -67,8 +68,8 @@ def test_a_recipe_for_a_real_model_goes_through_all_its_stages(path: Path, folde
     manifest = run(recipe).read_manifest()
     assert list(manifest["stages"]) == stages
     assert all(stage["status"] == "done" for stage in manifest["stages"].values())
-    plan = json.loads((folder / "runs" / recipe.name / "plan.json").read_text())
-    assert {len(block["kept"]) for block in plan["blocks"].values()} == {load_recipe(path).pruning.keep}
+    plan = Plan.load(folder / "runs" / recipe.name / "plan.json")
+    assert {len(kept) for kept in plan.experts.kept.values()} == {load_recipe(path).pruning.keep}
     if "recovered" in recipe.evaluation.models:
         assert manifest["stages"]["recover"]["steps"] == 1
         _, found = AutoModelForCausalLM.from_pretrained(folder / "runs" / recipe.name / "recovered", output_loading_info=True)

@@ -13,7 +13,8 @@ sys.path[0] = str(Path(__file__).parents[2])
 
 from transformers import TrainerCallback
 
-from toolkit.pipeline.stages.core import dev_accuracy
+from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.stages.recover import dev_accuracy
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery import trainer
 from toolkit.recovery.recover import recover
@@ -37,7 +38,7 @@ for name, values in json.loads((root / sys.argv[-1]).read_text()).items():
     recipe = Recipe.model_validate(values)
     try:
         with mock.patch.object(trainer, "stopping", lambda recipe, stop_at=stop_at: [stop_at, *stopping(recipe)]):
-            facts = recover(recipe, str(root), accuracy=dev_accuracy(recipe))
+            facts = recover(recipe, str(root), accuracy=dev_accuracy(RunContext(recipe)))
     except PollardError as error:
         say(str(error))
         facts = {"error": str(error)}

@@ -10,7 +10,9 @@ from conftest import raises
 from small_run import TASK, small_folder, small_recipe
 
 from toolkit.moe import load_tokenizer
-from toolkit.pipeline.runner import check, plan_stages
+from toolkit.pipeline.checks import check
+from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.runner import plan_stages
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.training_data import TrainingData, read_training_data
 from toolkit.runtime.errors import PollardError
@@ -119,7 +121,7 @@ def test_overlap_of_the_tasks_own_split_is_told_and_in_a_mix_repetitions_go(
 def test_data_that_cannot_be_had_is_said_before_the_first_stage(folder: Path, finetuning: dict, said: str) -> None:
     changed = recipe(**finetuning).model_copy(update={"evaluation": small_recipe(evaluation={}).evaluation})
     with pytest.raises(PollardError) as error:
-        check(changed)
+        check(RunContext(changed))
     assert said in str(error.value)
 
 
@@ -144,7 +146,7 @@ def test_examples_that_are_all_too_long_are_an_error(folder: Path) -> None:
 def test_what_is_learnt_belongs_to_the_fingerprints(folder: Path) -> None:
     def fingerprints(**finetuning: object) -> dict[str, str]:
         changed = small_recipe(finetuning=finetuning, evaluation={})
-        return {stage.name: stage.fingerprint for stage in plan_stages(changed)}
+        return {stage.name: stage.fingerprint() for stage in plan_stages(changed)}
 
     def changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
         return [name for name in ("answers", "teacher", "recover") if before.get(name) != after.get(name)]

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from made_up_run import ROLES, make_large, make_run
 
-from toolkit.pipeline.stages.alternatives import write_alternatives
-from toolkit.report import write_report
+from toolkit.pipeline.stages.report import write_alternatives
+from toolkit.pipeline.write_report import write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
 QUIET = (
@@ -58,7 +58,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def colours(file: Path) -> list[tuple[int, ...]]:
-    """Every 97th pixel of a screenshot (an 8-bit PNG); filters undone row by row."""
+    """Every 39th pixel of a screenshot (an 8-bit PNG); filters undone row by row."""
     data, at, parts = file.read_bytes(), 8, b""
     while at < len(data):
         length, kind = struct.unpack(">I4s", data[at : at + 8])
@@ -75,7 +75,7 @@ def colours(file: Path) -> list[tuple[int, ...]]:
             guess = left + up - corner
             paeth = min((left, up, corner), key=lambda near: abs(guess - near))
             row[i] = (row[i] + (left, up, (left + up) // 2, paeth)[kind - 1]) % 256
-        found += [tuple(row[x * size : x * size + 3]) for x in range(0, width, 97)]
+        found += [tuple(row[x * size : x * size + 3]) for x in range(0, width, 39)]
         last = bytes(row)
     return found
 
@@ -103,7 +103,8 @@ def test_the_script_tells_the_numbers_without_an_error_and_nothing_is_fetched(pa
 def test_it_looks_like_a_page(page: Path, tmp_path: Path, width: int, night: bool) -> None:
     shot = tmp_path / "shot.png"
     scheme = ["--blink-settings=preferredColorScheme=0"] if night else []
-    browse(tmp_path, f"--window-size={width},1000", *scheme, f"--screenshot={shot}", f"file://{page}")
+    small = "--force-device-scale-factor=0.4"  # fewer pixels to look at, laid out alike
+    browse(tmp_path, f"--window-size={width},1000", small, *scheme, f"--screenshot={shot}", f"file://{page}")
     found = colours(shot)
     ground = max(set(found), key=found.count)
     assert (sum(ground) < 150) == night

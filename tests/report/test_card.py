@@ -8,7 +8,11 @@ from huggingface_hub import ModelCard
 from made_up_run import ROLES, make_run
 from test_sweep_table import row
 
-from toolkit.report import card, collect, tabulate, write_report
+from toolkit.pipeline.run_facts import read_run_facts
+from toolkit.pipeline.write_report import write_report
+from toolkit.recipe.roles import Role
+from toolkit.report import card, tabulate
+from toolkit.report.measurements import HarnessRow, HarnessScore
 from toolkit.runtime import formatting as formats
 
 
@@ -16,7 +20,7 @@ def test_the_hub_understands_the_metadata(tmp_path: Path) -> None:
     run = make_run(tmp_path, model="mistralai/Mixtral-8x7B-v0.1", task="gsm8k")
     run.pruned.mkdir()
     (run.pruned / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
-    report = collect(run.path)
+    report = read_run_facts(run.path)
     data = ModelCard(card(report, "me/small"), ignore_metadata_errors=False).data
     assert (data.base_model, data.to_dict()["base_model_relation"]) == ("mistralai/Mixtral-8x7B-v0.1", "finetune")
     assert (data.license, data.datasets) == ("apache-2.0", ["openai/gsm8k"])
@@ -24,27 +28,27 @@ def test_the_hub_understands_the_metadata(tmp_path: Path) -> None:
     assert {"pollard", "moe", "pruning"} <= set(data.tags)
     [result] = data.eval_results
     assert (result.dataset_type, result.dataset_split, result.metric_type) == ("openai/gsm8k", "test", "accuracy")
-    assert result.metric_value == 100 * report["models"]["recovered"]["score"] == 90.0
+    assert result.metric_value == 100 * report.models["recovered"].score == 90.0
 
 
 def test_the_table_holds_every_models_measures(tmp_path: Path) -> None:
-    report = collect(make_run(tmp_path, roles=(*ROLES, "control"), control=True).path)
+    report = read_run_facts(make_run(tmp_path, roles=(*ROLES, "control"), control=True).path)
     lines = card(report, "me/small").splitlines()
     assert "| | original | pruned | recovered | control |" in lines
-    scores = " | ".join(formats.percent(found["score"]) for found in report["models"].values())
+    scores = " | ".join(formats.percent(found.score) for found in report.models.values())
     assert f"| Score | {scores} |" in lines
     assert lines.index("|---|---:|---:|---:|---:|") == lines.index(f"| Score | {scores} |") - 1
 
 
 def test_it_says_how_to_load_it_and_how_it_was_made(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    text = card(collect(run.path), "me/small")
+    text = card(read_run_facts(run.path), "me/small")
     assert 'AutoModelForCausalLM.from_pretrained("me/small"' in text and "vllm serve me/small" in text
     assert run.recipe.read_text() in text
 
 
 def test_what_was_not_measured_is_called_that(tmp_path: Path) -> None:
-    text = card(collect(make_run(tmp_path).path), "me/small")
+    text = card(read_run_facts(make_run(tmp_path).path), "me/small")
     assert "What it lost elsewhere: not measured." in text
     assert "licence is not known" in text
 
@@ -52,26 +56,27 @@ def test_what_was_not_measured_is_called_that(tmp_path: Path) -> None:
 def test_what_the_sweep_measured_off_the_task_is_told(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     run.sweep.mkdir()
-    mine = row("weighted_ean", 2, 50, off=9) | {"criterion": "weighted_ean", "tokens": "all", "mode": "layerwise"}
-    (run.sweep / "table.json").write_text(json.dumps(tabulate([row("original", 4, 95, off=90), mine])))
+    mine = row("weighted_ean", 2, 50, off=9, criterion="weighted_ean", tokens="all", mode="layerwise")
+    table = tabulate([row("original", 4, 95, off=90), mine])
+    (run.sweep / "table.json").write_text(json.dumps(table.as_json()))
     run.finish("sweep", "sweep", 1.0, seed=7, ranks=1)
-    text = card(collect(run.path), "me/small")
+    text = card(read_run_facts(run.path), "me/small")
     assert "on playground/code the pruning alone takes the score from 90.0 % to 9.0 %" in text
 
 
 def test_what_the_harness_measured_off_the_task_is_told(tmp_path: Path) -> None:
-    measured = {"original": {"value": 0.512, "error": 0.013}, "recovered": {"value": 0.4, "error": None}}
-    report = collect(make_run(tmp_path).path)
-    report["harness"] = [{"task": "arc_easy", "metric": "acc", "n": 100, "models": measured}]
-    text = card(report, "me/small")
+    scores = {Role.ORIGINAL: HarnessScore(value=0.512, error=0.013), Role.RECOVERED: HarnessScore(value=0.4, error=None)}
+    harness = [HarnessRow(task="arc_easy", metric="acc", n=100, models=scores)]
+    text = card(read_run_facts(make_run(tmp_path).path).model_copy(update={"harness": harness}), "me/small")
     assert "measured with lm-evaluation-harness (± one standard error):\n" in text
     assert "  - arc_easy, acc: original 0.5120 ± 0.0130, recovered 0.4000\n" in text
 
 
 def test_a_model_that_skips_experts_says_which_loader_does(tmp_path: Path) -> None:
-    report = collect(make_run(tmp_path).path)
+    report = read_run_facts(make_run(tmp_path).path)
     assert "skipping.json" not in card(report, "me/small")
-    report["models"]["skipping"] = report["models"]["recovered"] | {"skip_rate": 0.5, "experts_skipped": 0.25}
+    measured = report.models[Role.RECOVERED].model_copy(update={"skip_rate": 0.5, "experts_skipped": 0.25})
+    report.models[Role.SKIPPING] = measured
     assert '`toolkit.moe.load_model("me/small")` follows it' in card(report, "me/small")
 
 
@@ -86,6 +91,6 @@ def test_it_lies_in_the_run_and_with_the_recovered_model(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("until", ["nothing", "calibrate", "select", "prune", "recover"])
 def test_a_run_that_stopped_early_has_a_card_that_claims_nothing(tmp_path: Path, until: str) -> None:
-    text = card(collect(tmp_path if until == "nothing" else make_run(tmp_path, until=until).path), "here")
+    text = card(read_run_facts(tmp_path if until == "nothing" else make_run(tmp_path, until=until).path), "here")
     assert "Not evaluated." in text
     assert ModelCard(text).data.eval_results is None

@@ -5,11 +5,11 @@ from pathlib import Path
 from made_up_run import BLOCKS, evaluate_role, make_run
 
 from toolkit.pipeline.run_directory import RunDirectory
-from toolkit.report import collect
+from toolkit.pipeline.run_facts import read_run_facts
 
 
 def warnings_of(run: RunDirectory) -> list[str]:
-    return collect(run.path)["warnings"]
+    return list(read_run_facts(run.path).warnings)
 
 
 def test_models_on_different_splits_are_not_called_alike(tmp_path: Path) -> None:
@@ -27,9 +27,9 @@ def test_kept_experts_that_nobody_chose_are_counted(tmp_path: Path) -> None:
 
 
 def test_kept_experts_are_judged_by_the_tokens_that_decided(tmp_path: Path) -> None:
-    report = collect(make_run(tmp_path, pruning={"keep": 2, "tokens": "prompt"}).path)
-    assert report["blocks"][BLOCKS[1]]["kept_share"] == 0.75  # 30 of 40 prompt tokens; of all it would be 40 of 100
-    assert "no prompt token of calibration chose: 1 of 4" in report["warnings"][0]
+    report = read_run_facts(make_run(tmp_path, pruning={"keep": 2, "tokens": "prompt"}).path)
+    assert report.blocks[BLOCKS[1]].kept_share == 0.75  # 30 of 40 prompt tokens; of all it would be 40 of 100
+    assert "no prompt token of calibration chose: 1 of 4" in report.warnings[0]
 
 
 def test_random_is_not_blamed_for_the_size_of_keep(tmp_path: Path) -> None:

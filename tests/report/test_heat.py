@@ -9,14 +9,15 @@ from pathlib import Path
 
 from made_up_run import KEPT, make_large, make_run
 
-from toolkit.report import collect
+from toolkit.pipeline.run_facts import read_run_facts
+from toolkit.report.facts import BlockFacts, RunFacts
 from toolkit.report.heat import KEPT as BLUE
 from toolkit.report.heat import PRUNED as OCHRE
 from toolkit.report.heat import HeatMap, heat_map
 
 
-def map_of(report: dict) -> HeatMap:
-    heat = heat_map(report)
+def map_of(report: RunFacts) -> HeatMap:
+    heat = heat_map(report.blocks, report.pruning.tokens if report.pruning else "all")
     assert heat is not None
     return heat
 
@@ -37,53 +38,59 @@ def pixels(url: str) -> list[list[tuple[int, ...]]]:
 
 
 def test_every_expert_is_a_pixel_whose_hue_says_kept_and_whose_strength_its_share(tmp_path: Path) -> None:
-    report = collect(make_run(tmp_path).path)
+    report = read_run_facts(make_run(tmp_path).path)
     heat = map_of(report)
     assert (heat.rows, heat.experts, list(heat.pictures)) == (["0", "1"], 4, ["all", "prompt", "completion"])
     for part, picture in heat.pictures.items():
         drawn = pixels(picture)
-        for row, block, kept in zip(drawn, report["blocks"].values(), KEPT, strict=True):
+        for row, block, kept in zip(drawn, report.blocks.values(), KEPT, strict=True):
             assert [pixel[:3] == BLUE for pixel in row] == [e in kept for e in range(4)]
             assert [pixel[:3] == OCHRE for pixel in row] == [e not in kept for e in range(4)]
             most = 5 / 6  # of the second block's completion tokens; one scale for all three pictures
-            for pixel, share in zip(row, block["share"][part], strict=True):
+            for pixel, share in zip(row, block.share[part], strict=True):
                 assert abs(pixel[3] - 255 * (share / most) ** 0.5) <= 0.51
 
 
 def test_the_numbers_to_hover_over_are_those_of_the_report(tmp_path: Path) -> None:
-    report = collect(make_run(tmp_path).path)
+    report = read_run_facts(make_run(tmp_path).path)
     numbers = json.loads(map_of(report).numbers)
     assert numbers["kept"] == ["1100", "0101"]
     for part, rows in numbers["shares"].items():
-        assert rows == [[round(1e4 * share) for share in block["share"][part]] for block in report["blocks"].values()]
+        assert rows == [[round(1e4 * share) for share in block.share[part]] for block in report.blocks.values()]
 
 
 def test_a_frame_stands_around_each_kept_expert_and_no_other(tmp_path: Path) -> None:
-    outline = map_of(collect(make_run(tmp_path).path)).outline
-    assert re.findall(r"M(\d)\.04 (\d)\.07", outline) == [(str(e), str(y)) for y, kept in enumerate(KEPT) for e in kept]
+    outline = map_of(read_run_facts(make_run(tmp_path).path)).outline
+    frames = re.findall(r"M([\d.]+) ([\d.]+)h([\d.]+)v([\d.]+)h-([\d.]+)z", outline)
+    cells = []
+    for x, y, width, height, back in (map(float, frame) for frame in frames):
+        assert int(x) <= x < x + width <= int(x) + 1 and int(y) <= y < y + height <= int(y) + 1 and back == width
+        cells.append((int(x), int(y)))  # the frame stands inside this cell
+    assert cells == [(e, y) for y, kept in enumerate(KEPT) for e in kept]
 
 
 def test_a_legend_swatch_stands_for_the_share_that_is_drawn_like_it(tmp_path: Path) -> None:
-    assert map_of(collect(make_run(tmp_path).path)).legend[1] == (0.5, "20.8 %")  # a quarter of the largest, 83.3 %
+    assert map_of(read_run_facts(make_run(tmp_path).path)).legend[1] == (0.5, "20.8 %")  # a quarter of the largest, 83.3 %
 
 
 def test_the_tokens_that_decided_are_shown_first(tmp_path: Path) -> None:
-    assert map_of(collect(make_run(tmp_path, pruning={"keep": 2, "tokens": "prompt"}).path)).tokens == "prompt"
+    assert map_of(read_run_facts(make_run(tmp_path, pruning={"keep": 2, "tokens": "prompt"}).path)).tokens == "prompt"
 
 
 def test_a_kind_of_token_that_was_not_seen_has_no_picture() -> None:
-    block = {"experts": 2, "kept": None, "share": {"all": [0.5, 0.5], "prompt": None, "completion": [0.5, 0.5]}}
-    assert list(map_of({"pruning": None, "blocks": {"a": block}}).pictures) == ["all", "completion"]
+    block = BlockFacts(experts=2, share={"all": [0.5, 0.5], "prompt": None, "completion": [0.5, 0.5]})
+    heat = heat_map({"a": block})
+    assert heat is not None and list(heat.pictures) == ["all", "completion"]
 
 
 def test_many_experts_in_many_blocks_still_have_few_labels_and_rows_one_can_see(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     make_large(run)
-    heat = map_of(collect(run.path))
+    heat = map_of(read_run_facts(run.path))
     assert len(heat.ticks) == 16
     assert heat.row_height >= 8 and heat.widths[0] >= 128 * 6
     assert sum(len(picture) for picture in heat.pictures.values()) < 60_000 and len(heat.numbers) < 90_000
 
 
 def test_without_statistics_there_is_no_map(tmp_path: Path) -> None:
-    assert heat_map(collect(tmp_path)) is None
+    assert heat_map(read_run_facts(tmp_path).blocks) is None

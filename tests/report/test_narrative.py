@@ -5,29 +5,27 @@ from pathlib import Path
 import pytest
 from made_up_run import ROLES, evaluate_role, make_run
 
-from toolkit.report import collect
+from toolkit.pipeline.run_facts import read_run_facts
 from toolkit.runtime import formatting as formats
 
 
 def test_the_headline_is_the_answer(tmp_path: Path) -> None:
-    report = collect(make_run(tmp_path).path)
-    assert report["headline"] == "Half the experts, 2.0× smaller: 95.0 % -> 90.0 % (difference not significant)."
-    assert report["summary"] == (
+    report = read_run_facts(make_run(tmp_path).path)
+    assert report.headline == "Half the experts, 2.0× smaller: 95.0 % -> 90.0 % (difference not significant)."
+    assert report.summary == (
         "2 of 4 experts kept in each of 2 blocks. On 20 test questions of playground/logic: "
         "original 95.0 %, pruned 45.0 %, recovered 90.0 %."
     )
 
 
 def test_without_recovery_the_headline_is_the_pruned_models(tmp_path: Path) -> None:
-    report = collect(make_run(tmp_path, roles=("original", "pruned")).path)
-    assert report["headline"] == (
-        "Half the experts, 2.0× smaller: 95.0 % -> 45.0 % without fine-tuning (difference significant)."
-    )
-    assert "recovered not evaluated" in report["summary"]
+    report = read_run_facts(make_run(tmp_path, roles=("original", "pruned")).path)
+    assert report.headline == ("Half the experts, 2.0× smaller: 95.0 % -> 45.0 % without fine-tuning (difference significant).")
+    assert "recovered not evaluated" in report.summary
 
 
 def test_a_loss_that_chance_explains_is_not_called_equality(tmp_path: Path) -> None:
-    said = collect(make_run(tmp_path).path)["comparisons"][0]
+    said = read_run_facts(make_run(tmp_path).path).comparisons[0]
     assert said.startswith(
         "Question by question, the recovered model alone is right on 0, the original alone on 1 of 20: −5.0 points (95 % "
     )
@@ -40,21 +38,21 @@ def test_a_loss_that_chance_does_not_explain_is_called_significant(tmp_path: Pat
     run = make_run(tmp_path)
     for role in ROLES:
         evaluate_role(run, role, n=2000)
-    said = collect(run.path)["comparisons"][0]
+    said = read_run_facts(run.path).comparisons[0]
     assert "a significant difference (McNemar p < 0.001): more than the choice of questions explains." in said
 
 
 def test_the_result_is_compared_with_the_control_too(tmp_path: Path) -> None:
-    report = collect(make_run(tmp_path, roles=(*ROLES, "control"), control=True).path)
-    assert "recovered 90.0 %, control 100.0 %" in report["summary"]
-    assert "the recovered model alone is right on 0, the control alone on 2 of 20: −10.0 points" in report["comparisons"][1]
+    report = read_run_facts(make_run(tmp_path, roles=(*ROLES, "control"), control=True).path)
+    assert "recovered 90.0 %, control 100.0 %" in report.summary
+    assert "the recovered model alone is right on 0, the control alone on 2 of 20: −10.0 points" in report.comparisons[1]
 
 
 def test_models_on_different_splits_are_not_compared(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     evaluate_role(run, "recovered", split="dev")
-    report = collect(run.path)
-    assert report["comparisons"] == [] and report["headline"].endswith("90.0 %.")
+    report = read_run_facts(run.path)
+    assert report.comparisons == () and report.headline.endswith("90.0 %.")
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,14 @@ import pytest
 from made_up_run import ROLES, evaluate_role, make_large, make_run
 from test_sweep_table import row
 
-from toolkit.pipeline.stages.alternatives import write_alternatives
-from toolkit.report import collect, render, tabulate, write_report
-from toolkit.report.page import FORMATS, ROWS
+from toolkit.pipeline.run_facts import read_run_facts
+from toolkit.pipeline.stages.report import write_alternatives
+from toolkit.pipeline.write_report import write_report
+from toolkit.recipe.roles import Role
+from toolkit.report import render, tabulate
+from toolkit.report.facts import ChangedAnswer, ChangedAnswers, RunFacts, look_up
+from toolkit.report.measurements import Fidelity, HarnessRow, HarnessScore
+from toolkit.report.page import FORMATS, MEASURES
 from toolkit.runtime import formatting as formats
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -81,81 +86,80 @@ def plain(text: str) -> str:
     return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
-def look_up(report: Any, path: str) -> Any:
-    for key in path.split("/"):
-        report = report[int(key)] if isinstance(report, list) else report[key]
-    return report
+def value_at(report: RunFacts, path: str) -> Any:
+    return look_up(report, [int(key) if key.isdigit() else key for key in path.split("/")])
 
 
 def test_numbers_on_the_page_are_those_of_report_json(tmp_path: Path) -> None:
     run = make_run(tmp_path, roles=(*ROLES, "control"), control=True)
     write_alternatives(run)
     write_report(run.path)
-    report = json.loads((run.path / "report.json").read_text())
+    report = RunFacts.model_validate_json((run.path / "report.json").read_text())
     page = (run.path / "report.html").read_text()
     assert page == render(report)  # nothing but report.json went into it
     found = Facts(page).found
     for path, how, text in found:
-        assert plain(text) == FORMATS[how](look_up(report, path)), path
+        assert plain(text) == FORMATS[how](value_at(report, path)), path
     there = {path for path, _, _ in found}
     for role in (*ROLES, "control"):
-        for _, key, _ in ROWS:
-            if report["models"][role].get(key, 0) is None:  # of a model that skips experts only
+        for measure in MEASURES:
+            if measure.value_in(report.models[role]) is None:  # of a model that skips experts only
                 continue
-            assert "/".join(["models", role, key] if key else ["models", role]) in there
+            assert "/".join(["models", role, measure.field] if measure.field else ["models", role]) in there
     assert {f"pairs/{i}/{key}" for i in range(6) for key in ("both", "neither", "difference", "interval/0", "p")} <= there
     assert {"changed/lost/count", "criteria/mean/frequency"} <= there
-    for block in report["blocks"]:
+    for block in report.blocks:
         assert {f"blocks/{block}/kept_share", f"criteria/agreement/frequency/{block}"} <= there
     words = html.unescape(plain(page)).replace("→", "->")
     words = re.sub(r"<[^>]+>", "", words)
-    for sentence in (report["headline"], report["summary"], *report["comparisons"], *report["warnings"]):
+    for sentence in (report.headline, report.summary, *report.comparisons, *report.warnings):
         assert sentence in words
 
 
 def test_what_was_measured_beside_the_scores_is_report_jsons_too(tmp_path: Path) -> None:
-    report = collect(make_run(tmp_path).path)
-    report["fidelity"] = {"pruned": {"kl": 0.2, "kl_error": None, "acceptance": 0.9, "acceptance_error": 0.01, "tokens": 1234}}
-    report["harness"] = [{"task": "arc", "metric": "acc", "n": None, "models": {"pruned": {"value": 0.5, "error": 0.01}}}]
+    fidelity = Fidelity(kl=0.2, kl_error=None, acceptance=0.9, acceptance_error=0.01, tokens=1234)
+    harness = HarnessRow(task="arc", metric="acc", n=None, models={Role.PRUNED: HarnessScore(value=0.5, error=0.01)})
+    measured = {"fidelity": {Role.PRUNED: fidelity}, "harness": [harness]}
+    report = read_run_facts(make_run(tmp_path).path).model_copy(update=measured)
     found = {path: (how, text) for path, how, text in Facts(render(report)).found}
-    assert plain(found["fidelity/pruned"][1]) == FORMATS[found["fidelity/pruned"][0]](report["fidelity"]["pruned"])
+    assert plain(found["fidelity/pruned"][1]) == FORMATS[found["fidelity/pruned"][0]](report.fidelity["pruned"])
     assert found["harness/0/models/pruned"] == ("measured", "0.5000 ± 0.0100") and found["harness/0/n"] == ("count", "–")
 
 
 def test_every_measure_has_one_row() -> None:
-    keys = [key for _, key, _ in ROWS]
-    assert len(keys) == len(set(keys))
+    fields = [measure.field for measure in MEASURES]
+    assert len(fields) == len(set(fields))
 
 
 def test_a_bar_is_as_long_as_the_score_and_its_whiskers_as_the_interval(tmp_path: Path) -> None:
-    report = collect(make_run(tmp_path).path)
+    report = read_run_facts(make_run(tmp_path).path)
     chart = drawings(render(report))[0]
     bars = {bar.get("class"): bar for bar in chart.iter("rect")}
     whiskers = [line for line in chart.iter("line") if line.get("class") == "whisker" and line.get("y1") == line.get("y2")]
     for role, whisker in zip(ROLES, whiskers, strict=True):
-        found = report["models"][role]
+        found = report.models[role]
         drawn = [
             float(str(length).rstrip("%")) / 100 for length in (bars[role].get("width"), whisker.get("x1"), whisker.get("x2"))
         ]
-        assert drawn == pytest.approx([found["score"], *found["interval"]], abs=1e-4)
+        assert drawn == pytest.approx([found.score, *found.interval], abs=1e-4)
 
 
 @pytest.mark.parametrize("until", ["nothing", "calibrate", "select", "prune", "recover", "evaluate"])
 def test_the_page_is_well_formed_however_far_the_run_got(tmp_path: Path, until: str) -> None:
-    page = render(collect(tmp_path if until == "nothing" else make_run(tmp_path, until=until).path))
+    page = render(read_run_facts(tmp_path if until == "nothing" else make_run(tmp_path, until=until).path))
     Balanced(page)
     drawings(page)
     assert ("No model has been evaluated" in page) == (until != "evaluate")
 
 
 def test_a_run_without_recovery_says_so(tmp_path: Path) -> None:
-    page = render(collect(make_run(tmp_path, roles=("original", "pruned")).path))
+    page = render(read_run_facts(make_run(tmp_path, roles=("original", "pruned")).path))
     assert page.count("not evaluated</td>") == 1  # once in its column; its other rows are dashes
     assert "Not fine-tuned." in page
 
 
 def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
-    page = render(collect(make_run(tmp_path).path))
+    page = render(read_run_facts(make_run(tmp_path).path))
     attributes = Balanced(page).attributes
     assert not {"src", "xlink:href", "onload", "onclick"} & {name for name, _ in attributes}
     assert all(str(value).startswith("data:image/png;base64,") for name, value in attributes if name == "href")
@@ -175,13 +179,16 @@ def test_a_page_of_128_experts_in_48_blocks_is_small_enough_to_send(tmp_path: Pa
 def test_other_peoples_text_stays_text(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     evil = "<script>alert(1)</script>&\"'<b>"
-    report = json.loads(json.dumps(collect(run.path)).replace("path/of/model", json.dumps(evil)[1:-1]))
-    report |= {"name": evil, "task": evil, "headline": evil, "summary": evil, "comparisons": [evil, evil], "warnings": [evil]}
-    for kind in ("lost", "won"):
-        report["changed"][kind]["examples"] = [dict.fromkeys(("index", "question", "gold", "before", "after"), evil)]
-    report["blocks"] = {f"{evil}.{name}.{evil}": block for name, block in report["blocks"].items()}
-    report["versions"] = {evil: evil}
-    page = render(report)
+    text = json.dumps(read_run_facts(run.path).as_json()).replace("path/of/model", json.dumps(evil)[1:-1])
+    report = RunFacts.model_validate_json(text)
+    example = ChangedAnswer.model_construct(**dict.fromkeys(ChangedAnswer.model_fields, evil))
+    changed = dict.fromkeys(("lost", "won"), ChangedAnswers(count=1, examples=[example]))
+    others = {
+        "name": evil, "task": evil, "headline": evil, "summary": evil, "comparisons": [evil, evil], "warnings": [evil],
+        "changed": report.changed.model_copy(update=changed), "versions": {evil: evil},
+        "blocks": {f"{evil}.{name}.{evil}": block for name, block in report.blocks.items()},
+    }  # fmt: skip
+    page = render(report.model_copy(update=others))
     assert page.count("<script") == 2 and "alert(1)</script" not in page and "<b>" not in page
     Balanced(page)
     drawings(page)
@@ -189,33 +196,33 @@ def test_other_peoples_text_stays_text(tmp_path: Path) -> None:
 
 def test_the_recipe_and_the_command_to_repeat_it_are_there(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    page = render(collect(run.path))
+    page = render(read_run_facts(run.path))
     assert run.recipe.read_text() in page
     assert f"./launch.sh --ranks 2 {run.recipe} --fresh" in page
 
 
 def test_random_is_called_a_control(tmp_path: Path) -> None:
-    page = render(collect(make_run(tmp_path, pruning={"keep": 2, "criterion": "random"}).path))
+    page = render(read_run_facts(make_run(tmp_path, pruning={"keep": 2, "criterion": "random"}).path))
     assert "Experts drawn at random (seed 7)" in page
 
 
 def test_memory_of_a_gpu_needs_no_footnote(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    assert "Peak memory on CPU" in render(collect(run.path))
+    assert "Peak memory on CPU" in render(read_run_facts(run.path))
     for role in ROLES:
         evaluate_role(run, role, device="NVIDIA H100")
-    assert "Peak memory on CPU" not in render(collect(run.path))
+    assert "Peak memory on CPU" not in render(read_run_facts(run.path))
 
 
 def test_a_sweep_is_a_curve_a_recommendation_and_every_cell(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    assert "Sweep" not in render(collect(run.path))
+    assert "Sweep" not in render(read_run_facts(run.path))
     run.sweep.mkdir()
     table = tabulate([row("original", 4, 95, off=90), row("a<b", 2, 50, off=9), row("random", 2, 3, 1, off=0)])
-    (run.sweep / "table.json").write_text(json.dumps(table))
-    assert collect(run.path)["sweep"] is None  # the entry is what says that it is whole
+    (run.sweep / "table.json").write_text(json.dumps(table.as_json()))
+    assert read_run_facts(run.path).sweep is None  # the entry is what says that it is whole
     run.finish("sweep", "sweep", 1.0, seed=7, ranks=1)
-    page = render(collect(run.path))
+    page = render(read_run_facts(run.path))
     Balanced(page)
     drawing = next(d for d in drawings(page) if "Accuracy over" in d.attrib.get("aria-label", ""))
     assert sum(part.tag == "polyline" for part in drawing.iter()) == 2

@@ -1,24 +1,26 @@
 """Law: the recommendation says no more than the intervals do."""
 
-from typing import Any
-
 import pytest
 
 from toolkit.report import show_sweep, tabulate
-from toolkit.report.curves import keep_curve
+from toolkit.report.measurements import SweepRow, TaskResult
 from toolkit.runtime.intervals import wilson
 
 N = 100
 
 
-def row(label: str, keep: int, correct: int, seed: int = 0, off: int | None = None, loss: float = 0.5) -> dict[str, Any]:
-    def measures(name: str, right: int) -> dict[str, Any]:
-        return {"name": name, "loss": loss, "score": right / N, "correct": right, "n": N, "interval": list(wilson(right, N))}
+def row(
+    label: str, keep: int, correct: int, seed: int = 0, off: int | None = None, loss: float = 0.5, **pruning: str
+) -> SweepRow:
+    """A cell that answers `correct` of N rightly, and `off` of N off the task."""
 
-    return {
-        "label": label, "keep": keep, "seed": seed, "kept_unobserved": 0, "file": f"keep{keep}-{label}-{seed}.json",
-        "task": measures("playground/logic", correct), "off_task": None if off is None else measures("playground/code", off),
-    }  # fmt: skip
+    def result(name: str, right: int) -> TaskResult:
+        return TaskResult(name=name, loss=loss, score=right / N, correct=right, n=N, interval=wilson(right, N))
+
+    return SweepRow(
+        label=label, keep=keep, **pruning, seed=seed, kept_unobserved=0, file=f"keep{keep}-{label}-{seed}.json",
+        task=result("playground/logic", correct), off_task=None if off is None else result("playground/code", off),
+    )  # fmt: skip
 
 
 ROWS = [
@@ -32,8 +34,8 @@ ROWS = [
 
 def test_the_fewest_experts_whose_interval_overlaps_the_originals_are_recommended_with_the_reason() -> None:
     table = tabulate(ROWS)
-    assert table["holding"] == {"random": None, "reap": 6, "frequency": 4}
-    said = table["recommendation"]
+    assert table.holding == {"random": None, "reap": 6, "frequency": 4}
+    said = table.recommendation
     assert said.startswith(
         "pruning.keep=4 by frequency: the fewest experts with which accuracy (88.0 %, 95 % interval 80.2–93.0 %)"
     )
@@ -47,25 +49,25 @@ def test_the_fewest_experts_whose_interval_overlaps_the_originals_are_recommende
 
 # `random` holds only where every seed does: one lucky draw is no criterion.
 def test_a_lucky_draw_does_not_hold_and_two_are_said_to_hold_too() -> None:
-    assert tabulate(ROWS)["holding"]["random"] is None
+    assert tabulate(ROWS).holding["random"] is None
     lucky = [row("original", 8, 95), row("random", 4, 90, 0), row("random", 4, 89, 1), row("reap", 4, 91)]
-    said = tabulate(lucky)["recommendation"]
+    said = tabulate(lucky).recommendation
     assert "pruning.keep=4 by reap" in said and "Random experts hold there too" in said
-    assert tabulate([lucky[0], *lucky[1:3]])["recommendation"].startswith("No criterion holds")
+    assert tabulate([lucky[0], *lucky[1:3]]).recommendation.startswith("No criterion holds")
 
 
 def test_where_nothing_holds_the_best_of_each_is_named() -> None:
-    said = tabulate([row("original", 8, 95), row("reap", 4, 30), row("frequency", 4, 40), row("reap", 2, 1)])["recommendation"]
+    said = tabulate([row("original", 8, 95), row("reap", 4, 30), row("frequency", 4, 40), row("reap", 2, 1)]).recommendation
     assert said.startswith("No criterion holds: ") and "Best of each: keep 4 frequency 40.0 %, keep 2 reap 1.0 %." in said
 
 
 def test_of_equal_scores_the_lower_loss_is_better() -> None:
     rows = [row("original", 8, 95), row("reap", 4, 90, loss=0.5), row("frequency", 4, 90, loss=0.4)]
-    assert "pruning.keep=4 by frequency" in tabulate(rows)["recommendation"]
+    assert "pruning.keep=4 by frequency" in tabulate(rows).recommendation
 
 
 def test_an_original_that_answers_nothing_recommends_nothing() -> None:
-    said = tabulate([row("original", 8, 0), row("reap", 4, 0)])["recommendation"]
+    said = tabulate([row("original", 8, 0), row("reap", 4, 0)]).recommendation
     assert said.startswith("The original itself is right on none of 100 dev questions of playground/logic: ")
 
 
@@ -74,21 +76,3 @@ def test_the_terminal_shows_every_cell(capsys: pytest.CaptureFixture[str]) -> No
     out = capsys.readouterr().out
     assert sum(line.startswith(("original", "random", "reap", "frequency")) for line in out.splitlines()) == len(ROWS)
     assert "100 dev questions of playground/logic; off task: playground/code" in out
-
-
-def test_every_line_of_the_curve_ends_at_the_original_and_random_has_a_band() -> None:
-    curve = keep_curve(tabulate(ROWS))
-    assert curve is not None
-    assert [line.label for line in curve.lines] == ["random", "reap", "frequency"]
-    assert all(line.points.endswith("100,5") for line in curve.lines)
-    random, reap, _ = curve.lines
-    assert random.points == "0,93 50,45 100,5"  # the mean of the seeds
-    assert random.band == "0,95 50,80 100,5 100,5 50,10 0,91" and not reap.band
-    assert [tick.label for tick in curve.keeps] == ["4", "6", "8"]
-    assert reap.dots[0] == (50.0, 6.0, "reap, keep 6: 94.0 %, 95 % interval 87.5–97.2 %")
-    low, high = wilson(95, N)
-    assert curve.original == (pytest.approx(100 * (1 - high), abs=0.01), pytest.approx(100 * (high - low), abs=0.01))
-
-
-def test_without_a_sweep_there_is_no_curve() -> None:
-    assert keep_curve(None) is None

@@ -5,24 +5,25 @@ from pathlib import Path
 import pytest
 from made_up_run import ROLES, evaluate_role, make_run
 
-from toolkit.report import collect, show
+from toolkit.pipeline.run_facts import read_run_facts
+from toolkit.report import show
 
 
 def test_one_row_per_model_in_plain_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = collect(make_run(tmp_path).path)
+    report = read_run_facts(make_run(tmp_path).path)
     show(report)
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     rows = {role: next(line for line in lines if line.startswith(role)).split() for role in ROLES}
     assert rows["original"] == ["original", "95.0", "%", "76.4–99.1", "%", "20", "4.00", "M", "16.0", "MiB", "123"]
     assert rows["recovered"][-5:] == ["2.00", "M", "8.0", "MiB", "123"]
-    assert report["headline"] in lines and report["comparisons"][0] in lines
-    assert [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")] == report["warnings"]
+    assert report.headline in lines and report.comparisons[0] in lines
+    assert [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")] == list(report.warnings)
 
 
 def test_a_table_of_large_models_fits_into_80_columns_uncut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path)
     evaluate_role(run, "original", parameters=671_000_000_000, checkpoint_bytes=1400 * 2**30, tokens_per_second=12345.6, n=10_000)
-    show(collect(run.path))
+    show(read_run_facts(run.path))
     table = [line for line in capsys.readouterr().out.splitlines() if line.strip().startswith(("model", *ROLES))]
     assert max(map(len, table)) <= 80  # what rich takes where there is no terminal
     assert "…" not in "".join(table)
@@ -30,13 +31,14 @@ def test_a_table_of_large_models_fits_into_80_columns_uncut(tmp_path: Path, caps
 
 
 def test_a_model_that_was_not_evaluated_has_a_row_that_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    show(collect(tmp_path))
+    show(read_run_facts(tmp_path))
     out = capsys.readouterr().out
     assert out.count("not evaluated") == 3 and all(role in out for role in ROLES)
 
 
 def test_brackets_in_a_name_are_not_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = collect(tmp_path) | {"headline": "the [bold]task[/] of [/nobody]", "warnings": ["[red] is a file"]}
+    brackets = {"headline": "the [bold]task[/] of [/nobody]", "warnings": ["[red] is a file"]}
+    report = read_run_facts(tmp_path).model_copy(update=brackets)
     show(report)
     out = capsys.readouterr().out
     assert "the [bold]task[/] of [/nobody]" in out and "warning: [red] is a file" in out
@@ -44,5 +46,5 @@ def test_brackets_in_a_name_are_not_markup(tmp_path: Path, capsys: pytest.Captur
 
 def test_other_ranks_are_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
-    show(collect(tmp_path))
+    show(read_run_facts(tmp_path))
     assert capsys.readouterr().out == ""

@@ -8,7 +8,7 @@ from toolkit.runtime import formatting as formats
     [
         (formats.percent(0.962), "96.2 %"),
         (formats.percent(0.01834, 2), "1.83 %"),
-        (formats.interval({"interval": [0.9412, 0.9761]}), "94.1–97.6 %"),
+        (formats.interval((0.9412, 0.9761)), "94.1–97.6 %"),
         (formats.amount(999), "999"),
         (formats.amount(4_190_000), "4.19 M"),
         (formats.amount(46_702_792_704), "46.70 B"),

@@ -1,9 +1,18 @@
 import pytest
 import torch
+from conftest import raises
 
-from toolkit.cuts.statistics import ExpertStatistics, Tokens
-from toolkit.runtime.errors import PollardError
-from toolkit.selection import CRITERIA, SCORES
+from toolkit.cuts.statistics import (
+    BlockSearchResult,
+    BlockStatistics,
+    ExpertStatistics,
+    StatisticsFacts,
+    SubsetResult,
+    Tokens,
+)
+from toolkit.recipe.schema import PruningRecipe
+from toolkit.selection import CRITERIA, ScoreCriterion
+from toolkit.selection.criteria import Choice, Score
 
 # Per statistic what the prompt and the completion tokens left for experts 0…3; nothing reached expert 3.
 WATCHED = {
@@ -17,13 +26,19 @@ WATCHED = {
 }
 
 
+def score(criterion: str) -> Score:
+    rule = CRITERIA[criterion]
+    assert isinstance(rule, ScoreCriterion)
+    return rule.score
+
+
 def watched(block: str = "mlp") -> ExpertStatistics:
     vectors = {
         f"{block}/{name}/{part}": torch.tensor(values, dtype=torch.float64)
         for name, both in WATCHED.items()
         for part, values in zip(("prompt", "completion"), both, strict=True)
     }
-    return ExpertStatistics(vectors, {"blocks": {block: {"experts": 4, "experts_per_token": 2}}})
+    return ExpertStatistics(vectors, StatisticsFacts({block: BlockStatistics(4, 2)}))
 
 
 @pytest.mark.parametrize(
@@ -48,12 +63,12 @@ def watched(block: str = "mlp") -> ExpertStatistics:
     ],
 )
 def test_a_criterion_is_its_formula(criterion: str, tokens: Tokens, scores: list[float]) -> None:
-    found = SCORES[criterion](watched(), "mlp", tokens, 0)
+    found = score(criterion)(watched(), "mlp", tokens, 0)
     assert found.dtype == torch.float64 and found.tolist() == pytest.approx(scores, rel=1e-15)
 
 
 def test_random_depends_on_seed_and_block_and_on_nothing_else() -> None:
-    random = SCORES["random"]
+    random = score("random")
     scores = random(watched(), "mlp", "all", 3)
     other = watched()
     for vector in other.vectors.values():
@@ -65,30 +80,55 @@ def test_random_depends_on_seed_and_block_and_on_nothing_else() -> None:
 
 def test_random_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
-    SCORES["random"](watched(), "mlp", "all", 3)
+    score("random")(watched(), "mlp", "all", 3)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_every_criterion_says_what_it_is_in_one_line(criterion: str) -> None:
-    summary, *more = (CRITERIA[criterion].__doc__ or "").splitlines()
-    assert summary.endswith(".") and (not more or not more[0])
+    assert CRITERIA[criterion].meaning.endswith(".") and "\n" not in CRITERIA[criterion].meaning
+
+
+# What a criterion declares is what it reads: neither more is needed, nor is less missing.
+@pytest.mark.parametrize("criterion", [name for name, rule in CRITERIA.items() if isinstance(rule, ScoreCriterion)])
+def test_a_score_reads_the_statistics_that_it_declares(criterion: str) -> None:
+    rule = CRITERIA[criterion]
+    assert isinstance(rule, ScoreCriterion)
+    for statistic in WATCHED:
+        lacking = watched()
+        lacking.vectors = {name: vector for name, vector in lacking.vectors.items() if f"/{statistic}/" not in name}
+        if statistic in rule.reads:
+            with raises("statistics.missing", f"`{statistic}`"):
+                rule.score(lacking, "mlp", "all", 0)
+        else:
+            rule.score(lacking, "mlp", "all", 0)
 
 
 def test_what_a_family_does_not_show_is_missing_with_the_reason() -> None:
     statistics = watched()
     del statistics.vectors["mlp/probability_sum/prompt"]
-    with pytest.raises(PollardError, match=r"no `probability_sum` .* its router's scores are no softmax .* another criterion\."):
-        SCORES["soft_activation"](statistics, "mlp", "all", 0)
+    with raises("statistics.missing", "`probability_sum`", "softmax", "another criterion"):
+        score("soft_activation")(statistics, "mlp", "all", 0)
 
 
 def test_reconstruction_without_its_search_says_how_to_get_it() -> None:
-    with pytest.raises(PollardError, match=r'hold no layerwise reconstruction search.* reconstruction="layerwise"\), or'):
-        CRITERIA["reconstruction"](watched(), "mlp", 2)
-    statistics = watched()
-    statistics.about["reconstruction"] = {"progressive": {"mlp": {"keep": {"3": {"kept": [0, 1, 2], "loss": 1.0}}}}}
-    assert CRITERIA["reconstruction"](statistics, "mlp", 3, "progressive") == [0, 1, 2]
-    with pytest.raises(PollardError, match=r"has no set of 2 experts \(searched: 3\)\. Calibrate again for keep=2"):
-        CRITERIA["reconstruction"](statistics, "mlp", 2, "progressive")
-    with pytest.raises(PollardError, match=r"pruning\.criterion=reconstruction pruning\.mode=layerwise"):
-        CRITERIA["reconstruction"](statistics, "mlp", 3, "layerwise")
+    rule, statistics = CRITERIA["reconstruction"], watched()
+    with raises("selection.no-search", "layerwise", 'reconstruction="layerwise")'):
+        rule.choose(statistics, "mlp", Choice(2))
+    found = BlockSearchResult("exhaustive", 10, 10, {3: SubsetResult([0, 1, 2], 1.0)})
+    statistics.about.reconstruction = {"progressive": {"mlp": found}}
+    assert rule.choose(statistics, "mlp", Choice(3, mode="progressive")) == ([0, 1, 2], None)
+    with raises("selection.other-keep", "mlp", "2 experts", "(searched: 3)"):
+        rule.choose(statistics, "mlp", Choice(2, mode="progressive"))
+    with raises("selection.no-search", "pruning.criterion=reconstruction pruning.mode=layerwise"):
+        rule.choose(statistics, "mlp", Choice(3))
+
+
+# Calibration makes one search for every size, or one for the given size alone: its fingerprint says which.
+def test_only_reconstruction_asks_calibration_for_a_search() -> None:
+    for name, rule in CRITERIA.items():
+        searches = [rule.search(PruningRecipe(criterion=name, keep=0.5, mode=mode)) for mode in ("layerwise", "progressive")]
+        if rule.searched:
+            assert [search.identity for search in searches if search] == [["layerwise"], ["progressive", 0.5]]
+        else:
+            assert searches == [None, None]

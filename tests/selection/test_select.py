@@ -3,12 +3,13 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import raises
 
 from toolkit.cuts.plan import Plan
-from toolkit.cuts.statistics import ExpertStatistics
-from toolkit.runtime.errors import PollardError
-from toolkit.selection import SCORES, experts_to_activate, experts_to_keep, kept_unobserved, select
+from toolkit.cuts.statistics import BlockSearchResult, BlockStatistics, ExpertStatistics, StatisticsFacts, SubsetResult
+from toolkit.selection import CRITERIA, experts_to_activate, experts_to_keep, kept_unobserved, select
 
+SCORES = CRITERIA.keys() - {"reconstruction"}
 STATISTICS = (
     "count", "gate_sum", "norm_sum", "gated_norm_sum", "max_norm", "residual_shift_sum", "probability_sum",
 )  # fmt: skip
@@ -28,15 +29,15 @@ def watched(
         for statistic in STATISTICS
         for part, values in parts.items()
     }
-    about = {"experts": len(completion), "experts_per_token": 1, "tokens": {"prompt": 3, "completion": 4}}
-    return ExpertStatistics(vectors, {"model": "some/model", "task": "gsm8k", "blocks": {name: about for name in names}})
+    facts = {name: BlockStatistics(len(completion), 1, tokens={"prompt": 3, "completion": 4}) for name in names}
+    return ExpertStatistics(vectors, StatisticsFacts(facts, "some/model", task="gsm8k"))
 
 
 def kept(plan: Plan) -> list[int]:
     return plan.blocks["layers.0.mlp"].kept
 
 
-@pytest.mark.parametrize("criterion", sorted(SCORES.keys() - {"random", "reap"}))
+@pytest.mark.parametrize("criterion", sorted(SCORES - {"random", "reap"}))
 def test_the_highest_scores_stay_in_ascending_order(criterion: str) -> None:
     plan = select(watched([5, 1, 7, 2, 6]), criterion, keep=3)
     assert kept(plan) == [0, 2, 4]
@@ -48,13 +49,13 @@ def test_reap_prefers_a_rare_strong_expert_where_sums_prefer_a_busy_one() -> Non
     assert (kept(select(statistics, "reap", 1)), kept(select(statistics, "weighted_ean", 1))) == ([1], [0])
 
 
-@pytest.mark.parametrize("criterion", sorted(SCORES.keys() - {"random"}))
+@pytest.mark.parametrize("criterion", sorted(SCORES - {"random"}))
 def test_of_equal_scores_the_lower_index_stays(criterion: str) -> None:
     assert kept(select(watched([2, 3, 2, 3, 2]), criterion, keep=3)) == ([0, 1, 3] if criterion != "reap" else [0, 1, 2])
 
 
 # An observed expert of score 0 says something; an unobserved one says nothing, whatever a criterion makes of it.
-@pytest.mark.parametrize("criterion", sorted(SCORES.keys() - {"random", "frequency"}))
+@pytest.mark.parametrize("criterion", sorted(SCORES - {"random", "frequency"}))
 def test_an_unobserved_expert_ranks_below_every_observed_one(criterion: str) -> None:
     nothing = {name: [0.0, 0.0, 0.0, 0.0] for name in STATISTICS}
     assert kept(select(watched([0, 0, 0, 0], **(nothing | {"count": [0, 1, 0, 1]})), criterion, keep=3)) == [0, 1, 3]
@@ -94,7 +95,7 @@ def test_kept_experts_that_no_chosen_token_reached_are_counted() -> None:
 
 def test_a_plan_says_how_it_came_about_and_survives_its_file(tmp_path: Path) -> None:
     statistics = watched([1, 2, 3, 4], blocks=2)
-    statistics.about |= {"examples": 512, "fingerprint": "f"}
+    statistics.about.examples, statistics.about.fingerprint = 512, "f"
     plan = select(statistics, "reap", 0.5, tokens="completion", seed=3)
     assert (plan.model, plan.criterion, plan.tokens, plan.seed) == ("some/model", "reap", "completion", 3)
     assert (plan.keep, plan.experts_per_token, list(plan.blocks)) == (2, 1, statistics.blocks)
@@ -113,7 +114,7 @@ def test_a_fraction_means_the_nearest_number_and_at_least_one(keep: float, exper
 
 @pytest.mark.parametrize("keep", [9, 0, -1, 1.5, 0.0, 1.0, float("nan")])
 def test_an_impossible_keep_is_refused_with_what_is_possible(keep: Any) -> None:
-    with pytest.raises(PollardError, match=rf"pruning\.keep is {keep}.* 1…8, or a fraction in \(0, 1\)\."):
+    with raises("selection.keep", f"pruning.keep is {keep}", "1…8"):
         experts_to_keep(keep, 8)
 
 
@@ -126,14 +127,13 @@ def test_a_token_activates_as_many_as_now_where_enough_are_kept(asked: int | Non
 
 @pytest.mark.parametrize(("asked", "keep", "most"), [(0, 4, 8), (5, 4, 8), (9, 16, 8)])
 def test_an_impossible_number_per_token_is_refused_with_what_is_possible(asked: int, keep: int, most: int) -> None:
-    told = rf"is {asked}: the model activates {most} experts per token and keeps {keep}, so give 1…{min(most, keep)}"
-    with pytest.raises(PollardError, match=told):
+    with raises("selection.experts-per-token", f"experts_per_token is {asked}", most, keep, f"1…{min(most, keep)}"):
         experts_to_activate(asked, keep, most)
 
 
 def test_a_plan_carries_how_many_a_token_activates() -> None:
     statistics = watched([1, 2, 3, 4])
-    statistics.about["blocks"]["layers.0.mlp"]["experts_per_token"] = 3
+    statistics.about.blocks["layers.0.mlp"].experts_per_token = 3
     assert select(statistics, keep=2).experts_per_token == 2
     assert select(statistics, keep=4).experts_per_token == 3
     assert select(statistics, keep=4, experts_per_token=1).experts_per_token == 1
@@ -142,27 +142,26 @@ def test_a_plan_carries_how_many_a_token_activates() -> None:
 # The best eight are all in the first group: ranked across groups, they would be all that stays.
 def test_every_group_keeps_equally_many_ranked_within_it() -> None:
     statistics = watched([16, 15, 14, 13, 9, 1, 2, 8])
-    statistics.about["blocks"]["layers.0.mlp"]["groups"] = 2
+    statistics.about.blocks["layers.0.mlp"].groups = 2
     assert kept(select(statistics, keep=4)) == [0, 1, 4, 7]
     assert kept(select(statistics, keep=0.6)) == [0, 1, 4, 7]  # nearest to 4.8 with as many in each
-    with pytest.raises(PollardError, match=r"keep is 3, but the model has 2 groups of experts: give a multiple of it"):
+    with raises("selection.groups", "pruning.keep is 3", "2 groups"):
         select(statistics, keep=3)
 
 
 def test_an_unknown_criterion_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(PollardError, match=r"Unknown criterion 'reep'\. Did you mean `reap`\? Criteria: random, frequency,"):
+    with raises("selection.criterion", "'reep'", "`reap`", "random, frequency,"):
         select(watched([1, 2]), "reep", 1)
 
 
 def test_reconstruction_takes_the_set_that_was_found() -> None:
     statistics = watched([5, 1, 7, 2, 6], blocks=2)
     sets = {"layers.0.mlp": [0, 3], "layers.1.mlp": [1, 4]}
-    statistics.about["reconstruction"] = {
-        "layerwise": {name: {"keep": {"2": {"kept": kept, "loss": 1.0}}} for name, kept in sets.items()}
-    }
+    searched = {name: BlockSearchResult("exhaustive", 7, 7, {2: SubsetResult(kept, 1.0)}) for name, kept in sets.items()}
+    statistics.about.reconstruction = {"layerwise": searched}
     plan = select(statistics, "reconstruction", keep=2)
     assert {name: block.kept for name, block in plan.blocks.items()} == sets
     assert (plan.mode, plan.blocks["layers.0.mlp"].scores) == ("layerwise", None)
     assert select(statistics, "frequency", keep=2).mode is None
-    with pytest.raises(PollardError, match=r"pruning\.tokens must be all, not prompt"):
+    with raises("selection.tokens", "reconstruction", "pruning.tokens", "prompt"):
         select(statistics, "reconstruction", keep=2, tokens="prompt")

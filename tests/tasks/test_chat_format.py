@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 from chat_templates import SHAPES, tokenizer_of
+from conftest import raises
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.evaluation.answers import read_answer
 from toolkit.recipe.data import TaskRecipe
-from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Example, Task, check_rendering, encode, format_of, gold_of
 from toolkit.tasks.chat_format import split_reasoning
 from toolkit.tasks.conversation import conversation_in
@@ -55,7 +55,7 @@ def example_with(reply: dict[str, Any]) -> Example:
 def test_the_gold_completion_is_strictly_right(shape: str, special: bool, reasoning: str) -> None:
     tokenizer = tokenizer_of(SHAPES[shape], special)
     if reasoning == "field" and not SHAPES[shape].keeps_reasoning:
-        with pytest.raises(PollardError, match="line 1: the model's chat template leaves out `reasoning_content` of the answer"):
+        with raises("chat-template.leaves-out", "line 1", "`reasoning_content` of the answer"):
             check_rendering(tokenizer, [example_with({"content": "B", "reasoning_content": THOUGHT})])
         return
     for scorer, keys, text in CASES:
@@ -141,7 +141,7 @@ def test_a_message_before_the_final_one_is_no_part_of_the_answer() -> None:
     ("```\n<think>\n</think>\n```\nis a block.", "DeepSeek-V3.1"),
 ])  # fmt: skip
 def test_an_answer_that_the_template_cuts_is_refused(content: str, shape: str) -> None:
-    with pytest.raises(PollardError, match="line 1: the model's chat template leaves out a part of the text of the answer"):
+    with raises("chat-template.leaves-out", "line 1", "a part of the text of the answer"):
         check_rendering(tokenizer_of(SHAPES[shape]), [example_with({"content": content})])
     assert check_rendering(tokenizer_of(SHAPES["MiniMax"]), [example_with({"content": content})]) == []
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import raises
 
 from toolkit.recipe.data import TaskRecipe
-from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Task
 from toolkit.tasks.conversation import Conversation, conversation_in
 
@@ -159,43 +159,44 @@ def test_a_system_prompt_stands_before_a_conversation_without_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("messages", "fault"),
+    ("messages", "code", "named"),
     [
-        ("Hi?", "`chat` must be a list of at least two messages"),
-        ([], "`chat` must be a list of at least two messages"),
-        (HELLO[:1], "`chat` must be a list of at least two messages"),
-        (["Hi?", "Ho."], "`chat` must be a list of at least two messages"),
-        ([HELLO[1], HELLO[0]], "`chat` ends with a message of the user"),
-        ([HELLO[0], {"role": "assistent", "content": "Ho"}], "has the role 'assistent'. Did you mean `assistant`?"),
-        ([{"role": ["user"], "content": "Hi"}, HELLO[1]], "has the role ['user']"),
+        ("Hi?", "conversation.no-list", "`chat`"),
+        ([], "conversation.no-list", "`chat`"),
+        (HELLO[:1], "conversation.no-list", "`chat`"),
+        (["Hi?", "Ho."], "conversation.no-list", "`chat`"),
+        ([HELLO[1], HELLO[0]], "conversation.ending", "user"),
+        ([HELLO[0], {"role": "assistent", "content": "Ho"}], "conversation.role", "Did you mean `assistant`?"),
+        ([{"role": ["user"], "content": "Hi"}, HELLO[1]], "conversation.role", "['user']"),
         (
             [{"role": "tool", "content": {"degrees": float("nan")}}, HELLO[1]],
-            "message 1 of `chat`: in its result it is null (NaN)",
+            "conversation.result",
+            "message 1",
         ),
-        ([HELLO[0], {"content": "Ho"}], "message 2 of `chat` has the role None"),
-        ([HELLO[0], {"role": "assistant", "content": None}], "message 2 of `chat` (of the assistant) is empty"),
-        ([{"role": "user", "content": " "}, HELLO[1]], "message 1 of `chat` (of the user) is empty"),
-        ([{"role": "user", "content": 7}, HELLO[1]], "message 1 of `chat`: its content is int"),
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, HELLO[1]], "a part of type 'image_url'"),
-        ([HELLO[0], HELLO[1] | {"weight": 0}], "the last message of `chat` says weight: 0"),
-        ([HELLO[0], HELLO[1] | {"train": False}], "the last message of `chat` says train: False"),
-        ([HELLO[0], HELLO[1] | {"thinking": ["So"]}], "message 2 of `chat`: its reasoning is no text"),
-        ([HELLO[0], {"role": "assistant", "tool_calls": [{"id": "c1"}]}], "message 2 of `chat` has a tool call without a name"),
+        ([HELLO[0], {"content": "Ho"}], "conversation.role", "message 2"),
+        ([HELLO[0], {"role": "assistant", "content": None}], "conversation.empty", "message 2"),
+        ([{"role": "user", "content": " "}, HELLO[1]], "conversation.empty", "message 1"),
+        ([{"role": "user", "content": 7}, HELLO[1]], "conversation.content", "message 1"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, HELLO[1]], "conversation.part", "image_url"),
+        ([HELLO[0], HELLO[1] | {"weight": 0}], "conversation.not-trained", "weight: 0"),
+        ([HELLO[0], HELLO[1] | {"train": False}], "conversation.not-trained", "train: False"),
+        ([HELLO[0], HELLO[1] | {"thinking": ["So"]}], "conversation.reasoning", "message 2"),
+        ([HELLO[0], {"role": "assistant", "tool_calls": [{"id": "c1"}]}], "conversation.tool-call", "message 2"),
         (
             [HELLO[0], {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "{city: Oslo"}]}],
-            "message 2 of `chat` calls f with arguments that are no JSON object: '{city: Oslo'",
+            "conversation.tool-call",
+            "'{city: Oslo'",
         ),
     ],
 )
-def test_what_cannot_be_used_is_refused_with_its_place(messages: Any, fault: str) -> None:
-    with pytest.raises(PollardError) as caught:
+def test_what_cannot_be_used_is_refused_with_its_place(messages: Any, code: str, named: str) -> None:
+    with raises(code, named):
         read(messages)
-    assert fault in str(caught.value)
 
 
 @pytest.mark.parametrize("tools", ["weather", [{"description": "no name"}], [["weather"]]])
 def test_tools_without_names_are_refused(tools: Any) -> None:
-    with pytest.raises(PollardError, match="`tools` must be a list of tools with a name"):
+    with raises("conversation.tools", "tools"):
         read(HELLO, tools=tools)
 
 
@@ -214,22 +215,21 @@ def test_questions_and_answers_that_stand_apart_are_one_conversation(columns: di
 
 
 @pytest.mark.parametrize(
-    ("columns", "told"),
+    ("columns", "named"),
     [
         (
             {"prompt": HELLO[:1], "completion": HELLO[1:]},
             "the field `prompt` holds chat messages and no text: instead of the templates name the columns",
         ),
-        ({"prompt": "Hi", "completion": HELLO}, "the field `completion` holds chat messages"),
+        ({"prompt": "Hi", "completion": HELLO}, "`completion`"),
         (
             {"prompt": "Hi", "completion": json.dumps([{"from": "gpt", "value": "x"}])},
-            "the field `completion` holds chat messages",
+            "`completion`",
         ),
     ],
 )
-def test_messages_in_the_place_of_a_text_are_refused(tmp_path: Path, columns: dict[str, Any], told: str) -> None:
+def test_messages_in_the_place_of_a_text_are_refused(tmp_path: Path, columns: dict[str, Any], named: str) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps(columns))
     keys = {"prompt": "{prompt}", "completion": "{completion}", "scorer": "exact", "test": str(tmp_path / "a.jsonl")}
-    with pytest.raises(PollardError) as caught:
+    with raises("data.messages-in-template", named):
         Task(TaskRecipe(**keys)).examples("test")
-    assert told in str(caught.value)

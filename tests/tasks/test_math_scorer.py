@@ -6,8 +6,8 @@ import threading
 from pathlib import Path
 
 import pytest
+from conftest import raises
 
-from toolkit.runtime.errors import PollardError
 from toolkit.tasks import math_scorer
 from toolkit.tasks.math_scorer import MathScorer, Worker, formula_of, strict_formula
 from toolkit.tasks.scorer import Verdict
@@ -138,7 +138,7 @@ def test_the_same_text_needs_no_process(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_worker_that_died_is_started_anew() -> None:
-    worker, question = Worker(), {"prediction": "1/2", "said": None, "boxed": None, "gold": "0.5"}
+    worker, question = Worker(), {"prediction": "1/2", "named": None, "boxed": None, "prose": True, "gold": "0.5"}
     assert worker.ask(question, 60) == {"strict": False, "flexible": True}
     assert worker._process is not None
     worker._process.kill()
@@ -151,5 +151,5 @@ def test_without_math_verify_it_is_told_how_to_get_it(tmp_path: Path, monkeypatc
     script = tmp_path / "worker.py"
     script.write_text("import json\nprint(json.dumps({'fatal': \"No module named 'math_verify'\"}))\n")
     monkeypatch.setattr(math_scorer, "SCRIPT", script)
-    with pytest.raises(PollardError, match=r"math-verify does not start \(No module named 'math_verify'\)\. Install it: pip"):
+    with raises("scorer.no-math-verify", "No module named 'math_verify'", "pip install"):
         MathScorer().verdicts([(r"\boxed{1}", r"\boxed{2}")])

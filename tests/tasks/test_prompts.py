@@ -1,10 +1,11 @@
+"""Prompts, completions and batches: what a model is shown."""
+
 import pytest
-from conftest import PLAYGROUND
+from conftest import PLAYGROUND, raises
 from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from toolkit.runtime.errors import PollardError
-from toolkit.tasks import Example, encode, encode_all, encode_prompt, encode_texts
+from toolkit.tasks import Encoded, Example, encode, encode_all, encode_prompt, encode_texts, padded_batches
 
 EXAMPLE = Example(({"role": "user", "content": "Reverse: a b"},), "#### b a", "#### b a")
 LONGER = Example(EXAMPLE.messages, "b comes first, then a. " * 5 + "#### b a", "#### b a")
@@ -68,7 +69,7 @@ def test_the_templates_own_end_of_turn_is_learnt_before_eos() -> None:
 
 def test_a_conversation_the_template_refuses_is_explained() -> None:
     example = Example(({"role": "system", "content": "Be brief."}, *EXAMPLE.messages), "b", "b")
-    with pytest.raises(PollardError, match="chat template refuses a conversation of system, user: No system messages, please"):
+    with raises("chat-template.refuses", "system, user", "No system messages, please"):
         encode_prompt(tokenizer_with(REFUSING), example)
 
 
@@ -83,8 +84,7 @@ def test_too_long_examples_are_left_out_and_counted() -> None:
 def test_where_no_example_fits_the_shortest_is_told() -> None:
     tokenizer = tokenizer_with()
     length = len(encode(tokenizer, EXAMPLE).input_ids)
-    told = f"No example fits into max_length {length - 1}: the shortest has {length} tokens. Raise max_length."
-    with pytest.raises(PollardError, match=told):
+    with raises("task.too-long", f"max_length {length - 1}", f"{length} tokens"):
         encode_all(tokenizer, [LONGER, EXAMPLE], max_length=length - 1)
 
 
@@ -136,11 +136,42 @@ def test_a_tokenizer_that_appends_its_end_token_ends_no_prompt_with_it(completio
 def test_several_templates_without_a_default_are_named() -> None:
     tokenizer = tokenizer_with()
     tokenizer.chat_template = {"rag": IM_TEMPLATE, "tool_use": IM_TEMPLATE}
-    with pytest.raises(PollardError, match=r"several chat templates \(rag, tool_use\), none of them called `default`: write"):
+    with raises("chat-template.several", "rag, tool_use"):
         encode_prompt(tokenizer, EXAMPLE)
 
 
 @pytest.mark.parametrize("template", ["{{ messages[7].content }}", "{{ undefined_here.x }}", "{% if %}", "{{ 1 // 0 }}"])
 def test_whatever_a_template_raises_is_explained(template: str) -> None:
-    with pytest.raises(PollardError, match="The model's chat template refuses a conversation of user: "):
+    with raises("chat-template.refuses", "user"):
         encode_prompt(tokenizer_with(template), EXAMPLE)
+
+
+ENCODED = [Encoded([5, 6, 7], 2), Encoded([8, 9, 10, 11], 1), Encoded([12, 13], 0)]
+
+
+def test_sequences_are_padded_on_the_right_and_padding_is_masked() -> None:
+    (batch,) = padded_batches(ENCODED, batch_size=3, pad_token_id=0)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 0], [8, 9, 10, 11], [12, 13, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch["completion_mask"].tolist() == [[0, 0, 1, 0], [0, 1, 1, 1], [1, 1, 0, 0]]
+
+
+# A token that looks like padding counts all the same: eos often pads.
+def test_the_mask_follows_lengths_and_not_values() -> None:
+    (batch,) = padded_batches([Encoded([5, 1], 1), Encoded([5, 6, 1], 1)], batch_size=2, pad_token_id=1)
+    assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+
+
+def test_batches_keep_the_order_and_are_only_as_long_as_they_must() -> None:
+    batches = padded_batches(ENCODED, batch_size=2, pad_token_id=0)
+    assert [tuple(batch["input_ids"].shape) for batch in batches] == [(2, 4), (1, 2)]
+    real = [
+        row[mask.bool()].tolist()
+        for batch in batches
+        for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+    assert real == [encoded.input_ids for encoded in ENCODED]
+
+
+def test_no_sequences_make_no_batches() -> None:
+    assert padded_batches([], batch_size=2, pad_token_id=0) == []

@@ -17,7 +17,7 @@ DATA = os.environ.get("POLLARD_DATA", "")
     ("name", "answer", "n", "most_wrong"), [("gsm8k", None, 1319, 0), ("svamp", None, 1000, 0), ("math", "{answer}", 500, 5)]
 )
 def test_gold_answers_are_right(name: str, answer: str | None, n: int, most_wrong: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(math_scorer, "without_thinking", lambda prediction, gold: None)
+    monkeypatch.setattr(math_scorer, "verdict_by_text", lambda prediction, gold: None)
     task = Task(TaskRecipe(name=name, test=str(Path(DATA) / name / "test.jsonl"), answer=answer))
     examples = task.examples("test")
     verdicts = task.scorer.verdicts([(example.completion, example.gold) for example in examples])

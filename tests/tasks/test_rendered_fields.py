@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from chat_templates import SHAPES, tokenizer_of
+from conftest import raises
 from tokenizers import normalizers
 
 from toolkit.runtime.errors import PollardError
@@ -81,7 +82,7 @@ def test_calls_names_and_tools_are_seen_where_the_template_shows_them() -> None:
 
 
 def test_calls_and_tools_that_a_template_drops_are_refused_all_at_once() -> None:
-    with pytest.raises(PollardError) as caught:
+    with raises("chat-template.leaves-out") as caught:
         check_rendering(tokenizer_of(SHAPES["ChatML"]), [example_of(CALLING, tools=TOOLS)] * 7)
     lines = str(caught.value).splitlines()
     assert lines[0] == ("chats.jsonl, line 7: the model's chat template leaves out its tools and `tool_calls` of the assistant.")
@@ -106,14 +107,14 @@ def test_a_system_message_that_the_template_drops_is_refused() -> None:
         "<|im_start|>{{ m.role }}", "{% if m.role == 'system' %}{% continue %}{% endif %}<|im_start|>{{ m.role }}"
     )
     system = {"role": "system", "content": "Be brief."}
-    with pytest.raises(PollardError, match="leaves out `content` of the system"):
+    with raises("chat-template.leaves-out", "`content` of the system"):
         check_rendering(tokenizer, [example_of([system, CALLING[0], CALLING[-1]])])
 
 
 def test_refusals_of_the_template_come_with_their_lines_all_at_once() -> None:
     fine = example_of([CALLING[0], CALLING[-1]])
     system = example_of([{"role": "system", "content": "Be brief."}, CALLING[0], CALLING[-1]])
-    with pytest.raises(PollardError) as caught:
+    with raises("chat-template.refuses") as caught:
         check_rendering(tokenizer_of(SHAPES["Gemma"]), [fine, system, fine, system])
     line = "chats.jsonl, line 7: The model's chat template refuses a conversation of system, user: no system role"
     assert str(caught.value).splitlines() == [line, line]
@@ -135,7 +136,7 @@ def test_the_text_of_end_tokens_is_taken_off_and_counted() -> None:
 def test_plain_prompts_refuse_what_they_cannot_say() -> None:
     tokenizer = tokenizer_of(SHAPES["ChatML"])
     tokenizer.chat_template = None
-    with pytest.raises(PollardError, match="leaves out its tools and `tool_calls` of the assistant"):
+    with raises("chat-template.leaves-out", "its tools and `tool_calls` of the assistant"):
         check_rendering(tokenizer, [example_of(CALLING, tools=TOOLS)])
 
 
@@ -145,7 +146,7 @@ def test_a_call_that_is_left_out_beside_another_is_missed() -> None:
     single, parallel = ([CALLING[0], {"role": "assistant", "tool_calls": calls}] for calls in ([CALL], two))
     tokenizer = tokenizer_of(SHAPES["harmony"])
     assert check_rendering(tokenizer, [example_of(single)]) == []
-    with pytest.raises(PollardError, match=r"line 7: the model's chat template leaves out `tool_calls\[1:\]` of the answer"):
+    with raises("chat-template.leaves-out", "line 7", "`tool_calls[1:]` of the answer"):
         check_rendering(tokenizer, [example_of(single), example_of(parallel)])
     assert check_rendering(tokenizer_of(SHAPES["tools"]), [example_of(parallel)]) == []
 
@@ -155,7 +156,7 @@ def test_a_call_that_is_left_out_beside_another_is_missed() -> None:
 def test_calls_are_read_back_with_the_text_before_them(shape: str, content: str) -> None:
     tokenizer, example = tokenizer_of(SHAPES[shape]), example_of([CALLING[0], {**CALLING[1], "content": content}])
     if (shape, content) == ("harmony", "Let me see."):
-        with pytest.raises(PollardError, match="leaves out `content` of the answer"):
+        with raises("chat-template.leaves-out", "`content` of the answer"):
             check_rendering(tokenizer, [example])
         return
     written, gold = completion_text(tokenizer, example), gold_of(tokenizer, example)
@@ -165,7 +166,7 @@ def test_calls_are_read_back_with_the_text_before_them(shape: str, content: str)
 
 
 def test_a_completion_that_is_an_end_token_alone_is_refused() -> None:
-    with pytest.raises(PollardError, match="line 7: the completion is nothing but the text of an end token"):
+    with raises("data.no-completion", "line 7"):
         check_rendering(tokenizer_of(SHAPES["ChatML"]), [example_of([CALLING[0], {**CALLING[3], "content": "<|im_end|>\n"}])])
 
 

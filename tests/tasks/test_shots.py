@@ -3,11 +3,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PLAYGROUND
+from conftest import PLAYGROUND, raises
 from transformers import AutoTokenizer
 
 from toolkit.recipe.data import TaskRecipe
-from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Task, encode, encode_prompt
 from toolkit.tasks.task import Split
 
@@ -64,7 +63,7 @@ def test_a_systems_word_stands_once_and_first(tmp_path: Path, role: str) -> None
 
 @pytest.mark.parametrize("shots", [16, 99])
 def test_more_shots_than_training_examples_are_an_error(tmp_path: Path, shots: int) -> None:
-    with pytest.raises(PollardError, match=rf"task\.shots is {shots}, and the training data of task custom has 16 examples"):
+    with raises("task.shots", f"task.shots is {shots}", "16 examples"):
         task_of(tmp_path, shots=shots).examples("test")
 
 

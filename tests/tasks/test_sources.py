@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet
 import pytest
+from conftest import raises
 
 from toolkit.runtime.errors import PollardError
 from toolkit.tasks.sources import Lines, fingerprint_of_data, read_files, read_hub
@@ -257,7 +258,7 @@ def test_a_folder_saved_by_datasets_is_read(tmp_path: Path) -> None:
     assert read_files(str(tmp_path / "saved" / "train")).columns == ROWS
     assert read_hub(str(tmp_path / "saved"), None, "test", None).columns == [ROWS[1]]
     assert "give one of its folders" in refusal(str(tmp_path / "saved"))
-    with pytest.raises(PollardError, match=r"holds a single split, without a name: say `task\.train: "):
+    with raises("data.no-split", "task.train: "):
         read_hub(str(tmp_path / "saved" / "train"), None, "train", None)
 
 
@@ -268,7 +269,7 @@ def test_a_folder_is_a_data_set_whose_splits_the_names_say(tmp_path: Path, names
     assert read_hub(str(tmp_path), None, "test", None).lines == [(f"{test}, line 2", {"a": "001"})]
     assert read_hub(str(tmp_path), None, "train+test[:100%]", None).columns == [{"a": "000"}, {"a": "001"}]
     assert read_hub(str(tmp_path), None, "train[1:]", None).columns == []
-    with pytest.raises(PollardError, match=r"Cannot read the data set in .*split validation"):
+    with raises("data.unreadable", "split validation"):
         read_hub(str(tmp_path), None, "validation", None)
 
 
@@ -286,7 +287,7 @@ def test_the_names_of_classes_are_read_with_them(tmp_path: Path) -> None:
 def test_a_data_set_that_cannot_be_had_says_what_to_try(monkeypatch: pytest.MonkeyPatch) -> None:
     connections: list[object] = []
     monkeypatch.setattr(socket.socket, "connect", lambda _, address: connections.append(address))
-    with pytest.raises(PollardError) as caught:
+    with raises("data.hub") as caught:
         read_hub("nobody/nothing", "main", "train", None)
     assert not connections
     text = str(caught.value)

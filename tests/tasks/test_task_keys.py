@@ -1,10 +1,10 @@
 """Keys of a task that a recipe says in vain, or wrongly."""
 
 import pytest
+from conftest import raises
 from pydantic import ValidationError
 
 from toolkit.recipe.data import TaskRecipe
-from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Task
 
 
@@ -28,7 +28,7 @@ def test_a_key_that_cannot_be_meant_is_refused(keys: dict, told: str) -> None:
 
 
 def test_the_scorer_regex_asks_for_its_pattern() -> None:
-    with pytest.raises(PollardError, match=r"Scorer regex needs `task\.pattern`, e\.g\. pattern: 'Answer: \(\.\+\)'\."):
+    with raises("task.key-missing", "task.pattern"):
         Task(TaskRecipe(prompt="{q}", completion="{a}", scorer="regex"))
 
 

@@ -1,7 +1,10 @@
-"""Watch the experts on the task: run the original model over training examples and leave statistics."""
+"""Observe the experts on the task: run the original model over training examples and collect statistics."""
 
-from toolkit.calibration.calibrate import calibrate, calibrate_sources
-from toolkit.calibration.observer import Observer, StatisticsObserver, observe
+from toolkit.calibration.calibrate import CalibrationSource, calibrate, calibrate_mix
+from toolkit.calibration.observer import Observer, StatisticsObserver
+from toolkit.calibration.passes import observe
 from toolkit.calibration.skipping_thresholds import skipping_thresholds
 
-__all__ = ["Observer", "StatisticsObserver", "calibrate", "calibrate_sources", "observe", "skipping_thresholds"]
+__all__ = [
+    "CalibrationSource", "Observer", "StatisticsObserver", "calibrate", "calibrate_mix", "observe", "skipping_thresholds",
+]  # fmt: skip

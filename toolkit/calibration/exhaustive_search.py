@@ -11,17 +11,19 @@ that. Whether a removed set N leads there,
 is a sum of "is contained in N": so each possible (S, M) is written once into an array over all 2^E sets of removed
 experts, and one sum over contained sets (a zeta transform) gives the error of every N. 28 routings of a token instead
 of 246 for 8 experts top 2, 120 instead of 65,000 for 16. Other routers (OLMoE, Qwen2: normalised over all experts that
-are left) are asked for each subset in turn.
+are left) are called for each subset in turn.
 
 Shape legend: T tokens, E experts, K experts per token. A set of experts is the integer with their bits.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, combinations
+from typing import ClassVar
 
 import torch
 
 from toolkit.calibration.token_errors import TokenErrors, token_errors
+from toolkit.cuts.statistics import SubsetResult
 from toolkit.moe import BlockActivations, MoEBlock, Rerouter, same_routing
 from toolkit.runtime.distributed import gather
 
@@ -30,24 +32,28 @@ TABLE_LIMIT = 1000  # subsets per `keep` that are written into statistics.json o
 
 
 class ExhaustiveSubsetSearch:
-    """Adds up, batch by batch, the losses [2^E] by the set of removed experts."""
+    """Adds up, batch by batch, the losses [2^E] by the set of removed experts. A rank without batches needs no rerouter."""
 
-    def __init__(self, block: MoEBlock, rerouter: Rerouter, by_rank: bool) -> None:
+    kind: ClassVar[str] = "exhaustive"
+
+    def __init__(self, block: MoEBlock, rerouter: Rerouter | None, by_rank: bool) -> None:
         self.E, self.K = block.expert_count, block.experts_per_token
         self.rerouter, self.by_rank = rerouter, by_rank
         self.losses = torch.zeros(2**self.E, dtype=torch.float64)
 
-    def add(self, seen: BlockActivations, rows: torch.Tensor, target_TH: torch.Tensor | None = None) -> None:
+    def add(self, activations: BlockActivations, rows: torch.Tensor, target_TH: torch.Tensor | None = None) -> None:
         """One batch's tokens `rows`; `target_TH` is y where it is not this batch's own output."""
+        rerouter = self.rerouter
+        assert rerouter is not None
         squares = torch.zeros(2**self.E, dtype=torch.float64, device=rows.device)
-        for chunk, errors in token_errors(seen, rows, self.E, target_TH):
-            inputs = self.rerouter.inputs(seen)[chunk]
+        for chunk, errors in token_errors(activations, rows, self.E, target_TH):
+            inputs = rerouter.inputs(activations)[chunk]
             if self.by_rank:
-                self._add_by_rank(squares, errors, inputs)
+                self._add_by_rank(squares, errors, inputs, rerouter)
             else:
-                everyone = torch.arange(len(chunk), device=chunk.device)
+                all_rows = torch.arange(len(chunk), device=chunk.device)
                 for kept in _subsets(self.E, range(self.K, self.E + 1)):
-                    squares[_bits(self.E, kept)] += errors(*self.rerouter(inputs, list(kept)), everyone).sum()
+                    squares[_bits(self.E, kept)] += errors(*rerouter(inputs, list(kept)), all_rows).sum()
         if self.by_rank:
             for expert in range(self.E):
                 halves = squares.view(-1, 2, 2**expert)
@@ -56,47 +62,48 @@ class ExhaustiveSubsetSearch:
         squares[squares < ROUNDING * squares.max()] = 0
         self.losses += squares.sqrt().cpu()
 
-    def _add_by_rank(self, squares: torch.Tensor, errors: TokenErrors, inputs: torch.Tensor) -> None:
+    def _add_by_rank(self, squares: torch.Tensor, errors: TokenErrors, inputs: torch.Tensor, rerouter: Rerouter) -> None:
         order_TE = inputs.argsort(dim=1, descending=True, stable=True)
         bits_TE = 1 << order_TE
         before_TE = bits_TE.cumsum(1)  # the sets of the best 1, 2, … experts
-        everyone = torch.arange(len(inputs), device=inputs.device)
+        all_rows = torch.arange(len(inputs), device=inputs.device)
         for ranks in combinations(range(self.E), self.K):
             chosen_TK = order_TE[:, list(ranks)]
-            error_T = errors(*self.rerouter.gate_weights(inputs, chosen_TK), everyone)
+            error_T = errors(*rerouter.gate_weights(inputs, chosen_TK), all_rows)
             removed_T = before_TE[:, ranks[-1]] - bits_TE[:, list(ranks)].sum(1)
             for size in range(self.K + 1):
-                for also in combinations(ranks, size):
-                    squares.index_add_(0, removed_T + bits_TE[:, list(also)].sum(1), error_T, alpha=(-1) ** size)
+                for subset in combinations(ranks, size):
+                    squares.index_add_(0, removed_T + bits_TE[:, list(subset)].sum(1), error_T, alpha=(-1) ** size)
 
-    def found(self, keeps: list[int]) -> dict[str, dict[str, object]]:
-        """Over all ranks, per number of kept experts the best set, its loss, and (up to TABLE_LIMIT) all losses."""
+    def best_subsets(self, keeps: Sequence[int]) -> dict[int, SubsetResult]:
+        """Over all ranks, per number of kept experts the best set, its loss, and (up to TABLE_LIMIT sets) all losses."""
         losses = torch.stack(gather(self.losses)).sum(0)
         everything = 2**self.E - 1
-        found: dict[str, dict[str, object]] = {}
+        results = {}
         for keep in keeps:
             subsets = list(combinations(range(self.E), keep))
-            these = losses[[everything - sum(1 << e for e in kept) for kept in subsets]]
+            losses_of_size = losses[[everything - sum(1 << e for e in kept) for kept in subsets]]
             # Rounding must not decide between equal sets: of those, the first (lower indices) stays
-            best = int((these <= these.min() * (1 + 1e-12)).nonzero()[0])
-            found[str(keep)] = {"kept": list(subsets[best]), "loss": float(these[best])}
+            best = int((losses_of_size <= losses_of_size.min() * (1 + 1e-12)).nonzero()[0])
+            result = SubsetResult(list(subsets[best]), float(losses_of_size[best]))
             if len(subsets) <= TABLE_LIMIT:
-                table = {",".join(map(str, kept)): loss for kept, loss in zip(subsets, these.tolist(), strict=True)}
-                found[str(keep)]["table"] = table
-        return found
+                pairs = zip(subsets, losses_of_size.tolist(), strict=True)
+                result.table = {",".join(map(str, kept)): loss for kept, loss in pairs}
+            results[keep] = result
+        return results
 
 
-def routes_by_rank(block: MoEBlock, rerouter: Rerouter, seen: BlockActivations) -> bool:
-    """Whether over any subset the K largest logits are chosen, with weights that depend on nothing else."""
+def routes_by_rank(block: MoEBlock, rerouter: Rerouter, activations: BlockActivations) -> bool:
+    """Whether over any subset the K largest logits are chosen, with gate weights that depend on these logits only."""
     if not rerouter.from_logits:
         return False
-    logits_TE, k = rerouter.inputs(seen), block.experts_per_token
+    logits_TE, k = rerouter.inputs(activations), block.experts_per_token
     order_TE = logits_TE.argsort(dim=1, descending=True, stable=True)
     generator = torch.Generator().manual_seed(0)
     for size in range(k, block.expert_count + 1):
         kept = sorted(torch.randperm(block.expert_count, generator=generator)[:size].tolist())
-        there = torch.isin(order_TE, torch.tensor(kept, device=order_TE.device))
-        first_TK = order_TE[there].view(len(order_TE), size)[:, :k]
+        present = torch.isin(order_TE, torch.tensor(kept, device=order_TE.device))
+        first_TK = order_TE[present].view(len(order_TE), size)[:, :k]
         if not same_routing(rerouter(logits_TE, kept), rerouter.gate_weights(logits_TE, first_TK), block.expert_count):
             return False
     return True

@@ -1,10 +1,10 @@
 """NAEE's objective where enumeration is impossible (64 choose 32 is 1.8e18): greedy removal and swaps, routing redone.
 
 Tokens with their inner products G [E, E] are kept during the pass (a subsample of every batch where E^2 T grows too
-large, `Tokens.stride`), then searched block by block:
+large, `GreedySubsetSearch.stride`), then searched block by block:
 
     greedy   remove the expert whose removal costs least, again and again; where gate weights are normalised over the
-             top k only tokens routed to it are looked at, elsewhere (OLMoE, Qwen2) every token's weights change
+             top k only tokens routed to it are computed anew, elsewhere (OLMoE, Qwen2) every token's weights change
     swaps    at half, a quarter, … of the experts: take one in, put the cheapest one out, until no such swap helps
     nested   a quarter is sought within the half, and so on; sets of sizes between two goals by bisection, within the
              larger and around the smaller: so a set for fewer experts always lies within the set for more
@@ -14,12 +14,14 @@ Ranks hold their own batches and add up the candidates' losses, so all take the 
 Shape legend: T tokens, E experts, K experts per token, N batches.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 
 from toolkit.calibration.token_errors import TokenErrors, token_errors
+from toolkit.cuts.statistics import SubsetResult
 from toolkit.moe import BlockActivations, MoEBlock, Rerouter
 from toolkit.runtime.distributed import gather, world_size
 
@@ -64,24 +66,32 @@ class _Batch:
 
 
 class GreedySubsetSearch:
-    """The tokens of a block's calibration, ready for the search; also the objective itself: `loss(kept)`."""
+    """The tokens of a block's calibration, the objective over them, `loss(kept)`, and the search. `blocks` are searched at
+    once and share the memory. A rank without batches needs no rerouter."""
 
-    def __init__(self, block: MoEBlock, rerouter: Rerouter, by_rank: bool, blocks: int = 1) -> None:
+    kind: ClassVar[str] = "greedy and swaps"
+
+    def __init__(self, block: MoEBlock, rerouter: Rerouter | None, by_rank: bool, blocks: int = 1) -> None:
         self.E, self.K = block.expert_count, block.experts_per_token
-        self.rerouter, self.by_rank = rerouter, by_rank
+        self._rerouter, self.by_rank = rerouter, by_rank
         self.limit = max(1, GRAM_BYTES // (blocks * world_size() * self.E**2 * 4))
         self.stride = 1  # every how many-th token of a batch is kept
         self.used = 0  # tokens searched
         self.batches: list[_Batch] = []
 
-    def add(self, seen: BlockActivations, rows: torch.Tensor, target_TH: torch.Tensor | None = None) -> None:
+    @property
+    def rerouter(self) -> Rerouter:
+        assert self._rerouter is not None  # needed where there are tokens
+        return self._rerouter
+
+    def add(self, activations: BlockActivations, rows: torch.Tensor, target_TH: torch.Tensor | None = None) -> None:
         """One batch's tokens `rows`; `target_TH` is y where it is not this batch's own output."""
         chosen = rows[:: self.stride]
-        inputs = self.rerouter.inputs(seen)
+        inputs = self.rerouter.inputs(activations)
         pieces = [
             # G in half the memory: c is small where the error is, so rounding stays small too
             [e.gram_TEE.float(), e.index_TK, e.gate_TK, e.inherited_TE, e.inherited_T, inputs[chunk]]
-            for chunk, e in token_errors(seen, chosen, self.E, target_TH)
+            for chunk, e in token_errors(activations, chosen, self.E, target_TH)
         ]
         if pieces:
             joined = [None if column[0] is None else torch.cat(column) for column in zip(*pieces, strict=True)]
@@ -94,8 +104,8 @@ class GreedySubsetSearch:
         for batch in self.batches:
             batch.thin(step)
 
-    def ready(self) -> None:
-        """Puts the batches together; every rank must call it."""
+    def concatenate(self) -> None:
+        """Joins the batches' tokens for the search; every rank must call it."""
         self._thin(max(gather(self.stride)) // self.stride)
         if not self.batches:  # this rank had none
             self.square_weight_N = torch.zeros(0, dtype=torch.float64)
@@ -157,16 +167,16 @@ class GreedySubsetSearch:
         least = min(losses)
         return least, max(e for e, loss in zip(candidates, losses, strict=True) if loss <= least * (1 + 1e-12))
 
-    def reduced(self, now: Routing, size: int, never: frozenset[int] = frozenset()) -> list[Routing]:
-        """Greedy removal down to `size` experts, none of `never`: every step."""
+    def greedily_removed(self, now: Routing, size: int, never: frozenset[int] = frozenset()) -> list[Routing]:
+        """Greedy removal down to `size` experts, none of them of `never`; every step."""
         steps = []
         while len(now.kept) > size:
             now = self.without(now, self.cheapest(now, [e for e in now.kept if e not in never])[1])
             steps.append(now)
         return steps
 
-    def swapped(self, now: Routing, within: list[int], never: frozenset[int] = frozenset()) -> Routing:
-        """Swaps with experts of `within` until none helps; those of `never` do not go."""
+    def improved_by_swaps(self, now: Routing, within: list[int], never: frozenset[int] = frozenset()) -> Routing:
+        """Swaps with experts of `within` until none lowers the loss; experts of `never` are not removed."""
         loss, failed = self.losses([now.square_N])[0], 0
         outside = [e for e in within if e not in now.kept]
         while outside and failed < len(outside):
@@ -181,34 +191,34 @@ class GreedySubsetSearch:
                 outside.append(expert)
         return now
 
-    def between(self, larger: Routing, smaller: Routing) -> list[Routing]:
+    def nested_between(self, larger: Routing, smaller: Routing) -> list[Routing]:
         """A set of every size between the two, each within the one before."""
         size = (len(larger.kept) + len(smaller.kept)) // 2
         if size == len(smaller.kept):
             return []
         inner = frozenset(smaller.kept)
-        middle = self.swapped(self.reduced(larger, size, inner)[-1], larger.kept, inner)
-        return [*self.between(larger, middle), middle, *self.between(middle, smaller)]
+        middle = self.improved_by_swaps(self.greedily_removed(larger, size, inner)[-1], larger.kept, inner)
+        return [*self.nested_between(larger, middle), middle, *self.nested_between(middle, smaller)]
 
-    def found(self, keeps: list[int]) -> dict[str, dict[str, object]]:
-        """Per number of kept experts the set, the loss it reaches, and a bound no set of that size can go below."""
-        self.ready()
+    def best_subsets(self, keeps: Sequence[int]) -> dict[int, SubsetResult]:
+        """Per number of kept experts the set, its loss, and a lower bound of the loss of any set of that size."""
+        self.concatenate()
         chain = [self.routing(list(range(self.E)))]
         while len(chain[-1].kept) > self.K:
             larger = chain[-1]
             size = max(self.K, len(larger.kept) // 2)
-            goal = self.swapped(self.reduced(larger, size)[-1], larger.kept)
-            chain += [*self.between(larger, goal), goal]
+            goal = self.improved_by_swaps(self.greedily_removed(larger, size)[-1], larger.kept)
+            chain += [*self.nested_between(larger, goal), goal]
         bounds = self.lower_bounds()
-        found: dict[str, dict[str, object]] = {}
+        results = {}
         for now in chain:
             if len(now.kept) in keeps:
                 loss = self.losses([now.square_N])[0]
-                found[str(len(now.kept))] = {"kept": now.kept, "loss": loss, "lower_bound": bounds[len(now.kept)]}
-        return found
+                results[len(now.kept)] = SubsetResult(now.kept, loss, lower_bound=bounds[len(now.kept)])
+        return results
 
     def lower_bounds(self) -> list[float]:
-        """Per number of kept experts 0…E a loss that no choice can go below.
+        """Per number of kept experts, 0…E, a bound below the loss of every set.
 
         Whatever takes the place of a chosen expert e, the token's output misses at least the part of g_e f_e that lies
         outside the span of all other outputs: g_e^2 / (G^-1)_ee squared. Of the experts removed from a token's choice at

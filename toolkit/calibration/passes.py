@@ -1,16 +1,22 @@
-"""One pass over all batches, layer by layer: one decoder layer's weights are there at a time.
+"""One pass over all batches, with observers: of a whole model batch after batch, or layer by layer, so that the weights of
+one decoder layer are in memory at a time (toolkit/moe/layers.py says how forward passes are held).
 
-Every rank walks through all layers with its own batches; a rank without any still takes part in what ranks do together.
+Under a launcher every rank has batches of its own and walks through all layers, also one without any: observers may take
+part in what ranks do together.
+
+Shape legend: B sequences, S positions, T = B * S tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
+import torch
 from transformers import PreTrainedModel
 
-from toolkit.calibration.observer import Batch, Mask, Observer, inputs_and_mask
+from toolkit.calibration.observer import Batch, ObservedBatch, Observer
 from toolkit.calibration.reconstruction import ProgressiveSearch
+from toolkit.cuts.statistics import PARTS, TokenCounts
 from toolkit.moe import (
     ActivationOffload,
     BlockActivations,
@@ -25,58 +31,117 @@ from toolkit.moe import (
 from toolkit.runtime.progress import progress
 
 
-class Turn(NamedTuple):
-    """A batch, and who looks at it."""
+class Source(NamedTuple):
+    """Batches, and their observers."""
 
-    forward_pass: ForwardPass
-    mask: Mask
-    watchers: Sequence[Observer]
+    batches: Sequence[Batch]
+    observers: Sequence[Observer]
+
+
+class _Turn(NamedTuple):
+    """One batch in a pass layer by layer."""
+
+    batch: ObservedBatch
+    observers: Sequence[Observer]
+    original: ForwardPass
+    pruned: ForwardPass | None  # of the model as a progressive search has pruned it so far
+
+
+class _Dispatch:
+    """Hands activations to the observers of the batch at work."""
+
+    def __init__(self) -> None:
+        self.receivers: list[Callable[[BlockActivations, ObservedBatch], None]] = []
+
+    def begin(self, batch: ObservedBatch, *receivers: Callable[[BlockActivations, ObservedBatch], None]) -> None:
+        self.batch, self.receivers = batch, list(receivers)
+
+    def __call__(self, activations: BlockActivations) -> None:
+        for receive in self.receivers:
+            receive(activations, self.batch)
+
+
+def split_mask(batch: Batch, device: torch.device) -> tuple[Batch, ObservedBatch]:
+    """On `device`: what the model gets, and which of its tokens are prompt and completion (all, without a mask)."""
+    inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+    real = inputs["attention_mask"].bool()
+    completion = inputs.pop("completion_mask").bool() & real if "completion_mask" in inputs else real
+    return inputs, ObservedBatch((real & ~completion).flatten(), completion.flatten())
+
+
+@torch.no_grad()
+def observe(model: PreTrainedModel, batches: Iterable[Batch], observers: Sequence[Observer]) -> TokenCounts:
+    """Runs the model over the batches; returns how many tokens this rank's observers saw."""
+    dispatch, blocks, counts = _Dispatch(), find_blocks(model), _no_tokens()
+    for observer in observers:
+        observer.on_layer_start(blocks)
+    with observing(model, dispatch):
+        for batch in batches:
+            inputs, observed = split_mask(batch, model.device)
+            _count(counts, observed)
+            dispatch.begin(observed, *(observer.on_batch for observer in observers))
+            # The base model: logits over the vocabulary are not needed
+            model.base_model(inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+    for observer in observers:
+        observer.on_layer_end()
+    return counts
 
 
 def layerwise_pass(
-    model: PreTrainedModel | StreamedModel,
-    sources: Sequence[tuple[Sequence[Batch], Sequence[Observer]]],
-    search: ProgressiveSearch | None = None,
-) -> list[list[Mask]]:
-    """Each source's watchers see what they see in `watch`, block after block instead of batch after batch; returns per
-    source every batch's mask. `search` goes along with a second forward pass per batch, of the model as pruned so far."""
+    model: PreTrainedModel | StreamedModel, sources: Sequence[Source], search: ProgressiveSearch | None = None
+) -> list[TokenCounts]:
+    """Runs the model layer after layer, each over the batches of all sources; returns how many tokens of each source this
+    rank's observers saw. A progressive `search` observes too, with a second forward pass per batch."""
     whole = model.model if isinstance(model, StreamedModel) else model
     blocks = find_blocks(whole)
     layers = layers_of(whole, blocks)[1]
-    looking: list[Observer] = []
-
-    def show(seen: BlockActivations) -> None:
-        for watcher in looking:
-            watcher(seen)
-
-    turns: list[Turn] = []
-    masks: list[list[Mask]] = [[] for _ in sources]
-    offload = (
-        ActivationOffload(model.device, (*whole.parameters(), *whole.buffers())) if isinstance(model, StreamedModel) else None
-    )
-    with one_layer_at_a_time(whole, layers, offload) as at:
-        for number, (batches, watchers) in enumerate(sources):
-            for batch in batches:
-                inputs, mask = inputs_and_mask(batch, model.device)
-                masks[number].append(mask)
-                turns.append(Turn(at.start(inputs), mask, watchers))
-                if search:
-                    search.follow(at.start(inputs))
+    observers = dict.fromkeys(observer for source in sources for observer in source.observers)
+    if search:
+        observers[search] = None
+    offload = None
+    if isinstance(model, StreamedModel):
+        offload = ActivationOffload(model.device, (*whole.parameters(), *whole.buffers()))
+    dispatch, turns, counts = _Dispatch(), [], [_no_tokens() for _ in sources]
+    with one_layer_at_a_time(whole, layers, offload) as held:
+        for source, count in zip(sources, counts, strict=True):
+            for batch in source.batches:
+                inputs, observed = split_mask(batch, model.device)
+                _count(count, observed)
+                original = held.start(inputs)
+                turns.append(_Turn(observed, source.observers, original, held.start(inputs) if search else None))
         steps = list(enumerate(blocks_by_layer(blocks, layers)))
         for number, inside in progress(steps, "watching the experts, layer by layer"):
-            at.check(number)
+            held.check(number)
             with model.layer(number) if isinstance(model, StreamedModel) else nullcontext():
+                for observer in observers:
+                    observer.on_layer_start(inside)
+                with observing(whole, dispatch):
+                    for turn in turns:
+                        _run_layer(turn, dispatch, search, inside != [])
+                for observer in observers:
+                    observer.on_layer_end()
                 if search:
-                    search.enter(inside)
-                with observing(whole, show):
-                    for i, turn in enumerate(turns):
-                        looking[:] = [*turn.watchers, *([search] if search else [])]
-                        for watcher in looking:
-                            watcher.begin(turn.mask)
-                        turn.forward_pass.resume(turn.forward_pass.output())
-                        if search:
-                            looking[:] = [search]
-                            search.compare(i)
-                if search:
-                    search.leave()
-    return masks
+                    with search.pruned_layer():
+                        for turn in turns:
+                            assert turn.pruned is not None
+                            turn.pruned.resume(turn.pruned.output())
+    return counts
+
+
+def _run_layer(turn: _Turn, dispatch: _Dispatch, search: ProgressiveSearch | None, has_blocks: bool) -> None:
+    observers = (*turn.observers, search) if search else turn.observers
+    dispatch.begin(turn.batch, *(observer.on_batch for observer in observers))
+    turn.original.resume(turn.original.output())
+    if search and turn.pruned and has_blocks:
+        dispatch.begin(turn.batch, search.on_pruned_batch)
+        turn.pruned.output()  # it goes on only when the search has chosen
+        turn.pruned.offload()
+
+
+def _no_tokens() -> TokenCounts:
+    return {part: 0 for part in PARTS}
+
+
+def _count(counts: TokenCounts, batch: ObservedBatch) -> None:
+    for part in PARTS:
+        counts[part] += int(getattr(batch, part).sum())

@@ -5,9 +5,9 @@ For a token with expert outputs F = [f_1 … f_E], gate weights g over all exper
 
     || F g' - y ||^2  =  c^T G c - 2 c^T a + b,     c = g' - g,  G = F^T F,  a = F^T d,  b = ||d||^2,  d = y - F g
 
-d is what earlier, already pruned blocks have spoilt: zero in layerwise mode. Nothing of hidden size is left, and a token
-costs (2K)^2 products, for c has at most 2K entries that are not zero. In float64: small errors are differences of large
-numbers. (docs/methods.md; NAEE, arXiv 2402.14800, evaluates the experts anew for every subset instead.)
+d is the error that earlier, already pruned blocks have caused: zero in layerwise mode. Nothing of hidden size is left,
+and a token costs (2K)^2 products, for c has at most 2K entries that are not zero. In float64: small errors are
+differences of large numbers. (docs/methods.md; NAEE, arXiv 2402.14800, evaluates the experts anew for every subset instead.)
 
 Shape legend: T tokens, R of them chosen by `rows`, E experts, K experts per token, H hidden size.
 """
@@ -46,17 +46,17 @@ class TokenErrors:
 
 
 def token_errors(
-    seen: BlockActivations, rows: torch.Tensor, experts: int, target_TH: torch.Tensor | None = None
+    activations: BlockActivations, rows: torch.Tensor, experts: int, target_TH: torch.Tensor | None = None
 ) -> Iterator[tuple[torch.Tensor, TokenErrors]]:
     """The tokens `rows` of a batch in chunks, each with its errors; `target_TH` (all of the batch's tokens) is y where it
     is not this batch's own output."""
-    size = max(1, CHUNK_BYTES.get(rows.device.type, CHUNK_BYTES["cpu"]) // (8 * experts * seen.outputs_TKH.shape[-1]))
+    size = max(1, CHUNK_BYTES.get(rows.device.type, CHUNK_BYTES["cpu"]) // (8 * experts * activations.outputs_TKH.shape[-1]))
     for chunk in rows.split(size):
-        F_TEH = all_expert_outputs(seen, chunk, experts).double()
-        index_TK, gate_TK = seen.index_TK[chunk], seen.gate_TK[chunk]
+        F_TEH = all_expert_outputs(activations, chunk, experts).double()
+        index_TK, gate_TK = activations.index_TK[chunk], activations.gate_TK[chunk]
         errors = TokenErrors(F_TEH @ F_TEH.mT, index_TK, gate_TK)
         if target_TH is not None:
-            d_TH = target_TH[chunk].double() - seen.routed_TH[chunk].double()
+            d_TH = target_TH[chunk].double() - activations.routed_TH[chunk].double()
             errors.inherited_TE = (F_TEH @ d_TH.unsqueeze(2)).squeeze(2)
             errors.inherited_T = (d_TH**2).sum(1)
         yield chunk, errors

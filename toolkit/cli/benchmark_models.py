@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.cuts.model_summary import pruned_meta_model
-from toolkit.evaluation.speed import BenchmarkedModel
+from toolkit.evaluation.speed import BenchmarkedModel, ModelSize
 from toolkit.moe import checkpoint_bytes, checkpoint_files, load_config, load_model, meta_model, random_model, sizes, weight_bytes
 from toolkit.pipeline.run_models import NamedModel, models_at
 from toolkit.runtime.distributed import device
@@ -43,21 +43,16 @@ def _without_weights(path: str) -> bool:
 
 def _real(model: NamedModel, dtype: str) -> BenchmarkedModel:
     config = load_config(model.path, model.revision)
-    facts = _facts(config, checkpoint_bytes(model.path, model.revision)) | {"path": model.path, "random": False}
+    size = ModelSize(*sizes(meta_model(config)), checkpoint_bytes(model.path, model.revision), model.path, random=False)
     return BenchmarkedModel(
-        model.name, facts, weight_bytes(config, dtype),
+        model.name, size, weight_bytes(config, dtype),
         lambda: load_model(model.path, model.revision, dtype, device()),
     )  # fmt: skip
 
 
 def _random(name: str, config: Any, dtype: str) -> BenchmarkedModel:
-    facts = _facts(config, weight_bytes(config)) | {"path": None, "random": True}
-    return BenchmarkedModel(name, facts, weight_bytes(config, dtype), lambda: random_model(config, dtype, device()))
-
-
-def _facts(config: Any, size: int) -> dict[str, Any]:
-    total, active = sizes(meta_model(config))
-    return {"parameters": total, "active_parameters": active, "checkpoint_bytes": size}
+    size = ModelSize(*sizes(meta_model(config)), weight_bytes(config), None, random=True)
+    return BenchmarkedModel(name, size, weight_bytes(config, dtype), lambda: random_model(config, dtype, device()))
 
 
 def _names(names: list[str]) -> list[str]:

@@ -1,5 +1,31 @@
-"""What is removed: kinds of cuts, the plan that holds them, and the checkpoint without what is cut."""
+"""What is removed: kinds of cuts, the plan that holds them, and the checkpoint without what is cut.
 
-from toolkit.cuts.checkpoint import prune_checkpoint
+Other rooms use these names and need not know how a plan stores its choice.
+"""
 
-__all__ = ["prune_checkpoint"]
+from toolkit.cuts.apply import apply_plan, check_plan, masked
+from toolkit.cuts.checkpoint import check_whole, complete_checkpoint, prune_checkpoint, write_checkpoint
+from toolkit.cuts.cut import Cut
+from toolkit.cuts.experts import BlockPlan, ExpertsCut
+from toolkit.cuts.model_summary import ModelSummary, model_summary, pruned_meta_model
+from toolkit.cuts.plan import KINDS, Plan
+from toolkit.cuts.statistics import ExpertStatistics
+
+__all__ = [
+    "KINDS",
+    "BlockPlan",
+    "Cut",
+    "ExpertStatistics",
+    "ExpertsCut",
+    "ModelSummary",
+    "Plan",
+    "apply_plan",
+    "check_plan",
+    "check_whole",
+    "complete_checkpoint",
+    "masked",
+    "model_summary",
+    "prune_checkpoint",
+    "pruned_meta_model",
+    "write_checkpoint",
+]

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from toolkit.cuts.experts import apply_plan, masked
-from toolkit.cuts.layout import UnknownLayoutError
-from toolkit.cuts.plan import Plan
-from toolkit.cuts.verify import TOLERANCE, VERIFICATION_FAILED, sampled_blocks, verify
+from toolkit.cuts.apply import apply_plan, masked
+from toolkit.cuts.cut import ConfigFile, UnknownLayoutError
+from toolkit.cuts.plan import KINDS, Plan
+from toolkit.cuts.verify import TOLERANCE, sampled_blocks, verification_failed, verify
 from toolkit.cuts.writer import PruneJob, plan_prune, write_pruned
-from toolkit.moe.blocks import EXPERT_KEYS, TOP_K_KEYS
 from toolkit.moe.load import DEQUANTIZED, checkpoint_folder, load_config, load_model, quantization_of
 from toolkit.moe.loading_checks import check_opens
 from toolkit.moe.model_files import copy_companions
@@ -27,7 +26,6 @@ from toolkit.runtime.files import write_text
 from toolkit.runtime.signed_folders import check_target, provenance, whole_folder
 
 PROBE_TOKENS = 32
-PLAN_FACTS = ("model", "criterion", "keep", "experts_per_token", "seed")  # what a checkpoint tells of the plan it was cut by
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 # Layers that predict further tokens are no part of the model that transformers loads and saves: written without them,
 # a checkpoint must not promise them
@@ -37,13 +35,13 @@ MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers
 def prune_checkpoint(
     source: str | Path, plan: Plan, target: str | Path, revision: str | None = None, overwrite: bool = False
 ) -> None:
-    """Writes the checkpoint `source` (a folder or a hub id) without the pruned experts to `target`, on every rank together.
+    """Writes what `plan` keeps of the checkpoint `source` (a folder or a hub id) to `target`; every rank must call it.
 
     Tensors keep their names, dtypes and, where they are quantized, their scales; memory holds no more than one MoE block.
-    A checkpoint whose layout can only be understood by loading it is loaded whole, by rank 0, and that is said. Verified
-    before it gets its name. `overwrite` replaces a checkpoint that Pollard wrote to `target` before; whatever else is there
-    stays, and is an error. Raises PollardError for that, and when the plan does not fit the model, the source is damaged, the
-    target cannot be written or the verification fails; nothing is changed at `target` then.
+    A checkpoint whose layout can only be understood by loading it is loaded whole, by rank 0, which a line reports. The result
+    is verified before it gets its name. `overwrite` replaces a checkpoint that Pollard wrote to `target` before; whatever else
+    is there stays, and is an error. Raises PollardError for that, and when the plan does not fit the model, the source is
+    damaged, the target cannot be written or the verification fails; nothing is changed at `target` then.
     """
     source, target = os.path.expanduser(source), Path(target).expanduser()
     if target.name in ("", ".."):
@@ -51,17 +49,20 @@ def prune_checkpoint(
     folder = on_all_ranks(lambda: checkpoint_folder(source, revision))
     on_main(lambda: _check_places(folder, target, overwrite))
     quantized = quantization_of(load_config(str(folder)))
-    facts = provenance("pruned checkpoint", source, revision) | {"plan": {key: getattr(plan, key) for key in PLAN_FACTS}}
+    facts = provenance("pruned checkpoint", source, revision) | {"plan": plan.summary()}
     try:
         job = on_all_ranks(lambda: plan_prune(folder, plan))
     except UnknownLayoutError as reason:
         if quantized:
-            raise PollardError(f"{source} is quantized ({quantized}) in a layout that cannot be pruned: {reason}.") from None
+            raise PollardError(
+                f"{source} is quantized ({quantized}) in a layout that cannot be pruned: {reason}.",
+                code="prune.quantized-layout",
+            ) from None
         say(f"  the whole model is loaded, for its files alone do not say which experts are where: {reason}")
         on_main(lambda: _prune_in_memory(source, plan, target, revision, facts))
         return
     write_pruned(job, pruned_config(job), target, partial(verify, job, oracle=not quantized), facts)
-    blocks = f"; {', '.join(sampled_blocks(job.model))} answer as the masked original's" * (not quantized)
+    blocks = f"; {', '.join(sampled_blocks(job))} answer as the masked original's" * (not quantized)
     say(f"  every tensor of the pruned checkpoint is the original's, bit for bit{blocks}")
     if job.modules.summary:
         say(f"  {job.modules.summary}")
@@ -75,16 +76,24 @@ def _check_places(folder: Path, target: Path, overwrite: bool) -> None:
     """Raises PollardError where the pruned checkpoint would replace, or lie in, what is not its own."""
     here, there = folder.resolve(), target.resolve()
     if there == here:
-        raise PollardError(f"The pruned checkpoint would replace the original, {folder}. Give another place.")
+        raise PollardError(
+            f"The pruned checkpoint would replace the original, {folder}. Give another place.", code="prune.replaces-original"
+        )
     if here in there.parents:
-        raise PollardError(f"The pruned checkpoint would lie in the original's folder, {folder}. Give another place.")
+        raise PollardError(
+            f"The pruned checkpoint would lie in the original's folder, {folder}. Give another place.",
+            code="prune.inside-original",
+        )
     if there in here.parents:
-        raise PollardError(f"The original, {folder}, lies in {target}, which would be replaced. Give another place.")
+        raise PollardError(
+            f"The original, {folder}, lies in {target}, which would be replaced. Give another place.",
+            code="prune.contains-original",
+        )
     check_target(target, overwrite)
 
 
 def _prune_in_memory(source: str, plan: Plan, target: Path, revision: str | None, facts: dict[str, Any]) -> None:
-    """The same by loading, slicing and saving the model: verified by its logits, those of the reloaded model exactly, and
+    """Loads, prunes and saves the model: verified by its logits, those of the reloaded model exactly, and
     those of the masked original up to rounding (1e-5 of the largest logit in float32)."""
     model = load_model(source, revision, dtype="checkpoint", skipping=False)
     vocabulary = int(model.config.get_text_config().vocab_size)
@@ -100,11 +109,12 @@ def _prune_in_memory(source: str, plan: Plan, target: Path, revision: str | None
         if not torch.equal(reloaded, sliced):
             gap = (reloaded - sliced).abs().max().item()
             raise PollardError(
-                f"The pruned checkpoint does not reload as it was written (logits differ by {gap:.3g}). Please report this."
+                f"The pruned checkpoint does not reload as it was written (logits differ by {gap:.3g}). Please report this.",
+                code="prune.verification-failed",
             )
         gap = ((sliced - expected).abs().max() / expected.abs().max().clamp(min=1.0)).item()
         if not gap <= TOLERANCE[expected.dtype]:
-            raise PollardError(VERIFICATION_FAILED.format(f"logits differ by {gap:.3g}"))
+            raise verification_failed(f"logits differ by {gap:.3g}")
 
 
 def copied_from_file(model: PreTrainedModel) -> PreTrainedModel:
@@ -124,7 +134,7 @@ def _logits(model: PreTrainedModel, probe: torch.Tensor) -> torch.Tensor:
 
 
 def write_checkpoint(model: PreTrainedModel, folder: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-    """`save_pretrained`, and the number of experts under every name a reader of this family may look for."""
+    """`save_pretrained`, with the counts that cuts change under every name that a reader of this family may look for."""
     model.save_pretrained(folder, state_dict=state_dict)
     path = folder / "config.json"
     written = json.loads(path.read_text())
@@ -133,8 +143,8 @@ def write_checkpoint(model: PreTrainedModel, folder: Path, state_dict: dict[str,
 
 
 def complete_checkpoint(source: Path, folder: Path, config: Any, trained_in: torch.dtype | None = None) -> None:
-    """Puts everything but the weights beside those in `folder`, as they are in `source`, the checkpoint folder that they were
-    made from: its companions, and its configuration with the counts of `config` (of the model that was written).
+    """Completes a `folder` that has weights only: with the companions of `source`, the checkpoint that they were made from, and
+    its configuration with the counts of `config` (of the model that was written).
 
     `trained_in`: weights that were trained are plain numbers of that type, whatever the source's are. Raises PollardError
     where transformers then cannot open the folder.
@@ -150,7 +160,7 @@ def complete_checkpoint(source: Path, folder: Path, config: Any, trained_in: tor
     check_opens(folder, source)
 
 
-def _carried_config(source: Path, config: Any) -> dict[str, Any]:
+def _carried_config(source: Path, config: Any) -> ConfigFile:
     """The source's configuration file, every key of it, with the numbers that `config` changes."""
     written = _config_file(source)
     part = _part_for(written, config)
@@ -161,22 +171,22 @@ def _carried_config(source: Path, config: Any) -> dict[str, Any]:
     return written
 
 
-def _config_file(folder: Path) -> dict[str, Any]:
-    """As it is, but for a name that its weights have there and not where they are written."""
-    written: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+def _config_file(folder: Path) -> ConfigFile:
+    """The configuration file, without the name of a weights file that is not written under it."""
+    written: ConfigFile = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     written.pop("transformers_weights", None)
     return written
 
 
-def _part_for(written: dict[str, Any], config: Any) -> dict[str, Any]:
-    """Which part of a configuration file describes the model that `config` is of: transformers opens some with several parts
-    as their language model alone."""
+def _part_for(written: ConfigFile, config: Any) -> ConfigFile:
+    """The part of a configuration file that describes the model of `config`: transformers opens some models of several parts as
+    their language model alone."""
     parts = [written, *(part for part in written.values() if isinstance(part, dict))]
     return next((part for part in parts if part.get("model_type") == config.model_type), written)
 
 
-def _set_plain(written: dict[str, Any], dtype: str) -> None:
-    """Says of all parts of a model that their weights are plain numbers of this type."""
+def _set_plain(written: ConfigFile, dtype: str) -> None:
+    """Marks the weights of all parts of a model as plain numbers of this type."""
     for key in QUANTIZATION_KEYS:
         written.pop(key, None)
     for key in {"dtype", "torch_dtype"} & written.keys():
@@ -186,19 +196,17 @@ def _set_plain(written: dict[str, Any], dtype: str) -> None:
             _set_plain(part, dtype)
 
 
-def pruned_config(job: PruneJob) -> dict[str, Any]:
+def pruned_config(job: PruneJob) -> ConfigFile:
     """The original's configuration file as it is, but for the numbers that pruning changes."""
     written = _config_file(job.folder)
-    _complete(_part_for(written, job.sliced.config), job.sliced.config)
+    _complete(_part_for(written, job.pruned.config), job.pruned.config)
     return job.modules.renumbered_config(written)
 
 
-def _complete(written: dict[str, Any], config: Any) -> None:
-    """transformers 5 saves one spelling of each count; version 4 reads another, and its default without it."""
-    for key in EXPERT_KEYS + TOP_K_KEYS:  # an alias in attribute_map is an attribute, too
-        value = getattr(config, key, None)
-        if isinstance(value, int | list):
-            written[key] = value
+def _complete(written: ConfigFile, config: Any) -> None:
+    """Writes every spelling of the counts that cuts change: transformers 5 saves one, version 4 reads another."""
+    for kind in KINDS:
+        written.update(kind.config(config))
     promises = {*MTP_KEYS, *(key for key, value in written.items() if MTP_COUNT_KEYS.match(key) and type(value) is int)}
     written.update({key: 0 for key in sorted(promises) if written.get(key) or getattr(config, key, None)})
     for part in config.sub_configs:  # text_config of a multimodal model
@@ -211,7 +219,8 @@ def check_whole(folder: Path, needed: int) -> None:
     if sum(math.prod(shape) for shape in tensor_shapes(folder).values()) < needed:
         raise PollardError(
             "The trained checkpoint lacks tensors of the model. "
-            "Is `stage3_gather_16bit_weights_on_model_save` set in the DeepSpeed configuration?"
+            "Is `stage3_gather_16bit_weights_on_model_save` set in the DeepSpeed configuration?",
+            code="recovery.checkpoint-incomplete",
         )
 
 

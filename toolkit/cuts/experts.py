@@ -1,74 +1,199 @@
-"""Fewer experts: what a plan asks of a model's MoE blocks, checked, masked and cut."""
+"""Fewer experts: of every MoE block the same number stays, renumbered 0, 1, … in the order of the original.
+
+    model.layers.3.block_sparse_moe.experts.7.w1.weight            one expert's: stays under a new number, or goes
+    model.layers.3.block_sparse_moe.experts.7.w1.weight_scale_inv  so does what belongs to it
+    model.layers.3.mlp.experts.gate_up_proj_blocks [E, …]          all experts': rows stay
+    model.layers.3.block_sparse_moe.gate.weight [E, H]             the router's: rows stay
+
+Shape legend: E experts, H hidden size.
+"""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import PreTrainedModel
 
-from toolkit.cuts.plan import Plan
-from toolkit.moe.blocks import EXPERT_KEYS, TOP_K_KEYS, MoEBlock, find_blocks, set_config_values
-from toolkit.moe.masking import check_prunable, restricted, slice_router, slice_tensors
+from toolkit.cuts.cut import AffectedTensor, ConfigFile, Cut, Indices, PlanView, Shape, UnknownLayoutError
+from toolkit.moe.blocks import EXPERT_KEYS, TOP_K_KEYS, find_blocks, set_config_values
+from toolkit.moe.completeness import EXPERT_NUMBER, Source, check_experts
+from toolkit.moe.masking import check_prunable, kept_rows, restricted, slice_router, slice_tensors
+from toolkit.moe.tensor_files import row_axis
 from toolkit.runtime.errors import PollardError
 
 
-def check_plan(blocks: Sequence[MoEBlock], plan: Plan) -> None:
-    """Raises PollardError unless `plan` speaks of exactly these blocks, and can be routed in them."""
-    ours, theirs = {block.name: block for block in blocks}, set(plan.blocks)
-    if ours.keys() != theirs:
-        missing, unknown = sorted(ours.keys() - theirs), sorted(theirs - ours.keys())
-        raise PollardError(
-            f"The plan is for another model: blocks it does not name {missing}, blocks the model does not have {unknown}."
+class BlockPlan(BaseModel):
+    """The choice in one MoE block: how many experts the original has, ascending indices of those kept, and every expert's score
+    (if there is one)."""
+
+    model_config = ConfigDict(extra="forbid")
+    experts: int
+    kept: list[int]
+    scores: list[float] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "BlockPlan":
+        _check_choice(self.experts, self.kept, self.scores)
+        return self
+
+
+def _check_choice(experts: int, kept: Sequence[int], scores: Sequence[float] | None) -> None:
+    if not kept or sorted(set(kept)) != kept:
+        raise ValueError(f"kept must be ascending and without duplicates, not {kept}")
+    if kept[0] < 0 or kept[-1] >= experts:
+        raise ValueError(f"kept names experts outside 0…{experts - 1}: {kept}")
+    if scores is not None and len(scores) != experts:
+        raise ValueError(f"{len(scores)} scores for {experts} experts")
+
+
+class ExpertsCut(Cut):
+    """Which experts stay, per MoE block (named as in `named_modules()`), and how that was decided.
+
+    `experts`: how many the original has, per block; may be left out of a file that has every block's scores.
+    `scores`: every expert's, per block; empty where the criterion has none. `mode`, `tokens`: as in `toolkit.select`.
+    """
+
+    kind: Literal["experts"] = "experts"
+    mode: str | None = None
+    tokens: str = "all"
+    keep: int
+    experts: dict[str, int]
+    kept: dict[str, list[int]]
+    scores: dict[str, list[float]] = Field(default_factory=dict)
+
+    @classmethod
+    def of(cls, blocks: Mapping[str, BlockPlan], **settings: Any) -> "ExpertsCut":
+        """From the choice in every block; `settings` are the other fields."""
+        return cls(
+            experts={name: block.experts for name, block in blocks.items()},
+            kept={name: block.kept for name, block in blocks.items()},
+            scores={name: block.scores for name, block in blocks.items() if block.scores is not None},
+            **settings,
         )
-    for name, block in ours.items():
-        if plan.blocks[name].experts != block.expert_count:
-            raise PollardError(
-                f"The plan says {plan.blocks[name].experts} experts in {name}; the model has {block.expert_count}."
-            )
-    check_prunable(blocks, plan.keep, plan.experts_per_token)
-    for name, block in ours.items():
-        groups = block.groups or 1
-        found = Counter(expert * groups // block.expert_count for expert in plan.blocks[name].kept)
-        counts = [found[group] for group in range(groups)]
-        if len(set(counts)) > 1:
-            raise PollardError(
-                f"The plan keeps {counts} experts in the {groups} groups of {name}: its router ranks groups of equal size, "
-                f"so keep {plan.keep // groups} in each."
-            )
 
+    @property
+    def blocks(self) -> dict[str, BlockPlan]:
+        """The same, block by block."""
+        return {
+            name: BlockPlan(experts=self.experts[name], kept=kept, scores=self.scores.get(name))
+            for name, kept in self.kept.items()
+        }
 
-@contextmanager
-def masked(model: PreTrainedModel, plan: Plan) -> Iterator[PreTrainedModel]:
-    """`model` as if pruned by `plan` inside the context, unchanged after it (weights are neither copied nor removed)."""
-    blocks = find_blocks(model)
-    check_plan(blocks, plan)
-    with ExitStack() as stack:
+    @model_validator(mode="before")
+    @classmethod
+    def _count_scores(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "experts" not in data and isinstance(data.get("scores"), dict):
+            data = data | {"experts": {name: len(scores) for name, scores in data["scores"].items() if isinstance(scores, list)}}
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ExpertsCut":
+        if not self.kept:
+            raise ValueError("a plan needs at least one block")
+        odd = sorted((self.experts.keys() ^ self.kept.keys()) | (self.scores.keys() - self.kept.keys()))
+        if odd:
+            raise ValueError(f"experts, kept and scores must name the same blocks, not these in only some: {', '.join(odd[:3])}")
+        for name, kept in self.kept.items():
+            try:
+                _check_choice(self.experts[name], kept, self.scores.get(name))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        uneven = {name: len(kept) for name, kept in self.kept.items() if len(kept) != self.keep}
+        if uneven:
+            raise ValueError(f"every block must keep {self.keep} experts (a checkpoint has one count for all), but: {uneven}")
+        return self
+
+    def check(self, model: PreTrainedModel, plan: PlanView) -> None:
+        blocks = find_blocks(model)
+        there, named = {block.name: block for block in blocks}, self.kept.keys()
+        if there.keys() != named:
+            missing, unknown = sorted(there.keys() - named), sorted(named - there.keys())
+            raise PollardError(
+                f"The plan is for another model: blocks it does not name {missing}, blocks the model does not have {unknown}.",
+                code="plan.other-model",
+            )
+        for name, block in there.items():
+            if self.experts[name] != block.expert_count:
+                raise PollardError(
+                    f"The plan says {self.experts[name]} experts in {name}; the model has {block.expert_count}.",
+                    code="plan.other-expert-count",
+                )
+        check_prunable(blocks, self.keep, plan.experts_per_token)
+        for name, block in there.items():
+            groups = block.groups or 1
+            in_group = Counter(expert * groups // block.expert_count for expert in self.kept[name])
+            counts = [in_group[group] for group in range(groups)]
+            if len(set(counts)) > 1:
+                raise PollardError(
+                    f"The plan keeps {counts} experts in the {groups} groups of {name}: its router ranks groups of equal size, "
+                    f"so keep {self.keep // groups} in each.",
+                    code="plan.uneven-groups",
+                )
+
+    def apply(self, model: PreTrainedModel, plan: PlanView) -> None:
+        blocks = find_blocks(model)
         for block in blocks:
-            stack.enter_context(restricted(block, plan.blocks[block.name].kept, plan.experts_per_token))
-        yield model
+            kept = self.kept[block.name]
+            for module in (block.module, block.experts):  # some blocks hold the router's correction bias
+                slice_tensors(module, kept, block.expert_count, {block.expert_count})
+            slice_router(block.router, kept, block.expert_count, plan.experts_per_token)
+        # Counts are also kept by blocks and by the model itself (for its load-balancing loss).
+        for module in model.modules():
+            for keys, before, after in (
+                (EXPERT_KEYS, blocks[0].expert_count, self.keep),
+                (("top_k", *TOP_K_KEYS), blocks[0].experts_per_token, plan.experts_per_token),
+            ):
+                for key in keys:
+                    if getattr(module, key, None) == before and not isinstance(getattr(type(module), key, None), property):
+                        setattr(module, key, after)
+        configs = [model.config, model.config.get_text_config(), *(block.experts.config for block in blocks)]
+        for config in {id(config): config for config in configs}.values():
+            set_config_values(config, EXPERT_KEYS, self.keep)
+            set_config_values(config, TOP_K_KEYS, plan.experts_per_token)
 
+    @contextmanager
+    def masked(self, model: PreTrainedModel, plan: PlanView) -> Iterator[None]:
+        with ExitStack() as stack:
+            for block in find_blocks(model):
+                stack.enter_context(restricted(block, self.kept[block.name], plan.experts_per_token))
+            yield
 
-def apply_plan(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
-    """Removes the pruned experts from `model` in place and returns it. Raises PollardError as `check_plan` does."""
-    blocks = find_blocks(model)
-    check_plan(blocks, plan)
-    for block in blocks:
-        kept = plan.blocks[block.name].kept
-        for module in (block.module, block.experts):  # some blocks hold the router's correction bias
-            slice_tensors(module, kept, block.expert_count, {block.expert_count})
-        slice_router(block.router, kept, block.expert_count, plan.experts_per_token)
-    # Counts are also kept by blocks and by the model itself (for its load-balancing loss).
-    old, new = blocks[0], plan
-    for module in model.modules():
-        for keys, was, becomes in (
-            (EXPERT_KEYS, old.expert_count, new.keep),
-            (("top_k", *TOP_K_KEYS), old.experts_per_token, new.experts_per_token),
-        ):
-            for key in keys:
-                if getattr(module, key, None) == was and not isinstance(getattr(type(module), key, None), property):
-                    setattr(module, key, becomes)
-    configs = [model.config, model.config.get_text_config(), *(block.experts.config for block in blocks)]
-    for config in {id(config): config for config in configs}.values():
-        set_config_values(config, EXPERT_KEYS, plan.keep)
-        set_config_values(config, TOP_K_KEYS, plan.experts_per_token)
-    return model
+    def takes(self, tensor: AffectedTensor) -> Indices:
+        block = self._block_of(tensor.parameter)
+        axis = row_axis(tensor.before)
+        if block is None or not tensor.before or tensor.after is None or tensor.before[axis] == tensor.after[axis]:
+            return {}
+        if EXPERT_NUMBER.search(tensor.name) or tensor.shape in ((), (1,)):  # one expert's, or one scale for all
+            return {}
+        stored_axis = row_axis(tensor.shape)
+        if tensor.shape[stored_axis] != tensor.before[axis]:
+            raise UnknownLayoutError(f"{tensor.name} {list(tensor.shape)} has no row per expert of {list(tensor.before)}")
+        return {stored_axis: kept_rows(tensor.before[axis], self.kept[block], self.experts[block])}
+
+    def rename(self, name: str, parameter: str) -> str | None:
+        number, block = EXPERT_NUMBER.search(name), self._block_of(parameter)
+        if number is None or block is None:
+            return name
+        if int(number[0]) not in self.kept[block]:
+            return None
+        return EXPERT_NUMBER.sub(str(self.kept[block].index(int(number[0]))), name, count=1)
+
+    def refuses(self, name: str) -> str | None:
+        return f"{name} is of one expert, and no parameter of the model comes from it" if EXPERT_NUMBER.search(name) else None
+
+    def check_stored(self, sources: Mapping[str, Sequence[Source]], affected: Mapping[str, Shape]) -> None:
+        check_experts(sources, {name: shape[0] for name, shape in affected.items() if self._block_of(name)})
+
+    @classmethod
+    def config(cls, config: Any) -> ConfigFile:
+        # An alias in attribute_map is an attribute, too
+        values = {key: getattr(config, key, None) for key in EXPERT_KEYS + TOP_K_KEYS}
+        return {key: value for key, value in values.items() if isinstance(value, int | list)}
+
+    def choice(self) -> dict[str, list[int]]:
+        return self.kept
+
+    def _block_of(self, parameter: str) -> str | None:
+        return next((name for name in self.kept if parameter.startswith(f"{name}.")), None)

@@ -1,4 +1,4 @@
-"""What a model is made of and what pruning would leave of it, from its configuration alone."""
+"""The size of a model and of what pruning would leave, from its configuration and the headers of its files."""
 
 import copy
 from collections import Counter
@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from toolkit.cuts.experts import apply_plan
-from toolkit.cuts.layout import UnknownLayoutError
-from toolkit.cuts.plan import BlockPlan, Plan
+from toolkit.cuts.apply import apply_plan
+from toolkit.cuts.cut import UnknownLayoutError
+from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.plan import Plan
 from toolkit.cuts.writer import plan_prune
 from toolkit.moe.blocks import MoEBlock, find_blocks
 from toolkit.moe.load import load_config, meta_model, quantization_of
@@ -63,7 +64,8 @@ def model_summary(path: str) -> ModelSummary:
 
 
 def _stored(folder: Path, found: ModelSummary) -> StoredWeights | None:
-    """Of how pruning would cut the files for one number of experts follows what it would write for every other."""
+    """None where there are no files at hand, or they cannot be cut without loading them. What pruning would write for one number
+    of experts says what it would write for every other: each expert takes as much."""
     keep = next(iter(found.pruned), found.experts)
     model = meta_model(load_config(str(folder))) if folder.is_dir() else None
     if model is None:
@@ -76,14 +78,14 @@ def _stored(folder: Path, found: ModelSummary) -> StoredWeights | None:
     for tensor in job.stored.values():
         dtypes[tensor.dtype] += tensor.bytes
     kept = sum(piece.bytes for pieces in job.shards.values() for piece in pieces)
-    whole = sum(tensor.bytes for name, tensor in job.stored.items() if name not in set(job.left))
+    whole = sum(tensor.bytes for name, tensor in job.stored.items() if name not in set(job.left_out))
     each = (whole - kept) / (found.experts - keep) if keep < found.experts else 0.0  # of an expert in every block
     pruned = {number: round(kept + each * (number - keep)) for number in found.pruned}
     return StoredWeights(dtypes.total(), dict(dtypes.most_common()), pruned)
 
 
 def summary_of(config: Any) -> ModelSummary:
-    """The same of a configuration; seconds for any size, since nothing is allocated."""
+    """The summary of a configuration, without files; seconds for any size, since nothing is allocated."""
     model = meta_model(config)
     blocks = find_blocks(model)
     block, total = blocks[0], sizes(model)
@@ -119,7 +121,7 @@ def _sizes_with(config: Any, keep: int) -> Sizes:
 def pruned_meta_model(config: Any, keep: int, experts_per_token: int | None = None) -> PreTrainedModel:
     """The model with `keep` experts per block, without weights; as many active as now where enough are kept, unless given.
 
-    Cut by the code that prunes, so that the same is counted.
+    Made by the code that prunes, so that sizes agree.
     """
     model = meta_model(copy.deepcopy(config))
     active = experts_per_token or min(keep, find_blocks(model)[0].experts_per_token)
@@ -132,4 +134,4 @@ def _first_experts(model: PreTrainedModel, keep: int, experts_per_token: int) ->
     groups, experts = blocks[0].groups or 1, blocks[0].expert_count
     kept = [expert for expert in range(experts) if expert % (experts // groups) < keep // groups]
     choice = {block.name: BlockPlan(experts=experts, kept=kept) for block in blocks}
-    return Plan(model="", criterion="", keep=keep, experts_per_token=experts_per_token, blocks=choice)
+    return Plan.of_experts(model="", criterion="", keep=keep, experts_per_token=experts_per_token, blocks=choice)

@@ -1,45 +1,161 @@
 """What stays: the file that selection leaves and pruning needs.
 
-    {"format": 1, "model": "mistralai/Mixtral-8x7B-v0.1", "criterion": "reap", "mode": null, "tokens": "all", "seed": 0,
-     "keep": 4, "experts_per_token": 2,
-     "blocks": {"model.layers.0.mlp": {"experts": 8, "kept": [0, 2, 5, 7], "scores": [… 8 …]}},
+    {"format": 2, "model": "mistralai/Mixtral-8x7B-v0.1", "seed": 0, "experts_per_token": 2,
+     "cuts": [{"kind": "experts", "criterion": "reap", "mode": null, "tokens": "all", "keep": 4,
+               "experts": {"model.layers.0.mlp": 8, …},
+               "kept": {"model.layers.0.mlp": [0, 2, 5, 7], …},
+               "scores": {"model.layers.0.mlp": [… 8 …], …}}],
      "calibration": {"task": "gsm8k", "examples": 512, "tokens": 131072, "fingerprint": "…"}}
 
-Any tool may write one; `load` checks it.
+Any tool may write one; `load` checks it. Format 1, which knew experts only, still loads:
+
+    {"format": 1, "model": "…", "criterion": "reap", "mode": null, "tokens": "all", "seed": 0, "keep": 4, "experts_per_token": 2,
+     "blocks": {"model.layers.0.mlp": {"experts": 8, "kept": [0, 2, 5, 7], "scores": [… 8 …]}}, "calibration": {…}}
 """
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic_core import CoreSchema, core_schema
 
+from toolkit.cuts.cut import Cut
+from toolkit.cuts.experts import BlockPlan, ExpertsCut
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import write_text
 
+# In the order in which a plan's cuts are applied
+KINDS: list[type[Cut]] = [ExpertsCut]
 
-class BlockPlan(BaseModel):
-    """The choice in one MoE block: ascending indices of the kept experts, and every expert's score (if there is one)."""
 
-    model_config = ConfigDict(extra="forbid")
-    experts: int
-    kept: list[int]
-    scores: list[float] | None = None
+class _OneOfKinds:
+    """pydantic's schema of a cut: that of the kind which `kind` names."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "BlockPlan":
-        if not self.kept or sorted(set(self.kept)) != self.kept:
-            raise ValueError(f"kept must be ascending and without duplicates, not {self.kept}")
-        if self.kept[0] < 0 or self.kept[-1] >= self.experts:
-            raise ValueError(f"kept names experts outside 0…{self.experts - 1}: {self.kept}")
-        if self.scores is not None and len(self.scores) != self.experts:
-            raise ValueError(f"{len(self.scores)} scores for {self.experts} experts")
-        return self
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schemas = {kind.model_fields["kind"].default: handler.generate_schema(kind) for kind in KINDS}
+        return core_schema.tagged_union_schema(schemas, discriminator="kind")
 
 
 class Plan(BaseModel):
-    """Which experts stay, per MoE block (named as in `named_modules()`), and how that was decided."""
+    """What stays of a model, and how that was decided. `cuts`: one of each kind at most."""
+
+    model_config = ConfigDict(extra="forbid")
+    format: Literal[2] = 2
+    model: str
+    seed: int = 0
+    experts_per_token: int
+    cuts: list[Annotated[Cut, _OneOfKinds()]]
+    calibration: dict[str, Any] = {}
+
+    @classmethod
+    def of_experts(
+        cls,
+        *,
+        model: str,
+        criterion: str,
+        keep: int,
+        experts_per_token: int,
+        blocks: Mapping[str, BlockPlan],
+        mode: str | None = None,
+        tokens: str = "all",
+        seed: int = 0,
+        calibration: Mapping[str, Any] | None = None,
+    ) -> "Plan":
+        """A plan that cuts experts only. `blocks`: the choice in every MoE block, by its name in `named_modules()`."""
+        cut = ExpertsCut.of(blocks, criterion=criterion, mode=mode, tokens=tokens, keep=keep)
+        return cls(model=model, seed=seed, experts_per_token=experts_per_token, cuts=[cut], calibration=dict(calibration or {}))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Plan":
+        kinds = [cut.kind for cut in self.cuts]
+        if not kinds or len(set(kinds)) < len(kinds):
+            raise ValueError(f"a plan needs cuts, of each kind one at most, not {kinds}")
+        for cut in self.cuts:
+            if isinstance(cut, ExpertsCut) and not 1 <= self.experts_per_token <= cut.keep:
+                raise ValueError(f"experts_per_token must be in 1…{cut.keep} (the experts kept), not {self.experts_per_token}")
+        return self
+
+    @property
+    def experts(self) -> ExpertsCut:
+        """The cut of experts. Raises PollardError where the plan has none."""
+        for cut in self.cuts:
+            if isinstance(cut, ExpertsCut):
+                return cut
+        raise PollardError(f"The plan for {self.model} keeps all experts.", code="plan.no-experts-cut")
+
+    # Of the cut of experts, for those who need no more of it
+
+    @property
+    def criterion(self) -> str:
+        return self.experts.criterion
+
+    @property
+    def mode(self) -> str | None:
+        return self.experts.mode
+
+    @property
+    def tokens(self) -> str:
+        return self.experts.tokens
+
+    @property
+    def keep(self) -> int:
+        return self.experts.keep
+
+    @property
+    def blocks(self) -> dict[str, BlockPlan]:
+        return self.experts.blocks
+
+    def with_experts(self, blocks: Mapping[str, BlockPlan], model: str | None = None) -> "Plan":
+        """The same plan, of `model`, with another choice of experts (and no scores but those given)."""
+        cuts = [
+            ExpertsCut.of(blocks, criterion=cut.criterion, mode=cut.mode, tokens=cut.tokens, keep=cut.keep)
+            if isinstance(cut, ExpertsCut)
+            else cut
+            for cut in self.cuts
+        ]
+        return self.model_copy(update={"model": model or self.model, "cuts": cuts})
+
+    def summary(self) -> dict[str, object]:
+        """What is written into a pruned checkpoint's folder about the plan that it was made by."""
+        if [cut.kind for cut in self.cuts] == ["experts"]:
+            return {key: getattr(self, key) for key in ("model", "criterion", "keep", "experts_per_token", "seed")}
+        cuts = [{"kind": cut.kind, "criterion": cut.criterion} for cut in self.cuts]
+        return {"model": self.model, "experts_per_token": self.experts_per_token, "seed": self.seed, "cuts": cuts}
+
+    def choice(self) -> Any:
+        """What decides the pruned weights besides `experts_per_token`, as JSON: for fingerprints. The same for a plan in both
+        formats."""
+        if [cut.kind for cut in self.cuts] == ["experts"]:
+            return self.experts.choice()
+        return {cut.kind: cut.choice() for cut in self.cuts}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the file, whole or not at all."""
+        write_text(path, json.dumps(self.model_dump(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Plan":
+        """Reads and checks a plan file of either format; raises PollardError naming the file and every fault."""
+        try:
+            content = Path(path).read_bytes()
+            return (
+                PlanFormat1.model_validate_json(content).upgraded() if _is_format_1(content) else cls.model_validate_json(content)
+            )
+        except OSError as error:
+            raise PollardError(f"No plan at {path}: {error.strerror}.", code="plan.missing") from None
+        except ValidationError as error:
+            faults = "\n".join(
+                f"  {'.'.join(map(str, e['loc'])) or 'as a whole'}: {e['msg'].removeprefix('Value error, ')}"
+                for e in error.errors()
+            )
+            raise PollardError(f"{path} is not a valid plan:\n{faults}", code="plan.invalid") from None
+
+
+class PlanFormat1(BaseModel):
+    """A plan as it was written when experts were the only kind of cut."""
 
     model_config = ConfigDict(extra="forbid")
     format: Literal[1] = 1
@@ -54,30 +170,20 @@ class Plan(BaseModel):
     calibration: dict[str, Any] = {}
 
     @model_validator(mode="after")
-    def _uniform(self) -> "Plan":
-        if not self.blocks:
-            raise ValueError("a plan needs at least one block")
-        uneven = {name: len(block.kept) for name, block in self.blocks.items() if len(block.kept) != self.keep}
-        if uneven:
-            raise ValueError(f"every block must keep {self.keep} experts (a checkpoint has one count for all), but: {uneven}")
-        if not 1 <= self.experts_per_token <= self.keep:
-            raise ValueError(f"experts_per_token must be in 1…{self.keep} (the experts kept), not {self.experts_per_token}")
+    def _valid_when_upgraded(self) -> "PlanFormat1":
+        try:
+            self.upgraded()
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
         return self
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the file, whole or not at all."""
-        write_text(path, json.dumps(self.model_dump(), indent=1) + "\n")
+    def upgraded(self) -> Plan:
+        return Plan.of_experts(**{name: getattr(self, name) for name in PlanFormat1.model_fields if name != "format"})
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Plan":
-        """Reads and checks a plan file; raises PollardError naming the file and every fault."""
-        try:
-            return cls.model_validate_json(Path(path).read_bytes())
-        except OSError as error:
-            raise PollardError(f"No plan at {path}: {error.strerror}.") from None
-        except ValidationError as error:
-            faults = "\n".join(
-                f"  {'.'.join(map(str, e['loc'])) or 'as a whole'}: {e['msg'].removeprefix('Value error, ')}"
-                for e in error.errors()
-            )
-            raise PollardError(f"{path} is not a valid plan:\n{faults}") from None
+
+def _is_format_1(content: bytes) -> bool:
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(data, dict) and data.get("format", 1) == 1 and "cuts" not in data

@@ -1,4 +1,4 @@
-"""What was watched: the file that calibration leaves, and every additive criterion reads.
+"""The statistics of calibration, which every criterion reads.
 
     statistics.safetensors    "model.layers.0.mlp/gate_sum/completion" -> float64 [E], …
     statistics.json           model, task, seed, tokens and unobserved experts per block, …
@@ -6,16 +6,17 @@
 Calibrated on a mix, every name begins with its source's number ("1/model.layers.0.mlp/gate_sum/completion").
 
 Sums add over tokens, batches and ranks (`max_norm` takes the maximum); means are formed only where they are used.
-Shape legend: E experts of a block.
+Shape legend: E experts of a block, S sources of a mix.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -23,42 +24,117 @@ from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import write_text
 
 Tokens = Literal["all", "prompt", "completion"]
-PARTS: tuple[Literal["prompt"], Literal["completion"]] = ("prompt", "completion")
+Part = Literal["prompt", "completion"]
+TokenCounts = dict[Part, int]
+PARTS: tuple[Part, Part] = ("prompt", "completion")
 MAXIMA = {"max_norm"}  # every other statistic is a sum
-NOT_EVERY_FAMILY_SHOWS = {
+MISSING_IN_SOME_FAMILIES = {
     "probability_sum": "its router's scores are no softmax that transformers returns",
     "residual_shift_sum": "its layers do not show the residual stream",
 }
 
 
 @dataclass
+class BlockStatistics:
+    """One MoE block, beside its vectors."""
+
+    experts: int
+    experts_per_token: int
+    groups: int = 1
+    tokens: TokenCounts = field(default_factory=dict)
+    unobserved: list[int] | None = None  # experts that no token reached; set when saved
+    entropy_bits: float | None = None  # of the experts' use; set when saved
+
+
+@dataclass
+class SourceStatistics:
+    """One source of a mix."""
+
+    name: str
+    share: float
+    tokens: TokenCounts
+
+
+@dataclass
+class SubsetResult:
+    """The best set of experts of one size that a subset search has found."""
+
+    kept: list[int]
+    loss: float
+    lower_bound: float | None = None  # of the loss of any set of this size; where the search was greedy
+    table: dict[str, float] | None = None  # the loss of every set ("0,1,2,3"); where the search was exhaustive
+
+
+@dataclass
+class BlockSearchResult:
+    """A subset search in one block."""
+
+    search: str  # how: "exhaustive" or "greedy and swaps"
+    tokens: int
+    tokens_searched: int  # fewer where tokens were subsampled
+    keep: dict[int, SubsetResult]  # by the number of kept experts
+
+
+@dataclass
+class StatisticsFacts:
+    """statistics.json: everything that is not a vector."""
+
+    blocks: dict[str, BlockStatistics]
+    model: str = ""
+    sources: list[SourceStatistics] = field(default_factory=list)  # of a mix
+    reconstruction: dict[str, dict[str, BlockSearchResult]] = field(default_factory=dict)  # by mode and block
+    task: str | None = None
+    seed: int | None = None
+    fingerprint: str | None = None
+    examples: int | None = None
+    beyond_context: int | None = None  # examples longer than the model's context
+    left_out: int | None = None  # examples longer than calibration.max_length
+    not_kept: int | None = None  # the model's own answers that were wrong, or too long
+    bad_lines: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Observed tokens, prompt and completion; every block sees the same."""
+        return sum(next(iter(self.blocks.values())).tokens.values())
+
+    def to_json(self) -> str:
+        values = _without_none(asdict(self))
+        first = ("model", "blocks", "sources") if self.sources else ("blocks", "model")
+        rest = [key for key in values if key not in first]
+        return json.dumps({key: values[key] for key in (*first, *rest) if values[key] not in ("", [], {})}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "StatisticsFacts":
+        """Raises ValueError where `text` is not such a file."""
+        return TypeAdapter(cls).validate_json(text)
+
+
+@dataclass
 class ExpertStatistics:
     """Statistics per MoE block and expert.
 
-    `vectors` maps "<block>/<statistic>/<prompt|completion>" to float64 [E] (the names are those of docs/methods.md);
-    `about` holds what is not a vector: model, task, examples, seed, and under "blocks" per block its `experts`,
-    `experts_per_token` and `tokens` (prompt and completion).
+    `vectors` maps "<block>/<statistic>/<prompt|completion>" to float64 [E] (the names are those of docs/methods.md).
     """
 
-    vectors: dict[str, torch.Tensor] = field(default_factory=dict)
-    about: dict[str, Any] = field(default_factory=dict)
+    vectors: dict[str, torch.Tensor]
+    about: StatisticsFacts
 
     @property
     def blocks(self) -> list[str]:
-        return list(self.about["blocks"])
+        return list(self.about.blocks)
 
     def get(self, block: str, statistic: str, tokens: Tokens = "all") -> torch.Tensor:
-        """One statistic of one block over the chosen tokens, float64 [E]. Raises PollardError if it was not watched.
+        """One statistic of one block over the chosen tokens, float64 [E]. Raises PollardError if it was not observed.
 
-        Of a mix: every source counts by its share, as if it had brought that part of all the tokens of this kind.
+        In a mix every source counts by its share, as if it had brought that part of all the tokens of this kind.
         """
-        sources = self.about.get("sources")
+        sources = self.about.sources
         if not sources:
             return self._get(block, statistic, tokens)
-        found = torch.stack([self._get(f"{number}/{block}", statistic, tokens) for number in range(len(sources))])
+        parts_SE = torch.stack([self._get(f"{number}/{block}", statistic, tokens) for number in range(len(sources))])
         if statistic in MAXIMA:
-            return found.amax(0)
-        return (found * torch.tensor(_scales(sources, tokens), dtype=found.dtype).unsqueeze(1)).sum(0)
+            return parts_SE.amax(0)
+        return (parts_SE * torch.tensor(_scales(sources, tokens), dtype=parts_SE.dtype).unsqueeze(1)).sum(0)
 
     def _get(self, block: str, statistic: str, tokens: Tokens) -> torch.Tensor:
         try:
@@ -66,70 +142,78 @@ class ExpertStatistics:
         except KeyError:
             raise PollardError(
                 f"The statistics hold no `{statistic}` of {tokens} tokens for block {block}{_why_missing(statistic)}. "
-                "Calibrate again with this version, or choose another criterion."
+                "Calibrate again with this version, or choose another criterion.",
+                code="statistics.missing",
             ) from None
         stacked = torch.stack(parts)
         return stacked.amax(0) if statistic in MAXIMA else stacked.sum(0)
 
     def save(self, folder: str | Path) -> None:
-        """Writes both files into `folder`; the JSON, written last, is what says that they are whole."""
+        """Writes both files into `folder`; the JSON is written last and marks them as complete."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._summarise()
         partial = folder / "statistics.safetensors.tmp"
         save_file({name: vector.contiguous() for name, vector in self.vectors.items()}, partial)
         partial.replace(folder / "statistics.safetensors")
-        write_text(folder / "statistics.json", json.dumps(self.about, indent=1) + "\n")
+        write_text(folder / "statistics.json", self.about.to_json())
 
     @classmethod
     def load(cls, folder: str | Path) -> "ExpertStatistics":
-        """Raises PollardError where `folder` holds no whole statistics."""
+        """Raises PollardError where `folder` holds no complete statistics."""
         folder = Path(folder)
         try:
-            about = json.loads((folder / "statistics.json").read_text())
-            if not (isinstance(about, dict) and isinstance(about.get("blocks"), dict)):
-                raise ValueError("statistics.json names no blocks")
+            about = StatisticsFacts.from_json((folder / "statistics.json").read_text())
             return cls(load_file(folder / "statistics.safetensors"), about)
         except (OSError, ValueError, SafetensorError) as error:
-            raise PollardError(f"No readable statistics in {folder} ({error}). Run the calibration first.") from None
+            raise PollardError(
+                f"No readable statistics in {folder} ({error}). Run the calibration first.", code="statistics.unreadable"
+            ) from None
 
     def _summarise(self) -> None:
-        """Adds what a reader asks first: per block the experts no token reached, and the entropy of their use in bits."""
-        for block, about in self.about["blocks"].items():
+        """Sets, per block, the experts that no token reached and the entropy of the experts' use in bits."""
+        for block, facts in self.about.blocks.items():
             count = self.get(block, "count")
             use = count / count.sum().clamp(min=1)
-            about["unobserved"] = (count == 0).nonzero().flatten().tolist()
-            about["entropy_bits"] = round(float(-(use * use.clamp(min=1e-30).log2()).sum()), 4)
+            facts.unobserved = (count == 0).nonzero().flatten().tolist()
+            facts.entropy_bits = round(float(-(use * use.clamp(min=1e-30).log2()).sum()), 4)
 
 
 def mix(parts: Sequence[ExpertStatistics], names: Sequence[str], weights: Sequence[float]) -> ExpertStatistics:
-    """The statistics of several sources as one: kept apart in the file, weighted where they are used (`get`).
+    """The statistics of several sources as one: separate in the file, weighted where they are used (`get`).
 
-    A single source is returned as it is. What was found for a source alone and does not add up is not carried over.
+    A single source is returned as it is. A subset search belongs to the part it was made for and is not carried over.
     """
     if len(parts) == 1:
         return parts[0]
-    about: dict[str, Any] = {"model": parts[0].about["model"], "blocks": {}, "sources": []}
-    for block, facts in parts[0].about["blocks"].items():
-        tokens = {name: sum(part.about["blocks"][block]["tokens"][name] for part in parts) for name in PARTS}
-        about["blocks"][block] = {**facts, "tokens": tokens}
+    blocks = {}
+    for block, facts in parts[0].about.blocks.items():
+        tokens: TokenCounts = {name: sum(part.about.blocks[block].tokens[name] for part in parts) for name in PARTS}
+        blocks[block] = replace(facts, tokens=tokens)
+    sources = []
     for name, weight, part in zip(names, weights, parts, strict=True):
-        seen = next(iter(part.about["blocks"].values()))["tokens"]  # every block sees the same tokens
-        about["sources"].append({"name": name, "share": weight / sum(weights), "tokens": seen})
+        tokens = next(iter(part.about.blocks.values())).tokens  # every block sees the same tokens
+        sources.append(SourceStatistics(name, weight / sum(weights), tokens))
     vectors = {f"{n}/{name}": vector for n, part in enumerate(parts) for name, vector in part.vectors.items()}
-    return ExpertStatistics(vectors, about)
+    return ExpertStatistics(vectors, StatisticsFacts(blocks, parts[0].about.model, sources))
 
 
-def _scales(sources: list[dict[str, Any]], tokens: Tokens) -> list[float]:
-    """Per source what its sums are multiplied with: share / (its part of all tokens of this kind).
+def _scales(sources: list[SourceStatistics], tokens: Tokens) -> list[float]:
+    """Per source the factor of its sums: share / (its part of all tokens of this kind).
 
     A source without such tokens (plain text has no prompt) leaves its share to the others.
     """
-    seen = [sum(source["tokens"][part] for part in (PARTS if tokens == "all" else (tokens,))) for source in sources]
-    shares = sum(source["share"] for source, n in zip(sources, seen, strict=True) if n)
-    return [source["share"] / shares * sum(seen) / n if n else 0.0 for source, n in zip(sources, seen, strict=True)]
+    counts = [sum(source.tokens[part] for part in (PARTS if tokens == "all" else (tokens,))) for source in sources]
+    shares = sum(source.share for source, n in zip(sources, counts, strict=True) if n)
+    return [source.share / shares * sum(counts) / n if n else 0.0 for source, n in zip(sources, counts, strict=True)]
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
+    return [_without_none(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _why_missing(statistic: str) -> str:
-    why = NOT_EVERY_FAMILY_SHOWS.get(statistic.replace("_square", ""))
+    why = MISSING_IN_SOME_FAMILIES.get(statistic.replace("_square", ""))
     return f" (perhaps this model family cannot have it: {why})" if why else ""

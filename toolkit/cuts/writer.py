@@ -1,7 +1,7 @@
 """Prune a checkpoint file by file: bytes are copied, no model is built.
 
 The same source and plan give the same bytes on any number of ranks, which share the files. Files that are whole stay in
-`<target>.tmp` when something stops the work, and the same command goes on from there (folders.py).
+`<target>.tmp` when something stops the work, and the same command goes on from there (runtime/signed_folders.py).
 """
 
 import hashlib
@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
-from toolkit.cuts.experts import apply_plan
-from toolkit.cuts.layout import UnknownLayoutError, cut
+from toolkit.cuts.apply import apply_plan
+from toolkit.cuts.cut import ConfigFile, UnknownLayoutError
+from toolkit.cuts.layout import pieces_of
 from toolkit.cuts.plan import Plan
 from toolkit.moe.load import load_config, meta_model
 from toolkit.moe.model_files import INDEX, SINGLE, checkpoint_files, copy_companions
@@ -30,15 +31,15 @@ SHARD_BYTES = 5 * 10**9  # a rerun after a stop repeats at most one such file pe
 
 
 class PruneJob(NamedTuple):
-    """What is pruned into what; the same on every rank."""
+    """What is written, decided from headers and configuration; the same on every rank."""
 
     folder: Path
     plan: Plan
     stored: dict[str, StoredTensor]
     model: PreTrainedModel  # the original and the pruned model, without weights
-    sliced: PreTrainedModel
-    shards: dict[str, list[Piece]]
-    left: list[str]
+    pruned: PreTrainedModel
+    shards: dict[str, list[Piece]]  # per file of the pruned checkpoint
+    left_out: list[str]  # tensors of the original that transformers does not load
     modules: RenamedModules
 
 
@@ -47,13 +48,13 @@ def plan_prune(folder: Path, plan: Plan) -> PruneJob:
     and UnknownLayoutError."""
     if not checkpoint_files(folder).safetensors:
         raise UnknownLayoutError(f"it has no {SINGLE}")
-    model, sliced = (meta_model(load_config(str(folder))) for _ in range(2))
-    apply_plan(sliced, plan)
+    model, pruned = (meta_model(load_config(str(folder))) for _ in range(2))
+    apply_plan(pruned, plan)
     stored = stored_tensors(folder)
-    pieces, left = cut(stored, model, sliced, plan)
+    pieces, left_out = pieces_of(stored, model, pruned, plan)
     renamed = {piece.source.name: piece.name for piece in pieces}
     modules = RenamedModules(renamed, stored.keys() - renamed.keys())
-    return PruneJob(folder, plan, stored, model, sliced, _packed(pieces), left, modules)
+    return PruneJob(folder, plan, stored, model, pruned, _packed(pieces), left_out, modules)
 
 
 def _packed(pieces: list[Piece]) -> dict[str, list[Piece]]:
@@ -71,9 +72,7 @@ def _packed(pieces: list[Piece]) -> dict[str, list[Piece]]:
     return {f"model-{n:05}-of-{len(shards):05}.safetensors": shard for n, shard in enumerate(shards, 1)}
 
 
-def write_pruned(
-    job: PruneJob, config: dict[str, Any], target: Path, verify: Callable[[Path], None], facts: dict[str, Any]
-) -> None:
+def write_pruned(job: PruneJob, config: ConfigFile, target: Path, verify: Callable[[Path], None], facts: dict[str, Any]) -> None:
     """Writes the pruned checkpoint with that configuration to `target`, by all ranks, and signs it with `facts`.
 
     `verify` looks at the written folder before it gets its name, also on every rank. Raises PollardError where the disk is
@@ -82,7 +81,7 @@ def write_pruned(
     partial = partial_path(target)
 
     def step(where: Callable[[Callable[[], None]], None], work: Callable[[], None]) -> None:
-        def explained() -> None:  # on the rank that fails: the others are told its words
+        def explained() -> None:  # on the rank that fails, which reports it to the others
             with explain_write_errors(target):
                 work()
 
@@ -113,7 +112,8 @@ def _open(job: PruneJob, target: Path) -> None:
             remove_own(partial)
         raise PollardError(
             f"The pruned checkpoint needs {needed / 1e9:,.1f} GB more in {partial.parent}, where {free / 1e9:,.1f} GB are free. "
-            "Make room, or give another place."
+            "Make room, or give another place.",
+            code="prune.disk-full",
         )
     if len(todo) < len(job.shards):
         say(f"  {len(job.shards) - len(todo)} of {len(job.shards)} files are there already: going on")
@@ -122,9 +122,10 @@ def _open(job: PruneJob, target: Path) -> None:
 def _fingerprint(job: PruneJob) -> str:
     files = sorted({tensor.file for tensor in job.stored.values()})
     source = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
-    kept = {name: block.kept for name, block in job.plan.blocks.items()}
-    facts = [source, (job.folder / "config.json").read_text(), kept, job.plan.experts_per_token, SHARD_BYTES]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    decided_by = [
+        source, (job.folder / "config.json").read_text(), job.plan.choice(), job.plan.experts_per_token, SHARD_BYTES,
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(decided_by).encode()).hexdigest()
 
 
 def _write(job: PruneJob, partial: Path) -> None:
@@ -134,7 +135,7 @@ def _write(job: PruneJob, partial: Path) -> None:
             write_file(partial / name, job.shards[name])
 
 
-def _write_rest(job: PruneJob, partial: Path, config: dict[str, Any]) -> None:
+def _write_rest(job: PruneJob, partial: Path, config: ConfigFile) -> None:
     """Index and configuration, and what else lies beside the weights, as it is."""
     if len(job.shards) > 1:
         total = sum(piece.bytes for pieces in job.shards.values() for piece in pieces)
@@ -145,11 +146,10 @@ def _write_rest(job: PruneJob, partial: Path, config: dict[str, Any]) -> None:
     read = {path.relative_to(job.folder).parts[0] for path in (*files.weights, *([files.index_file] if files.index_file else []))}
     skipped = [name for name in copy_companions(job.folder, partial) if name.rstrip("/") not in read]
     for path in sorted(job.folder.iterdir()):
-        if (
-            path.is_file() and QUANTIZATION.search(path.name) and (partial / path.name).exists()
-        ):  # what else says how it is quantized
+        # Files beside config.json that say how the checkpoint is quantized
+        if path.is_file() and QUANTIZATION.search(path.name) and (partial / path.name).exists():
             write_text(partial / path.name, job.modules.renumbered_file(path))
-    if job.left:
-        say(f"  left out: {len(job.left)} tensors of layers that predict further tokens, such as {job.left[0]}")
+    if job.left_out:
+        say(f"  left out: {len(job.left_out)} tensors of layers that predict further tokens, such as {job.left_out[0]}")
     if skipped:
         say(f"  left out: {', '.join(skipped)}")

@@ -15,12 +15,12 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from toolkit.moe import is_partitioned
 
-StopRows = Callable[[torch.Tensor], torch.Tensor]  # of answers so far [B, S], which have just come to an end [B]
+StopRows = Callable[[torch.Tensor], torch.Tensor]  # answers so far [B, S] -> which have just come to an end [B]
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are written. `temperature` 0 is greedy; `samples` answers are drawn per prompt."""
+    """How answers are generated. `temperature` 0 is greedy; `samples` answers are drawn per prompt."""
 
     max_new_tokens: int = 512
     temperature: float = 0.0
@@ -28,8 +28,8 @@ class Decoding:
     stop: tuple[str, ...] = ()
     seed: int = 0
 
-    def numbers(self, index: int, sample: int) -> random.Random:
-        """The random numbers of one answer."""
+    def random_numbers(self, index: int, sample: int) -> random.Random:
+        """The source of random numbers for one answer: the same in any batch, on any rank, after any restart."""
         return random.Random(f"{self.seed}/{index}/{sample}")
 
 
@@ -65,21 +65,22 @@ def generate(
 ) -> list[list[int]]:
     """The generated tokens of each prompt, up to and including the end token, or the token that completes a stop string.
 
-    With `numbers`, one per prompt, tokens are drawn by them at the settings' temperature. Rows that have ended leave the
-    batch, so that a long answer does not hold up the room of many short ones.
+    With `numbers`, one source per prompt, tokens are drawn at the settings' temperature. Rows that have ended leave the batch,
+    so that the memory of many short answers is not held by one long answer.
     """
     length = max(map(len, prompts))
     pad: Any = settings.pad_token_id
     ids_BS = torch.tensor([[pad] * (length - len(p)) + list(p) for p in prompts], device=model.device)
     mask_BS = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     rows = _Rows(settings, numbers, stop)
-    theirs, model.generation_config = model.generation_config, settings  # transformers fills ours up with the checkpoint's
+    # transformers fills gaps in the settings with the checkpoint's own
+    checkpoints_own, model.generation_config = model.generation_config, settings
     try:
         cast(Any, model).generate(
             input_ids=ids_BS, attention_mask=mask_BS, generation_config=settings, custom_generate=rows.write
         )
     finally:
-        model.generation_config = theirs
+        model.generation_config = checkpoints_own
     return rows.answers
 
 
@@ -101,63 +102,64 @@ class _Rows:
         generation_config: GenerationConfig,
         **inputs: Any,
     ) -> torch.Tensor:
-        """Steps until every row has ended; of a model in parts on all ranks, until every rank's rows have."""
-        # transformers tells a loop of one's own nothing of this
+        """Generates until every row has ended; with a model in parts on all ranks, until the rows of every rank have."""
+        # transformers does not pass this to a custom loop
         synced_gpus = is_partitioned(model) and torch.distributed.get_world_size() > 1
         prompt, count = input_ids.shape[1], input_ids.shape[0]
         self.answers = [[] for _ in range(count)]
-        here = list(range(count))  # which answers the rows of the batch are
-        lengths_B = torch.zeros(count, dtype=torch.long, device=input_ids.device)  # of the answers that have ended
+        answer_of_row = list(range(count))
+        lengths_B = torch.zeros(count, dtype=torch.long, device=input_ids.device)  # of answers that have ended; else 0
         ends = torch.tensor(self.ends, device=input_ids.device)
-        every = 1 if synced_gpus else steps_between_looks(input_ids.device)
+        check_every = 1 if synced_gpus else steps_between_checks(input_ids.device)
         finished, written = False, 0
         outputs = model._prefill(input_ids, generation_config, inputs)
         while True:
             inputs = model._update_model_kwargs_for_generation(outputs, inputs)
             logits_BV = outputs.logits[:, -1].to(device=input_ids.device, dtype=torch.float32)
-            del outputs  # the first holds much
-            tokens_B = self._next(logits_BV, here)
+            del outputs  # those of the prompt are large
+            tokens_B = self._next(logits_BV, answer_of_row)
             input_ids = torch.cat([input_ids, tokens_B[:, None]], dim=-1)
             written += 1
             ended_B = torch.isin(tokens_B, ends)
             if self.stop is not None:  # it must not see the prompt: the string has to be the answer's own
                 ended_B = ended_B | self.stop(input_ids[:, prompt:])
             lengths_B = torch.where((lengths_B == 0) & ended_B, written, lengths_B)
-            if not finished and (written % every == 0 or written >= self.most):
+            if not finished and (written % check_every == 0 or written >= self.most):
                 lengths = [length or (written if written >= self.most else 0) for length in lengths_B.tolist()]
                 finished = all(lengths)
                 for row, length in enumerate(lengths):
                     if length:
-                        self.answers[here[row]] = input_ids[row, prompt : prompt + length].tolist()
+                        self.answers[answer_of_row[row]] = input_ids[row, prompt : prompt + length].tolist()
                 staying = [row for row, length in enumerate(lengths) if not length]
                 if staying and 4 * len(staying) <= 3 * len(lengths) and _selectable(inputs.get("past_key_values")):
                     rows = torch.tensor(staying, device=input_ids.device)
                     inputs = _selected(inputs, rows, len(lengths))
-                    here, input_ids, lengths_B = [here[row] for row in staying], input_ids[rows], lengths_B[rows]
+                    answer_of_row = [answer_of_row[row] for row in staying]
+                    input_ids, lengths_B = input_ids[rows], lengths_B[rows]
             if not model._has_unfinished_sequences(finished, synced_gpus, device=input_ids.device):
                 return input_ids
             step = model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **inputs)
             outputs = model(**step, return_dict=True)
 
-    def _next(self, logits_BV: torch.Tensor, here: list[int]) -> torch.Tensor:
-        """The likeliest token of every row, or the one its next random number falls on."""
+    def _next(self, logits_BV: torch.Tensor, answer_of_row: list[int]) -> torch.Tensor:
+        """The likeliest token of every row, or the one that its next random number falls on: [B]."""
         if self.temperature is None:
             return logits_BV.argmax(dim=-1)
         chances_BV = torch.softmax(logits_BV.double() / self.temperature, dim=-1)
         if self.numbers is None:
             return torch.multinomial(chances_BV, 1).squeeze(1)
-        drawn = torch.tensor([[self.numbers[i].random()] for i in here], device=logits_BV.device, dtype=torch.float64)
+        drawn = torch.tensor([[self.numbers[i].random()] for i in answer_of_row], device=logits_BV.device, dtype=torch.float64)
         upto_BV = chances_BV.cumsum(dim=-1)
         return torch.searchsorted(upto_BV, drawn * upto_BV[:, -1:], right=True).squeeze(1).clamp(max=logits_BV.shape[1] - 1)
 
 
-def steps_between_looks(where: torch.device) -> int:
-    """Whether rows have ended is known on a GPU only when it has caught up, and it should rather run ahead."""
+def steps_between_checks(where: torch.device) -> int:
+    """How often to ask whether rows have ended: on a GPU asking waits until it has caught up."""
     return 8 if where.type == "cuda" else 1
 
 
 def _selected(inputs: dict[str, Any], rows: torch.Tensor, count: int) -> dict[str, Any]:
-    """What is kept from step to step, of some rows only: keys and values, the mask of padding, positions."""
+    """The inputs of the next step for some rows only: keys and values, the padding mask, positions."""
     inputs["past_key_values"].batch_select_indices(rows)
 
     def part(value: Any) -> Any:

@@ -44,7 +44,7 @@ class CompressedDistributions(NamedTuple):
 
 
 def bytes_per_token(vocabulary: int) -> int:
-    """The most that a token takes."""
+    """The most bytes that one token's distribution takes."""
     return ENTRY_BYTES * min(ENTRIES, vocabulary) + TOKEN_BYTES
 
 
@@ -84,11 +84,11 @@ def compare(kept: CompressedDistributions, logits_NV: torch.Tensor) -> tuple[tor
     """KL and acceptance of each token, in float64: of the distributions that the logits stand for against the kept ones."""
     counts: list[int] = kept.count_N.tolist()
     index, log_p = kept.index_M.split(counts), kept.log_p_M.split(counts)
-    found = []
+    parts = []
     for start in range(0, len(logits_NV), TOKENS_AT_ONCE):
         part = slice(start, start + TOKENS_AT_ONCE)
-        found.append(_compare(index[part], log_p[part], kept.drawn_N[part], kept.rest_N[part], logits_NV[part]))
-    kl, acceptance = zip(*found, strict=True)
+        parts.append(_compare(index[part], log_p[part], kept.drawn_N[part], kept.rest_N[part], logits_NV[part]))
+    kl, acceptance = zip(*parts, strict=True)
     return torch.cat(kl), torch.cat(acceptance)
 
 

@@ -1,25 +1,22 @@
-"""From a model and a task to scores: every question answered, whoever writes the answers, then judged on rank 0.
-
-How many experts were skipped while a model answered, where it skips any.
-"""
+"""From a model and a task to scores: every question answered by a writer, then judged on rank 0."""
 
 import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.evaluation.answers import AnswerLog, AnswersByKey, Request, Writer
 from toolkit.evaluation.decoding import Decoding
-from toolkit.evaluation.generation import BatchWriter
+from toolkit.evaluation.generation import BatchWriter, ContinuousWriter
 from toolkit.evaluation.judging import judge_samples, mean_score
 from toolkit.evaluation.likelihood import with_likeliest
 from toolkit.evaluation.memory import batch_size_for, peak_memory, reset_peak_memory
-from toolkit.evaluation.scores import Scores
+from toolkit.evaluation.scores import EvaluationFacts, Scores
 from toolkit.moe import SkipCount, counting_skips, find_blocks, is_partitioned, load_model, load_tokenizer
 from toolkit.moe.expert_skipping import is_skipping
 from toolkit.moe.tokenizer import ContextLength, context_length
@@ -46,105 +43,115 @@ def evaluate(
     """Answers the first `examples` items of `split` (all unless given) and scores them with the task's scorer.
 
     Prompts are sorted by length, batched, padded on the left, and dealt out to the ranks by whole batches; every rank
-    returns the scores of all. `model` may be a path (its own tokenizer serves unless one is given). With a `log`,
-    answers that it holds are not written again. Of a model that skips experts, `Scores.about` tells how many it
-    skipped in those written now. Where the scorer raises, the item is kept with what it said (`Scores.check` raises
-    it). Raises PollardError for an empty split.
+    returns the scores of all. `model` may be a path; its own tokenizer is used unless one is given. With a `log`,
+    answers that it holds are not generated again. For a model that skips experts, `Scores.facts` says how many were
+    skipped in the answers generated now. Where the scorer raises, the item is kept with the error (`Scores.check`
+    raises it). Raises PollardError for an empty split.
     """
     if isinstance(model, str | os.PathLike):
         tokenizer = tokenizer or load_tokenizer(os.fspath(model))
         model = load_model(os.fspath(model), device=device())
     if tokenizer is None:
-        raise PollardError("evaluate() needs the tokenizer of a model that is already loaded.")
+        raise PollardError("evaluate() needs the tokenizer of a model that is already loaded.", code="evaluation.no-tokenizer")
     decoding = Decoding(max_new_tokens, temperature, samples, tuple(task.stop), seed)
-    chosen = task.examples(split)[:examples]
-    if not chosen:
-        raise PollardError(f"Task {task.name} has no {split} examples.")
+    questions = Questions.of(task, split, examples)
     reset_peak_memory(model.device)
-    size = batch_size_for(batch_size, model, [encode_prompt(tokenizer, example) for example in chosen], max_new_tokens)
-    about: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu",
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "backend": backend,
-    }
+    prompts = [encode_prompt(tokenizer, example) for example in questions.examples]
+    size = batch_size_for(batch_size, model, prompts, max_new_tokens)
     writer: Writer
     if backend == "continuous":
-        from toolkit.evaluation.generation import ContinuousWriter  # asks transformers for what few need
-
         writer = ContinuousWriter(model, tokenizer, decoding)
     else:
         if batch_size == "auto":
             say(f"  {size}")
-        writer, about["batch_size"] = BatchWriter(model, tokenizer, decoding, size.number), size.number
-    with measured_skipping(model) as skipped:
+        writer = BatchWriter(model, tokenizer, decoding, size.number)
+    with measured_skipping(model) as skipping:
         context = context_length(model.config, tokenizer)
-        scores = evaluate_with(writer, tokenizer, task, split, examples, decoding, log, is_partitioned(model), context)
-    scores.items = with_likeliest(scores.items, model, tokenizer, chosen, size.number)
-    scores.about |= about | skipped | {"peak_memory_bytes": max(gather(peak_memory(model.device)))}
+        scores = evaluate_with(writer, tokenizer, questions, decoding, log, is_partitioned(model), context)
+    scores.items = with_likeliest(scores.items, model, tokenizer, questions.examples, size.number)
+    scores.add_facts(
+        device=torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu",
+        dtype=str(model.dtype).removeprefix("torch."),
+        backend=backend,
+        batch_size=size.number if backend == "transformers" else None,
+        skip_rate=skipping.rate,
+        experts_skipped=skipping.skipped,
+        skipped_per_token=skipping.per_token,
+        peak_memory_bytes=max(gather(peak_memory(model.device))),
+    )
     return scores
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The examples of a task's split that are answered and judged."""
+
+    task: Task
+    split: Split
+    examples: list[Example]
+
+    @classmethod
+    def of(cls, task: Task, split: Split, count: int | None = None) -> "Questions":
+        """The first `count` examples (all unless given). Raises PollardError where there are none."""
+        examples = task.examples(split)[:count]
+        if not examples:
+            raise PollardError(f"Task {task.name} has no {split} examples.", code="evaluation.no-examples")
+        return cls(task, split, examples)
 
 
 def evaluate_with(
     writer: Writer,
     tokenizer: PreTrainedTokenizerBase,
-    task: Task,
-    split: Split,
-    examples: int | None,
+    questions: Questions,
     decoding: Decoding,
     log: AnswerLog | None = None,
     in_step: bool = False,
     context: ContextLength | None = None,
 ) -> Scores:
-    """As `evaluate`, with answers by `writer`; `in_step`: it waits for the other ranks while it writes. `context`: the
-    model's, against which prompts are counted in `Scores.about`."""
-    chosen = task.examples(split)[:examples]
-    if not chosen:
-        raise PollardError(f"Task {task.name} has no {split} examples.")
-    chosen = [replace(example, gold=gold_of(tokenizer, example)) for example in chosen]
-    requests = requests_of(tokenizer, chosen, decoding)
-    done = log.begin(asdict(decoding), [request.prompt for request in requests]) if log else {}
-    if done:
-        say(f"  {len(done):,} of {len(requests):,} answers are there already")
-    todo = [request for request in requests if (request.index, request.sample) not in done]
+    """As `evaluate`, with answers by `writer`. `in_step`: the writer waits for the other ranks while it writes. `context`: the
+    model's context length; prompts that do not fit into it are counted in `Scores.facts`."""
+    task = questions.task
+    examples = [replace(example, gold=gold_of(tokenizer, example)) for example in questions.examples]
+    requests = requests_of(tokenizer, examples, decoding)
+    logged = log.resume(asdict(decoding), [request.prompt for request in requests]) if log else {}
+    if logged:
+        say(f"  {len(logged):,} of {len(requests):,} answers are there already")
+    todo = [request for request in requests if (request.index, request.sample) not in logged]
 
     def write() -> AnswersByKey:
-        mine: AnswersByKey = {}
+        own: AnswersByKey = {}
         for request, answer in writer(todo):
-            mine[request.index, request.sample] = answer
+            own[request.index, request.sample] = answer
             if log:
                 log.append(request, answer)
-        return mine
+        return own
 
     barrier()
     started = time.monotonic()
-    mine = write() if in_step else on_all_ranks(write)
-    everyone = gather((mine, time.monotonic() - started))
-    written = {key: answer for found, _ in everyone for key, answer in found.items()}
-    seconds, found = max(seconds for _, seconds in everyone), done | written
-    answers = [[found[index, sample] for sample in range(decoding.samples)] for index in range(len(chosen))]
-    items = on_main(lambda: judge_samples(task, chosen, answers))
-    about: dict[str, Any] = {
-        "task": task.name,
-        "split": split,
-        "seconds": round(seconds, 2),
-        # Of what was written now: how long the answers took that were there is not known
-        "tokens_per_second": round(sum(answer.tokens for answer in written.values()) / seconds, 1) if written else None,
-        "max_new_tokens": decoding.max_new_tokens,
-        "ranks": world_size(),
-    }
+    own = write() if in_step else on_all_ranks(write)
+    by_rank = gather((own, time.monotonic() - started))
+    written = {key: answer for answers, _ in by_rank for key, answer in answers.items()}
+    seconds, by_key = max(seconds for _, seconds in by_rank), logged | written
+    answers = [[by_key[index, sample] for sample in range(decoding.samples)] for index in range(len(examples))]
+    items = on_main(lambda: judge_samples(task, examples, answers))
+    facts = EvaluationFacts(
+        task=task.name,
+        split=questions.split,
+        seconds=round(seconds, 2),
+        # Of the answers generated now: how long the logged ones took is not known
+        tokens_per_second=round(sum(answer.tokens for answer in written.values()) / seconds, 1) if written else None,
+        max_new_tokens=decoding.max_new_tokens,
+        ranks=world_size(),
+        temperature=decoding.temperature or None,
+        samples=decoding.samples if decoding.temperature else None,
+        mean_score=mean_score(items) if decoding.samples > 1 else None,
+    )
     if context:
         prompts = [len(request.prompt) for request in requests if request.sample == 0]
         fit = context_fit(prompts, context.tokens, decoding.max_new_tokens)
-        about |= {
-            "context_length": context.tokens,
-            "prompts_beyond_context": fit.beyond,
-            "prompts_without_room": fit.without_room,
-        }
-    if decoding.temperature:
-        about |= {"temperature": decoding.temperature, "samples": decoding.samples}
-    if decoding.samples > 1:
-        about["mean_score"] = mean_score(items)
-    return Scores(items, about)
+        facts.context_length = context.tokens
+        facts.prompts_beyond_context, facts.prompts_without_room = fit.beyond, fit.without_room
+    return Scores(items, facts)
 
 
 def requests_of(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], decoding: Decoding) -> list[Request]:
@@ -156,11 +163,19 @@ def requests_of(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example],
     ]
 
 
+@dataclass
+class SkippingFacts:
+    """How many experts a model skipped, of all ranks together; None where it skips none, or no token passed."""
+
+    rate: float | None = None  # of the experts after a token's first
+    skipped: float | None = None  # of all
+    per_token: dict[str, float] | None = None  # by block
+
+
 @contextmanager
-def measured_skipping(model: PreTrainedModel) -> Iterator[dict[str, Any]]:
-    """Yields what is known of it after the context, of all ranks together: nothing where the model does not skip, or no token
-    passed (all answers were there already)."""
-    facts: dict[str, Any] = {}
+def measured_skipping(model: PreTrainedModel) -> Iterator[SkippingFacts]:
+    """Counts what the model skips inside; the yielded facts are filled in at the end."""
+    facts = SkippingFacts()
     if not is_skipping(model):
         yield facts
         return
@@ -170,9 +185,8 @@ def measured_skipping(model: PreTrainedModel) -> Iterator[dict[str, Any]]:
     if not any(count.tokens):
         return
     names = [block.name for block in find_blocks(model)]
-    by_block = zip(names, count.tokens, count.skipped, strict=True)
-    facts |= {
-        "skip_rate": count.rate, "experts_skipped": count.saved,
-        "skipped_per_token": {name: skipped / max(1, tokens) for name, tokens, skipped in by_block},
-    }  # fmt: skip
+    facts.rate, facts.skipped = count.rate, count.saved
+    facts.per_token = {
+        name: skipped / max(1, tokens) for name, tokens, skipped in zip(names, count.tokens, count.skipped, strict=True)
+    }
     say(f"  {count.rate:.1%} of the experts after a token's first skipped, {count.saved:.1%} of all")

@@ -1,4 +1,4 @@
-"""How like the original a model still is, token by token, without generating anything.
+"""How close a model still is to the original, token by token, without generating anything.
 
     KL          = Σ_v p_v (log p_v − log q_v)    p: the original's distribution over the next token, q: the model's
     acceptance  = Σ_v min(p_v, q_v)              how likely the original, sampling, accepts what the model drafts
@@ -12,7 +12,8 @@ import json
 import math
 import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from toolkit.runtime.shards import ABOUT_FILE, missing_shards, shard_path
 FORMAT = 2  # of the files; another one is not read
 SUFFIX = ".safetensors"
 Batch = dict[str, torch.Tensor]
+Identity = dict[str, int | float | str]
 
 
 class Fidelity(NamedTuple):
@@ -44,24 +46,31 @@ class Fidelity(NamedTuple):
     tokens: int
     examples: int
 
-    def facts(self) -> dict[str, Any]:
-        """For a JSON file, which knows no infinity."""
+    def to_json(self) -> dict[str, Any]:
+        """Without infinity and NaN, which JSON does not have: None instead."""
         return {key: value if value is None or math.isfinite(value) else None for key, value in self._asdict().items()}
 
 
-def write_reference(model: PreTrainedModel, batches: Sequence[Batch], folder: Path, fingerprint: str) -> dict[str, Any]:
-    """Writes the original's distributions at the batches' completion tokens, a file for each batch, shared out over the
-    ranks; files that are there already, for the same `fingerprint`, are kept. Returns how much it is.
+@dataclass(frozen=True)
+class ReferenceSize:
+    tokens: int
+    bytes: int
 
-    Raises PollardError where the disk has no room, and where the model's logits are no numbers.
+
+def write_reference(model: PreTrainedModel, batches: Sequence[Batch], folder: Path, fingerprint: str) -> ReferenceSize:
+    """Writes the original's distributions at the batches' completion tokens, a file for each batch, shared out over the ranks.
+
+    Files of the same `fingerprint` that are there already are kept. Raises PollardError where the disk has no room, and where
+    the model's logits are not finite.
     """
-    missing = missing_shards(folder, _about(batches, fingerprint), len(batches), SUFFIX)
+    missing = missing_shards(folder, _identity(batches, fingerprint), len(batches), SUFFIX)
     _check_room(folder, batches, missing, bytes_per_token(int(model.config.get_text_config().vocab_size)))
-    for number, logits_NV, _ in _passes(model, batches, missing, "what the original says"):
+    for number, logits_NV, _ in _passes(model, batches, missing, "probabilities of the original"):
         if not logits_NV.amax(-1).isfinite().all():
             raise PollardError(
                 f"The original model's logits are no finite numbers in batch {number} of the gold answers: nothing can be "
-                "compared with them. Try model.dtype=float32."
+                "compared with them. Try model.dtype=float32.",
+                code="fidelity.not-finite",
             )
         path = shard_path(folder, number, SUFFIX)
         partial = path.with_name(path.name + ".tmp")
@@ -70,11 +79,11 @@ def write_reference(model: PreTrainedModel, batches: Sequence[Batch], folder: Pa
         partial.replace(path)
     barrier()
     size = sum(shard_path(folder, number, SUFFIX).stat().st_size for number in range(len(batches)))
-    return {"tokens": sum(map(_tokens, batches)), "bytes": size}
+    return ReferenceSize(sum(map(_tokens, batches)), size)
 
 
 def _check_room(folder: Path, batches: Sequence[Batch], missing: list[int], each: int) -> None:
-    """Says how much will be written, `each` token taking so many bytes at most. Raises PollardError where it does not fit."""
+    """Reports how much will be written, at most `each` bytes per token. Raises PollardError where it does not fit."""
     tokens, free = sum(map(_tokens, batches)), on_main(lambda: shutil.disk_usage(folder).free)
     needed = each * sum(_tokens(batches[number]) for number in missing)
     size = f"{tokens:,} tokens x at most {each:,} bytes = {tokens * each / 2**20:,.1f} MiB"
@@ -82,35 +91,45 @@ def _check_room(folder: Path, batches: Sequence[Batch], missing: list[int], each
     if needed > free:
         raise PollardError(
             f"Comparing with the original may need {needed / 2**30:,.1f} GiB more on the disk ({size}), and {folder} has "
-            f"{free / 2**30:,.1f} GiB free: make room, or compare over fewer answers (evaluation.fidelity)."
+            f"{free / 2**30:,.1f} GiB free: make room, or compare over fewer answers (evaluation.fidelity).",
+            code="fidelity.disk",
         )
 
 
 def measure_fidelity(model: PreTrainedModel, batches: Sequence[Batch], folder: Path, fingerprint: str) -> Fidelity:
-    """The model against what `write_reference` left in `folder` of the same batches; every rank returns the mean over all.
+    """Compares the model with what `write_reference` wrote into `folder` for the same batches; every rank returns the mean over
+    all.
 
-    Raises PollardError where that is missing, damaged or of something else.
+    Raises PollardError where that is missing, damaged or of other batches.
     """
-    _check(folder, _about(batches, fingerprint))
+    _check(folder, _identity(batches, fingerprint))
     mine = []
     for number, logits_NV, tokens in _passes(model, batches, list(range(len(batches))), "comparing with the original"):
         kl_N, acceptance_N = compare(_load(shard_path(folder, number, SUFFIX), len(logits_NV)), logits_NV)
         sums = [[part.sum().item() for part in column.split(tokens)] for column in (kl_N, acceptance_N)]
         mine.append((number, list(zip(*sums, tokens, strict=True))))
-    by_batch = sorted(found for part in gather(mine) for found in part)  # so that the sum does not depend on the ranks
+    by_batch = sorted(sums for part in gather(mine) for sums in part)  # so that the total does not depend on the ranks
     examples = [example for _, batch in by_batch for example in batch if example[2]]
     tokens = [count for _, _, count in examples]
     if not examples:
-        raise PollardError("Fidelity is measured on completion tokens, and these examples have none.")
+        raise PollardError("Fidelity is measured on completion tokens, and these examples have none.", code="fidelity.no-tokens")
     kl, kl_error = _mean([total for total, _, _ in examples], tokens)
     acceptance, acceptance_error = _mean([total for _, total, _ in examples], tokens)
     return Fidelity(kl, kl_error, acceptance, acceptance_error, sum(tokens), len(tokens))
 
 
+class Pass(NamedTuple):
+    """A batch's number, the logits [N, V] that predict its completion tokens, and how many of those each example has."""
+
+    number: int
+    logits_NV: torch.Tensor
+    tokens: list[int]
+
+
 @torch.no_grad()
-def _passes(model: PreTrainedModel, batches: Sequence[Batch], numbers: list[int], description: str) -> Any:
-    """For each of this rank's batches: its number, the logits [N, V] that predict its completion tokens, and how many of them
-    belong to each example. Of a model in parts every rank runs as many batches; what is run only to keep step is dropped."""
+def _passes(model: PreTrainedModel, batches: Sequence[Batch], numbers: list[int], description: str) -> Iterator[Pass]:
+    """One pass per batch of this rank. With a model in parts on all ranks, every rank runs as many batches; those that are run
+    only to keep step yield nothing."""
     mine: list[int] = shard_in_step(numbers, -1) if is_partitioned(model) else shard(numbers)
     for number in progress(mine, description):
         batch = batches[max(number, 0)]
@@ -118,7 +137,7 @@ def _passes(model: PreTrainedModel, batches: Sequence[Batch], numbers: list[int]
         inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
         logits_NV = logits_at(model, inputs, counted_BS)
         if number >= 0:
-            yield number, logits_NV, counted_BS.sum(1).tolist()
+            yield Pass(number, logits_NV, counted_BS.sum(1).tolist())
 
 
 def _mean(sums: list[float], counts: list[int]) -> tuple[float, float | None]:
@@ -127,15 +146,16 @@ def _mean(sums: list[float], counts: list[int]) -> tuple[float, float | None]:
     mean = math.fsum(sums) / total
     if len(sums) < 2 or not math.isfinite(mean):
         return mean, None
-    around = [part - mean * count for part, count in zip(sums, counts, strict=True)]
-    return mean, math.sqrt(len(sums) * statistics.fmean(d * d for d in around) * len(sums) / (len(sums) - 1)) / total
+    deviations = [part - mean * count for part, count in zip(sums, counts, strict=True)]
+    return mean, math.sqrt(len(sums) * statistics.fmean(d * d for d in deviations) * len(sums) / (len(sums) - 1)) / total
 
 
 def _tokens(batch: Batch) -> int:
     return int(batch["completion_mask"][:, 1:].sum())
 
 
-def _about(batches: Sequence[Batch], fingerprint: str) -> dict[str, Any]:
+def _identity(batches: Sequence[Batch], fingerprint: str) -> Identity:
+    """What the files in a folder are of, as its about.json says."""
     examples = sum(len(batch["input_ids"]) for batch in batches)
     return {
         "format": FORMAT, "entries": ENTRIES, "rest": REST, "examples": examples, "tokens": sum(map(_tokens, batches)),
@@ -143,20 +163,24 @@ def _about(batches: Sequence[Batch], fingerprint: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _check(folder: Path, about: dict[str, Any]) -> None:
+def _check(folder: Path, identity: Identity) -> None:
     try:
-        theirs = json.loads((folder / ABOUT_FILE).read_text())
+        stored = json.loads((folder / ABOUT_FILE).read_text())
     except (OSError, ValueError) as error:
-        raise PollardError(f"What the original says is not in {folder} ({error}): run with --fresh.") from None
-    if theirs != about:
-        raise PollardError(f"{folder} holds what the original says of other tokens than these: run with --fresh.")
+        raise PollardError(
+            f"What the original says is not in {folder} ({error}): run with --fresh.", code="fidelity.missing"
+        ) from None
+    if stored != identity:
+        raise PollardError(
+            f"{folder} holds what the original says of other tokens than these: run with --fresh.", code="fidelity.other-tokens"
+        )
 
 
 def _load(path: Path, tokens: int) -> CompressedDistributions:
     try:
-        found = CompressedDistributions(**load_file(path))
+        distributions = CompressedDistributions(**load_file(path))
     except (OSError, SafetensorError, TypeError) as error:
-        raise PollardError(f"{path} is missing or damaged ({error}): run with --fresh.") from None
-    if len(found.count_N) != tokens:
-        raise PollardError(f"{path} is of other tokens than these: run with --fresh.")
-    return found
+        raise PollardError(f"{path} is missing or damaged ({error}): run with --fresh.", code="fidelity.damaged") from None
+    if len(distributions.count_N) != tokens:
+        raise PollardError(f"{path} is of other tokens than these: run with --fresh.", code="fidelity.other-tokens")
+    return distributions

@@ -1,9 +1,8 @@
-"""All prompts through a model that is in memory, in batches of like length, shared by all ranks.
+"""Many prompts answered by a model in memory: in batches of similar length, or by transformers' continuous batching.
 
-Sorted by length little is padded; the longest come first, so that memory is found too small at the beginning and the end is
-short. Results depend neither on the batch size nor on the ranks.
-
-transformers' continuous batching: a row that has ended makes room for the next prompt at once. For GPUs; greedily.
+In batches, sorted by length, there is little padding; the longest come first, so that memory turns out too small at the
+beginning, and the end is short. Results depend neither on the batch size nor on the ranks. In continuous batching, for GPUs
+and greedy decoding, a row that has ended makes room for the next prompt at once.
 """
 
 import random
@@ -31,10 +30,10 @@ def generate_shard(
     numbers: Callable[[int], random.Random] | None = None,
     stop: StopRows | None = None,
 ) -> Iterator[tuple[int, list[int]]]:
-    """This rank's part of the prompts, dealt out by whole batches: index and generated tokens.
+    """Yields index and generated tokens of this rank's part of the prompts, which is dealt out by whole batches.
 
-    A batch for which memory is short is halved, and so are all after it; `numbers` are as for `generate`, by index. Raises
-    PollardError where a single prompt is too much.
+    A batch that does not fit into memory is halved, and so are all after it. `numbers` gives the random numbers of a prompt, by
+    its index. Raises PollardError where a single prompt does not fit.
     """
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -42,20 +41,19 @@ def generate_shard(
     # In parts on all ranks, every rank must take part in every forward pass: one without a batch helps with any prompt
     mine = shard_in_step(batches, []) if in_step else shard(batches)
 
-    def answer(some: list[int]) -> list[list[int]]:
-        return generate(model, [prompts[i] for i in some], settings, [numbers(i) for i in some] if numbers else None, stop)
-
     room = batch_size
     for batch in progress(mine, "answering", batch_sizes(mine), len(prompts)):
         todo = batch or order[-1:]
         while todo:
+            part = todo[:room]
+            drawing = [numbers(i) for i in part] if numbers else None
             try:
-                answers = answer(todo[:room])
+                answers = generate(model, [prompts[i] for i in part], settings, drawing, stop)
             except torch.OutOfMemoryError:
-                room = _halved(len(todo[:room]), in_step)
+                room = _halved(len(part), in_step)
                 continue
             if batch:
-                yield from zip(todo[:room], answers, strict=True)
+                yield from zip(part, answers, strict=True)
             todo = todo[room:]
 
 
@@ -63,21 +61,22 @@ def _halved(size: int, in_step: bool) -> int:
     if size == 1 or in_step:
         raise PollardError(
             f"Not enough GPU memory to answer {size} question{'s' * (size > 1)} at a time: say a smaller evaluation.batch_size, "
-            "or fewer evaluation.max_new_tokens; or hold the model over more GPUs (model.placement=spread, or zero3)."
+            "or fewer evaluation.max_new_tokens; or hold the model over more GPUs (model.placement=spread, or zero3).",
+            code="evaluation.memory",
         )
     say(f"  not enough GPU memory for {size} questions at a time: going on with {size // 2}")
     return size // 2
 
 
 class StopInAnswer:
-    """Whether a row has just written a stop text in its answer."""
+    """Which rows have just completed a stop text in their answers; one in reasoning does not count."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], ends: Sequence[int], form: ChatFormat) -> None:
         self.tokenizer, self.texts, self.ends, self.form = tokenizer, stop, ends, form
         self.written = StopStringCriteria(tokenizer, list(stop))
 
     def __call__(self, ids_BS: torch.Tensor) -> torch.Tensor:
-        """[B] of bool, of answers without their prompts."""
+        """[B] of bool, for answers so far [B, S] without their prompts."""
         stopped_B = self.written(ids_BS, None)  # type: ignore[arg-type]
         for row in stopped_B.nonzero().flatten().tolist():
             stopped_B[row] = has_stopped(self.tokenizer, ids_BS[row].tolist(), self.ends, self.texts, self.form)
@@ -85,7 +84,7 @@ class StopInAnswer:
 
 
 class BatchWriter:
-    """Writes answers with a model in memory."""
+    """Writes answers in batches, greedily or drawn at a temperature."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, decoding: Decoding, batch_size: int) -> None:
         self.model, self.tokenizer, self.decoding, self.batch_size = model, tokenizer, decoding, batch_size
@@ -98,34 +97,31 @@ class BatchWriter:
             settings = greedy(self.model, tokenizer, decoding.max_new_tokens)
         ends = as_list(settings.eos_token_id)
         forms = {request.plain: chat_format(tokenizer, request.plain) for request in requests}
-        # Of questions that are rendered in both ways none is stopped early: each answer is cut all the same
+        # Where some prompts have a template and some do not, none is stopped early; each answer is cut all the same
         stop = StopInAnswer(tokenizer, decoding.stop, ends, *forms.values()) if decoding.stop and len(forms) == 1 else None
 
         def numbers(i: int) -> random.Random:
-            return decoding.numbers(requests[i].index, requests[i].sample)
+            return decoding.random_numbers(requests[i].index, requests[i].sample)
 
-        prompts = [request.prompt for request in requests]
-        own = numbers if decoding.temperature else None
-        for i, tokens in generate_shard(self.model, prompts, self.batch_size, settings, own, stop):
+        prompts, drawing = [request.prompt for request in requests], numbers if decoding.temperature else None
+        for i, tokens in generate_shard(self.model, prompts, self.batch_size, settings, drawing, stop):
             form = forms[requests[i].plain]
             yield requests[i], read_answer(tokenizer, tokens, ends, decoding.stop, decoding.max_new_tokens, form)
 
 
-CPU_SETTINGS: dict[str, Any] = {
-    "num_blocks": 64,
-    "page_size": 32,
-    "max_batch_tokens": 256,
-    "use_cuda_graph": False,
-}  # there memory is not asked
+# On a GPU the cache takes the memory that is free; elsewhere transformers does not look
+_CPU_CACHE = ContinuousBatchingConfig(num_blocks=64, page_size=32, max_batch_tokens=256, use_cuda_graph=False)
 
 
 class ContinuousWriter:
-    """Writes answers with a model in memory; its cache takes what GPU memory is free, whatever the number of questions."""
+    """Writes answers by continuous batching. Raises PollardError for a model that is in parts on all ranks."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, decoding: Decoding) -> None:
         if is_partitioned(model):
             raise PollardError(
-                "Continuous batching needs a model that is whole: say evaluation.backend=transformers, or model.placement=spread."
+                "Continuous batching needs a model that is whole: say evaluation.backend=transformers, or "
+                "model.placement=spread.",
+                code="evaluation.continuous-partitioned",
             )
         self.model, self.tokenizer, self.decoding = model, tokenizer, decoding
 
@@ -133,36 +129,40 @@ class ContinuousWriter:
         decoding, tokenizer, model = self.decoding, self.tokenizer, cast(Any, self.model)
         settings = greedy(self.model, tokenizer, decoding.max_new_tokens)
         ends, most = as_list(settings.eos_token_id), decoding.max_new_tokens
-        config = ContinuousBatchingConfig(**({} if self.model.device.type == "cuda" else CPU_SETTINGS))
+        config = ContinuousBatchingConfig() if self.model.device.type == "cuda" else _CPU_CACHE
         todo = {f"{r.index}/{r.sample}": r for r in shard(sorted(requests, key=lambda r: (-len(r.prompt), r.index)))}
-        watching = bool(decoding.stop)  # it knows end tokens, and no strings
+        streaming = bool(decoding.stop)  # transformers stops at end tokens here, and not at strings
         with model.continuous_batching_context_manager(settings, continuous_batching_config=config) as manager:
             for name, request in todo.items():
-                manager.add_request(request.prompt, name, max_new_tokens=most, streaming=watching)
+                manager.add_request(request.prompt, name, max_new_tokens=most, streaming=streaming)
             while todo:
-                found = manager.get_result(timeout=1)
-                if found is None:
+                output = manager.get_result(timeout=1)
+                if output is None:
                     if not manager.is_running():
                         raise PollardError(
                             "Continuous batching ended before all questions were answered (transformers' log says more): say "
-                            "evaluation.backend=transformers. What is answered is kept."
+                            "evaluation.backend=transformers. What is answered is kept.",
+                            code="evaluation.continuous-ended",
                         )
                     continue
-                if found.request_id not in todo:  # what was still written after a stop string
+                if output.request_id not in todo:  # what was generated after a stop string
                     continue
-                if found.error is not None:
-                    raise PollardError(f"Continuous batching failed on item {todo[found.request_id].index}: {found.error}")
-                stop = self._stop_at(todo[found.request_id], found.generated_tokens, ends) if watching else None
-                if stop is not None and not found.is_finished():
-                    manager.cancel_request(found.request_id)
-                if stop is not None or found.is_finished():
-                    tokens = list(found.generated_tokens[:stop])
-                    request = todo.pop(found.request_id)
+                if output.error is not None:
+                    raise PollardError(
+                        f"Continuous batching failed on item {todo[output.request_id].index}: {output.error}",
+                        code="evaluation.continuous-failed",
+                    )
+                stop = self._stop_at(todo[output.request_id], output.generated_tokens, ends) if streaming else None
+                if stop is not None and not output.is_finished():
+                    manager.cancel_request(output.request_id)
+                if stop is not None or output.is_finished():
+                    tokens = list(output.generated_tokens[:stop])
+                    request = todo.pop(output.request_id)
                     form = chat_format(tokenizer, request.plain)
                     yield request, read_answer(tokenizer, tokens, ends, decoding.stop, most, form)
 
     def _stop_at(self, request: Request, tokens: list[int], ends: list[int]) -> int | None:
-        """How many tokens it took to write a stop string into the answer; None where there is none."""
+        """The number of tokens up to the end of the first stop string in the answer; None where there is none."""
         longest, form = max(map(len, self.decoding.stop)), chat_format(self.tokenizer, request.plain)
 
         def stopped(count: int) -> bool:

@@ -6,8 +6,8 @@
 Its own tasks and prompts, as they are published, without a chat template; each rank answers its share of the questions.
 """
 
-import json
 import logging
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,26 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from toolkit.runtime.distributed import barrier, gather, on_main, rank, world_size
 from toolkit.runtime.errors import PollardError, did_you_mean
 
-BOOTSTRAP_SAMPLES = 1000  # times, for the standard errors that have no formula
+BOOTSTRAP_SAMPLES = 1000  # for the standard errors that have no formula
 
 
 @cache
 def _tasks(names: tuple[str, ...], folder: str | None) -> Any:
-    """lm-eval's index of tasks: of the folder's own where they are enough, for all of its own take long to read."""
+    """lm-eval's index of tasks; of the folder's alone where that holds all of them, since lm-eval's own take long to read."""
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise PollardError(
             f"evaluation.harness needs lm-evaluation-harness, which is not installed ({error}): "
-            "./launch.sh setup lm-eval, or pip install 'pollard-moe[lm-eval]'."
+            "./launch.sh setup lm-eval, or pip install 'pollard-moe[lm-eval]'.",
+            code="harness.not-installed",
         ) from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     if folder and not Path(folder).is_dir():
-        raise PollardError(f"evaluation.harness_tasks is {folder}, which is no folder: give one with lm-eval's YAML files.")
+        raise PollardError(
+            f"evaluation.harness_tasks is {folder}, which is no folder: give one with lm-eval's YAML files.",
+            code="harness.no-folder",
+        )
     if folder:
         own = TaskManager(include_path=folder, include_defaults=False)
         if set(names) <= set(own.all_tasks):
@@ -48,26 +52,43 @@ def check_harness(names: list[str], folder: str | None) -> None:
         if name not in tasks.task_index:
             raise PollardError(
                 f"evaluation.harness: lm-evaluation-harness has no task {name!r}{did_you_mean(name, tasks.all_tasks)} "
-                "`lm-eval ls tasks` lists them; a folder with YAML files of your own is evaluation.harness_tasks."
+                "`lm-eval ls tasks` lists them; a folder with YAML files of your own is evaluation.harness_tasks.",
+                code="harness.no-task",
             )
     try:
         tasks.load(list(names))
     except Exception as error:  # tasks are other people's code and data: each error means the same to a user
         raise PollardError(
             f"evaluation.harness: the data of {', '.join(names)} cannot be loaded ({type(error).__name__}: {error}). Check the "
-            "network and the hub's access rights, or leave that task out."
+            "network and the hub's access rights, or leave that task out.",
+            code="harness.data",
         ) from None
+
+
+@dataclass(frozen=True)
+class Metric:
+    value: float
+    error: float | None  # standard error
+
+
+@dataclass(frozen=True)
+class HarnessResult:
+    """A task's number of questions, of solved examples before each, and its metrics by name."""
+
+    n: int | None
+    shots: int | None
+    metrics: dict[str, Metric]
 
 
 def run_harness(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: list[str], folder: str | None, batch_size: int
-) -> dict[str, Any]:
-    """Per task its number of questions and its metrics, each a value with its standard error; the same on every rank."""
+) -> dict[str, HarnessResult]:
+    """The results by task, the same on every rank."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
     class OnAllRanks(HFLM):
-        """HFLM leaves a model that it has not loaded itself to one process; its questions can be shared out all the same."""
+        """HFLM keeps a model that it has not loaded itself to one process; here all ranks share the questions."""
 
         def __init__(self) -> None:
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)  # type: ignore[arg-type]
@@ -77,14 +98,14 @@ def run_harness(
             return torch.stack(gather(tensor.cpu()))
 
         def gather_object(self, obj: Any, dst: int = 0) -> Any:
-            found = gather(obj)
-            return found if rank() == dst else None
+            gathered = gather(obj)
+            return gathered if rank() == dst else None
 
         def barrier(self) -> None:
             barrier()
 
     tasks = _tasks(tuple(names), folder)
-    found = simple_evaluate(
+    output = simple_evaluate(
         OnAllRanks(),
         tasks=list(names),
         task_manager=tasks,
@@ -92,13 +113,13 @@ def run_harness(
         bootstrap_iters=BOOTSTRAP_SAMPLES,
         batch_size=batch_size,
     )
-    return json.loads(on_main(lambda: json.dumps(_read(found))))
+    return on_main(lambda: _read(output))
 
 
-def _read(found: Any) -> dict[str, Any]:
+def _read(output: Any) -> dict[str, HarnessResult]:
     """lm-eval writes {"acc,none": 0.5, "acc_stderr,none": 0.02, "alias": …}; a filter's name stays where there is one."""
-    read = {}
-    for task, values in found["results"].items():
+    results = {}
+    for task, values in output["results"].items():
         metrics = {}
         for key, value in values.items():
             metric, _, filtered = key.partition(",")
@@ -106,7 +127,12 @@ def _read(found: Any) -> dict[str, Any]:
                 continue
             error = values.get(f"{metric}_stderr,{filtered}")
             name = metric if filtered == "none" else f"{metric} ({filtered})"
-            metrics[name] = {"value": value, "error": error if isinstance(error, int | float) else None}
-        counted = found.get("n-samples", {}).get(task, {}).get("effective")
-        read[task] = {"n": counted, "shots": found.get("n-shot", {}).get(task), "metrics": metrics}
-    return read
+            metrics[name] = Metric(_plain(value), _plain(error) if isinstance(error, int | float) else None)
+        count = output.get("n-samples", {}).get(task, {}).get("effective")
+        results[task] = HarnessResult(count, output.get("n-shot", {}).get(task), metrics)
+    return results
+
+
+def _plain(number: Any) -> Any:
+    """numpy's numbers as Python's."""
+    return number.item() if hasattr(number, "item") else number

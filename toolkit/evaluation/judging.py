@@ -1,10 +1,10 @@
-"""What is said of answers, apart from how they were won: a scorer that is mended judges the same answers again.
+"""Answers judged, apart from how they were generated: after a scorer is mended, the same answers are judged again.
 
     {"index": 7, "correct": false, "flexible": true, "prediction": "So it is 72.", "gold": "… #### 72", …}
 
 An item whose scorer raised is kept with the error, as not right; the others are judged.
 
-Several answers to one question: the one that most of them agree with (self-consistency, arXiv 2203.11171).
+Of several answers to one question the one wins that most of them agree with (self-consistency, arXiv 2203.11171).
 
     "… #### 72"   "… #### 70"   "So it is #### 72."        72 wins, in the words of the first
 
@@ -17,12 +17,12 @@ from dataclasses import replace
 from itertools import permutations
 
 from toolkit.evaluation.answers import Answer
-from toolkit.evaluation.scores import Item
+from toolkit.evaluation.scores import Item, Sample
 from toolkit.tasks import Example, Task
 
 
 def judge(task: Task, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Item]:
-    """One item per example, in the same order. Alone or on one rank: scorers may start processes of their own."""
+    """One item per example, in the same order. Call it on one rank only: scorers may start processes of their own."""
     verdicts = task.scorer.verdicts([(answer.text, example.gold) for answer, example in zip(answers, examples, strict=True)])
     items = []
     for index, (example, answer, verdict) in enumerate(zip(examples, answers, verdicts, strict=True)):
@@ -47,45 +47,48 @@ def judge(task: Task, examples: Sequence[Example], answers: Sequence[Answer]) ->
 
 
 def judge_samples(task: Task, examples: Sequence[Example], answers: Sequence[Sequence[Answer]]) -> list[Item]:
-    """One item per example, of the sample that won the vote; all of them stand in its `samples`."""
-    judged = [judge(task, examples, of_one) for of_one in zip(*answers, strict=True)]
+    """One item per example, of the answer that won the vote; all of its answers stand in `samples`."""
+    judged = [judge(task, examples, sample) for sample in zip(*answers, strict=True)]
     if len(judged) == 1:
         return judged[0]
     items = []
     golds = [example.gold for example in examples]
-    for winner, samples in zip(vote_winners(task, answers, golds), zip(*judged, strict=True), strict=True):
-        told = [{"prediction": s.prediction, "correct": s.correct, "tokens": s.tokens, "ended": s.ended} for s in samples]
-        items.append(replace(samples[winner], tokens=sum(s.tokens for s in samples), samples=told))
+    for winner, candidates in zip(vote_winners(task, answers, golds), zip(*judged, strict=True), strict=True):
+        samples = [Sample(item.prediction, item.correct, item.tokens, item.ended) for item in candidates]
+        items.append(replace(candidates[winner], tokens=sum(item.tokens for item in candidates), samples=samples))
     return items
 
 
 def mean_score(items: Sequence[Item]) -> float:
     """The share of right answers among all samples: what one of them is worth without the vote."""
-    every = [sample["correct"] for item in items for sample in item.samples]
-    return sum(every) / len(every) if every else 0.0
+    correct = [sample.correct for item in items for sample in item.samples]
+    return sum(correct) / len(correct) if correct else 0.0
 
 
 def vote_winners(task: Task, answers: Sequence[Sequence[Answer]], golds: Sequence[str] | None = None) -> list[int]:
-    """Of each item's answers the one that most agree with. `golds` are the items' gold answers, whose format says where an
-    answer stands; without them every answer's own does.
+    """The number of each item's winning answer: the first of those that most agree with.
 
-    Per item the first of the samples that agree with most; of as many votes, the first. Answers in which the task finds
-    nothing (they do not even agree with themselves) have no vote, unless there are no others: then equal words agree."""
-    texts = [[answer.text.strip() for answer in of_one] for of_one in answers]
-    pairs = [(i, a, b) for i, of_one in enumerate(texts) for a, b in _pairs(of_one)]
-    verdicts = task.scorer.verdicts([(a, task.scorer.as_gold(b, golds[i] if golds else b)) for i, a, b in pairs])
-    right = {pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict.strict}
-    found = []
-    for i, of_one in enumerate(texts):
-        voting = [text for text in of_one if (i, text, text) in right]
+    `golds` are the items' gold answers, whose format says where an answer stands; without them every answer's own does. Answers
+    in which the task finds nothing (they do not even agree with themselves) have no vote, unless there are no others: then
+    equal texts agree.
+    """
+    texts = [[answer.text.strip() for answer in candidates] for candidates in answers]
+    pairs = [(item, one, other) for item, candidates in enumerate(texts) for one, other in _pairs(candidates)]
+    verdicts = task.scorer.verdicts(
+        [(one, task.scorer.as_gold(other, golds[item] if golds else other)) for item, one, other in pairs]
+    )
+    agreeing = {pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict.strict}
+    winners = []
+    for item, candidates in enumerate(texts):
+        voting = [text for text in candidates if (item, text, text) in agreeing]
         votes = [
-            sum(text == other or {(i, text, other), (i, other, text)} <= right for other in voting or of_one)
+            sum(text == other or {(item, text, other), (item, other, text)} <= agreeing for other in voting or candidates)
             if text in voting or not voting
             else 0
-            for text in of_one
+            for text in candidates
         ]
-        found.append(votes.index(max(votes)))
-    return found
+        winners.append(votes.index(max(votes)))
+    return winners
 
 
 def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:

@@ -1,12 +1,9 @@
-"""Which of an item's choices a model finds the likeliest, without writing anything.
+"""What a model finds likely, without generating anything: the choices of an item, and the completions of examples.
 
 Each choice's text stands behind the cloze prompt (the question without its letters); the choice with the highest
 log-likelihood per byte of its text is the model's. Per byte, because that depends neither on the vocabulary nor on how long
-a choice happens to be. Shape legend: B rows (an item and one of its choices), S positions, C positions of choices, V vocabulary.
-
-Loss: finer than right or wrong, and there even where a pruned model answers nothing rightly.
-
-Shape legend: B sequences, S positions, V vocabulary.
+a choice happens to be. The loss is finer than right or wrong, and says something even where a pruned model answers nothing
+correctly. Shape legend: B rows (an item and one of its choices) or sequences, S positions, C positions of choices, V vocabulary.
 """
 
 import math
@@ -40,19 +37,19 @@ def with_likeliest(
     examples: Sequence[Example],
     batch_size: int,
 ) -> list[Item]:
-    """The items, each with whether its right choice is the likeliest; as they are where none has choices to measure."""
+    """The items with `likeliest` filled in: whether the right choice is the likeliest. Unchanged where no example has a cloze."""
     if not any(example.cloze for example in examples):
         return list(items)
-    found = likeliest(model, tokenizer, examples, batch_size)
+    choices = likeliest(model, tokenizer, examples, batch_size)
     return [
-        replace(item, likeliest=choice == example.right) for item, choice, example in zip(items, found, examples, strict=True)
+        replace(item, likeliest=choice == example.right) for item, choice, example in zip(items, choices, examples, strict=True)
     ]
 
 
 def likeliest(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], batch_size: int
 ) -> list[int]:
-    """The number of each example's likeliest choice; of equal ones, the first. The ranks share the batches."""
+    """The index of each example's likeliest choice; of equal ones, the first. The ranks share the batches."""
     rows = []
     for item, example in enumerate(examples):
         for choice, text in enumerate(example.choices):
@@ -63,17 +60,16 @@ def likeliest(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     # In parts on all ranks, every rank must take part in every forward pass: one without a batch helps with any
     mine = shard_in_step(batches, []) if is_partitioned(model) else shard(batches)
-    found: dict[tuple[int, int], float] = {}
+    own: dict[tuple[int, int], float] = {}
     for batch in progress(mine, "weighing choices", batch_sizes(mine), len(rows)):
         values = log_likelihoods(model, batch or batches[0], int(tokenizer.pad_token_id or 0))
-        found |= {(row.item, row.choice): value for row, value in zip(batch, values, strict=bool(batch))}
-    every = {key: value for part in gather(found) for key, value in part.items()}
-
-    def per_byte(item: int, choice: int) -> float:
-        return every[item, choice] / len(examples[item].choices[choice].encode())
-
-    found_of = [[per_byte(item, choice) for choice in range(len(example.choices))] for item, example in enumerate(examples)]
-    return [values.index(max(values)) for values in found_of]
+        own |= {(row.item, row.choice): value for row, value in zip(batch, values, strict=bool(batch))}
+    every = {key: value for part in gather(own) for key, value in part.items()}
+    best = []
+    for item, example in enumerate(examples):
+        per_byte = [every[item, choice] / len(text.encode()) for choice, text in enumerate(example.choices)]
+        best.append(per_byte.index(max(per_byte)))
+    return best
 
 
 @torch.no_grad()
@@ -111,8 +107,7 @@ class Loss(NamedTuple):
 def completion_loss(model: PreTrainedModel, batches: Sequence[dict[str, torch.Tensor]]) -> Loss:
     """Mean cross entropy over the completion tokens of all `batches` (as `tasks.padded_batches` makes them).
 
-    Ranks take whole batches in turn; every rank returns the mean over all tokens, whoever saw them. Not a number where
-    there is no token to predict.
+    Ranks take whole batches in turn; every rank returns the mean over the tokens of all. NaN without completion tokens.
     """
     total, tokens = 0.0, 0
     mine = shard(batches)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +12,80 @@ from toolkit.runtime.intervals import wilson
 
 
 @dataclass(frozen=True)
-class Item:
-    """One answered test item; `tokens` counts what was generated, `ended` says that the model stopped by itself.
+class Sample:
+    """One of several answers to an item, as judged by itself."""
 
-    `correct` is the verdict by strict extraction, `flexible` by flexible extraction; `error` is what the scorer raised, `note`
-    why a comparison was given up and counts as wrong, `credit` a degree of rightness (of F1 and of own scorers), and `likeliest`
-    whether the model finds the right one of the item's choices the likeliest.
-    """
+    prediction: str
+    correct: bool
+    tokens: int
+    ended: bool
+
+
+@dataclass(frozen=True)
+class Item:
+    """One answered test item; `tokens` counts what was generated, `ended`: the model stopped by itself."""
 
     index: int
     prompt: str
     gold: str
     prediction: str
-    correct: bool
+    correct: bool  # by strict extraction
     tokens: int
     ended: bool
-    flexible: bool = False
-    error: str | None = None
-    note: str | None = None
-    credit: float | None = None
-    likeliest: bool | None = None
-    written: str | None = None  # all that the model wrote, where that is more than the prediction
-    samples: list[dict[str, Any]] = field(default_factory=list)  # where there was a vote: every answer that had one
+    flexible: bool = False  # correct by flexible extraction
+    error: str | None = None  # what the scorer raised
+    note: str | None = None  # why a comparison was given up; it counts as wrong
+    credit: float | None = None  # a degree of rightness, of F1 and of own scorers
+    likeliest: bool | None = None  # whether the right one of the item's choices is the likeliest to the model
+    written: str | None = None  # the whole text that the model wrote, where it is more than the prediction
+    samples: list[Sample] = field(default_factory=list)  # where there was a vote: every answer that took part
+
+
+@dataclass
+class EvaluationFacts:
+    """How an evaluation was done, and of which model. None: does not apply, and has no key in the file; but null where the speed
+    was not measured or the size on disk is not known."""
+
+    task: str | None = None
+    split: str | None = None
+    seconds: float | None = None
+    tokens_per_second: float | None = None  # generated, all ranks together; of answers that were not logged before
+    max_new_tokens: int | None = None
+    ranks: int | None = None
+    context_length: int | None = None
+    prompts_beyond_context: int | None = None  # prompts longer than the context
+    prompts_without_room: int | None = None  # prompts that fit, but not together with `max_new_tokens`
+    temperature: float | None = None
+    samples: int | None = None
+    mean_score: float | None = None  # of single answers, where a vote decides
+    device: str | None = None
+    dtype: str | None = None
+    backend: str | None = None
+    batch_size: int | None = None
+    skip_rate: float | None = None  # of the experts after a token's first
+    experts_skipped: float | None = None  # of all
+    skipped_per_token: dict[str, float] | None = None  # by block
+    peak_memory_bytes: int | None = None  # the largest of any rank: GPU memory on a GPU, else resident memory of the process
+    model: str | None = None
+    parameters: int | None = None
+    active_parameters: int | None = None
+    checkpoint_bytes: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        unknown = {"tokens_per_second": self.seconds is not None, "checkpoint_bytes": self.parameters is not None}
+        return {key: value for key, value in asdict(self).items() if value is not None or unknown.get(key)}
 
 
 @dataclass
 class Scores:
-    """A model's result on a split. `score` and `interval` are fractions, by strict extraction; speed is generated tokens per
-    second, all ranks together; peak memory is the largest of any rank (GPU memory on a GPU, else resident memory of the
-    process)."""
+    """A model's result on a split. `score` and `interval` are fractions, by strict extraction."""
 
     items: list[Item] = field(repr=False)
-    about: dict[str, Any]
+    facts: EvaluationFacts = field(default_factory=EvaluationFacts)
+
+    def add_facts(self, **facts: Any) -> None:
+        """Sets fields of `facts` that are known later: the model's path and size."""
+        self.facts = replace(self.facts, **facts)
 
     @property
     def n(self) -> int:
@@ -77,31 +119,31 @@ class Scores:
 
     @property
     def likelihood_score(self) -> float | None:
-        """Of the items with choices, how many of whose right ones are the likeliest; None where none has any."""
-        return sum(self._weighed) / len(self._weighed) if self._weighed else None
+        """The share of items with choices whose right choice is the likeliest; None where no item has any."""
+        return sum(self._likeliest) / len(self._likeliest) if self._likeliest else None
 
     @property
-    def _weighed(self) -> list[bool]:
+    def _likeliest(self) -> list[bool]:
         return [item.likeliest for item in self.items if item.likeliest is not None]
 
     @property
-    def told_beside(self) -> str:
-        """The other measures, where there are any, for the terminal."""
-        beside = {"by the likeliest choice": self.likelihood_score, "mean credit": self.credit}
-        return "".join(f", {value:.1%} {name}" for name, value in beside.items() if value is not None)
+    def other_measures(self) -> str:
+        """ ", 61.2% by the likeliest choice, 70.1% mean credit", where there are such measures; else empty."""
+        measures = {"by the likeliest choice": self.likelihood_score, "mean credit": self.credit}
+        return "".join(f", {value:.1%} {name}" for name, value in measures.items() if value is not None)
 
     @property
     def failed(self) -> list[Item]:
-        """Those whose scorer raised: no score is one before it is mended."""
+        """Items whose scorer raised: there is no score before it is mended."""
         return [item for item in self.items if item.error]
 
     def check(self) -> None:
-        """Raises ItemsFailed where there is an item that the scorer could not judge."""
+        """Raises ItemsFailed where the scorer could not judge an item."""
         failed = self.failed
         if failed:
             more = f" (and {len(failed) - 1:,} more)" if failed[1:] else ""
             raise ItemsFailed(
-                f"The scorer of task {self.about.get('task')} could not judge {len(failed):,} of {self.n:,} answers: "
+                f"The scorer of task {self.facts.task} could not judge {len(failed):,} of {self.n:,} answers: "
                 f"{failed[0].error}{more}. The others are judged; mend the scorer, and the same command goes on.",
                 [item.index for item in failed],
             )
@@ -111,7 +153,7 @@ class Scores:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / f"{role}.predictions.jsonl", "".join(json.dumps(asdict(item)) + "\n" for item in self.items))
-        summary = {
+        summary: dict[str, Any] = {
             "score": self.score,
             "correct": self.correct,
             "n": self.n,
@@ -128,5 +170,5 @@ class Scores:
         if self.credit is not None:
             summary["credit"] = self.credit
         if self.likelihood_score is not None:
-            summary |= {"likelihood_score": self.likelihood_score, "likelihood_correct": sum(self._weighed)}
-        write_text(folder / f"{role}.json", json.dumps(summary | self.about, indent=1) + "\n")
+            summary |= {"likelihood_score": self.likelihood_score, "likelihood_correct": sum(self._likeliest)}
+        write_text(folder / f"{role}.json", json.dumps(summary | self.facts.to_json(), indent=1) + "\n")

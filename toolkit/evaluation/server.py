@@ -9,10 +9,10 @@ sent the text, and one that wants to render it itself the chat.
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -24,133 +24,149 @@ from toolkit.runtime.errors import PollardError
 from toolkit.runtime.progress import progress_display
 from toolkit.tasks import ChatFormat, Message, chat_format
 
-WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before another attempt
-RETRIED_STATUS = (408, 409, 425, 429)  # of the 4xx, those that may pass
+T = TypeVar("T")
+RETRIES = 6  # of a request, by the client: after half a second, then twice as long each time, or when the server says
+RETRIED_STATUS = (408, 409, 429)  # of the 4xx, those that the client tries again
+PAUSE = 1.0  # seconds before an answer that cannot be read is asked for again
 
 
 class UnreadableAnswer(Exception):
-    """The server answered, but no answer can be found in it."""
+    """The server replied, but its reply holds no answer."""
 
 
 class ServerWriter:
-    """Writes answers by asking a server, so many questions at a time."""
+    """Writes answers by asking a server, several questions at a time.
+
+    Raises PollardError where the client is not installed, and where the server does not answer or lists several models.
+    """
 
     def __init__(
-        self, server: ServerRecipe, asking: ServersRecipe, tokenizer: PreTrainedTokenizerBase, decoding: Decoding
+        self, server: ServerRecipe, settings: ServersRecipe, tokenizer: PreTrainedTokenizerBase, decoding: Decoding
     ) -> None:
-        self.url, self.asking, self.tokenizer, self.decoding = server.url, asking, tokenizer, decoding
-        self.given_up: PollardError | None = None
+        self.url, self.settings, self.tokenizer, self.decoding = server.url, settings, tokenizer, decoding
+        self.failure: PollardError | None = None
         openai = _openai()
         key = os.environ.get("OPENAI_API_KEY", "none")  # most servers want none, the client wants one
-        self.client = openai.OpenAI(base_url=server.url, api_key=key, timeout=asking.timeout, max_retries=0)
+        self.client = openai.OpenAI(base_url=server.url, api_key=key, timeout=settings.timeout, max_retries=RETRIES)
         self.model = server.model or self._only_model()
 
     def __call__(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Answer]]:
         mine = shard(requests)
-        workers = max(1, self.asking.concurrency // world_size())
+        workers = max(1, self.settings.concurrency // world_size())
         with ThreadPoolExecutor(workers) as pool, progress_display("answering", len(mine)) as advance:
-            asked = {pool.submit(self._answer, request): request for request in mine}
+            request_of = {pool.submit(self._answer, request): request for request in mine}
             try:
-                waiting = set(asked)
+                waiting = set(request_of)
                 while waiting:
                     done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                     failed = [future for future in done if future.exception()]
                     for future in done - set(failed):
-                        yield asked[future], future.result()
+                        yield request_of[future], future.result()
                         advance(1)
                     if failed:
-                        yield from self._in_flight(asked, waiting)
+                        yield from self._in_flight(request_of, waiting)
                         failed[0].result()
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _in_flight(self, asked: dict[Future[Answer], Request], waiting: set[Future[Answer]]) -> Iterator[tuple[Request, Answer]]:
-        """What is being answered while the server is given up: it is kept."""
+    def _in_flight(
+        self, request_of: dict[Future[Answer], Request], waiting: set[Future[Answer]]
+    ) -> Iterator[tuple[Request, Answer]]:
+        """Answers that are being written when another request fails: they are kept."""
         for future in [future for future in waiting if not future.cancel()]:
             if not future.exception():
-                yield asked[future], future.result()
+                yield request_of[future], future.result()
 
     def _answer(self, request: Request) -> Answer:
-        if self.given_up:  # by another of the questions at a time
-            raise self.given_up
+        if self.failure:  # of another request, meanwhile
+            raise self.failure
         try:
             return self._tried(lambda: self._ask(request), f"item {request.index}")
         except PollardError as error:
-            self.given_up = error
+            self.failure = error
             raise
 
     def _ask(self, request: Request) -> Answer:
         decoding = self.decoding
-        wish: dict[str, Any] = {
+        options: dict[str, Any] = {
             "model": self.model, "max_tokens": decoding.max_new_tokens, "temperature": decoding.temperature,
         }  # fmt: skip
         form = chat_format(self.tokenizer, request.plain)
         if request.plain or not self.tokenizer.chat_template:
-            # Else the answer is cut here: a server would also stop in reasoning, and in what the template writes before an answer
-            wish["stop"] = list(decoding.stop) or None
+            # Else the answer is cut here: a server would also stop in reasoning, or in what the template writes before an answer
+            options["stop"] = list(decoding.stop) or None
         if any(token in form.marks for token in form.special):
-            wish["extra_body"] = {"skip_special_tokens": False}
+            options["extra_body"] = {"skip_special_tokens": False}
         if decoding.temperature:
-            wish["seed"] = decoding.numbers(request.index, request.sample).getrandbits(31)
-        if self.asking.prompt == "chat":
+            options["seed"] = decoding.random_numbers(request.index, request.sample).getrandbits(31)
+        if self.settings.prompt == "chat":
             tools = {"tools": list(request.tools)} if request.tools else {}
             messages = [_with_texts_for_arguments(message) for message in request.messages]
-            reply = self.client.chat.completions.create(messages=messages, **tools, **wish)
+            reply = self.client.chat.completions.create(messages=messages, **tools, **options)
         else:
-            prompt = request.prompt if self.asking.prompt == "tokens" else self.tokenizer.decode(request.prompt)
-            reply = self.client.completions.create(prompt=prompt, **wish)
+            prompt = request.prompt if self.settings.prompt == "tokens" else self.tokenizer.decode(request.prompt)
+            reply = self.client.completions.create(prompt=prompt, **options)
         return self._read(reply, form)
 
     def _read(self, reply: Any, form: ChatFormat) -> Answer:
         try:
             choice = reply.choices[0]
-            text = choice.message.content if self.asking.prompt == "chat" else choice.text
+            text = choice.message.content if self.settings.prompt == "chat" else choice.text
             tokens = (
                 reply.usage.completion_tokens if reply.usage else len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
             )
-            if self.asking.prompt == "chat" and form.closing not in str(text):  # the server has taken the reasoning off
+            if self.settings.prompt == "chat" and form.closing not in str(text):  # the server has removed the reasoning
                 form = replace(form, opened="", prefix=form.frame)
             return answer_of(str(text or ""), int(tokens), choice.finish_reason != "length", self.decoding.stop, form)
         except (AttributeError, IndexError, TypeError, ValueError) as error:
             raise UnreadableAnswer(f"no answer in {str(reply)[:200]!r} ({error})") from None
 
     def _only_model(self) -> str:
-        found = self._tried(lambda: [str(model.id) for model in self.client.models.list().data or ()], "the list of its models")
-        if len(found) != 1:
+        models = self._tried(lambda: [str(model.id) for model in self.client.models.list().data or ()], "the list of its models")
+        if len(models) != 1:
             raise PollardError(
-                f"The server at {self.url} lists {len(found)} models ({', '.join(found) or 'none'}): say which "
-                "(evaluation.servers: {role: {url: …, model: …}})."
+                f"The server at {self.url} lists {len(models)} models ({', '.join(models) or 'none'}): say which "
+                "(evaluation.servers: {role: {url: …, model: …}}).",
+                code="server.several-models",
             )
-        return found[0]
+        return models[0]
 
-    def _tried(self, ask: Any, what: str) -> Any:
-        """Asks again where that may help, longer and longer after. Raises PollardError where it does not."""
+    def _tried(self, ask: Callable[[], T], what: str) -> T:
+        """Returns what `ask` returns; the client tries again by itself, and an unreadable answer is asked for again.
+
+        Raises PollardError where the server refuses, or does not answer in the end.
+        """
         openai = _openai()
-        for pause in (*WAITS, None):
+        last: Exception | None = None
+        for attempt in range(RETRIES + 1):
+            if attempt:
+                time.sleep(PAUSE)
             try:
                 return ask()
             except openai.APIStatusError as error:
                 if error.status_code < 500 and error.status_code not in RETRIED_STATUS:
                     raise PollardError(
-                        f"The server at {self.url} refuses {what}: {error.status_code} {_words(error)}. Mend evaluation.servers "
-                        "(url, model, prompt); what is answered is kept, and the same command goes on."
+                        f"The server at {self.url} refuses {what}: {error.status_code} {_message_of(error)}. Mend "
+                        "evaluation.servers (url, model, prompt); what is answered is kept, and the same command goes on.",
+                        code="server.refuses",
                     ) from None
-                last: Exception = error
-            except (openai.APIError, UnreadableAnswer, ValueError) as error:  # ValueError: no JSON
+                self._give_up(what, error)
+            except (UnreadableAnswer, openai.APIResponseValidationError, ValueError) as error:  # ValueError: no JSON
                 last = error
-            if pause is None:
-                self._give_up(what, last)
-            time.sleep(pause)
+            except openai.APIError as error:
+                self._give_up(what, error)
+        self._give_up(what, last)
 
-    def _give_up(self, what: str, error: Exception) -> NoReturn:
+    def _give_up(self, what: str, error: Exception | None) -> NoReturn:
         raise PollardError(
-            f"The server at {self.url} does not answer ({what}, tried {len(WAITS) + 1} times; last: {_words(error)}). What is "
-            "answered is kept: when the server is well again, the same command goes on."
+            f"The server at {self.url} does not answer ({what}, tried {RETRIES + 1} times; last: {_message_of(error)}). What is "
+            "answered is kept: when the server is well again, the same command goes on.",
+            code="server.no-answer",
         ) from None
 
 
 def _with_texts_for_arguments(message: Message) -> Message:
-    """As the protocol wants a tool call's arguments; chat templates want objects."""
+    """The message with the arguments of its tool calls as JSON texts, as the protocol has them; chat templates take objects."""
     if "tool_calls" not in message:
         return message
     calls = [
@@ -160,12 +176,12 @@ def _with_texts_for_arguments(message: Message) -> Message:
     return message | {"tool_calls": calls}
 
 
-def _words(error: Exception) -> str:
+def _message_of(error: Exception | None) -> str:
     return " ".join(str(getattr(error, "message", None) or error).split())[:300] or type(error).__name__
 
 
 def check_client() -> None:
-    """Raises PollardError where the package that asks servers is not installed."""
+    """Raises PollardError where the package `openai` is not installed."""
     _openai()
 
 
@@ -175,6 +191,7 @@ def _openai() -> Any:
     except ImportError:
         raise PollardError(
             "evaluation.backend is server, and the package `openai` is not installed: ./launch.sh setup server, or "
-            "pip install 'pollard-moe[server]'."
+            "pip install 'pollard-moe[server]'.",
+            code="server.no-client",
         ) from None
     return openai

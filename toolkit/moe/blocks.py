@@ -1,7 +1,5 @@
-"""Find the MoE blocks of a model through transformers' experts interface.
-
-The linear layers of a model that are neither experts nor routers.
-"""
+"""The MoE blocks of a model, found through transformers' experts interface; its other linear layers; the routing numbers they
+keep."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -67,7 +65,8 @@ def find_blocks(model: nn.Module) -> list[MoEBlock]:
         family = getattr(config, "model_type", type(model).__name__)
         raise PollardError(
             f"{family} has no MoE block that transformers serves through its experts interface. "
-            "Pollard prunes mixture-of-experts models (Mixtral, Qwen-MoE, OLMoE, DeepSeek, …); a dense model has no experts."
+            "Pollard prunes mixture-of-experts models (Mixtral, Qwen-MoE, OLMoE, DeepSeek, …); a dense model has no experts.",
+            code="model.no-moe",
         )
     return blocks
 
@@ -76,13 +75,15 @@ def _router_of(block: nn.Module, name: str) -> str:
     found = [child for child, _ in block.named_children() if child in ROUTER_NAMES]
     if len(found) != 1:
         raise PollardError(
-            f"{name}: cannot tell its router ({len(found)} candidates: {found}). This family is not supported yet."
+            f"{name}: cannot tell its router ({len(found)} candidates: {found}). This family is not supported yet.",
+            code="model.unsupported-family",
         )
     router = getattr(block, found[0])
     if hasattr(router, "tid2eid"):  # DeepSeek-V4's first layers
         raise PollardError(
             f"{name} does not choose experts by a score but looks them up by token id ({type(router).__name__}): "
-            "it cannot route around pruned experts."
+            "it cannot route around pruned experts.",
+            code="model.routes-by-token",
         )
     return found[0]
 
@@ -91,7 +92,10 @@ def top_k(router: Any, name: str) -> int:
     """How many experts `router` (of the block `name`) chooses for a token."""
     value = router.top_k if hasattr(router, "top_k") else next((value for _, value in config_values(router, TOP_K_KEYS)), None)
     if not isinstance(value, int):
-        raise PollardError(f"{name}: cannot tell how many experts its router chooses. This family is not supported yet.")
+        raise PollardError(
+            f"{name}: cannot tell how many experts its router chooses. This family is not supported yet.",
+            code="model.unsupported-family",
+        )
     return value
 
 
@@ -124,7 +128,7 @@ def decoder_linears(model: nn.Module, blocks: list[MoEBlock], shared: bool = Fal
 
     With `shared`, also those inside the blocks that every token passes: shared experts. The decoder layers are the lists
     that the blocks stand in, so the towers of a multimodal model are none of them. Mamba's are left out: its fused kernels
-    read the weights past the layer, and would miss whatever replaced it.
+    read the weights directly, and would miss whatever replaced the layer.
     """
     modules = dict(model.named_modules())
     lists = {_list_of(modules, block.name) for block in blocks}

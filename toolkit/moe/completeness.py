@@ -1,4 +1,4 @@
-"""Do the files hold what the configuration describes? Asked of names, dtypes and shapes, before anything is written.
+"""Do the files hold what the configuration describes? Checked by names, dtypes and shapes, before anything is written.
 
 An expert is complete where each of its parameters has some representation: the plain weight, or all the tensors of a quantized
 one. Within a block these may differ: makers leave single experts unquantized.
@@ -69,33 +69,39 @@ def _check_weight(weight: str, found: Mapping[int, set[str]], plain: set[int], c
         number, lacking = min(incomplete.items())
         raise PollardError(
             f"The checkpoint has expert {number}'s {weight} neither plain nor whole: {min(lacking).replace('*', str(number))} is "
-            f"missing, which other experts have ({len(incomplete)} of {count} experts lack a tensor). Fetch the files again."
+            f"missing, which other experts have ({len(incomplete)} of {count} experts lack a tensor). Fetch the files again.",
+            code="checkpoint.incomplete-expert",
         )
 
 
 def _wrong(weight: str, found: int, count: int, rest: str) -> PollardError:
-    return PollardError(f"The checkpoint has {weight} for {found} experts, and its configuration says {count}{rest}")
+    return PollardError(
+        f"The checkpoint has {weight} for {found} experts, and its configuration says {count}{rest}",
+        code="checkpoint.other-expert-count",
+    )
 
 
 def check_sizes(sources: Mapping[str, Sequence[Source]], model: PreTrainedModel) -> None:
     """Raises PollardError where plain tensors hold more or fewer numbers than the parameter they become: however they are
     merged, transposed or split up, none is lost."""
     for name, parameter in model.state_dict().items():
-        mine = sources.get(name, [])
-        found = sum(math.prod(source.tensor.shape) for source in mine)
-        if not mine or not all(source.is_plain for source in mine) or found == parameter.numel():
+        stored = sources.get(name, [])
+        found = sum(math.prod(source.tensor.shape) for source in stored)
+        if not stored or not all(source.is_plain for source in stored) or found == parameter.numel():
             continue
-        tensor, shape = mine[0].tensor, list(parameter.shape)
-        if len(mine) == 1 and len(tensor.shape) == len(shape):
-            raise PollardError(mismatch(tensor.name, tensor.shape, shape, model.config))
+        tensor, shape = stored[0].tensor, list(parameter.shape)
+        if len(stored) == 1 and len(tensor.shape) == len(shape):
+            raise PollardError(mismatch(tensor.name, tensor.shape, shape, model.config), code="checkpoint.shape-mismatch")
         raise PollardError(
-            f"The {len(mine)} tensors that become {name} (such as {tensor.name} {list(tensor.shape)}) hold {found:,} numbers, "
-            f"and the configuration describes {parameter.numel():,} {shape}. Is config.json another model's? Fetch it again."
+            f"The {len(stored)} tensors that become {name} (such as {tensor.name} {list(tensor.shape)}) hold {found:,} numbers, "
+            f"and the configuration describes {parameter.numel():,} {shape}. Is config.json another model's? Fetch it again.",
+            code="checkpoint.shape-mismatch",
         )
 
 
 def mismatch(name: str, stored: Sequence[int], described: Sequence[int], config: Any) -> str:
-    """A tensor's shape in the files beside the one that the configuration describes, and the key that decides it."""
+    """The message for a tensor whose shape in the files is not the one that the configuration describes; it names the key that
+    decides the shape."""
     settings = config.get_text_config().to_dict()
     wrong = [size for size, other in zip(described, stored, strict=False) if size != other]
     keys = [f"{key}: {value}" for key, value in settings.items() if type(value) is int and value in wrong]

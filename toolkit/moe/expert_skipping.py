@@ -1,31 +1,25 @@
-"""When an expert is not worth its work: the file beside a checkpoint that says when a token skips some of its experts.
+"""Skip experts that hardly count, token by token, through transformers' registered experts implementation.
 
+The thresholds lie in a file in the checkpoint's folder; stock transformers does not read it, and answers as if it were not there:
+
+    skipping.json
     {"format": 1, "rule": "median", "experts_per_token": 2, "tokens": 131072,
      "blocks": {"model.layers.0.mlp": 0.4494, "model.layers.1.mlp": 0.3896}}
 
-`blocks` holds each block's threshold β (docs/skipping.md). Stock transformers does not read the file, and answers as if
-it were not there.
+`blocks` holds each block's threshold β (docs/skipping.md). Of two experts, the second is skipped where its gate weight
+g2 < β·g1 (NAEE, arXiv 2402.14800, section 4). Of more, the fewest stay beyond which no more than the share β of the token's gate
+weights lies (its appendix): the smallest i with g_(i+1) + … + g_K ≤ β·(g_1 + … + g_K). What stays is scaled up to the sum that
+was there before, so that a family's own scaling holds (Gemma 4's may make a gate weight negative: its size is meant). Skipped
+pairs of token and expert are not computed: each pair that stays becomes a token of its own, with one expert, for the
+implementation that the model had before, whatever the family's activation, biases or layout.
 
-Skip experts that hardly count, token by token, through transformers' registered experts implementation.
-
-Of two experts, the second is skipped where its gate weight g2 < β·g1 (NAEE, arXiv 2402.14800, section 4). Of more, the
-fewest stay beyond which no more than the share β of the token's gate weights lies (its appendix): the smallest i with
-g_(i+1) + … + g_K ≤ β·(g_1 + … + g_K). What stays is scaled up to the sum that was there before, so that a family's own
-scaling holds (Gemma 4's may make a gate weight negative: its size is meant). Skipped pairs of token and expert are not
-computed: each pair that stays becomes a token of its own, with one expert, for the implementation that the model had
-before, whatever the family's activation, biases or layout.
-
-Shape legend: T tokens (batch and sequence flattened), K experts per token, H hidden size, P pairs that stay.
-
-How often a model that skips does so.
-
-Shape legend: B sequences, S positions, T = B · S tokens, K experts per token.
+Shape legend: B sequences, S positions, T = B · S tokens, K experts per token, H hidden size, P pairs that stay.
 """
 
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -63,12 +57,12 @@ class Skipping(BaseModel):
         return self
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Beside the checkpoint's weights."""
+        """Writes the file into a checkpoint's folder."""
         write_own_file(Path(folder), SKIPPING_FILE, json.dumps(self.model_dump(), indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self | None:
-        """Of the checkpoint in `folder`; None where it skips nothing. Raises PollardError for a file that cannot be followed."""
+        """The thresholds of the checkpoint in `folder`; None where it has none. Raises PollardError for a damaged file."""
         path = Path(folder) / SKIPPING_FILE
         if not path.exists():
             return None
@@ -81,7 +75,8 @@ class Skipping(BaseModel):
             )
             raise PollardError(
                 f"{path} is damaged ({faults}). Find the thresholds again (pollard run RECIPE --fresh), or remove the file to "
-                "run the model without skipping."
+                "run the model without skipping.",
+                code="skipping.damaged",
             ) from None
 
 
@@ -91,11 +86,11 @@ PairObserver = Callable[[torch.Tensor], None]
 
 @dataclass
 class SkipRule:
-    """What one experts module skips by."""
+    """The rule of one experts module."""
 
     beta: float
     before: str  # the implementation that computes what stays
-    observer: PairObserver | None = None  # wants to know which pairs stay [T, K]
+    observer: PairObserver | None = None  # called with which pairs stay, bool [T, K]
 
 
 def gate_ratios(gate_TK: torch.Tensor) -> torch.Tensor:
@@ -109,7 +104,7 @@ def gate_ratios(gate_TK: torch.Tensor) -> torch.Tensor:
 
 
 def kept_pairs(gate_TK: torch.Tensor, beta: float) -> torch.Tensor:
-    """Which pairs stay [T, K]; of every token one at least."""
+    """Which pairs stay, bool [T, K]; of every token at least one."""
     k = gate_TK.shape[1]
     if k == 1:
         return torch.ones_like(gate_TK, dtype=torch.bool)
@@ -124,14 +119,14 @@ def kept_pairs(gate_TK: torch.Tensor, beta: float) -> torch.Tensor:
 
 
 def renormalized_gates(gate_TK: torch.Tensor, stay_TK: torch.Tensor) -> torch.Tensor:
-    """The gate weights of what stays, with the sum that all had before."""
+    """The gate weights [T, K] of the pairs that stay, scaled to the sum that all had."""
     size_TK = gate_TK.double().abs()
     before_T1, after_T1 = size_TK.sum(1, keepdim=True), (size_TK * stay_TK).sum(1, keepdim=True)
     return (gate_TK * stay_TK * torch.where(after_T1 > 0, before_T1 / after_T1, 1.0)).to(gate_TK.dtype)
 
 
 def skipping_forward(experts: nn.Module, hidden_TH: torch.Tensor, index_TK: torch.Tensor, gate_TK: torch.Tensor) -> torch.Tensor:
-    """The experts' weighted outputs, without those that are skipped."""
+    """The experts implementation: weighted outputs [T, H] of the pairs that stay."""
     rule = cast(SkipRule, experts.skipping)
     run: Any = ALL_EXPERTS_FUNCTIONS.get_interface(rule.before, cast(Any, type(experts).forward).__wrapped__)
     stay_TK = kept_pairs(gate_TK, rule.beta)
@@ -159,7 +154,8 @@ def apply_skipping(model: PreTrainedModel, skipping: Skipping) -> PreTrainedMode
         why = f"blocks differ: {', '.join(odd[:3])}" if odd else f"{skipping.experts_per_token} experts per token, not {k}"
         raise PollardError(
             f"{SKIPPING_FILE} beside {model.config._name_or_path or 'this model'} belongs to another model ({why}). Find its own "
-            "thresholds (pruning.skipping), or remove the file to run it without skipping."
+            "thresholds (pruning.skipping), or remove the file to run it without skipping.",
+            code="skipping.other-model",
         )
     before = model.config._experts_implementation
     ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, skipping_forward)
@@ -194,26 +190,26 @@ class SkipCount(NamedTuple):
 
     @classmethod
     def merged(cls, counts: Sequence["SkipCount"]) -> "SkipCount":
-        """Of all ranks together."""
+        """The sum of all ranks' counts."""
         tokens, skipped = ([sum(column) for column in zip(*rows, strict=True)] for rows in list(zip(*counts, strict=True))[1:])
         return cls(counts[0].experts_per_token, tokens, skipped)
 
     @property
     def rate(self) -> float:
-        """Of the experts after a token's first: what `pruning.skipping: 0.3` asks for."""
-        return self._of(self.experts_per_token - 1)
+        """The skipped share of the experts after a token's first, which `pruning.skipping: 0.3` sets."""
+        return self._share_of(self.experts_per_token - 1)
 
     @property
     def saved(self) -> float:
-        """Of all experts: by this the experts' operations fall."""
-        return self._of(self.experts_per_token)
+        """The skipped share of all experts, by which the experts' operations fall."""
+        return self._share_of(self.experts_per_token)
 
-    def _of(self, experts: int) -> float:
+    def _share_of(self, experts: int) -> float:
         return sum(self.skipped) / max(1, experts * sum(self.tokens))
 
 
 class SkipCounter:
-    """Counts while the model runs. Padding counts as nothing, nor does what a batch still feeds to an answer that has ended."""
+    """Counts while the model runs. Neither padding counts, nor what a batch still feeds to an answer that has ended."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -223,8 +219,8 @@ class SkipCounter:
         self._ended_B = torch.zeros(0, dtype=torch.bool)  # answers of this batch
         self._sums = [torch.zeros(2, dtype=torch.long) for _ in self.rules]  # not read at once: a GPU would have to wait
 
-    def start_pass(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward pass begins: which of its tokens count."""
+    def start_pass(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Hook before a forward pass: decides which of its tokens count."""
         ids_BS, mask = kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask")
         self._counted_BS = None
         if not isinstance(mask, torch.Tensor) or mask.dim() != 2 or ids_BS is None:

@@ -1,21 +1,19 @@
-"""Is the loaded model the checkpoint's? Releases of transformers have left experts as they were initialised, in silence.
+"""Two checks of loading: did the loaded model get the checkpoint's weights, and does a written folder open in stock transformers?
 
-Loading renames, merges, transposes and fuses tensors, casts them, and under ZeRO-3 cuts them into parts. None of that
-changes the sum of squares over a decoder layer. (Nor does the order of experts: what is caught are weights that did not
-arrive, arrived in part, or are others.)
+`check_loaded`: releases of transformers have left experts as they were initialised, in silence. Loading renames, merges,
+transposes and fuses tensors, casts them, and under ZeRO-3 cuts them into parts. None of that changes the sum of squares over a
+decoder layer. (Nor does the order of experts: it catches weights that did not arrive, arrived in part, or are others.)
 
-Does a written folder open as it will for a stranger, with transformers alone?
-
-Configuration, tokenizer and generation settings are opened as they are. So is the model, without keeping its weights, where
-reading them once more costs nothing to speak of; of a larger one, transformers' loader gets the names and shapes that the
-files' headers give, which is all that can be wrong with weights whose bytes are checked elsewhere.
+`check_opens`: configuration, tokenizer and generation settings of a written folder are opened as they are. So is the model,
+without keeping its weights, where reading them once more is quick; of a larger one, transformers' loader gets the names and
+shapes that the files' headers give, which is all that can be wrong with weights whose bytes are checked elsewhere.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from safetensors import safe_open
@@ -38,8 +36,8 @@ OUTSIDE = "outside its layers"
 def check_loaded(model: PreTrainedModel, path: str, revision: str | None = None) -> None:
     """Call it on every rank, right after loading: ranks share the reading of the files, tensor by tensor.
 
-    Raises PollardError naming the layers whose weights are not those of the checkpoint at `path`. Left unchecked, which is
-    said, are quantized checkpoints, whose numbers are computed while they load, those without safetensors files, and
+    Raises PollardError naming the layers whose weights are not those of the checkpoint at `path`. Left unchecked, which a
+    line reports, are quantized checkpoints, whose numbers are computed while they load, those without safetensors files, and
     parts that DeepSpeed has moved to a disk.
     """
     moved = any(getattr(getattr(p, "ds_tensor", None), "final_location", None) == "nvme" for p in model.parameters())
@@ -59,7 +57,8 @@ def check_loaded(model: PreTrainedModel, path: str, revision: str | None = None)
         raise PollardError(
             f"The model was loaded, but its weights are not those in {path}: {', '.join(groups[:5])}{more} (sum of squares of "
             f"{group}: {loaded:.9g} loaded, {written:.9g} in the files). Is a file damaged? Does the installed transformers load "
-            "this family wrongly under ZeRO-3? Compare with finetuning.zero=2, and please report it."
+            "this family wrongly under ZeRO-3? Compare with finetuning.zero=2, and please report it.",
+            code="model.other-weights",
         )
 
 
@@ -72,7 +71,7 @@ def _files(path: str, revision: str | None) -> dict[str, Path]:
 
 
 def _sums_of_model(model: PreTrainedModel) -> dict[str, float]:
-    """Per layer, each parameter and stored buffer once; every rank adds its part where the model is in parts."""
+    """Sums of squares per layer, each parameter and stored buffer once; every rank adds its part where the model is in parts."""
     mine: dict[str, float] = defaultdict(float)
     whole: dict[str, float] = defaultdict(float)
     for name, tensor in _stored(model).items():
@@ -81,7 +80,7 @@ def _sums_of_model(model: PreTrainedModel) -> dict[str, float]:
 
 
 def _sums_of_files(model: PreTrainedModel, files: Mapping[str, Path]) -> dict[str, float]:
-    """The same, of what the files hold of it, in the model's dtype."""
+    """The sums per layer of what the files hold of the model, in its dtype."""
     stored, saved = _stored(model), model.state_dict(keep_vars=True)
     names = {id(tensor): name for name, tensor in stored.items()}
     resolver = NameResolver(model)
@@ -99,7 +98,7 @@ def _sums_of_files(model: PreTrainedModel, files: Mapping[str, Path]) -> dict[st
 
 
 def _stored(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Parameters and buffers that a checkpoint holds, of tied ones the first."""
+    """Parameters and buffers that a checkpoint holds; of tied ones the first."""
     saved = model.state_dict(keep_vars=True)
     everything = [*model.named_parameters(), *model.named_buffers()]
     return {name: tensor for name, tensor in everything if name in saved}
@@ -110,13 +109,13 @@ def _group_of(name: str) -> str:
 
 
 def sum_of_squares(tensor: torch.Tensor, dtype: torch.dtype | None = None) -> float:
-    """In float64, a piece at a time, as if cast to `dtype` first."""
+    """The sum of squares in float64, a piece at a time, as if cast to `dtype` first."""
     pieces = tensor.detach().flatten().split(PIECE)
     return math.fsum(piece.to(dtype or piece.dtype).double().square().sum().item() for piece in pieces)
 
 
 def _added(mine: Mapping[str, float], whole: Mapping[str, float]) -> dict[str, float]:
-    """All ranks' parts together, and what every rank has for itself."""
+    """The sum over ranks of `mine`, plus `whole`, which every rank has alike."""
     everyone = gather(dict(mine))
     groups = dict.fromkeys([*(group for part in everyone for group in part), *whole])
     return {group: math.fsum([part.get(group, 0.0) for part in everyone] + [whole.get(group, 0.0)]) for group in groups}
@@ -128,7 +127,7 @@ READ_AGAIN = 2 * 10**9  # bytes of weights
 def check_opens(folder: Path, source: Path) -> None:
     """Raises PollardError where transformers cannot open what is written in `folder`, or finds tensors missing or of another
     shape there. A tokenizer or generation settings that it cannot open in `source`, the checkpoint that it was made of, are
-    not asked for; a model is. Quantized weights are not opened: their methods need packages and GPUs of their own.
+    no error; a model is. Quantized weights are not opened: their methods need packages and GPUs of their own.
 
     Not under ZeRO-3, which would partition the model that is opened.
     """
@@ -150,18 +149,28 @@ def check_opens(folder: Path, source: Path) -> None:
     except Exception as error:
         if not _opens(_loaded, source):
             raise PollardError(
-                f"transformers cannot open {source}, and so not what is made of it: {_first_line(error)}. Put that right there."
+                f"transformers cannot open {source}, and so not what is made of it: {_first_line(error)}. Put that right there.",
+                code="checkpoint.source-does-not-open",
             ) from error
-        raise PollardError(_cannot(folder, "the model", _first_line(error))) from error
+        raise PollardError(_cannot(folder, "the model", _first_line(error)), code="checkpoint.does-not-open") from error
     wrong = sorted([*found["missing_keys"], *(key[0] for key in found["mismatched_keys"]), *found["error_msgs"]])
     if wrong:
         raise PollardError(
-            _cannot(folder, "the model", f"{len(wrong)} of its tensors are missing or of another shape: {wrong[0]}")
+            _cannot(folder, "the model", f"{len(wrong)} of its tensors are missing or of another shape: {wrong[0]}"),
+            code="checkpoint.does-not-open",
         )
 
 
-def _loaded(folder: Path) -> dict[str, Any]:
-    """What transformers says of loading the model, in full or by the headers of its files."""
+class LoadingInfo(TypedDict):
+    """What transformers reports of a loading; of its keys those that are used."""
+
+    missing_keys: set[str]
+    mismatched_keys: set[tuple[str, torch.Size, torch.Size]]  # name, shape in the files, shape in the model
+    error_msgs: list[str]
+
+
+def _loaded(folder: Path) -> LoadingInfo:
+    """What transformers reports of loading the model: in full, or from the headers of its files."""
     files, config = checkpoint_files(folder), AutoConfig.from_pretrained(folder)
     if sum(file.stat().st_size for file in files.weights) > READ_AGAIN:
         return _by_headers(files, config)
@@ -169,7 +178,7 @@ def _loaded(folder: Path) -> dict[str, Any]:
         return auto_class(type(config)).from_pretrained(folder, device_map="meta", output_loading_info=True)[1]
 
 
-def _by_headers(files: CheckpointFiles, config: Any) -> dict[str, Any]:
+def _by_headers(files: CheckpointFiles, config: Any) -> LoadingInfo:
     tensors = {}
     for file in files.weights:
         with safe_open(file, framework="pt") as stored:
@@ -196,7 +205,7 @@ def _opened(part: str, opener: Callable[[], Any], folder: Path) -> Any:
     try:
         return opener()
     except Exception as error:  # of any library
-        raise PollardError(_cannot(folder, part, _first_line(error))) from error
+        raise PollardError(_cannot(folder, part, _first_line(error)), code="checkpoint.does-not-open") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -1,16 +1,12 @@
-"""Cut a model in memory down to the experts of a plan.
+"""Routers over fewer experts: sliced in place, or standing in for the original's as if the others were gone.
 
-The pruned model without pruning it: the original, whose routers can choose kept experts only.
-
-Shape legend: T tokens, E experts, H hidden size.
-
-What a model's routers cannot do is said before anything starts, in numbers.
-
-Route tokens over a subset of a block's experts, cheaply, by the family's own router.
-
-Routers begin with a linear layer, whose result, the logits, does not depend on the subset. So the family's router is
-copied with the identity in place of its weight: fed with logits it does the rest (softmax, bias, top-k, scaling) as
-itself. Where that copy does not agree with the router on the first batch, the router itself is used.
+- `slice_router`, `slice_tensors`: keep the rows of some experts, in memory or on the meta device.
+- `restricted`: a block whose router can choose kept experts only; the weights stay. This is the pruned model without pruning.
+- `Rerouter`: routes observed tokens over many subsets of a block's experts, cheaply. Routers begin with a linear layer, whose
+  result, the logits, does not depend on the subset. So the family's router is copied with the identity in place of its weight:
+  fed with logits it computes the remaining steps (softmax, bias, top-k, scaling). Where that copy does not agree with the router
+  on the first batch, the router itself is used.
+- `check_prunable`: what routers cannot do is an error before anything starts.
 
 Shape legend: T tokens, E experts, K experts per token, H hidden size.
 """
@@ -66,10 +62,10 @@ def slice_router(router: Any, kept: Sequence[int], experts: int, experts_per_tok
 
 
 class RestrictedRouter(nn.Module):
-    """The family's own router over the kept rows, speaking in the original experts' numbers."""
+    """The family's own router over the kept rows; it returns the original's expert numbers."""
 
     def __init__(self, block: MoEBlock, kept: list[int], experts_per_token: int, router: nn.Module | None = None) -> None:
-        """`router` stands in for the block's own."""
+        """`router`: used in place of the block's own."""
         super().__init__()
         self.router = copy.deepcopy(router or block.router)
         self.name, self.experts = block.name, block.expert_count
@@ -121,13 +117,14 @@ def _check_hook(name: str, router: nn.Module, inputs: Any, out: tuple[Any, ...])
 
 
 def check_top_k(name: str, router: nn.Module, out: tuple[Any, ...]) -> None:
-    """Raises PollardError where a router does not choose as many experts as it is told (Phi-MoE's takes two)."""
+    """Raises PollardError where a router does not choose as many experts as its top-k says (Phi-MoE's takes two)."""
     chosen = next(part.shape[-1] for part in out if torch.is_tensor(part) and not part.is_floating_point())
-    asked = top_k(router, name)
-    if chosen != asked:
+    expected = top_k(router, name)
+    if chosen != expected:
         raise PollardError(
-            f"{name}: {type(router).__name__} always chooses {chosen} experts per token, never {asked}. "
-            f"Keep at least {chosen} experts, and leave pruning.experts_per_token out."
+            f"{name}: {type(router).__name__} always chooses {chosen} experts per token, never {expected}. "
+            f"Keep at least {chosen} experts, and leave pruning.experts_per_token out.",
+            code="model.fixed-top-k",
         )
 
 
@@ -137,21 +134,25 @@ def check_prunable(blocks: Sequence[MoEBlock], keep: int, experts_per_token: int
         if experts_per_token > block.experts_per_token:
             raise PollardError(
                 f"The model activates {block.experts_per_token} experts per token: "
-                f"pruning.experts_per_token can lower that, not raise it to {experts_per_token}."
+                f"pruning.experts_per_token can lower that, not raise it to {experts_per_token}.",
+                code="plan.raises-top-k",
             )
         if block.groups is None:
             continue
         groups, each = block.groups, keep // block.groups
         needed = groups * max(2, -(-experts_per_token // block.groups_per_token))
-        wish = f"{keep} experts cannot be kept: {block.name} routes within {groups} group{'s' * (groups > 1)} of experts"
+        problem = f"{keep} experts cannot be kept: {block.name} routes within {groups} group{'s' * (groups > 1)} of experts"
         if keep % groups:
-            raise PollardError(f"{wish} of equal size. Give a multiple of {groups}.")
+            raise PollardError(f"{problem} of equal size. Give a multiple of {groups}.", code="plan.uneven-groups")
         if each < 2:
-            raise PollardError(f"{wish}, ranked by the two best of each. Keep at least {needed}.")
+            raise PollardError(
+                f"{problem}, ranked by the two best of each. Keep at least {needed}.", code="plan.groups-too-small"
+            )
         if block.groups_per_token * each < experts_per_token:
             raise PollardError(
-                f"{wish} and takes {experts_per_token} experts per token from the best {block.groups_per_token}, which hold "
-                f"only {block.groups_per_token * each}. Keep at least {needed}, or lower pruning.experts_per_token."
+                f"{problem} and takes {experts_per_token} experts per token from the best {block.groups_per_token}, which hold "
+                f"only {block.groups_per_token * each}. Keep at least {needed}, or lower pruning.experts_per_token.",
+                code="plan.groups-too-small",
             )
 
 
@@ -162,43 +163,48 @@ ROUTER_ERRORS = (RuntimeError, IndexError, TypeError, StopIteration, AttributeEr
 class Rerouter:
     """`rerouter(inputs, kept)` gives the experts [T, K] (in the original numbers) and gate weights [T, K] over `kept`.
 
-    `seen` is the first batch of the block; `inputs` come from `inputs(seen)`. Raises PollardError where the family's
+    `activations`: of the block's first batch; `inputs` come from the method of that name. Raises PollardError where the family's
     router cannot be called apart from its block, and for a router that chooses within groups.
     """
 
-    def __init__(self, block: MoEBlock, seen: BlockActivations) -> None:
+    def __init__(self, block: MoEBlock, activations: BlockActivations) -> None:
         if (block.groups or 1) > 1:
             raise PollardError(
                 f"{block.name} chooses experts within {block.groups} groups: the reconstruction search over such routers is not "
-                "built yet. Choose another criterion."
+                "built yet. Choose another criterion.",
+                code="reconstruction.groups",
             )
         self.block, self.experts = block, block.expert_count
-        small = _logits_to_choice(block.router, seen)
+        small = _logits_to_choice(block.router, activations)
         self.from_logits = small is not None
         self.router = small or _bare(block.router)
         try:
-            everything = self(self.inputs(seen), list(range(self.experts)))
-            agrees = same_routing(everything, (seen.index_TK, seen.gate_TK), self.experts)
+            every_expert = self(self.inputs(activations), list(range(self.experts)))
+            agrees = same_routing(every_expert, (activations.index_TK, activations.gate_TK), self.experts)
         except ROUTER_ERRORS:
             agrees = False
         if not agrees:
             raise PollardError(
                 f"{block.name}: its router, called by itself, does not choose as it did in the model. The reconstruction "
-                "search cannot serve this family: choose another criterion."
+                "search cannot serve this family: choose another criterion.",
+                code="reconstruction.router-differs",
             )
 
-    def inputs(self, seen: BlockActivations) -> torch.Tensor:
+    def inputs(self, activations: BlockActivations) -> torch.Tensor:
         """What the rerouter works from: logits [T, E], or the router's own input [T, H]."""
-        found = seen.logits_TE if self.from_logits else seen.router_input_TH
+        found = activations.logits_TE if self.from_logits else activations.router_input_TH
         if found is None:
-            raise PollardError(f"{seen.block}: its router did not run before its experts. Choose another criterion.")
+            raise PollardError(
+                f"{activations.block}: its router did not run before its experts. Choose another criterion.",
+                code="reconstruction.router-not-run",
+            )
         return found
 
     def __call__(self, inputs: torch.Tensor, kept: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         return routing_of(RestrictedRouter(self.block, kept, self.block.experts_per_token, self.router)(inputs))
 
     def gate_weights(self, inputs: torch.Tensor, chosen_TK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As if per token just the experts `chosen_TK` were there (for routers that work from logits)."""
+        """The routing as if for each token only the experts `chosen_TK` existed (for routers that work from logits)."""
         first = torch.zeros_like(inputs)
         first[:, : chosen_TK.shape[1]] = inputs.gather(1, chosen_TK)
         index, gate = self(first, list(range(chosen_TK.shape[1])))
@@ -218,9 +224,9 @@ def _bare(router: nn.Module) -> nn.Module:
     return bare
 
 
-def _logits_to_choice(router: nn.Module, seen: BlockActivations) -> nn.Module | None:
+def _logits_to_choice(router: nn.Module, activations: BlockActivations) -> nn.Module | None:
     """The router as a function of its logits, or None where it is not one."""
-    weight, logits = getattr(router, "weight", None), seen.logits_TE
+    weight, logits = getattr(router, "weight", None), activations.logits_TE
     if logits is None or not isinstance(weight, nn.Parameter):
         return None
     small = _bare(router)
@@ -235,17 +241,17 @@ def _logits_to_choice(router: nn.Module, seen: BlockActivations) -> nn.Module | 
         choice = routing_of(small(logits))
     except ROUTER_ERRORS:
         return None
-    return small if same_routing(choice, (seen.index_TK, seen.gate_TK), experts) else None
+    return small if same_routing(choice, (activations.index_TK, activations.gate_TK), experts) else None
 
 
 def same_routing(one: tuple[torch.Tensor, torch.Tensor], other: tuple[torch.Tensor, torch.Tensor], experts: int) -> bool:
     """Whether two choices, each experts [T, K] and gate weights [T, K], give every token the same weights, to rounding."""
     if one[0].shape != other[0].shape:
         return False
-    ours, theirs = (
+    first, second = (
         torch.zeros(len(index), experts, dtype=torch.float64, device=index.device).scatter_(1, index, gate.double())
         for index, gate in (one, other)
     )
     # Some routers take their softmax in float32 whatever the model's dtype
     wide = max(64 * torch.finfo(torch.float32).eps, 4 * torch.finfo(one[1].dtype).eps)
-    return torch.allclose(ours, theirs, rtol=wide, atol=wide)
+    return torch.allclose(first, second, rtol=wide, atol=wide)

@@ -1,20 +1,20 @@
-"""Which files of a folder are the model: those that transformers reads, in its order, and no others.
+"""Which files of a checkpoint folder are the model, and which belong to it without being weights.
+
+Weights: those that transformers reads, in its order, and no others.
 
     config.json: "transformers_weights": "…"     where it says so, that file or index and nothing else
-    model.safetensors                            else this one, even with an index beside it
+    model.safetensors                            else this one, even where the folder has an index, too
     model.safetensors.index.json                 else the files that it names
     pytorch_model.bin, pytorch_model.bin.index.json
 
-Everything that reads, counts, copies or compares weights asks `checkpoint_files`. Other weights in the folder (an index that
-is not read, files of an earlier save, variants, consolidated files) are no part of the model.
+Whatever reads, counts, copies or compares weights uses `checkpoint_files`. Other weights in the folder (an index that is not
+read, files of an earlier save, variants, consolidated files) are no part of the model. `fetch` brings a checkpoint from the hub:
+of the weights those files that transformers reads, and all that is no weights.
 
-Fetch a checkpoint from the hub: all that lies beside the weights, and of the weights those files that transformers reads.
-
-What lies beside the weights: tokenizer, chat templates, processors, the code that `auto_map` names, licence, …
-
-One list for every checkpoint that is written, by whatever method: all files of the folder, byte for byte, but for weights,
-adapters, config.json (which is written anew), hidden and temporary files, and what Pollard itself left of another model.
-Of folders, those of chat templates and of Python packages.
+Companions: tokenizer, chat templates, processors, the code that `auto_map` names, licence, … Every checkpoint that is written,
+by whatever method, gets the same: all files of the folder, byte for byte, but for weights, adapters, config.json (which is
+written anew), hidden and temporary files, and what Pollard itself left of another model; of folders, those of chat templates
+and of Python packages.
 """
 
 import json
@@ -56,7 +56,7 @@ TRAINING_STATE_FILES = (
     "scaler",
     "random_states",
 )  # its state, no weights
-RANK_SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")  # what transformers saves of a distributed model
+RANK_SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")  # written by transformers for a distributed model
 
 
 class CheckpointFiles(NamedTuple):
@@ -83,13 +83,15 @@ def checkpoint_files(folder: str | Path) -> CheckpointFiles:
     if part := next((name for name in there if RANK_SHARD.fullmatch(name)), None):
         raise PollardError(
             f"{folder} holds a model as its ranks saved it in parts ({part}, …). Load it with transformers and save it again "
-            "(save_pretrained), or take those files away if they are old."
+            "(save_pretrained), or take those files away if they are old.",
+            code="checkpoint.saved-in-parts",
         )
     if named := named_by_config(folder):
         if not (folder / named).is_file():
             raise PollardError(
                 f"{folder / 'config.json'} says `transformers_weights`: {named}, and there is no such file. Fetch it, or take "
-                "that key out."
+                "that key out.",
+                code="checkpoint.named-weights-missing",
             )
         first = named
     else:
@@ -109,7 +111,7 @@ def read_index(path: Path) -> dict[str, str]:
             raise ValueError("weight_map does not name files")
         return found
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise PollardError(f"{path} is damaged ({error!r}). Fetch it again.") from None
+        raise PollardError(f"{path} is damaged ({error!r}). Fetch it again.", code="checkpoint.damaged-index") from None
 
 
 def is_weights(name: str) -> bool:
@@ -128,7 +130,8 @@ def named_by_config(folder: Path) -> str:
 
 @cache
 def report_unread_weights(folder: str) -> None:
-    """A line, once, where a folder has weights that are no part of its model. Raises PollardError where it has only such."""
+    """Prints a line, once per folder, where it has weights that are no part of its model. Raises PollardError where it has only
+    such."""
     files = checkpoint_files(folder)
     if files.weights and files.unread:
         read = files.index_file or files.weights[0]
@@ -148,7 +151,8 @@ class UnreadWeightsError(PollardError):
         super().__init__(
             f"{where} has weights only under names that transformers does not look for ({_shown(names)}): it reads {SINGLE}, or "
             f"the files that {INDEX} names. Of a variant (model.fp16.safetensors), rename the file, or load it with variant=… "
-            "and save it again; of another format, fetch the model's transformers checkpoint."
+            "and save it again; of another format, fetch the model's transformers checkpoint.",
+            code="checkpoint.unread-weights",
         )
 
 
@@ -172,7 +176,7 @@ def check_no_adapter(path: str, revision: str | None = None) -> None:
     else:
         of = f" of {base}" if base else ""
         what = f"{path} is an adapter{of}, no model. Merge the two first ({merge}), and give the folder of the result"
-    raise PollardError(f"{what}.")
+    raise PollardError(f"{what}.", code="checkpoint.adapter")
 
 
 @cache
@@ -181,7 +185,7 @@ def _adapter_on_hub(path: str, revision: str | None) -> Path | None:
     return Path(found) if found else None
 
 
-# What a repository may hold beside the model: its weights in other formats, under other names, and in folders of other tools
+# What a repository may hold besides the model: its weights in other formats, under other names, and in folders of other tools
 # (gpt-oss has them twice more, in original/ and metal/)
 IGNORED_FILES = [
     *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.ot", "*.nemo", "*.gguf", "*.ggml", "*.tflite", "*.mlmodel"),

@@ -18,14 +18,14 @@ class Sizes(NamedTuple):
 
 
 def sizes(model: PreTrainedModel) -> Sizes:
-    """Counts tied parameters once."""
+    """Total and active parameters of a model; tied ones count once."""
     total = sum(p.numel() for p in model.parameters())
     experts = sum(p.numel() for block in find_blocks(model) for p in block.experts.parameters())
     return Sizes(total, total - experts + active_expert_parameters(model))
 
 
 def active_expert_parameters(model: PreTrainedModel) -> int:
-    """Of the experts that a token chooses, in all blocks."""
+    """Parameters of the experts that a token activates, summed over all blocks."""
     blocks = [(block, sum(p.numel() for p in block.experts.parameters())) for block in find_blocks(model)]
     return sum(experts * block.experts_per_token // block.expert_count for block, experts in blocks)
 
@@ -38,7 +38,9 @@ def checkpoint_bytes(path: str | Path, revision: str | None = None) -> int:
         try:
             return sum(file.stat().st_size for file in checkpoint_files(path).weights)
         except OSError as error:
-            raise PollardError(f"Cannot read {error.filename}: {error.strerror}. Is the checkpoint complete?") from None
+            raise PollardError(
+                f"Cannot read {error.filename}: {error.strerror}. Is the checkpoint complete?", code="checkpoint.missing-file"
+            ) from None
     return weight_bytes(load_config(str(path), revision))
 
 

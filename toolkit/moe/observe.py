@@ -1,17 +1,9 @@
-"""Watch the experts while a model runs, through transformers' registered experts implementation.
+"""Observe a model's MoE blocks while it runs, through transformers' registered experts implementation.
+
+The interface shows what the experts get, their gate weights and outputs; hooks around it collect the router's input and logits
+and the residual stream, and name no family. A family whose modules do not show one of these has None there.
 
 Shape legend: T tokens (batch and sequence flattened), E experts, K experts per token, H hidden size.
-
-What the experts that were not chosen would have said.
-
-Shape legend: T tokens, E experts, K experts per token, H hidden size.
-
-What stands around the experts when they run: the router's input and logits, and the residual stream.
-
-The experts interface shows none of these, so hooks collect them; they name no family. A family whose modules do not
-show one of them has None there.
-
-Shape legend: T tokens (batch and sequence flattened), E experts, H hidden size.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,11 +17,11 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from toolkit.moe.blocks import MoEBlock, find_blocks
 
-IMPLEMENTATION = "pollard_watch"
+IMPLEMENTATION = "pollard_observe"
 
 
 class BlockActivations(NamedTuple):
-    """What one MoE block did with one batch; rows of padding are still in it."""
+    """What one MoE block computed for one batch; rows of padding are included."""
 
     block: str
     index_TK: torch.Tensor  # chosen experts
@@ -48,13 +40,13 @@ BlockObserver = Callable[[BlockActivations], None]
 
 
 @contextmanager
-def observing(model: PreTrainedModel, watcher: BlockObserver) -> Iterator[None]:
-    """Calls `watcher` for every MoE block of every forward pass inside the context; the logits stay the model's own."""
+def observing(model: PreTrainedModel, observer: BlockObserver) -> Iterator[None]:
+    """Calls `observer` for every MoE block of every forward pass inside the context; the logits stay the model's own."""
     blocks = find_blocks(model)
     names = {id(block.experts): block.name for block in blocks}
     before = model.config._experts_implementation
 
-    def watch(experts: nn.Module, hidden_TH: torch.Tensor, index_TK: torch.Tensor, gate_TK: torch.Tensor) -> torch.Tensor:
+    def observe(experts: nn.Module, hidden_TH: torch.Tensor, index_TK: torch.Tensor, gate_TK: torch.Tensor) -> torch.Tensor:
         # Each (token, expert) pair becomes a token of its own with gate weight 1: the family's own implementation then
         # returns every expert's unweighted output, whatever its activation, biases or layout.
         tokens, k = index_TK.shape
@@ -66,8 +58,8 @@ def observing(model: PreTrainedModel, watcher: BlockObserver) -> Iterator[None]:
         outputs_TKH = outputs_of(hidden_TH.repeat_interleave(k, dim=0), index_TK.flatten()).view(tokens, k, -1)
         routed_TH = (outputs_TKH * gate_TK.unsqueeze(-1)).sum(1)
         name = names[id(experts)]
-        here = around[name]
-        watcher(
+        here = contexts[name]
+        observer(
             BlockActivations(
                 name, index_TK, gate_TK, outputs_TKH, routed_TH, hidden_TH, here.residual(hidden_TH), here.router_input_TH,
                 here.logits_TE, here.probabilities(index_TK, gate_TK),
@@ -77,47 +69,47 @@ def observing(model: PreTrainedModel, watcher: BlockObserver) -> Iterator[None]:
         here.clear()
         return routed_TH.to(hidden_TH.dtype)
 
-    ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, watch)
+    ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, observe)
     model.set_experts_implementation(IMPLEMENTATION)
     try:
-        with router_context(model, blocks) as around:
+        with router_context(model, blocks) as contexts:
             yield
     finally:
         model.set_experts_implementation(before)
 
 
-def all_expert_outputs(seen: BlockActivations, rows: torch.Tensor, experts: int) -> torch.Tensor:
-    """F [T, E, H]: every expert's unweighted output for the tokens `rows` [T]; what was computed already is reused."""
-    index_TK, hidden_TH = seen.index_TK[rows], seen.hidden_TH[rows]
-    F_TEH = hidden_TH.new_empty(len(rows), experts, seen.outputs_TKH.shape[-1])
+def all_expert_outputs(activations: BlockActivations, rows: torch.Tensor, experts: int) -> torch.Tensor:
+    """F [T, E, H]: every expert's unweighted output for the tokens `rows` [T]; outputs of the chosen experts are reused."""
+    index_TK, hidden_TH = activations.index_TK[rows], activations.hidden_TH[rows]
+    F_TEH = hidden_TH.new_empty(len(rows), experts, activations.outputs_TKH.shape[-1])
     spread = index_TK.unsqueeze(-1).expand(-1, -1, F_TEH.shape[-1])
-    F_TEH.scatter_(1, spread, seen.outputs_TKH[rows].to(F_TEH.dtype))
+    F_TEH.scatter_(1, spread, activations.outputs_TKH[rows].to(F_TEH.dtype))
     chosen_TE = torch.zeros(len(rows), experts, dtype=torch.bool, device=rows.device).scatter_(1, index_TK, True)
     for expert in range(experts):
         others = (~chosen_TE[:, expert]).nonzero().flatten()
         if len(others):
-            F_TEH[others, expert] = seen.run_expert(hidden_TH[others], expert).to(F_TEH.dtype)
+            F_TEH[others, expert] = activations.run_expert(hidden_TH[others], expert).to(F_TEH.dtype)
     return F_TEH
 
 
 class RouterContext:
-    """One block's surroundings in the running forward pass."""
+    """The modules around one block's experts, as the running forward pass used them."""
 
     def __init__(self, block: MoEBlock) -> None:
         self.experts = block.expert_count
         self.router_input_TH: torch.Tensor | None = None
         self.logits_TE: torch.Tensor | None = None
-        self.norms: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}  # input and output of modules beside the block
-        self.softmax: bool | None = None  # whether the gate weights are a softmax of the logits; the first batch tells
+        self.norms: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}  # input and output of the modules around the block
+        self.softmax: bool | None = None  # whether the gate weights are a softmax of the logits; decided by the first batch
 
-    def routed(self, router: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def record_router(self, router: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if args and isinstance(args[0], torch.Tensor):
             self.router_input_TH = args[0].reshape(-1, args[0].shape[-1])
         logits = output[0] if isinstance(output, tuple) else output
         whole = isinstance(logits, torch.Tensor) and logits.is_floating_point() and logits.shape[-1:] == (self.experts,)
         self.logits_TE = logits.reshape(-1, self.experts) if whole else None
 
-    def passed(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def record_module(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if args and isinstance(output, torch.Tensor) and isinstance(args[0], torch.Tensor) and args[0].shape == output.shape:
             self.norms[module] = (args[0], output)
 
@@ -147,18 +139,18 @@ class RouterContext:
 
 @contextmanager
 def router_context(model: nn.Module, blocks: Sequence[MoEBlock]) -> Iterator[dict[str, RouterContext]]:
-    """Per block its surroundings, filled anew in every forward pass inside the context."""
+    """The router context of every block by its name, filled anew in every forward pass inside the context."""
     modules = dict(model.named_modules())
-    around, handles = {}, []
+    contexts, handles = {}, []
     try:
         for block in blocks:
-            here = around[block.name] = RouterContext(block)
-            handles.append(block.router.register_forward_hook(here.routed))
-            beside = [*block.module.children(), *modules[block.name.rpartition(".")[0]].children()]
-            for module in beside:
+            here = contexts[block.name] = RouterContext(block)
+            handles.append(block.router.register_forward_hook(here.record_router))
+            around_block = [*block.module.children(), *modules[block.name.rpartition(".")[0]].children()]
+            for module in around_block:
                 if module not in (block.module, block.router, block.experts) and not isinstance(module, nn.ModuleList):
-                    handles.append(module.register_forward_hook(here.passed))
-        yield around
+                    handles.append(module.register_forward_hook(here.record_module))
+        yield contexts
     finally:
         for handle in handles:
             handle.remove()

@@ -1,7 +1,7 @@
-"""What goes wrong while a library opens somebody's checkpoint: whose fault it is, in which file, and what to do.
+"""Explain the errors of libraries that open a checkpoint: what is wrong, in which file, and what to do.
 
 transformers, tokenizers, safetensors and the hub's client raise whatever they meet (OSError, KeyError, RecursionError, plain
-Exception, …). None of it is a bug of Pollard's, so every such call goes through `explained`, and nothing else does.
+Exception, …). None of it is a bug of Pollard's, so every such call goes through `explained`, and no other call does.
 """
 
 import json
@@ -44,8 +44,10 @@ def explained(load: Callable[[], T], path: str, part: Part = "files") -> T:
         raise
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        told = f"(the error: {type(error).__name__}: {first})"
-        raise PollardError(f"Cannot open the model {path}. {_reason(error, path, part)}\n{told}") from error
+        original = f"(the error: {type(error).__name__}: {first})"
+        raise PollardError(
+            f"Cannot open the model {path}. {_reason(error, path, part)}\n{original}", code="model.does-not-open"
+        ) from error
 
 
 def _reason(error: Exception, path: str, part: Part) -> str:
@@ -147,7 +149,7 @@ def _config_opens(path: str) -> bool:
         return True
     try:
         AutoConfig.from_pretrained(path)
-    except Exception:  # told by what stands in the file
+    except Exception:  # explained by the file's content
         return False
     return True
 

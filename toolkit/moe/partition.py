@@ -1,8 +1,8 @@
 """A model under DeepSpeed ZeRO-3: every rank holds a part of each parameter, which is whole only while it is used.
 
-Write a model that no rank holds whole: layer by layer, each gathered, turned into the checkpoint's layout, written, let go.
-
-`save_pretrained` wants all tensors at once, on rank 0. Here rank 0 holds one decoder layer and one file's worth of tensors.
+`partitioned_model` loads one for inference. `write_partitioned` writes one that no rank holds whole, layer by layer: each is
+gathered, turned into the checkpoint's layout, written and released, so that rank 0 holds one decoder layer and one file's worth
+of tensors (`save_pretrained` wants all tensors at once).
 """
 
 import gc
@@ -32,7 +32,8 @@ def is_partitioned(model: nn.Module) -> bool:
 
 
 def local_part(parameter: torch.Tensor) -> torch.Tensor:
-    """What this rank holds of `parameter`, flat and without the padding behind the last rank's: all of a whole one."""
+    """The part of `parameter` that this rank holds, flat, without the padding after the last rank's; all of an unpartitioned
+    one."""
     part = getattr(parameter, "ds_tensor", None)
     if part is None:
         return parameter.detach().flatten()
@@ -42,7 +43,7 @@ def local_part(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def layer_prefix(name: str) -> str:
-    """The path of a parameter as far as its layer's number; nothing for one outside the layers."""
+    """The path of a parameter up to its layer's number; empty for one outside the layers."""
     layer = re.match(r".*?\.\d+(?=\.)", name)
     return layer.group() if layer else ""
 
@@ -81,7 +82,7 @@ def partitioned_model(
             torch.cuda.empty_cache()
 
 
-FILE_BYTES = 5 * 10**9  # a file is closed when it has grown beyond
+FILE_BYTES = 5 * 10**9  # a file is closed once it is larger
 
 
 def write_partitioned(model: PreTrainedModel, folder: Path) -> None:
@@ -109,7 +110,7 @@ def gathered(parameter: torch.Tensor) -> torch.Tensor | None:
 
 
 class ShardWriter:
-    """Safetensors files in a row, and their index."""
+    """Writes tensors into numbered safetensors files, and their index."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -132,7 +133,7 @@ class ShardWriter:
         return self.folder / f"{number}.part"
 
     def close(self) -> None:
-        """How many files there are is known now: they get their names, and an index where they are several."""
+        """Gives the files their names, which hold how many there are, and writes an index for several."""
         self._write()
         count = len(self.written)
         names = [f"model-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)] if count > 1 else [SINGLE]

@@ -1,5 +1,6 @@
-"""Where a model is held while it works: a copy for every rank, spread over one node's GPUs, or in parts over all ranks; and
-for watching, where it can be, one layer at a time."""
+"""Place a model for work: a copy for every rank, spread over one node's GPUs, or partitioned over all ranks; for calibration,
+where possible, one decoder layer at a time.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
@@ -32,56 +33,62 @@ def with_model(
     recipe: Recipe,
     path: str,
     revision: str | None,
-    use: Callable[[PreTrainedModel], T],
-    whole: str | None = None,
+    function: Callable[[PreTrainedModel], T],
+    why_whole: str | None = None,
     skipping: bool = False,
 ) -> T:
-    """Calls `use` with the model, placed as `model.placement` says. Call it on every rank.
+    """Calls `function` with the model, placed as `model.placement` says. Call it on every rank.
 
-    `whole`: why `use` needs a model that is not in parts, where it does. Where the checkpoint says when experts are skipped,
-    they are only if `skipping` is true; a line says so if not. Raises PollardError for a model that fits nowhere,
+    `why_whole`: why `function` needs a model that is not in parts, where it does. Where the checkpoint says when experts are
+    skipped, they are only if `skipping` is true; else a line says so. Raises PollardError for a model that fits nowhere,
     and for one whose weights, loaded in parts, are not the checkpoint's.
     """
     dtype, asked = recipe.model.dtype, recipe.model.placement
     placement = automatic_placement(weight_bytes(load_config(path, revision), dtype)) if asked == "auto" else asked
     report_unskipped(path, revision, skipping)
     if placement == "copies":
-        return use(load_model(path, revision, dtype, device(), skipping=skipping))
+        return function(load_model(path, revision, dtype, device(), skipping=skipping))
     if placement == "spread":
         say("  one copy, its layers spread over the GPUs of the first node (model.placement)")
-        return on_main(lambda: use(load_model(path, revision, dtype, spread=True, skipping=skipping)))
-    if whole:
+        return on_main(lambda: function(load_model(path, revision, dtype, spread=True, skipping=skipping)))
+    if why_whole:
+        leads = "is" if asked == "zero3" else "leads to"
         raise PollardError(
-            f"{whole}, and model.placement {asked} {'is' if asked == 'zero3' else 'leads to'} zero3, which holds it in parts: "
-            "say model.placement=spread (layers that do not fit on the GPUs stay on the host, slowly)."
+            f"{why_whole}, and model.placement {asked} {leads} zero3, which holds it in parts: "
+            "say model.placement=spread (layers that do not fit on the GPUs stay on the host, slowly).",
+            code="model.needs-whole-placement",
         )
     say("  in parts over all ranks (model.placement: ZeRO-3)")
     start_deepspeed()
     with partitioned_model(path, revision, dtype, partitioned_config(recipe.finetuning.zero), skipping) as model:
         check_loaded(model, path, revision)
-        return use(model)
+        return function(model)
 
 
 def with_layers(
-    recipe: Recipe, use: Callable[[PreTrainedModel | StreamedModel], T], loaded: str | None = None, whole: str | None = None
+    recipe: Recipe,
+    path: str,
+    revision: str | None,
+    function: Callable[[PreTrainedModel | StreamedModel], T],
+    why_loaded: str | None = None,
+    why_whole: str | None = None,
 ) -> T:
-    """Calls `use` with the original model, of which every rank holds one decoder layer at a time; or with the loaded model
-    where that cannot be, for a reason that is said (`loaded`: the caller's own; `whole` as for `with_model`)."""
-    path, revision = recipe.model.path, recipe.model.revision
-    if not loaded:
+    """Calls `function` with the model, of which every rank holds one decoder layer at a time; or with the loaded model where that
+    cannot be, which a line reports (`why_loaded`: the caller's own; `why_whole` as for `with_model`)."""
+    if not why_loaded:
         try:
             model = StreamedModel(path, revision, recipe.model.dtype, device())
         except CannotStream as reason:
-            loaded = str(reason)
+            why_loaded = str(reason)
         else:
             report_unskipped(path, revision)
-            return use(model)
-    say(f"  the whole model is loaded: {loaded}")
-    return with_model(recipe, path, revision, use, whole)
+            return function(model)
+    say(f"  the whole model is loaded: {why_loaded}")
+    return with_model(recipe, path, revision, function, why_whole)
 
 
 def report_unskipped(path: str, revision: str | None, skipping: bool = False) -> None:
-    """Says it where a checkpoint's thresholds are not followed."""
+    """Prints a line where a checkpoint's thresholds are not followed."""
     if not skipping and load_thresholds(path, revision):
         say(f"  without skipping experts, although {path} has a skipping.json")
 
@@ -118,5 +125,6 @@ def automatic_placement(size: int) -> Placement:
         f"The model's {size / 1e9:,.0f} GB of weights fit neither on one GPU, nor on the first node's, nor on those of all ranks "
         f"({everything / 1e9:,.0f} GB; a fifth is left for activations). Use more GPUs or nodes; or keep the parts on the "
         "hosts (finetuning.zero=3-offload model.placement=zero3); or leave this model out of the evaluation, e.g. "
-        "evaluation.models=[pruned,recovered]."
+        "evaluation.models=[pruned,recovered].",
+        code="model.fits-nowhere",
     )

@@ -1,4 +1,4 @@
-r"""Names of experts in what says how a checkpoint is quantized: they are renumbered as the experts are.
+r"""Names of experts in a quantization's configuration, renumbered as the experts are.
 
     "dynamic": {"-:model\\.layers\\.1\\.mlp\\.experts\\.3\\.w1": {}}      GPTQModel: a regex, from the name's beginning
     "extra_config": {"model.layers.1.mlp.experts.3.w1": {"bits": 16}}     AutoRound: a name, or a regex
@@ -8,7 +8,7 @@ r"""Names of experts in what says how a checkpoint is quantized: they are renumb
 
 One law, whatever the tool: what an entry matched of the modules that stay, and nothing else, it matches afterwards. It stays as
 it is where that holds; else the expert's number in it is changed; else the names that it matched are written out (each block
-keeps other experts, so an expression without a layer has no other form). What matched pruned experts alone goes.
+keeps other experts, so an expression without a layer has no other form). What matched pruned experts alone is dropped.
 """
 
 import fnmatch
@@ -30,7 +30,8 @@ GLOB = re.compile(r"[*?]")
 
 
 class RenamedModules:
-    """What became of every module of a checkpoint. `renamed`: tensors that stay, old name -> new; `left`: those that do not."""
+    """Every module of a checkpoint and its name after pruning. `renamed`: tensors that stay, old name -> new; `left`: names of
+    those that do not stay."""
 
     def __init__(self, renamed: Mapping[str, str], left: Iterable[str]) -> None:
         self.after: dict[str, str | None] = {}  # every module by its old name; None where it is gone
@@ -49,7 +50,8 @@ class RenamedModules:
         self.changed, self.dropped, self.written_out = 0, 0, 0  # entries, over all calls of `renumbered`
 
     def renumbered(self, value: Any) -> Any:
-        """A part of a configuration with its names as they are after pruning. Raises PollardError where one cannot be told."""
+        """A part of a configuration with its names as they are after pruning. Raises PollardError where one is
+        unclear."""
         if isinstance(value, dict):
             result: dict[str, Any] = {}
             for key, inner in value.items():
@@ -62,12 +64,12 @@ class RenamedModules:
         if isinstance(value, str):
             names = self._counted(value)
             if len(names) != 1:
-                raise PollardError(f"{value!r} in the quantization's configuration {_UNCLEAR}")
+                raise PollardError(f"{value!r} in the quantization's configuration {_UNCLEAR}", code="quantization.unclear-name")
             return names[0]
         return value
 
     def renumbered_config(self, config: dict[str, Any]) -> dict[str, Any]:
-        """A whole configuration: only what is said of its quantization changes, wherever in it that stands."""
+        """A whole configuration: only its sections on quantization change, at whatever depth."""
         result = dict(config)
         for key, value in config.items():
             if SECTION.search(key):
@@ -77,11 +79,13 @@ class RenamedModules:
         return result
 
     def renumbered_file(self, path: Path) -> str:
-        """The text of a JSON file, all of it about the quantization. Raises PollardError where it is none."""
+        """The renumbered text of a JSON file that describes the quantization. Raises PollardError where it is no JSON."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise PollardError(f"{path} says how the checkpoint is quantized, and cannot be read: {error}.") from None
+            raise PollardError(
+                f"{path} says how the checkpoint is quantized, and cannot be read: {error}.", code="quantization.unreadable"
+            ) from None
         return json.dumps(self.renumbered(content), indent=2) + "\n"
 
     @property
@@ -92,8 +96,8 @@ class RenamedModules:
             "written out as names, for their experts are others in every block": self.written_out,
             "of pruned experts dropped": self.dropped,
         }
-        said = ", ".join(f"{count:,} {what}" for what, count in parts.items() if count)
-        return f"entries of the quantization's configuration: {said}" if said else None
+        changes = ", ".join(f"{count:,} {what}" for what, count in parts.items() if count)
+        return f"entries of the quantization's configuration: {changes}" if changes else None
 
     def _counted(self, entry: str) -> list[str]:
         new = self._entry(entry)
@@ -126,7 +130,7 @@ class RenamedModules:
         return [prefix + (re.escape(name) if prefix else name) for name in sorted(expected - above)]
 
     def _matched(self, entry: str, modules: Collection[str]) -> set[str]:
-        """The modules that an entry speaks of, read as the tools read it."""
+        """The modules that an entry matches, as the quantization tools match it."""
         prefix = next((prefix for prefix in PREFIXES if entry.startswith(prefix)), "")
         body = entry.removeprefix(prefix)
         if not prefix and not self.words & set(re.findall(r"\w+", body)):
@@ -146,13 +150,13 @@ class RenamedModules:
         return {name for name in modules if f".{body.strip('.')}." in f".{name}."}
 
     def _unmatched(self, entry: str, exact: str) -> list[str]:
-        """An entry of no module that the files have: it stays, unless it speaks of an expert."""
+        """An entry that matches no module of the files: it stays, unless it names an expert."""
         if not re.search(r"\bexperts\\?\.[\d(\[]", entry):
             return [entry]
         numbers = None if REGEX.search(exact) or GLOB.search(exact) else _layer_and_expert(exact)
         now = self.experts.get(numbers, set()) if numbers else set()
-        if len(now) != 1:  # other names for the same blocks (mlp for block_sparse_moe) are told by their numbers
-            raise PollardError(f"{entry!r} in the quantization's configuration {_UNCLEAR}")
+        if len(now) != 1:  # other names for the same blocks (mlp for block_sparse_moe) are recognized by their numbers
+            raise PollardError(f"{entry!r} in the quantization's configuration {_UNCLEAR}", code="quantization.unclear-name")
         number = next(iter(now))
         return [] if number is None else [EXPERT.sub(rf"\g<dot>{number}", entry)]
 

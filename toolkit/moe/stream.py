@@ -38,6 +38,9 @@ REST, UNUSED = -1, -2  # parts of the model that are no decoder layer
 class CannotStream(PollardError):
     """This checkpoint must be loaded whole; the message says why."""
 
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, code="model.cannot-stream")
+
 
 class StreamedModel:
     """`model` has everything its base model needs but the decoder layers, which are there inside `layer(number)` only.
@@ -70,7 +73,7 @@ class StreamedModel:
 
     @contextmanager
     def layer(self, number: int) -> Iterator[nn.Module]:
-        """The layer with its weights on the device; afterwards they are gone."""
+        """The layer with its weights on the device; they are dropped afterwards."""
         layer = self.layers[number]
         try:
             self._load(number, list(layer.modules()))
@@ -79,7 +82,7 @@ class StreamedModel:
             layer.to("meta")
 
     def _first_dtype(self) -> torch.dtype:
-        """Of a checkpoint whose configuration does not say."""
+        """The dtype of the first floating-point tensor, for a checkpoint whose configuration names none."""
         tensors = (file.get_tensor(key) for file in self.files for key in file.keys())  # noqa: SIM118
         return next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
 
@@ -127,15 +130,21 @@ class StreamedModel:
         where = "outside its layers" if part == REST else f"in layer {part}"
         if info.mismatched_keys:
             name, stored, described = min(info.mismatched_keys)
-            raise PollardError(f"{self.path}: {mismatch(name, stored, described, self.model.config)}")
+            raise PollardError(
+                f"{self.path}: {mismatch(name, stored, described, self.model.config)}", code="checkpoint.shape-mismatch"
+            )
         if info.conversion_errors or info.error_msgs:
             broken = [*info.conversion_errors, *info.error_msgs]
             raise PollardError(
-                f"{self.path}: tensors {where} are not those of its configuration: {', '.join(map(str, broken[:3]))}."
+                f"{self.path}: tensors {where} are not those of its configuration: {', '.join(map(str, broken[:3]))}.",
+                code="checkpoint.shape-mismatch",
             )
         missing = [name for module in modules for name, p in module.named_parameters(recurse=False) if p.is_meta]
         if missing:
-            raise PollardError(f"{self.path}: {len(missing)} parameters {where} were not read. Please report this.")
+            raise PollardError(
+                f"{self.path}: {len(missing)} parameters {where} were not read. Please report this.",
+                code="model.parameters-not-read",
+            )
         self._compute_buffers(modules)
 
     def _compute_buffers(self, modules: Iterable[nn.Module]) -> None:
@@ -165,12 +174,14 @@ def _opened(file: str) -> Any:
     try:
         return safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise PollardError(f"{file} is missing or damaged ({error}): get this file of the checkpoint again.") from error
+        raise PollardError(
+            f"{file} is missing or damaged ({error}): get this file of the checkpoint again.", code="checkpoint.damaged-file"
+        ) from error
 
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Without transformers' progress bar for every layer."""
+    """Hides transformers' progress bars, of which there would be one for every layer."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -1,4 +1,4 @@
-"""Safetensors files as what they are: a header that says where each tensor's bytes lie, then the bytes.
+"""Safetensors files, byte by byte: a header that says where each tensor's bytes lie, then the bytes.
 
     8 bytes: length of the header
     {"lm_head.weight": {"dtype": "BF16", "shape": [32000, 4096], "data_offsets": [0, 262144000]}, …}
@@ -8,10 +8,11 @@ The library reads and writes tensors; to copy some rows of a file larger than me
 (torch need not know it), the bytes are enough. Format: https://huggingface.co/docs/safetensors
 """
 
+import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -19,6 +20,8 @@ from typing import IO, NamedTuple
 from toolkit.moe.model_files import SINGLE, checkpoint_files, read_index
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import RESUME_ADVICE, explain_full_disk
+
+SHORT_RUN = 4096  # bytes: below, reading what lies between costs less than a system call for each
 
 
 class StoredTensor(NamedTuple):
@@ -37,39 +40,43 @@ class StoredTensor(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A tensor to be written: `source` under a new name, or some of its rows."""
+    """A tensor to be written: `source` under a new name, whole or in part."""
 
     name: str
     source: StoredTensor
-    rows: Sequence[int] | None = None  # along the first axis longer than 1; None: all of it
-
-    @property
-    def axis(self) -> int:
-        return row_axis(self.source.shape)
+    indices: Mapping[int, Sequence[int]] = {}  # per axis the indices that stay; other axes stay whole
 
     @property
     def shape(self) -> tuple[int, ...]:
-        if self.rows is None:
-            return self.source.shape
-        return (*self.source.shape[: self.axis], len(self.rows), *self.source.shape[self.axis + 1 :])
+        return tuple(len(self.indices.get(axis, range(size))) for axis, size in enumerate(self.source.shape))
 
     @property
     def bytes(self) -> int:
-        if self.rows is None:
-            return self.source.bytes
-        return self.source.bytes // self.source.shape[self.axis] * len(self.rows)
+        size = self.source.bytes
+        for axis, indices in self.indices.items():
+            size = size // self.source.shape[axis] * len(indices)
+        return size
+
+    @property
+    def run_bytes(self) -> int:
+        """Bytes that lie together whatever stays: of one index along the last axis that is cut."""
+        return self.source.bytes // math.prod(self.source.shape[: max(self.indices, default=-1) + 1])
 
     def ranges(self) -> Iterator[tuple[int, int]]:
         """Begin and length of what to copy, in the source file's bytes; neighbours are one range."""
-        if self.rows is None:
-            yield self.source.begin, self.source.bytes
-            return
-        each = self.source.bytes // self.source.shape[self.axis]
-        first = 0
-        for after in range(1, len(self.rows) + 1):
-            if after == len(self.rows) or self.rows[after] != self.rows[after - 1] + 1:
-                yield self.source.begin + self.rows[first] * each, (after - first) * each
-                first = after
+        axes = range(max(self.indices, default=-1) + 1)
+        each, begin, length = self.run_bytes, self.source.begin, 0
+        for index in itertools.product(*(self.indices.get(axis, range(self.source.shape[axis])) for axis in axes)):
+            at = 0
+            for axis, i in zip(axes, index, strict=True):
+                at = at * self.source.shape[axis] + i
+            if length and self.source.begin + at * each != begin + length:
+                yield begin, length
+                length = 0
+            begin = begin if length else self.source.begin + at * each
+            length += each
+        if length:
+            yield begin, length
 
 
 def row_axis(shape: Sequence[int]) -> int:
@@ -89,13 +96,13 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     if files.index_file:
         index = read_index(files.index_file)
         if any(name not in found or found[name].file != folder / file for name, file in index.items()):
-            raise PollardError(_misled(files.index_file, index, found))
+            raise PollardError(_misled(files.index_file, index, found), code="checkpoint.misleading-index")
         return {name: found[name] for name in [*index, *found]}
     return found
 
 
 def _misled(path: Path, index: dict[str, str], found: dict[str, StoredTensor]) -> str:
-    """What is wrong with an index: tensors that are not where it says, or in a second file that is read later."""
+    """The message for an index whose tensors are not where it says, or also in a second file that is read later."""
     twice = [name for name, file in index.items() if name in found and name in read_header(path.parent / file)]
     twice = [name for name in twice if found[name].file != path.parent / index[name]]
     if twice:
@@ -127,12 +134,18 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             if name != "__metadata__"
         }
     except OSError as error:
-        raise PollardError(f"Cannot read {file}: {error.strerror}. Is the checkpoint complete?") from None
+        raise PollardError(
+            f"Cannot read {file}: {error.strerror}. Is the checkpoint complete?", code="checkpoint.missing-file"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise PollardError(f"{file} is no whole safetensors file: its header is damaged. Fetch it again.") from None
+        raise PollardError(
+            f"{file} is no whole safetensors file: its header is damaged. Fetch it again.", code="checkpoint.damaged-file"
+        ) from None
     needed = max((tensor.end for tensor in tensors.values()), default=start)
     if size < needed:
-        raise PollardError(f"{file} is cut off: it has {size:,} bytes of {needed:,}. Fetch it again.")
+        raise PollardError(
+            f"{file} is cut off: it has {size:,} bytes of {needed:,}. Fetch it again.", code="checkpoint.damaged-file"
+        )
     return tensors
 
 
@@ -158,8 +171,11 @@ def write_file(path: Path, pieces: Iterable[Piece]) -> None:
             file = piece.source.file
             if file not in sources:
                 sources[file] = stack.enter_context(file.open("rb", buffering=0))
-            for begin, count in piece.ranges():
-                _copy(sources[file], target, begin, count)
+            if not piece.indices or piece.run_bytes >= SHORT_RUN:
+                for begin, count in piece.ranges():
+                    _copy(sources[file], target, begin, count)
+            else:
+                _gather(sources[file], target, piece)
         os.fsync(target.fileno())
     partial.replace(path)
 
@@ -168,16 +184,34 @@ def _copy(source: IO[bytes], target: IO[bytes], begin: int, count: int) -> None:
     while count:
         sent = os.sendfile(target.fileno(), source.fileno(), begin, count)
         if not sent:
-            raise PollardError(f"{source.name} became shorter while it was read.")
+            raise _shortened(source)
         begin, count = begin + sent, count - sent
+
+
+def _gather(source: IO[bytes], target: IO[bytes], piece: Piece) -> None:
+    """The same for many short runs (some columns of a matrix): each stretch that they lie in is read whole."""
+    last = max(piece.indices)
+    outer, runs, each = {axis: kept for axis, kept in piece.indices.items() if axis < last}, piece.indices[last], piece.run_bytes
+    stretch = each * piece.source.shape[last]
+    rows = Piece(piece.name, piece.source, outer | {last - 1: outer.get(last - 1, range(piece.source.shape[last - 1]))})
+    for begin, count in rows.ranges() if last else [(piece.source.begin, piece.source.bytes)]:
+        for at in range(begin, begin + count, stretch):
+            read = os.pread(source.fileno(), stretch, at)
+            if len(read) < stretch:
+                raise _shortened(source)
+            target.write(b"".join(read[i * each : (i + 1) * each] for i in runs))
+
+
+def _shortened(source: IO[bytes]) -> PollardError:
+    return PollardError(f"{source.name} became shorter while it was read.", code="checkpoint.shortened")
 
 
 @contextmanager
 def explain_write_errors(target: Path) -> Iterator[None]:
-    """What the operating system refuses, as a PollardError that says what to do."""
+    """Turns errors of the operating system into PollardErrors that say what to do."""
     try:
         with explain_full_disk(target, lambda: RESUME_ADVICE):
             yield
     except OSError as error:
         what = f"Cannot write {error.filename or target}: {error.strerror or error}."
-        raise PollardError(f"{what} Give a place where this user may write.") from error
+        raise PollardError(f"{what} Give a place where this user may write.", code="checkpoint.cannot-write") from error

@@ -1,11 +1,9 @@
-"""Open tokenizers so that everything else can rely on them: they pad on the left, and have an end token and a pad token.
+"""Tokenizers opened so that all code can rely on them, and a model's limits on tokens.
 
-The small files beside a checkpoint's weights.
+A tokenizer pads on the left, and has an end token and a pad token. The context length is what the configuration says:
 
-What a model's configuration limits: how many tokens it reads at once, and which it has an embedding for.
-
-"max_position_embeddings": 40960, "rope_parameters": {"rope_type": "yarn", "factor": 4.0,
-"original_max_position_embeddings": 32768}      -> 131,072: what the scaled rotary embedding reaches
+    "max_position_embeddings": 40960, "rope_parameters": {"rope_type": "yarn", "factor": 4.0,
+    "original_max_position_embeddings": 32768}      -> 131,072: what the scaled rotary embedding reaches
 """
 
 from collections.abc import Iterable
@@ -22,7 +20,7 @@ from toolkit.runtime.distributed import say
 from toolkit.runtime.errors import PollardError
 
 TEMPLATE_FILE = "chat_template.jinja"
-_told: set[str] = set()  # models whose end token was said to come from elsewhere
+_reported: set[str] = set()  # models whose end token comes from elsewhere, which a line has reported
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -37,8 +35,8 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     if tokenizer.eos_token_id is None:
         token, file = _end_token(tokenizer, path, revision)
         tokenizer.add_special_tokens({"eos_token": token})  # one of its own: the vocabulary stays as it is
-        if path not in _told:
-            _told.add(path)
+        if path not in _reported:
+            _reported.add(path)
             say(escape(f"  the tokenizer of {path} names no end token: {token}, which {file} names, is used"))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -56,7 +54,8 @@ def _end_token(tokenizer: PreTrainedTokenizerBase, path: str, revision: str | No
     raise PollardError(
         f"The tokenizer of {path} has no end token, so nothing could learn where an answer ends: tokenizer_config.json has no "
         f"eos_token, and no eos_token_id of the model's is one of its {len(tokenizer):,} tokens ({'; '.join(tried) or 'none'}). "
-        'Put it there: "eos_token": "</s>", or whatever ends a text in its vocabulary.'
+        'Put it there: "eos_token": "</s>", or whatever ends a text in its vocabulary.',
+        code="tokenizer.no-end-token",
     )
 
 
@@ -86,7 +85,8 @@ def _check_template(template: Any, path: str, revision: str | None) -> None:
             line = f", line {error.lineno}" if hasattr(error, "lineno") else ""
             raise PollardError(
                 f"The chat template{which} of {path} ({file}{line}) is no valid Jinja: {error}. Fetch the tokenizer again, or "
-                "correct or remove the template."
+                "correct or remove the template.",
+                code="tokenizer.invalid-template",
             ) from error
 
 
@@ -112,7 +112,8 @@ def load_generation_config(path: str, revision: str | None = None) -> Generation
     ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
     if not all(end is None or type(end) is int for end in ends):
         raise PollardError(
-            f"{file}: eos_token_id is {settings.eos_token_id!r}, and must be a token's number, or several: [1, 2]."
+            f"{file}: eos_token_id is {settings.eos_token_id!r}, and must be a token's number, or several: [1, 2].",
+            code="tokenizer.invalid-end-token",
         )
     return settings
 
@@ -179,5 +180,6 @@ def check_padding(config: Any) -> None:
     if isinstance(padding, int) and padding >= rows:
         raise PollardError(
             f"config.json: pad_token_id is {padding:,}, and the model's embedding has {rows:,} rows (vocab_size), numbered "
-            "from 0. Give the number of a token that the model has (often eos_token_id), or null."
+            "from 0. Give the number of a token that the model has (often eos_token_id), or null.",
+            code="model.pad-token-without-embedding",
         )

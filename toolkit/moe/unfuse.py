@@ -35,13 +35,14 @@ def expert_weights(block: MoEBlock) -> tuple[str, str]:
     if found != expected:
         raise PollardError(
             f"The experts of {block.name} hold {sorted(found)}, not {sorted(expected)}: they cannot be adapted one by one. "
-            "Use finetuning.method full, router or experts."
+            "Use finetuning.method full, router or experts.",
+            code="model.experts-not-adaptable",
         )
     return weights
 
 
 def linear_name(weight: str) -> str:
-    """gate_up_proj -> gate_up_linear."""
+    """The linear layer's name for a fused weight's: gate_up_proj -> gate_up_linear."""
     return weight.removesuffix("proj") + "linear"
 
 
@@ -73,7 +74,7 @@ def unfuse(model: PreTrainedModel, blocks: list[MoEBlock], make: MakeLinear) -> 
 
 
 def _forward(experts: Any, hidden_TH: torch.Tensor, index_TK: torch.Tensor, gate_TK: torch.Tensor) -> torch.Tensor:
-    """What transformers' `batched_mm_experts_forward` computes.
+    """The experts implementation: computes what transformers' `batched_mm_experts_forward` does.
 
     Every expert is called, also with no token: under ZeRO-3 a call gathers weights from all ranks, and ranks that route
     differently would wait for each other for ever.
@@ -82,12 +83,13 @@ def _forward(experts: Any, hidden_TH: torch.Tensor, index_TK: torch.Tensor, gate
     pairs = index_TK.flatten()  # pair p is token p // K at its (p % K)-th expert
     order, counts = pairs.argsort(stable=True), pairs.bincount(minlength=experts.num_experts).tolist()
     out_TH = torch.zeros_like(hidden_TH)
-    for layers, mine in zip(getattr(experts, UNFUSED), order.split(counts), strict=False):  # behind the experts: skipped tokens
-        tokens = mine // index_TK.shape[1]
+    # Indices past the last expert mark skipped tokens
+    for layers, pairs_of_expert in zip(getattr(experts, UNFUSED), order.split(counts), strict=False):
+        tokens = pairs_of_expert // index_TK.shape[1]
         inner = layers[into](hidden_TH[tokens])
         inner = experts._apply_gate(inner) if experts.has_gate else experts.act_fn(inner)
         found = layers[linear_name("down_proj")](inner)
         if experts.has_post_expert_norm:
             found = experts.post_expert_norm(found)
-        out_TH = out_TH.index_add(0, tokens, (found * gate_TK.flatten()[mine, None]).to(out_TH.dtype))
+        out_TH = out_TH.index_add(0, tokens, (found * gate_TK.flatten()[pairs_of_expert, None]).to(out_TH.dtype))
     return out_TH

@@ -9,26 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.pipeline.run_directory import RunDirectory
-from toolkit.pipeline.run_status import STAGE_OF, why_model_stale
+from toolkit.pipeline.run_status import why_model_stale
+from toolkit.pipeline.stage_list import STAGES
+from toolkit.recipe.roles import Role
 from toolkit.runtime.errors import PollardError, did_you_mean
 from toolkit.runtime.run_files import RUN_FILE_PATTERNS, SHARD_PATTERN, bytes_of, files_below, matching_files, remove_files
 from toolkit.runtime.signed_folders import foreign_files, own_files
 
+_OUTPUTS = {slot.stage.output: slot for slot in STAGES if slot.stage.output}
+
 AGAIN: dict[str, str] = {  # part: what making it again takes
     "checkpoints": "a training that was stopped begins anew",
-    "teacher": "the original is asked again, where a training needs it",
-    "answers": "the original answers again, where a training needs it",
-    "fidelity": "the original is read again, where a model is to be compared with it",
     "unfinished": "what was stopped in the middle begins anew",
     "sweep": "a sweep with settings of its own calibrates again; its results stay",
-    "pruned": "it is cut again from the original, where it is needed",
-}
+} | {output: slot.stage.remaking for output, slot in _OUTPUTS.items() if slot.stage.remaking}
+
 COSTLY: dict[str, str] = {  # only where they are named
-    "recovered": "hours of training",
-    "control": "hours of training",
-    "adapter": "hours of training",
+    folder: "hours of training" for slot in STAGES if slot.stage.result == "unique" for folder in slot.stage.checkpoints
 }
-MADE_BY = {"teacher": "teacher", "answers": "answers", "fidelity": "fidelity/original"} | STAGE_OF
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,9 @@ def removable(run: RunDirectory, parts: list[str] | None = None) -> list[Removab
     for part in parts or ():
         if part not in AGAIN | COSTLY:
             known = [*AGAIN, *COSTLY]
-            raise PollardError(f"`{part}` is no part of a run{did_you_mean(part, known)} Parts: {', '.join(known)}.")
+            raise PollardError(
+                f"`{part}` is no part of a run{did_you_mean(part, known)} Parts: {', '.join(known)}.", code="clean.unknown-part"
+            )
     found = []
     for directory in (run, *_rounds(run)):
         for part in parts or AGAIN:
@@ -65,8 +65,8 @@ def removable(run: RunDirectory, parts: list[str] | None = None) -> list[Removab
 def remove(found: Removable) -> list[Path]:
     """Removes the files, and notes it; returns what is left in their folders: files that are not the product's."""
     run, part = found.run, found.part
-    if stage := MADE_BY.get(part):
-        run.note_removed(stage)
+    if slot := _OUTPUTS.get(part):
+        run.note_removed(slot.name)
     return [path for folder in found.folders for path in remove_files([p for p in found.files if folder in p.parents], folder)]
 
 
@@ -93,6 +93,6 @@ def _files(run: RunDirectory, part: str, folder: Path) -> list[Path]:
     if part == "sweep":
         inside = {path for path in matching_files(run.sweep, RUN_FILE_PATTERNS["sweep"]) if folder in path.parents}
         return sorted(inside | set(matching_files(folder, SHARD_PATTERN) if folder.name == "original" else ()))
-    if part == "pruned" and (why_model_stale(run, "recovered") or not (run.recovered / "config.json").exists()):
+    if part == Role.PRUNED and (why_model_stale(run, Role.RECOVERED) or not (run.recovered / "config.json").exists()):
         return []  # it is what the run has made so far
     return own_files(folder)

@@ -7,39 +7,40 @@ Does the model's chat template show all that the data says? Asked of every task 
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.moe.tokenizer import ContextLength, context_length, embedding_rows
-from toolkit.pipeline.stages.calibration_data import read_source, sources_of
+from toolkit.pipeline.calibration_data import read_source, sources_of
+from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.rounds import trains
 from toolkit.recipe.data import TaskRecipe
-from toolkit.recipe.schema import Recipe
 from toolkit.recovery.training_data import training_sources
 from toolkit.runtime.errors import PollardError
-from toolkit.tasks import Encoded, Example, Split, Task, check_rendering, encode, encode_prompt, encode_texts, read_texts
+from toolkit.tasks import Encoded, Example, Split, Task, check_rendering, encode, encode_prompt, encode_texts
 from toolkit.tasks.token_checks import check_vocabulary, context_fit
 
 
-def limit_checks(recipe: Recipe, config: Any, tokenizer: PreTrainedTokenizerBase) -> list[Callable[[], list[str]]]:
+def limit_checks(context: RunContext) -> list[Callable[[], list[str]]]:
     """Each returns sentences about its own part, or raises PollardError: where the data has tokens without an embedding, and
     where all of what one stage reads is longer than the model's context."""
-    checks: list[Callable[[], list[str]]] = [partial(_vocabulary, recipe, config, tokenizer)]
-    context = context_length(config, tokenizer)
-    if context is None:
+    recipe = context.recipe
+    checks: list[Callable[[], list[str]]] = [partial(_vocabulary, context)]
+    most = context_length(context.config, context.tokenizer)
+    if most is None:
         return checks
-    if recipe.calibration.max_length > context.tokens:
-        checks.append(partial(_calibration, recipe, tokenizer, context))
-    if trains(recipe) and recipe.finetuning.max_length > context.tokens:
-        checks.append(partial(_training, recipe, tokenizer, context))
-    return [*checks, partial(_evaluation, recipe, tokenizer, context)]
+    if recipe.calibration.max_length > most.tokens:
+        checks.append(partial(_calibration, context, most))
+    if trains(recipe) and recipe.finetuning.max_length > most.tokens:
+        checks.append(partial(_training, context, most))
+    return [*checks, partial(_evaluation, context, most)]
 
 
-def _evaluation(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context: ContextLength) -> list[str]:
-    settings = recipe.evaluation
-    asked = Task(recipe.task).examples(settings.split)[: settings.examples]
-    prompts = [len(encode_prompt(tokenizer, example)) for example in asked]
-    return prompt_notes(f"{settings.split} prompts", prompts, context, settings.max_new_tokens)
+def _evaluation(context: RunContext, most: ContextLength) -> list[str]:
+    settings = context.recipe.evaluation
+    asked = context.task.examples(settings.split)[: settings.examples]
+    prompts = [len(encode_prompt(context.tokenizer, example)) for example in asked]
+    return prompt_notes(f"{settings.split} prompts", prompts, most, settings.max_new_tokens)
 
 
 def prompt_notes(what: str, prompts: Sequence[int], context: ContextLength, new_tokens: int) -> list[str]:
@@ -48,7 +49,8 @@ def prompt_notes(what: str, prompts: Sequence[int], context: ContextLength, new_
     if fit.texts and fit.beyond == fit.texts:
         raise PollardError(
             f"All {fit.texts:,} {what} are longer than {context}: the shortest has {min(prompts):,}. Shorten them (task.prompt, "
-            "fewer task.shots), or take a model with a longer context."
+            "fewer task.shots), or take a model with a longer context.",
+            code="data.beyond-context",
         )
     if fit.beyond:
         notes.append(f"{fit.beyond:,} of {fit.texts:,} {what} do not fit {context}: no score says much about their answers.")
@@ -60,19 +62,21 @@ def prompt_notes(what: str, prompts: Sequence[int], context: ContextLength, new_
     return notes
 
 
-def _calibration(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context: ContextLength) -> list[str]:
-    watched = [e for source in sources_of(recipe) for e in read_source(source, recipe, tokenizer).encoded]
-    return _examples("calibration", "calibration", watched, context)
+def _calibration(context: RunContext, most: ContextLength) -> list[str]:
+    recipe = context.recipe
+    sources = [read_source(source, recipe, context.tokenizer, context.data) for source in sources_of(recipe)]
+    return _examples("calibration", "calibration", [e for source in sources for e in source.encoded], most)
 
 
-def _training(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, context: ContextLength) -> list[str]:
+def _training(context: RunContext, most: ContextLength) -> list[str]:
+    recipe, tokenizer = context.recipe, context.tokenizer
     longest, found = recipe.finetuning.max_length, []
     for source in training_sources(recipe):
         if source.text:
-            found += encode_texts(tokenizer, read_texts(source.text), longest)
+            found += encode_texts(tokenizer, context.data.texts(source.text), longest)
         elif not source.self_generated:  # how long those answers will be nobody knows yet
-            found += [encode(tokenizer, example) for example in Task(source.task or recipe.task).examples("train")]
-    return _examples("finetuning", "training", [e for e in found if len(e.input_ids) <= longest], context)
+            found += [encode(tokenizer, example) for example in context.data.task(source.task or recipe.task).examples("train")]
+    return _examples("finetuning", "training", [e for e in found if len(e.input_ids) <= longest], most)
 
 
 def _examples(section: str, kind: str, encoded: Sequence[Encoded], context: ContextLength) -> list[str]:
@@ -82,7 +86,8 @@ def _examples(section: str, kind: str, encoded: Sequence[Encoded], context: Cont
     if fit.texts and fit.beyond == fit.texts:
         raise PollardError(
             f"All {fit.texts:,} {kind} examples are longer than {context}: the shortest has {min(lengths):,}. Shorten them, or "
-            "take a model with a longer context."
+            "take a model with a longer context.",
+            code="data.beyond-context",
         )
     if not fit.beyond:
         return []
@@ -90,40 +95,36 @@ def _examples(section: str, kind: str, encoded: Sequence[Encoded], context: Cont
     return [f"{fit.beyond:,} of {fit.texts:,} {kind} examples do not fit {context}: {leave_out}."]
 
 
-def _vocabulary(recipe: Recipe, config: Any, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    note = check_vocabulary(tokenizer, embedding_rows(config), _texts(recipe, tokenizer), recipe.model.path)
+def _vocabulary(context: RunContext) -> list[str]:
+    note = check_vocabulary(context.tokenizer, embedding_rows(context.config), _texts(context), context.recipe.model.path)
     return [note] if note else []
 
 
-def _texts(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[int]]]:
+def _texts(context: RunContext) -> Iterator[tuple[str, list[int]]]:
     """Whatever the run reads, as tokens, and where it comes from."""
+    recipe, tokenizer = context.recipe, context.tokenizer
     splits: dict[Split, None] = dict.fromkeys(["train", "dev", recipe.evaluation.split])
-    examples: list[Example] = [e for split in splits for e in Task(recipe.task).examples(split)]
+    examples: list[Example] = [e for split in splits for e in context.task.examples(split)]
     for source in (*(recipe.calibration.data or ()), *((recipe.finetuning.data or ()) if trains(recipe) else ())):
         if source.text:
-            yield from ((source.text, tokenizer(text)["input_ids"]) for text in read_texts(source.text))
+            yield from ((source.text, tokenizer(text)["input_ids"]) for text in context.data.texts(source.text))
         elif source.task:
-            examples += Task(source.task).examples("train")
+            examples += context.data.task(source.task).examples("train")
     yield from ((example.where, encode(tokenizer, example).input_ids) for example in examples)
 
 
-def trains(recipe: Recipe) -> bool:
-    """Whether the recipe fine-tunes anything."""
-    return "recovered" in recipe.evaluation.models or recipe.control or bool(recipe.pruning.schedule)
-
-
-def rendering_checks(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[Callable[[], list[str]]]:
+def rendering_checks(context: RunContext) -> list[Callable[[], list[str]]]:
     """Each returns sentences about one split of a task, or raises PollardError as `check_rendering` does.
 
     Raises PollardError where the recipe's own task makes no sense.
     """
-    task = Task(recipe.task)  # one for all its splits: its files are read once
+    recipe, tokenizer = context.recipe, context.tokenizer
     own: dict[Split, None] = dict.fromkeys(["train", "dev", recipe.evaluation.split])
-    others = [*(recipe.calibration.data or ()), *(recipe.finetuning.data or ())]
-    tasks = {source.task.model_dump_json(): source.task for source in others if source.task and source.task != recipe.task}
+    sources = [*(recipe.calibration.data or ()), *(recipe.finetuning.data or ())]
+    others = {source.task.model_dump_json(): source.task for source in sources if source.task and source.task != recipe.task}
     return [
-        *(partial(_notes, tokenizer, task, split) for split in own),
-        *(partial(_notes_of, tokenizer, other) for other in tasks.values()),
+        *(partial(_notes, tokenizer, context.task, split) for split in own),
+        *(partial(_notes_of, context, other) for other in others.values()),
     ]
 
 
@@ -131,5 +132,5 @@ def _notes(tokenizer: PreTrainedTokenizerBase, task: Task, split: Split) -> list
     return [f"{task.name}, {split}: {note}." for note in check_rendering(tokenizer, task.examples(split))]
 
 
-def _notes_of(tokenizer: PreTrainedTokenizerBase, other: TaskRecipe) -> list[str]:
-    return _notes(tokenizer, Task(other), "train")
+def _notes_of(context: RunContext, other: TaskRecipe) -> list[str]:
+    return _notes(context.tokenizer, context.data.task(other), "train")

@@ -1,104 +1,176 @@
 """What decides each stage's result, as fingerprints: where one changes, its stage and those after it are done again.
 
-What of a task decides how its answers are judged, for fingerprints: what its scorer does, where that is the user's own
-file, and the examples that stand before every question, which come from train.
+original ─► (rounds ─►) calibrate ─► select = pruned ─► recovered        each covers those before it
+teaching, reference logits, harness, scoring                             cover the data and settings that measuring reads
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
+from toolkit.evaluation.fidelity import FORMAT
+from toolkit.pipeline.calibration_data import sources_of
 from toolkit.pipeline.rounds import early_rounds
-from toolkit.pipeline.stages import core, teach
-from toolkit.pipeline.stages import fidelity_harness as beside
-from toolkit.pipeline.stages.calibration_data import identity_of_data
-from toolkit.pipeline.stages.skip import role_that_skips
-from toolkit.pipeline.stages.teach import Taught
-from toolkit.recipe.data import TaskRecipe
+from toolkit.recipe.data import SourceRecipe, TaskRecipe
+from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
+from toolkit.recovery.training_data import training_sources
 from toolkit.runtime.files import fingerprint_of, fingerprint_of_source
-from toolkit.tasks import Task
+from toolkit.selection.criteria import CRITERIA, SearchRequest
+from toolkit.tasks import DataCache
 from toolkit.tasks.scorers import scorer_file
+
+SCORING_RULES = 2
+"""The rules by which answers are taken out of what was written, and judged: under others a finished evaluation is done
+again."""
+
+
+class RoutingBudget(Protocol):
+    """How many experts the pruned model activates per token, and whether these are fewer than the original's."""
+
+    @property
+    def experts_per_token(self) -> int: ...
+    @property
+    def fewer_active(self) -> bool: ...
+
+
+class Teaching(NamedTuple):
+    """Fingerprints of what recovery learns from; None for a stage that the recipe does not need."""
+
+    data: str
+    answers: str | None
+    teacher: str | None
 
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """One per stage; `models` are those of the evaluated models, which with `judged` decide their scores."""
+    """Those that several stages share or build on."""
 
-    taught: Taught
+    teaching: Teaching
     rounds: dict[int, str]  # by the number of experts that a round before the last keeps
     calibrate: str
     select: str
-    models: dict[str, str]
-    judged: str
-    said: str  # fidelity: what the original says
-    asked: str  # the harness's tasks
+    models: dict[Role, str]  # of the models of a run that are checkpoints
+    scoring: str  # the questions, how they are answered and judged; with a model's fingerprint it decides the score
+    reference_logits: str  # fidelity: the original's distributions over the gold answers
+    harness: str  # the questions of lm-evaluation-harness
     skip: str
 
-    def scores_of(self, role: str) -> str:
-        return fingerprint_of(self.models[role], self.judged)
+    def scores_of(self, role: Role) -> str:
+        return fingerprint_of(self.models[role], self.scoring)
 
 
-def fingerprints_of(recipe: Recipe, taught: Taught | None) -> Fingerprints:
-    """`taught`: what an outer run has made already for this one's training. Raises PollardError for sources that are not
-    there, and where the model's routers cannot do what the recipe asks."""
-    task, settings = Task(recipe.task), recipe.task.model_dump()
+def fingerprints_of(
+    recipe: Recipe, data: DataCache, budget: Callable[[], RoutingBudget], teaching: Teaching | None = None
+) -> Fingerprints:
+    """`teaching`: what the run around this one has made for this one's training. Raises PollardError for sources that are not
+    there, and as `budget` does."""
+    task, settings = data.task(recipe.task), recipe.task.model_dump()
     model = fingerprint_of(fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}))
-    data = {split: task.fingerprint(split) for split in task.sources()}
-    split = data["train" if recipe.evaluation.split == "dev" else "test"]
+    splits = {split: data.task_fingerprint(recipe.task, split) for split in task.sources()}
+    split = splits["train" if recipe.evaluation.split == "dev" else "test"]
     evaluation = [recipe.evaluation.fingerprint_values(), *([recipe.seed] if recipe.evaluation.temperature else [])]
-    taught = taught or teach.fingerprints(recipe, model, fingerprint_of(settings, data["train"]), data["test"])
-    watching, choosing = _watching(recipe), recipe.pruning.model_dump(exclude={"schedule", "skipping"})
-    training = [taught, recipe.finetuning.model_dump(), recipe.seed, recipe.model.dtype, *_answering(recipe)]
-    rounds, watched_model = {}, model  # of the last round; without a schedule it is the only one
+    own_data = fingerprint_of(settings, splits["train"])
+    teaching = teaching or _teaching(recipe, data, model, own_data, splits["test"])
+    observing, choosing = _observing(recipe, data, budget()), recipe.pruning.model_dump(exclude={"schedule", "skipping"})
+    training = [teaching, recipe.finetuning.model_dump(), recipe.seed, recipe.model.dtype, *_selecting(recipe)]
+    rounds, source = {}, model  # the source of the last round; without a schedule it is the only one
     for fewer in early_rounds(recipe):
-        watched_model = fingerprint_of(watched_model, watching, choosing | {"keep": fewer}, training)
-        rounds[fewer] = watched_model
-    calibrate = fingerprint_of(watched_model, *watching)
+        source = rounds[fewer] = fingerprint_of(source, observing, choosing | {"keep": fewer}, training)
+    calibrate = fingerprint_of(source, *observing)
     select = fingerprint_of(calibrate, choosing, recipe.seed)
     prune = fingerprint_of(select)
-    recover, control = fingerprint_of(prune, *training), fingerprint_of(model, *training)
-    models = {"original": model, "pruned": prune, "recovered": recover, "control": control}
-    watched_once_more = [identity_of_data(recipe), recipe.calibration.model_dump(), recipe.seed, recipe.pruning.skipping]
+    models = {
+        Role.ORIGINAL: model,
+        Role.PRUNED: prune,
+        Role.RECOVERED: fingerprint_of(prune, *training),
+        Role.CONTROL: fingerprint_of(model, *training),
+    }
+    calibration = [_calibration_data(recipe, data), recipe.calibration.model_dump(), recipe.seed]
     return Fingerprints(
-        taught=taught,
+        teaching=teaching,
         rounds=rounds,
         calibrate=calibrate,
         select=select,
         models=models,
-        judged=fingerprint_of(settings, split, evaluation, recipe.model.dtype, *identity_of_scoring(task)),
-        said=beside.fidelity_fingerprint(recipe, model, split),
-        asked=beside.harness_fingerprint(recipe),
-        skip=fingerprint_of(models[role_that_skips(recipe)], watched_once_more),
+        scoring=fingerprint_of(settings, split, evaluation, recipe.model.dtype, *_scoring(recipe.task, data)),
+        reference_logits=_reference_logits(recipe, model, split),
+        harness=_harness(recipe),
+        skip=fingerprint_of(models[last_role(recipe)], [*calibration, recipe.pruning.skipping]),
     )
 
 
-def _watching(recipe: Recipe) -> list[Any]:
-    budget = core.budget(recipe)
+def last_role(recipe: Recipe) -> Role:
+    """The model that the run ends with."""
+    return Role.RECOVERED if Role.RECOVERED in recipe.evaluation.models else Role.PRUNED
+
+
+def own_scorer_identity(recipe: TaskRecipe) -> list[Any]:
+    """The content of the file of the user's own scorer; nothing for the toolkit's scorers."""
+    own = recipe.scorer if recipe.scorer and ":" in recipe.scorer else None
+    return [fingerprint_of_source(scorer_file(own) or own)] if own else []
+
+
+def subset_search(recipe: Recipe) -> SearchRequest | None:
+    """The search that the recipe's criterion needs in calibration; None where it needs none."""
+    return CRITERIA[recipe.pruning.criterion].search(recipe.pruning)
+
+
+def _teaching(recipe: Recipe, data: DataCache, model: str, own_data: str, test_data: Any) -> Teaching:
+    """`own_data`, `test_data`: fingerprints of the task's two files."""
+    finetuning, mix = recipe.finetuning, training_sources(recipe)
+    # A mix leaves out what overlaps with the test set, so it depends on that, too
+    others = [_sources(recipe, mix, data), test_data] if finetuning.data else []
+    examples = fingerprint_of(own_data, others, finetuning.max_length, finetuning.examples, recipe.seed)
+    answers = teacher = None
+    if any(source.self_generated for source in mix):
+        answers = fingerprint_of(model, examples, recipe.evaluation.max_new_tokens, recipe.model.dtype)
+    if finetuning.teacher:
+        teacher = fingerprint_of(model, examples, answers, finetuning.distillation.temperature)
+    return Teaching(examples, answers, teacher)
+
+
+def _observing(recipe: Recipe, data: DataCache, budget: RoutingBudget) -> list[Any]:
     # Criteria score what the pruned model will do: with fewer experts per token, calibration is another one
     routing = [budget.experts_per_token] if budget.fewer_active else []
-    # The reconstruction search needs the experts' outputs, so it is part of calibration where the criterion asks for it
-    how = [*routing, *core.search_of(recipe)]
-    return [identity_of_data(recipe), recipe.calibration.model_dump(), recipe.seed, *how]
+    search = subset_search(recipe)
+    searching = search.identity if search else []
+    return [_calibration_data(recipe, data), recipe.calibration.model_dump(), recipe.seed, *routing, *searching]
 
 
-def _answering(recipe: Recipe) -> list[Any]:
-    """What decides the answers by which a checkpoint is selected."""
+def _calibration_data(recipe: Recipe, data: DataCache) -> list[Any]:
+    """What the sources hold, and what decides the model's own answers."""
+    own = [recipe.evaluation.max_new_tokens, recipe.model.dtype] if recipe.calibration.self_generated else []
+    return [_sources(recipe, sources_of(recipe), data), own]
+
+
+def _sources(recipe: Recipe, sources: Sequence[SourceRecipe], data: DataCache) -> list[Any]:
+    """What the recipe says of each source, and what its file holds (or its name on the hub)."""
+    return [[source.model_dump(), data.source_fingerprint(source, recipe.task)] for source in sources]
+
+
+def _selecting(recipe: Recipe) -> list[Any]:
+    """What decides the answers by which a training's checkpoint is selected."""
     if recipe.finetuning.select_by != "dev_accuracy":
         return []
     return [recipe.evaluation.max_new_tokens, *own_scorer_identity(recipe.task)]
 
 
-# Of the rules by which answers are taken out of what was written, and judged: with others a finished evaluation is done again
-RULES = 2
+def _scoring(recipe: TaskRecipe, data: DataCache) -> list[Any]:
+    """What decides how answers are judged, beside the task's own keys and the split that is asked."""
+    shots = [data.task_fingerprint(recipe, "train")] if data.task(recipe).preset.shots else []
+    return [SCORING_RULES, *own_scorer_identity(recipe), *shots]
 
 
-def own_scorer_identity(recipe: TaskRecipe) -> list[Any]:
-    """The content of the user's own scorer's file; nothing for the toolkit's own."""
-    own = recipe.scorer if recipe.scorer and ":" in recipe.scorer else None
-    return [fingerprint_of_source(scorer_file(own) or own)] if own else []
+def _reference_logits(recipe: Recipe, model: str, split: Any) -> str:
+    """`split`: what identifies the file that the evaluated split is from."""
+    settings = recipe.evaluation.model_dump(include={"fidelity", "split"})
+    batches = recipe.calibration.model_dump(include={"batch_size", "max_length"})
+    return fingerprint_of(FORMAT, model, recipe.task.model_dump(), split, settings, batches, recipe.model.dtype)
 
 
-def identity_of_scoring(task: Task) -> list[Any]:
-    """Beside the task's own keys and the split that is asked."""
-    shots = [task.fingerprint("train")] if task.preset.shots else []
-    return [RULES, *own_scorer_identity(task.recipe), *shots]
+def _harness(recipe: Recipe) -> str:
+    settings = recipe.evaluation
+    return fingerprint_of(
+        settings.harness, settings.harness_tasks and fingerprint_of_source(settings.harness_tasks), recipe.model.dtype
+    )

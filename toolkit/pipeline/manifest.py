@@ -19,7 +19,12 @@ from toolkit.runtime.files import write_text
 from toolkit.runtime.run_files import free_name
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "deepspeed", "bitsandbytes", "datasets", "accelerate", "safetensors")
+SWEEP = "sweep"  # the entry of a sweep, which is no stage of a run
 DONE, STALE, UNFINISHED = "done", "stale", "unfinished"  # an entry's status; the last: begun again, and not finished
+
+
+STALE_NOTES = ("made_with", "decided_by")
+"""Keys of an entry that is not current: settings that have changed since, and the sections of a recipe that decide it."""
 
 
 class Manifest:
@@ -68,10 +73,15 @@ class Manifest:
             return ""
         if entry is None:
             return "no stage of this run has finished it"
-        settings = described(stage, entry.get("made_with", {}))
+        settings = self.made_with_text(stage)
         made = f"made with {settings}" if settings else "made of what has changed since"
         again = "; it was begun again and has not finished" if entry["status"] == UNFINISHED else ""
         return made + again
+
+    def made_with_text(self, stage: str) -> str:
+        """The settings that what lies there of a stage was made with and the recipe has moved on from: "pruning.keep=4"."""
+        entry = self.entries().get(stage, {})
+        return described(entry.get("made_with", {}), entry.get("decided_by"))
 
     def begin(self, *stages: str) -> None:
         """Notes that these stages are about to write over what they had made: until they finish, nobody knows what that is."""
@@ -87,7 +97,8 @@ class Manifest:
         manifest = self.read_manifest()
         if manifest["stages"][stage].get("status", DONE) != DONE:
             manifest["stages"][stage]["status"] = DONE
-            manifest["stages"][stage].pop("made_with", None)
+            for note in STALE_NOTES:
+                manifest["stages"][stage].pop(note, None)
             self._write(manifest)
 
     def note_removed(self, stage: str) -> None:

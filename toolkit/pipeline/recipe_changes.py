@@ -1,17 +1,22 @@
 """With which settings something was made that the recipe has moved on from: "pruning.keep=4"."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from toolkit.recipe.file import dump_value
+from toolkit.recipe.roles import Role
 
 ALWAYS = ("model", "task", "seed")
 PRUNING = (*ALWAYS, "calibration", "pruning")
 TRAINING = (*ALWAYS, "finetuning")
-SECTIONS = {"original": ALWAYS, "pruned": PRUNING, "recovered": (*PRUNING, "finetuning"), "control": TRAINING}
+DECIDING = {
+    Role.ORIGINAL: ALWAYS,
+    Role.PRUNED: PRUNING,
+    Role.RECOVERED: (*PRUNING, "finetuning"),
+    Role.SKIPPING: (*PRUNING, "finetuning"),
+    Role.CONTROL: TRAINING,
+}
 """The sections of a recipe that decide what a model is."""
-OF_STAGE = {"calibrate": PRUNING, "select": PRUNING, "prune": PRUNING, "answers": TRAINING, "teacher": TRAINING}
-MEASURING = ("evaluate", "fidelity", "harness")
 NEVER = ("evaluation.models", "evaluation.batch_size", "model.placement")
 """Keys that decide no result."""
 
@@ -29,18 +34,11 @@ def still_differing(made_with: Mapping[str, Any], changed: Mapping[str, Any], ne
     return {key: value for key, value in {**made_with, **changed, **made_with}.items() if now.get(key) != value}
 
 
-def described(stage: str, made_with: Mapping[str, Any]) -> str:
-    """ "pruning.keep=4, seed=1": of the keys those that decide the result of the stage."""
-    sections = _sections_of(stage)
-    keys = {key: value for key, value in made_with.items() if key.partition(".")[0] in sections and key not in NEVER}
+def described(made_with: Mapping[str, Any], sections: Sequence[str] | None) -> str:
+    """ "pruning.keep=4, seed=1": of the keys those of the `sections` that decide a result; all where these are not known."""
+    keys = {key: value for key, value in made_with.items() if key not in NEVER}
+    keys = {key: value for key, value in keys.items() if sections is None or key.partition(".")[0] in sections}
     return ", ".join(f"{key}={dump_value(value)}" for key, value in keys.items())
-
-
-def _sections_of(stage: str) -> tuple[str, ...]:
-    head, _, role = stage.partition("/")
-    if head in MEASURING:
-        return (*SECTIONS.get(role, SECTIONS["recovered"]), "evaluation")
-    return OF_STAGE.get(stage) or SECTIONS.get(stage) or SECTIONS["recovered"]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

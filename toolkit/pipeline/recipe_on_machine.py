@@ -23,9 +23,9 @@ from toolkit.estimate import (
 )
 from toolkit.evaluation.memory import CPU_BATCH_SIZE, rows_that_fit
 from toolkit.moe import load_config, meta_model
+from toolkit.pipeline.context import Budget, RunContext
 from toolkit.pipeline.data_sizes import data_sizes
 from toolkit.pipeline.rounds import early_rounds
-from toolkit.pipeline.stages.core import Budget, budget
 from toolkit.pipeline.training_model import training_model
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.teacher import TOKENS_AT_ONCE
@@ -57,7 +57,7 @@ class RecipeOnMachine:
     @property
     def budget(self) -> Budget:
         key = ("budget", self.recipe.model, self.recipe.pruning.model_dump_json())
-        return self.once(key, lambda: budget(self.recipe))
+        return self.once(key, lambda: RunContext(self.recipe).budget)
 
     @property
     def data(self) -> DataSizes:

@@ -9,6 +9,7 @@ from toolkit.estimate.stage_estimate import Estimate
 from toolkit.pipeline.estimator import Estimator
 from toolkit.pipeline.recipe_on_machine import trainer_settings
 from toolkit.recipe.schema import Recipe
+from toolkit.recovery.methods import METHODS
 from toolkit.runtime.errors import PollardError
 
 Change = dict[str, Any]  # key.path -> value, as on the command line
@@ -165,9 +166,7 @@ def _for_training(estimator: Estimator, recipe: Recipe, name: str) -> Iterator[C
     eight_bit: list[Change] = [{key + "optim": "adamw_bnb_8bit"}]
     if zero == "3-offload" or "8bit" in trainer.optimizer:
         eight_bit = []
-    adapters: list[Change] = []
-    if recipe.finetuning.method == "full":
-        adapters = [{"finetuning.method": "lora"}, {"finetuning.method": "qlora"}]
+    adapters: list[Change] = [{"finetuning.method": lighter} for lighter in METHODS[recipe.finetuning.method].lighter]
     on_its_own = [*checkpointing, *single, *stages, *eight_bit, *offload, *adapters]
     yield from on_its_own
     smallest = {k: v for change in [*checkpointing, *single[-1:]] for k, v in change.items()}

@@ -1,7 +1,7 @@
 """runs/<name>/: where everything is, who works in it, and whose files are in it."""
 
 import fcntl
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -21,8 +21,6 @@ from toolkit.runtime.run_files import (
     remove_matching,
 )
 from toolkit.runtime.run_paths import RunPaths
-
-RESUMED = ("checkpoints", "teacher", "answers", "fidelity")  # what stages go on from
 
 
 class RunDirectory(RunPaths, Manifest):
@@ -93,11 +91,20 @@ class RunDirectory(RunPaths, Manifest):
                     f"Give the new run another name ({self.another_name})."
                 )
 
-    def open(self, model: str, task: str, recipe: str, todo: Iterable[str], planned: Sequence[str] = ()) -> None:
+    def open(
+        self,
+        model: str,
+        task: str,
+        recipe: str,
+        todo: Iterable[str],
+        planned: Sequence[str] = (),
+        decided_by: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         """Makes the folder this run's, with `recipe` (YAML), and marks as stale what the stages in `todo` have left.
 
-        `planned` are all stages of the recipe. Removes what killed stages left under temporary names. Marking comes first: a
-        kill in the middle must not leave entries that look current beside new files.
+        `planned` are all stages of the recipe; `decided_by` says of each which sections of a recipe decide it. Removes what
+        killed stages left under temporary names. Marking comes first: a kill in the middle must not leave entries that look
+        current beside new files.
         """
         manifest = self.read_manifest() | {"model": model, "task": task}
         if planned:
@@ -106,8 +113,10 @@ class RunDirectory(RunPaths, Manifest):
             if manifest["stages"][name].get("status") != UNFINISHED:
                 manifest["stages"][name]["status"] = STALE
         changed, new = self._changes(recipe)
-        for entry in manifest["stages"].values():
+        for name, entry in manifest["stages"].items():
             if entry.get("status") in (STALE, UNFINISHED) and new:
+                if name in (decided_by or {}):
+                    entry["decided_by"] = list((decided_by or {})[name])
                 entry["made_with"] = still_differing(entry.get("made_with", {}), changed, new)
         self._write(manifest)
         self.write_editable(self.recipe, recipe)
@@ -138,16 +147,18 @@ class RunDirectory(RunPaths, Manifest):
             manifest["written"] = manifest.get("written", {}) | {name: fingerprint_of(text)}
             self._write(manifest)
 
-    def forget(self) -> None:
-        """Removes what a stage would go on from instead of beginning again. What lies there and is somebody else's stays."""
-        for name in RESUMED:
+    def forget(self, resumed: Iterable[str]) -> None:
+        """Empties the folders `resumed`, from whose files stages would go on instead of beginning again. What lies there and is
+        somebody else's stays."""
+        resumed = list(resumed)
+        for name in resumed:
             remove_matching(self.path / name, RUN_FILE_PATTERNS[name])
         for log in self.evaluation.glob("*.answers"):
             self.clear(log.relative_to(self.path).as_posix())
         for folder in self.rounds.glob("[0-9]*"):
             if (earlier := RunDirectory(folder.name, self.rounds)).manifest.exists():
                 earlier.begin(*earlier.entries())
-                earlier.forget()
+                earlier.forget(resumed)
 
     def clear(self, scratch: str) -> None:
         """Removes of a folder that a stage needed what is ours, and the one it stands in where nothing else does."""

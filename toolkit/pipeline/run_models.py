@@ -7,9 +7,11 @@ from typing import NamedTuple
 from rich.markup import escape
 
 from toolkit.pipeline.run_directory import RunDirectory
-from toolkit.pipeline.run_status import BEST_FIRST, STAGE_OF, stale_message, why_model_stale
+from toolkit.pipeline.run_status import BEST_FIRST, stale_message, why_model_stale
+from toolkit.pipeline.stages.names import MADE_BY
 from toolkit.recipe.evaluation import ROLES
 from toolkit.recipe.file import load_recipe
+from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import say
 from toolkit.runtime.errors import PollardError, did_you_mean
@@ -67,7 +69,7 @@ def models_at(where: str) -> list[NamedModel]:
             _say_stale(run.directory, role, "left out")
         return list(run.models.values())
     path = Path(where)
-    if path.name in STAGE_OF and (path.parent / "manifest.json").exists():
+    if path.name in MADE_BY and (path.parent / "manifest.json").exists():
         _say_stale(RunDirectory(path.parent.name, path.parent.parent), path.name, "used as it is")
     return [NamedModel(where, where)]
 
@@ -82,7 +84,9 @@ def chosen_models(run: FoundRun, roles: Sequence[str] = ()) -> list[NamedModel]:
             _say_stale(run.directory, role, "left out")
         if best is None and run.stale:
             role = next(iter(run.stale))
-            raise PollardError(stale_message(run.directory, run.stale[role].path, STAGE_OF[role]) + f"--models {role} asks it.")
+            raise PollardError(
+                stale_message(run.directory, run.stale[role].path, MADE_BY[Role(role)]) + f"--models {role} asks it."
+            )
         if best is None:
             raise PollardError(f"{run.directory.path} has no pruned model yet: `pollard run {run.directory.recipe}` makes it.")
         roles = ("original", best)

@@ -1,4 +1,5 @@
-"""How a run stands: what of it is current, what is stale and why, which trained models the next stages would replace."""
+"""How a run stands: what of it is current, what is stale and why. Needs neither torch nor the stages: a list of runs is shown
+in an instant."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -6,19 +7,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
-from toolkit.pipeline.recipe_changes import described
 from toolkit.pipeline.run_directory import RunDirectory
-from toolkit.recipe.file import dump_recipe
-from toolkit.recipe.schema import Recipe
+from toolkit.pipeline.stages.names import EVALUATE, MADE_BY, REPORT, SELECT, stage_name
+from toolkit.recipe.roles import Role
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.progress import duration
 
-STAGE_OF = {"pruned": "prune", "recovered": "recover", "control": "control"}
-"""Which stage makes a model of a run."""
-EVALUATED = ("original", "pruned", "recovered", "skipping", "control")
-TRAINED = {"recover": ("recovered", "adapter"), "control": ("control", "control_adapter")}
-"""The folders of a training, which cost what nobody gets back."""
-BEST_FIRST = ("recovered", "pruned")
+BEST_FIRST = (Role.RECOVERED, Role.PRUNED)
+"""What a run has made for its task: the most useful model first."""
 
 
 class StaleParts(NamedTuple):
@@ -33,8 +28,8 @@ class StaleParts(NamedTuple):
 
 def stale_parts(run: RunDirectory) -> list[StaleParts]:
     """Those of the plan, the models and the scores. The report is no such part: it is written from what is current."""
-    outputs = {"plan.json": "select"} | {f"{role}/": stage for role, stage in STAGE_OF.items()}
-    outputs |= {f"evaluation/{role}.json": f"evaluate/{role}" for role in EVALUATED}
+    outputs = {run.plan.name: SELECT} | {f"{role}/": stage for role, stage in MADE_BY.items()}
+    outputs |= {f"evaluation/{role}.json": stage_name(EVALUATE, role) for role in Role}
     entries = run.entries()
     found: dict[str, list[str]] = {}
     for part, stage in outputs.items():
@@ -45,36 +40,17 @@ def stale_parts(run: RunDirectory) -> list[StaleParts]:
 
 def why_model_stale(run: RunDirectory, role: str) -> str:
     """Why a model of a run is not current; empty where it is. The original always is."""
-    return run.why_stale(STAGE_OF[role]) if role in STAGE_OF else ""
+    return run.why_stale(MADE_BY[Role(role)]) if role in MADE_BY else ""
 
 
 def stale_message(run: RunDirectory, what: str, stage: str) -> str:
     """What is stale, of what, and both ways out, for an error: `what` is a path."""
-    made_with = described(stage, run.entries().get(stage, {}).get("made_with", {}))
+    made_with = run.made_with_text(stage)
     back = f" `pollard run {run.recipe} {made_with}` goes back to what it is of." if made_with and ", " not in made_with else ""
     return (
         f"{what} is stale ({run.why_stale(stage)}), and {run.recipe} says otherwise by now. `pollard run {run.recipe}` makes it "
         f"anew.{back} "
     )
-
-
-def replaced_models(run: RunDirectory, recipe: Recipe, to_do: Iterable[str]) -> list[str]:
-    """A line for each trained model that the stages `to_do` of `recipe` will replace: how it was made, how long that took, how
-    to keep it."""
-    entries, lines = run.entries(), []
-    for stage in to_do:
-        names = (f"{stage}/recovered",) if stage.startswith("rounds/") else TRAINED.get(stage, ())
-        there = [str(run.path / name) for name in names if (run.path / name).is_dir()]
-        if not there:
-            continue
-        entry = entries.get(stage, {})
-        settings = described(stage, run.made_with(stage, dump_recipe(recipe))) or "the same settings"
-        took = f" in {duration(entry['seconds'])}" if "seconds" in entry else ""
-        lines.append(
-            f"{' and '.join(there)} will be replaced: trained{took} with {settings}. To keep it, stop now (Ctrl-C) and give this "
-            f"run another name: {run.another_name}"
-        )
-    return lines
 
 
 def state_of(run: RunDirectory) -> str:
@@ -91,7 +67,7 @@ def state_of(run: RunDirectory) -> str:
     if manifest.get("at_work"):
         return f"stopped at {manifest['at_work']}"
     planned = manifest.get("planned", [])
-    return "complete" if "report" in done else f"done as far as {_last(done, planned)}"
+    return "complete" if REPORT in done else f"done as far as {_last(done, planned)}"
 
 
 def _last(done: Iterable[str], planned: Sequence[str]) -> str:
@@ -105,7 +81,7 @@ def best_score(run: RunDirectory) -> tuple[str, float] | None:
     """The role and the score of what the run has made; None where nothing current is evaluated."""
     done = run.done()
     for role in BEST_FIRST:
-        if f"evaluate/{role}" in done and (found := _read(run.evaluation / f"{role}.json")):
+        if stage_name(EVALUATE, role) in done and (found := _read(run.evaluation / f"{role}.json")):
             return role, found["score"]
     return None
 

@@ -1,39 +1,104 @@
-"""One step of a run, and which steps must be done: because they never were, because their inputs changed, or because what
-they were made from is made again.
+"""One step of a run: everything that is known about it, so that the pipeline, the estimator and the screens are loops over
+stages and know no names.
 
-A fingerprint covers a stage's inputs, so the results of two equal fingerprints are interchangeable, with two exceptions: a
-training comes out another model each time, and a plan may differ where scores all but tie. So an entry has the `id` of its
-making, that of a plan the `result`, and what is made from them notes those (`made_from`): a score belongs to the very model that
-was trained.
+A new stage is a file in stages/ and a line in stage_list.py.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import ClassVar, Literal, NamedTuple, Self
 
-from toolkit.pipeline.manifest import DONE, UNFINISHED
+from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.full_memory import smaller
+from toolkit.pipeline.outlook import arithmetic
+from toolkit.pipeline.recipe_changes import DECIDING
 from toolkit.pipeline.run_directory import RunDirectory
-from toolkit.recipe.schema import Recipe
-
-Do = Callable[[Recipe, RunDirectory, str], dict[str, Any]]
-Entries = Mapping[str, Mapping[str, Any]]
+from toolkit.pipeline.stages.names import stage_name
+from toolkit.recipe.roles import Role
 
 
 @dataclass(frozen=True)
-class Stage:
-    """`fingerprint` covers all that decides its result."""
+class Facts:
+    """What the manifest notes of a stage, beside what it notes of each: the fields are the keys of its entry."""
 
-    name: str
-    purpose: str
-    fingerprint: str
-    run: Do
-    scratch: str = ""  # what it needs in the run directory only until it is done
-    needs: tuple[str, ...] = ()  # the stages whose results it reads
-    inside: str = ""  # of those, the one into whose folder it writes: made again, that folder is without it
-    result: Literal["by fingerprint", "by plan", "unique"] = "by fingerprint"  # what a result is the same by
-    output: str = ""  # the file or folder of the run directory that it leaves
-    checkpoints: tuple[str, ...] = ()  # folders of the run directory that it replaces
+
+class Shown(NamedTuple):
+    """A line of the last screen about what a stage leaves."""
+
+    place: int  # what people look for first has the smallest number
+    what: str
+    path: str = ""  # the stage's output unless given
+
+
+class Stage(ABC):
+    """Bound to its context. Paths are relative to the run directory."""
+
+    kind: ClassVar[str]
+    """What it does: "evaluate". Its name is the kind, and the role where it has one: "evaluate/recovered"."""
+    role: Role | None
+    """The model that it is about, where each model has such a stage."""
+    sections: tuple[str, ...] = DECIDING[Role.RECOVERED]
+    """The sections of a recipe that decide its result."""
+    needs: tuple[str, ...] = ()
+    """The names of the stages whose results it reads; those that a recipe does not ask for do not count."""
+    inside: str = ""
+    """Of `needs`, the one into whose folder it writes: made again, that folder is without it."""
+    result: Literal["by fingerprint", "by plan", "unique"] = "by fingerprint"
+    """What two results must have in common to be the same: the fingerprint; the chosen experts; nothing, since each training
+    comes out another."""
+    output: str = ""
+    """The file or folder that it leaves."""
+    checkpoints: tuple[str, ...] = ()
+    """The folders with checkpoints that it replaces."""
+    scratch: str = ""
+    """What it needs only until it is done."""
+    resumes: tuple[str, ...] = ()
+    """The folders whose files an interrupted stage goes on from; --fresh empties them."""
+    remaking: str = ""
+    """What making it again takes, where its output can be removed to save space."""
+    always_shows: ClassVar[bool] = False
+    """Whether it is run, without a new entry, also where it is done already: it is cheap, and what people came for."""
+    last_screen: ClassVar[Shown | None] = None
+
+    def __init__(self, context: RunContext, role: Role | None = None) -> None:
+        self.context, self.role = context, role
+
+    @classmethod
+    def planned(cls, context: RunContext, role: Role | None, before: Sequence["Stage"]) -> Sequence[Self]:
+        """The stages of this class that the recipe asks for, after those in `before`."""
+        stage = cls(context, role)
+        return [stage] if stage.is_asked_for() else []
+
+    def is_asked_for(self) -> bool:
+        """Whether the recipe has this stage."""
+        return True
+
+    @property
+    def name(self) -> str:
+        """In manifests and messages."""
+        return stage_name(self.kind, self.role)
+
+    @abstractmethod
+    def purpose(self) -> str:
+        """What it does, in one line for people."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """What decides its result; where it changes, the stage is done again."""
+
+    @abstractmethod
+    def run(self) -> Facts:
+        """Files in, files out; called on every rank. Raises PollardError for what the user can mend."""
+
+    def outlook(self) -> str:
+        """What it will do, in numbers that are known before any weights are read: its line on the first screen."""
+        return arithmetic(self.name, self.context.recipe, self.context.data_sizes)
+
+    def smaller(self) -> str:
+        """The overrides that make it take less memory of a GPU."""
+        return smaller(self.name, self.context.recipe)
 
     @property
     def is_small(self) -> bool:
@@ -46,66 +111,12 @@ class Stage:
         return bool(self.output) and not (any(path.iterdir()) if path.is_dir() else path.exists())
 
 
-def entries_of(planned: Sequence[Stage], directory: RunDirectory) -> dict[str, dict[str, Any]]:
-    """The manifest's entries; what somebody has removed by hand is marked as what was cleaned is."""
-    entries = directory.entries()
-    for stage in planned:
-        if stage.name in entries and stage.is_gone(directory):
-            entries[stage.name]["removed"] = True
-    return entries
+class Slot(NamedTuple):
+    """A place in the list of stages: a class, and the model that it is about."""
 
+    stage: type[Stage]
+    role: Role | None = None
 
-def reasons(planned: Sequence[Stage], entries: Entries, fresh: bool = False) -> dict[str, str]:
-    """Per stage why it must be done; empty where it is done. `entries`: see `entries_of`."""
-    if fresh:
-        return {stage.name: "as asked by --fresh" for stage in planned}
-    found = {stage.name: _own_reason(stage, entries.get(stage.name)) for stage in planned}
-    while True:
-        before = dict(found)
-        for stage in planned:
-            if not found[stage.name] and any(_made_again(need, stage, found, entries) for need in _needs(stage, planned)):
-                found[stage.name] = "what it was made from is made again"
-        for stage in planned:  # what was removed to save space, where somebody needs it
-            removed = not found[stage.name] and entries[stage.name].get("removed")
-            if removed and stage.is_small:
-                found[stage.name] = f"{stage.output} is not there any more"
-            elif removed and any(found[other.name] for other in planned if stage.name in other.needs):
-                found[stage.name] = "removed before, and needed again"
-        if found == before:
-            return found
-
-
-def _own_reason(stage: Stage, entry: Mapping[str, Any] | None) -> str:
-    if entry is None:
-        return "not done yet"
-    if entry.get("status") == UNFINISHED:
-        return "begun before, and not finished"
-    return "" if entry["fingerprint"] == stage.fingerprint else "what it depends on has changed: done again"
-
-
-def _made_again(need: Stage, stage: Stage, found: Mapping[str, str], entries: Entries) -> bool:
-    """Whether what `stage` was made from is another now, or will be. Of a plan that is chosen again, its choice will tell."""
-    if found[need.name]:
-        return need.result == "unique" or need.name == stage.inside
-    then = entries[stage.name].get("made_from", {}).get(need.name)
-    return then is not None and then != _identity(need, stage, entries)
-
-
-def made_from(stage: Stage, planned: Sequence[Stage], entries: Entries) -> dict[str, str | None]:
-    """What identifies the results that `stage` reads, to tell later whether they are still the same."""
-    return {need.name: _identity(need, stage, entries) for need in _needs(stage, planned) if need.name in entries}
-
-
-def _identity(need: Stage, stage: Stage, entries: Entries) -> str | None:
-    by_making = need.result == "unique" or need.name == stage.inside
-    key = "id" if by_making else "result" if need.result == "by plan" else "fingerprint"
-    return entries[need.name].get(key)
-
-
-def _needs(stage: Stage, planned: Sequence[Stage]) -> list[Stage]:
-    return [other for other in planned if other.name in stage.needs]
-
-
-def is_settled(stage: Stage, planned: Sequence[Stage], entries: Entries) -> bool:
-    """Whether everything that the stage was made from is current, so that an old result of it can be."""
-    return all(entries.get(need.name, {}).get("status", DONE) == DONE and need.name in entries for need in _needs(stage, planned))
+    @property
+    def name(self) -> str:
+        return stage_name(self.stage.kind, self.role)

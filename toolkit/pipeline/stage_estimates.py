@@ -20,8 +20,9 @@ from toolkit.evaluation import distributions
 from toolkit.moe import find_blocks, quantization_of
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine, recipe_keeping
 from toolkit.pipeline.rounds import early_rounds
-from toolkit.pipeline.stages.fidelity_harness import AT_ONCE
+from toolkit.pipeline.stages.harness import BATCH_SIZE
 from toolkit.recovery import teacher
+from toolkit.selection import CRITERIA
 
 PRUNING_ROOM = GIB // 2  # RAM of every rank on top of the blocks that are checked
 CHECKED_BLOCKS = 3  # MoE blocks that pruning runs, one on a rank at a time
@@ -65,7 +66,7 @@ def estimate_calibrate(on: RecipeOnMachine, model: ModelSize | None = None) -> S
     rank's tokens in RAM, the weights mapped from their files."""
     recipe, machine, data, original = on.recipe, on.machine, on.data.calibration, model or on.observed()
     settings, tokens = recipe.calibration, data.tokens
-    searching, progressive = recipe.pruning.criterion == "reconstruction", recipe.pruning.mode == "progressive"
+    search = CRITERIA[recipe.pruning.criterion].search(recipe.pruning)
     weight, blocks = original.weight_bytes, find_blocks(original.model)
     longest = min(data.longest, settings.max_length)
     gpu = {
@@ -74,21 +75,19 @@ def estimate_calibrate(on: RecipeOnMachine, model: ModelSize | None = None) -> S
     }
     notes, kept = [], {}
     if quantization_of(original.model.config):
-        loaded = on.place(original, whole=searching)
+        loaded = on.place(original, whole=search is not None)
         gpu, kept = loaded.gpu | {"activations": gpu["activations"]}, {"weights": loaded.host}
         notes.append("its weights are quantized: the whole model is loaded, as the plain numbers they stand for")
         notes += loaded.notes
-    passes = 1
-    if searching:
+    if search:
         experts = blocks[0].expert_count
         # Every expert's outputs in chunks, in the model's dtype and in float64; their inner products, for the search
         gpu["search"] = 2 * CHUNK_BYTES["cuda"] + min(GRAM_BYTES, (tokens or GRAM_BYTES) * experts**2 * 4 // machine.ranks)
-        passes = 3 if progressive else 1  # the original's layer, the pruned model's over all experts and over the kept ones
-    states = weight * original.hidden_size * (tokens or 0) // machine.nodes * (2 if searching and progressive else 1)
+    states = weight * original.hidden_size * (tokens or 0) // machine.nodes * (search.hidden_states if search else 1)
     flops = None
     if tokens is not None:
-        flops = passes * 2.0 * tokens * (original.active - original.head)
-        if searching:  # every expert for every token, and the products of their outputs
+        flops = (search.forward_passes if search else 1) * 2.0 * tokens * (original.active - original.head)
+        if search:  # every expert for every token, and the products of their outputs
             flops += 2.0 * tokens * (original.experts - original.active_experts)
             flops += 2.0 * tokens * len(blocks) * blocks[0].expert_count ** 2 * original.hidden_size
     seconds = machine.seconds(flops, original.bytes / DISK_BANDWIDTH)
@@ -99,7 +98,7 @@ def estimate_calibrate(on: RecipeOnMachine, model: ModelSize | None = None) -> S
         flops = None if flops is None or answers.flops is None else flops + answers.flops
         seconds = None if seconds is None or answers.seconds is None else seconds + answers.seconds
         notes.append(f"the model's own answers first: {answers.work}")
-    how = f", {recipe.pruning.mode} search over every expert" if searching else ""
+    how = f", {search.mode} search over every expert" if search else ""
     on_gpu, in_ram = memory_on(machine, gpu, {"hidden states": states} | kept)
     return StageEstimate(
         name="calibrate",
@@ -175,7 +174,7 @@ def estimate_fidelity(on: RecipeOnMachine, role: str, model: ModelSize) -> Stage
 def estimate_harness(on: RecipeOnMachine, role: str, model: ModelSize) -> StageEstimate:
     """How long its tasks' questions are only lm-eval knows: as long as the longest examples, at most."""
     recipe, longest = on.recipe, on.recipe.finetuning.max_length
-    batch = AT_ONCE if recipe.evaluation.batch_size == "auto" else recipe.evaluation.batch_size
+    batch = BATCH_SIZE if recipe.evaluation.batch_size == "auto" else recipe.evaluation.batch_size
     placement = on.place(model, whole=True)
     gpu = placement.gpu | {
         "activations": model.activations(batch, longest) or 0,

@@ -15,32 +15,36 @@ from typing import Any
 
 import torch
 from rich.markup import escape
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from toolkit.cuts.experts import masked
-from toolkit.cuts.plan import BlockPlan, Plan
+from toolkit.cuts.apply import masked
+from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.evaluation import measure_fidelity, write_reference
 from toolkit.evaluation.probe import check_probe, measure_probe, read_probe
-from toolkit.moe import find_blocks, load_config, load_tokenizer, meta_model
+from toolkit.moe import find_blocks
 from toolkit.moe.placement import with_model
 from toolkit.pipeline.checks import check
+from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.fingerprints import own_scorer_identity
+from toolkit.pipeline.manifest import SWEEP
 from toolkit.pipeline.run_directory import RunDirectory
-from toolkit.pipeline.runner import do_stage, plan_stages
+from toolkit.pipeline.runner import do_stage
+from toolkit.pipeline.stages.calibrate import Calibrate
 from toolkit.pipeline.sweep_grid import Cell, Grid
+from toolkit.pipeline.write_report import write_report
 from toolkit.recipe.data import DataRecipe
 from toolkit.recipe.file import dump_recipe
 from toolkit.recipe.schema import Recipe
-from toolkit.report import show_sweep, tabulate, write_report
+from toolkit.report import show_sweep, tabulate
+from toolkit.report.measurements import SweepRow, SweepTable
 from toolkit.runtime.distributed import barrier, check_shared, is_main, on_main, say, world_size
 from toolkit.runtime.errors import Mistakes
 from toolkit.runtime.files import fingerprint_of, fingerprint_of_source, write_text
 from toolkit.runtime.formatting import loss, percent
 from toolkit.runtime.run_files import RUN_FILE_PATTERNS, SHARD_PATTERN, remove_matching
 from toolkit.selection import kept_unobserved, select
-from toolkit.tasks import Task
-from toolkit.tasks.sources import fingerprint_of_data
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class SweepChoice:
         return f"{self.label}, keep {self.plan.keep}{drawn}"
 
 
-def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> dict[str, Any]:
+def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> SweepTable:
     """Measures every cell that is not measured yet, on every rank; returns what sweep/table.json holds.
 
     `fresh` measures all of them again. Raises PollardError before anything is measured for cells that cannot be.
@@ -77,12 +81,13 @@ def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> dict[str, Any]
     try:
         check_shared(directory.path)
         on_main(lambda: _open(directory, recipe, fresh))
-        folders = [_calibrated(cell.recipe, directory) for cell in grid.cells]
-        choices = on_main(lambda: _choose(grid, folders))
+        context = RunContext(recipe, directory)
+        folders = [_calibrated(context.variant(cell.recipe)) for cell in grid.cells]
+        choices = on_main(lambda: _choose(grid, context, folders))
         missing = on_main(lambda: [choice for choice in choices if not _measured(directory.sweep / choice.file)])
         say(f"[bold]{'sweep':<20}[/] {len(choices)} cells, {len(choices) - len(missing)} of them measured already")
         if missing:
-            _measure(recipe, list({choice.file: choice for choice in missing}.values()), directory.sweep)
+            _measure(context, list({choice.file: choice for choice in missing}.values()), directory.sweep)
         table = on_main(lambda: _finish(recipe, choices, directory))
         show_sweep(table)
         on_main(lambda: write_report(directory.path))
@@ -94,15 +99,15 @@ def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> dict[str, Any]
 
 def _check(grid: Grid, directory: RunDirectory) -> None:
     """Everything that can be known to be wrong before the calibration starts, of all cells together."""
-    mistakes, notes = Mistakes(), dict[str, None]()
+    mistakes, notes, context = Mistakes(), dict[str, None](), RunContext(grid.recipe, directory)
     for recipe in {
         cell.recipe.pruning.model_dump_json(exclude={"criterion", "skipping"}): cell.recipe for cell in grid.cells
     }.values():
         evaluation = recipe.evaluation.model_copy(update={"models": ["pruned"], "split": "dev", "harness": None})
         of_cell = recipe.model_copy(update={"evaluation": evaluation, "control": False})
-        notes |= dict.fromkeys(mistakes.collect(partial(check, of_cell, directory)) or [])
+        notes |= dict.fromkeys(mistakes.collect(partial(check, context.variant(of_cell))) or [])
     if other := grid.recipe.sweep.off_task:
-        mistakes.collect(lambda: check_probe(other))
+        mistakes.collect(lambda: check_probe(other, context.data))
     mistakes.raise_all()
     for note in notes:
         say(f"[bold]note[/] {escape(note)}")
@@ -117,26 +122,28 @@ def _open(directory: RunDirectory, recipe: Recipe, fresh: bool) -> None:
     directory.sweep.mkdir(exist_ok=True)
 
 
-def _calibrated(recipe: Recipe, directory: RunDirectory) -> Path:
-    """Where the statistics for this recipe are: the run's own where they fit, else beside the cells."""
-    stage = plan_stages(recipe)[0]
-    own = on_main(lambda: directory.is_done(stage.name, stage.fingerprint) or stage.name not in directory.entries())
-    home = directory if own else RunDirectory(stage.fingerprint, directory.sweep / "calibration")
-    if not on_main(lambda: home.is_done(stage.name, stage.fingerprint)):
-        on_main(lambda: home.path.mkdir(parents=True, exist_ok=True))
-        do_stage(stage, recipe, home, "its statistics serve every cell" if own else "other settings than the run's")
+def _calibrated(context: RunContext) -> Path:
+    """Where the statistics for this recipe are: the run's own where they fit, else in a folder of the sweep's."""
+    run, stage = context.directory, Calibrate(context)
+    own = on_main(lambda: run.is_done(stage.name, stage.fingerprint()) or stage.name not in run.entries())
+    if not own:
+        stage = Calibrate(context.variant(context.recipe, RunDirectory(stage.fingerprint(), run.sweep / "calibration")))
+    place = stage.context.directory
+    if not on_main(lambda: place.is_done(stage.name, stage.fingerprint())):
+        on_main(lambda: place.path.mkdir(parents=True, exist_ok=True))
+        do_stage(stage, "its statistics serve every cell" if own else "other settings than the run's")
     barrier()
-    return home.statistics
+    return place.statistics
 
 
-def _choose(grid: Grid, folders: list[Path]) -> list[SweepChoice]:
+def _choose(grid: Grid, context: RunContext, folders: list[Path]) -> list[SweepChoice]:
     """The original, then every cell's choice. Raises PollardError for a criterion that the statistics cannot serve."""
     recipe = grid.recipe
     judged = [
         fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}), recipe.task.model_dump(),
-        Task(recipe.task).fingerprint("train"), recipe.calibration.max_length,
+        context.data.task_fingerprint(recipe.task, "train"), recipe.calibration.max_length,
         [recipe.evaluation.examples, recipe.evaluation.max_new_tokens, recipe.evaluation.fidelity],
-        recipe.sweep.model_dump(), _off_task_source(recipe),
+        recipe.sweep.model_dump(), _off_task_source(context),
         *own_scorer_identity(recipe.task),
     ]  # fmt: skip
 
@@ -144,10 +151,10 @@ def _choose(grid: Grid, folders: list[Path]) -> list[SweepChoice]:
         kept = {name: block.kept for name, block in plan.blocks.items()}
         return f"keep{plan.keep}-{fingerprint_of(judged, kept, plan.experts_per_token)}.json"
 
-    blocks = find_blocks(meta_model(load_config(recipe.model.path, recipe.model.revision)))
+    blocks = find_blocks(context.meta_model)
     count = blocks[0].expert_count
     everyone = {block.name: BlockPlan(experts=count, kept=list(range(count))) for block in blocks}
-    original = Plan(
+    original = Plan.of_experts(
         model=recipe.model.path, criterion="original", keep=count, experts_per_token=blocks[0].experts_per_token, blocks=everyone
     )
     choices = {("", count, 0): SweepChoice(None, original, 0, file_of(original))}
@@ -160,11 +167,10 @@ def _choose(grid: Grid, folders: list[Path]) -> list[SweepChoice]:
     return list(choices.values())
 
 
-def _off_task_source(recipe: Recipe) -> Any:
-    other = recipe.sweep.off_task
-    if other is None:
-        return None
-    return Task(other.task).fingerprint("train") if other.task else fingerprint_of_data(str(other.text))
+def _off_task_source(context: RunContext) -> Any:
+    """What identifies the data that the pruned models are measured on beside the task; None where there is none."""
+    other = context.recipe.sweep.off_task
+    return other and context.data.source_fingerprint(other, context.recipe.task)
 
 
 def _measured(path: Path) -> dict[str, Any] | None:
@@ -175,13 +181,13 @@ def _measured(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _measure(recipe: Recipe, choices: list[SweepChoice], folder: Path) -> None:
+def _measure(context: RunContext, choices: list[SweepChoice], folder: Path) -> None:
     """One file per choice, written as soon as it is measured."""
-    tokenizer = load_tokenizer(recipe.model.path, recipe.model.revision)
-    probes = {"task": read_probe(DataRecipe(task=recipe.task), recipe, tokenizer), "off_task": None}
+    recipe, tokenizer = context.recipe, context.tokenizer
+    probes = {"task": read_probe(DataRecipe(task=recipe.task), recipe, tokenizer, context.data), "off_task": None}
     if recipe.sweep.off_task:
-        probes["off_task"] = read_probe(recipe.sweep.off_task, recipe, tokenizer)
-    gold, said = _gold(recipe, tokenizer), folder / "original"  # what the original says of them, until all cells are measured
+        probes["off_task"] = read_probe(recipe.sweep.off_task, recipe, tokenizer, context.data)
+    gold, said = _gold(context), folder / "original"  # what the original says of them, until all cells are measured
 
     def measure(model: PreTrainedModel) -> None:
         on_main(lambda: remove_matching(said, SHARD_PATTERN))
@@ -190,8 +196,10 @@ def _measure(recipe: Recipe, choices: list[SweepChoice], folder: Path) -> None:
         for number, choice in enumerate(choices, start=1):
             started = time.monotonic()
             with masked(model, choice.plan):
-                found = {name: probe and measure_probe(model, tokenizer, recipe, probe) for name, probe in probes.items()}
-                found["fidelity"] = measure_fidelity(model, gold, said, "").facts() if gold else None
+                found = {
+                    name: probe and measure_probe(model, tokenizer, recipe, probe).to_json() for name, probe in probes.items()
+                }
+                found["fidelity"] = measure_fidelity(model, gold, said, "").to_json() if gold else None
             seconds = round(time.monotonic() - started, 1)
             facts = {
                 "format": 2, "keep": choice.plan.keep, "experts_per_token": choice.plan.experts_per_token,
@@ -204,19 +212,21 @@ def _measure(recipe: Recipe, choices: list[SweepChoice], folder: Path) -> None:
             result = f"{percent(task['score'])}, loss {loss(task['loss'])}"
             say(f"  {number}/{len(choices)} {choice.name}: {result} [dim]{seconds} s[/]")
 
-    with_model(recipe, recipe.model.path, recipe.model.revision, measure, whole="a sweep masks the routers of a whole model")
+    with_model(recipe, recipe.model.path, recipe.model.revision, measure, why_whole="a sweep masks the routers of a whole model")
     barrier()
     on_main(lambda: remove_matching(said, SHARD_PATTERN))
 
 
-def _gold(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, torch.Tensor]]:
+def _gold(context: RunContext) -> list[dict[str, torch.Tensor]]:
     """The dev answers over which masked models are compared with the original; none where the recipe does not ask for it."""
+    recipe = context.recipe
     if not recipe.evaluation.fidelity:
         return []
-    return read_probe(DataRecipe(task=recipe.task, examples=recipe.evaluation.fidelity), recipe, tokenizer).batches
+    answers = DataRecipe(task=recipe.task, examples=recipe.evaluation.fidelity)
+    return read_probe(answers, recipe, context.tokenizer, context.data).batches
 
 
-def _finish(recipe: Recipe, choices: list[SweepChoice], directory: RunDirectory) -> dict[str, Any]:
+def _finish(recipe: Recipe, choices: list[SweepChoice], directory: RunDirectory) -> SweepTable:
     """Puts the cells' files together and writes the table, then the stage's entry."""
     rows, seconds = [], {}
     for choice in choices:
@@ -224,14 +234,16 @@ def _finish(recipe: Recipe, choices: list[SweepChoice], directory: RunDirectory)
         seconds[choice.file] = found["seconds"]
         pruning = choice.cell.recipe.pruning.model_dump(exclude={"keep", "skipping"}) if choice.cell else {}
         rows.append(
-            {"label": choice.label, "keep": found["keep"], **pruning}
-            | {"seed": choice.cell.seed if choice.cell else None, "kept_unobserved": choice.unobserved}
-            | {key: found[key] and {k: v for k, v in found[key].items() if k != "right"} for key in ("task", "off_task")}
-            | {"fidelity": found["fidelity"], "file": choice.file}
+            SweepRow.model_validate(
+                {"label": choice.label, "keep": found["keep"], **pruning}
+                | {"seed": choice.cell.seed if choice.cell else None, "kept_unobserved": choice.unobserved}
+                | {key: found[key] and {k: v for k, v in found[key].items() if k != "right"} for key in ("task", "off_task")}
+                | {"fidelity": found["fidelity"], "file": choice.file}
+            )
         )
     table = tabulate(rows)
-    write_text(directory.sweep / "table.json", json.dumps(table, indent=1) + "\n")
-    fingerprint = fingerprint_of(table)
-    if not directory.is_done("sweep", fingerprint):
-        directory.finish("sweep", fingerprint, sum(seconds.values()), seed=recipe.seed, ranks=world_size(), cells=len(rows))
+    write_text(directory.sweep / "table.json", json.dumps(table.as_json(), indent=1) + "\n")
+    fingerprint = fingerprint_of(table.as_json())
+    if not directory.is_done(SWEEP, fingerprint):
+        directory.finish(SWEEP, fingerprint, sum(seconds.values()), seed=recipe.seed, ranks=world_size(), cells=len(rows))
     return table

@@ -7,14 +7,9 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from toolkit.recipe.choices import LabelFormat, ScorerName, TaskName
 from toolkit.runtime.errors import did_you_mean
 
-TaskName = Literal[
-    "custom", "gsm8k", "math", "svamp", "multiple_choice", "classification", "playground/arithmetic", "playground/sorting",
-    "playground/reversing", "playground/facts", "playground/logic", "playground/code",
-]  # fmt: skip
-ScorerName = Literal["exact", "numeric", "math", "contains", "regex", "choice", "label", "f1"]
-LabelFormat = Literal["letter", "text", "index_from_0", "index_from_1"]
 OWN_SCORER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 SAMPLES, SAMPLING_TEMPERATURE = 4, 0.7  # the temperature of rejection-sampling fine-tuning (arXiv 2308.01825)
 

@@ -1,7 +1,7 @@
 """Every key of a recipe with its type, default and meaning (toolkit/recipe/file.py reads the YAML).
 
-Neither torch nor trl is imported here, so that mistakes are reported at once. Names that other rooms register (criteria,
-scorers) are therefore literals; a test keeps both in step.
+Starts in an instant: neither torch nor trl is imported here, so the names that other rooms register (criteria, methods,
+tasks, scorers) come from a generated file, toolkit/recipe/choices.py.
 """
 
 import re
@@ -10,14 +10,10 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from toolkit.recipe.choices import CRITERIA_ON_ALL_TOKENS, METHODS_WITH_ADAPTERS, Criterion, Method
 from toolkit.recipe.data import DataRecipe, Section, SourceRecipe, TaskRecipe, TrainingSourceRecipe, all_weights_or_none
 from toolkit.recipe.evaluation import EvaluationRecipe
 
-Criterion = Literal[
-    "random", "frequency", "gate_weight", "soft_activation", "ean", "weighted_ean", "reap", "easy_ep", "max_activation",
-    "reconstruction",
-]  # fmt: skip
-Method = Literal["full", "lora", "qlora", "router", "experts"]
 ZERO_PRESETS = (0, 1, 2, 3, "3-offload")
 
 
@@ -108,8 +104,8 @@ class PruningRecipe(Section):
             raise ValueError(f"experts_per_token {self.experts_per_token} is more than the {self.keep} experts kept")
         if self.skipping and 1 in (self.keep, self.experts_per_token) and not isinstance(self.keep, float):
             raise ValueError("with one expert per token there is none to skip: leave skipping out")
-        if self.criterion == "reconstruction" and self.tokens != "all":
-            raise ValueError("reconstruction compares the block's output on all tokens: say tokens: all")
+        if self.criterion in CRITERIA_ON_ALL_TOKENS and self.tokens != "all":
+            raise ValueError(f"{self.criterion} compares the block's output on all tokens: say tokens: all")
         return self
 
 
@@ -182,7 +178,7 @@ class FinetuningRecipe(Section):
 
     @model_validator(mode="after")
     def _adapters_where_there_are_some(self) -> Self:
-        if self.lora != LoraRecipe() and self.method not in ("lora", "qlora"):
+        if self.lora != LoraRecipe() and self.method not in METHODS_WITH_ADAPTERS:
             raise ValueError(f"lora says how adapters are made, and method {self.method} makes none: say method: lora, or qlora")
         return self
 

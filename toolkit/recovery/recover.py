@@ -29,7 +29,7 @@ from toolkit.runtime.files import explain_full_disk, fingerprint_of, fingerprint
 from toolkit.runtime.run_paths import RunPaths
 from toolkit.runtime.signed_folders import check_target, remove_own
 from toolkit.runtime.zero import start_deepspeed
-from toolkit.tasks import Encoded, Task, encode_all
+from toolkit.tasks import DataCache, Encoded, encode_all
 
 
 class RecoveryFacts(TypedDict):
@@ -53,18 +53,21 @@ def recover(
     role: Role | Literal["recovered", "control"] = Role.RECOVERED,
     fingerprint: str | None = None,
     accuracy: Callable[[PreTrainedModel], float] | None = None,
+    cache: DataCache | None = None,
 ) -> RecoveryFacts:
     """Trains `pruned/` of the recipe's run directory into `recovered/` (role control: the original into `control/`). Call it
     on every rank, under the launcher. Resumes from the last checkpoint of a training with the same `fingerprint`.
 
-    `accuracy` measures a model on the dev slice, on every rank: what `select_by: dev_accuracy` selects by. With
-    `finetuning.teacher` the teacher's cache must lie in the run directory, and with `self_generated` the answers (the
-    pipeline makes both). The loss counts completion tokens only. Writes training_log.jsonl beside the checkpoint.
+    `accuracy` measures a model on the dev slice, on every rank: what `select_by: dev_accuracy` selects by. `cache` may hold
+    data that has been read already. With `finetuning.teacher` the teacher's cache must lie in the run directory, and with
+    `self_generated` the answers (the pipeline makes both). The loss counts completion tokens only. Writes training_log.jsonl
+    beside the checkpoint.
 
     Raises PollardError for settings that SFTConfig refuses, a disk without room, beforehand or
     at work, checkpoints of another number of ranks, a loss that is not finite, and a checkpoint that is not complete.
     """
     start_deepspeed()
+    cache = cache or DataCache()
     run = RunPaths(recipe.name, root)
     training = training_of(recipe, run, Role(role))
     for folder in (training.target, training.adapter):
@@ -83,9 +86,9 @@ def recover(
         arguments.run_name = str(training.target)  # for trackers: one run per training, also of rounds and the control
     try:
         tokenizer = load_tokenizer(training.source, training.revision)
-        data = read_training_data(recipe, tokenizer, run.answers)
+        data = read_training_data(recipe, tokenizer, run.answers, cache)
         train_data = Dataset.from_list([{"example": i, **_row(e)} for i, e in enumerate(data.encoded)])
-        dev_data = _dev_data(recipe, arguments, tokenizer)
+        dev_data = _dev_data(recipe, arguments, tokenizer, cache)
         model = trainable_model(recipe, arguments, training.source, training.revision)
         make_trainer = _trainer_class(recipe, model, run, data)
         with tensorboard_in(run.path / "tensorboard" / role):
@@ -141,9 +144,9 @@ def _trainer_class(recipe: Recipe, model: PreTrainedModel, run: RunPaths, data: 
     return partial(DistilledTrainer, cache=cache, distillation=settings.distillation)
 
 
-def _dev_data(recipe: Recipe, arguments: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> Dataset | None:
+def _dev_data(recipe: Recipe, arguments: SFTConfig, tokenizer: PreTrainedTokenizerBase, cache: DataCache) -> Dataset | None:
     """The dev slice, for the dev loss; where there is none, nothing is measured."""
-    examples, longest = Task(recipe.task).examples("dev"), recipe.finetuning.max_length
+    examples, longest = cache.task(recipe.task).examples("dev"), recipe.finetuning.max_length
     if not examples:
         arguments.eval_strategy = "no"
     if arguments.eval_strategy == "no":

@@ -17,7 +17,7 @@ from toolkit.recovery.methods import METHODS
 from toolkit.recovery.trainer_defaults import trainer_defaults
 from toolkit.runtime.errors import PollardError, did_you_mean
 from toolkit.runtime.zero import deepspeed_config
-from toolkit.tasks import Task
+from toolkit.tasks import DataCache
 
 # Fields that the toolkit sets, and the recipe key that decides them
 SET_BY_POLLARD = {
@@ -66,14 +66,14 @@ def sft_config(recipe: Recipe, output_dir: Path) -> SFTConfig:
     return arguments
 
 
-def finetuning_checks(recipe: Recipe, output_dir: Path) -> list[Callable[[], None]]:
+def finetuning_checks(recipe: Recipe, output_dir: Path, data: DataCache) -> list[Callable[[], None]]:
     """Independent checks of the fine-tuning, made before the first stage starts; each raises PollardError."""
     return [
         lambda: METHODS[recipe.finetuning.method].check(recipe),
         lambda: check_trainer_keys(recipe.finetuning.trainer),
         lambda: check_combinations(recipe),
         lambda: _check_arguments(recipe, output_dir),
-        lambda: _check_selection(recipe),
+        lambda: _check_selection(recipe, data),
     ]
 
 
@@ -85,8 +85,8 @@ def _check_arguments(recipe: Recipe, output_dir: Path) -> None:
     check_trackers(list(arguments.report_to or ()))  # SFTConfig makes it a list
 
 
-def _check_selection(recipe: Recipe) -> None:
-    if recipe.finetuning.select_by != "last" and not Task(recipe.task).examples("dev"):
+def _check_selection(recipe: Recipe, data: DataCache) -> None:
+    if recipe.finetuning.select_by != "last" and not data.task(recipe.task).examples("dev"):
         raise PollardError(
             f"finetuning.select_by is {recipe.finetuning.select_by}, but the training data is too small for a dev slice: "
             "add examples, or say finetuning.select_by=last.",

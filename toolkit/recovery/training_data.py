@@ -19,7 +19,7 @@ from toolkit.recipe.data import TrainingSourceRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
-from toolkit.tasks import Encoded, Example, HeldOut, Task, encode, encode_all, encode_texts, question_of, read_texts
+from toolkit.tasks import DataCache, Encoded, Example, HeldOut, Task, encode, encode_all, encode_texts, question_of
 
 T = TypeVar("T")
 
@@ -48,26 +48,30 @@ def training_sources(recipe: Recipe) -> list[TrainingSourceRecipe]:
     return recipe.finetuning.data or [TrainingSourceRecipe(task=recipe.task)]
 
 
-def check_training_source(recipe: Recipe, source: TrainingSourceRecipe, tokenizer: PreTrainedTokenizerBase | None) -> None:
+def check_training_source(
+    recipe: Recipe, source: TrainingSourceRecipe, tokenizer: PreTrainedTokenizerBase | None, cache: DataCache
+) -> None:
     """Raises PollardError for a source that cannot be read and, with a tokenizer, for one without any example that is short
     enough."""
     if source.text:
-        read_texts(source.text)
+        cache.texts(source.text)
         return
-    examples, longest = Task(source.task or recipe.task).examples("train"), recipe.finetuning.max_length
+    examples, longest = cache.task(source.task or recipe.task).examples("train"), recipe.finetuning.max_length
     if tokenizer is None or source.self_generated:
         return
     if not any(len(encode(tokenizer, example).input_ids) <= longest for example in examples):
         encode_all(tokenizer, examples, longest, "finetuning.max_length")  # raises, naming their lengths
 
 
-def read_training_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, answers: Path) -> TrainingData:
+def read_training_data(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, answers: Path, cache: DataCache | None = None
+) -> TrainingData:
     """The same on every rank; `answers` is where the model's own answers lie (one folder per source, by number).
 
     Raises PollardError where a source has nothing left, and where own answers were not drawn.
     """
-    sources = training_sources(recipe)
-    parts = [_read_source(recipe, source, tokenizer, answers / str(number)) for number, source in enumerate(sources)]
+    sources, cache = training_sources(recipe), cache or DataCache()
+    parts = [_read_source(recipe, source, tokenizer, answers / str(number), cache) for number, source in enumerate(sources)]
     examples = [part.encoded for part in parts]
     if len(parts) > 1 and sources[0].weight is not None:
         examples = _by_weight(sources, examples, recipe.seed)
@@ -80,17 +84,19 @@ def read_training_data(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, answe
     )
 
 
-def _read_source(recipe: Recipe, source: TrainingSourceRecipe, tokenizer: PreTrainedTokenizerBase, answers: Path) -> TrainingData:
+def _read_source(
+    recipe: Recipe, source: TrainingSourceRecipe, tokenizer: PreTrainedTokenizerBase, answers: Path, cache: DataCache
+) -> TrainingData:
     longest = recipe.finetuning.max_length
     if source.self_generated:
         data = TrainingData(_own_answers(answers, longest), left_out=0, overlapping=0)
     elif source.text:
-        texts, dropped, repeating = without_overlap(recipe, source, read_texts(source.text), str)
+        texts, dropped, repeating = without_overlap(recipe, source, cache.texts(source.text), str, cache)
         encoded = [piece for piece in encode_texts(tokenizer, texts, longest) if len(piece.input_ids) > 1]
         data = TrainingData(_sample(encoded, source, recipe), 0, dropped, repeating=repeating)
     else:
-        task = Task(source.task or recipe.task)
-        examples, dropped, repeating = training_examples(source, recipe, task)
+        task = cache.task(source.task or recipe.task)
+        examples, dropped, repeating = training_examples(source, recipe, cache)
         encoded, too_long = encode_all(tokenizer, examples, longest, "finetuning.max_length")
         data = TrainingData(encoded, too_long, dropped, task.bad_lines("train"), repeating)
     too_long = data.left_out
@@ -103,24 +109,23 @@ def _read_source(recipe: Recipe, source: TrainingSourceRecipe, tokenizer: PreTra
     return data
 
 
-def training_examples(source: TrainingSourceRecipe, recipe: Recipe, task: Task | None = None) -> WithoutOverlap[Example]:
-    """The examples of the source's `task` (made here unless given) without those that overlap: a seeded sample of the
-    number that the recipe asks for."""
-    task = task or Task(source.task or recipe.task)
-    found = without_overlap(recipe, source, task.examples("train"), lambda example: question_of(task, example))
+def training_examples(source: TrainingSourceRecipe, recipe: Recipe, cache: DataCache) -> WithoutOverlap[Example]:
+    """The examples of the source's task without those that overlap: a seeded sample of the number that the recipe asks for."""
+    task = cache.task(source.task or recipe.task)
+    found = without_overlap(recipe, source, task.examples("train"), lambda example: question_of(task, example), cache)
     return found._replace(items=_sample(found.items, source, recipe))
 
 
 def without_overlap(
-    recipe: Recipe, source: TrainingSourceRecipe, items: list[T], text_of: Callable[[T], str]
+    recipe: Recipe, source: TrainingSourceRecipe, items: list[T], text_of: Callable[[T], str], cache: DataCache
 ) -> WithoutOverlap[T]:
     """The items that do not overlap with the task's test questions and dev slice; prints how many do.
 
     Of the task's own training split only exact repetitions are dropped: its questions may well be made like those of the
     test set. Without `finetuning.data` all of it stays, and the overlap is only printed.
     """
-    task = Task(recipe.task)
-    own = source.text is None and _origin(Task(source.task or recipe.task)) == _origin(task)
+    task = cache.task(recipe.task)
+    own = source.text is None and _origin(cache.task(source.task or recipe.task)) == _origin(task)
 
     def compare() -> list[str | None]:  # minutes for millions of texts: not on every rank
         held = HeldOut(question_of(task, example) for split in ("test", "dev") for example in task.examples(split))

@@ -1,38 +1,57 @@
 """Per MoE block: how the task uses its experts, which stay, and which every criterion would have kept.
 
-Shape legend: E experts of a block.
+The one place of the report that reads how a plan stores its experts. Shape legend: E experts of a block.
 """
 
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import PARTS, ExpertStatistics, Tokens
+from toolkit.report.facts import BlockFacts, CriteriaAgreement, PruningFacts
 
 
-def blocks_of(statistics: ExpertStatistics | None, plan: Plan | None) -> dict[str, dict[str, Any]]:
-    """Per block what was watched and what was chosen; either may be missing."""
-    watched = statistics.about["blocks"] if statistics else {}
+def pruning_facts(plan: Plan, schedule: list[int] | None) -> PruningFacts:
+    """The plan in numbers; with a schedule, `plan` is that of all rounds together."""
+    experts = next(iter(plan.blocks.values())).experts
+    return PruningFacts(
+        criterion=plan.criterion,
+        mode=plan.mode,
+        tokens=plan.tokens,
+        seed=plan.seed,
+        keep=plan.keep,
+        experts_per_token=plan.experts_per_token,
+        experts=experts,
+        blocks=len(plan.blocks),
+        schedule=schedule,
+    )
+
+
+def block_facts(statistics: ExpertStatistics | None, plan: Plan | None) -> dict[str, BlockFacts]:
+    """Per block what was observed and what was chosen; either may be missing."""
+    observed = statistics.about.blocks if statistics else {}
     chosen = plan.blocks if plan else {}
     blocks = {}
-    for name in watched or chosen:
-        about, choice = watched.get(name, {}), chosen.get(name)
-        block: dict[str, Any] = {
-            "experts": about["experts"] if about else chosen[name].experts,
-            "kept": choice.kept if choice else None,
-            "share": None, "kept_share": None, "kept_unobserved": None,
-            "unobserved": about.get("unobserved"),
-            "entropy_bits": about.get("entropy_bits"),
-        }  # fmt: skip
+    for name in observed or chosen:
+        about, choice = observed.get(name), chosen.get(name)
+        share = kept_share = kept_unobserved = None
         if statistics and about:
             counts = {tokens: statistics.get(name, "count", tokens) for tokens in ("all", *PARTS)}
-            block["share"] = {tokens: _share(count) for tokens, count in counts.items()}
+            share = {tokens: _share(count) for tokens, count in counts.items()}
             if plan and choice:
-                count = counts[_tokens(plan)]
-                block["kept_share"] = _short(float(count[choice.kept].sum() / count.sum())) if count.any() else None
-                block["kept_unobserved"] = int((count[choice.kept] == 0).sum())
-        blocks[name] = block
+                count_E = counts[_tokens(plan)]
+                kept_share = _short(float(count_E[choice.kept].sum() / count_E.sum())) if count_E.any() else None
+                kept_unobserved = int((count_E[choice.kept] == 0).sum())
+        blocks[name] = BlockFacts(
+            experts=about.experts if about else chosen[name].experts,
+            kept=choice.kept if choice else None,
+            share=share,
+            kept_share=kept_share,
+            kept_unobserved=kept_unobserved,
+            unobserved=about.unobserved if about else None,
+            entropy_bits=about.entropy_bits if about else None,
+        )
     return blocks
 
 
@@ -40,8 +59,8 @@ def _tokens(plan: Plan) -> Tokens:
     return plan.tokens if plan.tokens in PARTS else "all"  # type: ignore[return-value]
 
 
-def _share(count_E: torch.Tensor) -> list[float] | None:
-    """Each expert's part of the routing choices, adding up to 1; None where no token of this kind was seen."""
+def _share(count_E: torch.Tensor) -> list[int | float] | None:
+    """Each expert's part of the routing choices, adding up to 1; None where there was no token of this kind."""
     return [_short(share) for share in (count_E / count_E.sum()).tolist()] if count_E.any() else None
 
 
@@ -50,10 +69,8 @@ def _short(number: float) -> float:
     return float(f"{number:.6g}")
 
 
-def criteria_of(chosen: dict[str, dict[str, list[int]]], plan: Plan) -> dict[str, Any]:
-    """Per criterion the share of the plan's experts that it would have kept as well, in every block and on the whole.
-
-    Two choices that know nothing of each other share `by_chance`."""
+def criteria_agreement(chosen: Mapping[str, Mapping[str, list[int]]], plan: Plan) -> CriteriaAgreement:
+    """How far each criterion's choice (criterion -> block -> kept experts) is the plan's."""
     agreement = {
         criterion: {
             name: _short(len(set(kept[name]) & set(block.kept)) / plan.keep)
@@ -63,8 +80,5 @@ def criteria_of(chosen: dict[str, dict[str, list[int]]], plan: Plan) -> dict[str
         for criterion, kept in chosen.items()
     }
     experts = next(iter(plan.blocks.values())).experts
-    return {
-        "by_chance": _short(plan.keep / experts),
-        "agreement": agreement,
-        "mean": {criterion: _short(sum(shares.values()) / len(shares)) for criterion, shares in agreement.items() if shares},
-    }
+    mean = {criterion: _short(sum(shares.values()) / len(shares)) for criterion, shares in agreement.items() if shares}
+    return CriteriaAgreement(by_chance=_short(plan.keep / experts), agreement=agreement, mean=mean)

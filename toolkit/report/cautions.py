@@ -1,146 +1,144 @@
 """What a reader of the scores must know before believing them: the report's warnings, each with its numbers."""
 
-from typing import Any
+from collections.abc import Mapping
 
-Facts = dict[str, Any]
-READERS = {"calibrate": "calibration", "recover": "training", "evaluate": "evaluation"}  # stages that read data
+from toolkit.recipe.roles import Role
+from toolkit.recipe.schema import Recipe
+from toolkit.report.facts import RunFacts
+
+COUNTED_ANSWERS = (
+    ("truncated", "that did not end within {limit}"),
+    ("empty", "that are empty"),
+    ("unfinished_reasoning", "of which only reasoning had been written within {limit} (evaluation.max_new_tokens)"),
+    ("given_up", "whose comparison with the gold answer was given up, counted as wrong"),
+)
+COUNTED_PROMPTS = (
+    ("prompts_beyond_context", "do not fit the model's context of {context:,} tokens"),
+    ("prompts_without_room", "leave less room in the model's context of {context:,} tokens than the {new:,} new ones allowed"),
+)
+MEASURED_ALIKE = (
+    (("split", "n", "max_new_tokens", "dtype"), "scores"),
+    (("device", "ranks", "batch_size"), "speeds and memory"),
+)
+"""Fields of ModelResult that must be the same for all models, and what cannot be compared where they are not."""
 
 
-def warnings(facts: Facts) -> list[str]:
-    """What a reader of the scores must know before believing them."""
+def warnings(facts: RunFacts, recipe: Recipe | None, bad_lines: Mapping[str, int]) -> list[str]:
+    """One sentence for each thing that makes a number doubtful; `recipe` is the run's, `bad_lines` counts lines of its data that
+    could not be used, by what they were read for."""
     return [
-        *_about_selection(facts), *_about_data(facts), *_about_training(facts), *_about_answers(facts),
+        *_about_selection(facts), *_about_data(facts, recipe, bad_lines), *_about_training(facts), *_about_answers(facts, recipe),
         *_about_context(facts), *_about_likeness(facts), *_about_versions(facts),
     ]  # fmt: skip
 
 
-def _about_selection(facts: Facts) -> list[str]:
-    idle = [block["kept_unobserved"] for block in facts["blocks"].values() if block["kept_unobserved"]]
-    if not idle:
+def _about_selection(facts: RunFacts) -> list[str]:
+    idle = [block.kept_unobserved for block in facts.blocks.values() if block.kept_unobserved]
+    cut = facts.pruning
+    if not idle or not cut:
         return []
-    cut = facts["pruning"]
-    kind = "token" if cut["tokens"] == "all" else f"{cut['tokens']} token"
-    where = f"{sum(idle):,} of {cut['keep'] * cut['blocks']:,}, in {len(idle)} of {cut['blocks']} blocks"
-    why = "`random` does not look" if cut["criterion"] == "random" else "`keep` is larger than what the task was seen to use"
+    kind = "token" if cut.tokens == "all" else f"{cut.tokens} token"
+    where = f"{sum(idle):,} of {cut.keep * cut.blocks:,}, in {len(idle)} of {cut.blocks} blocks"
+    why = "`random` does not look" if cut.criterion == "random" else "`keep` is larger than what the task was seen to use"
     return [f"Kept experts that no {kind} of calibration chose: {where} ({why})."]
 
 
-def _about_data(facts: Facts) -> list[str]:
-    said = []
-    for stage, section, found in (
-        ("Calibration", "calibration", facts["calibration"]),
-        ("Training", "finetuning", facts["training"]),
+def _about_data(facts: RunFacts, recipe: Recipe | None, bad_lines: Mapping[str, int]) -> list[str]:
+    lines = []
+    for stage, section, read, longest in (
+        ("Calibration", "calibration", facts.calibration, recipe and recipe.calibration.max_length),
+        ("Training", "finetuning", facts.training, recipe and recipe.finetuning.max_length),
     ):
-        if found and found["left_out"]:
-            longest = (facts["recipe"] or {}).get(section, {}).get("max_length")
+        if read and read.left_out:
             limit = f"longer than {longest:,} tokens" if longest else "too long"
-            of = f" of {found['left_out'] + found['examples']:,}" if found["examples"] is not None else ""
-            said.append(f"{stage} left out {found['left_out']:,}{of} examples: they are {limit} ({section}.max_length).")
-        if found and found.get("beyond_context"):
-            count = f"{found['beyond_context']:,} of {found['examples']:,}"
-            said.append(f"{stage} read {count} examples that are longer than the model's context ({section}.max_length).")
-    bad: dict[str, int] = {}
-    for stage, entry in facts["stages"].items():
-        if (what := READERS.get(stage.partition("/")[0])) and entry.get("bad_lines"):
-            bad[what] = entry["bad_lines"]
-    counts = ", ".join(f"{number:,} ({what})" for what, number in bad.items())
-    return [*said, f"Lines of the data that could not be used and are left out: {counts}."] if bad else said
+            whole = f" of {read.left_out + read.examples:,}" if read.examples is not None else ""
+            lines.append(f"{stage} left out {read.left_out:,}{whole} examples: they are {limit} ({section}.max_length).")
+        if read and read.beyond_context:
+            count = f"{read.beyond_context:,} of {read.examples:,}"
+            lines.append(f"{stage} read {count} examples that are longer than the model's context ({section}.max_length).")
+    counts = ", ".join(f"{number:,} ({purpose})" for purpose, number in bad_lines.items())
+    return [*lines, f"Lines of the data that could not be used and are left out: {counts}."] if counts else lines
 
 
-def _about_training(facts: Facts) -> list[str]:
-    training = facts["training"] or {}
-    losses, said = training.get("loss", []), []
-    if repeating := training.get("repeating"):
-        said.append(
-            f"{repeating:,} questions of the training data are those of the test set or the dev slice, word for word: how well "
-            "the recovered model answers new ones, its scores do not tell."
+def _about_training(facts: RunFacts) -> list[str]:
+    training, lines = facts.training, []
+    if training is None:
+        return []
+    if training.repeating:
+        lines.append(
+            f"{training.repeating:,} questions of the training data are those of the test set or the dev slice, word for word: "
+            "how well the recovered model answers new ones, its scores do not tell."
         )
-    broken = [step for step, loss in losses if loss is None]
-    if not broken:
-        return said
-    return [
-        *said,
-        f"The training loss was not finite at {len(broken):,} of {len(losses):,} logged steps, first at step {broken[0]:,}.",
-    ]
+    broken = [step for step, loss in training.loss if loss is None]
+    if broken:
+        logged = f"{len(broken):,} of {len(training.loss):,} logged steps, first at step {broken[0]:,}"
+        lines.append(f"The training loss was not finite at {logged}.")
+    return lines
 
 
-def _about_answers(facts: Facts) -> list[str]:
-    evaluated = {role: found for role, found in facts["models"].items() if found}
-    said = []
-    dev = [role for role, found in evaluated.items() if found["split"] == "dev"]
+def _about_answers(facts: RunFacts, recipe: Recipe | None) -> list[str]:
+    evaluated, lines = facts.evaluated, []
+    dev = [role for role, result in evaluated.items() if result.split == "dev"]
     if dev:
-        said.append(
+        lines.append(
             f"The scores of {_list(dev)} are on the dev split (held-out training examples, there to choose settings by), "
             "not on the test set."
         )
-    limit = (facts["recipe"] or {}).get("evaluation", {}).get("examples")
-    if limit and any(found["n"] == limit for found in evaluated.values()):
-        said.append(f"The evaluation stops after the first {limit:,} questions of its split (evaluation.examples).")
-    limits = {found["max_new_tokens"] for found in evaluated.values() if found["truncated"] and found["max_new_tokens"]}
+    limit = recipe and recipe.evaluation.examples
+    if limit and any(result.n == limit for result in evaluated.values()):
+        lines.append(f"The evaluation stops after the first {limit:,} questions of its split (evaluation.examples).")
+    limits = {result.max_new_tokens for result in evaluated.values() if result.truncated and result.max_new_tokens}
     within = f"{limits.pop():,} tokens" if len(limits) == 1 else "the token limit"
-    for key, what in (
-        ("truncated", f"that did not end within {within}"),
-        ("empty", "that are empty"),
-        ("unfinished_reasoning", f"of which only reasoning had been written within {within} (evaluation.max_new_tokens)"),
-        ("given_up", "whose comparison with the gold answer was given up, counted as wrong"),
-    ):
-        counts = [f"{found[key]:,} of {found['n']:,} ({role})" for role, found in evaluated.items() if found.get(key)]
+    for field, what in COUNTED_ANSWERS:
+        counts = [
+            f"{count:,} of {result.n:,} ({role})" for role, result in evaluated.items() if (count := getattr(result, field))
+        ]
         if counts:
-            said.append(f"Answers {what}: {', '.join(counts)}.")
-    return said
+            lines.append(f"Answers {what.format(limit=within)}: {', '.join(counts)}.")
+    return lines
 
 
-def _about_context(facts: Facts) -> list[str]:
+def _about_context(facts: RunFacts) -> list[str]:
     """Prompts that are longer than what a model can read; all models of a run were mostly asked the same."""
-    said = []
-    for key, what in (
-        ("prompts_beyond_context", "do not fit the model's context of {context:,} tokens"),
-        (
-            "prompts_without_room",
-            "leave less room in the model's context of {context:,} tokens than the {new:,} new ones allowed",
-        ),
-    ):
+    lines = []
+    for field, what in COUNTED_PROMPTS:
         roles: dict[str, list[str]] = {}
-        for role, found in facts["models"].items():
-            if found and found.get(key):
-                words = what.format(context=found["context_length"], new=found["max_new_tokens"])
-                roles.setdefault(f"{found[key]:,} of {found['n']:,} prompts {words}", []).append(role)
-        said += [f"{count} ({', '.join(named)})." for count, named in roles.items()]
-    return said
+        for role, result in facts.evaluated.items():
+            if count := getattr(result, field):
+                which = what.format(context=result.context_length, new=result.max_new_tokens)
+                roles.setdefault(f"{count:,} of {result.n:,} prompts {which}", []).append(role)
+        lines += [f"{count} ({', '.join(named)})." for count, named in roles.items()]
+    return lines
 
 
-def _about_likeness(facts: Facts) -> list[str]:
-    """Models that were not measured in the same way must not be compared without saying so."""
-    said = []
-    for keys, what in (
-        (("split", "n", "max_new_tokens", "dtype"), "scores"),
-        (("device", "ranks", "batch_size"), "speeds and memory"),
-    ):
-        for key in keys:
-            values = {role: found[key] for role, found in facts["models"].items() if found}
+def _about_likeness(facts: RunFacts) -> list[str]:
+    """Models that were not measured in the same way must not be compared without a warning."""
+    lines = []
+    for fields, what in MEASURED_ALIKE:
+        for field in fields:
+            values = {role: getattr(result, field) for role, result in facts.evaluated.items()}
             if len({str(value) for value in values.values()}) > 1:
                 each = ", ".join(f"{value} ({role})" for role, value in values.items())
-                said.append(f"The {what} were not measured alike: {key} is {each}.")
-    return said
+                lines.append(f"The {what} were not measured alike: {field} is {each}.")
+    return lines
 
 
-def _about_versions(facts: Facts) -> list[str]:
+def _about_versions(facts: RunFacts) -> list[str]:
     """One line per package (and for the toolkit's commit) that changed between the stages."""
-    found: dict[str, dict[str, list[str]]] = {}
-    for stage, entry in facts["stages"].items():
-        for package, version in {
-            **(entry.get("versions") or {}),
-            "toolkit commit": (entry.get("git_commit") or "none")[:12],
-        }.items():
-            found.setdefault(package, {}).setdefault(version, []).append(stage)
+    stages: dict[str, dict[str, list[str]]] = {}  # package -> version -> stages
+    for stage, entry in facts.stages.items():
+        commit = {"toolkit commit": (entry.get("git_commit") or "none")[:12]}
+        for package, version in {**(entry.get("versions") or {}), **commit}.items():
+            stages.setdefault(package, {}).setdefault(version, []).append(stage)
     return [
         f"Stages ran with different versions of {package}: "
-        + "; ".join(f"{version} ({', '.join(stages)})" for version, stages in by_version.items())
+        + "; ".join(f"{version} ({', '.join(names)})" for version, names in by_version.items())
         + "."
-        for package, by_version in found.items()
+        for package, by_version in stages.items()
         if len(by_version) > 1
     ]
 
 
-def _list(words: list[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+def _list(roles: list[Role]) -> str:
+    """ "original, pruned and recovered"."""
+    return " and ".join([", ".join(roles[:-1]), roles[-1]] if len(roles) > 1 else roles)

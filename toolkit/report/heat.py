@@ -9,9 +9,11 @@ import json
 import math
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from toolkit.report.facts import BlockFacts
 from toolkit.runtime.formatting import percent
 
 KEPT, PRUNED = (0x2F, 0x7F, 0xC4), (0xC4, 0x8A, 0x4A)  # colours that hold on a light and on a dark ground
@@ -45,22 +47,22 @@ class HeatMap:
     chosen: bool  # whether any expert was chosen yet
 
 
-def heat_map(report: dict[str, Any]) -> HeatMap | None:
-    """None where nothing was watched."""
-    blocks = {name: block for name, block in report["blocks"].items() if block["share"]}
-    if not blocks:
+def heat_map(blocks: Mapping[str, BlockFacts], tokens: str = "all") -> HeatMap | None:
+    """None where nothing was observed. `tokens`: the kind (of PARTS) by which the plan was chosen."""
+    observed = {name: block.share for name, block in blocks.items() if block.share}
+    if not observed:
         return None
+    shown = [blocks[name] for name in observed]
     shares = {
-        part: [block["share"].get(part) or [0.0] * block["experts"] for block in blocks.values()]
+        part: [share.get(part) or [0.0] * block.experts for share, block in zip(observed.values(), shown, strict=True)]
         for part in PARTS
-        if any(block["share"].get(part) for block in blocks.values())
+        if any(share.get(part) for share in observed.values())
     }
     most = max(max(row) for rows in shares.values() for row in rows) or 1.0
-    kept = [set(block["kept"] or ()) for block in blocks.values()]
-    experts = max(block["experts"] for block in blocks.values())
-    labels = labels_of(list(blocks))
+    kept = [set(block.kept or ()) for block in shown]
+    experts = max(block.experts for block in shown)
+    labels = labels_of(list(observed))
     every = next(step for step in (1, 2, 4, 8, 16, 32, 64) if experts / step <= 16 or step == 64)
-    tokens = (report["pruning"] or {}).get("tokens", "all")
     numbers = {
         "rows": labels,
         "kept": ["".join(str(int(e in row)) for e in range(experts)) for row in kept],

@@ -1,11 +1,15 @@
 """The sentences of the report: computed from its facts, each with its numbers, and claiming no more than they show."""
 
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+from toolkit.recipe.roles import Role
+from toolkit.recipe.schema import Recipe
+from toolkit.report.cautions import warnings
+from toolkit.report.facts import PairedComparison, RunFacts
 from toolkit.runtime.formatting import p_value, percent, points
 
-Facts = dict[str, Any]
 SHARES = {
     Fraction(1, 2): "Half the experts",
     Fraction(1, 4): "A quarter of the experts",
@@ -13,83 +17,86 @@ SHARES = {
 }
 
 
-def headline(facts: Facts) -> str:
+def with_sentences(
+    facts: RunFacts, recipe: Recipe | None, bad_lines: Mapping[str, int], further_warnings: Sequence[str] = ()
+) -> RunFacts:
+    """The facts with headline, summary, comparisons and warnings (`recipe`, `bad_lines`: see there); `further_warnings` come
+    last."""
+    sentences = {
+        "headline": headline(facts),
+        "summary": summary(facts),
+        "comparisons": comparisons(facts),
+        "warnings": (*warnings(facts, recipe, bad_lines), *further_warnings),
+    }
+    return facts.model_copy(update=sentences)
+
+
+def headline(facts: RunFacts) -> str:
     """The answer in one line: what was cut, how much smaller that is, and what it did to the score."""
-    original, ends = facts["models"].get("original"), ("recovered", "pruned")
-    end = next((role for role in ends if facts["models"].get(role)), None)
-    cut = _cut(facts, end or "pruned")
+    original, end = facts.models.get(Role.ORIGINAL), facts.evaluated_result
+    cut = _cut(facts, end or Role.PRUNED)
     if end and original:
-        after = facts["models"][end]
-        alone = " without fine-tuning" * (end == "pruned")
-        return f"{cut}: {percent(original['score'])} -> {percent(after['score'])}{alone}{_in_brackets(facts, end)}."
-    known = {role: found for role, found in facts["models"].items() if found}
-    if not known:
+        after = facts.evaluated[end]
+        alone = " without fine-tuning" * (end == Role.PRUNED)
+        return f"{cut}: {percent(original.score)} -> {percent(after.score)}{alone}{_in_brackets(facts, end)}."
+    if not facts.evaluated:
         return f"{cut}; no model has been evaluated."
-    return f"{cut}: " + ", ".join(f"{percent(found['score'])} {role}" for role, found in known.items()) + "."
+    return f"{cut}: " + ", ".join(f"{percent(result.score)} {role}" for role, result in facts.evaluated.items()) + "."
 
 
-def _cut(facts: Facts, role: str) -> str:
-    cut = facts["pruning"]
+def _cut(facts: RunFacts, role: Role) -> str:
+    cut = facts.pruning
     if not cut:
         return "No experts chosen yet"
-    what = SHARES.get(Fraction(cut["keep"], cut["experts"]), f"{cut['keep']} of {cut['experts']} experts")
-    ratio = facts["ratios"].get(role, {}).get("parameters")
+    what = SHARES.get(Fraction(cut.keep, cut.experts), f"{cut.keep} of {cut.experts} experts")
+    ratio = facts.ratios.get(role, {}).get("parameters")
     return f"{what}, {1 / ratio:.1f}× smaller" if ratio else what
 
 
-def _in_brackets(facts: Facts, role: str) -> str:
-    found = pair_of(facts, role, "original")
-    return f" (difference {'' if found['significant'] else 'not '}significant)" if found else ""
+def _in_brackets(facts: RunFacts, role: Role) -> str:
+    pair = facts.pair_of(role, Role.ORIGINAL)
+    return f" (difference {'' if pair.significant else 'not '}significant)" if pair else ""
 
 
-def pair_of(facts: Facts, first: str, second: str) -> dict[str, Any] | None:
-    """The comparison of two of the models; None where they did not answer the same questions."""
-    return next((found for found in facts["pairs"] if (found["first"], found["second"]) == (first, second)), None)
-
-
-def summary(facts: Facts) -> str:
+def summary(facts: RunFacts) -> str:
     """What the headline leaves out: the budget in numbers, the other models, and on which questions all this was measured."""
-    cut, said = facts["pruning"], []
+    cut, sentences = facts.pruning, []
     if cut:
-        rounds = f", in rounds ({', '.join(map(str, cut['schedule']))})" if cut["schedule"] else ""
-        said.append(f"{cut['keep']} of {cut['experts']} experts kept in each of {cut['blocks']} blocks{rounds}.")
-    evaluated = {role: found for role, found in facts["models"].items() if found}
+        rounds = f", in rounds ({', '.join(map(str, cut.schedule))})" if cut.schedule else ""
+        sentences.append(f"{cut.keep} of {cut.experts} experts kept in each of {cut.blocks} blocks{rounds}.")
+    evaluated = facts.evaluated.values()
     if not evaluated:
-        return " ".join(said)
-    each = [f"{role} {percent(found['score']) if found else 'not evaluated'}" for role, found in facts["models"].items()]
-    sizes = sorted({found["n"] for found in evaluated.values()})
+        return " ".join(sentences)
+    each = [f"{role} {percent(result.score) if result else 'not evaluated'}" for role, result in facts.models.items()]
+    sizes = sorted({result.n for result in evaluated})
     n = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
-    splits = " and ".join(sorted({str(found["split"]) for found in evaluated.values()}))
-    said.append(f"On {n} {splits} questions of {facts['task']}: {', '.join(each)}.")
-    return " ".join(said)
+    splits = " and ".join(sorted({str(result.split) for result in evaluated}))
+    sentences.append(f"On {n} {splits} questions of {facts.task}: {', '.join(each)}.")
+    return " ".join(sentences)
 
 
-def comparisons(facts: Facts) -> list[str]:
+def comparisons(facts: RunFacts) -> tuple[str, ...]:
     """Whether the evaluation tells the result from the original, and from the control, as far as it can."""
-    end = "recovered" if facts["models"].get("recovered") else "pruned"
-    found = [pair_of(facts, end, "original"), pair_of(facts, end, "control")]
-    return [verdict(one, f"the {one['first']} model", f"the {one['second']}") for one in found if one]
+    end = facts.evaluated_result or Role.PRUNED
+    pairs = [facts.pair_of(end, Role.ORIGINAL), facts.pair_of(end, Role.CONTROL)]
+    return tuple(verdict(pair, f"the {pair.first} model", f"the {pair.second}") for pair in pairs if pair)
 
 
-def verdict(found: Facts, first: str, second: str) -> str:
-    """What a paired comparison shows, and what it does not."""
-    said = (
-        f"Question by question, {first} alone is right on {found['only_first']:,}, {second} alone on {found['only_second']:,} of "
-        f"{found['n']:,}: {points(found['difference'])} points (95 % interval {_range(found)}), "
+def verdict(pair: PairedComparison[Any], first: str, second: str) -> str:
+    """What a paired comparison of the models called `first` and `second` shows, and what it does not."""
+    sentence = (
+        f"Question by question, {first} alone is right on {pair.only_first:,}, {second} alone on {pair.only_second:,} of "
+        f"{pair.n:,}: {points(pair.difference)} points (95 % interval {' to '.join(map(points, pair.interval))}), "
     )
-    p = f"McNemar {p_value(found['p'])}"
-    if found["significant"]:
-        return f"{said}a significant difference ({p}): more than the choice of questions explains."
-    return f"{said}difference not significant ({p}). That does not prove them equally good: {_left_open(found)}"
+    p = f"McNemar {p_value(pair.p)}"
+    if pair.significant:
+        return f"{sentence}a significant difference ({p}): more than the choice of questions explains."
+    return f"{sentence}difference not significant ({p}). That does not prove them equally good: {_left_open(pair)}"
 
 
-def _range(found: Facts) -> str:
-    return " to ".join(points(end) for end in found["interval"])
-
-
-def _left_open(found: Facts) -> str:
-    low = found["interval"][0]
-    questions = f"{found['n']:,} questions"
+def _left_open(pair: PairedComparison[Any]) -> str:
+    low, _ = pair.interval
+    questions = f"{pair.n:,} questions"
     if low < 0:
         return f"{questions} cannot rule out a loss of {points(-low).lstrip('+')} points."
     return f"{questions} are too few to tell."

@@ -1,119 +1,158 @@
-"""report.html: one page that stands alone, rendered from report.json's dictionary and nothing else."""
+"""report.html: one page that stands alone, rendered from `RunFacts` and nothing else."""
 
 import shlex
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from toolkit.recipe.file import dump_values
+from toolkit.recipe.roles import Role
 from toolkit.report import speed_table
-from toolkit.report.charts import agreement, forest
-from toolkit.report.curves import keep_curve, loss_curve
-from toolkit.report.fidelity_harness import acceptance, kl, measured
+from toolkit.report.charts import agreement, forest, keep_curve, loss_curve
+from toolkit.report.facts import ModelResult, RunFacts, look_up
 from toolkit.report.heat import heat_map
+from toolkit.report.measurements import Fidelity, HarnessScore, TaskResult
 from toolkit.runtime import formatting as formats
 
+
+def interval(result: ModelResult | TaskResult) -> str:
+    """ "94.1–97.6 %"."""
+    return formats.interval(result.interval)
+
+
+def kl(fidelity: Fidelity) -> str:
+    """ "0.1234 ± 0.0056"."""
+    return formats.with_error(fidelity.kl, fidelity.kl_error)
+
+
+def acceptance(fidelity: Fidelity) -> str:
+    """ "91.2 ± 0.4 %"."""
+    return formats.percent_with_error(fidelity.acceptance, fidelity.acceptance_error)
+
+
+def measured(score: HarnessScore) -> str:
+    """ "0.5120 ± 0.0130"."""
+    return formats.with_error(score.value, score.error)
+
+
 FORMATS: dict[str, Callable[[Any], str]] = {
-    write.__name__: write
-    for write in (
-        formats.percent, formats.interval, formats.count, formats.points, formats.p_value, formats.loss, formats.amount,
-        formats.size, formats.speed, formats.duration, kl, acceptance, measured,
-    )
+    "percent": formats.percent, "interval": interval, "count": formats.count, "points": formats.points,
+    "chance": formats.p_value, "loss": formats.loss, "amount": formats.amount, "size": formats.size, "speed": formats.speed,
+    "duration": formats.duration, "kl": kl, "acceptance": acceptance, "measured": measured,
 }  # fmt: skip
-ROWS = (  # label, key of a model's measures (none: several of them), format; a row that no model has is left out
-    ("Score", "score", "percent"),
-    ("95 % interval", "", "interval"),
-    ("Questions", "n", "count"),
-    ("By flexible extraction", "flexible_score", "percent"),
-    ("Likeliest choice is right", "likelihood_score", "percent"),
-    ("Mean credit (F1, or the scorer's degree)", "credit", "percent"),
-    ("Cut off by the token limit", "truncated", "count"),
-    ("Empty answers", "empty", "count"),
-    ("Comparisons given up", "given_up", "count"),
-    ("Parameters", "parameters", "amount"),
-    ("Active per token", "active_parameters", "amount"),
-    ("Of the experts after a token’s first, skipped", "skip_rate", "percent"),
-    ("Of all its experts, skipped", "experts_skipped", "percent"),
-    ("Checkpoint", "checkpoint_bytes", "size"),
-    ("Peak memory", "peak_memory_bytes", "size"),
-    ("Tokens/s", "tokens_per_second", "speed"),
-)
-FIGURES = (
-    ("Accuracy", "score", "percent"),
-    ("Parameters", "parameters", "amount"),
-    ("Checkpoint", "checkpoint_bytes", "size"),
-    ("Peak memory", "peak_memory_bytes", "size"),
-    ("Active per token", "active_parameters", "amount"),
-)
+"""How a number is written, by the name that the page gives in `data-format`."""
 
 
-def render(report: dict[str, Any]) -> str:
+class Measure(NamedTuple):
+    """A field of ModelResult, its label, and how it is written. Without a field, the whole result is."""
+
+    label: str
+    field: str
+    format: str
+
+    def value_in(self, result: ModelResult) -> Any:
+        """What the format is given; None where it was not measured."""
+        return getattr(result, self.field) if self.field else result
+
+
+MEASURES = (
+    Measure("Score", "score", "percent"),
+    Measure("95 % interval", "", "interval"),
+    Measure("Questions", "n", "count"),
+    Measure("By flexible extraction", "flexible_score", "percent"),
+    Measure("Likeliest choice is right", "likelihood_score", "percent"),
+    Measure("Mean credit (F1, or the scorer's degree)", "credit", "percent"),
+    Measure("Cut off by the token limit", "truncated", "count"),
+    Measure("Empty answers", "empty", "count"),
+    Measure("Comparisons given up", "given_up", "count"),
+    Measure("Parameters", "parameters", "amount"),
+    Measure("Active per token", "active_parameters", "amount"),
+    Measure("Of the experts after a token’s first, skipped", "skip_rate", "percent"),
+    Measure("Of all its experts, skipped", "experts_skipped", "percent"),
+    Measure("Checkpoint", "checkpoint_bytes", "size"),
+    Measure("Peak memory", "peak_memory_bytes", "size"),
+    Measure("Tokens/s", "tokens_per_second", "speed"),
+)
+"""The rows of the table of measures."""
+KEY_FIGURES = (
+    Measure("Accuracy", "score", "percent"),
+    Measure("Parameters", "parameters", "amount"),
+    Measure("Checkpoint", "checkpoint_bytes", "size"),
+    Measure("Peak memory", "peak_memory_bytes", "size"),
+    Measure("Active per token", "active_parameters", "amount"),
+)
+"""What stands at the top of the page: the first four that both the original and the result have."""
+
+
+def render(report: RunFacts) -> str:
     """The page's HTML. Whatever the report holds is escaped: names and paths are other people's text."""
-    models = report["models"]
-    evaluated = [found for found in models.values() if found]
-    result = next((role for role in ("recovered", "pruned") if models.get(role)), None)
-    both = [models["original"], models[result]] if result and models["original"] else []
-    ranks = max((entry.get("ranks") or 1 for entry in report["stages"].values()), default=1)
+    evaluated = list(report.evaluated.values())
+    result, original = report.evaluated_result, report.models[Role.ORIGINAL]
+    both = [original, report.evaluated[result]] if result and original else []
+    ranks = max((entry.get("ranks") or 1 for entry in report.stages.values()), default=1)
     return environment().get_template("report.html.j2").render(
         report=report,
-        fact=_facts(report),
+        fact=_fact_writer(report),
         evaluated=evaluated,
         result=result,
-        figures=[figure for figure in FIGURES if both and all(_tells(found, figure[1]) for found in both)][:4],
-        rows=[row for row in ROWS if not row[1] or any(found.get(row[1]) is not None for found in evaluated)],
-        speeds=speed_table.rows(report["speed"]) if report["speed"] else [],
+        figures=[figure for figure in KEY_FIGURES if both and all(_is_key_figure(figure, model) for model in both)][:4],
+        measures=measures_of(report),
+        speeds=speed_table.rows(report.speed) if report.speed else [],
         speed_columns=speed_table.COLUMNS,
-        speed_told=speed_table.told(report["speed"]) if report["speed"] else "",
-        forest=forest(report["pairs"]),
-        heat=heat_map(report),
-        agreed=agreement(report["criteria"]),
-        curve=loss_curve({"recovered": report["training"], "control": report["control_training"]}),
-        sweep=keep_curve(report["sweep"]),
-        kept_shares=[block["kept_share"] for block in report["blocks"].values() if block["kept_share"] is not None],
+        speed_explanation=speed_table.explanation(report.speed) if report.speed else "",
+        forest=forest(report.pairs),
+        heat=heat_map(report.blocks, report.pruning.tokens if report.pruning else "all"),
+        agreed=agreement(report.criteria),
+        curve=loss_curve({Role.RECOVERED: report.training, Role.CONTROL: report.control_training}),
+        sweep=keep_curve(report.sweep),
+        kept_shares=[block.kept_share for block in report.blocks.values() if block.kept_share is not None],
         recipe=recipe_text(report),
-        command=f"./launch.sh --ranks {ranks} {shlex.quote(report['recipe_path'])} --fresh",
+        command=f"./launch.sh --ranks {ranks} {shlex.quote(report.recipe_path)} --fresh",
     )  # fmt: skip
 
 
-def recipe_text(report: dict[str, Any]) -> str | None:
-    return dump_values(report["recipe"]) if report["recipe"] else None
+def measures_of(report: RunFacts) -> list[Measure]:
+    """Without those that no model has."""
+    return [
+        row for row in MEASURES if not row.field or any(row.value_in(model) is not None for model in report.evaluated.values())
+    ]  # fmt: skip
 
 
-def _tells(found: dict[str, Any], key: str) -> bool:
+def recipe_text(report: RunFacts) -> str | None:
+    """The run's recipe as YAML; None where the run directory has none."""
+    return dump_values(report.recipe) if report.recipe else None
+
+
+def _is_key_figure(figure: Measure, model: ModelResult) -> bool:
     """Memory on CPU is that of the whole process, libraries included: no figure for the top of the page."""
-    return found[key] is not None and not (key == "peak_memory_bytes" and found["device"] == "cpu")
+    return figure.value_in(model) is not None and not (figure.field == "peak_memory_bytes" and model.device == "cpu")
 
 
-def _facts(report: dict[str, Any]) -> Callable[[list[str | int], str], Markup]:
+def _fact_writer(report: RunFacts) -> Callable[[list[str | int], str], Markup]:
     """Writes one number of report.json and where it stands there, so that a program can read the page, too."""
 
     def fact(where: list[str | int], how: str) -> Markup:
-        found: Any = report
-        for key in where:
-            found = found[key]
-        path = "/".join(map(str, where))
-        return Markup('<span data-fact="{}" data-format="{}">{}</span>').format(path, how, typeset(FORMATS[how](found)))
+        path, text = "/".join(map(str, where)), typeset(FORMATS[how](look_up(report, where)))
+        return Markup('<span data-fact="{}" data-format="{}">{}</span>').format(path, how, text)
 
     return fact
 
 
 @cache
 def environment() -> Environment:
+    """The templates of the page and of the card; a fact that a template asks for and the report lacks is an error."""
     made = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=lambda name: bool(name and name.endswith(".html.j2")),
-        undefined=StrictUndefined,  # a fact the template asks for and the report lacks is a bug, not a blank
+        undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= FORMATS | {
-        "typeset": typeset,
-        "last_line": last_line,
-    }
+    made.filters |= FORMATS | {"typeset": typeset, "last_line": last_line}
     made.globals["formats"] = FORMATS
     return made
 

@@ -1,19 +1,20 @@
-"""The result in the terminal: readable in colour, and as plain text in a job's log file."""
+"""Results in the terminal: readable in colour, and as plain text in a job's log file."""
 
-from typing import Any
+from collections.abc import Sequence
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from toolkit.report.fidelity_harness import told
+from toolkit.report.facts import ModelComparison, ModelResult, RolePair, RunFacts
+from toolkit.report.page import acceptance, kl, measured
 from toolkit.runtime.distributed import console, is_main, say
 from toolkit.runtime.formatting import MISSING, amount, interval, p_value, percent, points, size, speed
 
 COLUMNS = ("score", "95 % interval", "n", "parameters", "checkpoint", "tokens/s")
 
 
-def show(report: dict[str, Any]) -> None:
+def show(report: RunFacts) -> None:
     """Prints, on rank 0, the headline, one row per model, and every warning."""
     if not is_main():
         return
@@ -21,47 +22,77 @@ def show(report: dict[str, Any]) -> None:
     table.add_column("model", no_wrap=True)
     for column in COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
-    for role, found in report["models"].items():
-        table.add_row(role, *(_cells(found) if found else (MISSING, "not evaluated")))
+    for role, result in report.models.items():
+        table.add_row(role, *(_cells(result) if result else (MISSING, "not evaluated")))
     say()
-    say(f"[bold]{escape(report['headline'])}[/]")
-    if report["summary"]:
-        say(escape(report["summary"]))
-    for found in report["stale"]:
-        say(f"[yellow]stale, not shown:[/] {escape(', '.join(found['parts']))} ({escape(found['why'])})")
+    say(f"[bold]{escape(report.headline)}[/]")
+    if report.summary:
+        say(escape(report.summary))
+    for stale in report.stale:
+        say(f"[yellow]stale, not shown:[/] {escape(', '.join(stale.parts))} ({escape(stale.why)})")
     say()
     console.print(table)
     say()
-    if report["pairs"]:
-        console.print(_pairs(report["pairs"]))
+    if report.pairs:
+        console.print(_pair_table(report.pairs))
         say()
-    for sentence in report["comparisons"]:
+    for sentence in (*report.comparisons, *_further_measurements(report)):
         say(escape(sentence))
-    for sentence in told(report):
-        say(escape(sentence))
-    for warning in report["warnings"]:
+    for warning in report.warnings:
         say(f"[yellow]warning:[/] {escape(warning)}")
 
 
-def _pairs(pairs: list[dict[str, Any]]) -> Table:
+def _cells(result: ModelResult) -> list[str]:
+    return [
+        percent(result.score),
+        interval(result.interval),
+        f"{result.n:,}",
+        amount(result.parameters),
+        size(result.checkpoint_bytes),
+        speed(result.tokens_per_second),
+    ]
+
+
+def _pair_table(pairs: Sequence[RolePair]) -> Table:
     """Every two models, question by question."""
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
     for column in ("paired", "points", "95 % interval", "McNemar", ""):
         table.add_column(column, justify="left" if column in ("paired", "") else "right", no_wrap=True)
-    for found in pairs:
-        low, high = map(points, found["interval"])
-        said = "significant" if found["significant"] else "not significant"
-        names = f"{found['first']} − {found['second']}"
-        table.add_row(names, points(found["difference"]), f"{low} to {high}", p_value(found["p"]), said)
+    for pair in pairs:
+        low, high = map(points, pair.interval)
+        significance = "significant" if pair.significant else "not significant"
+        table.add_row(
+            f"{pair.first} − {pair.second}", points(pair.difference), f"{low} to {high}", p_value(pair.p), significance
+        )  # fmt: skip
     return table
 
 
-def _cells(found: dict[str, Any]) -> list[str]:
-    return [
-        percent(found["score"]),
-        interval(found),
-        f"{found['n']:,}",
-        amount(found["parameters"]),
-        size(found["checkpoint_bytes"]),
-        speed(found["tokens_per_second"]),
-    ]
+def _further_measurements(report: RunFacts) -> list[str]:
+    """Likeness to the original and other tasks, in sentences."""
+    sentences = []
+    if report.fidelity:
+        tokens = next(iter(report.fidelity.values())).tokens
+        each = [f"{role} KL {kl(fidelity)}, acceptance {acceptance(fidelity)}" for role, fidelity in report.fidelity.items()]
+        sentences.append(f"Against the original, over {tokens:,} tokens of gold answers: {'; '.join(each)}.")
+    for row in report.harness:
+        models = ", ".join(f"{role} {measured(score)}" for role, score in row.models.items())
+        sentences.append(f"{row.task}, {row.metric}: {models}.")
+    return sentences
+
+
+def show_comparison(facts: ModelComparison) -> None:
+    """Both scores, who is right where, and what follows from it."""
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
+    for column in ("model", "score", "95 % interval", "n"):
+        table.add_column(column, justify="left" if column == "model" else "right", overflow="fold")
+    for side in (facts.pair.first, facts.pair.second):
+        table.add_row(escape(side.name), percent(side.score), interval(side.interval), f"{side.n:,}")
+    console.print(table)
+    say()
+    for what, count in (
+        ("both right", facts.pair.both), ("only the first", facts.pair.only_first),
+        ("only the second", facts.pair.only_second), ("neither", facts.pair.neither),
+    ):  # fmt: skip
+        say(f"{what:<16}{count:>7,}")
+    say()
+    say(escape(facts.verdict))

@@ -1,8 +1,5 @@
 """Formats numbers for reports and the terminal alike. None becomes a dash."""
 
-from collections.abc import Mapping
-from typing import Any
-
 MISSING = "–"
 
 
@@ -11,9 +8,9 @@ def percent(fraction: float | None, digits: int = 1) -> str:
     return MISSING if fraction is None else f"{100 * fraction:.{digits}f} %"
 
 
-def interval(found: Mapping[str, Any]) -> str:
-    """The interval of a model's measures: "94.1–97.6 %"."""
-    low, high = found["interval"]
+def interval(ends: tuple[float, float]) -> str:
+    """An interval of fractions: (0.941, 0.976) -> "94.1–97.6 %"."""
+    low, high = ends
     return f"{100 * low:.1f}–{100 * high:.1f} %"
 
 
@@ -37,6 +34,18 @@ def p_value(p: float) -> str:
 def loss(nats: float | None) -> str:
     """Nats per token, with four digits: 0.0017 is a good model's."""
     return MISSING if nats is None else f"{nats:.4f}"
+
+
+def with_error(value: float | None, error: float | None) -> str:
+    """A value with its standard error, where that is known: "0.5120 ± 0.0130"."""
+    return loss(value) + (f" ± {loss(error)}" if error is not None else "")
+
+
+def percent_with_error(fraction: float | None, error: float | None) -> str:
+    """ "91.2 ± 0.4 %"."""
+    if fraction is None or error is None:
+        return percent(fraction)
+    return f"{100 * fraction:.1f} ± {100 * error:.1f} %"
 
 
 def amount(number: int | None) -> str:

@@ -1,23 +1,154 @@
-"""Criteria: rules that choose a block's experts from its statistics.
+"""Criteria: rules that choose a block's experts from its statistics. CRITERIA lists them all.
 
-CRITERIA is the whole list. Most are scores (SCORES): one number per expert, higher stays; these take the statistics, a
-block's name, which tokens count, and a seed, and return float64 [E]. `reconstruction` looks a whole set up instead.
+Most are scores, functions of the statistics, a block's name, the tokens that count and a seed: one number per expert,
+float64 [E], higher stays. `reconstruction` reads the result of a subset search instead.
 
-g is the gate weight, f an expert's unweighted output, h the residual stream, y the block's routed output, p the
-router's whole distribution; sums run over the tokens routed to the expert unless said otherwise.
+g is the gate weight, f an expert's unweighted output, h the residual stream, y the block's routed output, p the router's
+whole distribution; sums run over the tokens routed to the expert unless a docstring names others.
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 
 from toolkit.cuts.statistics import ExpertStatistics, Tokens
+from toolkit.recipe.schema import PruningRecipe
 from toolkit.runtime.errors import PollardError
 
 Score = Callable[[ExpertStatistics, str, Tokens, int], torch.Tensor]
 Mode = Literal["layerwise", "progressive"]
+
+
+class SearchRequest(NamedTuple):
+    """A search over sets of experts that calibration makes, for it needs the experts' outputs."""
+
+    mode: Mode
+    keep: int | float | None  # the one size that it serves; None: every size
+
+    @property
+    def identity(self) -> list[str | int | float]:
+        """What of the recipe decides its result, for the fingerprint of calibration."""
+        return [self.mode, *([] if self.keep is None else [self.keep])]
+
+    @property
+    def forward_passes(self) -> int:
+        """Of a decoder layer per batch: progressive runs the original's, the pruned model's over all experts to compare,
+        and over the kept ones to go on."""
+        return 3 if self.mode == "progressive" else 1
+
+    @property
+    def hidden_states(self) -> int:
+        """Held per token: progressive runs the original and the pruned model side by side."""
+        return 2 if self.mode == "progressive" else 1
+
+
+class Choice(NamedTuple):
+    """What is to be chosen in every block."""
+
+    keep: int
+    tokens: Tokens = "all"
+    mode: Mode = "layerwise"
+    seed: int = 0
+
+
+class ChosenExperts(NamedTuple):
+    """Of one block, with the score of every expert where the criterion has one."""
+
+    kept: list[int]
+    scores: list[float] | None = None
+
+
+class Criterion(ABC):
+    """One rule: what it means, what it needs, and how it selects."""
+
+    name: str
+    meaning: str
+    """One line for people, with the formula and the paper."""
+    searched: ClassVar[bool] = False
+    """Whether calibration must search subsets for it; its plans then name the mode."""
+    all_tokens_only: ClassVar[bool] = False
+    """Whether it compares blocks on all tokens, and refuses `pruning.tokens: prompt` and `completion`."""
+
+    def search(self, pruning: PruningRecipe) -> SearchRequest | None:
+        """What calibration must search for a recipe's plan."""
+        return None
+
+    def check_tokens(self, tokens: Tokens) -> None:
+        """Raises PollardError where the criterion cannot decide by these tokens."""
+        if self.all_tokens_only and tokens != "all":
+            raise PollardError(
+                f"{self.name} compares the block's output on all tokens: pruning.tokens must be all, not {tokens}.",
+                code="selection.tokens",
+            )
+
+    @abstractmethod
+    def choose(self, statistics: ExpertStatistics, block: str, choice: Choice) -> ChosenExperts:
+        """The experts of `block` that stay. Raises PollardError where the statistics lack what the criterion reads."""
+
+
+class ScoreCriterion(Criterion):
+    """Keeps the experts of the highest scores, of each expert group equally many; its name is the function's.
+
+    Ties: the lower index stays. An expert that no token reached ranks below every other, unless `blind`.
+    """
+
+    def __init__(self, score: Score, reads: tuple[str, ...], blind: bool = False) -> None:
+        self.name, self.meaning = score.__name__, (score.__doc__ or "").strip().splitlines()[0]
+        self.score = score
+        self.reads = reads
+        """The statistics that the score is made of."""
+        self.blind = blind
+        """Whether it ignores what was observed."""
+
+    def choose(self, statistics: ExpertStatistics, block: str, choice: Choice) -> ChosenExperts:
+        scores = self.score(statistics, block, choice.tokens, choice.seed)
+        count = statistics.get(block, "count", choice.tokens)
+        unobserved = [False] * len(count) if self.blind else (count == 0).tolist()
+        order = sorted(range(len(scores)), key=lambda e: (unobserved[e], -scores[e].item(), e))
+        kept = best_of_each_group(order, choice.keep, statistics.about.blocks[block].groups)
+        return ChosenExperts(kept, scores.tolist())
+
+
+def best_of_each_group(order: list[int], number: int, groups: int) -> list[int]:
+    """The first `number` experts of `order`, equally many of each of `groups` ranges of indices, ascending."""
+    size = len(order) // groups
+    return sorted(expert for g in range(groups) for expert in [e for e in order if e // size == g][: number // groups])
+
+
+class Reconstruction(Criterion):
+    name = "reconstruction"
+    meaning = (
+        "The subset that changes the block's output least, routing redone: min Σ_batches ‖y − y(C)‖ (NAEE, arXiv 2402.14800)."
+    )
+    searched = True
+    all_tokens_only = True
+
+    def search(self, pruning: PruningRecipe) -> SearchRequest:
+        return SearchRequest(pruning.mode, pruning.keep if pruning.mode == "progressive" else None)
+
+    def choose(self, statistics: ExpertStatistics, block: str, choice: Choice) -> ChosenExperts:
+        mode, keep = choice.mode, choice.keep
+        blocks = statistics.about.reconstruction.get(mode)
+        if blocks is None:
+            call = f'"{mode}"' + (f", keep={keep}" if mode == "progressive" else "")
+            raise PollardError(
+                f"These statistics hold no {mode} reconstruction search, which needs the experts' outputs while the model runs. "
+                f"Calibrate again with it: toolkit.calibrate(model, batches, reconstruction={call}), or a recipe with "
+                f"pruning.criterion=reconstruction pruning.mode={mode}.",
+                code="selection.no-search",
+            )
+        sizes = blocks[block].keep if block in blocks else {}
+        if keep not in sizes:
+            searched = ", ".join(map(str, sizes)) or "none"
+            raise PollardError(
+                f"The {mode} reconstruction search of {block} has no set of {keep} experts (searched: {searched}). "
+                f"Calibrate again for keep={keep}" + (", or choose one of these." if sizes else "."),
+                code="selection.other-keep",
+            )
+        return ChosenExperts(list(sizes[keep].kept))
 
 
 def random(statistics: ExpertStatistics, block: str, tokens: Tokens, seed: int) -> torch.Tensor:
@@ -67,31 +198,18 @@ def max_activation(statistics: ExpertStatistics, block: str, tokens: Tokens, see
     return statistics.get(block, "max_norm", tokens)
 
 
-def reconstruction(statistics: ExpertStatistics, block: str, keep: int, mode: Mode = "layerwise") -> list[int]:
-    """The subset that changes the block's output least, routing redone: min Σ_batches ‖y − y(C)‖ (NAEE, arXiv 2402.14800).
-
-    The search itself is part of calibration. Raises PollardError where it was not run for this mode and `keep`.
-    """
-    found = statistics.about.get("reconstruction", {}).get(mode)
-    if found is None:
-        asked = f'"{mode}"' + (f", keep={keep}" if mode == "progressive" else "")
-        raise PollardError(
-            f"These statistics hold no {mode} reconstruction search, which needs the experts' outputs while the model runs. "
-            f"Calibrate again with it: toolkit.calibrate(model, batches, reconstruction={asked}), or a recipe with "
-            f"pruning.criterion=reconstruction pruning.mode={mode}."
-        )
-    try:
-        return list(found[block]["keep"][str(keep)]["kept"])
-    except KeyError:
-        there = ", ".join(found.get(block, {}).get("keep", {})) or "none"
-        raise PollardError(
-            f"The {mode} reconstruction search of {block} has no set of {keep} experts (searched: {there}). "
-            f"Calibrate again for keep={keep}" + (", or choose one of these." if there != "none" else ".")
-        ) from None
-
-
-SCORES: dict[str, Score] = {
-    score.__name__: score
-    for score in (random, frequency, gate_weight, soft_activation, ean, weighted_ean, reap, easy_ep, max_activation)
+CRITERIA: dict[str, Criterion] = {
+    criterion.name: criterion
+    for criterion in (
+        ScoreCriterion(random, reads=("count",), blind=True),
+        ScoreCriterion(frequency, reads=("count",)),
+        ScoreCriterion(gate_weight, reads=("gate_sum",)),
+        ScoreCriterion(soft_activation, reads=("probability_sum",)),
+        ScoreCriterion(ean, reads=("norm_sum",)),
+        ScoreCriterion(weighted_ean, reads=("gated_norm_sum",)),
+        ScoreCriterion(reap, reads=("gated_norm_sum", "count")),
+        ScoreCriterion(easy_ep, reads=("residual_shift_sum",)),
+        ScoreCriterion(max_activation, reads=("max_norm",)),
+        Reconstruction(),
+    )
 }
-CRITERIA: dict[str, Callable[..., Any]] = {**SCORES, "reconstruction": reconstruction}

@@ -1,6 +1,7 @@
 """What the model is for: examples, prompts, answer extraction, scoring."""
 
 from toolkit.tasks.chat_format import ChatFormat, chat_format
+from toolkit.tasks.data_cache import DataCache
 from toolkit.tasks.example import Example, Message
 from toolkit.tasks.overlap import HeldOut, Overlap, question_of, repeated_questions
 from toolkit.tasks.presets import PRESETS
@@ -26,6 +27,7 @@ __all__ = [
     "PRESETS",
     "SCORERS",
     "ChatFormat",
+    "DataCache",
     "Encoded",
     "Example",
     "HeldOut",

@@ -34,12 +34,12 @@ QUESTION, THOUGHT, ANSWER = "Question?", "zqThoughtqz", "zqAnswerqz"
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """What stands around an answer; all of it empty where there is no template."""
+    """The texts around an answer; all of them empty where there is no template."""
 
     prefix: str = ""  # between the generation prompt and the answer
     suffix: str = ""  # behind the answer
-    end: str = ""  # what marks the end of an answer; more may follow it (Phi's end of a turn, a line break, the end of the text)
-    reasoning: tuple[tuple[str, str], ...] = REASONING_TAGS  # what opens and what closes a block of reasoning
+    end: str = ""  # the mark of an answer's end; more may follow it (Phi's end of a turn, a line break, the end of the text)
+    reasoning: tuple[tuple[str, str], ...] = REASONING_TAGS  # the tags that open and close a block of reasoning
     shows_reasoning: bool = False  # the template renders a message's reasoning_content
     opened: str = ""  # the block of reasoning that the generation prompt opens, as a tag
     unshared: str = ""  # the end of the generation prompt that a rendered answer does not continue
@@ -47,12 +47,12 @@ class ChatFormat:
 
     @property
     def closing(self) -> str:
-        """What ends a block of reasoning that the generation prompt has opened."""
+        """The tag that ends a block of reasoning which the generation prompt has opened."""
         return dict(REASONING_TAGS)[self.opened] if self.opened else ""
 
     @property
     def before_answer(self) -> str:
-        """What a model writes between the generation prompt and an answer without reasoning."""
+        """The text between the generation prompt and an answer without reasoning."""
         return self.prefix or (f"\n{self.closing}\n\n" if self.opened else "")
 
     def behind_opening(self, text: str) -> str:
@@ -76,7 +76,7 @@ class ChatFormat:
             closing = next((close for open_, close in self.reasoning if _starts(rest, open_)), None)
             if closing is not None:
                 ends = [closing, closing.removesuffix(self.prefix)]  # instead of an answer, a tool may be called
-                rest = next((found for end in ends if end and (found := _behind(rest, end)) is not None), None)
+                rest = next((behind for end in ends if end and (behind := _behind(rest, end)) is not None), None)
             elif frame.strip() and _starts(rest, frame):
                 rest = rest.lstrip()[len(frame.strip()) :].removeprefix(frame[len(frame.rstrip()) :])
             else:
@@ -90,7 +90,7 @@ class ChatFormat:
         return self.without_special(rest)
 
     def _behind_unopened(self, text: str) -> str:
-        """What follows reasoning without its opening tag, which a server or an earlier message has taken; else all of it."""
+        """The text behind reasoning whose opening tag is missing (a server has removed it); the whole text without any."""
         for opening, closing in self.reasoning:
             before, _, rest = text.partition(closing.strip())
             ends_message = self.prefix.strip() and closing.endswith(self.prefix)
@@ -100,7 +100,7 @@ class ChatFormat:
 
     @property
     def marks(self) -> str:
-        """All that says where an answer begins."""
+        """All texts that may stand before an answer, joined: to look for special tokens in."""
         return self.prefix + "".join(opening + closing for opening, closing in self.reasoning)
 
     def without_special(self, text: str) -> str:
@@ -114,14 +114,14 @@ def _starts(text: str, opening: str) -> bool:
 
 
 def _behind(text: str, closing: str) -> str | None:
-    """What follows the first `closing`, without the empty lines that set it off; None where it never comes."""
-    _, found, rest = text.partition(closing.strip())
-    return rest.lstrip("\n") if found else None
+    """The text behind the first `closing`, without the line breaks that follow it; None where it never comes."""
+    _, closed, rest = text.partition(closing.strip())
+    return rest.lstrip("\n") if closed else None
 
 
 def split_reasoning(text: str) -> tuple[str, str]:
-    """The reasoning at the beginning of a text, without its tags, and the text behind it. The opening tag may be missing, where
-    the closing one ends a line: it stood in the prompt."""
+    """The reasoning at the beginning of a text, without its tags, and the text behind it. The opening tag may be missing where
+    the closing one ends a line: then it was in the prompt."""
     for opening, closing in REASONING_TAGS:
         before, closed, rest = text.partition(closing)
         if closed and (_starts(text, opening) or (opening not in before and rest.startswith("\n"))):
@@ -130,7 +130,7 @@ def split_reasoning(text: str) -> tuple[str, str]:
 
 
 def unclosed_reasoning(text: str) -> str | None:
-    """The tag of the reasoning that a text begins and never ends; None where it does not."""
+    """The tag of reasoning that a text begins and never ends; None without any."""
     return next((opening for opening, closing in REASONING_TAGS if _starts(text, opening) and closing not in text), None)
 
 
@@ -184,7 +184,7 @@ def _derived(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
 
 
 def _end_in(suffix: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What of a suffix stands first: the text of the end token is a mark of its own."""
+    """The first mark in a suffix: its first line, up to the end token."""
     first = suffix.strip().partition("\n")[0]
     return first.partition(str(tokenizer.eos_token))[0].strip() or first
 
@@ -202,12 +202,12 @@ def render(
     tools: Sequence[Any] = (),
     add_generation_prompt: bool = False,
 ) -> str:
-    """What the chat template writes. Raises PollardError where it refuses, or cannot."""
-    known = [_with_every_name(message) for message in messages]
+    """The conversation as the chat template writes it. Raises PollardError where the template fails."""
+    named = [_with_every_name(message) for message in messages]
     try:
         return str(
             tokenizer.apply_chat_template(
-                known, tools=list(tools) or None, tokenize=False, add_generation_prompt=add_generation_prompt
+                named, tools=list(tools) or None, tokenize=False, add_generation_prompt=add_generation_prompt
             )
         )
     except Exception as error:  # the template is a program of the model's makers: it may raise anything
@@ -215,11 +215,15 @@ def render(
         if isinstance(templates, dict) and "default" not in templates:
             raise PollardError(
                 f"The tokenizer has several chat templates ({', '.join(templates)}), none of them called `default`: write "
-                "the one to use into chat_template.jinja in the model's folder, and remove the others from tokenizer_config.json."
+                "the one to use into chat_template.jinja in the model's folder, and remove the others from "
+                "tokenizer_config.json.",
+                code="chat-template.several",
             ) from None
         roles = ", ".join(str(message["role"]) for message in messages)
         what = str(error) if type(error).__module__.startswith("jinja2") else f"{type(error).__name__}: {error}"
-        raise PollardError(f"The model's chat template refuses a conversation of {roles}: {what}") from None
+        raise PollardError(
+            f"The model's chat template refuses a conversation of {roles}: {what}", code="chat-template.refuses"
+        ) from None
 
 
 def _with_every_name(message: Message) -> Message:

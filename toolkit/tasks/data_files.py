@@ -1,11 +1,9 @@
-"""Which files a recipe means by a name: one file, several, a pattern, or a folder.
+"""Which data files a name in a recipe stands for, and text files opened, compressed or not.
 
 train: tickets.csv
 train: [january.jsonl, february.jsonl.gz]
 train: "logs/2024-*.parquet"                 in the order of their names
 train: exports/                              every data file in it
-
-Text files, packed or not, and what is no text.
 """
 
 import bz2
@@ -31,8 +29,8 @@ JSON_ENDINGS, TABLE_ENDINGS, COLUMNAR_ENDINGS = (
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 ENDINGS = (*JSON_ENDINGS, *TABLE_ENDINGS, *COLUMNAR_ENDINGS)
 SUPPORTED_FILES = f"{', '.join(ENDINGS)}, the first five also with {', '.join(COMPRESSED)}"  # for messages
-METADATA_FILES = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}  # the hub library's own notes
-IGNORED_ENDINGS = (".md", ".py", ".yaml", ".yml", ".lock")  # what else stands in folders of data
+METADATA_FILES = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}  # written by `datasets`
+IGNORED_ENDINGS = (".md", ".py", ".yaml", ".yml", ".lock")  # other files in folders of data
 PATH_HINT = "Give its path relative to where you start, {}."
 SPLITS = {
     "train": re.compile(r"(?:^|[^a-z])train(?:ing)?(?:[^a-z]|$)"),
@@ -44,19 +42,19 @@ Source = str | Sequence[str]
 
 
 def ending_of(name: str) -> str:
-    """What kind of file it is, by its name: ".csv" of "A.CSV.gz"."""
+    """The ending without that of a compression: ".csv" of "A.CSV.gz"."""
     name = name.lower()
     packed = next((ending for ending in COMPRESSED if name.endswith(ending)), "")
     return Path(name.removesuffix(packed)).suffix
 
 
 def is_local(source: Source) -> bool:
-    """Whether a name means files rather than a split of a hub data set."""
+    """Whether a name stands for files, rather than for a split of a hub data set."""
     return not isinstance(source, str) or "/" in source or os.sep in source or ending_of(source) in ENDINGS
 
 
 def files_of(source: Source) -> list[str]:
-    """The files, in the order in which they are read. Raises PollardError for a name that means none."""
+    """The files, in the order in which they are read. Raises PollardError for a name that stands for none."""
     names = [source] if isinstance(source, str) else source
     return [file for name in names for file in _files(os.path.expanduser(name))]
 
@@ -77,19 +75,24 @@ def _files(name: str) -> list[str]:
             found = sorted(file for file in glob.glob(name, recursive=True) if Path(file).is_file())
             if found:
                 return found
-            raise PollardError(f"Cannot read {name}: no file matches it. {PATH_HINT.format(Path.cwd())}")
+            raise PollardError(f"Cannot read {name}: no file matches it. {PATH_HINT.format(Path.cwd())}", code="data.no-match")
     except (OSError, ValueError) as error:  # no permission; a NUL in the name
-        raise PollardError(f"Cannot read {name!r}: {error}.") from None
+        raise PollardError(f"Cannot read {name!r}: {error}.", code="data.unreadable") from None
     if "://" in name:
-        raise PollardError(f"Cannot read {name}: data files are read from this machine. Download it, and name the copy.")
-    raise PollardError(f"Cannot read {name}: there is no such file. {PATH_HINT.format(Path.cwd())}")
+        raise PollardError(
+            f"Cannot read {name}: data files are read from this machine. Download it, and name the copy.", code="data.url"
+        )
+    raise PollardError(f"Cannot read {name}: there is no such file. {PATH_HINT.format(Path.cwd())}", code="data.no-file")
 
 
 def _in_folder(folder: Path) -> list[str]:
     if is_saved_by_datasets(folder):
         return [str(folder)]
     if (folder / "dataset_dict.json").is_file():
-        raise PollardError(f"{folder} holds a data set with several splits: give one of its folders, such as {folder}/train.")
+        raise PollardError(
+            f"{folder} holds a data set with several splits: give one of its folders, such as {folder}/train.",
+            code="data.several-splits",
+        )
     data: list[Path] = []
     other: list[Path] = []
     for path in _walk(folder):
@@ -101,18 +104,20 @@ def _in_folder(folder: Path) -> list[str]:
             continue
         (data if ending_of(path.name) in ENDINGS else other).append(path)
     if not data:
-        raise PollardError(f"Cannot read {folder}: no file in it is a data file ({SUPPORTED_FILES}).")
+        raise PollardError(f"Cannot read {folder}: no file in it is a data file ({SUPPORTED_FILES}).", code="data.no-data-file")
     if other:
         raise PollardError(
             f"{folder} holds {other[0].relative_to(folder)}, which is no data file ({SUPPORTED_FILES}): give a pattern for "
-            f"those that are meant, such as {folder}/*{data[0].suffix}."
+            f"those that are meant, such as {folder}/*{data[0].suffix}.",
+            code="data.other-files",
         )
     names = [str(path.relative_to(folder)).lower() for path in data]
     splits = [split for split, pattern in SPLITS.items() if any(map(pattern.search, names))]
     if len(splits) > 1:
         raise PollardError(
             f"{folder} holds several splits ({', '.join(splits)}): say `task.dataset: {folder}` with their names in `task.train` "
-            f"and `task.test`, or give a pattern, such as {folder}/train*."
+            f"and `task.test`, or give a pattern, such as {folder}/train*.",
+            code="data.several-splits",
         )
     return [str(path) for path in data]
 
@@ -131,8 +136,8 @@ def _walk(folder: Path) -> list[Path]:
 
 
 OPENERS: dict[str, Callable[[str], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-UNDECODABLE = re.compile("[\udc80-\udcff]")  # what Python makes of such bytes
-SIGNATURES = {  # what a file of another kind begins with
+UNDECODABLE = re.compile("[\udc80-\udcff]")  # what `errors="surrogateescape"` makes of bytes that are no UTF-8
+SIGNATURES = {  # the first bytes of files that are no text
     b"\x1f\x8b": "packed by gzip: its name must end with .gz",
     b"BZh9": "packed by bzip2: its name must end with .bz2",
     b"\xfd7zXZ": "packed by xz: its name must end with .xz",
@@ -145,23 +150,26 @@ NOT_UTF8 = "not UTF-8 text: convert the file, for example with `iconv -f LATIN1 
 
 @contextmanager
 def open_text(path: str) -> Iterator[TextIO]:
-    """A text file, packed or not; bytes that are no UTF-8 come as lone surrogates (`is_utf8`)."""
+    """A text file, compressed or not; bytes that are no UTF-8 come as lone surrogates (`is_utf8`)."""
     packed = Path(path).suffix.lower()
     if packed == ".zst":
         try:
             opener: Callable[[str], Any] = importlib.import_module("zstandard").open
         except ImportError:
-            raise PollardError(f"Cannot read {path}: Python needs a package for .zst, `pip install zstandard`.") from None
+            raise PollardError(
+                f"Cannot read {path}: Python needs a package for .zst, `pip install zstandard`.", code="data.no-zstandard"
+            ) from None
     else:
         opener = OPENERS.get(packed, io.FileIO)
-    with opener(path) as found, io.BufferedReader(found) as file:
+    with opener(path) as raw, io.BufferedReader(raw) as file:
         start = file.peek(1024)[:1024]
         if kind := next((kind for sign, kind in SIGNATURES.items() if start.startswith(sign)), ""):
-            raise PollardError(f"Cannot read {path}: it is no UTF-8 text, but {kind}.")
+            raise PollardError(f"Cannot read {path}: it is no UTF-8 text, but {kind}.", code="data.not-text")
         if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start:
             raise PollardError(
                 f"Cannot read {path}: it is no UTF-8 text, but UTF-16 or no text at all. Data files are {SUPPORTED_FILES}. "
-                f"To convert UTF-16: iconv -f UTF-16 -t UTF-8 {path} > converted{ending_of(path)}"
+                f"To convert UTF-16: iconv -f UTF-16 -t UTF-8 {path} > converted{ending_of(path)}",
+                code="data.not-text",
             )
         yield io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=None if is_json(path) else "")
 

@@ -1,4 +1,4 @@
-"""How each kind of data file becomes lines that remember where they stood.
+"""How each kind of data file becomes lines that know their places.
 
     train.jsonl, line 7       train.csv, line 7       as an editor counts them, from 1
     train.json, item 3        of a JSON array, from 1
@@ -30,13 +30,13 @@ from toolkit.tasks.data_files import (
     is_utf8,
     open_text,
 )
+from toolkit.tasks.templates import Row
 
-Row = dict[str, Any]
-Line = tuple[str, Row | str]  # where it stood, and its columns, or what is wrong with it
+Line = tuple[str, Row | str]  # its place, and its columns, or what is wrong with it
 
-ARROW_TYPES = {"float": "float32", "halffloat": "float16"}  # what Arrow calls numbers of fewer than 64 bits
+ARROW_TYPES = {"float": "float32", "halffloat": "float16"}  # numpy's names of Arrow's numbers of fewer than 64 bits
 NARROW_TYPES = set(ARROW_TYPES.values())
-MESSAGE_KEYS = {"role", "from"}  # keys of messages: a list of them is a conversation, and no list of lines
+MESSAGE_KEYS = {"role", "from"}  # a list of objects with one of them is a conversation, and no list of lines
 
 
 def read_file(path: str) -> Iterable[Line]:
@@ -48,10 +48,12 @@ def read_file(path: str) -> Iterable[Line]:
     except PollardError:
         raise
     except RecursionError:
-        raise PollardError(f"Cannot read {path}: it is nested too deeply.") from None
+        raise PollardError(f"Cannot read {path}: it is nested too deeply.", code="data.nested") from None
     except Exception as error:  # every library raises its own for a file that is damaged, or of another kind
         what = str(error) or type(error).__name__
-        raise PollardError(f"Cannot read {path}: {what}. Data files are {SUPPORTED_FILES}, by the ends of their names.") from None
+        raise PollardError(
+            f"Cannot read {path}: {what}. Data files are {SUPPORTED_FILES}, by the ends of their names.", code="data.unreadable"
+        ) from None
 
 
 def read_json(path: str) -> Iterator[Line]:
@@ -62,7 +64,9 @@ def read_json(path: str) -> Iterator[Line]:
         yield from _document(path)
         return
     if first and ending_of(path) not in ENDINGS and not first[0].lstrip().startswith(("[", "{")):
-        raise PollardError(f"Cannot read {path}: it holds no JSON, and by its name it is no data file ({SUPPORTED_FILES}).")
+        raise PollardError(
+            f"Cannot read {path}: it holds no JSON, and by its name it is no data file ({SUPPORTED_FILES}).", code="data.no-json"
+        )
     with open_text(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
@@ -89,16 +93,19 @@ def _document(path: str) -> Iterator[Line]:
     with open_text(path) as file:
         text = file.read()
     if not is_utf8(text):
-        raise PollardError(f"Cannot read {path}: {NOT_UTF8}")
+        raise PollardError(f"Cannot read {path}: {NOT_UTF8}", code="data.not-utf8")
     try:
         value = json.loads(text, object_pairs_hook=_without_repetition)
     except ValueError as error:
-        raise PollardError(f"{path}: not valid JSON ({error}).") from None
+        raise PollardError(f"{path}: not valid JSON ({error}).", code="data.no-json") from None
     key = ""
     if isinstance(value, dict):
         keys = _lists_in(value)
         if len(keys) > 1:
-            raise PollardError(f"{path} holds several lists of objects ({', '.join(keys)}): write each into a file of its own.")
+            raise PollardError(
+                f"{path} holds several lists of objects ({', '.join(keys)}): write each into a file of its own.",
+                code="data.several-lists",
+            )
         key, value = (f" of {keys[0]}", value[keys[0]]) if keys else ("", _rows_of(value))
     for number, item in enumerate(value, start=1):
         yield f"{path}, item {number}{key}", item if isinstance(item, dict) else _no_object(item)
@@ -120,7 +127,7 @@ def _rows_of(value: Row) -> list[Row]:
     return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
 
 
-def _lists_in(value: dict[str, Any]) -> list[str]:
+def _lists_in(value: Row) -> list[str]:
     """The keys under which lists of objects stand that are no conversations."""
     return [
         key
@@ -147,12 +154,12 @@ def _no_object(value: Any) -> str:
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> Row:
     """An object whose keys are all different: of two alike, Python would keep the last."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    row = dict(pairs)
+    if len(row) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"an object has the key {twice!r} twice")
-    return found
+    return row
 
 
 def read_table(path: str) -> Iterator[Line]:
@@ -160,7 +167,7 @@ def read_table(path: str) -> Iterator[Line]:
 
     Of a row that is none, each line that it reaches over comes by itself: a quote that is never closed hides many.
     """
-    csv.field_size_limit(sys.maxsize)  # 128 KiB unless said, and a document may be longer
+    csv.field_size_limit(sys.maxsize)  # 128 KiB by default, and a document may be longer
     tabs = ending_of(path) == ".tsv"
     with open_text(path) as file:
         first = next((line for line in file if line.strip()), "")
@@ -172,9 +179,9 @@ def read_table(path: str) -> Iterator[Line]:
         reader = csv.reader(file, delimiter=between, quoting=quoting, strict=True)
         header = next((cells for cells in reader if "".join(cells).strip()), [])
         if twice := [name for name in header if header.count(name) > 1]:
-            raise PollardError(f"Cannot read {path}: its header names {twice[0]!r} twice.")
+            raise PollardError(f"Cannot read {path}: its header names {twice[0]!r} twice.", code="data.column-twice")
         if not is_utf8("".join(header)):
-            raise PollardError(f"Cannot read {path}: {NOT_UTF8}")
+            raise PollardError(f"Cannot read {path}: {NOT_UTF8}", code="data.not-utf8")
         while True:
             start = reader.line_num + 1
             try:
@@ -241,7 +248,7 @@ def read_columns(path: str) -> Iterator[Line]:
 
 
 def class_names_of(path: str) -> dict[str, list[str]]:
-    """Of a Parquet file that `datasets` has written: the names of the classes that a column numbers."""
+    """The class names of columns that number their classes, in a Parquet file that `datasets` has written."""
     import pyarrow.parquet as pq
 
     if ending_of(path) != ".parquet":
@@ -250,13 +257,13 @@ def class_names_of(path: str) -> dict[str, list[str]]:
         about = json.loads((pq.read_schema(path).metadata or {}).get(b"huggingface", b"{}"))
         kinds = about.get("info", {}).get("features", {}).items()
         return {column: kind["names"] for column, kind in kinds if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"}
-    except Exception:  # a damaged file is told where it is read
+    except Exception:  # a damaged file is reported where it is read
         return {}
 
 
 def _numbered(path: str, schema: Any, batches: Iterable[Any]) -> Iterator[Line]:
     if twice := [name for name in schema.names if schema.names.count(name) > 1]:
-        raise PollardError(f"Cannot read {path}: it has two columns of the name {twice[0]!r}.")
+        raise PollardError(f"Cannot read {path}: it has two columns of the name {twice[0]!r}.", code="data.column-twice")
     kinds = {column.name: ARROW_TYPES.get(str(column.type), "") for column in schema}
     narrow = {name: kind for name, kind in kinds.items() if kind}
     rows = (row for batch in batches for row in batch.to_pylist())
@@ -264,6 +271,6 @@ def _numbered(path: str, schema: Any, batches: Iterable[Any]) -> Iterator[Line]:
 
 
 def with_narrow_numbers(row: Row, kinds: Mapping[str, str]) -> Row:
-    """A row whose numbers of 32 or 16 bits are so: 0.1, which as a number of 64 bits would be 0.10000000149011612."""
+    """The row with numbers of 32 or 16 bits as such: 0.1, which as a number of 64 bits would be 0.10000000149011612."""
     narrow = {name: np.dtype(kind).type(row[name]) for name, kind in kinds.items() if row[name] is not None}
     return row | narrow if narrow else row

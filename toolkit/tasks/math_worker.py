@@ -1,10 +1,9 @@
 """A process that compares formulas, one a line: what hangs or dies here hangs or kills nobody else.
 
-It is run as a script and imports nothing of ours. SymPy may compute 9^(9^9) until memory ends, so memory has a limit;
+It is run as a script and imports nothing of this package. SymPy may compute 9^(9^9) until memory ends, so memory has a limit;
 time is the parent's to watch.
 
-    {"prediction": "so \\boxed{0.5}", "boxed": "0.5", "said": null, "gold": "\\frac12"}  ->  {"strict": true, "flexible": true}
-    ("prose": true: what stands for "boxed" came from no box, and may be a sentence)
+    {"prediction": "so \\boxed{0.5}", "boxed": "0.5", "named": null, "gold": "\\frac12"}  ->  {"strict": true, "flexible": true}
 
 math-verify parses and compares. Three things it is not trusted with: a formula that cannot be parsed is compared as text alone,
 not by a number in it; numbers that it takes for equal are compared again, relative to their size (it rounds differences to
@@ -17,7 +16,7 @@ import logging
 import re
 import resource
 import sys
-from typing import Any
+from typing import Any, TypedDict
 
 BYTES = 4 * 2**30
 DIGITS = 40
@@ -47,7 +46,27 @@ def _as_sum(found: re.Match[str]) -> str:
     return f"({found[1]}+{found[2]}/{found[3]})" if int(found[2]) < int(found[3]) else found[0]
 
 
-class Comparison:
+class Comparison(TypedDict):
+    """What is asked, one JSON object a line."""
+
+    prediction: str
+    boxed: str | None  # the formula in the format of the gold answer
+    prose: bool  # `boxed` came from no box, and may be a sentence
+    named: str | None  # what the prediction itself names as its answer
+    gold: str
+
+
+class Reply(TypedDict, total=False):
+    """`ready` or `fatal` once at the beginning; then the two verdicts, or an `error`, for each line."""
+
+    ready: bool
+    fatal: str
+    strict: bool
+    flexible: bool
+    error: str
+
+
+class FormulaComparer:
     """Whether formulas mean the same. Raises ImportError without math-verify."""
 
     def __init__(self) -> None:
@@ -141,35 +160,35 @@ def is_formula(text: str) -> bool:
     return "$" not in bare and not _PROSE.search(bare)
 
 
-def judged(compare: Comparison, asked: dict[str, Any]) -> dict[str, bool]:
-    gold, answer = compare.formula(asked["gold"]), asked["boxed"]
+def judge(compare: FormulaComparer, comparison: Comparison) -> Reply:
+    gold, answer = compare.formula(comparison["gold"]), comparison["boxed"]
     if answer is not None:
-        prose = asked.get("prose", False) and not is_formula(answer)
+        prose = comparison["prose"] and not is_formula(answer)
         if compare.same(gold, compare.formula(answer)) or (prose and compare.same(gold, compare.formula_within(answer))):
             return {"strict": True, "flexible": True}
-    said = (asked["said"] or "").strip(" .,;*")
-    if said and is_formula(said):
-        return {"strict": False, "flexible": compare.same(gold, compare.formula(said))}
-    texts = [text for text in (asked["said"], asked["prediction"]) if text]
+    named = (comparison["named"] or "").strip(" .,;*")
+    if named and is_formula(named):
+        return {"strict": False, "flexible": compare.same(gold, compare.formula(named))}
+    texts = [text for text in (comparison["named"], comparison["prediction"]) if text]
     return {"strict": False, "flexible": any(compare.same(gold, compare.formula_within(text)) for text in texts)}
 
 
 def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
     logging.disable(logging.CRITICAL)
-    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no answer
+    replies, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no reply
     try:
-        compare = Comparison()
+        compare = FormulaComparer()
     except ImportError as error:
-        print(json.dumps({"fatal": str(error)}), file=answers, flush=True)
+        print(json.dumps({"fatal": str(error)}), file=replies, flush=True)
         return
-    print(json.dumps({"ready": True}), file=answers, flush=True)
+    print(json.dumps({"ready": True}), file=replies, flush=True)
     for line in sys.stdin:
         try:
-            verdict: dict[str, Any] = judged(compare, json.loads(line))
+            reply = judge(compare, json.loads(line))
         except Exception as error:
-            verdict = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(verdict), file=answers, flush=True)
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(reply), file=replies, flush=True)
 
 
 if __name__ == "__main__":

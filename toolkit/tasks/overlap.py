@@ -21,7 +21,7 @@ Overlap = Literal["exact", "partial"]
 
 
 def question_of(task: Task, example: Example) -> str:
-    """What the last message asks, without the fixed words of the task's prompt template."""
+    """The text of the last message, without the fixed words of the task's prompt template."""
     text = example.messages[-1]["content"]
     if task.recipe.messages:
         return text
@@ -32,7 +32,7 @@ def question_of(task: Task, example: Example) -> str:
 
 
 class HeldOut:
-    """The questions that training must not see."""
+    """Questions that must not be in the training data."""
 
     def __init__(self, questions: Iterable[str]) -> None:
         words = [_words(question) for question in questions]
@@ -48,10 +48,10 @@ class HeldOut:
 
 
 def repeated_questions(task: Task, split: Split) -> tuple[int, int]:
-    """How many training examples ask, word for word, what the split asks too; and how many training examples there are."""
-    held = {_words(question_of(task, example)) for example in task.examples(split)}
+    """How many training examples have a question of the split, word for word; and how many training examples there are."""
+    questions = {_words(question_of(task, example)) for example in task.examples(split)}
     train = task.examples("train")
-    return sum(_words(question_of(task, example)) in held for example in train), len(train)
+    return sum(_words(question_of(task, example)) in questions for example in train), len(train)
 
 
 def _words(text: str) -> tuple[str, ...]:

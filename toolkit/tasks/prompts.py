@@ -18,7 +18,7 @@ from toolkit.tasks.chat_format import REASONING, ChatFormat, chat_format, render
 from toolkit.tasks.conversation import text_of_reply
 from toolkit.tasks.example import Example, Message
 
-ANCHORS = ("\n", ".", "a")  # texts to tokenize another behind, where it must not look like a beginning
+ANCHORS = ("\n", ".", "a")  # put before a text that is tokenized as the continuation of another
 
 
 class Encoded(NamedTuple):
@@ -38,7 +38,7 @@ def uses_chat_template(tokenizer: PreTrainedTokenizerBase, example: Example) -> 
 
 
 def format_of(tokenizer: PreTrainedTokenizerBase, example: Example) -> ChatFormat:
-    """What stands around the answer to this example."""
+    """The texts around the answer to this example."""
     return chat_format(tokenizer, example.plain)
 
 
@@ -53,8 +53,8 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
 
 
 def completion_text(tokenizer: PreTrainedTokenizerBase, example: Example) -> str:
-    """What the template itself would write for the assistant after the generation prompt (think tags, channels, …), up to the
-    end-of-sequence token where it writes one."""
+    """The text that the template itself writes for the assistant after the generation prompt (think tags, channels, …), up to
+    the end-of-sequence token where it writes one."""
     form, example = format_of(tokenizer, example), without_end_texts(tokenizer, example)
     if not uses_chat_template(tokenizer, example):
         return example.completion
@@ -92,11 +92,11 @@ def _rendered(
     try:
         return render(tokenizer, turns, example.tools, add_generation_prompt)
     except PollardError as error:
-        raise PollardError(f"{example.where}: {error}" if example.where else str(error)) from None
+        raise PollardError(f"{example.where}: {error}" if example.where else str(error), code=error.code) from None
 
 
 def without_end_texts(tokenizer: PreTrainedTokenizerBase, example: Example) -> Example:
-    """The example without the text of an end token in its completion: a model ends there, and can never write on."""
+    """The example without the text of an end token in its completion: a model would end there."""
     ends = {str(tokenizer.eos_token), format_of(tokenizer, example).end} - {"", "None"}
     if not any(end in example.completion for end in ends):
         return example
@@ -122,7 +122,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[
 
 
 def encode_cloze(tokenizer: PreTrainedTokenizerBase, example: Example) -> Encoded:
-    """The prompt of an example without its choices, and what of its completion is text of the choice: no end, and what the
+    """The prompt of an example without its choices, and the text of its completion alone: without an end token, and what the
     template writes before every answer counts as prompt."""
     prompt = prompt_text(tokenizer, example) + format_of(tokenizer, example).before_answer
     return _split(tokenizer, example, prompt, example.completion)
@@ -168,7 +168,7 @@ def _tokens_behind(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def encode_all(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], max_length: int, setting: str = "max_length"
 ) -> tuple[list[Encoded], int]:
-    """The examples of at most `max_length` tokens, and how many were longer. `setting`: the key that says it, for messages.
+    """The examples of at most `max_length` tokens, and how many were longer. `setting`: the recipe's key, for messages.
 
     Longer ones are left out rather than cut: half a solution teaches to stop half-way. Raises PollardError if none fits.
     """
@@ -176,7 +176,10 @@ def encode_all(
     fitting = [e for e in encoded if len(e.input_ids) <= max_length]
     if not fitting:
         shortest = min((len(e.input_ids) for e in encoded), default=0)
-        raise PollardError(f"No example fits into max_length {max_length}: the shortest has {shortest} tokens. Raise {setting}.")
+        raise PollardError(
+            f"No example fits into max_length {max_length}: the shortest has {shortest} tokens. Raise {setting}.",
+            code="task.too-long",
+        )
     return fitting, len(encoded) - len(fitting)
 
 

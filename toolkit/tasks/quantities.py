@@ -1,4 +1,4 @@
-"""Numbers as people write them, read exactly.
+"""Numbers as people write them, read exactly, and the units behind them.
 
 "1,234.5"  "-$5"  ".5"  "3/4"  "1 1/2"  "½"  "1e-05"  "2.5 x 10^3"  "1.5 million"  "\\frac{3}{4}"      one number each
 "3,5,7"  "2,25"  "12 or 13"  "3:30"  "1/2/2020"  "2π"  "48 + 24"                                        none
@@ -7,9 +7,8 @@ Commas and thin spaces separate thousands, and commas nothing else. A unit, a cu
 number and does not change it: 25% is 25, as the answers of GSM8K have it. Values are fractions of integers, so 0.75 is 3/4 and
 0.333 is not 1/3.
 
-Units of measurement behind a number, in LaTeX or in words: what is 10 inches is not 10 cm.
-
-A missing unit is forgiven, and a word that is no unit known here ("12 students") means nothing.
+Units of measurement may stand behind a number in LaTeX or in words: 10 inches are not 10 cm. A missing unit is forgiven, and
+a word that is no unit known here ("12 students") means nothing.
 """
 
 import re
@@ -62,8 +61,8 @@ class Number(NamedTuple):
     value: Fraction
     undivided: bool = False
 
-    def answers(self, gold: "Number") -> bool:
-        """Whether it is right where `gold` is: 0.75 answers 3/4, and 6/2 does not answer 3."""
+    def matches(self, gold: "Number") -> bool:
+        """Whether it is a right answer where `gold` is the gold one: 0.75 matches 3/4, and 6/2 does not match 3."""
         return self.value == gold.value and (gold.undivided or not self.undivided)
 
 

@@ -1,5 +1,5 @@
-"""Does the model see all that the data says? Every field of a conversation is tried: rendered without it, or with another
-text in its place, the conversation must read differently.
+"""Which fields of a conversation the chat template shows. Every field is tried: rendered without it, or with another text in
+its place, the conversation must read differently.
 
 Templates drop much without a word: tool calls, names, reasoning, system messages. What carries the content of an example is
 refused where it would be lost, all else is counted.
@@ -20,7 +20,10 @@ from toolkit.tasks.prompts import completion_text, format_of, prompt_text, witho
 from toolkit.tasks.scorer import quoted
 
 OTHER_TEXT = "zqOtherqz"
-CONTENT = ("content", "tool_calls")  # of any message; and tools, and the reasoning of the answer
+CONTENT = ("content", "tool_calls")  # of any message; tools and the reasoning of the answer are content, too
+
+
+Shape = tuple[object, ...]  # of a conversation: its roles and fields
 
 
 class LostField(NamedTuple):
@@ -29,26 +32,27 @@ class LostField(NamedTuple):
 
 
 def check_rendering(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[str]:
-    """What the model does not see as the data says it, as counted lines for people.
+    """Counted lines, for people, about fields that the model does not see, or sees changed.
 
-    Raises PollardError for conversations that the chat template refuses, and for those of which it leaves out what the model
-    should know or learn, with their lines.
+    Raises PollardError, with their lines, for conversations that the chat template refuses, and for those whose content it
+    leaves out.
     """
-    known: dict[Any, list[LostField]] = {}  # per shape of a conversation
-    refused, left_out = [], []
+    lost_by_shape: dict[Shape, list[LostField]] = {}
+    refused, left_out, refused_code = [], [], ""
     lost, cut = Counter[str](), 0
     changed: list[tuple[str, str]] = []  # completions, and what the tokenizer makes of them
     for example in examples:
         try:
             shape = _shape(example)
             cut_texts = list(_cut_texts(tokenizer, example))
-            if shape not in known:
-                known[shape] = list(dict.fromkeys(_lost_fields(tokenizer, example)))
-            fields = known[shape] or cut_texts
+            if shape not in lost_by_shape:
+                lost_by_shape[shape] = list(dict.fromkeys(_lost_fields(tokenizer, example)))
+            fields = lost_by_shape[shape] or cut_texts
             cut += _loses_end_texts(tokenizer, example)
             completion = completion_text(tokenizer, example)
         except PollardError as error:
             refused.append(str(error))
+            refused_code = error.code
             continue
         if content := [field.name for field in fields if field.is_content]:
             left_out.append(f"{example.where}: the model's chat template leaves out {' and '.join(content)}.")
@@ -62,7 +66,11 @@ def check_rendering(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Examp
             "one a template that shows it (chat_template.jinja in its folder)."
         )
     if refused or left_out:
-        raise PollardError("\n".join([first_of(refused), first_of(left_out[:-1]), *left_out[-1:]]).strip("\n"))
+        code = "chat-template.leaves-out" if left_out else refused_code
+        raise PollardError(
+            "\n".join([first_of(refused), first_of(left_out[:-1]), *left_out[-1:]]).strip("\n"),
+            code=code,
+        )
     notes = [f"{number:,} of {len(examples):,} examples: the chat template does not show {name}" for name, number in lost.items()]
     if cut:
         notes.append(f"{cut:,} of {len(examples):,} completions hold the text of an end token, where an answer ends: taken off")
@@ -77,11 +85,14 @@ def check_rendering(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Examp
 def _loses_end_texts(tokenizer: PreTrainedTokenizerBase, example: Example) -> bool:
     kept = without_end_texts(tokenizer, example)
     if not kept.completion.strip() and not kept.reply.get("tool_calls"):
-        raise PollardError(f"{example.where}: the completion is nothing but the text of an end token, where an answer ends.")
+        raise PollardError(
+            f"{example.where}: the completion is nothing but the text of an end token, where an answer ends.",
+            code="data.no-completion",
+        )
     return kept != example
 
 
-def _shape(example: Example) -> Any:
+def _shape(example: Example) -> Shape:
     """Conversations of the same roles and fields are rendered alike."""
     turns = [*example.messages, example.answer]
     fields = [tuple(sorted((key, _several(value)) for key, value in turn.items() if value)) for turn in turns]
@@ -89,12 +100,12 @@ def _shape(example: Example) -> Any:
 
 
 def _several(value: Any) -> bool:
-    """Of some lists templates write the first item alone."""
+    """Whether a value is a list of several items: of some, templates write the first alone."""
     return isinstance(value, list) and len(value) > 1
 
 
 def _lost_fields(tokenizer: PreTrainedTokenizerBase, example: Example) -> Iterator[LostField]:
-    """What is in the example and not in its prompt and completion."""
+    """Fields of the example that change neither its prompt nor its completion."""
     example = replace(example, shots=())
     before = _read(tokenizer, example)
     if example.tools and _read(tokenizer, replace(example, tools=())) == before:

@@ -1,11 +1,11 @@
-"""What a scorer is: two readings of an answer, one that demands the format and one that looks for what was meant.
+"""A scorer reads an answer twice: strictly, which demands the format, and flexibly, which looks for what was meant.
 
 answer "So she has 72 clips."    gold "… #### 72"      strict: no, there is no ####    flexible: yes
 
-Where in a text its answer stands.
+Where in a text its answer stands:
 
-"He pays 3 + 4 = 7.\n#### 7"      strictly: what follows #### up to the end of its line
-"… so it is \boxed{7}."           flexibly also: the box, what follows "answer is", else the last line or number
+"He pays 3 + 4 = 7.\\n#### 7"      strictly: what follows #### up to the end of its line
+"… so it is \\boxed{7}."           flexibly also: the box, what follows "answer is", else the last line or number
 
 `####` is also how Markdown writes a heading. It marks an answer where the gold answer's last line has it, too; and in front of
 a number, where numbers are compared ("#### Step 1 … #### 72" is 72). Of several marks the first counts, since a model may go on
@@ -26,14 +26,13 @@ QUOTED = 200  # characters of an answer, in a message
 
 
 class Verdict(NamedTuple):
-    """`error`: what the scorer raised, where it could not judge; then neither reading holds. `note`: why a comparison was
-    given up and counts as wrong. `credit`: a degree of rightness from 0 to 1, of scorers that know one."""
+    """What a scorer says of one answer, by both readings."""
 
     strict: bool
     flexible: bool
-    error: str | None = None
-    note: str | None = None
-    credit: float | None = None
+    error: str | None = None  # what the scorer raised; then neither reading holds
+    note: str | None = None  # why a comparison was given up; it counts as wrong
+    credit: float | None = None  # a degree of rightness from 0 to 1, of scorers that give one
 
 
 @dataclass(frozen=True)
@@ -44,18 +43,18 @@ class Scorer:
     flexible: Judge
 
     def verdicts(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """One for each prediction and gold. Whatever a scorer raises stays with the item that it could not judge."""
+        """One for each prediction and gold answer. Whatever the scorer raises is in the verdict of the item."""
         return [self._verdict(*pair) for pair in pairs]
 
     def _verdict(self, prediction: str, gold: str) -> Verdict:
         try:
             strict = self.strict(prediction, gold)
             return Verdict(strict, strict or self.flexible(prediction, gold))
-        except Exception as error:  # told with the item, and the stage fails
+        except Exception as error:  # reported with the item, and the stage fails
             return Verdict(False, False, f"{type(error).__name__}: {error}")
 
     def gold_faults(self, pairs: Sequence[tuple[str, str]]) -> list[str | None]:
-        """For each completion and gold answer why nothing could be judged by it; None where the gold answer is right itself."""
+        """For each completion and gold answer why no answer can be judged by it; None where the gold answer is right itself."""
         verdicts = self.verdicts([(gold, gold) for _, gold in pairs])
         return [self._gold_fault(gold, verdict) for (_, gold), verdict in zip(pairs, verdicts, strict=True)]
 
@@ -110,8 +109,8 @@ def is_no_heading(part: str) -> bool:
 
 
 def answer_part(text: str, gold: str, is_answer: Callable[[str], bool] = is_no_heading) -> str:
-    """What a text answers, in the format of the gold answer: the line behind the first mark that `is_answer` holds of, where
-    the gold answer has a mark; otherwise all of the text."""
+    """The answer in a text, in the format of the gold answer: the line behind the first mark that is an answer (`is_answer`),
+    where the gold answer has a mark; otherwise the whole text."""
     parts = parts_behind_marks(text) if declares_mark(gold) else []
     if not parts:
         return normalized_spaces(text)
@@ -138,12 +137,12 @@ def boxed(text: str) -> str | None:
 
 
 def named_answers(text: str) -> list[str]:
-    """What the text calls its answer, the likeliest first: in the last box, or behind "the answer is" or "Answer:", the last
-    of these before the others."""
-    found = boxed(text)
-    if found is not None:
-        bare = _TEXT.fullmatch(found)
-        return [normalized_spaces(bare[1] if bare else found)]
+    """What the text itself names as its answer, the likeliest first: in the last box, or behind "the answer is" or "Answer:",
+    the last of these before the others."""
+    box = boxed(text)
+    if box is not None:
+        bare = _TEXT.fullmatch(box)
+        return [normalized_spaces(bare[1] if bare else box)]
     named = [text[match.end() :].partition("\n")[0] for match in _ANSWER_IS.finditer(text)]
     return [normalized_spaces(part) for part in reversed(named) if not re.match(r"not\b", part, re.IGNORECASE)]
 
@@ -151,8 +150,8 @@ def named_answers(text: str) -> list[str]:
 def likeliest_part(
     text: str, gold: str, is_answer: Callable[[str], bool] = is_no_heading, is_alone: Callable[[str], bool] = lambda line: False
 ) -> str:
-    """Where an answer most likely stands: behind the mark, where the text says so, or in the last line; in the first where that
-    `is_alone` an answer, and the last is not."""
+    """The part of a text that is most likely its answer: behind the mark, where the text names it, or the last line; the first
+    line where that alone is an answer (`is_alone`), and the last is not."""
     marked = answer_part(text, gold, is_answer) if declares_mark(gold) and _MARK.search(text) else ""
     if marked:
         return marked
@@ -219,8 +218,8 @@ def normalized_spaces(text: str) -> str:
 
 
 class MarkedScorer(Scorer):
-    """Of a task whose completions end with `#### answer` and whose `task.answer` is the bare answer: texts are compared behind
-    the mark, as in the completions."""
+    """For a task whose completions end with `#### answer` while `task.answer` is the bare answer: gold answers get the mark, so
+    that texts are compared behind it."""
 
     def __init__(self, scorer: Scorer) -> None:
         super().__init__(

@@ -1,7 +1,6 @@
-"""Where examples come from: data files, or a split of a data set from the hub or a folder, as lines that remember where
-they stood.
+"""Where data come from: files, or a split of a data set from the hub or a folder, as lines with their places.
 
-Plain text, without questions and answers: what a calibration mix or an off-task measure may take beside tasks.
+Plain text, without questions and answers, may be a source of calibration data and of a sweep's off-task measure:
 
 {"text": "The harbour of Odense was dug in 1803 and …"}      a line of a .jsonl file, or of any other data file
 paragraphs, with empty lines between them                    a .txt file
@@ -18,20 +17,20 @@ from toolkit.runtime.errors import PollardError, first_of
 from toolkit.runtime.files import fingerprint_of_path
 from toolkit.tasks.data_files import ENDINGS, NOT_UTF8, Source, ending_of, files_of, is_saved_by_datasets, is_utf8, open_text
 from toolkit.tasks.file_formats import NARROW_TYPES, Line, class_names_of, read_file, with_narrow_numbers
-from toolkit.tasks.templates import check_texts, fields_in
+from toolkit.tasks.templates import Row, check_texts, fields_in
 
 
 @dataclass(frozen=True)
 class Lines:
-    """What a source holds, in its order. `class_names`: of columns that number their classes (ClassLabel), the names."""
+    """The lines of a source, in its order. `class_names`: the classes of columns that number them (ClassLabel)."""
 
     lines: list[Line]
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
-    def columns(self) -> list[dict[str, Any]]:
-        """Of the lines that could be read."""
-        return [columns for _, columns in self.lines if isinstance(columns, dict)]
+    def columns(self) -> list[Row]:
+        """The columns of the lines that could be read."""
+        return [row for _, row in self.lines if isinstance(row, dict)]
 
 
 def read_files(source: Source) -> Lines:
@@ -53,7 +52,7 @@ def _saved_by_datasets(folder: str, name: str) -> Lines:
     try:
         return _rows(load_from_disk(folder), name)
     except Exception as error:  # a damaged folder, or one of a newer version
-        raise PollardError(f"Cannot read {folder}, which `datasets` has saved: {error}") from error
+        raise PollardError(f"Cannot read {folder}, which `datasets` has saved: {error}", code="data.unreadable") from error
 
 
 def read_hub(dataset: str, subset: str | None, split: str, revision: str | None) -> Lines:
@@ -68,7 +67,8 @@ def read_hub(dataset: str, subset: str | None, split: str, revision: str | None)
         raise PollardError(
             f"Cannot load {dataset} (subset {subset}, split {split}) from the hub: {error}\n"
             "Check the name and the network, run `hf auth login` for a gated data set, or give local data files: "
-            "task.train=… task.test=…"
+            "task.train=… task.test=…",
+            code="data.hub",
         ) from error
 
 
@@ -80,7 +80,10 @@ def _of_folder(folder: str, subset: str | None, split: str) -> Lines | None:
     if is_saved_by_datasets(Path(folder) / split):
         return _saved_by_datasets(f"{folder}/{split}", f"{folder} {split}")
     if is_saved_by_datasets(Path(folder)):
-        raise PollardError(f"{folder} holds a single split, without a name: say `task.train: {folder}` or `task.test: {folder}`.")
+        raise PollardError(
+            f"{folder} holds a single split, without a name: say `task.train: {folder}` or `task.test: {folder}`.",
+            code="data.no-split",
+        )
     try:
         found = load_dataset_builder(folder, subset).config.data_files or {}
         files = {name: [str(file) for file in found[name]] for name in found if name in re.split(r"[^\w.-]", split)}
@@ -91,7 +94,9 @@ def _of_folder(folder: str, subset: str | None, split: str) -> Lines | None:
     except PollardError:
         raise
     except Exception as error:
-        raise PollardError(f"Cannot read the data set in {folder} (subset {subset}, split {split}): {error}") from error
+        raise PollardError(
+            f"Cannot read the data set in {folder} (subset {subset}, split {split}): {error}", code="data.unreadable"
+        ) from error
     names = {column: classes for lines in read.values() for column, classes in lines.class_names.items()}
     return Lines([line for part in parts for line in read[part.splitname].lines[part.from_ : part.to]], names)
 
@@ -126,11 +131,14 @@ def read_texts(path: str) -> list[str]:
     texts = []
     for file in files_of(path) if several or ending_of(path) in TEXT_ENDINGS else [path]:
         if ending_of(file) not in TEXT_ENDINGS and not Path(file).is_dir():
-            raise PollardError(f"{file} is no text file: plain text is a .jsonl file (a `text` in every line) or a .txt file.")
+            raise PollardError(
+                f"{file} is no text file: plain text is a .jsonl file (a `text` in every line) or a .txt file.",
+                code="text.other-file",
+            )
         texts += _paragraphs(file) if ending_of(file) == ".txt" else _texts_in(file)
     found = [text.strip() for text in texts if text.strip()]
     if not found:
-        raise PollardError(f"{path} is empty: it holds no text.")
+        raise PollardError(f"{path} is empty: it holds no text.", code="text.empty")
     return found
 
 
@@ -139,27 +147,44 @@ def _paragraphs(path: str) -> list[str]:
         with open_text(path) as file:
             text = file.read()
     except (OSError, EOFError) as error:
-        raise PollardError(f"Cannot read {path}: {error}. Give the path of a text file, relative to where you start.") from None
+        raise PollardError(
+            f"Cannot read {path}: {error}. Give the path of a text file, relative to where you start.", code="data.unreadable"
+        ) from None
     if not is_utf8(text):
-        raise PollardError(f"Cannot read {path}: {NOT_UTF8}")
+        raise PollardError(f"Cannot read {path}: {NOT_UTF8}", code="data.not-utf8")
     return re.split(r"\n\s*\n", text)
 
 
 def _texts_in(path: str) -> list[str]:
     """The column `text` of data files. Raises PollardError with the first of the lines that have none."""
-    texts, bad = [], []
+    texts, faults = [], []
     for where, row in read_files(path).lines:
-        if isinstance(row, str):
-            bad.append(f"{where}: {row}")
-            continue
         try:
-            if not isinstance(row.get("text"), str):
-                bad.append(f"{where}: plain text is read from the field `text`. Fields there: {fields_in(row)}.")
-                continue
-            check_texts("text", row["text"], where)
-            texts.append(row["text"])
+            texts.append(_text_of_line(where, row))
         except PollardError as error:
-            bad.append(str(error))
-    if bad:
-        raise PollardError(first_of(bad))
+            faults.append(error)
+    if faults:
+        raise PollardError(first_of(list(map(str, faults))), code=shared_code(faults))
     return texts
+
+
+def _text_of_line(where: str, row: Row | str) -> str:
+    if isinstance(row, str):
+        raise bad_line(where, row)
+    text = row.get("text")
+    if not isinstance(text, str):
+        raise PollardError(
+            f"{where}: plain text is read from the field `text`. Fields there: {fields_in(row)}.", code="text.no-field"
+        )
+    check_texts("text", text, where)
+    return text
+
+
+def bad_line(where: str, problem: str) -> PollardError:
+    return PollardError(f"{where}: {problem}", code="data.bad-line")
+
+
+def shared_code(faults: Sequence[PollardError]) -> str:
+    """The code of many lines' faults where all are of one kind."""
+    codes = {fault.code for fault in faults}
+    return codes.pop() if len(codes) == 1 else "data.bad-lines"

@@ -16,18 +16,18 @@ from toolkit.runtime.errors import PollardError, first_of
 from toolkit.tasks.data_files import SUPPORTED_FILES, Source, is_local
 from toolkit.tasks.example import Example
 from toolkit.tasks.presets import PRESETS, Preset
-from toolkit.tasks.rows import examples_of
+from toolkit.tasks.rows import ExampleReader
 from toolkit.tasks.scorers import scorer_of
-from toolkit.tasks.sources import fingerprint_of_data, fingerprint_of_folder, read_files, read_hub
+from toolkit.tasks.sources import fingerprint_of_data, fingerprint_of_folder, read_files, read_hub, shared_code
 
 Split = Literal["train", "dev", "test"]
-Stored = Literal["train", "test"]  # dev is carved from train
-DEV_SHARE = 5  # dev takes at most a fifth of train
-MANY_QUESTIONS = 20  # questions whose right choice hardly stands at one place by chance
+Stored = Literal["train", "test"]  # splits with data of their own
+DEV_SHARE = 5  # dev takes at most a fifth of the training data
+MANY_QUESTIONS = 20  # among so many, the right choice does not stand at one place by chance
 
 
 class Task:
-    """Examples and scorer of `recipe.task`; files are read when first asked for.
+    """Examples and scorer of `recipe.task`. Each split is read once, when it is first asked for.
 
     Raises PollardError for keys that are missing, unreadable files, empty splits and fields a line does not have.
     """
@@ -45,7 +45,8 @@ class Task:
         self.stop = list(self.preset.stop)
         if not recipe.messages and not (self.preset.prompt and self.preset.completion):
             raise PollardError(
-                'A custom task needs `task.prompt` and `task.completion` (templates such as "{question}"), or `task.messages`.'
+                'A custom task needs `task.prompt` and `task.completion` (templates such as "{question}"), or `task.messages`.',
+                code="task.key-missing",
             )
 
     def score(self, prediction: str, gold: str) -> bool:
@@ -55,15 +56,15 @@ class Task:
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
             raise PollardError(
-                f"The scorer of task {self.name} fails on the answer {prediction!r} to {gold!r}: {what}."
+                f"The scorer of task {self.name} fails on the answer {prediction!r} to {gold!r}: {what}.", code="scorer.raises"
             ) from error
 
     def sources(self, splits: Sequence[Stored] = ("train", "test")) -> dict[Stored, Source]:
-        """Where train and test come from, for people."""
+        """Where train and test come from: files, or splits of the data set."""
         return {split: self._source(split) for split in splits}
 
     def fingerprint(self, split: Stored) -> Any:
-        """What identifies a split's data: the content of local files, else their names on the hub."""
+        """A JSON value that identifies a split's data: the content of local files, else their names on the hub."""
         source = self._source(split)
         if self._names_files(split):
             return fingerprint_of_data(source)
@@ -79,10 +80,10 @@ class Task:
         return is_local(source) or (not self.preset.dataset and Path(str(source)).exists())
 
     def examples(self, split: Split) -> list[Example]:
-        """All examples of a split, in the file's order (dev and train: what the carving left them)."""
+        """All examples of a split, in the file's order; dev is a slice of the training data, and train the rest."""
         if split == "test":
             return self._test
-        return self._shown[split]
+        return self._train_and_dev[split]
 
     def known_size(self, split: Split) -> int | None:
         """How many examples a split of the preset's hub data set has, without fetching it; None where that is not known."""
@@ -109,7 +110,7 @@ class Task:
 
     @cached_property
     def _carved(self) -> dict[str, list[Example]]:
-        """Train without its dev slice and the shots, and both: the same whatever the recipe's seed, so that runs compare."""
+        """The training data as shots, train and dev: the same whatever the recipe's seed, so that runs compare."""
         everything = self._read("train")
         chosen = set(random.Random("dev").sample(range(len(everything)), self._dev_size(len(everything))))
         train = [example for i, example in enumerate(everything) if i not in chosen]
@@ -117,7 +118,8 @@ class Task:
         if shots >= count:
             raise PollardError(
                 f"task.shots is {shots}, and the training data of task {self.name} has {count} examples (without the dev slice): "
-                "some must be left to train on."
+                "some must be left to train on.",
+                code="task.shots",
             )
         shown = random.Random("shots").sample(range(count), shots)
         return {
@@ -133,7 +135,7 @@ class Task:
         return [replace(example, shots=shots) for example in examples]
 
     @cached_property
-    def _shown(self) -> dict[str, list[Example]]:
+    def _train_and_dev(self) -> dict[str, list[Example]]:
         return {split: self._with_shots(self._carved[split]) for split in ("train", "dev")}
 
     def _source(self, split: Stored) -> Source:
@@ -143,7 +145,8 @@ class Task:
             named = f" ({given!r} is neither)" if given else ""
             raise PollardError(
                 f"Task {self.name} has no {split} data: give `task.{split}`, a data file ({SUPPORTED_FILES}), or a split of "
-                f"`task.dataset`{named}."
+                f"`task.dataset`{named}.",
+                code="task.no-data",
             )
         return source
 
@@ -155,11 +158,11 @@ class Task:
             lines = read_hub(str(self.preset.dataset), self.preset.subset, str(source), self.recipe.revision)
         name = source if isinstance(source, str) else ", ".join(source)
         if not lines.lines:
-            raise PollardError(f"{name} is empty: task {self.name} needs {split} examples.")
-        examples, bad = examples_of(lines, self.preset, self.recipe.messages)
-        self._skipped[split] = len(bad)
-        if bad:
-            self._refuse_or_count(split, name, bad, len(lines.lines))
+            raise PollardError(f"{name} is empty: task {self.name} needs {split} examples.", code="data.empty")
+        examples, faults = ExampleReader(lines, self.preset, self.recipe.messages).read()
+        self._skipped[split] = len(faults)
+        if faults:
+            self._refuse_or_count(split, name, faults, len(lines.lines))
         if self.preset.choices and len(examples) >= MANY_QUESTIONS and len({example.right for example in examples}) == 1:
             letter = ascii_uppercase[examples[0].right]
             _say_once(
@@ -168,30 +171,31 @@ class Task:
             )
         return examples
 
-    def _refuse_or_count(self, split: str, name: str, bad: list[str], number: int) -> None:
-        """Of lines that cannot be used: raises PollardError with the first of them, or says how many are left out."""
-        count = f"{len(bad):,} of {number:,} lines in {name} cannot be used"
-        if self.recipe.on_bad_lines == "skip" and len(bad) < number:
-            some = "\n".join(f"    {line}" for line in first_of(bad, 3).splitlines())
+    def _refuse_or_count(self, split: str, name: str, faults: list[PollardError], number: int) -> None:
+        """Raises PollardError with the first of the lines that cannot be used, or reports how many are left out."""
+        messages = list(map(str, faults))
+        count = f"{len(faults):,} of {number:,} lines in {name} cannot be used"
+        if self.recipe.on_bad_lines == "skip" and len(faults) < number:
+            some = "\n".join(f"    {line}" for line in first_of(messages, 3).splitlines())
             _say_once(f"  [bold]{escape(count)}[/] and are left out of {split} (task.on_bad_lines):\n{escape(some)}")
             return
-        way_out = ", or leave them out with `task.on_bad_lines: skip`" if len(bad) < number else ""
-        raise PollardError(f"{first_of(bad)}\n{count}. Mend them{way_out}.")
+        way_out = ", or leave them out with `task.on_bad_lines: skip`" if len(faults) < number else ""
+        raise PollardError(f"{first_of(messages)}\n{count}. Mend them{way_out}.", code=shared_code(faults))
 
     def _check_golds(self, examples: list[Example]) -> None:
-        """Raises PollardError, with the lines, for texts by which no answer could be right (`numeric` without a number), or
-        every one, and for those that the scorer cannot read."""
+        """Raises PollardError, with the lines, for gold answers by which no answer could be right (`numeric` without a number),
+        or every one, and for those that the scorer cannot read."""
         faults = self.scorer.gold_faults([(example.completion, example.gold) for example in examples])
-        told = [
+        messages = [
             f"{example.where}: scorer `{self.preset.scorer}` {fault}."
             for example, fault in zip(examples, faults, strict=True)
             if fault
         ]
-        if told:
-            raise PollardError(first_of(told))
+        if messages:
+            raise PollardError(first_of(messages), code="scorer.gold")
 
 
 @cache
 def _say_once(text: str) -> None:
-    """Every stage reads its data anew; what there is to say of them is said once in a process."""
+    """A notice about data that several tasks of a process may read."""
     say(text)

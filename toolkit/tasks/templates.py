@@ -1,4 +1,4 @@
-"""Templates over the columns of a line: how values become text, and what is said where they do not fit.
+"""Templates over the columns of a line: how values become text, and which values are refused.
 
 true -> "true"      1e-05 -> "0.00001"      ["x", 1.5] -> '["x", 1.5]'      a date -> "2024-02-29"      null -> refused
 """
@@ -21,26 +21,26 @@ FIELD = re.compile(r"([^\[\]]+)((?:\[[^\[\]]+\])*)")  # column[key][0]
 KEY = re.compile(r"\[(.+?)\]")
 
 
-def column(name: str, columns: dict[str, Any], where: str) -> Any:
+def column(name: str, columns: Row, where: str) -> Any:
     """The value of a column. Raises PollardError where the line lacks it, or it is null."""
     if name not in columns:
         outer, dot, inner = name.partition(".")
         close = (
             f" A part of `{outer}` is `{outer}[{inner}]`." if dot and outer in columns else did_you_mean(name, list(columns))[1:]
         )
-        raise PollardError(f"{where}: no field `{name}`. Fields there: {fields_in(columns)}.{close}")
+        raise PollardError(f"{where}: no field `{name}`. Fields there: {fields_in(columns)}.{close}", code="data.no-field")
     if is_null(columns[name]):
-        raise PollardError(f"{where}: the field `{name}` is null{'' if columns[name] is None else ' (NaN)'}.")
+        raise PollardError(f"{where}: the field `{name}` is null{'' if columns[name] is None else ' (NaN)'}.", code="data.null")
     return columns[name]
 
 
-def fields_in(columns: dict[str, Any]) -> str:
+def fields_in(columns: Row) -> str:
     """The names of a line's columns, for messages."""
     return ", ".join(columns).encode("utf-8", "backslashreplace").decode() or "none"
 
 
 def is_null(value: Any) -> bool:
-    """Nothing: null, and the NaN (pandas' NaT, NA) that stands for it in tables."""
+    """Whether a value is null, or the NaN (pandas' NaT, NA) that stands for it in tables."""
     if isinstance(value, Real | Decimal) and not isinstance(value, Integral):
         return math.isnan(value)
     return value is None or type(value).__name__ in ("NaTType", "NAType")
@@ -126,7 +126,7 @@ def check_texts(name: str, value: Any, where: str) -> None:
         if isinstance(value, str):
             _checked(value)
     except ValueError as error:
-        raise PollardError(f"{where}: the field `{name}` {_predicate(error)}.") from None
+        raise PollardError(f"{where}: the field `{name}` {_predicate(error)}.", code="data.no-text") from None
     for item in [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ():
         check_texts(name, item, where)
 
@@ -135,7 +135,7 @@ def check_texts(name: str, value: Any, where: str) -> None:
 class _Filler(Formatter):
     """`str.format` over a line's columns, by `text_of`."""
 
-    columns: dict[str, Any]
+    columns: Row
     where: str
 
     def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
@@ -150,7 +150,7 @@ class _Filler(Formatter):
         try:
             text_of(value)
         except ValueError as error:
-            raise PollardError(f"{self.where}: the field `{field_name}` {_predicate(error)}.") from None
+            raise PollardError(f"{self.where}: the field `{field_name}` {_predicate(error)}.", code="data.no-text") from None
         return value, at
 
     def _part(self, value: Any, key: str, at: str) -> Any:
@@ -160,7 +160,9 @@ class _Filler(Formatter):
         if isinstance(value, list):
             return value[int(key)]
         kind = "null" if is_null(value) else "a text" if isinstance(value, str) else f"a value of the type {type(value).__name__}"
-        raise PollardError(f"{self.where}: the field `{at}` is {kind}, and no list or object of which [{key}] is a part.")
+        raise PollardError(
+            f"{self.where}: the field `{at}` is {kind}, and no list or object of which [{key}] is a part.", code="data.no-part"
+        )
 
     def convert_field(self, value: Any, conversion: str | None) -> Any:
         return text_of(value) if conversion == "s" else super().convert_field(value, conversion)  # type: ignore[arg-type]
@@ -176,12 +178,13 @@ class _Filler(Formatter):
         return format(value, format_spec)
 
 
-def fill_template(template: str, columns: dict[str, Any], where: str) -> str:
+def fill_template(template: str, columns: Row, where: str) -> str:
     """The template with a line's values in it. Raises PollardError for a value that has no text, and for another template."""
     try:
         return _Filler(columns, where).vformat(template, (), {})
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise PollardError(
-            f"{where}: the template {template!r} cannot be filled ({what}): write {{column}}, and {{{{ for a brace."
+            f"{where}: the template {template!r} cannot be filled ({what}): write {{column}}, and {{{{ for a brace.",
+            code="task.template",
         ) from None

@@ -1,8 +1,6 @@
-"""Scorers for numbers and texts: exact, numeric, contains, f1, regex.
+"""Scorers for numbers, texts and choices: exact, numeric, contains, f1, regex; choice and label.
 
 The strict reading demands the format that the gold answer shows; the flexible one takes the likeliest meaning of a text.
-
-Scorers for answers that are one of few: the letter of a choice, the word of a class.
 
 gold "B":  strictly "B", "(B)", "B. Oslo";  flexibly also "The answer is (B), since …" and a last line with one letter only
 gold "positive":  strictly "positive";  flexibly also "I would say: Positive."
@@ -58,13 +56,13 @@ def exact_flexible(prediction: str, gold: str) -> bool:
 def numeric(prediction: str, gold: str) -> bool:
     """The same number: 1,000 = 1000.0 = $1000, 3/4 = 0.75. Behind `####`, where the gold answer has it there."""
     right, found = gold_number(gold), strict_number(prediction, gold)
-    return right is not None and found is not None and found.answers(right)
+    return right is not None and found is not None and found.matches(right)
 
 
 def numeric_flexible(prediction: str, gold: str) -> bool:
     """The same number, behind a mark, in a box, behind "the answer is", or else the last one."""
     right, found = gold_number(gold), likeliest_number(prediction)
-    return right is not None and found is not None and found.answers(right)
+    return right is not None and found is not None and found.matches(right)
 
 
 class NumericScorer(Scorer):
@@ -108,7 +106,7 @@ def f1(prediction: str, gold: str) -> float:
 
 
 class F1Scorer(Scorer):
-    """Strict: all words the same. Flexible: an F1 of at least one half. Its mean is reported beside both."""
+    """Strict: all words the same. Flexible: an F1 of at least one half. Its mean is reported as well."""
 
     def _verdict(self, prediction: str, gold: str) -> Verdict:
         return super()._verdict(prediction, gold)._replace(credit=f1(prediction, gold))
@@ -127,7 +125,7 @@ class RegexScorer(Scorer):
         try:
             self._pattern = regex.compile(pattern, regex.VERSION0)  # the syntax of Python's re
         except regex.error as error:
-            raise PollardError(f"task.pattern {pattern!r} is no regular expression: {error}.") from None
+            raise PollardError(f"task.pattern {pattern!r} is no regular expression: {error}.", code="task.pattern") from None
 
     def _verdict(self, prediction: str, gold: str) -> Verdict:
         until = time.monotonic() + self._seconds
@@ -167,7 +165,8 @@ _GOES_ON = re.compile(r"\W*(?:or|nor)\W*", re.IGNORECASE)
 
 
 def _not_denied(text: str, mentions: Sequence[re.Match[str]]) -> list[str]:
-    """What is mentioned and nowhere denied. A denial holds for what is mentioned next in its clause, and what "or" adds."""
+    """The names that are mentioned and nowhere denied. A denial covers the next mention in its clause, and
+    those that "or" adds."""
     named, denied = [], set()
     end, before_is_denied = 0, False
     for mention in mentions:
@@ -216,28 +215,28 @@ def choice_flexible(prediction: str, gold: str) -> bool:
 CHOICE = Scorer(choice, choice_flexible)
 
 
-def label_scorer(labels: Sequence[str]) -> Scorer:
-    """The answer is the gold label and nothing else, as the gold text writes it (strict), or its likeliest part names that
-    label alone."""
-    by_words = {label_words(label): label for label in labels}
-    spelt = (re.escape(words).replace(r"\ ", r"[\s_-]+") for words in sorted(by_words, key=len, reverse=True))
-    pattern = re.compile(rf"(?<![\w-])({'|'.join(spelt)})(?![\w+#]|[-'’]\w)")
+class LabelScorer(Scorer):
+    """Strict: the answer is the gold label as the gold text writes it. Flexible: its likeliest part names that label alone."""
 
-    def label_of(part: str) -> str | None:
-        return by_words.get(label_words(part)) or by_words.get(label_words(part.strip(string.punctuation)))
+    def __init__(self, labels: Sequence[str]) -> None:
+        super().__init__(self._is_gold, self._names_gold)
+        self._by_words = {label_words(label): label for label in labels}
+        spelt = (re.escape(words).replace(r"\ ", r"[\s_-]+") for words in sorted(self._by_words, key=len, reverse=True))
+        self._pattern = re.compile(rf"(?<![\w-])({'|'.join(spelt)})(?![\w+#]|[-'’]\w)")
 
-    def is_label(part: str) -> bool:
-        return label_of(part) is not None
+    def _is_gold(self, prediction: str, gold: str) -> bool:
+        return self._is_label(gold_part(gold)) and answer_part(prediction, gold, self._is_label) == gold_part(gold)
 
-    def named(text: str) -> set[str]:
+    def _names_gold(self, prediction: str, gold: str) -> bool:
+        right = self._label_of(gold_part(gold))
+        return right is not None and self._named_in(likeliest_part(prediction, gold, self._is_label, self._is_label)) == {right}
+
+    def _label_of(self, part: str) -> str | None:
+        return self._by_words.get(label_words(part)) or self._by_words.get(label_words(part.strip(string.punctuation)))
+
+    def _is_label(self, part: str) -> bool:
+        return self._label_of(part) is not None
+
+    def _named_in(self, text: str) -> set[str]:
         text = normalized_spaces(text).casefold()
-        return {by_words[label_words(found)] for found in _not_denied(text, list(pattern.finditer(text)))}
-
-    def strict(prediction: str, gold: str) -> bool:
-        return is_label(gold_part(gold)) and answer_part(prediction, gold, is_label) == gold_part(gold)
-
-    def flexible(prediction: str, gold: str) -> bool:
-        right = label_of(gold_part(gold))
-        return right is not None and named(likeliest_part(prediction, gold, is_label, is_label)) == {right}
-
-    return Scorer(strict, flexible)
+        return {self._by_words[label_words(name)] for name in _not_denied(text, list(self._pattern.finditer(text)))}

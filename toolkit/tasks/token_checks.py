@@ -1,6 +1,6 @@
-"""How long the examples of a split are, in tokens.
+"""Whether examples and model fit together: token counts against the context, token ids against the embedding.
 
-Tokens that the tokenizer writes and the model has no embedding for: it was given tokens, and the model was not resized.
+A tokenizer may have tokens for which the model has no embedding: they were added, and the model was not resized.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,20 +14,19 @@ from toolkit.tasks.prompts import encode
 
 
 class LengthSummary(NamedTuple):
-    least: int
+    shortest: int
     median: int
-    most_of: int  # 95 % are at most so long
-    most: int
+    percentile_95: int
+    longest: int
 
 
 class Lengths(NamedTuple):
-    """`whole` holds prompt + completion of each example and `prompts` the prompt alone, to count those above a limit; the
-    spreads are None without any."""
+    """Token counts of a split."""
 
-    prompt: LengthSummary | None
+    prompt: LengthSummary | None  # None without examples
     completion: LengthSummary | None
-    whole: list[int]
-    prompts: list[int]
+    whole: list[int]  # of each example, prompt and completion
+    prompts: list[int]  # of each example, the prompt alone
 
     def longer_than(self, limit: int) -> int:
         return sum(length > limit for length in self.whole)
@@ -38,26 +37,25 @@ def lengths_of(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) 
     prompts = [e.prompt_length for e in encoded]
     whole = [len(e.input_ids) for e in encoded]
     return Lengths(
-        _spread(prompts), _spread([all_ - prompt for all_, prompt in zip(whole, prompts, strict=True)]), whole, prompts
+        _summary(prompts), _summary([all_ - prompt for all_, prompt in zip(whole, prompts, strict=True)]), whole, prompts
     )
 
 
 class ContextFit(NamedTuple):
-    """How many texts there are, how many are longer than the context themselves, and of how many the answer may be cut: they
-    fit, but not together with the new tokens."""
+    """How many texts fit into a model's context."""
 
     texts: int
-    beyond: int
-    without_room: int
+    beyond: int  # longer than the context themselves
+    without_room: int  # fit, but not together with the new tokens: their answers may be cut
 
 
 def context_fit(lengths: Sequence[int], context: int, new_tokens: int = 0) -> ContextFit:
-    """Texts of so many tokens against a context, with `new_tokens` to be written behind each."""
+    """Compares the texts' token counts with the context length, with `new_tokens` to be written behind each."""
     beyond = sum(length > context for length in lengths)
     return ContextFit(len(lengths), beyond, sum(length + new_tokens > context for length in lengths) - beyond)
 
 
-def _spread(lengths: Sequence[int]) -> LengthSummary | None:
+def _summary(lengths: Sequence[int]) -> LengthSummary | None:
     if not lengths:
         return None
     ordered = sorted(lengths)
@@ -66,7 +64,7 @@ def _spread(lengths: Sequence[int]) -> LengthSummary | None:
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The largest number of a token, added ones too, plus one."""
+    """The largest token id, including added tokens, plus one."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
@@ -93,5 +91,6 @@ def check_vocabulary(
     raise PollardError(
         f"{both}. The data uses {len(used):,} of those that have none:\n{first_of(faults, 3)}\n"
         f"Enlarge the model for its tokenizer (model.resize_token_embeddings({size}), trained and saved), or give it the "
-        "tokenizer that it was trained with."
+        "tokenizer that it was trained with.",
+        code="tokenizer.beyond-vocabulary",
     )

@@ -34,9 +34,10 @@ def _numbers(text: str) -> list[int]:
 def run_benchmark(arguments: argparse.Namespace) -> None:
     from toolkit.cli.benchmark_models import models_to_measure
     from toolkit.evaluation.speed import Workload, benchmark
+    from toolkit.pipeline.run_facts import SPEED_FILE, model_fingerprints
     from toolkit.pipeline.run_models import find_run, is_run
-    from toolkit.report import write_report
-    from toolkit.report.fidelity_harness import SPEED, models_made
+    from toolkit.pipeline.write_report import write_report
+    from toolkit.report.measurements import SpeedTable
     from toolkit.report.speed_table import show_speed
     from toolkit.runtime.files import write_text
 
@@ -48,14 +49,14 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
     if arguments.json:
         _check_figures_file(Path(arguments.json))
     load = Workload(arguments.batch_sizes, arguments.prompt_tokens, arguments.new_tokens, arguments.repeats)
-    figures = benchmark(models_to_measure(arguments.models, arguments.keep, arguments.dtype), load)
-    show_speed(figures)
+    figures = benchmark(models_to_measure(arguments.models, arguments.keep, arguments.dtype), load).to_json()
+    show_speed(SpeedTable.model_validate(figures))
     if arguments.json:
         write_text(arguments.json, json.dumps(figures, indent=1) + "\n")
     if len(arguments.models) == 1 and is_run(arguments.models[0]):
         run = find_run(arguments.models[0]).directory
-        of = models_made(run.done())
-        write_text(run.path / SPEED, json.dumps(figures | {"of": of}, indent=1) + "\n")
+        of = model_fingerprints(run.done())
+        write_text(run.path / SPEED_FILE, json.dumps(figures | {"of": of}, indent=1) + "\n")
         write_report(run.path)
         say(f"Report: {run.path / 'report.html'}")
 

@@ -19,7 +19,7 @@ def run_criteria(arguments: argparse.Namespace) -> None:
     from toolkit.selection import CRITERIA
 
     for name, criterion in CRITERIA.items():
-        say(f"{name:<15} {(criterion.__doc__ or '').strip().splitlines()[0]}")
+        say(f"{name:<15} {criterion.meaning}")
 
 
 def run_tasks(arguments: argparse.Namespace) -> None:
@@ -35,9 +35,15 @@ def add_recipes_arguments(parser: argparse.ArgumentParser) -> None:
         "--reference", action="store_true", help="every key with type, default and meaning (recipes/reference.yaml)"
     )
     what.add_argument("--schema", action="store_true", help="a JSON schema for editors (recipes/recipe.schema.json)")
+    what.add_argument("--choices", action="store_true", help="the names that a recipe allows (toolkit/recipe/choices.py)")
 
 
 def run_recipes(arguments: argparse.Namespace) -> None:
+    if arguments.choices:
+        from toolkit.cli.choices import choices  # imports torch, which `pollard recipes` does not need
+
+        sys.stdout.write(choices())
+        return
     if arguments.reference or arguments.schema:
         from toolkit.recipe import reference as recipe_reference
 

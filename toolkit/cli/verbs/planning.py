@@ -41,7 +41,7 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_inspect(arguments: argparse.Namespace) -> None:
     from toolkit.cuts.model_summary import model_summary
-    from toolkit.report.model_summary import show_model_summary
+    from toolkit.report.inspection import show_model_summary
 
     show_model_summary(model_summary(arguments.model))
 
@@ -57,18 +57,18 @@ def run_preview(arguments: argparse.Namespace) -> None:
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     from rich.markup import escape
 
-    from toolkit.moe import load_config, load_tokenizer
     from toolkit.moe.tokenizer import context_length
+    from toolkit.pipeline.context import RunContext
     from toolkit.pipeline.data_checks import limit_checks, rendering_checks
-    from toolkit.report.preview import show_examples, show_lengths
+    from toolkit.report.inspection import show_examples, show_lengths
     from toolkit.runtime.distributed import say
     from toolkit.runtime.errors import Mistakes
-    from toolkit.tasks import Task
     from toolkit.tasks.token_checks import lengths_of
 
-    task = Task(recipe.task)
+    run = RunContext(recipe)
+    task = run.task
     splits = {split: task.examples(split) for split in SPLITS}  # type: ignore[arg-type]
-    tokenizer = load_tokenizer(recipe.model.path, recipe.model.revision)
+    tokenizer = run.tokenizer
     template = "the model's chat template" if tokenizer.chat_template and task.preset.chat else "plain text"
     shots = (
         f", {task.preset.shots} solved example{'s' * (task.preset.shots > 1)} before each question" if task.preset.shots else ""
@@ -76,16 +76,16 @@ def run_preview(arguments: argparse.Namespace) -> None:
     stops = f", stops at {', '.join(map(repr, task.stop))}" if task.stop else ""
     say(f"[bold]{recipe.task.name}[/]: {template}{shots}; judged by {task.preset.scorer}{stops}\n")
     mistakes = Mistakes()
-    notes = [note for check in rendering_checks(recipe, tokenizer) for note in mistakes.collect(check) or ()]
+    notes = [note for check in rendering_checks(run) for note in mistakes.collect(check) or ()]
     mistakes.raise_all()  # what the template refuses cannot be shown
     show_examples(tokenizer, splits[arguments.split][: arguments.examples])
     limits = {f"{name}.max_length": getattr(recipe, name).max_length for name in ("calibration", "finetuning")}
-    config = mistakes.collect(lambda: load_config(recipe.model.path, recipe.model.revision))
+    config = mistakes.collect(lambda: run.config)
     context = context_length(config, tokenizer) if config is not None else None
     if context:
         limits[str(context)] = context.tokens
     show_lengths({split: lengths_of(tokenizer, examples) for split, examples in splits.items()}, limits)
-    for check in limit_checks(recipe, config, tokenizer) if config is not None else ():
+    for check in limit_checks(run) if config is not None else ():
         notes += mistakes.collect(check) or []
     for note in notes:
         say(f"[bold]note[/] {escape(note)}")

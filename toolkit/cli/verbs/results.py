@@ -16,10 +16,11 @@ def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_compare(arguments: argparse.Namespace) -> None:
-    from toolkit.report.compare import compare, show_comparison
+    from toolkit.pipeline.compare import compare
+    from toolkit.report.terminal import show_comparison
 
     facts = compare(arguments.first, arguments.second, arguments.stale)
-    print(json.dumps(facts, indent=1)) if arguments.json else show_comparison(facts)
+    print(json.dumps(facts.as_json(), indent=1)) if arguments.json else show_comparison(facts)
 
 
 def add_push_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,7 @@ def add_push_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_push(arguments: argparse.Namespace) -> None:
-    from toolkit.report.push import push
+    from toolkit.pipeline.push import push
 
     say(push(arguments.run, arguments.repository, arguments.public))
 
@@ -70,7 +71,7 @@ def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_generate(arguments: argparse.Namespace) -> None:
     from toolkit.evaluation import greedy
-    from toolkit.evaluation.speed import compare_drafting, timed_answer
+    from toolkit.evaluation.drafting import compare_drafting, timed_answer
     from toolkit.moe import load_model, load_tokenizer
     from toolkit.pipeline.run_models import original_and
     from toolkit.runtime.distributed import device

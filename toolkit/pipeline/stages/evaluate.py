@@ -1,81 +1,115 @@
-"""The stages that answer the task's questions: a model, or a server that has it -> scores and one line per item."""
+"""The task's questions, answered by a model or a server that has it -> evaluation/<role>.json, and one line per question."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.evaluation import AnswerLog, Decoding, Scores, evaluate, evaluate_with
+from toolkit.evaluation import AnswerLog, Decoding, Questions, Scores, evaluate, evaluate_with
 from toolkit.moe import active_expert_parameters, checkpoint_bytes, load_config, load_tokenizer, meta_model, sizes
 from toolkit.moe.placement import with_model
 from toolkit.moe.tokenizer import context_length
-from toolkit.pipeline.run_directory import RunDirectory
+from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.stage import Facts
+from toolkit.pipeline.stages.measurement import Measurement
+from toolkit.pipeline.stages.names import EVALUATE
 from toolkit.recipe.evaluation import ServerRecipe
-from toolkit.recipe.schema import Recipe
+from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import is_main, on_all_ranks, say
-from toolkit.tasks import Task
 
 
-def evaluate_stage(
-    role: str, identity: str | None, skipping_of: str = ""
-) -> Callable[[Recipe, RunDirectory, str], dict[str, Any]]:
-    """The stage that evaluates the original, pruned or recovered model, or the control; or, as a role of its own, the one
-    that it names (`skipping_of`) once more, skipping experts.
+@dataclass(frozen=True)
+class ScoreFacts(Facts):
+    score: float
+    n: int
+    bad_lines: int
 
-    `identity` is the model's fingerprint, under which answers are kept until the stage is done; without one none are (how much
-    is skipped is counted while all of them are written).
-    """
 
-    def stage(recipe: Recipe, run: RunDirectory, fingerprint: str) -> dict[str, Any]:
-        folder = str(run.path / (skipping_of or role))
-        path, revision = (recipe.model.path, recipe.model.revision) if role == "original" else (folder, None)
-        settings, task = recipe.evaluation, Task(recipe.task)
-        tokenizer = load_tokenizer(path, revision)
-        nothing_loaded = meta_model(load_config(path, revision))
-        total, active = sizes(nothing_loaded)
-        facts = {
-            "model": path,
-            "parameters": total,
-            "active_parameters": active,
-            "checkpoint_bytes": checkpoint_bytes(path, revision),
-        }
-        server = getattr(settings.servers, role, None) if settings.backend == "server" else None
-        # What is written depends on neither the scorer nor the batches: a mended scorer judges the same answers
+class Evaluate(Measurement):
+    kind = EVALUATE
+    suffix = ".json"
+
+    def __init__(self, context: RunContext, role: Role | None = None) -> None:
+        super().__init__(context, role)
+        self.scratch = f"evaluation/{role}.answers"
+
+    def purpose(self) -> str:
+        recipe = self.context.recipe
+        return f"answer the {recipe.evaluation.split} questions of {recipe.task.name} with the {self.role} model"
+
+    def fingerprint(self) -> str:
+        return self.context.fingerprints.scores_of(self.role)
+
+    def run(self) -> ScoreFacts:
+        server = self._server()
+        if server:
+            return self._ask(server)
+        path, revision = self.context.checkpoint(self.role)
+        return with_model(self.context.recipe, path, revision, self._measure, skipping=self.role is Role.SKIPPING)
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's own, which a stock loader would take."""
+        return load_tokenizer(*self.context.checkpoint(self.role))
+
+    @cached_property
+    def _unloaded(self) -> PreTrainedModel:
+        """The model without its weights."""
+        return meta_model(load_config(*self.context.checkpoint(self.role)))
+
+    def _server(self) -> ServerRecipe | None:
+        settings = self.context.recipe.evaluation
+        return getattr(settings.servers, self.role, None) if settings.backend == "server" else None
+
+    def _log(self) -> AnswerLog | None:
+        """Where answers are kept until the stage is done. They depend on neither the scorer nor the batches: a mended scorer
+        judges the same answers."""
+        settings, server = self.context.recipe.evaluation, self._server()
         writer = [settings.backend, server and [server.model_dump(), settings.servers.prompt]]
-        log = AnswerLog(run.answer_log(role), [identity, recipe.model.dtype, writer]) if identity else None
-        asked = task, settings.split, settings.examples
+        model = self.context.fingerprints.models[self.role]
+        return AnswerLog(self.context.directory.answer_log(self.role), [model, self.context.recipe.model.dtype, writer])
 
-        def measure(model: PreTrainedModel) -> dict[str, Any]:
-            scores = evaluate(
-                model, tokenizer, *asked, settings.batch_size, settings.max_new_tokens, settings.temperature,
-                settings.samples, recipe.seed, "continuous" if settings.backend == "continuous" else "transformers", log,
-            )  # fmt: skip
-            skipped = scores.about.get("experts_skipped", 0) * active_expert_parameters(nothing_loaded)
-            return done(scores, {"active_parameters": active - round(skipped)})  # of a token, on average
+    def _measure(self, model: PreTrainedModel) -> ScoreFacts:
+        recipe, settings = self.context.recipe, self.context.recipe.evaluation
+        scores = evaluate(
+            model, self._tokenizer, self.context.task, settings.split, settings.examples, settings.batch_size,
+            settings.max_new_tokens, settings.temperature, settings.samples, recipe.seed,
+            "continuous" if settings.backend == "continuous" else "transformers", self._log(),
+        )  # fmt: skip
+        skipped = (scores.facts.experts_skipped or 0.0) * active_expert_parameters(self._unloaded)
+        return self._save(
+            scores, {"active_parameters": sizes(self._unloaded).active_parameters - round(skipped)}
+        )  # of a token, on average
 
-        def ask(server: ServerRecipe) -> dict[str, Any]:
-            from toolkit.evaluation.server import ServerWriter  # asks for a package that few need
+    def _ask(self, server: ServerRecipe) -> ScoreFacts:
+        from toolkit.evaluation.server import ServerWriter
 
-            decoding = Decoding(settings.max_new_tokens, settings.temperature, settings.samples, tuple(task.stop), recipe.seed)
-            asking = on_all_ranks(lambda: ServerWriter(server, settings.servers, tokenizer, decoding))
-            say(f"  asking {asking.model} at {asking.url}")
-            context = context_length(nothing_loaded.config, tokenizer)
-            return done(evaluate_with(asking, tokenizer, *asked, decoding, log, context=context), {"backend": "server"})
+        recipe, settings, task = self.context.recipe, self.context.recipe.evaluation, self.context.task
+        decoding = Decoding(settings.max_new_tokens, settings.temperature, settings.samples, tuple(task.stop), recipe.seed)
+        asking = on_all_ranks(lambda: ServerWriter(server, settings.servers, self._tokenizer, decoding))
+        say(f"  asking {asking.model} at {asking.url}")
+        context = context_length(self._unloaded.config, self._tokenizer)
+        scores = evaluate_with(
+            asking, self._tokenizer, Questions.of(task, settings.split, settings.examples), decoding, self._log(), context=context
+        )
+        return self._save(scores, {"backend": "server"})
 
-        def done(scores: Scores, more: dict[str, Any]) -> dict[str, Any]:
-            scores.about |= facts | more
-            if is_main():
-                scores.save(run.evaluation, role)
-            scores.check()
-            low, high = scores.interval
-            say(
-                f"  {scores.score:.1%} of {scores.n:,} right (95 % interval {low:.1%} to {high:.1%}), "
-                f"{scores.flexible_score:.1%} by flexible extraction{scores.told_beside}"
-            )
-            if (mean := scores.about.get("mean_score")) is not None:
-                say(f"  by the vote of {settings.samples} answers each; a single one is right {mean:.1%} of the time")
-            return {"score": scores.score, "n": scores.n, "bad_lines": task.bad_lines(settings.split)}
-
-        return ask(server) if server else with_model(recipe, path, revision, measure, skipping=bool(skipping_of))
-
-    return stage
+    def _save(self, scores: Scores, more: dict[str, Any]) -> ScoreFacts:
+        """Writes the scores and what they are of. Raises ItemsFailed where some answers could not be judged."""
+        path, revision = self.context.checkpoint(self.role)
+        total, active = sizes(self._unloaded)
+        facts = {"model": path, "parameters": total, "active_parameters": active}
+        scores.add_facts(**(facts | {"checkpoint_bytes": checkpoint_bytes(path, revision)} | more))
+        if is_main():
+            scores.save(self.context.directory.evaluation, self.role)
+        scores.check()
+        low, high = scores.interval
+        say(
+            f"  {scores.score:.1%} of {scores.n:,} right (95 % interval {low:.1%} to {high:.1%}), "
+            f"{scores.flexible_score:.1%} by flexible extraction{scores.other_measures}"
+        )
+        settings = self.context.recipe.evaluation
+        if (mean := scores.facts.mean_score) is not None:
+            say(f"  by the vote of {settings.samples} answers each; a single one is right {mean:.1%} of the time")
+        return ScoreFacts(scores.score, scores.n, self.context.task.bad_lines(settings.split))

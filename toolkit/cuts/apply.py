@@ -1,0 +1,74 @@
+"""A plan's cuts on a model, in memory or without weights: checked, applied, masked; and read off from it, per stored tensor.
+
+Which parameters a plan changes is not decided by their names: the plan is applied to a model without weights, and the parameters
+with another shape or name afterwards are affected. Only for their tensors are the cuts asked what stays.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+from transformers import PreTrainedModel
+
+from toolkit.cuts.cut import AffectedTensor, Indices, Shape
+from toolkit.cuts.plan import KINDS, Plan
+
+
+def check_plan(model: PreTrainedModel, plan: Plan) -> None:
+    """Raises PollardError unless `plan` fits `model`, which may be without weights."""
+    for cut in plan.cuts:
+        cut.check(model, plan)
+
+
+def apply_plan(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
+    """Removes what `plan` does not keep from `model` in place, and returns it. Raises PollardError as `check_plan` does."""
+    check_plan(model, plan)
+    for cut in sorted(plan.cuts, key=lambda cut: KINDS.index(type(cut))):
+        cut.apply(model, plan)
+    return model
+
+
+@contextmanager
+def masked(model: PreTrainedModel, plan: Plan) -> Iterator[PreTrainedModel]:
+    """`model` as if pruned by `plan` inside the context, unchanged after it (weights are neither copied nor removed)."""
+    check_plan(model, plan)
+    with ExitStack() as stack:
+        for cut in plan.cuts:
+            stack.enter_context(cut.masked(model, plan))
+        yield model
+
+
+def renamed(plan: Plan, name: str, parameter: str) -> str | None:
+    """The new name of a stored tensor or module that is, or becomes part of, `parameter`; None where it is gone."""
+    for cut in plan.cuts:
+        new = cut.rename(name, parameter)
+        if new is None:
+            return None
+        name = new
+    return name
+
+
+def taken(plan: Plan, tensor: AffectedTensor) -> Indices:
+    """Which part of a stored tensor stays. Raises UnknownLayoutError where two cuts shorten one axis in different ways."""
+    indices: dict[int, list[int]] = {}
+    for cut in plan.cuts:
+        for axis, kept in cut.takes(tensor).items():
+            assert axis not in indices, f"two cuts shorten axis {axis} of {tensor.name}"
+            indices[axis] = list(kept)
+    return indices
+
+
+def affected_parameters(model: PreTrainedModel, pruned: PreTrainedModel, plan: Plan) -> Mapping[str, Shape | None]:
+    """The parameters that `plan` changes, with their shapes in `pruned` (None: gone). `model` and `pruned`: the original and the
+    model that the plan was applied to, both without weights."""
+    before, after = shapes_of(model), shapes_of(pruned)
+    found: dict[str, Shape | None] = {}
+    for name, shape in before.items():
+        new = renamed(plan, name, name)
+        if new != name or after.get(name) != shape:
+            found[name] = after[new] if new is not None else None
+    return found
+
+
+def shapes_of(model: PreTrainedModel) -> dict[str, Shape]:
+    """The shapes of everything in a model's state."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

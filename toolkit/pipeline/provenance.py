@@ -1,0 +1,59 @@
+"""Where model and data come from, as the hub names them: what a model card must say of others' work."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from toolkit.recipe.data import TaskRecipe
+from toolkit.recipe.file import read_values
+from toolkit.recipe.schema import Recipe
+from toolkit.report.facts import Provenance
+from toolkit.runtime.run_paths import RunPaths
+from toolkit.tasks import PRESETS
+
+CARRIED_OVER = ("license", "license_name", "license_link", "language")  # from the original's card: pruning changes none of them
+
+
+def provenance_of_run(run: RunPaths, recipe: Recipe | None) -> Provenance:
+    """Hub ids of model and data sets from the recipe; licence and languages from the copy of the original's card that pruning
+    leaves, or from the original's folder; the architecture from the pruned model's configuration."""
+    path = recipe.model.path if recipe else ""
+    tasks = [recipe.task, *(source.task for source in recipe.finetuning.data or [])] if recipe else []
+    datasets = [_dataset(task) for task in tasks if task]
+    card = next((found for folder in (run.pruned, Path(path)) if (found := _metadata(folder / "README.md"))), {})
+    return Provenance(
+        base_model=path if _is_hub_id(path) else None,
+        datasets=list(dict.fromkeys(name for name in datasets if name)),
+        family=_family(run.pruned / "config.json"),
+        card=json.loads(json.dumps({key: card[key] for key in CARRIED_OVER if card.get(key)}, default=str)),  # YAML knows dates
+    )
+
+
+def _is_hub_id(path: str) -> bool:
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and not Path(path).exists()
+
+
+def _dataset(task: TaskRecipe) -> str | None:
+    if task.train and not task.dataset:
+        return None  # a local file
+    preset = PRESETS.get(task.name)
+    name = task.dataset or (preset.dataset if preset else None)
+    return name if name and _is_hub_id(name) else None
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """The YAML at the head of a card; empty where there is none that can be read: other people's files are no error of ours."""
+    try:
+        head = re.match(r"---\s*\n(.*?)\n---", path.read_text(encoding="utf-8"), re.DOTALL)
+        found = read_values(head[1]) if head else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _family(path: Path) -> str | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError):
+        return None

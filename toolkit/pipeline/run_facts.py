@@ -1,0 +1,266 @@
+"""From a run directory to `RunFacts`: its manifest, recipe, plan, statistics, scores and logs, read into what reports render.
+
+A file counts when the manifest says that its stage is finished and the recipe asks for it; what is stale is named and not shown;
+what is missing is None, and nothing is guessed.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import BaseModel, RootModel, ValidationError
+
+from toolkit.cuts.plan import Plan
+from toolkit.cuts.statistics import ExpertStatistics
+from toolkit.pipeline.manifest import SWEEP
+from toolkit.pipeline.provenance import provenance_of_run
+from toolkit.pipeline.run_directory import RunDirectory
+from toolkit.pipeline.run_status import stale_parts
+from toolkit.pipeline.stages.names import CALIBRATE, EVALUATE, MADE_BY, REPORT, SELECT, stage_name
+from toolkit.recipe.file import load_recipe, read_values
+from toolkit.recipe.roles import Role
+from toolkit.recipe.schema import Recipe
+from toolkit.report.blocks import block_facts, criteria_agreement, pruning_facts
+from toolkit.report.facts import (
+    CalibrationFacts,
+    CriteriaAgreement,
+    ModelResult,
+    PruningFacts,
+    RunFacts,
+    StaleFiles,
+    TrainingFacts,
+)
+from toolkit.report.measurements import Fidelity, HarnessRow, HarnessScore, SpeedTable, SweepTable
+from toolkit.report.narrative import with_sentences
+from toolkit.report.questions import Answer, changed_answers, compare_all
+from toolkit.runtime.errors import PollardError
+
+T = TypeVar("T")
+Read = TypeVar("Read", bound=BaseModel)
+Entries = Mapping[str, dict[str, Any]]  # the manifest's, by stage
+SPEED_FILE = "speed.json"  # in a run directory
+SIZES = ("parameters", "active_parameters", "checkpoint_bytes")
+"""Fields that are compared with the original's. Not the speed: a ratio of two passes measured once each is mostly noise."""
+ALWAYS_EVALUATED = (Role.ORIGINAL, Role.PRUNED, Role.RECOVERED)
+TRAINING_KEYS = ("steps", "examples", "left_out", "repeating", "beyond_context", "selected_step")
+CALIBRATION_KEYS = ("examples", "left_out", "beyond_context")
+
+
+class HarnessTask(BaseModel):
+    """What lm-evaluation-harness measured on one task, by metric."""
+
+    n: int | None
+    metrics: dict[str, HarnessScore]
+
+
+class HarnessFile(RootModel[dict[str, HarnessTask]]):
+    """evaluation/<role>.harness.json, by task."""
+
+
+class Alternatives(BaseModel):
+    """alternatives.json: what each criterion would have kept (criterion -> block -> experts), for the plan of one selection."""
+
+    fingerprint: str | None = None
+    criteria: dict[str, dict[str, list[int]]] = {}
+
+
+class Results(NamedTuple):
+    """Every model that the recipe asks for (None: not evaluated), and why the file of any other is left out."""
+
+    models: dict[Role, ModelResult | None]
+    left_out: list[str]
+
+
+def read_run_facts(path: str | Path) -> RunFacts:
+    """The facts of the run in `path`. Raises PollardError for a file that is there but damaged."""
+    path = Path(path)
+    run = RunDirectory(path.name, path.parent)
+    manifest = run.read_manifest()
+    stages = {name: entry for name, entry in run.done().items() if name != REPORT}
+    values = read_file(run.recipe, read_values)
+    recipe = load_recipe(run.recipe) if values else None
+    plan = Plan.load(run.plan) if SELECT in stages and run.plan.exists() else None
+    statistics = _statistics(run) if CALIBRATE in stages else None
+    models, left_out = _results(run, recipe, stages, manifest.get("failed", {}))
+    evaluated = {role: result for role, result in models.items() if result}
+    answers = {role: read_answers(run.evaluation / f"{role}.predictions.jsonl") for role in evaluated}
+    last_model = next((role for role in (Role.RECOVERED, Role.PRUNED) if role in evaluated), None)
+    recovery, control = MADE_BY[Role.RECOVERED], MADE_BY[Role.CONTROL]
+    latest = list(stages.values())[-1] if stages else {}
+    facts = RunFacts(
+        format=1,
+        name=recipe.name if recipe else path.name,
+        model=manifest.get("model"),
+        task=manifest.get("task"),
+        origin=provenance_of_run(run, recipe),
+        seed=recipe.seed if recipe else None,
+        pruning=_pruning(run, plan, recipe) if plan else None,
+        calibration=_calibration(stages[CALIBRATE], statistics) if CALIBRATE in stages else None,
+        models=models,
+        ratios=_ratios(evaluated),
+        pairs=compare_all(evaluated, answers),
+        changed=changed_answers(last_model, answers.get(Role.ORIGINAL, []), answers[last_model]) if last_model else None,
+        blocks=block_facts(statistics, plan),
+        criteria=_criteria(run, stages, plan),
+        training=_training(run.training_log, stages[recovery]) if recovery in stages else None,
+        control_training=_training(run.control_log, stages[control]) if control in stages else None,
+        sweep=read_file(run.sweep / "table.json", SweepTable.model_validate_json) if SWEEP in stages else None,
+        fidelity=_by_role(run, "fidelity", stages, Fidelity) if recipe and recipe.evaluation.fidelity else {},
+        speed=_speed(run, stages),
+        harness=_harness(run, stages) if recipe and recipe.evaluation.harness else [],
+        stale=[StaleFiles(parts=stale.parts, why=stale.why) for stale in stale_parts(run)],
+        stages=stages,
+        versions=latest.get("versions"),
+        git_commit=latest.get("git_commit"),
+        recipe=values or None,
+        recipe_path=str(run.recipe),
+    )
+    return with_sentences(facts, recipe, _bad_lines(stages), left_out)
+
+
+def read_file(path: Path, parse: Callable[[str], T]) -> T | None:
+    """The parsed content of a file; None where there is none. Raises PollardError where `parse` raises ValueError."""
+    if not path.exists():
+        return None
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PollardError(
+            f"{path} is damaged ({short_reason(error)}). Remove it: `pollard run` makes again what it needs.",
+            code="report.damaged-file",
+        ) from None
+
+
+def short_reason(error: ValueError) -> str:
+    """Of a ValidationError its first fault: "score: Field required"."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    fault = error.errors()[0]
+    return ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"])))
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """The lines of a predictions file; none where there is no file. Raises PollardError for one that is damaged."""
+    if not path.exists():
+        return []
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [Answer(**{field.name: line[field.name] for field in fields(Answer)}) for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        scores = f"{path.name.partition('.')[0]}.json"
+        raise PollardError(
+            f"{path} is damaged ({error}). Remove it, and {scores} beside it: `pollard run` makes both again.",
+            code="report.damaged-predictions",
+        ) from None
+
+
+def _statistics(run: RunDirectory) -> ExpertStatistics | None:
+    return ExpertStatistics.load(run.statistics) if (run.statistics / "statistics.json").exists() else None
+
+
+def _pruning(run: RunDirectory, plan: Plan, recipe: Recipe | None) -> PruningFacts:
+    """With a schedule, of the plan of all rounds together: the run's own is that of the last."""
+    schedule = recipe.pruning.schedule if recipe else None
+    return pruning_facts(Plan.load(run.rounds / "plan.json") if schedule else plan, schedule)
+
+
+def _calibration(entry: Mapping[str, Any], statistics: ExpertStatistics | None) -> CalibrationFacts:
+    blocks = statistics.about.blocks.values() if statistics else ()
+    tokens = next((block.tokens for block in blocks), None)  # every block sees the same tokens
+    return CalibrationFacts(**{key: entry.get(key) for key in CALIBRATION_KEYS}, tokens=tokens)
+
+
+def _bad_lines(stages: Entries) -> dict[str, int]:
+    """Lines of the data that could not be used, by what they were read for; only what is not 0."""
+    purposes = {CALIBRATE: "calibration", MADE_BY[Role.RECOVERED]: "training"}
+    purposes |= {stage_name(EVALUATE, role): "evaluation" for role in Role}
+    return {purposes[stage]: count for stage, entry in stages.items() if stage in purposes and (count := entry.get("bad_lines"))}
+
+
+def _results(run: RunDirectory, recipe: Recipe | None, stages: Entries, failed: Mapping[str, Any]) -> Results:
+    extras = {
+        Role.SKIPPING: bool(recipe and recipe.pruning.skipping is not None),
+        Role.CONTROL: bool(recipe and recipe.control),
+    }
+    asked = {*(recipe.evaluation.models if recipe else ALWAYS_EVALUATED), *(role for role, on in extras.items() if on)}
+    models, left_out = {}, []
+    for role in Role:
+        path, stage = run.evaluation / f"{role}.json", stage_name(EVALUATE, role)
+        result = read_file(path, ModelResult.model_validate_json)
+        if (failure := failed.get(stage)) and stage not in stages:
+            left_out.append(f"{path.name} is left out, its evaluation failed. {failure['message']}")
+        elif result and run.why_stale(stage) and stage in run.entries():
+            continue  # named as stale
+        elif result and stage not in stages:
+            left_out.append(f"{path.name} is left out: its evaluation was started again and has not finished.")
+        elif result and role not in asked:
+            left_out.append(f"{path.name} is left out: the recipe does not ask for it, so it may belong to an earlier recipe.")
+        else:
+            models[role] = result
+    # Without an extra nothing is missing
+    return Results({role: models.get(role) for role in Role if role not in extras or role in asked}, left_out)
+
+
+def _ratios(models: Mapping[Role, ModelResult]) -> dict[Role, dict[str, float]]:
+    """Sizes of the other models as fractions of the original's, where both are known."""
+    original = models.get(Role.ORIGINAL)
+    return {
+        role: {
+            size: getattr(result, size) / getattr(original, size)
+            for size in SIZES
+            if original and getattr(result, size) and getattr(original, size)
+        }
+        for role, result in models.items()
+        if role != Role.ORIGINAL
+    }
+
+
+def _criteria(run: RunDirectory, stages: Entries, plan: Plan | None) -> CriteriaAgreement | None:
+    """None where no criterion was asked, or for another plan."""
+    alternatives = read_file(run.alternatives, Alternatives.model_validate_json) if plan else None
+    if not (plan and alternatives) or alternatives.fingerprint != stages[SELECT]["fingerprint"]:
+        return None
+    return criteria_agreement(alternatives.criteria, plan)
+
+
+def _training(path: Path, entry: Mapping[str, Any]) -> TrainingFacts:
+    """From the stage's entry and the log in `path`: one object per line, with a `loss` or an `eval_loss`."""
+    log = read_file(path, lambda text: [json.loads(line) for line in text.splitlines() if line.strip()]) or []
+
+    def curve(key: str) -> list[tuple[int | float, int | float | None]]:
+        return [(line["step"], line[key] if math.isfinite(line[key]) else None) for line in log if key in line]
+
+    facts = {key: entry.get(key) for key in TRAINING_KEYS}
+    return TrainingFacts(**facts, loss=curve("loss"), dev_loss=curve("eval_loss"))
+
+
+def _by_role(run: RunDirectory, kind: str, stages: Entries, model: type[Read]) -> dict[Role, Read]:
+    """evaluation/<role>.<kind>.json of every role whose stage is done."""
+    paths = {role: run.evaluation / f"{role}.{kind}.json" for role in Role if stage_name(kind, role) in stages}
+    files = {role: read_file(path, model.model_validate_json) for role, path in paths.items()}
+    return {role: facts for role, facts in files.items() if facts is not None}
+
+
+def _harness(run: RunDirectory, stages: Entries) -> list[HarnessRow]:
+    """One row per task and metric, over all models."""
+    rows: dict[tuple[str, str], HarnessRow] = {}
+    for role, tasks in _by_role(run, "harness", stages, HarnessFile).items():
+        for task, measured in tasks.root.items():
+            for metric, score in measured.metrics.items():
+                row = rows.setdefault((task, metric), HarnessRow(task=task, metric=metric, n=measured.n, models={}))
+                row.models[role] = score
+    return list(rows.values())
+
+
+def _speed(run: RunDirectory, stages: Entries) -> SpeedTable | None:
+    """None where nothing was measured, or models that the run has made anew since."""
+    table = read_file(run.path / SPEED_FILE, SpeedTable.model_validate_json)
+    return table if table and table.of == model_fingerprints(stages) else None
+
+
+def model_fingerprints(stages: Entries) -> dict[str, str]:
+    """Of the stages that have made the run's models: with others, figures in speed.json are of other models."""
+    return {name: stages[name]["fingerprint"] for name in MADE_BY.values() if name in stages}

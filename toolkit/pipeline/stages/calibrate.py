@@ -1,0 +1,107 @@
+"""The source over a sample of training examples -> calibration/: how much each expert is used, and what it adds."""
+
+from dataclasses import dataclass, fields, replace
+
+from transformers import PreTrainedModel
+
+from toolkit.calibration import CalibrationSource, calibrate_mix
+from toolkit.cuts.statistics import ExpertStatistics
+from toolkit.moe import StreamedModel
+from toolkit.moe.placement import shard_batches, with_layers
+from toolkit.moe.tokenizer import longer_than_context
+from toolkit.pipeline.calibration_data import Source, read_source, sources_of
+from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.fingerprints import subset_search
+from toolkit.pipeline.recipe_changes import DECIDING
+from toolkit.pipeline.stage import Facts, Stage
+from toolkit.pipeline.stages.names import CALIBRATE
+from toolkit.pipeline.stages.round import Round
+from toolkit.recipe.roles import Role
+from toolkit.runtime.distributed import on_main, say
+from toolkit.tasks import padded_batches
+
+
+@dataclass(frozen=True)
+class CalibrationFacts(Facts):
+    tokens: int
+    examples: int
+    left_out: int
+    beyond_context: int
+    not_kept: int
+    bad_lines: int
+
+
+class Calibrate(Stage):
+    kind = CALIBRATE
+    sections = DECIDING[Role.PRUNED]
+    output = "calibration"
+
+    def __init__(self, context: RunContext, role: Role | None = None) -> None:
+        super().__init__(context, role)
+        self.needs = Round.names(context)[-1:]
+
+    def purpose(self) -> str:
+        names, search = [source.name for source in sources_of(self.context.recipe)], subset_search(self.context.recipe)
+        searching = f" and search the best sets ({search.mode})" if search else ""
+        return f"watch which experts {' + '.join(names)} use{'s' * (len(names) == 1)}{searching}"
+
+    def fingerprint(self) -> str:
+        return self.context.fingerprints.calibrate
+
+    def run(self) -> CalibrationFacts:
+        recipe, source = self.context.recipe, self.context.source
+        budget = self.context.budget_of(source)
+        if budget.fewer_active:
+            active = budget.experts_per_token
+            say(f"  watched with {active} expert{'s' * (active > 1)} per token, as the pruned model will have")
+        in_one_piece = "the reconstruction search routes by copies of the routers" if subset_search(recipe) else None
+        answering = "it answers the prompts itself" if recipe.calibration.self_generated else None
+        with_layers(recipe, source.path, source.revision, self._observe, answering, in_one_piece)
+        return self._facts()
+
+    def _observe(self, model: PreTrainedModel | StreamedModel) -> None:
+        """Writes the statistics of all sources, each counting by its share."""
+        recipe, tokenizer = self.context.recipe, self.context.tokenizer
+        sources, pad = self._read(model), int(tokenizer.pad_token_id)
+        observed = [
+            CalibrationSource(
+                source.name,
+                shard_batches(model, padded_batches(source.encoded, recipe.calibration.batch_size, pad)),
+                source.weight,
+            )
+            for source in sources
+        ]
+        search, budget = subset_search(recipe), self.context.budget_of(self.context.source)
+        mode = search.mode if search else False
+        statistics = calibrate_mix(model, observed, mode, budget.keep, budget.experts_per_token)
+        lengths = (len(e.input_ids) for source in sources for e in source.encoded)
+        statistics.about = replace(
+            statistics.about,
+            model=self.context.source.path,
+            task=recipe.task.name,
+            seed=recipe.seed,
+            fingerprint=self.fingerprint(),
+            examples=sum(len(source.encoded) for source in sources),
+            beyond_context=longer_than_context(self.context.config_of(self.context.source), tokenizer, lengths),
+            left_out=sum(source.left_out for source in sources),
+            not_kept=sum(source.not_kept for source in sources),
+            bad_lines=sum(source.bad_lines for source in sources),
+        )
+        on_main(lambda: statistics.save(self.context.directory.statistics))
+
+    def _read(self, model: PreTrainedModel | StreamedModel) -> list[Source]:
+        recipe, tokenizer, data = self.context.recipe, self.context.tokenizer, self.context.data
+        answering = model if isinstance(model, PreTrainedModel) and recipe.calibration.self_generated else None
+        sources = [read_source(source, recipe, tokenizer, data, answering) for source in sources_of(recipe)]
+        for source in sources:
+            named = f"{source.name}: " if len(sources) > 1 else ""
+            tokens = sum(len(e.input_ids) for e in source.encoded)
+            say(f"  {named}{len(source.encoded):,} examples, {tokens:,} tokens{source.note}")
+        return sources
+
+    def _facts(self) -> CalibrationFacts:
+        about = ExpertStatistics.load(self.context.directory.statistics).about
+        idle = sum(len(block.unobserved or ()) for block in about.blocks.values())
+        say(f"  {len(about.blocks)} MoE blocks watched" + (f"; {idle} experts were never chosen" if idle else ""))
+        counts = {field.name: getattr(about, field.name) for field in fields(CalibrationFacts)}
+        return CalibrationFacts(**counts)

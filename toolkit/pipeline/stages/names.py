@@ -1,0 +1,13 @@
+"""The names of stages that readers of a manifest need without the stages themselves (which import torch)."""
+
+from toolkit.recipe.roles import Role
+
+CALIBRATE, SELECT, EVALUATE, REPORT = "calibrate", "select", "evaluate", "report"
+
+MADE_BY = {Role.PRUNED: "prune", Role.RECOVERED: "recover", Role.CONTROL: "control"}
+"""The stage that makes the model of a role."""
+
+
+def stage_name(kind: str, role: Role | None = None) -> str:
+    """ "evaluate/recovered": how manifests and messages name a stage."""
+    return f"{kind}/{role}" if role else kind

@@ -1,0 +1,87 @@
+"""Pruned checkpoint and training examples -> recovered/: the pruned model, fine-tuned."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PreTrainedModel
+
+from toolkit.cuts.plan import Plan
+from toolkit.evaluation import evaluate
+from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.recipe_changes import DECIDING
+from toolkit.pipeline.stage import Facts, Shown, Stage
+from toolkit.pipeline.stages.names import MADE_BY
+from toolkit.pipeline.stages.teacher import TEACHING
+from toolkit.recipe.roles import Role
+from toolkit.runtime.distributed import say, world_size
+
+
+@dataclass(frozen=True)
+class TrainingFacts(Facts):
+    """As `toolkit.recovery.recover` returns them."""
+
+    steps: int
+    selected_step: int
+    examples: int
+    left_out: int
+    beyond_context: int
+    overlapping: int
+    repeating: int
+    bad_lines: int
+    first_loss: float | None
+    last_loss: float | None
+
+
+class Recover(Stage):
+    kind = MADE_BY[Role.RECOVERED]
+    sections = DECIDING[Role.RECOVERED]
+    needs: tuple[str, ...] = (MADE_BY[Role.PRUNED], *TEACHING)
+    result = "unique"
+    output = "recovered"
+    checkpoints = ("recovered", "adapter")
+    scratch = "checkpoints/recovered"
+    resumes = ("checkpoints",)
+    last_screen = Shown(1, "the pruned model, fine-tuned: a stock transformers checkpoint")
+
+    def is_asked_for(self) -> bool:
+        return Role.RECOVERED in self.context.recipe.evaluation.models
+
+    def purpose(self) -> str:
+        return f"fine-tune the pruned model {self._training()}"
+
+    def _training(self) -> str:
+        settings = self.context.recipe.finetuning
+        return f"({settings.method}, ZeRO {settings.zero}, {world_size()} rank{'s' * (world_size() > 1)})"
+
+    def fingerprint(self) -> str:
+        return self.context.fingerprints.models[Role.RECOVERED]
+
+    def run(self) -> TrainingFacts:
+        plan = Plan.load(self.context.directory.plan)
+        balanced = self.context.recipe.finetuning.trainer.get("router_aux_loss_coef")
+        if plan.experts_per_token == plan.keep and not balanced:
+            say("  every kept expert serves every token: a load-balancing loss would be constant, and is off")
+        return self._train("recovered")
+
+    def _train(self, role: Literal["recovered", "control"]) -> TrainingFacts:
+        from toolkit.recovery.recover import recover  # takes seconds; a run that is done needs none of it
+
+        context = self.context
+        root, accuracy = str(context.directory.path.parent), dev_accuracy(context)
+        return TrainingFacts(**recover(context.recipe, root, role, self.fingerprint(), accuracy, context.data))
+
+
+def dev_accuracy(context: RunContext) -> Callable[[PreTrainedModel], float] | None:
+    """Measures a model while it trains: the share of the dev slice that it answers rightly, on every rank. None where the
+    recipe does not select by it."""
+    if context.recipe.finetuning.select_by != "dev_accuracy":
+        return None
+    task, tokenizer, settings = context.task, context.tokenizer, context.recipe.evaluation
+
+    def measure(model: PreTrainedModel) -> float:
+        scores = evaluate(model, tokenizer, task, "dev", None, settings.batch_size, settings.max_new_tokens)
+        scores.check()
+        return scores.score
+
+    return measure

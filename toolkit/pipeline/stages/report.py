@@ -1,0 +1,83 @@
+"""Everything the run directory holds -> report.html, report.json and the table in the terminal.
+
+alternatives.json, what each criterion would have kept, is written with it: from the statistics alone, so it costs no model.
+
+    {"format": 1, "fingerprint": …, "keep": 4, "criteria": {"reap": {"model.layers.0.mlp": [0, 2, 5, 7]}, …}}
+"""
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Self, cast
+
+from toolkit.cuts.plan import Plan
+from toolkit.cuts.statistics import ExpertStatistics, Tokens
+from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.run_directory import RunDirectory
+from toolkit.pipeline.stage import Facts, Shown, Stage
+from toolkit.pipeline.stages.names import REPORT, SELECT
+from toolkit.pipeline.write_report import write_report
+from toolkit.recipe.roles import Role
+from toolkit.report import RunFacts, show
+from toolkit.runtime.distributed import on_main, say
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.files import fingerprint_of, write_text
+from toolkit.selection import CRITERIA, select
+from toolkit.selection.criteria import Mode
+
+
+class Report(Stage):
+    kind = REPORT
+    always_shows = True
+    last_screen = Shown(5, "the report: one page, for a browser", "report.html")
+
+    def __init__(self, context: RunContext, role: Role | None = None) -> None:
+        super().__init__(context, role)
+        self.before: Sequence[Stage] = ()
+
+    @classmethod
+    def planned(cls, context: RunContext, role: Role | None, before: Sequence[Stage]) -> Sequence[Self]:
+        stage = cls(context, role)
+        stage.before = tuple(before)
+        return [stage]
+
+    def purpose(self) -> str:
+        return "put it together"
+
+    def fingerprint(self) -> str:
+        return fingerprint_of([stage.fingerprint() for stage in self.before])
+
+    def run(self) -> Facts:
+        run = self.context.directory
+
+        def write() -> RunFacts:
+            write_alternatives(run)
+            return write_report(run.path)
+
+        show(on_main(write))
+        say(f"Report: {run.path / 'report.html'}")
+        return Facts()
+
+
+def alternatives(statistics: ExpertStatistics, plan: Plan) -> dict[str, dict[str, list[int]]]:
+    """Per criterion and block the experts it keeps: the same number, tokens and seed as the plan. A criterion that the statistics
+    cannot serve is absent."""
+    found = {}
+    for criterion, rule in CRITERIA.items():
+        tokens = cast(Tokens, "all" if rule.all_tokens_only else plan.tokens)
+        mode = cast(Mode, plan.mode or "layerwise")
+        with suppress(PollardError):  # not watched in this family, or no search was run: select() would say so
+            chosen = select(statistics, criterion, plan.keep, tokens, mode, plan.seed, plan.experts_per_token)
+            found[criterion] = {name: block.kept for name, block in chosen.blocks.items()}
+    return found
+
+
+def write_alternatives(run: RunDirectory) -> None:
+    """Writes alternatives.json where the run has chosen, and its statistics are still there."""
+    chosen = run.entries().get(SELECT)
+    if not (chosen and run.plan.exists() and (run.statistics / "statistics.json").exists()):
+        return
+    plan = Plan.load(run.plan)
+    facts = {"format": 1, "fingerprint": chosen["fingerprint"], "keep": plan.keep}
+    facts["criteria"] = alternatives(ExpertStatistics.load(run.statistics), plan)
+    write_text(run.alternatives, json.dumps(facts) + "\n")

@@ -1,0 +1,279 @@
+"""What a report tells, typed: the facts of one run, which the page, the model card and the terminal render.
+
+    {"format": 1, "name": "playground", "models": {"original": {"score": 0.998, "n": 500, …}, "pruned": …}, "pairs": […], …}
+
+`RunFacts` is report.json: `RunFacts.model_validate_json` reads what `as_json` writes, and the order of the fields is the order of
+the keys. None stands for what the run has not done. `toolkit/pipeline/run_facts.py` reads a run directory into it; nothing in
+this package knows where a run keeps its files. Shares, scores and intervals are fractions in [0, 1].
+"""
+
+from typing import Any, Generic, Literal, Self, TypeVar
+
+from pydantic import BaseModel, Field, JsonValue
+
+from toolkit.recipe.roles import Role
+from toolkit.report.measurements import Facts, Fidelity, HarnessRow, Interval, Number, SpeedTable, SweepTable
+from toolkit.runtime.intervals import Pair
+
+LoggedLoss = tuple[Number, Number | None]  # step, nats per token; None: it was not finite
+Side = TypeVar("Side")
+SIGNIFICANT = 0.05  # p below it
+
+
+class ModelResult(Facts):
+    """One model's evaluation (evaluation/<role>.json). Sizes are in bytes and in parameters, speed is generated tokens per second
+    of all ranks together."""
+
+    score: Number
+    correct: int
+    n: int
+    interval: Interval  # 95 %, Wilson
+    flexible_score: Number | None = None
+    flexible_correct: int | None = None
+    split: str | None = None
+    truncated: int | None = None
+    empty: int | None = None
+    unfinished_reasoning: int | None = None
+    given_up: int | None = None
+    credit: Number | None = None
+    likelihood_score: Number | None = None
+    likelihood_correct: int | None = None
+    generated_tokens: int | None = None
+    seconds: Number | None = None
+    tokens_per_second: Number | None = None
+    peak_memory_bytes: int | None = None
+    parameters: int | None = None
+    active_parameters: Number | None = None  # an average, where experts are skipped
+    checkpoint_bytes: int | None = None
+    max_new_tokens: int | None = None
+    batch_size: int | str | None = None
+    ranks: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    skip_rate: Number | None = None
+    context_length: int | None = None
+    prompts_beyond_context: int | None = None
+    prompts_without_room: int | None = None
+    experts_skipped: Number | None = None
+    backend: str | None = None
+    temperature: Number | None = None
+    samples: int | None = None
+    mean_score: Number | None = None
+    task: str | None = Field(default=None, exclude=True)  # report.json names it once, for all models
+
+
+class PairedComparison(Facts, Generic[Side]):
+    """Two models on the same questions. The counts are of questions; `difference` is the share that the first answers rightly
+    minus the second's, with its 95 % interval (Newcombe); `p` is McNemar's."""
+
+    first: Side
+    second: Side
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+    difference: Number
+    interval: Interval
+    p: Number
+    n: int
+    significant: bool
+
+    @classmethod
+    def of(cls, first: Side, second: Side, statistics: Pair) -> Self:
+        """The comparison of `first` and `second` with these counts, difference and p."""
+        significant = statistics.p < SIGNIFICANT
+        return cls(first=first, second=second, **statistics._asdict(), n=statistics.n, significant=significant)
+
+
+class RolePair(PairedComparison[Role]):
+    """Two models of one run."""
+
+
+class ComparedModel(Facts):
+    """One side of `pollard compare`; `name` is its path."""
+
+    name: str
+    score: Number
+    correct: int
+    n: int
+    interval: Interval
+
+
+class ModelPair(PairedComparison[ComparedModel]):
+    """Any two models of any two runs."""
+
+
+class ModelComparison(Facts):
+    """What `pollard compare` shows; `verdict` is `pair` in words."""
+
+    format: Literal[1] = 1
+    task: str | None
+    split: str | None
+    pair: ModelPair
+    verdict: str
+
+    def as_json(self) -> dict[str, Any]:
+        """One flat object, as `pollard compare --json` prints it."""
+        return self.model_dump(mode="json", exclude={"pair", "verdict"}) | self.pair.as_json() | {"verdict": self.verdict}
+
+
+class ChangedAnswer(Facts):
+    """A question that one of the two models answers rightly; texts are shortened."""
+
+    index: int
+    question: str
+    gold: str
+    before: str
+    after: str
+
+
+class ChangedAnswers(Facts):
+    """How many answers changed in one direction, and the first of them."""
+
+    count: int
+    examples: list[ChangedAnswer]
+
+
+class AnswerChanges(Facts):
+    """What the result lost and won against the original."""
+
+    model: Role
+    lost: ChangedAnswers
+    won: ChangedAnswers
+
+
+class Provenance(Facts):
+    """Hub ids of the base model and of the data sets (local ones have none), the architecture, and what the original's card says
+    of its licence and languages."""
+
+    base_model: str | None
+    datasets: list[str]
+    family: str | None
+    card: dict[str, JsonValue]
+
+
+class PruningFacts(Facts):
+    """How the plan was chosen: `keep` of `experts` in each of `blocks`; with a schedule, over all rounds."""
+
+    criterion: str
+    mode: str | None
+    tokens: str
+    seed: int
+    keep: int
+    experts_per_token: int
+    experts: int
+    blocks: int
+    schedule: list[int] | None
+
+
+class CalibrationFacts(Facts):
+    """How much the calibration read; `tokens` by kind (prompt, completion)."""
+
+    examples: int | None
+    left_out: int | None
+    beyond_context: int | None
+    tokens: dict[Literal["prompt", "completion"], int] | None
+
+
+class BlockFacts(Facts):
+    """One MoE block: its use in calibration and what the plan keeps. `share` has per kind of tokens each expert's share of the
+    routing choices [E], None where there was no such token."""
+
+    experts: int
+    kept: list[int] | None = None
+    share: dict[str, list[Number] | None] | None = None
+    kept_share: Number | None = None
+    kept_unobserved: int | None = None
+    unobserved: list[int] | None = None
+    entropy_bits: Number | None = None
+
+
+class CriteriaAgreement(Facts):
+    """Per criterion the share of the plan's experts that it would have kept as well, by block and on average; two choices that
+    know nothing of each other share `by_chance`."""
+
+    by_chance: Number
+    agreement: dict[str, dict[str, Number]]
+    mean: dict[str, Number]
+
+
+class TrainingFacts(Facts):
+    """A finished fine-tuning and its logged losses. `selected_step`: the checkpoint that was kept."""
+
+    steps: int | None
+    examples: int | None
+    left_out: int | None
+    repeating: int | None  # training examples that are questions of the test set or the dev slice
+    beyond_context: int | None
+    selected_step: int | None
+    loss: list[LoggedLoss]
+    dev_loss: list[LoggedLoss]
+
+
+class StaleFiles(Facts):
+    """Files of the run that its recipe does not ask for any more, and why."""
+
+    parts: list[str]
+    why: str
+
+
+class RunFacts(Facts):
+    """Everything that is known of a run. `stages` are the manifest's entries of the stages that are done, as they stand there."""
+
+    format: Literal[1]
+    name: str
+    model: str | None
+    task: str | None
+    origin: Provenance
+    seed: int | None
+    pruning: PruningFacts | None
+    calibration: CalibrationFacts | None
+    models: dict[Role, ModelResult | None]
+    ratios: dict[Role, dict[str, float]]
+    pairs: list[RolePair]
+    changed: AnswerChanges | None
+    blocks: dict[str, BlockFacts]
+    criteria: CriteriaAgreement | None
+    training: TrainingFacts | None
+    control_training: TrainingFacts | None
+    sweep: SweepTable | None
+    fidelity: dict[Role, Fidelity]
+    speed: SpeedTable | None
+    harness: list[HarnessRow]
+    stale: list[StaleFiles]
+    stages: dict[str, dict[str, Any]]
+    versions: dict[str, str] | None
+    git_commit: str | None
+    recipe: dict[str, JsonValue] | None
+    recipe_path: str
+    headline: str = ""
+    summary: str = ""
+    comparisons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def evaluated(self) -> dict[Role, ModelResult]:
+        """The models that have a result."""
+        return {role: result for role, result in self.models.items() if result}
+
+    @property
+    def result(self) -> Role:
+        """The model that the run ends with: the recovered one, where there is a recovery."""
+        return Role.RECOVERED if self.training else Role.PRUNED
+
+    @property
+    def evaluated_result(self) -> Role | None:
+        """The last model of the run that was evaluated: recovered, else pruned."""
+        return next((role for role in (Role.RECOVERED, Role.PRUNED) if self.models.get(role)), None)
+
+    def pair_of(self, first: Role, second: Role) -> RolePair | None:
+        """The comparison of two models; None where they did not answer the same questions."""
+        return next((pair for pair in self.pairs if (pair.first, pair.second) == (first, second)), None)
+
+
+def look_up(facts: RunFacts, path: list[str | int]) -> Any:
+    """What stands at `path` of report.json, typed: ["models", "recovered", "score"]."""
+    value: Any = facts
+    for key in path:
+        value = getattr(value, str(key)) if isinstance(value, BaseModel) else value[key]
+    return value

@@ -1,0 +1,117 @@
+"""What models and tasks are made of, in the terminal: `pollard inspect` and `pollard preview`."""
+
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from toolkit.cuts.model_summary import ModelSummary
+from toolkit.runtime.distributed import console, say
+from toolkit.runtime.formatting import MISSING, amount, size
+from toolkit.tasks import Example, encode, encode_prompt, gold_of
+from toolkit.tasks.token_checks import Lengths, LengthSummary
+
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8",
+    "I32": "int32",
+    "U8": "uint8",
+}
+"""Number formats: safetensors' names, and torch's."""
+COMPLETION_STYLE = "black on green"
+COMPLETION_MARKS = "⟦", "⟧"  # around what counts as completion, where there are no colours
+
+
+def show_model_summary(summary: ModelSummary) -> None:
+    """Prints the parts of the model, and how large it would be with fewer experts."""
+    groups = f", from the best {summary.groups_per_token} of {summary.groups} groups" if summary.groups > 1 else ""
+    shared = f"{amount(summary.shared_parameters)} parameters, never pruned" if summary.shared_parameters else "none"
+    share = summary.expert_parameters / summary.parameters
+    facts = {
+        "family": summary.family,
+        "MoE blocks": f"{summary.blocks}, with {summary.experts} experts each",
+        "per token": f"{summary.experts_per_token} experts{groups}",
+        "shared experts": shared,
+        "parameters": f"{amount(summary.parameters)}, {amount(summary.active_parameters)} of them active per token",
+        "in experts": f"{amount(summary.expert_parameters)} ({share:.0%})",
+        "checkpoint": checkpoint_text(summary),
+    }
+    for name, value in facts.items():
+        say(f"[bold]{name:<16}[/]{value}")
+    say()
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
+    for column in ("experts kept", "parameters", "active", "checkpoint", "of the original"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for keep, left in summary.pruned.items():
+        bytes_left = size(summary.stored.pruned[keep]) if summary.stored else MISSING
+        if not summary.stored and not summary.quantization:
+            bytes_left = size(left.parameters * summary.bytes_per_parameter)
+        part = f"{left.parameters / summary.parameters:.0%}"
+        table.add_row(str(keep), amount(left.parameters), amount(left.active_parameters), bytes_left, part)
+    console.print(table)
+
+
+def checkpoint_text(summary: ModelSummary) -> str:
+    """How large the files are, and in which numbers: as their headers say, or as the configuration makes them."""
+    plain = str(summary.dtype).removeprefix("torch.")
+    if summary.stored is None:
+        if summary.quantization:
+            return f"{summary.quantization}, computed in {plain}; how large is said by its files, which are not here"
+        return f"{size(summary.parameters * summary.bytes_per_parameter)} in {plain}"
+    shares = {DTYPES.get(name, name): count / summary.stored.bytes for name, count in summary.stored.dtypes.items()}
+    parts = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if round(share, 2) > 0)
+    formats = next(iter(shares)) if len(shares) == 1 or next(iter(shares.values())) > 0.995 else parts
+    return f"{size(summary.stored.bytes)} in {f'{summary.quantization} ({formats})' if summary.quantization else formats}"
+
+
+def show_examples(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> None:
+    """Prints each example as its tokens, decoded: with whatever a template, a shot or the tokenizer adds."""
+    coloured = console.color_system is not None and not console.no_color
+    for number, example in enumerate(examples, start=1):
+        say(f"[bold]example {number}[/] [dim]{len(encode_prompt(tokenizer, example)):,} prompt tokens[/]")
+        console.print(rendered_example(tokenizer, example, coloured))
+        if example.cloze:
+            right = f"right: {example.choices[example.right]!r}"
+            prompt = str(tokenizer.decode(encode_prompt(tokenizer, example.as_cloze())))
+            console.print(
+                Text(f"and for the likelihood of each of {len(example.choices)} choices ({right}):\n{prompt}", style="dim")
+            )
+        say(f"[dim]judged by[/] {Text(repr(gold_of(tokenizer, example))).markup}\n")
+
+
+def rendered_example(tokenizer: PreTrainedTokenizerBase, example: Example, coloured: bool) -> Text:
+    """Prompt and completion with all special tokens; what is trained on as completion is coloured, or stands between marks."""
+    encoded = encode(tokenizer, example)
+    prompt, completion = encoded.input_ids[: encoded.prompt_length], encoded.input_ids[encoded.prompt_length :]
+    before, after = ("", "") if coloured else COMPLETION_MARKS
+    return Text.assemble(
+        str(tokenizer.decode(prompt)), (f"{before}{tokenizer.decode(completion)}{after}", COMPLETION_STYLE if coloured else "")
+    )
+
+
+def show_lengths(splits: Mapping[str, Lengths], limits: Mapping[str, int]) -> None:
+    """One row per split; `limits` are what an example may be too long for, with their numbers: keys of the recipe that leave
+    longer ones out, and the model's context."""
+    by_number: dict[int, list[str]] = {}
+    for name, limit in limits.items():
+        by_number.setdefault(limit, []).append(name)
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    table.add_column("split", no_wrap=True)
+    for column in ("n", "prompt tokens", "completion tokens", *(f"> {limit:,}" for limit in by_number)):
+        table.add_column(column, justify="right", no_wrap=True)
+    for split, lengths in splits.items():
+        over = (f"{lengths.longer_than(limit):,}" for limit in by_number)
+        table.add_row(split, f"{len(lengths.whole):,}", _spread(lengths.prompt), _spread(lengths.completion), *over)
+    console.print(table)
+    say("[dim]tokens: least / median / 95 % / most[/]")
+    for limit, names in by_number.items():
+        say(f"[dim]> {limit:,}: prompt and completion longer than {' and '.join(names)}[/]")
+
+
+def _spread(spread: LengthSummary | None) -> str:
+    return " / ".join(f"{value:,}" for value in spread) if spread else "-"
