@@ -30,7 +30,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.recovery.recover import recover
 from toolkit.recovery.settings import sft_config
 from toolkit.runtime.distributed import start, stop
-from toolkit.runtime.zero import build_communication
+from toolkit.runtime.zero import start_deepspeed
 from toolkit.tasks import Task, encode_all
 
 TARGET = 0.97
@@ -102,7 +102,7 @@ def main() -> int:
     options = parser.parse_args()
     start()
     try:
-        build_communication()
+        start_deepspeed()
         with tempfile.TemporaryDirectory() as temporary:
             recipe = recipe_for(options.steps, options.batch)
             make(RunDirectory(recipe.name, temporary).pruned, options.layers, options.hidden, experts=4)

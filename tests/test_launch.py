@@ -3,6 +3,7 @@
 DeepSpeed's launcher and torchrun are the real ones; ssh, pdsh, srun and scontrol are stood in for by tests/shims.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,15 +15,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, raises
 from safetensors.torch import load_file
 from small_run import make_small, small_values
 
 from toolkit.evaluation import evaluate
 from toolkit.recipe.file import dump_values, read_values
 from toolkit.recipe.schema import Recipe
-from toolkit.runtime.errors import PollardError
-from toolkit.runtime.nodes import check_nodes, parse_hostfile, source_digest
+from toolkit.runtime.nodes import NodeReport, check_nodes, parse_hostfile, source_digest
 from toolkit.runtime.zero import deepspeed_config
 from toolkit.tasks import Task
 
@@ -196,27 +196,27 @@ def test_a_copy_in_a_spool_folder_that_slurm_does_not_know_says_how_to_submit_it
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "code", "named"),
     [
-        ("a slots=8\nb 8\n", r"hosts, line 2: `b 8` is not `name slots=8`"),
-        ("# mine\n\na slots=8\na slots=4\n", r"hosts, line 4: a stands there twice"),
-        ("a slots=0", r"line 1: `a slots=0` is not"),
-        ("# nobody\n", r"names no host"),
+        ("a slots=8\nb 8\n", "nodes.hostfile-line", ["hosts, line 2", "`b 8`"]),
+        ("# mine\n\na slots=8\na slots=4\n", "nodes.host-twice", ["hosts, line 4: a "]),
+        ("a slots=0", "nodes.hostfile-line", ["line 1", "`a slots=0`"]),
+        ("# nobody\n", "nodes.no-hosts", ["hosts"]),
     ],
 )
-def test_a_malformed_hostfile_is_refused_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+def test_a_malformed_hostfile_is_refused_with_its_line(tmp_path: Path, text: str, code: str, named: list[str]) -> None:
     (tmp_path / "hosts").write_text(text)
-    with pytest.raises(PollardError, match=said):
+    with raises(code, *named):
         parse_hostfile(str(tmp_path / "hosts"))
 
 
 def test_gpus_and_versions_of_all_nodes_are_compared() -> None:
     nodes = [
-        {"host": "a", "gpus": 8, "checkout": source_digest(), "faults": []},
-        {"host": "b", "gpus": 4, "checkout": source_digest(), "faults": []},
-        {"host": "c", "gpus": 0, "checkout": "another", "faults": []},
+        NodeReport("a", 8, source_digest(), []),
+        NodeReport("b", 4, source_digest(), []),
+        NodeReport("c", 0, "another", []),
     ]
-    with pytest.raises(PollardError) as error:
+    with raises("nodes.not-ready") as error:
         check_nodes(nodes, [8, 8, 8])
     assert [line.partition(",")[0] for line in str(error.value).splitlines()] == [
         "b: 4 GPUs",
@@ -224,4 +224,4 @@ def test_gpus_and_versions_of_all_nodes_are_compared() -> None:
         "c: 0 GPUs",
     ]
     check_nodes(nodes[:1], [8])
-    check_nodes([nodes[0] | {"gpus": 0}] * 2, [2, 2])  # all on CPU
+    check_nodes([dataclasses.replace(nodes[0], gpus=0)] * 2, [2, 2])  # all on CPU

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, free_port
+from conftest import ROOT
+from rank_launcher import free_port
 from safetensors.torch import load_file
 from small_run import make_small, small_values
 

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from toolkit.runtime.distributed import is_main, start, stop
-from toolkit.runtime.zero import build_communication
+from toolkit.runtime.zero import start_deepspeed
 
 Storages = dict[int, int]  # which -> bytes
 
@@ -74,7 +74,7 @@ def train(case: dict, folder: Path) -> dict[str, int]:
 
 root = Path(sys.argv[-1])
 start()
-build_communication()
+start_deepspeed()
 results = {}
 for name, case in json.loads((root / "cases.json").read_text()).items():
     results[name] = train(case, root / name)

@@ -12,12 +12,12 @@ from toolkit.moe import load_tokenizer
 from toolkit.moe.partition import partitioned_model
 from toolkit.recipe.data import TaskRecipe
 from toolkit.runtime.distributed import is_main, start, stop
-from toolkit.runtime.zero import build_communication
+from toolkit.runtime.zero import start_deepspeed
 from toolkit.tasks import Task
 
 path, target = sys.argv[-2], Path(sys.argv[-1])
 start()
-build_communication()
+start_deepspeed()
 task = Task(TaskRecipe.model_validate({"name": "playground/arithmetic"}))
 zero = {"stage": 3, "stage3_param_persistence_threshold": 0}  # small tensors would stay whole
 with partitioned_model(path, None, "float32", zero) as model:

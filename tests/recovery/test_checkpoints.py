@@ -18,7 +18,6 @@ from toolkit.recovery.checkpoints import (
     last_checkpoint,
     newest_first,
 )
-from toolkit.runtime.typed_command import SHELL_PATH
 
 
 def saved(folder: Path, step: int, fingerprint: str = "mine", ranks: int = 1, finished: bool = False) -> Path:
@@ -73,7 +72,7 @@ def test_copies_that_somebody_made_of_checkpoints_are_neither_used_nor_removed(t
 
 def test_another_number_of_ranks_is_told_the_command_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path, 20, ranks=4)
-    monkeypatch.setenv(SHELL_PATH, str(Path(sys.executable).parent))
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     for argv, command in (
         (["toolkit/train.py", "--local_rank=0", "my.yaml", "pruning.keep=2"], "toolkit/train.py my.yaml pruning.keep=2`"),
         (["/usr/bin/pollard", "recover", "my.yaml"], "--module toolkit.cli recover my.yaml`"),

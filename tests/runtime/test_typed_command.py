@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from toolkit.runtime.typed_command import CALLED_FROM, LAUNCHER, SHELL_PATH, command_again, program_path
+from toolkit.runtime.typed_command import CALLED_FROM, LAUNCHER, command_again, program_path
 
 BIN = Path(sys.executable).parent
 BARE = "/usr/bin:/bin"  # a shell that has not activated the environment
@@ -17,7 +17,7 @@ BARE = "/usr/bin:/bin"  # a shell that has not activated the environment
 
 @pytest.fixture(autouse=True)
 def _typed_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (LAUNCHER, CALLED_FROM, SHELL_PATH, "WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+    for name in (LAUNCHER, CALLED_FROM, "WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -72,9 +72,6 @@ def test_a_program_of_the_environment_is_found_from_anywhere(name: str, monkeypa
             assert os.path.samefile(_found(program_path(name)), BIN / name)
     monkeypatch.setenv("PATH", f"{BIN}:{BARE}")
     assert program_path(name) == name
-    monkeypatch.setenv(SHELL_PATH, BARE)  # the process itself has found its programs since
-    assert program_path(name) != name
-    monkeypatch.delenv(SHELL_PATH)
     monkeypatch.setenv(LAUNCHER, "./launch.sh --ranks 2")  # which leaves the path of the shell as it was
     assert program_path(name) != name
 

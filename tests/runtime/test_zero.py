@@ -1,30 +1,28 @@
 import pytest
 import torch
-from conftest import raises
+from deepspeed import comm
 from deepspeed.ops.op_builder.builder import OpBuilder
-from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
 from toolkit.runtime import distributed
-from toolkit.runtime import zero as extension
+from toolkit.runtime.zero import SHARED_MEMORY_MODULE, start_deepspeed
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="GPU ranks need nothing compiled")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="GPU ranks use no such module")
 
 
-def test_a_lock_left_by_a_killed_compilation_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    lock = extension.BUILD_FOLDER / ShareMemCommBuilder.NAME / "lock"
+def test_ranks_start_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(OpBuilder, "load", lambda builder, verbose=True: asked.append(builder.name))
     distributed.start()
     try:
-        extension.build_communication()
-        with extension.build_lock():  # other tests build at the same time
-            lock.touch()
-        monkeypatch.setattr(OpBuilder, "_loaded_ops", {})  # as if in a new process
-        extension.build_communication()  # torch itself would wait for ever
-        assert not lock.exists()
+        start_deepspeed()
+        tensor = torch.ones(3)
+        comm.all_reduce(tensor)  # what training reduces with
+        assert comm.is_initialized() and tensor.tolist() == [1, 1, 1] and not asked
     finally:
         distributed.stop()
 
 
-def test_a_machine_without_a_compiler_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extension.shutil, "which", lambda name: None)
-    with raises("zero.no-compiler", "apt install g++"):
-        extension.build_communication()
+def test_the_module_that_is_done_without_still_bears_this_name() -> None:
+    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+    assert ShareMemCommBuilder.NAME == SHARED_MEMORY_MODULE

@@ -22,7 +22,7 @@ from toolkit.moe import (
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import device, gather, on_main, say, shard, shard_in_step
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.zero import build_communication, partitioned_config
+from toolkit.runtime.zero import partitioned_config, start_deepspeed
 
 T = TypeVar("T")
 HEADROOM = 1.2  # weights times this must fit: activations and the cache of keys and values want room, too
@@ -59,7 +59,7 @@ def with_model(
             code="model.needs-whole-placement",
         )
     say("  in parts over all ranks (model.placement: ZeRO-3)")
-    build_communication()
+    start_deepspeed()
     with partitioned_model(path, revision, dtype, partitioned_config(recipe.finetuning.zero), skipping) as model:
         check_loaded(model, path, revision)
         return function(model)

@@ -28,7 +28,7 @@ from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import explain_full_disk, fingerprint_of, fingerprint_of_source
 from toolkit.runtime.run_paths import RunPaths
 from toolkit.runtime.signed_folders import check_target, remove_own
-from toolkit.runtime.zero import build_communication
+from toolkit.runtime.zero import start_deepspeed
 from toolkit.tasks import DataCache, Encoded, encode_all
 
 
@@ -63,10 +63,10 @@ def recover(
     `self_generated` the answers (the pipeline makes both). The loss counts completion tokens only. Writes training_log.jsonl
     beside the checkpoint.
 
-    Raises PollardError for settings that SFTConfig refuses, a machine without a compiler, a disk without room, beforehand or
+    Raises PollardError for settings that SFTConfig refuses, a disk without room, beforehand or
     at work, checkpoints of another number of ranks, a loss that is not finite, and a checkpoint that is not complete.
     """
-    build_communication()
+    start_deepspeed()
     cache = cache or DataCache()
     run = RunPaths(recipe.name, root)
     training = training_of(recipe, run, Role(role))

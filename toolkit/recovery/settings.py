@@ -16,7 +16,7 @@ from toolkit.recovery.distillation import check_distillable
 from toolkit.recovery.methods import METHODS
 from toolkit.recovery.trainer_defaults import SFTArguments, trainer_defaults
 from toolkit.runtime.errors import PollardError, did_you_mean
-from toolkit.runtime.zero import build_communication, deepspeed_config
+from toolkit.runtime.zero import deepspeed_config
 from toolkit.tasks import DataCache
 
 # Fields that the toolkit sets, and the recipe key that decides them
@@ -74,7 +74,6 @@ def finetuning_checks(recipe: Recipe, output_dir: Path, data: DataCache) -> list
         lambda: check_combinations(recipe),
         lambda: _check_arguments(recipe, output_dir),
         lambda: _check_selection(recipe, data),
-        build_communication,
     ]
 
 

@@ -15,7 +15,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,11 +52,6 @@ def check_this_node(recipe: str) -> NodeReport:
         gpus = torch.cuda.device_count()
     except ImportError as error:
         faults.append(f"{sys.executable} cannot import torch ({error}): run ./launch.sh setup there, or share the folder")
-    if not gpus:  # CPU ranks talk through a module that is compiled on first use
-        if not (shutil.which("g++") or shutil.which("c++")):
-            faults.append("no C++ compiler: install one, e.g. `apt install g++`")
-        if not Path(sysconfig.get_path("include"), "Python.h").exists():
-            faults.append("no Python headers: install them, e.g. `apt install python3-dev`")
     return NodeReport(socket.gethostname(), gpus, source_digest(), faults)
 
 

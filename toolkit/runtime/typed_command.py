@@ -11,7 +11,6 @@ from toolkit.runtime.distributed import world_size
 
 # Environment variables
 LAUNCHER = "POLLARD_LAUNCHER"  # set by launch.sh: how it was called, up to the recipe
-SHELL_PATH = "POLLARD_SHELL_PATH"  # the shell's PATH, once the process has extended its own
 CALLED_FROM = "POLLARD_CALLED_FROM"  # set by launch.sh: the folder that it was called in
 
 
@@ -42,7 +41,7 @@ def _program(ranks: int | None) -> str:
 
 def program_path(name: str) -> str:
     """How to call a program of this environment: by name if the shell finds it, else by path."""
-    own, found = Path(sys.executable).parent / name, shutil.which(name, path=os.environ.get(SHELL_PATH))
+    own, found = Path(sys.executable).parent / name, shutil.which(name)
     if not own.exists():
         return name
     if found and LAUNCHER not in os.environ:  # launch.sh puts the environment on the path for the run alone

@@ -1,29 +1,17 @@
-"""DeepSpeed: its configurations by ZeRO stage, and its communication module for CPU ranks, compiled once per environment.
+"""DeepSpeed: its configurations by ZeRO stage, and its start on CPU ranks.
 
 Values `auto` of a configuration are filled in by transformers from the training arguments.
-
-torch protects a compilation by a lock *file*, which a killed process leaves behind, so that every later one waits for ever. This
-module is therefore compiled ahead, in a folder of its own, under a lock of the kernel (flock), which ends with its holder.
 """
 
-import fcntl
-import hashlib
-import io
 import json
-import os
-import platform
-import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from toolkit.runtime.distributed import barrier, console, rank
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.typed_command import SHELL_PATH
+
+SHARED_MEMORY_MODULE = "deepspeed_shm_comm"
 
 
 def deepspeed_config(zero: int | str) -> dict[str, Any]:
@@ -66,52 +54,17 @@ def partitioned_config(zero: int | str) -> dict[str, Any]:
     return {key: value for key, value in section.items() if key != "offload_optimizer" and value != "auto"}
 
 
-SHARED_MEMORY = Path("/dev/shm")  # where Linux shows what shm_open makes
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "pollard"
-# One folder per environment (headers) and machine (processor), since machines may share a home folder
-BUILD_FOLDER = (
-    CACHE / hashlib.sha256(f"{platform.node()} {sys.prefix} {sys.version} {torch.__version__}".encode()).hexdigest()[:12]
-)
+def start_deepspeed() -> None:
+    """Makes DeepSpeed join the process group of CPU ranks. To be called on every rank after `distributed.start`. Does nothing on
+    GPUs.
 
-
-def build_communication() -> None:
-    """Compiles and loads the module. To be called on every rank after `distributed.start`. Does nothing on GPUs.
-
-    Raises PollardError if there is no compiler.
+    On CPUs, DeepSpeed would first compile a module for communication through shared memory: a minute, once per environment, a
+    C++ compiler and Python's headers. Nothing here uses it: its one operation is that of tensor-parallel inference, training
+    reduces through torch's gloo. So DeepSpeed is told that it cannot be compiled here.
     """
     if torch.cuda.is_available():
         return
-    if not (shutil.which("g++") or shutil.which("c++")):
-        raise PollardError(
-            "DeepSpeed compiles its communication module and finds no C++ compiler: install one, e.g. `apt install g++`.",
-            code="zero.no-compiler",
-        )
-    # ninja is beside this Python, whose folder a launcher on another machine may not have on its PATH
-    os.environ.setdefault(SHELL_PATH, os.environ["PATH"])
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    import deepspeed
-    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+    import deepspeed  # takes seconds
 
-    os.environ["TORCH_EXTENSIONS_DIR"] = str(BUILD_FOLDER)
-    builder = ShareMemCommBuilder()
-    folder = BUILD_FOLDER / builder.NAME
-    with build_lock():
-        (folder / "lock").unlink(missing_ok=True)  # its owner is dead: a living one would hold the build lock
-        if not (folder / f"{builder.NAME}.so").exists():
-            console.print("[dim]compiling DeepSpeed's communication module (about a minute, once)[/]")
-        builder.load(verbose=False)
-    with redirect_stdout(io.StringIO()):  # each rank would print that it has loaded the module
-        deepspeed.init_distributed("gloo", verbose=False)
-    barrier()
-    # Every rank has mapped the buffers by now. DeepSpeed never removes their names, and with them 66 MiB of RAM per rank
-    buffer = f"deepspeed_allreduce_buffer_{os.getuid()}_{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}_{rank()}"
-    (SHARED_MEMORY / buffer).unlink(missing_ok=True)
-
-
-@contextmanager
-def build_lock() -> Iterator[None]:
-    """Inside, no other process of this machine builds."""
-    BUILD_FOLDER.mkdir(parents=True, exist_ok=True)
-    with (BUILD_FOLDER / "guard").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    deepspeed.ops.__compatible_ops__[SHARED_MEMORY_MODULE] = False
+    deepspeed.init_distributed("gloo", verbose=False)
