@@ -48,7 +48,8 @@ class Manifest:
             raise PollardError(
                 f"{self.manifest} is damaged ({error}): what of the run is finished cannot be told. Give the run another name "
                 f"(name={free_name(self.path)}), or put a copy of the file back. The models in {self.path} can be opened by "
-                "their paths."
+                "their paths.",
+                code="run.damaged-manifest",
             ) from None
 
     def entries(self) -> dict[str, dict[str, Any]]:

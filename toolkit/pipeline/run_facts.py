@@ -19,7 +19,7 @@ from toolkit.pipeline.manifest import SWEEP
 from toolkit.pipeline.provenance import provenance_of_run
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.run_status import stale_parts
-from toolkit.pipeline.stages.names import CALIBRATE, EVALUATE, MADE_BY, REPORT, SELECT, stage_name
+from toolkit.pipeline.stage_names import CALIBRATE, EVALUATE, MADE_BY, REPORT, SELECT, stage_name
 from toolkit.recipe.file import load_recipe, read_values
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
