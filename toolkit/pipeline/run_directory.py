@@ -4,13 +4,13 @@ import fcntl
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from toolkit.pipeline.manifest import STALE, UNFINISHED, Manifest
 from toolkit.pipeline.recipe_changes import differing, still_differing
 from toolkit.recipe.file import read_values
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.files import fingerprint_of, set_aside, write_text
+from toolkit.runtime.files import JsonObject, fingerprint_of, set_aside, write_text
 from toolkit.runtime.run_files import (
     RUN_FILE_PATTERNS,
     foreign_entries,
@@ -126,11 +126,11 @@ class RunDirectory(RunPaths, Manifest):
         self.write_editable(self.recipe, recipe)
         remove_half_written(self.path)
 
-    def made_with(self, stage: str, recipe: str) -> dict[str, Any]:
+    def made_with(self, stage: str, recipe: str) -> JsonObject:
         """The keys that what lies there of a stage was made with and `recipe` (YAML) sets otherwise."""
         return still_differing(self.entries().get(stage, {}).get("made_with", {}), *self._changes(recipe))
 
-    def _changes(self, recipe: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _changes(self, recipe: str) -> tuple[JsonObject, JsonObject]:
         """What `recipe` changes against the one that lies there, with its values before; and the new values."""
         try:
             old, new = read_values(self.recipe.read_text(encoding="utf-8")), read_values(recipe)

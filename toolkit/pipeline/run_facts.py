@@ -37,10 +37,11 @@ from toolkit.report.measurements import Fidelity, HarnessRow, HarnessScore, Spee
 from toolkit.report.narrative import with_sentences
 from toolkit.report.questions import Answer, changed_answers, compare_all
 from toolkit.runtime.errors import PollardError
+from toolkit.runtime.files import JsonObject
 
 T = TypeVar("T")
 Read = TypeVar("Read", bound=BaseModel)
-Entries = Mapping[str, dict[str, Any]]  # the manifest's, by stage
+Entries = Mapping[str, JsonObject]  # the manifest's, by stage
 SPEED_FILE = "speed.json"  # in a run directory
 SIZES = ("parameters", "active_parameters", "checkpoint_bytes")
 """Fields that are compared with the original's. Not the speed: a ratio of two passes measured once each is mostly noise."""
