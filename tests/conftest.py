@@ -99,7 +99,7 @@ def family(request: pytest.FixtureRequest) -> str:
 SLOW = {
     "benchmarks/test_gpu.py", "benchmarks/test_small_benchmarks.py", "benchmarks/test_training_benchmark.py",
     "cli/test_interrupt.py", "docs/test_code_blocks.py", "docs/test_site.py", "recipes/test_every_recipe.py",
-    "recipes/test_my_data.py", "report/test_browser.py",
+    "recipes/test_my_data.py", "report/test_browser.py", "test_tiers.py",
 }  # fmt: skip
 """Files whose tests take the longest without starting ranks: `./launch.sh test fast` leaves them out."""
 
