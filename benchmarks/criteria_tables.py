@@ -84,7 +84,7 @@ def pruned_tables(swept: Sequence[Swept]) -> list[str]:
         original = tables[0]["rows"][0]["task"]
         parts.append(
             f"### {subject}, pruned and not fine-tuned\n\n{original['n']:,} dev questions; the original: "
-            f"{percent(original['score'])} ({interval(original)}). `random`: mean of the seeds, lowest to highest."
+            f"{percent(original['score'])} ({interval(original['interval'])}). `random`: mean of the seeds, lowest to highest."
         )
         calibrations = list(dict.fromkeys(calibration for calibration, _ in there))
         for calibration in calibrations:
@@ -149,7 +149,7 @@ def recovered_tables(recovered: Sequence[Recovered]) -> list[str]:
             found = [at[criterion, keep, seed].scores if (criterion, keep, seed) in at else None for seed in seeds]
             known = [scored["score"] for scored in found if scored]
             if known:
-                each = [f"{percent(scored['score'])} ({interval(scored)})" if scored else MISSING for scored in found]
+                each = [f"{percent(scored['score'])} ({interval(scored['interval'])})" if scored else MISSING for scored in found]
                 scores.append([str(keep), f"`{criterion}`", *each, percent(statistics.mean(known))])
         for one, other in combinations(criteria, 2):
             both = [[at.get((criterion, keep, seed)) for criterion in (one, other)] for seed in seeds]
@@ -177,7 +177,7 @@ def _cell(found: Sequence[dict[str, Any]]) -> str:
     if not scores:
         return MISSING
     if len(scores) == 1:
-        return f"{percent(scores[0])} ({interval(found[0])})"
+        return f"{percent(scores[0])} ({interval(found[0]['interval'])})"
     return f"{percent(statistics.mean(scores))} ({percent(min(scores))} to {percent(max(scores))})"
 
 

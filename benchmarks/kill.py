@@ -31,7 +31,7 @@ from playground_shaped import ROOT, make
 import toolkit.cuts.writer
 import toolkit.pipeline.runner
 import toolkit.recovery.recover
-from toolkit.cli.main import main as cli
+from toolkit.cli import main as cli
 from toolkit.pipeline.stages import answers as own_answers
 from toolkit.recovery import teacher
 

@@ -59,7 +59,7 @@ def _methods(done: Sequence[tuple[Cell, dict[str, Any]]], keep: int) -> list[str
         body.append(line(f"`{which[0]}`", which[1], dev[which], rows[which], controls[False]))
     body += [line("control", teacher, None, row, controls[False] if teacher else {}) for teacher, row in controls.items() if row]
     told = (
-        f"{original['n']:,} test questions; the original: {percent(original['score'])} ({interval(original)}). "
+        f"{original['n']:,} test questions; the original: {percent(original['score'])} ({interval(original['interval'])}). "
         if original
         else ""
     )
@@ -129,7 +129,7 @@ def _models(role: str, cells: Iterable[tuple[Cell, dict[str, Any]]]) -> Row:
 
 
 def _scores(row: Row, seeds: Sequence[int]) -> list[str]:
-    each = [f"{percent(row[seed]['score'])} ({interval(row[seed])})" if seed in row else MISSING for seed in seeds]
+    each = [f"{percent(row[seed]['score'])} ({interval(row[seed]['interval'])})" if seed in row else MISSING for seed in seeds]
     return [*each, percent(statistics.mean(model["score"] for model in row.values())) if row else MISSING]
 
 

@@ -39,20 +39,20 @@ def test_of_a_run_the_last_of_its_models_is_meant_unless_one_is_named(run: Path)
 def test_entrants_know_their_sizes_and_load(run: Path) -> None:
     original, pruned = models_to_measure([str(run)], [], "float32")
     assert (original.name, pruned.name) == ("original", "pruned")
-    assert pruned.facts["parameters"] < original.facts["parameters"]
-    assert pruned.facts["active_parameters"] == pytest.approx(original.facts["active_parameters"], rel=0.02)  # smaller routers
+    assert pruned.size.parameters < original.size.parameters
+    assert pruned.size.active_parameters == pytest.approx(original.size.active_parameters, rel=0.02)  # smaller routers
     model = pruned.load()
-    assert sum(p.numel() for p in model.parameters()) == pruned.facts["parameters"]
-    assert pruned.weight_bytes == 4 * pruned.facts["parameters"]
+    assert sum(p.numel() for p in model.parameters()) == pruned.size.parameters
+    assert pruned.weight_bytes == 4 * pruned.size.parameters
 
 
 def test_a_configuration_alone_stands_for_random_models_of_its_shape(tmp_path: Path) -> None:
     tiny_model("mixtral").config.save_pretrained(tmp_path)
     whole, four, two = models_to_measure([str(tmp_path)], [4, 2], "float32")
     assert [e.name for e in (whole, four, two)] == [tmp_path.name, "keep 4", "keep 2"]
-    assert all(e.facts["random"] for e in (whole, four, two))
+    assert all(e.size.random for e in (whole, four, two))
     model = two.load()
-    assert sum(p.numel() for p in model.parameters()) == two.facts["parameters"] < four.facts["parameters"]
+    assert sum(p.numel() for p in model.parameters()) == two.size.parameters < four.size.parameters
     assert model.config.num_local_experts == 2 and all(p.std() > 0 for p in model.parameters())
 
 

@@ -17,7 +17,7 @@ from toolkit.runtime.zero import deepspeed_config
 # TRL never builds the logits of a whole batch: it projects tiles of 4,096 tokens by 32,768 words, in float32
 TILE_TOKENS, TILE_WORDS = 4096, 32768
 # The distilled loss has its logits whole (those of the batch, those that count, and a gradient), and a part of them in
-# float32, this many times at the fullest moment (measured: tests/estimate/test_model_size.py)
+# float32, this many times at the fullest moment (measured: tests/estimate/test_estimated_model_size.py)
 DISTILLED_COPIES = 6
 
 
