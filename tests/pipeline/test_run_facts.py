@@ -151,7 +151,7 @@ def test_the_recipe_is_read_and_shown_as_it_was_written(tmp_path: Path) -> None:
     text = recipe_text(report)
     assert text and "eval_strategy: no\n" in text
     for shown in (html.unescape((run.path / name).read_text()) for name in ("report.html", "README.md")):
-        assert "eval_strategy: no\n" in shown and "learning_rate: 1.0e-05\n" in shown
+        assert "eval_strategy: no\n" in shown and "learning_rate: 1e-05\n" in shown
     (tmp_path / "again.yaml").write_text(text)
     assert load_recipe(tmp_path / "again.yaml") == load_recipe(run.recipe)
 

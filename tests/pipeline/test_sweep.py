@@ -104,19 +104,19 @@ def test_finished_cells_are_never_measured_again(folder: Path, capsys: pytest.Ca
 
 
 def test_a_sweep_killed_on_the_way_ends_as_if_undisturbed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure, seen = sweep.measure_probe, []
+    measure_probe, seen = sweep.measure_probe, []
 
     def killed(*arguments: object) -> dict:
         seen.append(arguments)
         if len(seen) == 6:
             raise KeyboardInterrupt
-        return measure(*arguments)  # type: ignore[arg-type]
+        return measure_probe(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(sweep, "measure_probe", killed)
     with pytest.raises(KeyboardInterrupt):
         swept("name=killed")
     assert 0 < len(files("killed")) < 7 and not Path("runs/killed/sweep/table.json").exists()
-    monkeypatch.setattr(sweep, "measure_probe", measure)
+    monkeypatch.setattr(sweep, "measure_probe", measure_probe)
     table = swept("name=killed")
     swept("name=undisturbed")
     assert files("killed") == files("undisturbed")

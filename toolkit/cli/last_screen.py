@@ -14,7 +14,7 @@ from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.run_status import BEST_FIRST, stale_parts, why_model_stale
 from toolkit.pipeline.stage_list import shown_on_last_screen
-from toolkit.pipeline.stages.names import EVALUATE, REPORT, stage_name
+from toolkit.pipeline.stage_names import EVALUATE, REPORT, stage_name
 from toolkit.recipe.file import load_recipe
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import is_main, say

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.runtime.errors import ItemsFailed
-from toolkit.runtime.files import write_text
+from toolkit.runtime.files import JsonObject, write_text
 from toolkit.runtime.intervals import wilson
 
 
@@ -71,7 +71,7 @@ class EvaluationFacts:
     active_parameters: int | None = None
     checkpoint_bytes: int | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         unknown = {"tokens_per_second": self.seconds is not None, "checkpoint_bytes": self.parameters is not None}
         return {key: value for key, value in asdict(self).items() if value is not None or unknown.get(key)}
 
@@ -153,7 +153,7 @@ class Scores:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / f"{role}.predictions.jsonl", "".join(json.dumps(asdict(item)) + "\n" for item in self.items))
-        summary: dict[str, Any] = {
+        summary: JsonObject = {
             "score": self.score,
             "correct": self.correct,
             "n": self.n,

@@ -51,7 +51,8 @@ def check_self_generated(recipe: Recipe) -> None:
     if recipe.calibration.self_generated and not any(source.task for source in sources_of(recipe)):
         raise PollardError(
             "calibration.self_generated has the model answer a task's prompts, but calibration.data holds only plain text: "
-            "add a task to it, or leave self_generated out."
+            "add a task to it, or leave self_generated out.",
+            code="calibration.nothing-to-answer",
         )
 
 
@@ -106,6 +107,7 @@ def right_answers(
         raise PollardError(
             f"The original model answered none of {len(asked):,} training prompts of {task.name} rightly within "
             f"{recipe.evaluation.max_new_tokens} new tokens: watch it on the data's own completions "
-            "(calibration.self_generated=false), or raise evaluation.max_new_tokens."
+            "(calibration.self_generated=false), or raise evaluation.max_new_tokens.",
+            code="calibration.no-right-answer",
         )
     return kept

@@ -103,7 +103,7 @@ def _check_packages(recipe: Recipe, mistakes: Mistakes) -> None:
     if settings.harness:
         mistakes.collect(lambda: check_harness(settings.harness or [], settings.harness_tasks))
     if settings.backend == "server":
-        from toolkit.evaluation.server import check_client
+        from toolkit.evaluation.server import check_client  # asks for a package that few need
 
         mistakes.collect(check_client)
 

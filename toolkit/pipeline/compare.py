@@ -7,7 +7,7 @@ from typing import NamedTuple
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.run_facts import read_answers, read_file
 from toolkit.pipeline.run_status import stale_message
-from toolkit.pipeline.stages.names import EVALUATE, stage_name
+from toolkit.pipeline.stage_names import EVALUATE, stage_name
 from toolkit.recipe.roles import Role
 from toolkit.report.facts import ComparedModel, ModelComparison, ModelPair, ModelResult
 from toolkit.report.narrative import verdict

@@ -13,11 +13,12 @@ from typing import Any
 from toolkit.pipeline.manifest import DONE, UNFINISHED
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.stage import Stage
+from toolkit.runtime.files import JsonObject
 
 Entries = Mapping[str, Mapping[str, Any]]
 
 
-def entries_of(planned: Sequence[Stage], directory: RunDirectory) -> dict[str, dict[str, Any]]:
+def entries_of(planned: Sequence[Stage], directory: RunDirectory) -> dict[str, JsonObject]:
     """The manifest's entries; what somebody has removed by hand is marked as what was cleaned is."""
     entries = directory.entries()
     for stage in planned:

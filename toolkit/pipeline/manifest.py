@@ -15,7 +15,7 @@ from typing import Any
 
 from toolkit.pipeline.recipe_changes import described
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.files import write_text
+from toolkit.runtime.files import JsonObject, write_text
 from toolkit.runtime.run_files import free_name
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "deepspeed", "bitsandbytes", "datasets", "accelerate", "safetensors")
@@ -33,7 +33,7 @@ class Manifest:
     path: Path
     manifest: Path  # the file
 
-    def read_manifest(self) -> dict[str, Any]:
+    def read_manifest(self) -> JsonObject:
         """The manifest, or a new one. Raises PollardError for a file that cannot be understood."""
         if not self.manifest.exists():
             return {"format": 1, "stages": {}}
@@ -48,14 +48,15 @@ class Manifest:
             raise PollardError(
                 f"{self.manifest} is damaged ({error}): what of the run is finished cannot be told. Give the run another name "
                 f"(name={free_name(self.path)}), or put a copy of the file back. The models in {self.path} can be opened by "
-                "their paths."
+                "their paths.",
+                code="run.damaged-manifest",
             ) from None
 
-    def entries(self) -> dict[str, dict[str, Any]]:
+    def entries(self) -> dict[str, JsonObject]:
         """What the manifest says of every stage that was ever finished, current or not."""
         return self.read_manifest()["stages"]
 
-    def done(self) -> dict[str, dict[str, Any]]:
+    def done(self) -> dict[str, JsonObject]:
         """The entries of the stages whose results are current."""
         return {name: entry for name, entry in self.entries().items() if entry.get("status", DONE) == DONE}
 
@@ -134,7 +135,7 @@ class Manifest:
         manifest.pop("at_work", None)
         self._write(manifest)
 
-    def _write(self, manifest: dict[str, Any]) -> None:
+    def _write(self, manifest: JsonObject) -> None:
         write_text(self.manifest, json.dumps(manifest, indent=1) + "\n")
 
 

@@ -3,12 +3,12 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 from toolkit.recipe.data import TaskRecipe
 from toolkit.recipe.file import read_values
 from toolkit.recipe.schema import Recipe
 from toolkit.report.facts import Provenance
+from toolkit.runtime.files import JsonObject
 from toolkit.runtime.run_paths import RunPaths
 from toolkit.tasks import PRESETS
 
@@ -42,7 +42,7 @@ def _dataset(task: TaskRecipe) -> str | None:
     return name if name and _is_hub_id(name) else None
 
 
-def _metadata(path: Path) -> dict[str, Any]:
+def _metadata(path: Path) -> JsonObject:
     """The YAML at the head of a card; empty where there is none that can be read: other people's files are no error of ours."""
     try:
         head = re.match(r"---\s*\n(.*?)\n---", path.read_text(encoding="utf-8"), re.DOTALL)

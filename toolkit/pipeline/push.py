@@ -10,7 +10,7 @@ from toolkit.moe import checkpoint_files
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.run_facts import short_reason
 from toolkit.pipeline.run_status import BEST_FIRST, stale_message
-from toolkit.pipeline.stages.names import MADE_BY
+from toolkit.pipeline.stage_names import MADE_BY
 from toolkit.report import RunFacts, card
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.signed_folders import PROVENANCE

@@ -4,13 +4,13 @@ import fcntl
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from toolkit.pipeline.manifest import STALE, UNFINISHED, Manifest
 from toolkit.pipeline.recipe_changes import differing, still_differing
 from toolkit.recipe.file import read_values
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.files import fingerprint_of, set_aside, write_text
+from toolkit.runtime.files import JsonObject, fingerprint_of, set_aside, write_text
 from toolkit.runtime.run_files import (
     RUN_FILE_PATTERNS,
     foreign_entries,
@@ -45,7 +45,8 @@ class RunDirectory(RunPaths, Manifest):
             self._lock = (self.path / "lock").open("a")
         except OSError as error:
             raise PollardError(
-                f"Cannot write into {self.path}: {error.strerror}. Start in a folder where you may write: runs/ is made there."
+                f"Cannot write into {self.path}: {error.strerror}. Start in a folder where you may write: runs/ is made there.",
+                code="run.not-writable",
             ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -53,7 +54,8 @@ class RunDirectory(RunPaths, Manifest):
             self.unlock()
             raise PollardError(
                 f"Another run is at work in {self.path}: wait for it, stop it (`pkill -f toolkit/train.py` ends all of them), "
-                "or give this one another name (name=…)."
+                "or give this one another name (name=…).",
+                code="run.locked",
             ) from None
 
     def unlock(self) -> None:
@@ -75,12 +77,13 @@ class RunDirectory(RunPaths, Manifest):
     def check_owner(self, model: str, task: str) -> None:
         """Raises PollardError if the folder holds the run of another model or task, or files that no run has left there."""
         if self.path.exists() and not self.path.is_dir():
-            raise PollardError(f"{self.path} is a file: give the run another name ({self.another_name}).")
+            raise PollardError(f"{self.path} is a file: give the run another name ({self.another_name}).", code="run.is-a-file")
         if not self.manifest.exists() and (there := foreign_entries(self.path)):
             more = f" and {len(there) - 5:,} more" if len(there) > 5 else ""
             raise PollardError(
                 f"{self.path} has no manifest.json, so it is no run directory, and holds {', '.join(there[:5])}{more}. Nothing "
-                f"of it is touched: give the run another name ({self.another_name})."
+                f"of it is touched: give the run another name ({self.another_name}).",
+                code="run.foreign-files",
             )
         manifest = self.read_manifest()
         for key, mine in (("model", model), ("task", task)):
@@ -88,7 +91,8 @@ class RunDirectory(RunPaths, Manifest):
             if theirs != mine:
                 raise PollardError(
                     f"{self.path} holds a run with {key} {theirs}, and this recipe says {mine}. "
-                    f"Give the new run another name ({self.another_name})."
+                    f"Give the new run another name ({self.another_name}).",
+                    code="run.other-owner",
                 )
 
     def open(
@@ -122,11 +126,11 @@ class RunDirectory(RunPaths, Manifest):
         self.write_editable(self.recipe, recipe)
         remove_half_written(self.path)
 
-    def made_with(self, stage: str, recipe: str) -> dict[str, Any]:
+    def made_with(self, stage: str, recipe: str) -> JsonObject:
         """The keys that what lies there of a stage was made with and `recipe` (YAML) sets otherwise."""
         return still_differing(self.entries().get(stage, {}).get("made_with", {}), *self._changes(recipe))
 
-    def _changes(self, recipe: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _changes(self, recipe: str) -> tuple[JsonObject, JsonObject]:
         """What `recipe` changes against the one that lies there, with its values before; and the new values."""
         try:
             old, new = read_values(self.recipe.read_text(encoding="utf-8")), read_values(recipe)

@@ -19,7 +19,7 @@ from toolkit.pipeline.manifest import SWEEP
 from toolkit.pipeline.provenance import provenance_of_run
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.run_status import stale_parts
-from toolkit.pipeline.stages.names import CALIBRATE, EVALUATE, MADE_BY, REPORT, SELECT, stage_name
+from toolkit.pipeline.stage_names import CALIBRATE, EVALUATE, MADE_BY, REPORT, SELECT, stage_name
 from toolkit.recipe.file import load_recipe, read_values
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
@@ -37,10 +37,11 @@ from toolkit.report.measurements import Fidelity, HarnessRow, HarnessScore, Spee
 from toolkit.report.narrative import with_sentences
 from toolkit.report.questions import Answer, changed_answers, compare_all
 from toolkit.runtime.errors import PollardError
+from toolkit.runtime.files import JsonObject
 
 T = TypeVar("T")
 Read = TypeVar("Read", bound=BaseModel)
-Entries = Mapping[str, dict[str, Any]]  # the manifest's, by stage
+Entries = Mapping[str, JsonObject]  # the manifest's, by stage
 SPEED_FILE = "speed.json"  # in a run directory
 SIZES = ("parameters", "active_parameters", "checkpoint_bytes")
 """Fields that are compared with the original's. Not the speed: a ratio of two passes measured once each is mostly noise."""

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.run_status import BEST_FIRST, stale_message, why_model_stale
-from toolkit.pipeline.stages.names import MADE_BY
+from toolkit.pipeline.stage_names import MADE_BY
 from toolkit.recipe.evaluation import ROLES
 from toolkit.recipe.file import load_recipe
 from toolkit.recipe.roles import Role
@@ -48,7 +48,9 @@ def find_run(where: str) -> FoundRun:
     if path is None:
         runs = sorted(found.parent.name for found in Path("runs").glob("*/recipe.yaml"))
         there = f" Runs here: {', '.join(runs)}" if runs else " There is no run in ./runs yet: `pollard run RECIPE` makes one."
-        raise PollardError(f"No run at {where}{did_you_mean(Path(where).name, runs)}{there}".rstrip(".") + ".")
+        raise PollardError(
+            f"No run at {where}{did_you_mean(Path(where).name, runs)}{there}".rstrip(".") + ".", code="run.not-found"
+        )
     directory = RunDirectory(path.name, path.parent)
     recipe = load_recipe(directory.recipe)
     models = {"original": NamedModel("original", recipe.model.path, recipe.model.revision, recipe.model.dtype)}
@@ -85,16 +87,23 @@ def chosen_models(run: FoundRun, roles: Sequence[str] = ()) -> list[NamedModel]:
         if best is None and run.stale:
             role = next(iter(run.stale))
             raise PollardError(
-                stale_message(run.directory, run.stale[role].path, MADE_BY[Role(role)]) + f"--models {role} asks it."
+                stale_message(run.directory, run.stale[role].path, MADE_BY[Role(role)]) + f"--models {role} asks it.",
+                code="run.stale-model",
             )
         if best is None:
-            raise PollardError(f"{run.directory.path} has no pruned model yet: `pollard run {run.directory.recipe}` makes it.")
+            raise PollardError(
+                f"{run.directory.path} has no pruned model yet: `pollard run {run.directory.recipe}` makes it.",
+                code="run.no-model",
+            )
         roles = ("original", best)
     for role in dict.fromkeys(roles):
         if role not in ROLES:
-            raise PollardError(f"`{role}` is no model of a run{did_you_mean(role, ROLES)} There are: {', '.join(there)}.")
+            raise PollardError(
+                f"`{role}` is no model of a run{did_you_mean(role, ROLES)} There are: {', '.join(there)}.",
+                code="run.unknown-role",
+            )
         if role not in there:
-            raise PollardError(f"{run.directory.path} has no {role} model. There are: {', '.join(there)}.")
+            raise PollardError(f"{run.directory.path} has no {role} model. There are: {', '.join(there)}.", code="run.no-model")
         if role in run.stale:
             _say_stale(run.directory, role, "used as it is")
     return [there[role] for role in dict.fromkeys(roles)]
@@ -106,7 +115,7 @@ def original_and(where: str, by: str | None) -> tuple[NamedModel, NamedModel]:
     if not is_run(where):
         original = models_at(where)[0]
         if by in ROLES:
-            raise PollardError(f"{where} is no run, so it has no {by} model: name the folder of one.")
+            raise PollardError(f"{where} is no run, so it has no {by} model: name the folder of one.", code="run.not-a-run")
         return original, NamedModel(by, by) if by else original
     run = find_run(where)
     original = run.models["original"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from toolkit.pipeline.run_directory import RunDirectory
-from toolkit.pipeline.stages.names import EVALUATE, MADE_BY, REPORT, SELECT, stage_name
+from toolkit.pipeline.stage_names import EVALUATE, MADE_BY, REPORT, SELECT, stage_name
 from toolkit.recipe.roles import Role
 from toolkit.runtime.errors import PollardError
 

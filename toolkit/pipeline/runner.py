@@ -25,7 +25,7 @@ from toolkit.recipe.file import dump_recipe
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import barrier, check_shared, is_main, on_main, say, world_size
 from toolkit.runtime.errors import ItemsFailed, Mistakes, PollardError
-from toolkit.runtime.files import explain_full_disk, fingerprint_of
+from toolkit.runtime.files import JsonObject, explain_full_disk, fingerprint_of
 from toolkit.runtime.signed_folders import check_target
 
 
@@ -109,7 +109,7 @@ class _Work:
         if todo:
             self._refresh_report()
 
-    def _others(self) -> dict[str, dict[str, Any]]:
+    def _others(self) -> dict[str, JsonObject]:
         """The entries of stages that the recipe does not have: a control that is off."""
         names = {stage.name for stage in self.planned}
         return {name: entry for name, entry in self.directory.entries().items() if name not in names and name != SWEEP}

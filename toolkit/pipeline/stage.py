@@ -15,7 +15,7 @@ from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.recipe_changes import DECIDING
 from toolkit.pipeline.relief import BatchSection, Relief, half, other_placements, smaller_batches
 from toolkit.pipeline.run_directory import RunDirectory
-from toolkit.pipeline.stages.names import stage_name
+from toolkit.pipeline.stage_names import stage_name
 from toolkit.recipe.roles import Role
 
 

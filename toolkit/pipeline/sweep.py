@@ -41,7 +41,7 @@ from toolkit.report import show_sweep, tabulate
 from toolkit.report.measurements import SweepRow, SweepTable
 from toolkit.runtime.distributed import barrier, check_shared, is_main, on_main, say, world_size
 from toolkit.runtime.errors import Mistakes
-from toolkit.runtime.files import fingerprint_of, fingerprint_of_source, write_text
+from toolkit.runtime.files import JsonObject, fingerprint_of, fingerprint_of_source, write_text
 from toolkit.runtime.formatting import loss, percent
 from toolkit.runtime.run_files import RUN_FILE_PATTERNS, SHARD_PATTERN, remove_matching
 from toolkit.selection import kept_unobserved, select
@@ -172,7 +172,7 @@ def _off_task_source(context: RunContext) -> Any:
     return other and context.data.source_fingerprint(other, context.recipe.task)
 
 
-def _measured(path: Path) -> dict[str, Any] | None:
+def _measured(path: Path) -> JsonObject | None:
     """What a cell's file holds; None where there is none, or none that can be read."""
     try:
         return json.loads(path.read_text())

@@ -53,10 +53,14 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
             fixed[key] = override
     recipe = load_recipe(path, list(fixed.values()))
     if not lists:
-        raise PollardError("A sweep needs something to compare: e.g. pruning.keep=6,4,2 pruning.criterion=random,reap.")
+        raise PollardError(
+            "A sweep needs something to compare: e.g. pruning.keep=6,4,2 pruning.criterion=random,reap.",
+            code="sweep.nothing-to-compare",
+        )
     if recipe.pruning.schedule:
         raise PollardError(
-            "A sweep masks the original, and a schedule prunes what rounds before have recovered: say pruning.schedule=null."
+            "A sweep masks the original, and a schedule prunes what rounds before have recovered: say pruning.schedule=null.",
+            code="sweep.schedule",
         )
     seeds = [load_recipe(path, [*fixed.values(), f"seed={seed}"]).seed for seed in lists.pop("seed", [str(recipe.seed)])]
     cells = []

@@ -17,6 +17,7 @@ from rich.markup import escape
 from toolkit.runtime.distributed import say
 from toolkit.runtime.errors import PollardError
 
+JsonObject = dict[str, Any]  # the content of a JSON or YAML file: what is inside is known to who wrote it
 DISK_FULL_ERRORS = (ENOSPC, EDQUOT, EFBIG)  # the disk, this user's share of it, or what one file may have
 RESUME_ADVICE = "Files that are whole are kept: make room, and the same command goes on from there."
 

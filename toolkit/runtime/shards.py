@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.runtime.distributed import on_all_ranks, on_main, shard
-from toolkit.runtime.files import RESUME_ADVICE, explain_full_disk, write_text
+from toolkit.runtime.files import RESUME_ADVICE, JsonObject, explain_full_disk, write_text
 from toolkit.runtime.progress import progress
 from toolkit.runtime.run_files import remove_matching
 
@@ -21,7 +21,7 @@ def shard_path(folder: Path, number: int, suffix: str) -> Path:
     return folder / f"{number:05}{suffix}"
 
 
-def missing_shards(folder: Path, about: dict[str, Any], count: int, suffix: str) -> list[int]:
+def missing_shards(folder: Path, about: JsonObject, count: int, suffix: str) -> list[int]:
     """The numbers of the shards that are still to be made. Shards made for other settings than `about` are removed first; other
     files of the folder are not touched."""
 

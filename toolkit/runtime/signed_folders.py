@@ -16,10 +16,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.files import set_aside, write_text
+from toolkit.runtime.files import JsonObject, set_aside, write_text
 
 PROVENANCE = "pollard.json"
 LIBRARY_FOLDERS = ("__pycache__", ".cache")
@@ -33,7 +32,7 @@ EARLIER_FILES = re.compile(  # in their finished folders, as far as the names ar
 )
 
 
-def read_provenance(folder: Path) -> dict[str, Any] | None:
+def read_provenance(folder: Path) -> JsonObject | None:
     """The facts that `folder` is signed with; None if Pollard did not write it."""
     try:
         facts = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
@@ -42,12 +41,12 @@ def read_provenance(folder: Path) -> dict[str, Any] | None:
     return facts if isinstance(facts, dict) and facts.get("format") == 1 else None
 
 
-def provenance(what: str, source: str, revision: str | None = None) -> dict[str, Any]:
+def provenance(what: str, source: str, revision: str | None = None) -> JsonObject:
     """The facts to `sign` a folder with: what it is, and the checkpoint (and hub revision) that it was made from."""
     return {"made_by": "pollard", "what": what, "source": source} | ({"revision": revision} if revision else {})
 
 
-def sign(folder: Path, facts: dict[str, Any]) -> None:
+def sign(folder: Path, facts: JsonObject) -> None:
     """Marks a finished folder as Pollard's own, with `facts` (see `provenance`) and the checksums of its files."""
     names = [name for name in _names_in(folder) if name != PROVENANCE]
     _write(folder, {"format": 1, **facts, "files": {name: [_checksum(folder / name)] for name in names}})
@@ -78,7 +77,7 @@ def _keep_aside_foreign(path: Path) -> None:
         set_aside(path)
 
 
-def _write(folder: Path, facts: dict[str, Any]) -> None:
+def _write(folder: Path, facts: JsonObject) -> None:
     write_text(folder / PROVENANCE, json.dumps(facts, indent=1) + "\n")
 
 
@@ -105,7 +104,7 @@ def is_resumable(target: Path, identity: str) -> bool:
 
 
 @contextmanager
-def whole_folder(target: str | os.PathLike[str], facts: dict[str, Any]) -> Iterator[Path]:
+def whole_folder(target: str | os.PathLike[str], facts: JsonObject) -> Iterator[Path]:
     """Yields a folder that becomes `target`, signed with `facts`, if the block succeeds.
 
     Replaces a folder of Pollard's own. Raises PollardError, before anything is written, if something else is there.

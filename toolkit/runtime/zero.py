@@ -5,16 +5,16 @@ Values `auto` of a configuration are filled in by transformers from the training
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from toolkit.runtime.errors import PollardError
+from toolkit.runtime.files import JsonObject
 
 SHARED_MEMORY_MODULE = "deepspeed_shm_comm"
 
 
-def deepspeed_config(zero: int | str) -> dict[str, Any]:
+def deepspeed_config(zero: int | str) -> JsonObject:
     """The configuration for a preset (0, 1, 2, 3, "3-offload") or a JSON file; raises PollardError for a broken file."""
     if isinstance(zero, str) and zero.endswith(".json"):
         try:
@@ -24,7 +24,7 @@ def deepspeed_config(zero: int | str) -> dict[str, Any]:
                 f"finetuning.zero: cannot read the DeepSpeed configuration {zero}: {error}", code="zero.no-config"
             ) from None
     stage = int(str(zero)[0])
-    optimization: dict[str, Any] = {"stage": stage, "overlap_comm": stage > 1, "contiguous_gradients": True}
+    optimization: JsonObject = {"stage": stage, "overlap_comm": stage > 1, "contiguous_gradients": True}
     if stage == 3:
         # Without it, ZeRO-3 silently writes a checkpoint of empty tensors
         optimization["stage3_gather_16bit_weights_on_model_save"] = True
@@ -45,7 +45,7 @@ def deepspeed_config(zero: int | str) -> dict[str, Any]:
     }
 
 
-def partitioned_config(zero: int | str) -> dict[str, Any]:
+def partitioned_config(zero: int | str) -> JsonObject:
     """The `zero_optimization` section for inference with ZeRO-3: `finetuning.zero`'s if that is stage 3, else the preset's."""
     section = deepspeed_config(zero).get("zero_optimization", {})
     if section.get("stage") != 3:

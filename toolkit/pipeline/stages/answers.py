@@ -121,7 +121,8 @@ def _draw(
     if not asked:
         raise PollardError(
             f"finetuning.data: {source.name} has no prompt left to answer: all are {longest} tokens or longer "
-            "(finetuning.max_length), or repeat a question of the test set or the dev slice."
+            "(finetuning.max_length), or repeat a question of the test set or the dev slice.",
+            code="answers.no-prompts",
         )
     settings = sampled(model, tokenizer, recipe.evaluation.max_new_tokens, source.temperature)
     ends, drawing = settings.eos_token_id, Decoding(seed=recipe.seed)
@@ -154,6 +155,7 @@ def _draw(
         raise PollardError(
             f"None of the original model's {drawn:,} answers to training prompts of {task.name} is right and ends within "
             f"{recipe.evaluation.max_new_tokens} new tokens: leave self_generated out, draw more samples, or raise "
-            "evaluation.max_new_tokens."
+            "evaluation.max_new_tokens.",
+            code="answers.none-right",
         )
     return drawn, kept

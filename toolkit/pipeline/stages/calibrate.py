@@ -21,7 +21,7 @@ from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
 from toolkit.pipeline.relief import Relief
 from toolkit.pipeline.rounds import round_names
 from toolkit.pipeline.stage import Facts, Stage
-from toolkit.pipeline.stages.names import CALIBRATE
+from toolkit.pipeline.stage_names import CALIBRATE
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import on_main, say
 from toolkit.tasks import padded_batches

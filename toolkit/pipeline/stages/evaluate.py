@@ -16,8 +16,8 @@ from toolkit.pipeline.outlook import batches, examples_or_all
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
 from toolkit.pipeline.relief import Change, change
 from toolkit.pipeline.stage import Facts
+from toolkit.pipeline.stage_names import EVALUATE
 from toolkit.pipeline.stages.measurement import Measurement
-from toolkit.pipeline.stages.names import EVALUATE
 from toolkit.recipe.evaluation import ServerRecipe
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import is_main, on_all_ranks, say
@@ -101,7 +101,7 @@ class Evaluate(Measurement):
         )  # of a token, on average
 
     def _ask(self, server: ServerRecipe) -> ScoreFacts:
-        from toolkit.evaluation.server import ServerWriter
+        from toolkit.evaluation.server import ServerWriter  # asks for a package that few need
 
         recipe, settings, task = self.context.recipe, self.context.recipe.evaluation, self.context.task
         decoding = Decoding(settings.max_new_tokens, settings.temperature, settings.samples, tuple(task.stop), recipe.seed)

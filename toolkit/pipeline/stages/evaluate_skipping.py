@@ -2,8 +2,8 @@
 
 from toolkit.evaluation import AnswerLog
 from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.stage_names import MADE_BY
 from toolkit.pipeline.stages.evaluate import Evaluate
-from toolkit.pipeline.stages.names import MADE_BY
 from toolkit.pipeline.stages.skip import Skip
 from toolkit.recipe.roles import Role
 from toolkit.runtime.files import fingerprint_of

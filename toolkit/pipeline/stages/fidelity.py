@@ -19,8 +19,8 @@ from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
 from toolkit.pipeline.relief import Change, change
 from toolkit.pipeline.stage import Facts
+from toolkit.pipeline.stage_names import stage_name
 from toolkit.pipeline.stages.measurement import Measurement
-from toolkit.pipeline.stages.names import stage_name
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import is_main, say
 from toolkit.runtime.files import fingerprint_of, write_text

@@ -9,7 +9,7 @@ from toolkit.pipeline.recipe_changes import DECIDING
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
 from toolkit.pipeline.relief import BatchSection, Change, Relief, fewer_experts
 from toolkit.pipeline.stage import Stage
-from toolkit.pipeline.stages.names import MADE_BY
+from toolkit.pipeline.stage_names import MADE_BY
 from toolkit.recipe.roles import Role
 
 

@@ -11,7 +11,7 @@ from toolkit.pipeline.recipe_changes import DECIDING
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
 from toolkit.pipeline.rounds import round_names
 from toolkit.pipeline.stage import Facts, Shown, Stage
-from toolkit.pipeline.stages.names import MADE_BY
+from toolkit.pipeline.stage_names import MADE_BY
 from toolkit.pipeline.stages.select import Select
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import say

@@ -15,7 +15,7 @@ from toolkit.cuts.statistics import ExpertStatistics, SearchMode, Tokens
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.stage import Facts, Shown, Stage
-from toolkit.pipeline.stages.names import REPORT, SELECT
+from toolkit.pipeline.stage_names import REPORT, SELECT
 from toolkit.pipeline.write_report import write_report
 from toolkit.recipe.roles import Role
 from toolkit.report import RunFacts, show

@@ -12,8 +12,8 @@ from toolkit.pipeline.relief import Relief
 from toolkit.pipeline.rounds import ROUNDS, early_rounds, recipe_of_round, round_names, share_teaching
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.stage import Facts, Stage
+from toolkit.pipeline.stage_names import MADE_BY
 from toolkit.pipeline.stages.calibrate import Calibrate
-from toolkit.pipeline.stages.names import MADE_BY
 from toolkit.pipeline.stages.prune import Prune
 from toolkit.pipeline.stages.recover import Recover
 from toolkit.pipeline.stages.teacher import TEACHING

@@ -6,8 +6,8 @@ from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.recipe_changes import DECIDING
 from toolkit.pipeline.rounds import composed_plan, early_rounds, round_names
 from toolkit.pipeline.stage import Facts, Shown, Stage
+from toolkit.pipeline.stage_names import SELECT
 from toolkit.pipeline.stages.calibrate import Calibrate
-from toolkit.pipeline.stages.names import SELECT
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError

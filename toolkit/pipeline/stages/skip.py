@@ -18,7 +18,7 @@ from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.outlook import observation_outlook
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
 from toolkit.pipeline.stage import Facts, Stage
-from toolkit.pipeline.stages.names import MADE_BY
+from toolkit.pipeline.stage_names import MADE_BY
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import on_main, say
