@@ -1,4 +1,4 @@
-"""Run by test_training.py under the deepspeed launcher: trains a model under several ZeRO stages and measures its tensors.
+"""Run by test_training.py on two ranks: trains a model under several ZeRO stages and measures its tensors.
 
 Writes per case the bytes on rank 0 at the end of a backward pass, and the bytes of DeepSpeed's checkpoint on disk.
 """

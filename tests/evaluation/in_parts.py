@@ -1,4 +1,4 @@
-"""Run by test_in_parts.py under the deepspeed launcher: the playground model in parts over two ranks answers questions."""
+"""Run by test_in_parts.py on two ranks: the playground model in parts over two ranks answers questions."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Run by test_methods.py under the deepspeed launcher: trains the same pruned model by every method.
+"""Run by test_methods.py on two ranks: trains the same pruned model by every method.
 
 The two ranks never choose the same expert: what one rank's tokens pass, the other's must not wait for.
 """

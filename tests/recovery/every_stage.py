@@ -1,4 +1,4 @@
-"""Run by test_recover.py under the deepspeed launcher: fine-tunes the same pruned model under every ZeRO preset, then
+"""Run by test_recover.py on two ranks: fine-tunes the same pruned model under every ZeRO preset, then
 loads it in parts, as it is and in ways that must be noticed."""
 
 import json

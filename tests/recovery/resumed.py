@@ -1,4 +1,4 @@
-"""Run by test_resume.py under the deepspeed launcher: recovers, one after the other, what a file of recipes holds.
+"""Run by test_resume.py on two ranks: recovers, one after the other, what a file of recipes holds.
 
 A recipe with `stop_at` is given up on every rank after that step, without a word to the trainer.
 """
@@ -31,13 +31,13 @@ class Stop(TrainerCallback):
             raise PollardError(f"stopped after step {self.step}")
 
 
-root, stopping = Path(sys.argv[-2]), trainer.stopping
+root, early_stopping = Path(sys.argv[-2]), trainer._early_stopping
 start()
 for name, values in json.loads((root / sys.argv[-1]).read_text()).items():
     stop_at = Stop(values.pop("stop_at", None))
     recipe = Recipe.model_validate(values)
     try:
-        with mock.patch.object(trainer, "stopping", lambda recipe, stop_at=stop_at: [stop_at, *stopping(recipe)]):
+        with mock.patch.object(trainer, "_early_stopping", lambda recipe, stop_at=stop_at: [stop_at, *early_stopping(recipe)]):
             facts = recover(recipe, str(root), accuracy=dev_accuracy(RunContext(recipe)))
     except PollardError as error:
         say(str(error))

@@ -52,11 +52,11 @@ class CheckpointRotation(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir)
-        finished = bool(control.should_training_stop)
+        finished, written_by = bool(control.should_training_stop), world_size()  # inside `on_main` it is 1
         barrier()
 
         def declare() -> None:
-            declare_complete(folder / f"checkpoint-{state.global_step}", self.fingerprint, world_size(), finished)
+            declare_complete(folder / f"checkpoint-{state.global_step}", self.fingerprint, written_by, finished)
             self._rotate(folder, state.best_model_checkpoint)
 
         on_main(declare)
