@@ -1,4 +1,4 @@
-"""What watching and the exact search cost, as ratios measured in one run:
+"""What observing and the exact search cost, as ratios measured in one run:
 
     OMP_NUM_THREADS=1 python benchmarks/selection.py
 
@@ -45,7 +45,7 @@ def forward(model: PreTrainedModel, batches: Batches) -> None:
 
 
 @torch.no_grad()
-def watched(model: PreTrainedModel, batches: Batches) -> None:
+def observed(model: PreTrainedModel, batches: Batches) -> None:
     observe(model, batches, [StatisticsObserver(find_blocks(model))])
 
 
@@ -100,7 +100,7 @@ def main() -> None:
     print(f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, float32, {REPEATS} repeats")
     model, batches = mixtral(layers=4), batches_of(count=4, size=4, length=128)
     print(f"Mixtral, hidden {HIDDEN}, width {WIDTH}, {EXPERTS} experts top {TOP_K}; 4 layers, 4 x 4 x 128 tokens")
-    ratio("watching / bare forward", lambda: watched(model, batches), lambda: forward(model, batches))
+    ratio("observing / bare forward", lambda: observed(model, batches), lambda: forward(model, batches))
     model, batches = mixtral(layers=1), batches_of(count=2, size=4, length=128)
     print("1 layer, 2 x 4 x 128 tokens; 70 subsets of 4")
     ratio(

@@ -16,9 +16,9 @@ def seen_by(model, length: int = 24) -> tuple[list[BlockActivations], torch.Tens
 def test_a_watched_model_answers_as_an_unwatched_one(family: str) -> None:
     model = tiny_model(family)
     before = logits_of(model)
-    seen, watched = seen_by(model)
-    torch.testing.assert_close(watched, before, atol=1e-5, rtol=1e-5)
-    assert torch.equal(logits_of(model), before)  # and afterwards nothing is left of the watching
+    seen, observed = seen_by(model)
+    torch.testing.assert_close(observed, before, atol=1e-5, rtol=1e-5)
+    assert torch.equal(logits_of(model), before)  # and afterwards nothing is left of the observing
     assert [s.block for s in seen] == [block.name for block in find_blocks(model)]
 
 
@@ -29,7 +29,7 @@ def test_gated_outputs_sum_to_what_the_experts_module_returns(family: str) -> No
         block.experts.register_forward_hook(lambda module, args, output: returned.append(output))
     logits_of(model)
     seen, _ = seen_by(model)
-    for s, stock in zip(seen, returned, strict=False):  # the second half of `returned` is the watched pass itself
+    for s, stock in zip(seen, returned, strict=False):  # the second half of `returned` is the observed pass itself
         torch.testing.assert_close((s.outputs_TKH * s.gate_TK.unsqueeze(-1)).sum(1), stock, atol=1e-10, rtol=1e-10)
 
 
@@ -71,7 +71,7 @@ def test_every_expert_says_what_it_says_when_it_is_chosen(family: str) -> None:
     assert checked
 
 
-def watched(model) -> list[BlockActivations]:
+def observed(model) -> list[BlockActivations]:
     seen: list[BlockActivations] = []
     with observing(model, seen.append):
         logits_of(model)
@@ -86,7 +86,7 @@ def test_the_residual_stream_is_what_the_last_norm_got_and_y_comes_on_top(family
         if hasattr(layer.mlp, "experts"):
             layer.post_attention_layernorm.register_forward_pre_hook(lambda module, args: got.append(args[0].flatten(0, 1)))
             layer.register_forward_hook(lambda m, a, out: after.append((out[0] if isinstance(out, tuple) else out).flatten(0, 1)))
-    seen = watched(model)
+    seen = observed(model)
     assert len(seen) == len(got)
     for s, h, out in zip(seen, got, after, strict=True):
         assert torch.equal(s.residual_TH, h)
@@ -96,7 +96,7 @@ def test_the_residual_stream_is_what_the_last_norm_got_and_y_comes_on_top(family
 
 def test_probabilities_are_the_softmax_of_the_routers_logits(family: str) -> None:
     model = tiny_model(family)
-    for s, block in zip(watched(model), find_blocks(model), strict=True):
+    for s, block in zip(observed(model), find_blocks(model), strict=True):
         logits = s.router_input_TH @ block.router.weight.T + getattr(block.router, "bias", 0)
         torch.testing.assert_close(s.logits_TE, logits, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(s.probability_TE, logits.double().softmax(-1), atol=1e-5, rtol=1e-4)
@@ -105,12 +105,12 @@ def test_probabilities_are_the_softmax_of_the_routers_logits(family: str) -> Non
 def test_a_router_that_scores_otherwise_has_no_probabilities() -> None:
     model = tiny_model("deepseek_v3", n_routed_experts=8, n_group=1, topk_group=1, first_k_dense_replace=0, q_lora_rank=None,
                        kv_lora_rank=16, qk_nope_head_dim=16, qk_rope_head_dim=16, v_head_dim=16, n_shared_experts=1)  # fmt: skip
-    seen = watched(model)
+    seen = observed(model)
     assert seen and all(s.probability_TE is None and s.logits_TE is not None for s in seen)  # sigmoid
 
 
 @pytest.mark.parametrize("name", ["residual_TH", "probability_TE"])
 def test_nothing_of_it_stays_on_the_model(name: str) -> None:
     model = tiny_model("mixtral")
-    assert all(getattr(s, name) is not None for s in watched(model))
+    assert all(getattr(s, name) is not None for s in observed(model))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -13,7 +13,7 @@ def test_every_criterion_that_the_statistics_serve_is_asked(tmp_path: Path) -> N
     run = make_run(tmp_path)
     assert read_run_facts(run.path).criteria is None  # nobody asked yet
     write_alternatives(run)
-    assert list(read_run_facts(run.path).criteria.mean) == ["random", "frequency"]  # of these nothing but counts was watched
+    assert list(read_run_facts(run.path).criteria.mean) == ["random", "frequency"]  # of these nothing but counts was observed
     make_large(run)
     write_alternatives(run)
     found = read_run_facts(run.path).criteria

@@ -1,4 +1,4 @@
-"""Laws of what is watched: a mix of one source is that source; each source counts by its share; own answers are right ones."""
+"""Laws of what is observed: a mix of one source is that source; each source counts by its share; own answers are right ones."""
 
 import json
 from collections.abc import Iterator

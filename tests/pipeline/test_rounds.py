@@ -53,7 +53,7 @@ def test_every_round_prunes_what_the_one_before_recovered(directory: RunDirector
     for keep, folder in folders.items():
         plan = Plan.load(folder / "plan.json")
         statistics = json.loads((folder / "calibration" / "statistics.json").read_text())
-        assert statistics["model"] == plan.model == starts[keep]  # watched anew
+        assert statistics["model"] == plan.model == starts[keep]  # observed anew
         assert {block.experts for block in plan.blocks.values()} == {experts[keep]} and plan.keep == keep
         for checkpoint in ("pruned", "recovered"):
             assert load_config(str(folder / checkpoint)).num_local_experts == keep
@@ -82,7 +82,7 @@ def test_finished_rounds_are_skipped_and_a_control_depends_on_no_pruning(
 ) -> None:
     assert redone(scheduled(), capsys) == []
     assert redone(scheduled((6, 4, 3)), capsys) == ["select", "prune", "recover", "evaluate/recovered", "report"]
-    # The first round calibrates as before; the second watches what the first has now recovered
+    # The first round calibrates as before; the second observes what the first has now recovered
     in_first, in_second = ["select", "prune", "recover"], ["calibrate", "select", "prune", "recover"]
     assert redone(scheduled(pruning={"schedule": [6, 4, 3], "criterion": "reap"}), capsys) == [
         "rounds/6", *in_first, "rounds/4", *in_second, *in_second, "evaluate/recovered", "report",

@@ -106,7 +106,7 @@ def test_another_placement_redoes_nothing(folder: Path) -> None:
 def test_fewer_experts_than_a_token_activates_go_the_whole_way(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = run(small(name="one", pruning__keep=1), until="recover")
     out = capsys.readouterr().out
-    assert "watched with 1 expert per token, as the pruned model will have" in out
+    assert "observed with 1 expert per token, as the pruned model will have" in out
     assert "8 -> 1 experts (1 per token) in each of 2 blocks" in out
     assert "every kept expert serves every token: a load-balancing loss would be constant, and is off" in out
     for checkpoint in (directory.pruned, directory.recovered):

@@ -110,7 +110,7 @@ def test_a_run_that_starts_from_a_model_that_skips_says_that_it_does_not_follow_
     skipping_thresholds(load_model("original"), batches).save("original")
     run(small_recipe())
     told = capsys.readouterr().out
-    assert told.count("without skipping experts, although original has a skipping.json") == 2  # watched, evaluated
+    assert told.count("without skipping experts, although original has a skipping.json") == 2  # observed, evaluated
     assert "left out: skipping.json" in told
     assert "skip_rate" not in measures("original")
 

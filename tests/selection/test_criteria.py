@@ -15,7 +15,7 @@ from toolkit.selection import CRITERIA, ScoreCriterion
 from toolkit.selection.criteria import Choice, Score
 
 # Per statistic what the prompt and the completion tokens left for experts 0…3; nothing reached expert 3.
-WATCHED = {
+OBSERVED = {
     "count": ([4, 2, 0, 0], [1, 3, 2, 0]),
     "gate_sum": ([2.0, 1.5, 0, 0], [0.5, 1.0, 1.5, 0]),
     "norm_sum": ([8.0, 6.0, 0, 0], [1.0, 3.0, 10.0, 0]),
@@ -32,10 +32,10 @@ def score(criterion: str) -> Score:
     return rule.score
 
 
-def watched(block: str = "mlp") -> ExpertStatistics:
+def observed(block: str = "mlp") -> ExpertStatistics:
     vectors = {
         f"{block}/{name}/{part}": torch.tensor(values, dtype=torch.float64)
-        for name, both in WATCHED.items()
+        for name, both in OBSERVED.items()
         for part, values in zip(("prompt", "completion"), both, strict=True)
     }
     return ExpertStatistics(vectors, StatisticsFacts({block: BlockStatistics(4, 2)}))
@@ -63,24 +63,24 @@ def watched(block: str = "mlp") -> ExpertStatistics:
     ],
 )
 def test_a_criterion_is_its_formula(criterion: str, tokens: Tokens, scores: list[float]) -> None:
-    found = score(criterion)(watched(), "mlp", tokens, 0)
+    found = score(criterion)(observed(), "mlp", tokens, 0)
     assert found.dtype == torch.float64 and found.tolist() == pytest.approx(scores, rel=1e-15)
 
 
 def test_random_depends_on_seed_and_block_and_on_nothing_else() -> None:
     random = score("random")
-    scores = random(watched(), "mlp", "all", 3)
-    other = watched()
+    scores = random(observed(), "mlp", "all", 3)
+    other = observed()
     for vector in other.vectors.values():
         vector += 1
     assert torch.equal(random(other, "mlp", "prompt", 3), scores)
-    assert not torch.equal(random(watched(), "mlp", "all", 4), scores)
-    assert not torch.equal(random(watched("other"), "other", "all", 3), scores)
+    assert not torch.equal(random(observed(), "mlp", "all", 4), scores)
+    assert not torch.equal(random(observed("other"), "other", "all", 3), scores)
 
 
 def test_random_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
-    score("random")(watched(), "mlp", "all", 3)
+    score("random")(observed(), "mlp", "all", 3)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -94,8 +94,8 @@ def test_every_criterion_says_what_it_is_in_one_line(criterion: str) -> None:
 def test_a_score_reads_the_statistics_that_it_declares(criterion: str) -> None:
     rule = CRITERIA[criterion]
     assert isinstance(rule, ScoreCriterion)
-    for statistic in WATCHED:
-        lacking = watched()
+    for statistic in OBSERVED:
+        lacking = observed()
         lacking.vectors = {name: vector for name, vector in lacking.vectors.items() if f"/{statistic}/" not in name}
         if statistic in rule.reads:
             with raises("statistics.missing", f"`{statistic}`"):
@@ -105,14 +105,14 @@ def test_a_score_reads_the_statistics_that_it_declares(criterion: str) -> None:
 
 
 def test_what_a_family_does_not_show_is_missing_with_the_reason() -> None:
-    statistics = watched()
+    statistics = observed()
     del statistics.vectors["mlp/probability_sum/prompt"]
     with raises("statistics.missing", "`probability_sum`", "softmax", "another criterion"):
         score("soft_activation")(statistics, "mlp", "all", 0)
 
 
 def test_reconstruction_without_its_search_says_how_to_get_it() -> None:
-    rule, statistics = CRITERIA["reconstruction"], watched()
+    rule, statistics = CRITERIA["reconstruction"], observed()
     with raises("selection.no-search", "layerwise", 'reconstruction="layerwise")'):
         rule.choose(statistics, "mlp", Choice(2))
     found = BlockSearchResult("exhaustive", 10, 10, {3: SubsetResult([0, 1, 2], 1.0)})

@@ -15,7 +15,7 @@ STATISTICS = (
 )  # fmt: skip
 
 
-def watched(
+def observed(
     completion: list[float], prompt: list[float] | None = None, blocks: int = 1, **changes: list[float]
 ) -> ExpertStatistics:
     """Every statistic is `completion` and `prompt` (zeros unless given), but for the completion's `changes`."""
@@ -39,53 +39,53 @@ def kept(plan: Plan) -> list[int]:
 
 @pytest.mark.parametrize("criterion", sorted(SCORES - {"random", "reap"}))
 def test_the_highest_scores_stay_in_ascending_order(criterion: str) -> None:
-    plan = select(watched([5, 1, 7, 2, 6]), criterion, keep=3)
+    plan = select(observed([5, 1, 7, 2, 6]), criterion, keep=3)
     assert kept(plan) == [0, 2, 4]
     assert plan.blocks["layers.0.mlp"].scores == [5, 1, 7, 2, 6]
 
 
 def test_reap_prefers_a_rare_strong_expert_where_sums_prefer_a_busy_one() -> None:
-    statistics = watched([100, 1, 10], gated_norm_sum=[100, 9, 10])
+    statistics = observed([100, 1, 10], gated_norm_sum=[100, 9, 10])
     assert (kept(select(statistics, "reap", 1)), kept(select(statistics, "weighted_ean", 1))) == ([1], [0])
 
 
 @pytest.mark.parametrize("criterion", sorted(SCORES - {"random"}))
 def test_of_equal_scores_the_lower_index_stays(criterion: str) -> None:
-    assert kept(select(watched([2, 3, 2, 3, 2]), criterion, keep=3)) == ([0, 1, 3] if criterion != "reap" else [0, 1, 2])
+    assert kept(select(observed([2, 3, 2, 3, 2]), criterion, keep=3)) == ([0, 1, 3] if criterion != "reap" else [0, 1, 2])
 
 
 # An observed expert of score 0 says something; an unobserved one says nothing, whatever a criterion makes of it.
 @pytest.mark.parametrize("criterion", sorted(SCORES - {"random", "frequency"}))
 def test_an_unobserved_expert_ranks_below_every_observed_one(criterion: str) -> None:
     nothing = {name: [0.0, 0.0, 0.0, 0.0] for name in STATISTICS}
-    assert kept(select(watched([0, 0, 0, 0], **(nothing | {"count": [0, 1, 0, 1]})), criterion, keep=3)) == [0, 1, 3]
-    assert kept(select(watched([0, 0, 0, 0], **(nothing | {"count": [0, 1, 0, 1]})), criterion, keep=2)) == [1, 3]
+    assert kept(select(observed([0, 0, 0, 0], **(nothing | {"count": [0, 1, 0, 1]})), criterion, keep=3)) == [0, 1, 3]
+    assert kept(select(observed([0, 0, 0, 0], **(nothing | {"count": [0, 1, 0, 1]})), criterion, keep=2)) == [1, 3]
     claimed = {name: [9.0, 1.0, 9.0, 1.0] for name in STATISTICS}
-    assert kept(select(watched([0, 0, 0, 0], **(claimed | {"count": [0, 1, 0, 1]})), criterion, keep=2)) == [1, 3]
+    assert kept(select(observed([0, 0, 0, 0], **(claimed | {"count": [0, 1, 0, 1]})), criterion, keep=2)) == [1, 3]
 
 
 def test_random_does_not_look_at_the_statistics() -> None:
     seeds = range(20)
-    blind = [kept(select(watched([1, 1, 1, 1]), "random", 2, seed=seed)) for seed in seeds]
-    seeing = [kept(select(watched([0, 1, 0, 1]), "random", 2, tokens="prompt", seed=seed)) for seed in seeds]
+    blind = [kept(select(observed([1, 1, 1, 1]), "random", 2, seed=seed)) for seed in seeds]
+    seeing = [kept(select(observed([0, 1, 0, 1]), "random", 2, tokens="prompt", seed=seed)) for seed in seeds]
     assert blind == seeing and len(set(map(tuple, blind))) > 3
 
 
 def test_random_chooses_anew_in_every_block_and_again_for_the_same_seed() -> None:
-    statistics = watched([1] * 16, blocks=4)
+    statistics = observed([1] * 16, blocks=4)
     plan = select(statistics, "random", keep=8, seed=3)
     assert len({tuple(block.kept) for block in plan.blocks.values()}) == 4
     assert select(statistics, "random", keep=8, seed=3) == plan
 
 
 def test_only_the_chosen_tokens_decide() -> None:
-    statistics = watched(completion=[0, 1, 2, 9], prompt=[8, 1, 2, 0])
+    statistics = observed(completion=[0, 1, 2, 9], prompt=[8, 1, 2, 0])
     choices = {tokens: kept(select(statistics, "frequency", 2, tokens=tokens)) for tokens in ("all", "prompt", "completion")}
     assert choices == {"all": [0, 3], "prompt": [0, 2], "completion": [2, 3]}
 
 
 def test_kept_experts_that_no_chosen_token_reached_are_counted() -> None:
-    statistics = watched(completion=[0, 1, 2, 0], prompt=[8, 0, 0, 0], blocks=2)
+    statistics = observed(completion=[0, 1, 2, 0], prompt=[8, 0, 0, 0], blocks=2)
     counts = {
         tokens: kept_unobserved(statistics, select(statistics, keep=3, tokens=tokens))
         for tokens in ("all", "prompt", "completion")
@@ -94,7 +94,7 @@ def test_kept_experts_that_no_chosen_token_reached_are_counted() -> None:
 
 
 def test_a_plan_says_how_it_came_about_and_survives_its_file(tmp_path: Path) -> None:
-    statistics = watched([1, 2, 3, 4], blocks=2)
+    statistics = observed([1, 2, 3, 4], blocks=2)
     statistics.about.examples, statistics.about.fingerprint = 512, "f"
     plan = select(statistics, "reap", 0.5, tokens="completion", seed=3)
     assert (plan.model, plan.criterion, plan.tokens, plan.seed) == ("some/model", "reap", "completion", 3)
@@ -132,7 +132,7 @@ def test_an_impossible_number_per_token_is_refused_with_what_is_possible(asked: 
 
 
 def test_a_plan_carries_how_many_a_token_activates() -> None:
-    statistics = watched([1, 2, 3, 4])
+    statistics = observed([1, 2, 3, 4])
     statistics.about.blocks["layers.0.mlp"].experts_per_token = 3
     assert select(statistics, keep=2).experts_per_token == 2
     assert select(statistics, keep=4).experts_per_token == 3
@@ -141,7 +141,7 @@ def test_a_plan_carries_how_many_a_token_activates() -> None:
 
 # The best eight are all in the first group: ranked across groups, they would be all that stays.
 def test_every_group_keeps_equally_many_ranked_within_it() -> None:
-    statistics = watched([16, 15, 14, 13, 9, 1, 2, 8])
+    statistics = observed([16, 15, 14, 13, 9, 1, 2, 8])
     statistics.about.blocks["layers.0.mlp"].groups = 2
     assert kept(select(statistics, keep=4)) == [0, 1, 4, 7]
     assert kept(select(statistics, keep=0.6)) == [0, 1, 4, 7]  # nearest to 4.8 with as many in each
@@ -151,11 +151,11 @@ def test_every_group_keeps_equally_many_ranked_within_it() -> None:
 
 def test_an_unknown_criterion_is_refused_with_those_that_exist() -> None:
     with raises("selection.criterion", "'reep'", "`reap`", "random, frequency,"):
-        select(watched([1, 2]), "reep", 1)
+        select(observed([1, 2]), "reep", 1)
 
 
 def test_reconstruction_takes_the_set_that_was_found() -> None:
-    statistics = watched([5, 1, 7, 2, 6], blocks=2)
+    statistics = observed([5, 1, 7, 2, 6], blocks=2)
     sets = {"layers.0.mlp": [0, 3], "layers.1.mlp": [1, 4]}
     searched = {name: BlockSearchResult("exhaustive", 7, 7, {2: SubsetResult(kept, 1.0)}) for name, kept in sets.items()}
     statistics.about.reconstruction = {"layerwise": searched}

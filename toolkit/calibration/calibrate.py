@@ -94,7 +94,7 @@ def calibrate_mix(
 def open_layerwise(path: str) -> StreamedModel | PreTrainedModel:
     """The checkpoint, one decoder layer in memory at a time; whole where it cannot be, after printing the reason."""
     if load_thresholds(path):
-        say(f"  {path} is watched without skipping experts, although it has a skipping.json")
+        say(f"  {path} is observed without skipping experts, although it has a skipping.json")
     try:
         return StreamedModel(path, device=device())
     except CannotStream as reason:
@@ -121,7 +121,7 @@ def _observe_sources(
         counts = layerwise_pass(model, [ObservedSource(*pair) for pair in zip(sources, observers, strict=True)], progressive)
     else:
         counts = [
-            observe(model, progress(batches, "watching the experts"), each)
+            observe(model, progress(batches, "observing the experts"), each)
             for batches, each in zip(sources, observers, strict=True)
         ]
     statistics = [_reduced(blocks, mine, count) for mine, count in zip(sums, counts, strict=True)]

@@ -110,7 +110,7 @@ def layerwise_pass(
                 original = held.start(inputs)
                 turns.append(_Turn(observed, source.observers, original, held.start(inputs) if search else None))
         steps = list(enumerate(blocks_by_layer(blocks, layers)))
-        for number, inside in progress(steps, "watching the experts, layer by layer"):
+        for number, inside in progress(steps, "observing the experts, layer by layer"):
             held.check(number)
             with model.layer(number) if isinstance(model, StreamedModel) else nullcontext():
                 for observer in observers:

@@ -84,7 +84,7 @@ def skipping_thresholds(
     if isinstance(model, StreamedModel):
         counts = layerwise_pass(model, [ObservedSource(local, [observer])])[0]
     else:
-        counts = observe(model, progress(local, "watching the routers"), [observer])
+        counts = observe(model, progress(local, "observing the routers"), [observer])
     tokens = sum(gather(sum(counts.values())))
     if not tokens:
         raise PollardError("No tokens to find thresholds on: the batches are empty.", code="calibration.no-tokens")

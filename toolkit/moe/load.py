@@ -138,7 +138,7 @@ def check_runnable(config: Any, path: str) -> None:
     method = quantization_of(config)
     if method and method not in DEQUANTIZED:
         raise PollardError(
-            f"{path} is quantized ({method}): its checkpoint can be pruned, but not be run, watched or trained here. Take its "
+            f"{path} is quantized ({method}): its checkpoint can be pruned, but not be run, observed or trained here. Take its "
             "unquantized copy for that (bfloat16; most makers publish one): model=…. What is learnt of it holds for this one, "
             f'too: prune it with the plan of that run, toolkit.prune("{path}", toolkit.Plan.load("runs/…/plan.json"), "pruned").',
             code="model.quantized",

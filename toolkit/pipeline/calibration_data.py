@@ -106,7 +106,7 @@ def right_answers(
     if not kept:
         raise PollardError(
             f"The original model answered none of {len(asked):,} training prompts of {task.name} rightly within "
-            f"{recipe.evaluation.max_new_tokens} new tokens: watch it on the data's own completions "
+            f"{recipe.evaluation.max_new_tokens} new tokens: observe it on the data's own completions "
             "(calibration.self_generated=false), or raise evaluation.max_new_tokens.",
             code="calibration.no-right-answer",
         )

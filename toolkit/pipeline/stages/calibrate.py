@@ -52,7 +52,7 @@ class Calibrate(Stage):
     def purpose(self) -> str:
         names, search = [source.name for source in sources_of(self.context.recipe)], subset_search(self.context.recipe)
         searching = f" and search the best sets ({search.mode})" if search else ""
-        return f"watch which experts {' + '.join(names)} use{'s' * (len(names) == 1)}{searching}"
+        return f"observe which experts {' + '.join(names)} use{'s' * (len(names) == 1)}{searching}"
 
     def fingerprint(self) -> str:
         return self.context.fingerprints.calibrate
@@ -83,7 +83,7 @@ class Calibrate(Stage):
         budget = self.context.budget_of(source)
         if budget.fewer_active:
             active = budget.experts_per_token
-            say(f"  watched with {active} expert{'s' * (active > 1)} per token, as the pruned model will have")
+            say(f"  observed with {active} expert{'s' * (active > 1)} per token, as the pruned model will have")
         in_one_piece = "the reconstruction search routes by copies of the routers" if subset_search(recipe) else None
         answering = "it answers the prompts itself" if recipe.calibration.self_generated else None
         with_layers(recipe, source.path, source.revision, self._observe, answering, in_one_piece)
@@ -132,7 +132,7 @@ class Calibrate(Stage):
     def _facts(self) -> CalibrationFacts:
         about = ExpertStatistics.load(self.context.directory.statistics).about
         idle = sum(len(block.unobserved or ()) for block in about.blocks.values())
-        say(f"  {len(about.blocks)} MoE blocks watched" + (f"; {idle} experts were never chosen" if idle else ""))
+        say(f"  {len(about.blocks)} MoE blocks observed" + (f"; {idle} experts were never chosen" if idle else ""))
         counts = {field.name: getattr(about, field.name) for field in fields(CalibrationFacts)}
         return CalibrationFacts(**counts)
 

@@ -68,7 +68,7 @@ def alternatives(statistics: ExpertStatistics, plan: Plan) -> dict[str, dict[str
     for criterion, rule in CRITERIA.items():
         tokens = cast(Tokens, "all" if rule.all_tokens_only else plan.tokens)
         mode = cast(SearchMode, plan.mode or "layerwise")
-        with suppress(PollardError):  # not watched in this family, or no search was run: select() would say so
+        with suppress(PollardError):  # not observed in this family, or no search was run: select() would say so
             chosen = select(statistics, criterion, plan.keep, tokens, mode, plan.seed, plan.experts_per_token)
             found[criterion] = {name: block.kept for name, block in chosen.blocks.items()}
     return found
