@@ -110,7 +110,8 @@ SLOW = {
     "recipes/test_my_data.py", "recovery/test_trainer.py", "report/test_browser.py", "tasks/test_math_scorer.py",
     "test_new_criterion_and_method.py", "test_python_face.py", "test_tiers.py",
 }  # fmt: skip
-"""Files whose tests take the longest without starting ranks: whole runs, all families. `./launch.sh test fast` leaves them out."""
+"""Files whose tests take the longest without starting ranks (whole runs, all families): `./launch.sh test fast` leaves them
+out."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
