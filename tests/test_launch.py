@@ -19,6 +19,7 @@ from conftest import ROOT, raises
 from safetensors.torch import load_file
 from small_run import make_small, small_values
 
+from toolkit.cuts.plan import Plan
 from toolkit.evaluation import evaluate
 from toolkit.recipe.file import dump_values, read_values
 from toolkit.recipe.schema import Recipe
@@ -98,9 +99,9 @@ def test_two_nodes_of_a_hostfile_do_what_two_ranks_of_one_machine_do(home: Path,
     run = folder / "runs" / "hosts"
     stages = json.loads((run / "manifest.json").read_text())["stages"]
     assert {stage["ranks"] for stage in stages.values()} == {2} and "recover" in stages
-    ours, theirs = (json.loads((path / "plan.json").read_text())["blocks"] for path in (run, alone))
+    ours, theirs = (Plan.load(path / "plan.json").blocks for path in (run, alone))
     for name, block in theirs.items():
-        assert ours[name]["kept"] == block["kept"] and ours[name]["scores"] == pytest.approx(block["scores"], rel=1e-6)
+        assert ours[name].kept == block.kept and ours[name].scores == pytest.approx(block.scores, rel=1e-6)
     for role in ("original", "pruned", "recovered"):
         assert predictions(run, role) == predictions(alone, role)
     found, expected = (load_file(path / "recovered" / "model.safetensors") for path in (run, alone))

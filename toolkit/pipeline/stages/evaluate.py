@@ -61,6 +61,7 @@ class Evaluate(Measurement):
 
     def run(self) -> ScoreFacts:
         server = self._server()
+        _ = self._unloaded  # before a model in parts is there: ZeRO-3 would partition this one as well
         if server:
             return self._ask(server)
         path, revision = self.context.checkpoint(self.role)
