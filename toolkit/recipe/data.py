@@ -15,7 +15,8 @@ SAMPLES, SAMPLING_TEMPERATURE = 4, 0.7  # the temperature of rejection-sampling 
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    # Built when the first recipe is read, each section once: half of the time to `pollard --help` otherwise
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def label_words(label: str) -> str:
