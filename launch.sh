@@ -67,7 +67,9 @@ install_packages() {
     uv=$(command -v uv || echo "$here/.venv/bin/uv")
     if [ -x "$uv" ] || "${pip[@]}" install --quiet uv 2>/dev/null; then
         # Of all indexes the newest version, as pip takes it
-        (settings_of_pip && "$uv" pip install --quiet --python "$here/.venv/bin/python" --index-strategy unsafe-best-match "$@") && return
+        # Where Python may not keep what it compiles, every process would compile all that it imports: it is done once, here
+        (settings_of_pip && "$uv" pip install --quiet ${PYTHONDONTWRITEBYTECODE:+--compile-bytecode} \
+            --python "$here/.venv/bin/python" --index-strategy unsafe-best-match "$@") && return
         echo "uv could not install this; pip tries, which takes longer" >&2
     else
         echo "uv cannot be had here; pip takes longer" >&2
