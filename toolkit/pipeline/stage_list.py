@@ -29,6 +29,12 @@ from toolkit.recipe.roles import Role
 
 TEACHING = (Slot(Answers), Slot(Teacher))
 
+
+def measurements(role: Role) -> tuple[Slot, ...]:
+    """What is measured of a model that is compared with the original."""
+    return Slot(Fidelity, role), Slot(Harness, role), Slot(Evaluate, role)
+
+
 STAGES: tuple[Slot, ...] = (
     Slot(Round),
     Slot(Calibrate),
@@ -37,20 +43,14 @@ STAGES: tuple[Slot, ...] = (
     Slot(ReferenceLogits, Role.ORIGINAL),
     Slot(Harness, Role.ORIGINAL),
     Slot(Evaluate, Role.ORIGINAL),
-    Slot(Fidelity, Role.PRUNED),
-    Slot(Harness, Role.PRUNED),
-    Slot(Evaluate, Role.PRUNED),
+    *measurements(Role.PRUNED),
     *TEACHING,
     Slot(Recover),
-    Slot(Fidelity, Role.RECOVERED),
-    Slot(Harness, Role.RECOVERED),
-    Slot(Evaluate, Role.RECOVERED),
+    *measurements(Role.RECOVERED),
     Slot(Skip),
     Slot(EvaluateSkipping, Role.SKIPPING),
     Slot(Control),
-    Slot(Fidelity, Role.CONTROL),
-    Slot(Harness, Role.CONTROL),
-    Slot(Evaluate, Role.CONTROL),
+    *measurements(Role.CONTROL),
     Slot(Report),
 )
 

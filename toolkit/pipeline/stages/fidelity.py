@@ -5,7 +5,6 @@ fidelity/original   the original's distributions             -> fidelity/
 fidelity/<role>     those of another model, compared with it -> evaluation/<role>.fidelity.json
 """
 
-import json
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,8 +21,8 @@ from toolkit.pipeline.stage import Facts
 from toolkit.pipeline.stage_names import stage_name
 from toolkit.pipeline.stages.measurement import Measurement
 from toolkit.recipe.roles import Role
-from toolkit.runtime.distributed import is_main, say
-from toolkit.runtime.files import fingerprint_of, write_text
+from toolkit.runtime.distributed import say
+from toolkit.runtime.files import fingerprint_of
 from toolkit.runtime.formatting import loss, percent
 from toolkit.tasks import encode_all, padded_batches
 
@@ -91,10 +90,7 @@ class Fidelity(Measurement):
         def measure(model: PreTrainedModel) -> FidelityFacts:
             fidelity = measure_fidelity(model, batches, run.fidelity, self.context.fingerprints.reference_logits)
             figures = fidelity.to_json()
-            if is_main():
-                run.evaluation.mkdir(parents=True, exist_ok=True)
-                stored = figures | {"split": recipe.evaluation.split, "left_out": left_out}
-                write_text(run.path / self.output, json.dumps(stored, indent=1) + "\n")
+            self.write(figures | {"split": recipe.evaluation.split, "left_out": left_out})
             say(
                 f"  KL {loss(figures['kl'])} nats per token, acceptance {percent(figures['acceptance'])}, "
                 f"over {fidelity.tokens:,} tokens of {fidelity.examples:,} answers"

@@ -1,6 +1,5 @@
 """What else a model can do: the questions of lm-evaluation-harness -> evaluation/<role>.harness.json."""
 
-import json
 from dataclasses import asdict, dataclass
 
 from transformers import PreTrainedModel
@@ -12,8 +11,8 @@ from toolkit.moe.placement import with_model
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
 from toolkit.pipeline.stage import Facts
 from toolkit.pipeline.stages.measurement import Measurement
-from toolkit.runtime.distributed import is_main, say
-from toolkit.runtime.files import fingerprint_of, write_text
+from toolkit.runtime.distributed import say
+from toolkit.runtime.files import fingerprint_of
 
 BATCH_SIZE = 16  # where the recipe says no number: lm-eval's own search for one would let ranks disagree
 
@@ -58,17 +57,13 @@ class Harness(Measurement):
         return BATCH_SIZE if asked == "auto" else asked
 
     def run(self) -> HarnessFacts:
-        settings, run = self.context.recipe.evaluation, self.context.directory
+        settings = self.context.recipe.evaluation
         path, revision = self.context.checkpoint(self.role)
         tokenizer = load_tokenizer(path, revision)
 
         def measure(model: PreTrainedModel) -> HarnessFacts:
             found = run_harness(model, tokenizer, settings.harness or [], settings.harness_tasks, self._batch_size())
-            if is_main():
-                run.evaluation.mkdir(parents=True, exist_ok=True)
-                write_text(
-                    run.path / self.output, json.dumps({task: asdict(result) for task, result in found.items()}, indent=1) + "\n"
-                )
+            self.write({task: asdict(result) for task, result in found.items()})
             for task, result in found.items():
                 metrics = ", ".join(f"{name} {metric.value:.4f}" for name, metric in result.metrics.items())
                 say(f"  {task}: {metrics}")

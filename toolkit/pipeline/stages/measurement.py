@@ -1,5 +1,6 @@
 """What the stages share that measure one model of the run: which of them a recipe asks for, and what they are made from."""
 
+import json
 from dataclasses import replace
 from typing import ClassVar
 
@@ -11,6 +12,8 @@ from toolkit.pipeline.relief import BatchSection, Change, Relief, fewer_experts
 from toolkit.pipeline.stage import Stage
 from toolkit.pipeline.stage_names import MADE_BY
 from toolkit.recipe.roles import Role
+from toolkit.runtime.distributed import is_main
+from toolkit.runtime.files import JsonObject, write_text
 
 
 class Measurement(Stage):
@@ -44,3 +47,10 @@ class Measurement(Stage):
     def measured(self, sizes: RecipeOnMachine) -> ModelSize:
         """The size of the model."""
         return sizes.original() if self.role in (Role.ORIGINAL, Role.CONTROL) else sizes.pruned()
+
+    def write(self, figures: JsonObject) -> None:
+        """Writes the output, on rank 0."""
+        if is_main():
+            path = self.context.directory.path / self.output
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(figures, indent=1) + "\n")
