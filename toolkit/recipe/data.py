@@ -138,7 +138,7 @@ class TaskRecipe(Section):
 
     @field_validator("labels", mode="after")
     @classmethod
-    def _labels_can_be_told_apart(cls, labels: list[str] | None) -> list[str] | None:
+    def _labels_are_distinct(cls, labels: list[str] | None) -> list[str] | None:
         """Case and the separators between words (space, `-`, `_`) do not distinguish labels."""
         if labels is None:
             return None

@@ -130,15 +130,15 @@ class RegexScorer(Scorer):
     def _verdict(self, prediction: str, gold: str) -> Verdict:
         until = time.monotonic() + self._seconds
         try:
-            right = (self._found(gold, until) or [gold_part(gold)])[0]
-            found = self._found(prediction, until)
+            right = (self._matched(gold, until) or [gold_part(gold)])[0]
+            matched = self._matched(prediction, until)
         except TimeoutError:
             return Verdict(False, False, note=f"the pattern did not end within {self._seconds:g} s")
-        strict = bool(right) and found[:1] == [right]
-        return Verdict(strict, strict or any(words_of(text) == words_of(right) != [] for text in found[-1:]))
+        strict = bool(right) and matched[:1] == [right]
+        return Verdict(strict, strict or any(words_of(text) == words_of(right) != [] for text in matched[-1:]))
 
-    def _found(self, text: str, until: float) -> list[str]:
-        """What the groups find; the first that takes part of each match."""
+    def _matched(self, text: str, until: float) -> list[str]:
+        """The text of every match: its first group that took part, else an empty one."""
         matches = self._pattern.finditer(text, timeout=max(until - time.monotonic(), 1e-3))
         return [next((group for group in match.groups() if group is not None), "").strip() for match in matches]
 
