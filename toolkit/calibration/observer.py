@@ -11,6 +11,8 @@ and the router's probability p (docs/methods.md), StatisticsObserver adds up
 and of every sum the sum of squares (`gate_square_sum`, …), for standard errors. A family that does not show h or p
 lacks that statistic.
 
+What is of the weights alone (`aimer`: mean|w| / rms(w)) is taken when the first batch enters a block.
+
 Shape legend: T tokens of a batch (its sequences flattened), K experts per token, E experts, H hidden size, S statistics.
 """
 
@@ -20,8 +22,8 @@ from typing import NamedTuple
 
 import torch
 
-from toolkit.cuts.statistics import MAXIMA, PARTS
-from toolkit.moe import BlockActivations, MoEBlock
+from toolkit.cuts.statistics import PARTS, WEIGHTS, is_maximum
+from toolkit.moe import BlockActivations, MoEBlock, mean_over_rms
 from toolkit.runtime.distributed import gather
 
 Batch = Mapping[str, torch.Tensor]
@@ -67,6 +69,8 @@ class StatisticsObserver(Observer):
         self.vectors: dict[str, torch.Tensor] = {}
 
     def on_batch(self, activations: BlockActivations, batch: ObservedBatch) -> None:
+        if (aimer := f"{activations.block}/aimer/{WEIGHTS}") not in self.vectors:
+            self.vectors[aimer] = mean_over_rms(activations.experts)
         norms = torch.linalg.vector_norm(activations.outputs_TKH, dim=-1).double()
         gates = activations.gate_TK.double()
         routed = gates != 0  # Zaya's token that skips stands as expert 0 with weight 0
@@ -94,7 +98,7 @@ class StatisticsObserver(Observer):
         for name, vector in vectors.items():
             if name not in self.vectors:
                 self.vectors[name] = vector.contiguous()
-            elif name.split("/")[-2] in MAXIMA:
+            elif is_maximum(name):
                 self.vectors[name] = torch.maximum(self.vectors[name], vector)
             else:
                 self.vectors[name] = self.vectors[name] + vector

@@ -1,6 +1,7 @@
 """The statistics of calibration, which every criterion reads.
 
     statistics.safetensors    "model.layers.0.mlp/gate_sum/completion" -> float64 [E], …
+    "model.layers.0.mlp/aimer/weights" -> float64 [E]: what no token decides
     statistics.json           model, task, seed, tokens and unobserved experts per block, …
 
 Calibrated on a mix, every name begins with its source's number ("1/model.layers.0.mlp/gate_sum/completion").
@@ -28,6 +29,7 @@ SearchMode = Literal["layerwise", "progressive"]
 Part = Literal["prompt", "completion"]
 TokenCounts = dict[Part, int]
 PARTS: tuple[Part, Part] = ("prompt", "completion")
+WEIGHTS = "weights"  # in place of a part: a fact of the weights, the same whatever was observed
 MAXIMA = {"max_norm"}  # every other statistic is a sum
 MISSING_IN_SOME_FAMILIES = {
     "probability_sum": "its router's scores are no softmax that transformers returns",
@@ -137,15 +139,21 @@ class ExpertStatistics:
             return parts_SE.amax(0)
         return (parts_SE * torch.tensor(_scales(sources, tokens), dtype=parts_SE.dtype).unsqueeze(1)).sum(0)
 
+    def of_weights(self, block: str, fact: str) -> torch.Tensor:
+        """What the weights of one block say by themselves, float64 [E]; zeros where no token entered the block. Raises
+        PollardError if it was not taken down."""
+        prefixes = [f"{number}/" for number in range(len(self.about.sources))] or [""]  # the same in every source
+        found = [self.vectors.get(f"{prefix}{block}/{fact}/{WEIGHTS}") for prefix in prefixes]
+        there = [vector for vector in found if vector is not None]
+        if not there:
+            raise _missing(block, fact, "the weights")
+        return torch.stack(there).amax(0)
+
     def _get(self, block: str, statistic: str, tokens: Tokens) -> torch.Tensor:
         try:
             parts = [self.vectors[f"{block}/{statistic}/{part}"] for part in (PARTS if tokens == "all" else (tokens,))]
         except KeyError:
-            raise PollardError(
-                f"The statistics hold no `{statistic}` of {tokens} tokens for block {block}{_why_missing(statistic)}. "
-                "Calibrate again with this version, or choose another criterion.",
-                code="statistics.missing",
-            ) from None
+            raise _missing(block, statistic, f"{tokens} tokens") from None
         stacked = torch.stack(parts)
         return stacked.amax(0) if statistic in MAXIMA else stacked.sum(0)
 
@@ -207,6 +215,20 @@ def _scales(sources: list[SourceStatistics], tokens: Tokens) -> list[float]:
     counts = [sum(source.tokens[part] for part in (PARTS if tokens == "all" else (tokens,))) for source in sources]
     shares = sum(source.share for source, n in zip(sources, counts, strict=True) if n)
     return [source.share / shares * sum(counts) / n if n else 0.0 for source, n in zip(sources, counts, strict=True)]
+
+
+def is_maximum(name: str) -> bool:
+    """Whether the vector of this name is combined by maximum, over batches and ranks: every other is a sum."""
+    _, statistic, part = name.rsplit("/", 2)
+    return statistic in MAXIMA or part == WEIGHTS
+
+
+def _missing(block: str, statistic: str, of: str) -> PollardError:
+    return PollardError(
+        f"The statistics hold no `{statistic}` of {of} for block {block}{_why_missing(statistic)}. "
+        "Calibrate again with this version, or choose another criterion.",
+        code="statistics.missing",
+    )
 
 
 def _without_none(value: Any) -> Any:

@@ -28,6 +28,7 @@ from toolkit.moe.routing_monitor import RoutingMonitor
 from toolkit.moe.stream import CannotStream, StreamedModel
 from toolkit.moe.tokenizer import load_tokenizer
 from toolkit.moe.unfuse import UNFUSED, expert_weights, linear_name, unfuse
+from toolkit.moe.weight_facts import mean_over_rms
 
 __all__ = [
     "UNFUSED",
@@ -63,6 +64,7 @@ __all__ = [
     "load_thresholds",
     "load_tokenizer",
     "logits_at",
+    "mean_over_rms",
     "meta_model",
     "observing",
     "one_layer_at_a_time",
