@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
+from toolkit.calibration.channels import ChannelObserver, channel_facts
 from toolkit.calibration.observer import Batch, Observer, StatisticsObserver
 from toolkit.calibration.passes import ObservedSource, layerwise_pass, observe
 from toolkit.calibration.reconstruction import LayerwiseSearch, ProgressiveSearch, check_progressive_keep
@@ -24,7 +25,18 @@ from toolkit.cuts.statistics import (
     TokenCounts,
     mix,
 )
-from toolkit.moe import CannotStream, MoEBlock, StreamedModel, find_blocks, load_model, load_thresholds, override_top_k
+from toolkit.moe import (
+    CannotStream,
+    ChannelGroup,
+    MoEBlock,
+    StreamedModel,
+    channel_groups,
+    expert_width,
+    find_blocks,
+    load_model,
+    load_thresholds,
+    override_top_k,
+)
 from toolkit.runtime.distributed import device, gather, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.progress import progress
@@ -45,6 +57,7 @@ def calibrate(
     reconstruction: bool | SearchMode = False,
     keep: int | None = None,
     experts_per_token: int | None = None,
+    channels: bool = False,
 ) -> ExpertStatistics:
     """Observes the experts of `model` over `batches`: of a loaded model, or of the checkpoint at a path, of which one decoder
     layer at a time is in memory (where it must be loaded whole, a printed line gives the reason). The statistics are the
@@ -55,12 +68,14 @@ def calibrate(
     get the statistics of all. `reconstruction` also searches the subsets of criterion `reconstruction`: "layerwise"
     (or True) for every `keep` at once, "progressive" for the given `keep`. Its loss is summed over batches as they are.
     `experts_per_token` is how many experts the pruned model will activate, where that is fewer than now: the model runs
-    with that many, so that criteria score what it will do.
+    with that many, so that criteria score what it will do. `channels` also observes the channels of the experts, for plans
+    that narrow them: [E, W] numbers per block.
 
     Raises PollardError for a dense model, for no tokens at all, for sums that are not finite (a model that overflows in
-    its dtype), for numbers that the model cannot serve, and for a router that the search cannot call.
+    its dtype), for numbers that the model cannot serve, for a router that the search cannot call, and with
+    `channels` for a family whose experts cannot be narrowed.
     """
-    return calibrate_mix(model, [CalibrationSource("", list(batches))], reconstruction, keep, experts_per_token)
+    return calibrate_mix(model, [CalibrationSource("", list(batches))], reconstruction, keep, experts_per_token, channels)
 
 
 @torch.no_grad()
@@ -70,6 +85,7 @@ def calibrate_mix(
     reconstruction: bool | SearchMode = False,
     keep: int | None = None,
     experts_per_token: int | None = None,
+    channels: bool = False,
 ) -> ExpertStatistics:
     """`calibrate` over several sources in one pass: statistics in which each counts by its weight. Subsets are searched on
     the batches of all sources together."""
@@ -83,7 +99,8 @@ def calibrate_mix(
     if experts_per_token is not None and not 1 <= experts_per_token <= now:
         raise PollardError(f"experts_per_token is {experts_per_token}: give 1…{now}.", code="calibration.experts-per-token")
     with override_top_k(whole, experts_per_token):
-        parts, results = _observe_sources(model, whole, [source.batches for source in sources], mode, keep)
+        groups = channel_groups(whole, expert_width(whole)) if channels else []
+        parts, results = _observe_sources(model, [source.batches for source in sources], groups, mode, keep)
     statistics = mix(parts, [source.name for source in sources], [source.weight for source in sources])
     statistics.about.model = whole.config._name_or_path
     if mode:
@@ -104,19 +121,21 @@ def open_layerwise(path: str) -> StreamedModel | PreTrainedModel:
 
 def _observe_sources(
     model: PreTrainedModel | StreamedModel,
-    whole: PreTrainedModel,
     sources: Sequence[Sequence[Batch]],
+    groups: Sequence[ChannelGroup],
     mode: SearchMode | Literal[False],
     keep: int | None,
 ) -> tuple[list[ExpertStatistics], dict[str, BlockSearchResult]]:
     """The statistics of each source, and per block what a search has found."""
-    blocks = find_blocks(whole)
+    blocks = find_blocks(model.model if isinstance(model, StreamedModel) else model)
     layerwise = LayerwiseSearch(blocks) if mode == "layerwise" else None
     progressive = None
     if mode == "progressive":
         progressive = ProgressiveSearch(check_progressive_keep(keep, blocks[0].expert_count, blocks[0].experts_per_token))
-    sums = [StatisticsObserver(blocks) for _ in sources]
-    observers: list[list[Observer]] = [[mine, *([layerwise] if layerwise else [])] for mine in sums]
+    sums: list[list[StatisticsObserver | ChannelObserver]] = [
+        [StatisticsObserver(blocks), *([ChannelObserver(groups)] if groups else [])] for _ in sources
+    ]
+    observers: list[list[Observer]] = [[*mine, *([layerwise] if layerwise else [])] for mine in sums]
     if progressive or isinstance(model, StreamedModel):
         counts = layerwise_pass(model, [ObservedSource(*pair) for pair in zip(sources, observers, strict=True)], progressive)
     else:
@@ -124,15 +143,20 @@ def _observe_sources(
             observe(model, progress(batches, "observing the experts"), each)
             for batches, each in zip(sources, observers, strict=True)
         ]
-    statistics = [_reduced(blocks, mine, count) for mine, count in zip(sums, counts, strict=True)]
+    statistics = [_reduced(blocks, groups, mine, count) for mine, count in zip(sums, counts, strict=True)]
     results = layerwise.results() if layerwise else progressive.results if progressive else {}
     return statistics, results
 
 
-def _reduced(blocks: list[MoEBlock], sums: StatisticsObserver, counts: TokenCounts) -> ExpertStatistics:
+def _reduced(
+    blocks: Sequence[MoEBlock],
+    groups: Sequence[ChannelGroup],
+    observers: Sequence[StatisticsObserver | ChannelObserver],
+    counts: TokenCounts,
+) -> ExpertStatistics:
     """Over all ranks."""
     tokens: TokenCounts = {part: sum(gather(counts[part])) for part in PARTS}
-    vectors = sums.reduced()
+    vectors = {name: vector for observer in observers for name, vector in observer.reduced().items()}
     if not sum(tokens.values()):
         raise PollardError("Calibration saw no tokens: the batches are empty.", code="calibration.no-tokens")
     broken = [name for name, vector in vectors.items() if not vector.isfinite().all()]
@@ -141,11 +165,7 @@ def _reduced(blocks: list[MoEBlock], sums: StatisticsObserver, counts: TokenCoun
             f"The experts' outputs are not finite ({broken[0]} and {len(broken) - 1} more). Try model.dtype=float32.",
             code="calibration.not-finite",
         )
-    statistics, entered = {name.split("/", 1)[1] for name in vectors}, {name.split("/", 1)[0] for name in vectors}
-    for block in blocks:  # one that no token entered (Ernie 4.5 VL's experts for images) has unobserved experts only
-        if block.name not in entered:
-            vectors |= {f"{block.name}/{name}": torch.zeros(block.expert_count).double() for name in statistics}
     facts = {
         block.name: BlockStatistics(block.expert_count, block.experts_per_token, block.groups or 1, tokens) for block in blocks
     }
-    return ExpertStatistics(vectors, StatisticsFacts(facts))
+    return ExpertStatistics(vectors, StatisticsFacts(facts, channels=channel_facts(groups)))

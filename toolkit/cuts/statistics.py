@@ -1,13 +1,14 @@
 """The statistics of calibration, which every criterion reads.
 
     statistics.safetensors    "model.layers.0.mlp/gate_sum/completion" -> float64 [E], …
-    "model.layers.0.mlp/aimer/weights" -> float64 [E]: what no token decides
+                              "model.layers.0.mlp/aimer/weights" -> float64 [E], …: what no token decides
+                              "model.layers.0.mlp/channel_energy/completion" -> float64 [E, W], …
     statistics.json           model, task, seed, tokens and unobserved experts per block, …
 
 Calibrated on a mix, every name begins with its source's number ("1/model.layers.0.mlp/gate_sum/completion").
 
 Sums add over tokens, batches and ranks (`max_norm` takes the maximum); means are formed only where they are used.
-Shape legend: E experts of a block, S sources of a mix.
+Shape legend: E experts of a block, W width (channels of an expert), S sources of a mix.
 """
 
 import json
@@ -50,6 +51,14 @@ class BlockStatistics:
 
 
 @dataclass
+class ChannelFacts:
+    """The channels of a block's experts, or of an MLP that is narrowed with them."""
+
+    width: int
+    experts: int | None = None  # None of an MLP
+
+
+@dataclass
 class SourceStatistics:
     """One source of a mix."""
 
@@ -85,6 +94,7 @@ class StatisticsFacts:
     blocks: dict[str, BlockStatistics]
     model: str = ""
     sources: list[SourceStatistics] = field(default_factory=list)  # of a mix
+    channels: dict[str, ChannelFacts] = field(default_factory=dict)  # where they were observed: by block, or MLP
     reconstruction: dict[SearchMode, dict[str, BlockSearchResult]] = field(default_factory=dict)  # by mode and block
     task: str | None = None
     seed: int | None = None
@@ -116,7 +126,8 @@ class StatisticsFacts:
 class ExpertStatistics:
     """Statistics per MoE block and expert.
 
-    `vectors` maps "<block>/<statistic>/<prompt|completion>" to float64 [E] (the names are those of docs/methods.md).
+    `vectors` maps "<block>/<statistic>/<prompt|completion>" to float64 [E] (the names are those of docs/methods.md);
+    for channels to [E, W], and for an MLP that is narrowed with the experts, under its module's name, to [W].
     """
 
     vectors: dict[str, torch.Tensor]
@@ -127,7 +138,8 @@ class ExpertStatistics:
         return list(self.about.blocks)
 
     def get(self, block: str, statistic: str, tokens: Tokens = "all") -> torch.Tensor:
-        """One statistic of one block over the chosen tokens, float64 [E]. Raises PollardError if it was not observed.
+        """One statistic of one block over the chosen tokens, float64 [E] ([E, W] of channels, [W] of an MLP's). Raises
+        PollardError if it was not observed.
 
         In a mix every source counts by its share, as if it had brought that part of all the tokens of this kind.
         """
@@ -137,11 +149,12 @@ class ExpertStatistics:
         parts_SE = torch.stack([self._get(f"{number}/{block}", statistic, tokens) for number in range(len(sources))])
         if statistic in MAXIMA:
             return parts_SE.amax(0)
-        return (parts_SE * torch.tensor(_scales(sources, tokens), dtype=parts_SE.dtype).unsqueeze(1)).sum(0)
+        scales = torch.tensor(_scales(sources, tokens), dtype=parts_SE.dtype)
+        return (parts_SE * scales.view(-1, *[1] * (parts_SE.ndim - 1))).sum(0)
 
     def of_weights(self, block: str, fact: str) -> torch.Tensor:
-        """What the weights of one block say by themselves, float64 [E]; zeros where no token entered the block. Raises
-        PollardError if it was not taken down."""
+        """What the weights of one block say by themselves, float64 [E] or [E, W]; zeros where no token entered the block.
+        Raises PollardError if it was not taken down."""
         prefixes = [f"{number}/" for number in range(len(self.about.sources))] or [""]  # the same in every source
         found = [self.vectors.get(f"{prefix}{block}/{fact}/{WEIGHTS}") for prefix in prefixes]
         there = [vector for vector in found if vector is not None]
@@ -204,7 +217,7 @@ def mix(parts: Sequence[ExpertStatistics], names: Sequence[str], weights: Sequen
         tokens = next(iter(part.about.blocks.values())).tokens  # every block sees the same tokens
         sources.append(SourceStatistics(name, weight / sum(weights), tokens))
     vectors = {f"{n}/{name}": vector for n, part in enumerate(parts) for name, vector in part.vectors.items()}
-    return ExpertStatistics(vectors, StatisticsFacts(blocks, parts[0].about.model, sources))
+    return ExpertStatistics(vectors, StatisticsFacts(blocks, parts[0].about.model, sources, parts[0].about.channels))
 
 
 def _scales(sources: list[SourceStatistics], tokens: Tokens) -> list[float]:

@@ -6,6 +6,7 @@ for one family.
 
 from toolkit.moe.activation_offload import ActivationOffload
 from toolkit.moe.blocks import MoEBlock, decoder_linears, find_blocks
+from toolkit.moe.channel_observing import LinearCall, observing_linears, tokens_by_expert
 from toolkit.moe.channels import ChannelGroup, channel_groups, expert_channels, expert_output, expert_width
 from toolkit.moe.expert_skipping import SkipCount, apply_skipping, counting_skips, skipping
 from toolkit.moe.layers import ForwardPass, blocks_by_layer, layers_of, one_layer_at_a_time
@@ -29,7 +30,7 @@ from toolkit.moe.routing_monitor import RoutingMonitor
 from toolkit.moe.stream import CannotStream, StreamedModel
 from toolkit.moe.tokenizer import load_tokenizer
 from toolkit.moe.unfuse import UNFUSED, expert_weights, linear_name, unfuse
-from toolkit.moe.weight_facts import mean_over_rms
+from toolkit.moe.weight_facts import channel_norms, mean_over_rms
 
 __all__ = [
     "UNFUSED",
@@ -39,6 +40,7 @@ __all__ = [
     "ChannelGroup",
     "CheckpointFiles",
     "ForwardPass",
+    "LinearCall",
     "MoEBlock",
     "Rerouter",
     "RoutingMonitor",
@@ -50,6 +52,7 @@ __all__ = [
     "apply_skipping",
     "blocks_by_layer",
     "channel_groups",
+    "channel_norms",
     "check_loaded",
     "check_prunable",
     "checkpoint_bytes",
@@ -73,6 +76,7 @@ __all__ = [
     "mean_over_rms",
     "meta_model",
     "observing",
+    "observing_linears",
     "one_layer_at_a_time",
     "override_top_k",
     "partitioned_model",
@@ -82,6 +86,7 @@ __all__ = [
     "same_routing",
     "sizes",
     "skipping",
+    "tokens_by_expert",
     "unfuse",
     "weight_bytes",
     "write_partitioned",

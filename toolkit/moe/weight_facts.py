@@ -1,10 +1,12 @@
 """What the weights of a block's experts say by themselves, without any token.
 
-Shape legend: E experts.
+Shape legend: E experts, W width (channels).
 """
 
 import torch
 from torch import nn
+
+from toolkit.moe.channels import ChannelAxis
 
 CHUNK_NUMBERS = 2**24  # converted to float64 at a time: 128 MiB
 
@@ -26,3 +28,16 @@ def mean_over_rms(experts: nn.Module) -> torch.Tensor:
                 squares[expert] += (numbers * numbers).sum()
     numbers_each = sum(parameter[0].numel() for parameter in fused)
     return torch.where(squares > 0, sums / (numbers_each * squares).sqrt(), 1.0)
+
+
+def channel_norms(weight: torch.Tensor, axis: ChannelAxis) -> torch.Tensor:
+    """Of an expert's or MLP's every channel the norm of its row (column) in `weight`, float64 [E, W] or [W]; where a fused
+    projection holds two rows of a channel, its gate's and its up projection's, the product of both norms."""
+    rows = []
+    across = next(other for other in range(weight.ndim - 1, -1, -1) if other != axis.axis)
+    for part in weight.detach().split(max(1, CHUNK_NUMBERS * weight.shape[axis.axis] // weight.numel()), axis.axis):
+        rows.append(torch.linalg.vector_norm(part.double(), dim=across))
+    norms = torch.cat(rows, -1)
+    channel_of_row = axis.channel_of_row.to(norms.device).expand(norms.shape)
+    product = norms.new_ones(*norms.shape[:-1], int(axis.channel_of_row.max()) + 1)
+    return product.scatter_reduce_(-1, channel_of_row, norms, "prod")
