@@ -7,9 +7,11 @@ from toolkit.cuts.apply import apply_plan, check_plan, masked
 from toolkit.cuts.checkpoint import check_whole, complete_checkpoint, prune_checkpoint, write_checkpoint
 from toolkit.cuts.cut import Cut
 from toolkit.cuts.experts import BlockPlan, ExpertsCut
-from toolkit.cuts.model_summary import ModelSummary, model_summary, pruned_meta_model
+from toolkit.cuts.model_summary import ModelSummary, model_summary
 from toolkit.cuts.plan import KINDS, Plan
+from toolkit.cuts.shape import ModelShape, shaped_meta_model
 from toolkit.cuts.statistics import ExpertStatistics
+from toolkit.cuts.width import WidthCut
 
 __all__ = [
     "KINDS",
@@ -17,8 +19,10 @@ __all__ = [
     "Cut",
     "ExpertStatistics",
     "ExpertsCut",
+    "ModelShape",
     "ModelSummary",
     "Plan",
+    "WidthCut",
     "apply_plan",
     "check_plan",
     "check_whole",
@@ -26,6 +30,6 @@ __all__ = [
     "masked",
     "model_summary",
     "prune_checkpoint",
-    "pruned_meta_model",
+    "shaped_meta_model",
     "write_checkpoint",
 ]

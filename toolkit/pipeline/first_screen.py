@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from rich.markup import escape
 
-from toolkit.cuts.model_summary import pruned_meta_model
+from toolkit.cuts.shape import ModelShape, shaped_meta_model
 from toolkit.moe import find_blocks, sizes
 from toolkit.moe.load import resolve_dtype
 from toolkit.pipeline.context import RunContext
@@ -26,7 +26,8 @@ def first_screen(context: RunContext, planned: Sequence[Stage], reasons: Mapping
     """`reasons`: by a stage's name why it must run, empty where it is done. Prints on rank 0; call it on every rank."""
     recipe, config, model = context.recipe, context.config, context.meta_model
     blocks, (keep, active, _) = find_blocks(model), context.budget
-    before, after = sizes(model), sizes(pruned_meta_model(config, keep, active))
+    shape = ModelShape(experts=keep, experts_per_token=active)
+    before, after = sizes(model), sizes(shaped_meta_model(config, shape))
     experts = " → ".join(map(str, [blocks[0].expert_count, *(recipe.pruning.schedule or [keep])]))
     facts = {
         "model": f"{recipe.model.path} ({config.model_type}): {amount(before.parameters)} → {amount(after.parameters)} "

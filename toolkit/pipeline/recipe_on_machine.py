@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from toolkit.cuts.model_summary import pruned_meta_model
+from toolkit.cuts.shape import ModelShape, shaped_meta_model
 from toolkit.estimate import (
     DataSize,
     FineTuning,
@@ -67,7 +67,8 @@ class RecipeOnMachine:
         """The pruned model, in the dtype it is loaded in unless given."""
         (keep, active, _), dtype, config = self.context.budget, dtype or self.dtype, self.context.config
         key = ("pruned", *self._checkpoint, keep, active, dtype)
-        return self.context.once(key, lambda: model_size(pruned_meta_model(config, keep, active), dtype))
+        shape = ModelShape(experts=keep, experts_per_token=active)
+        return self.context.once(key, lambda: model_size(shaped_meta_model(config, shape), dtype))
 
     def place(self, model: ModelSize, whole: bool = False) -> ModelPlacement:
         """Where a model that answers lies. `whole`: its stage needs it in one piece."""
