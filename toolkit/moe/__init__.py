@@ -6,7 +6,7 @@ for one family.
 
 from toolkit.moe.activation_offload import ActivationOffload
 from toolkit.moe.blocks import MoEBlock, decoder_linears, find_blocks
-from toolkit.moe.channel_observing import LinearCall, observing_linears, tokens_by_expert
+from toolkit.moe.channel_observing import ChannelGradient, LinearCall, observing_gradients, observing_linears, tokens_by_expert
 from toolkit.moe.channels import ChannelGroup, channel_groups, expert_channels, expert_output, expert_width
 from toolkit.moe.expert_skipping import SkipCount, apply_skipping, counting_skips, skipping
 from toolkit.moe.layers import ForwardPass, blocks_by_layer, layers_of, one_layer_at_a_time
@@ -37,6 +37,7 @@ __all__ = [
     "ActivationOffload",
     "BlockActivations",
     "CannotStream",
+    "ChannelGradient",
     "ChannelGroup",
     "CheckpointFiles",
     "ForwardPass",
@@ -76,6 +77,7 @@ __all__ = [
     "mean_over_rms",
     "meta_model",
     "observing",
+    "observing_gradients",
     "observing_linears",
     "one_layer_at_a_time",
     "override_top_k",
