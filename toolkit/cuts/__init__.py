@@ -8,10 +8,11 @@ from toolkit.cuts.checkpoint import check_whole, complete_checkpoint, prune_chec
 from toolkit.cuts.compose import compose
 from toolkit.cuts.cut import Cut
 from toolkit.cuts.experts import BlockPlan, ExpertsCut
-from toolkit.cuts.model_summary import ModelSummary, model_summary, pruned_meta_model
+from toolkit.cuts.model_summary import ModelSummary, model_summary
 from toolkit.cuts.plan import KINDS, Plan
 from toolkit.cuts.shape import ModelShape, shaped_meta_model
 from toolkit.cuts.statistics import ExpertStatistics
+from toolkit.cuts.width import WidthCut
 
 __all__ = [
     "KINDS",
@@ -22,6 +23,7 @@ __all__ = [
     "ModelShape",
     "ModelSummary",
     "Plan",
+    "WidthCut",
     "apply_plan",
     "check_plan",
     "check_whole",
@@ -30,7 +32,6 @@ __all__ = [
     "masked",
     "model_summary",
     "prune_checkpoint",
-    "pruned_meta_model",
     "shaped_meta_model",
     "write_checkpoint",
 ]
