@@ -1,9 +1,10 @@
 """Decide which experts stay: statistics and a criterion in, a plan out."""
 
+from toolkit.selection.counts import channels_to_keep, layers_to_keep, width_multiple
 from toolkit.selection.criteria import CRITERIA, Criterion, ScoreCriterion, SearchRequest
 from toolkit.selection.select import experts_to_activate, experts_to_keep, kept_unobserved, select
 
 __all__ = [
-    "CRITERIA", "Criterion", "ScoreCriterion", "SearchRequest", "experts_to_activate", "experts_to_keep", "kept_unobserved",
-    "select",
+    "CRITERIA", "Criterion", "ScoreCriterion", "SearchRequest", "channels_to_keep", "experts_to_activate", "experts_to_keep",
+    "kept_unobserved", "layers_to_keep", "select", "width_multiple",
 ]  # fmt: skip
