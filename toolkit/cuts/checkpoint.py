@@ -58,7 +58,7 @@ def prune_checkpoint(
                 f"{source} is quantized ({quantized}) in a layout that cannot be pruned: {reason}.",
                 code="prune.quantized-layout",
             ) from None
-        say(f"  the whole model is loaded, for its files alone do not say which experts are where: {reason}")
+        say(f"  the whole model is loaded, for its files alone do not say what stays of them: {reason}")
         on_main(lambda: _prune_in_memory(source, plan, target, revision, facts))
         return
     write_pruned(job, pruned_config(job), target, partial(verify, job, oracle=not quantized), facts)
