@@ -7,6 +7,7 @@ from toolkit.cuts.apply import apply_plan, check_plan, masked
 from toolkit.cuts.checkpoint import check_whole, complete_checkpoint, prune_checkpoint, write_checkpoint
 from toolkit.cuts.cut import Cut
 from toolkit.cuts.experts import BlockPlan, ExpertsCut
+from toolkit.cuts.layers import LayersCut
 from toolkit.cuts.model_summary import ModelSummary, model_summary, pruned_meta_model
 from toolkit.cuts.plan import KINDS, Plan
 from toolkit.cuts.statistics import ExpertStatistics
@@ -17,6 +18,7 @@ __all__ = [
     "Cut",
     "ExpertStatistics",
     "ExpertsCut",
+    "LayersCut",
     "ModelSummary",
     "Plan",
     "apply_plan",
