@@ -7,6 +7,7 @@ from toolkit.cuts.apply import apply_plan, check_plan, masked
 from toolkit.cuts.checkpoint import check_whole, complete_checkpoint, prune_checkpoint, write_checkpoint
 from toolkit.cuts.cut import Cut
 from toolkit.cuts.experts import BlockPlan, ExpertsCut
+from toolkit.cuts.layers import LayersCut
 from toolkit.cuts.model_summary import ModelSummary, model_summary
 from toolkit.cuts.plan import KINDS, Plan
 from toolkit.cuts.shape import ModelShape, shaped_meta_model
@@ -19,6 +20,7 @@ __all__ = [
     "Cut",
     "ExpertStatistics",
     "ExpertsCut",
+    "LayersCut",
     "ModelShape",
     "ModelSummary",
     "Plan",
