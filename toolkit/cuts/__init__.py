@@ -5,6 +5,7 @@ Other rooms use these names and need not know how a plan stores its choice.
 
 from toolkit.cuts.apply import apply_plan, check_plan, masked
 from toolkit.cuts.checkpoint import check_whole, complete_checkpoint, prune_checkpoint, write_checkpoint
+from toolkit.cuts.compose import compose
 from toolkit.cuts.cut import Cut
 from toolkit.cuts.experts import BlockPlan, ExpertsCut
 from toolkit.cuts.layers import LayersCut
@@ -29,6 +30,7 @@ __all__ = [
     "check_plan",
     "check_whole",
     "complete_checkpoint",
+    "compose",
     "masked",
     "model_summary",
     "prune_checkpoint",
