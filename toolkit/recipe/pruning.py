@@ -72,7 +72,7 @@ class StepRecipe(Section):
     @model_serializer(mode="wrap")
     def _short_form(self, dump: SerializerFunctionWrapHandler) -> int | dict[str, Any]:
         values = {key: value for key, value in dump(self).items() if value is not None}
-        return self.keep if values.keys() == {"keep"} and isinstance(self.keep, int) else values
+        return self.label if isinstance(self.label, int) else values
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -84,6 +84,11 @@ class StepRecipe(Section):
         parts = [] if self.keep is None else [str(self.keep)]
         parts += [f"{key}{value}" for key, value in (("width", self.width), ("layers", self.layers)) if value is not None]
         return "-".join(parts)
+
+    @property
+    def label(self) -> int | str:
+        """The number of a step that only cuts experts to one, else words."""
+        return self.keep if self == StepRecipe(keep=self.keep) and isinstance(self.keep, int) else str(self)
 
     def __str__(self) -> str:
         """ "6 experts, 0.5 of the width"."""
