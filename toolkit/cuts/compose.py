@@ -3,8 +3,7 @@
 The law: applying the composed plan to the original leaves what applying one after the other leaves.
 """
 
-import torch
-
+from toolkit.cuts.apply import renamed
 from toolkit.cuts.cut import Cut
 from toolkit.cuts.experts import BlockPlan, ExpertsCut
 from toolkit.cuts.plan import Plan
@@ -19,23 +18,34 @@ def compose(first: Plan, second: Plan) -> Plan:
 
 
 def _experts(first: Plan, second: Plan) -> ExpertsCut:
-    blocks = {}
+    before, last, blocks = first.blocks, second.experts, {}
     for name, block in second.blocks.items():
-        before = first.blocks[_name_before(first, name)]
-        blocks[_name_before(first, name)] = BlockPlan(experts=before.experts, kept=[before.kept[index] for index in block.kept])
-    last = second.experts
+        old_name = _name_before(first, name)
+        kept = [before[old_name].kept[index] for index in block.kept]
+        blocks[old_name] = BlockPlan(experts=before[old_name].experts, kept=kept)
     return ExpertsCut.of(blocks, criterion=last.criterion, mode=last.mode, tokens=last.tokens, keep=last.keep)
 
 
 def _width(first: Plan, second: Plan) -> WidthCut | None:
     before, after = first.cut(WidthCut), second.cut(WidthCut)
-    if before is None and after is None:
-        return None
     last = after or before
-    assert last is not None
-    channels = {_name_before(first, name): kept for name, kept in after.channels.items()} if after else {}
+    if last is None:
+        return None
+    channels = {_name_before(first, name): kept for name, kept in last.channels.items()} if after else {}
     if before:
         rows = {_name_before(first, name): block.kept for name, block in second.blocks.items()}
-        left = {name: kept if kept.ndim == 1 else kept[rows[name]] for name, kept in before.channels.items() if _stays(name)}
-        channels = {name: kept if after is None else torch.gather(kept, -1, channels[name]) for name, kept in left.items()}
+        left = {name: kept[rows[name]] if name in rows else kept for name, kept in before.channels.items()}
+        left = {name: kept for name, kept in left.items() if _stays(first, second, name)}
+        channels = {name: kept.gather(-1, channels[name]) if after else kept for name, kept in left.items()}
     return WidthCut(criterion=last.criterion, keep=last.keep, channels=channels)
+
+
+def _name_before(plan: Plan, name: str) -> str:
+    """The name that a module had before `plan` was applied."""
+    return name
+
+
+def _stays(first: Plan, second: Plan, name: str) -> bool:
+    """Whether a module of the original is there after both plans."""
+    new_name = renamed(first, name, name)
+    return new_name is not None and renamed(second, new_name, new_name) is not None

@@ -54,14 +54,14 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
         key, _, value = override.partition("=")
         fixed.pop(key, None)
         lists.pop(key, None)
-        values = COMMA.split(value) if key == "seed" or key.startswith("pruning.") else [value]
-        if len(values) > 1 and not all(values):
+        options = COMMA.split(value) if key == "seed" or key.startswith("pruning.") else [value]
+        if len(options) > 1 and not all(options):
             raise PollardError(
-                f"`{override}` has nothing between two commas: say what to compare, e.g. {key}={','.join(filter(None, values))}.",
+                f"`{override}` has nothing between two commas: say what to compare, e.g. {key}={','.join(filter(None, options))}.",
                 code="sweep.empty-value",
             )
-        if len(values) > 1:
-            lists[key] = values
+        if len(options) > 1:
+            lists[key] = options
         else:
             fixed[key] = override
     recipe = load_recipe(path, list(fixed.values()))
@@ -105,7 +105,7 @@ def _says_keep(recipe: Recipe) -> bool:
 
 def _criteria(pruning: PruningRecipe) -> list[str]:
     """Those that choose something, each once."""
-    found = [pruning.criterion] if pruning.keep is not None else []
+    found: list[str] = [pruning.criterion] if pruning.keep is not None else []
     found += [pruning.width_criterion] if pruning.width is not None else []
     found += [pruning.layer_criterion] if pruning.layers is not None and not isinstance(pruning.layers, list) else []
     return list(dict.fromkeys(found))
