@@ -57,7 +57,8 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
         options = COMMA.split(value) if key == "seed" or key.startswith("pruning.") else [value]
         if len(options) > 1 and not all(options):
             raise PollardError(
-                f"`{override}` has nothing between two commas: say what to compare, e.g. {key}={','.join(filter(None, options))}.",
+                f"`{override}` has nothing between two commas: say what to compare, e.g. "
+                f"{key}={','.join(filter(None, options))}.",
                 code="sweep.empty-value",
             )
         if len(options) > 1:
@@ -82,7 +83,7 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
     for values in product(*lists.values()):
         chosen = _with_defaults(dict(zip(lists, values, strict=True)))
         varied = load_recipe(path, [*fixed.values(), *(f"{key}={value}" for key, value in chosen.items())])
-        criteria = _criteria(varied.pruning)
+        criteria = varied.pruning.criteria
         others = [f"{key.removeprefix('pruning.')} {value}" for key, value in chosen.items() if key not in AXES]
         label = ", ".join(filter(None, [" + ".join(criteria), *(other for other in others if not other.endswith(" null"))]))
         drawn = seeds if "random" in criteria else [recipe.seed]
@@ -101,11 +102,3 @@ def _with_defaults(chosen: dict[str, str]) -> dict[str, str]:
 
 def _says_keep(recipe: Recipe) -> bool:
     return "keep" in recipe.pruning.model_fields_set and recipe.pruning.keep is not None
-
-
-def _criteria(pruning: PruningRecipe) -> list[str]:
-    """Those that choose something, each once."""
-    found: list[str] = [pruning.criterion] if pruning.keep is not None else []
-    found += [pruning.width_criterion] if pruning.width is not None else []
-    found += [pruning.layer_criterion] if pruning.layers is not None and not isinstance(pruning.layers, list) else []
-    return list(dict.fromkeys(found))

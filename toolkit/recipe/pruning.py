@@ -140,6 +140,14 @@ class PruningRecipe(Section):
         layers = len(self.layers) if isinstance(self.layers, list) else self.layers
         return [StepRecipe.model_construct(keep=self.keep, width=self.width, layers=layers)]
 
+    @property
+    def criteria(self) -> list[str]:
+        """Those that choose something, each once."""
+        found: list[str] = [self.criterion] if self.keep is not None else []
+        found += [self.width_criterion] if self.width is not None else []
+        found += [self.layer_criterion] if self.layers is not None and not isinstance(self.layers, list) else []
+        return list(dict.fromkeys(found))
+
     def of_step(self, step: StepRecipe, **changes: Any) -> Self:
         """The same pruning in one step, to what `step` says."""
         return self.model_copy(update={"schedule": None, **dict(step), **changes})
