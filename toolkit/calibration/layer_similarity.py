@@ -35,9 +35,7 @@ States = list[torch.Tensor]  # h_0 … h_L of one batch, each [T, H]
 
 
 @torch.no_grad()
-def layer_similarities(
-    model: PreTrainedModel | StreamedModel, sources: Sequence[CalibrationSource]
-) -> LayerSimilarities:
+def layer_similarities(model: PreTrainedModel | StreamedModel, sources: Sequence[CalibrationSource]) -> LayerSimilarities:
     """The similarities of the hidden states, summed over the tokens of each source. Padding never counts.
 
     Batches as for `calibrate`; under a launcher each rank passes its own, and all get the sums of all. Raises PollardError
@@ -47,7 +45,9 @@ def layer_similarities(
     layers = layers_of(whole, find_blocks(whole))[1]
     sums = [_Sums(len(layers), model.device) for _ in sources]
     if isinstance(model, StreamedModel):
-        _add_streamed(model, layers, [(batch, one) for source, one in zip(sources, sums, strict=True) for batch in source.batches])
+        _add_streamed(
+            model, layers, [(batch, one) for source, one in zip(sources, sums, strict=True) for batch in source.batches]
+        )
     else:
         for source, one in zip(sources, sums, strict=True):
             for batch in progress(source.batches, "comparing the layers"):
@@ -98,7 +98,9 @@ def _recorded_states(layers: nn.ModuleList, device: torch.device | None = None) 
 
     def record(state: torch.Tensor) -> None:
         # A copy: families add to their residual stream in place
-        states.setdefault(current_thread(), []).append(state.detach().flatten(2).flatten(0, 1).to(device or state.device, copy=True))
+        states.setdefault(current_thread(), []).append(
+            state.detach().flatten(2).flatten(0, 1).to(device or state.device, copy=True)
+        )
 
     def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         record(_first_tensor(args[:1] or kwargs.get("hidden_states")))
@@ -156,10 +158,17 @@ class _Sums:
 
     def reduced(self, share: float) -> SourceSimilarities:
         """The totals over all ranks, on CPU. Every rank must call it."""
-        mine = [{part: sums.cpu() for part, sums in each.items()} for each in (self.cosine, self.angle)]
-        every = gather((*mine, self.tokens))
-        cosine, angle = ({part: sum(rank[which][part] for rank in every) for part in PARTS} for which in (0, 1))
-        return SourceSimilarities(cosine, angle, {part: sum(rank[2][part] for rank in every) for part in PARTS}, share)
+        every = gather((_on_cpu(self.cosine), _on_cpu(self.angle), self.tokens))
+        cosine, angle = _totals([mine for mine, _, _ in every]), _totals([mine for _, mine, _ in every])
+        return SourceSimilarities(cosine, angle, {part: sum(counts[part] for _, _, counts in every) for part in PARTS}, share)
+
+
+def _on_cpu(sums: dict[Part, torch.Tensor]) -> dict[Part, torch.Tensor]:
+    return {part: tensor.cpu() for part, tensor in sums.items()}
+
+
+def _totals(ranks: Sequence[dict[Part, torch.Tensor]]) -> dict[Part, torch.Tensor]:
+    return {part: torch.stack([sums[part] for sums in ranks]).sum(0) for part in PARTS}
 
 
 def _check(sources: Sequence[SourceSimilarities]) -> None:

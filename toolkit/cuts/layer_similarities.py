@@ -12,6 +12,7 @@ The number is that of the source in a mix. Sums add over tokens, batches and ran
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -53,7 +54,7 @@ class LayerSimilarities:
         parts = PARTS if tokens == "all" else (tokens,)
         counts = [sum(source.tokens[part] for part in parts) for source in self.sources]
         means = [
-            source.share * sum(by_part[part] for part in parts) / count
+            source.share / count * torch.stack([by_part[part] for part in parts]).sum(0)
             for source, by_part, count in zip(self.sources, sums, counts, strict=True)
             if count  # plain text has no prompt: its share is left to the others
         ]
@@ -86,11 +87,14 @@ class LayerSimilarities:
                 about = file.metadata() or {}
                 if about.get("fingerprint") != fingerprint:
                     return None
-                sources = json.loads(about["sources"])
                 sums = [
-                    [{part: file.get_tensor(f"{number}/{statistic}/{part}") for part in PARTS} for statistic in ("cosine", "angle")]
-                    for number in range(len(sources))
+                    SourceSimilarities(_by_part(file, f"{number}/cosine"), _by_part(file, f"{number}/angle"), **source)
+                    for number, source in enumerate(json.loads(about["sources"]))
                 ]
         except (OSError, SafetensorError, KeyError, ValueError):
             return None
-        return cls([SourceSimilarities(*both, **source) for both, source in zip(sums, sources, strict=True)])
+        return cls(sums)
+
+
+def _by_part(file: Any, name: str) -> dict[Part, torch.Tensor]:
+    return {part: file.get_tensor(f"{name}/{part}") for part in PARTS}
