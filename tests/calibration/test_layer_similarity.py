@@ -1,4 +1,4 @@
-"""Laws of the layers' similarities: a plain loop over the hidden states finds them, and so do other batches, ranks, ways to run."""
+"""Laws of the layers' similarities: a plain loop over the hidden states finds them; so do other batches, ranks, ways to run."""
 
 import math
 import os
