@@ -12,6 +12,8 @@ from toolkit.tasks import PRESETS
 from toolkit.tasks.choices import LABEL_FORMATS
 from toolkit.tasks.scorers import SCORER_FACTORIES, SCORERS
 
+WIDTH_CRITERIA = ("energy", "taylor", "fisher", "magnitude", "random")
+LAYER_CRITERIA = ("dev_loss", "influence", "angular", "top", "random")
 HEAD = '''"""Names that other rooms register, for the recipe's schema, which imports none of them.
 
 Generated: `pollard recipes --choices > toolkit/recipe/choices.py` after a change of one of the lists.
@@ -27,6 +29,8 @@ def choices() -> str:
         [
             _literal("Criterion", CRITERIA),
             _set("CRITERIA_ON_ALL_TOKENS", (name for name, rule in CRITERIA.items() if rule.all_tokens_only)),
+            _literal("WidthCriterion", WIDTH_CRITERIA),
+            _literal("LayerCriterion", LAYER_CRITERIA),
             _literal("Method", METHODS),
             _set("METHODS_WITH_ADAPTERS", (name for name, method in METHODS.items() if method.adapters)),
             _literal("TaskName", PRESETS),

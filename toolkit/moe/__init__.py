@@ -6,6 +6,7 @@ for one family.
 
 from toolkit.moe.activation_offload import ActivationOffload
 from toolkit.moe.blocks import MoEBlock, decoder_linears, find_blocks
+from toolkit.moe.channels import ChannelGroup, channel_groups, expert_channels, expert_output, expert_width
 from toolkit.moe.expert_skipping import SkipCount, apply_skipping, counting_skips, skipping
 from toolkit.moe.layers import ForwardPass, blocks_by_layer, layers_of, one_layer_at_a_time
 from toolkit.moe.load import (
@@ -34,6 +35,7 @@ __all__ = [
     "ActivationOffload",
     "BlockActivations",
     "CannotStream",
+    "ChannelGroup",
     "CheckpointFiles",
     "ForwardPass",
     "MoEBlock",
@@ -46,6 +48,7 @@ __all__ = [
     "all_expert_outputs",
     "apply_skipping",
     "blocks_by_layer",
+    "channel_groups",
     "check_loaded",
     "check_prunable",
     "checkpoint_bytes",
@@ -53,7 +56,10 @@ __all__ = [
     "checkpoint_folder",
     "counting_skips",
     "decoder_linears",
+    "expert_channels",
+    "expert_output",
     "expert_weights",
+    "expert_width",
     "find_blocks",
     "is_partitioned",
     "layers_of",

@@ -22,6 +22,22 @@ CRITERIA_ON_ALL_TOKENS = {
     "reconstruction",
 }
 
+WidthCriterion = Literal[
+    "energy",
+    "taylor",
+    "fisher",
+    "magnitude",
+    "random",
+]
+
+LayerCriterion = Literal[
+    "dev_loss",
+    "influence",
+    "angular",
+    "top",
+    "random",
+]
+
 Method = Literal[
     "full",
     "lora",
