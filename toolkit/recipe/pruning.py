@@ -103,7 +103,7 @@ class PruningRecipe(Section):
     """Experts kept per block: a number, a fraction in (0, 1), or null: all, which is the default where `width` or `layers` is
     set."""
     width: int | float | None = None
-    """Channels kept per expert (its intermediate size), the same number in all: a number, or a fraction in (0, 1). Default: all."""
+    """Channels kept per expert, the same number in all: a number, or a fraction in (0, 1). Default: all."""
     width_criterion: WidthCriterion = "energy"
     """The rule that chooses each expert's channels. taylor and fisher take a backward pass in calibration (docs/pruning.md)."""
     width_multiple: int | None = Field(default=None, ge=1)

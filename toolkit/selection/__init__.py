@@ -1,5 +1,6 @@
-"""Decide which experts and layers stay: what was observed and a criterion in, a plan out."""
+"""Decide which experts, channels and layers stay: what was observed and a criterion in, a choice out."""
 
+from toolkit.selection.counts import channels_to_keep, width_multiple
 from toolkit.selection.criteria import CRITERIA, Criterion, ScoreCriterion, SearchRequest
 from toolkit.selection.layer_criteria import LAYER_CRITERIA, LayerChoice, LayerCriterion, LayerEvidence, RemovedLayer
 from toolkit.selection.layers import choose_layers, evidence_needed, layers_to_keep
@@ -7,6 +8,6 @@ from toolkit.selection.select import experts_to_activate, experts_to_keep, kept_
 
 __all__ = [
     "CRITERIA", "LAYER_CRITERIA", "Criterion", "LayerChoice", "LayerCriterion", "LayerEvidence", "RemovedLayer",
-    "ScoreCriterion", "SearchRequest", "choose_layers", "evidence_needed", "experts_to_activate", "experts_to_keep",
-    "kept_unobserved", "layers_to_keep", "select",
+    "ScoreCriterion", "SearchRequest", "channels_to_keep", "choose_layers", "evidence_needed", "experts_to_activate",
+    "experts_to_keep", "kept_unobserved", "layers_to_keep", "select", "width_multiple",
 ]  # fmt: skip

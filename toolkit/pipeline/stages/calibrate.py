@@ -80,7 +80,7 @@ class Calibrate(Stage):
 
     def run(self) -> CalibrationFacts:
         recipe, source = self.context.recipe, self.context.source
-        budget = self.context.budget_of(source)
+        budget = self.context.cuts
         if budget.fewer_active:
             active = budget.experts_per_token
             say(f"  observed with {active} expert{'s' * (active > 1)} per token, as the pruned model will have")
@@ -101,7 +101,7 @@ class Calibrate(Stage):
             )
             for source in sources
         ]
-        search, budget = subset_search(recipe), self.context.budget_of(self.context.source)
+        search, budget = subset_search(recipe), self.context.cuts
         mode = search.mode if search else False
         statistics = calibrate_mix(model, observed, mode, budget.keep, budget.experts_per_token)
         lengths = (len(e.input_ids) for source in sources for e in source.encoded)
