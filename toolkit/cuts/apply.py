@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 
 from transformers import PreTrainedModel
 
-from toolkit.cuts.cut import AffectedTensor, Indices, Shape
+from toolkit.cuts.cut import AffectedTensor, Cut, Indices, Shape
 from toolkit.cuts.plan import KINDS, Plan
 
 
@@ -22,9 +22,14 @@ def check_plan(model: PreTrainedModel, plan: Plan) -> None:
 def apply_plan(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     """Removes what `plan` does not keep from `model` in place, and returns it. Raises PollardError as `check_plan` does."""
     check_plan(model, plan)
-    for cut in sorted(plan.cuts, key=lambda cut: KINDS.index(type(cut))):
+    for cut in in_order(plan):
         cut.apply(model, plan)
     return model
+
+
+def in_order(plan: Plan) -> list[Cut]:
+    """The plan's cuts in the order in which they are applied. It is of no consequence for what stays: cuts commute."""
+    return sorted(plan.cuts, key=lambda cut: KINDS.index(type(cut)))
 
 
 @contextmanager
@@ -32,7 +37,7 @@ def masked(model: PreTrainedModel, plan: Plan) -> Iterator[PreTrainedModel]:
     """`model` as if pruned by `plan` inside the context, unchanged after it (weights are neither copied nor removed)."""
     check_plan(model, plan)
     with ExitStack() as stack:
-        for cut in plan.cuts:
+        for cut in in_order(plan):
             stack.enter_context(cut.masked(model, plan))
         yield model
 

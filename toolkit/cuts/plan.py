@@ -24,11 +24,12 @@ from pydantic_core import CoreSchema, core_schema
 
 from toolkit.cuts.cut import Cut
 from toolkit.cuts.experts import BlockPlan, ExpertsCut
+from toolkit.cuts.layers import LayersCut
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import write_text
 
 # In the order in which a plan's cuts are applied
-KINDS: list[type[Cut]] = [ExpertsCut]
+KINDS: list[type[Cut]] = [ExpertsCut, LayersCut]
 
 
 class _OneOfKinds:
