@@ -9,10 +9,11 @@ from toolkit.cuts.compose import compose
 from toolkit.cuts.cut import Cut
 from toolkit.cuts.experts import BlockPlan, ExpertsCut
 from toolkit.cuts.layers import LayersCut
-from toolkit.cuts.model_summary import ModelSummary, model_summary, pruned_meta_model
+from toolkit.cuts.model_summary import ModelSummary, model_summary
 from toolkit.cuts.plan import KINDS, Plan
 from toolkit.cuts.shape import ModelShape, shaped_meta_model
 from toolkit.cuts.statistics import ExpertStatistics
+from toolkit.cuts.width import WidthCut
 
 __all__ = [
     "KINDS",
@@ -24,6 +25,7 @@ __all__ = [
     "ModelShape",
     "ModelSummary",
     "Plan",
+    "WidthCut",
     "apply_plan",
     "check_plan",
     "check_whole",
@@ -32,7 +34,6 @@ __all__ = [
     "masked",
     "model_summary",
     "prune_checkpoint",
-    "pruned_meta_model",
     "shaped_meta_model",
     "write_checkpoint",
 ]

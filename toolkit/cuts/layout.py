@@ -30,6 +30,7 @@ def pieces_of(
     names, affected = NameResolver(model), affected_parameters(model, pruned, plan)
     sources: dict[str, list[Source]] = defaultdict(list)  # per parameter
     parameters: dict[str, str] = {}  # per tensor, where it becomes (part of) a single parameter
+    converted: set[str] = set()
     left_out: list[str] = []
     split: set[str] = set()  # parameters of tensors that become several
     for name in sorted(stored, key=dot_natural_key):
@@ -43,6 +44,8 @@ def pieces_of(
         weight, destination = resolved
         if len(destination.parameters) == 1:
             parameters[name] = destination.parameters[0]
+            if destination.converted:
+                converted.add(name)
             sources[destination.parameters[0]].append(Source(stored[name], weight))
         elif affected.keys() & set(destination.parameters):
             raise UnknownLayoutError(f"{name} becomes part of {' and '.join(destination.parameters)}")
@@ -62,12 +65,18 @@ def pieces_of(
             f"No tensor of the files becomes {absent[0]}{more}. Is a file missing? Fetch the checkpoint again.",
             code="checkpoint.tensors-missing",
         )
-    pieces = []
-    for name in sorted(stored.keys() - set(left_out), key=dot_natural_key):
+    new_names = {name: name for name in sorted(stored.keys() - set(left_out), key=dot_natural_key)}
+    shortened = []
+    for name in list(new_names):
         parameter = parameters.get(name, "")
-        if parameter not in affected:
-            pieces.append(Piece(name, stored[name]))
-        elif (new := renamed(plan, name, parameter)) is not None:
-            tensor = AffectedTensor(name, stored[name].shape, parameter, shapes[parameter], affected[parameter])
-            pieces.append(Piece(new, stored[name], taken(plan, tensor)))
+        if parameter in affected:
+            new = renamed(plan, name, parameter)
+            if new is None:
+                del new_names[name]
+                continue
+            new_names[name] = new
+            shape = stored[name].shape
+            shortened.append(AffectedTensor(name, shape, parameter, shapes[parameter], affected[parameter], name in converted))
+    indices = taken(plan, model, shortened)
+    pieces = [Piece(new, stored[name], indices.get(name, {})) for name, new in new_names.items()]
     return pieces, left_out

@@ -37,9 +37,7 @@ class Budget(NamedTuple):
     def shape(self) -> ModelShape:
         """For counting on a model without weights; where it is not chosen yet which layers stay, the last ones before the final
         one are taken out."""
-        layers = list(self.layers) if isinstance(self.layers, tuple) else None
-        if isinstance(self.layers, int):
-            layers = [*range(self.layers - 1), self.depth - 1]
+        layers = (*range(self.layers - 1), self.depth - 1) if isinstance(self.layers, int) else self.layers
         return ModelShape(layers=layers, experts=self.keep, width=self.width, experts_per_token=self.experts_per_token)
 
     def after(self, before: "Budget") -> "Budget":

@@ -1,5 +1,5 @@
-"""Prune in rounds: `pruning.schedule: [6, 4, {keep: 4, width: 0.5}]` prunes to 6 experts, recovers, observes that model, prunes it
-to 4, and so on.
+"""Prune in rounds: `pruning.schedule: [6, 4, 2]` prunes to 6 experts, recovers, observes that model, prunes it to 4, and so on.
+Steps of several keys ({keep: 4, width: 8, layers: 3}) have a folder with a longer name: rounds/4-width8-layers3/.
 
 runs/<name>/rounds/6/   a run of its own: calibration/, plan.json, pruned/, recovered/
 runs/<name>/rounds/4/   the same, of rounds/6/recovered
@@ -36,8 +36,10 @@ def trains(recipe: Recipe) -> bool:
 
 
 def recipe_of_round(recipe: Recipe, run: RunPaths, step: StepRecipe, pruning: PruningRecipe) -> Recipe:
-    """The recipe of the round that ends with `step`, before the last: a run of its own that ends with the recovery. `pruning`: what
-    it cuts of the model that the round before has left, in numbers."""
+    """The recipe of the round that ends with `step`, before the last: a run of its own that ends with the recovery.
+
+    `pruning`: what it cuts of the model that the round before has left, in numbers.
+    """
     early = early_rounds(recipe)
     evaluation = recipe.evaluation.model_copy(update={"models": ["recovered"], "fidelity": None, "harness": None})
     return recipe.model_copy(

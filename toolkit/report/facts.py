@@ -153,8 +153,8 @@ class Provenance(Facts):
 
 
 class PruningFacts(Facts):
-    """How the plan was chosen: `keep` of `experts` in each of `blocks`; with a schedule, over all rounds, whose steps are numbers of
-    experts, or texts where they say more."""
+    """How the plan was chosen: `keep` of `experts` in each of `blocks`; with a schedule, over all rounds. A step is a number of
+    experts, or text where it says more."""
 
     criterion: str
     mode: str | None
