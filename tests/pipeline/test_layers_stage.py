@@ -1,13 +1,17 @@
 """The stage `layers`: what it asks of the model, what it writes, and that a kill changes nothing of it."""
 
 import json
+import os
+import random
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import raises, tiny_model
-from small_run import small_folder, small_recipe
+from conftest import ROOT, raises, tiny_model
+from rank_launcher import ranks
+from small_run import TASK, small_folder, small_recipe
 
 from toolkit.calibration import CalibrationSource
 from toolkit.calibration.layer_similarity import layer_similarities
@@ -20,6 +24,7 @@ from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.layer_choice import ChosenLayers, chosen_layers
 from toolkit.pipeline.runner import run
 from toolkit.pipeline.stage_list import stages_of
+from toolkit.recipe.file import dump_recipe
 from toolkit.recipe.schema import Recipe
 from toolkit.tasks import Task, encode_all, padded_batches
 
@@ -118,8 +123,6 @@ def test_killed_anywhere_and_resumed_it_chooses_what_an_undisturbed_run_does(cal
 @pytest.mark.parametrize("criterion", ["influence", "angular"])
 def test_similarities_are_those_of_the_calibration_examples_and_measured_once(criterion: str, monkeypatch) -> None:
     found = chosen(recipe(2, criterion), fresh=True)
-    import random
-
     tokenizer = load_tokenizer("original")
     examples = random.Random(0).sample(Task(recipe().task).examples("train"), 8)
     batches = padded_batches(encode_all(tokenizer, examples, 1024)[0], 4, int(tokenizer.pad_token_id))
@@ -187,3 +190,28 @@ def test_a_task_whose_answers_are_written_is_cautioned_with_what_the_dev_slice_s
 def test_what_no_such_model_can_do_is_known_before_anything_starts(layers, code: str, named: str) -> None:
     with raises(code, "pruning.layers", named):
         check(RunContext(recipe(layers)))
+
+
+def test_without_a_dev_slice_there_is_no_dev_loss() -> None:
+    lines = Path("train.jsonl").read_text().splitlines(keepends=True)
+    Path("few.jsonl").write_text("".join(lines[:4]))  # a fifth of four is none
+    task = {**TASK, "train": "few.jsonl"}
+    with raises("sweep.no-dev"):
+        check(RunContext(recipe(2, task=task)))
+    check(RunContext(recipe(2, "influence", task=task)))
+
+
+@pytest.mark.launcher
+def test_two_ranks_choose_what_one_does(tmp_path: Path) -> None:
+    alone = chosen(recipe(), fresh=True)
+    (tmp_path / "original").symlink_to(Path("original").absolute())
+    for file in ("train.jsonl", "test.jsonl"):
+        (tmp_path / file).write_bytes(Path(file).read_bytes())
+    (tmp_path / "two.yaml").write_text(dump_recipe(recipe()))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = ranks(2, "--module", "toolkit.cli", "calibrate", "two.yaml")
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / RUN / "layers.json").read_text())
+    assert found["kept"] == alone["kept"] and found["dev_answers"] == alone["dev_answers"]
+    assert [each["loss"] for each in found["removed"]] == pytest.approx([each["loss"] for each in alone["removed"]], abs=1e-5)
