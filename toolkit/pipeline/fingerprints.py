@@ -36,13 +36,21 @@ class Teaching(NamedTuple):
     teacher: str | None
 
 
+class LayerFingerprints(NamedTuple):
+    """Of the choice of layers, and of what is measured for it, which serves every number of layers."""
+
+    choice: str
+    losses: str
+    similarities: str
+
+
 @dataclass(frozen=True)
 class Fingerprints:
     """Those that several stages share or build on."""
 
     teaching: Teaching
     rounds: dict[StepRecipe, str]  # by what a round before the last keeps
-    layers: str | None  # which layers stay; None where all do
+    layers: LayerFingerprints | None  # None where all layers stay
     calibrate: str
     select: str
     models: dict[Role, str]  # of the models of a run that are checkpoints
@@ -74,8 +82,8 @@ def fingerprints_of(
     for step in early_rounds(recipe):
         of_step = recipe.pruning.of_step(step).model_dump(exclude={"schedule", "skipping"})
         source = rounds[step] = fingerprint_of(source, observing, of_step, training)
-    layers = _layers(recipe, cuts, [source, observing, own_data])
-    calibrate = fingerprint_of(source, *observing, *layers, *_channels(recipe, cuts))
+    layers = None if cuts.layers is None else _layers(recipe, cuts.layers, source, observing, own_data)
+    calibrate = fingerprint_of(source, *observing, *([layers.choice] if layers else []), *_channels(recipe, cuts))
     select = fingerprint_of(calibrate, choosing, recipe.seed)
     prune = fingerprint_of(select)
     models = {
@@ -88,7 +96,7 @@ def fingerprints_of(
     return Fingerprints(
         teaching=teaching,
         rounds=rounds,
-        layers=layers[0] if layers else None,
+        layers=layers,
         calibrate=calibrate,
         select=select,
         models=models,
@@ -145,11 +153,15 @@ def _observing(recipe: Recipe, data: DataCache, budget: Budget) -> list[Any]:
     return [_calibration_data(recipe, data), recipe.calibration.model_dump(), recipe.seed, *routing, *searching]
 
 
-def _layers(recipe: Recipe, cuts: Budget, observed: list[Any]) -> list[str]:
-    """`observed`: the model, the calibration data, and the data that the dev slice is of."""
-    if cuts.layers is None:
-        return []
-    return [fingerprint_of("layers", cuts.layers, recipe.pruning.layer_criterion, *observed)]
+def _layers(recipe: Recipe, wanted: int | tuple[int, ...], source: str, observing: list[Any], own_data: str) -> LayerFingerprints:
+    """`own_data`: of the file that the dev slice is of."""
+    criterion, tokens = recipe.pruning.layer_criterion, recipe.pruning.tokens
+    batches = recipe.calibration.model_dump(include={"examples", "batch_size", "max_length"})
+    return LayerFingerprints(
+        choice=fingerprint_of("layers", source, observing, own_data, wanted, criterion, tokens),
+        losses=fingerprint_of("layers' losses", source, own_data, batches),
+        similarities=fingerprint_of("layers' similarities", source, observing),
+    )
 
 
 def _channels(recipe: Recipe, cuts: Budget) -> list[list[str]]:

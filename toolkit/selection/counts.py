@@ -1,4 +1,4 @@
-"""How many channels and layers stay: what `pruning.width` and `pruning.layers` mean for a model of a given width and depth."""
+"""How many channels stay: what `pruning.width` means for a model of a given width."""
 
 from toolkit.runtime.errors import PollardError
 
@@ -43,22 +43,3 @@ def channels_to_keep(keep: int | float, width: int, multiple: int | None = None)
             code="selection.width-multiple",
         )
     return keep
-
-
-def layers_to_keep(layers: int | float | list[int], count: int) -> int | list[int]:
-    """The number of decoder layers that `layers` means of `count`, or the list itself. Raises PollardError when that is none, or
-    more than there are."""
-    if isinstance(layers, list):
-        if layers[-1] >= count:
-            raise PollardError(
-                f"pruning.layers names layer {layers[-1]}, but the model has {count} layers: 0…{count - 1}.",
-                code="selection.layers",
-            )
-        return layers
-    number = max(1, round(layers * count)) if isinstance(layers, float) else layers
-    if not 1 <= number <= count:
-        raise PollardError(
-            f"pruning.layers is {layers}, but the model has {count} layers: give 1…{count}, or a fraction in (0, 1).",
-            code="selection.layers",
-        )
-    return number
