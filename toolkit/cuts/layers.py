@@ -89,7 +89,7 @@ class LayersCut(Cut):
         with change.applied(model), only_layers(model, self.path, self.kept):
             yield
 
-    def takes(self, tensor: AffectedTensor) -> Indices:
+    def takes(self, model: PreTrainedModel, plan: PlanView, tensors: Sequence[AffectedTensor]) -> Mapping[str, Indices]:
         return {}
 
     def rename(self, name: str, parameter: str) -> str | None:

@@ -187,8 +187,8 @@ def _own_numbers(layers: nn.ModuleList) -> set[tuple[str, str]]:
 
 
 def _outside(original: nn.Module, new: nn.Module, path: str) -> dict[tuple[str, str], Any]:
-    """Counts, switches and names that modules outside the layers hold, where they change. Raises PollardError where what the files
-    hold for them would have another shape."""
+    """Counts, switches and names that modules outside the layers hold, where they change. Raises PollardError where what the
+    files hold for them would have another shape."""
     found: dict[tuple[str, str], Any] = {}
     for name, module, new_module in _pairs(original, new, "the model", path):
         differences = _Differences(module, new_module)
