@@ -15,7 +15,7 @@ from conftest import logits_of, plan_for, tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from toolkit.cuts import KINDS, Cut, Plan, apply_plan, masked, prune_checkpoint
+from toolkit.cuts import KINDS, Cut, ExpertsCut, Plan, apply_plan, masked, prune_checkpoint
 from toolkit.cuts.cut import AffectedTensor, Indices, PlanView, Shape
 from toolkit.moe.completeness import Source
 
@@ -129,7 +129,9 @@ NARROWER = Narrower(criterion="by hand", kept=[0, 3, 4, 5, 9, 11, 12, 15], width
 def test_masked_is_applied_is_written(cuts: list[Cut], with_experts: bool, tmp_path: Path) -> None:
     model = tiny_model("mixtral", num_hidden_layers=3)
     model.save_pretrained(tmp_path / "original")
-    experts = plan_for(model, [1, 2, 6]).cuts if with_experts else []
+    choice = plan_for(model, [1, 2, 6]).blocks  # in the layers that stay
+    choice = {name: block for name, block in choice.items() if all(cut.rename(name, name) for cut in cuts)}
+    experts = [ExpertsCut.of(choice, criterion="by hand", keep=3)] if with_experts else []
     Plan(model="tiny", experts_per_token=2, cuts=[*experts, *cuts]).save(tmp_path / "plan.json")
     plan = Plan.load(tmp_path / "plan.json")
     before = logits_of(model)

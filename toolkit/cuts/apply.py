@@ -22,17 +22,17 @@ def check_plan(model: PreTrainedModel, plan: Plan) -> None:
         cut.check(model, plan)
 
 
-def in_order(plan: Plan) -> list[Cut]:
-    """The plan's cuts, in the order in which they are applied."""
-    return sorted(plan.cuts, key=lambda cut: KINDS.index(type(cut)))
-
-
 def apply_plan(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     """Removes what `plan` does not keep from `model` in place, and returns it. Raises PollardError as `check_plan` does."""
     check_plan(model, plan)
     for cut in in_order(plan):
         cut.apply(model, plan)
     return model
+
+
+def in_order(plan: Plan) -> list[Cut]:
+    """The plan's cuts in the order in which they are applied. It is of no consequence for what stays: cuts commute."""
+    return sorted(plan.cuts, key=lambda cut: KINDS.index(type(cut)))
 
 
 @contextmanager

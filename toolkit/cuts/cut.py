@@ -37,6 +37,7 @@ class AffectedTensor(NamedTuple):
     before: Shape  # the parameter's shape in the original model
     after: Shape | None  # and in the model with all cuts applied; None where it is gone
     converted: bool  # merged, split or transposed on the way from the file to the model
+    reordered: bool  # or put into another order within
 
 
 class PlanView(Protocol):
@@ -92,6 +93,11 @@ class Cut(BaseModel, ABC):
     def config(cls, config: Any) -> ConfigFile:
         """The keys of a configuration file that this kind changes, in every spelling that readers use, with their values in
         `config`, the configuration of a model to which cuts have been applied."""
+
+    @classmethod
+    def update_config(cls, written: ConfigFile, config: Any) -> None:
+        """Brings this kind's keys in `written`, the content of a configuration file, to their values in `config`."""
+        written.update(cls.config(config))
 
     @abstractmethod
     def choice(self) -> Any:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import PreTrainedModel
 
 from toolkit.cuts.cut import AffectedTensor, ConfigFile, Cut, Indices, PlanView, Shape, UnknownLayoutError
-from toolkit.moe.blocks import EXPERT_KEYS, TOP_K_KEYS, find_blocks, set_config_values
+from toolkit.moe.blocks import EXPERT_KEYS, TOP_K_KEYS, MoEBlock, find_blocks, set_config_values
 from toolkit.moe.completeness import EXPERT_NUMBER, Source, check_experts
 from toolkit.moe.load import meta_model
 from toolkit.moe.masking import check_prunable, kept_rows, restricted, slice_router, slice_tensors
@@ -110,6 +110,8 @@ class ExpertsCut(Cut):
 
     def check(self, model: PreTrainedModel, plan: PlanView) -> None:
         blocks = find_blocks(model)
+        other_cuts = [cut for cut in plan.cuts if cut is not self]
+        blocks = [block for block in blocks if all(cut.rename(block.name, block.name) is not None for cut in other_cuts)]
         there, named = {block.name: block for block in blocks}, self.kept.keys()
         if there.keys() != named:
             missing, unknown = sorted(there.keys() - named), sorted(named - there.keys())
@@ -138,7 +140,8 @@ class ExpertsCut(Cut):
     def apply(self, model: PreTrainedModel, plan: PlanView) -> None:
         blocks = find_blocks(model)
         for block in blocks:
-            kept = self.kept[block.name]
+            # In a layer that another cut drops it does not matter which: until then the model stays that of its configuration
+            kept = self.kept.get(block.name, list(range(self.keep)))
             for module in (block.module, block.experts):  # some blocks hold the router's correction bias
                 slice_tensors(module, kept, block.expert_count, {block.expert_count})
             slice_router(block.router, kept, block.expert_count, plan.experts_per_token)
@@ -159,7 +162,7 @@ class ExpertsCut(Cut):
     @contextmanager
     def masked(self, model: PreTrainedModel, plan: PlanView) -> Iterator[None]:
         with ExitStack() as stack:
-            for block in find_blocks(model):
+            for block in self._named(model):
                 stack.enter_context(restricted(block, self.kept[block.name], plan.experts_per_token))
             yield
 
@@ -204,6 +207,10 @@ class ExpertsCut(Cut):
 
     def choice(self) -> dict[str, list[int]]:
         return self.kept
+
+    def _named(self, model: PreTrainedModel) -> list[MoEBlock]:
+        """The blocks of the model that the cut is for: of layers that another cut drops there are none."""
+        return [block for block in find_blocks(model) if block.name in self.kept]
 
     def _block_of(self, parameter: str) -> str | None:
         return next((name for name in self.kept if parameter.startswith(f"{name}.")), None)

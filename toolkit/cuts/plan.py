@@ -27,12 +27,13 @@ from safetensors.torch import load_file, save_file
 
 from toolkit.cuts.cut import Cut
 from toolkit.cuts.experts import BlockPlan, ExpertsCut
+from toolkit.cuts.layers import LayersCut
 from toolkit.cuts.width import WidthCut, checksum
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import write_text
 
 # In the order in which a plan's cuts are applied. They commute: experts come first because channels are chosen per kept expert
-KINDS: list[type[Cut]] = [ExpertsCut, WidthCut]
+KINDS: list[type[Cut]] = [ExpertsCut, WidthCut, LayersCut]
 
 KindOfCut = TypeVar("KindOfCut", bound=Cut)
 

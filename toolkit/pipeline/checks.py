@@ -18,6 +18,7 @@ from toolkit.pipeline.budget import Budget, check_shrinking
 from toolkit.pipeline.calibration_data import check_self_generated, check_source, read_source, sources_of
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.data_checks import limit_checks, rendering_checks
+from toolkit.pipeline.layer_search import check_dev_slice
 from toolkit.pipeline.rounds import early_rounds, trains
 from toolkit.pipeline.stages.skip import check_skipping
 from toolkit.recipe.pruning import PruningRecipe
@@ -51,6 +52,8 @@ def _checked(context: RunContext, mistakes: Mistakes) -> list[str]:
     for source in recipe.calibration.data or ():
         mistakes.collect(partial(check_source, source, context.data))
     mistakes.collect(lambda: check_self_generated(recipe))
+    if config is not None and all(readable):
+        mistakes.collect(lambda: check_dev_slice(context))
     _check_packages(recipe, mistakes)
     notes: list[str] = []
     if tokenizer is not None and all(readable):

@@ -6,7 +6,7 @@ teaching, reference logits, harness, scoring                             cover t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from toolkit.evaluation.fidelity import FORMAT
 from toolkit.pipeline.budget import Budget
@@ -22,6 +22,7 @@ from toolkit.selection.criteria import CRITERIA, SearchRequest
 from toolkit.tasks import DataCache
 from toolkit.tasks.scorers import scorer_file
 
+BACKWARD = ("taylor", "fisher")  # criteria of width that need a backward pass
 SCORING_RULES = 2
 """The rules by which answers are taken out of what was written, and judged: under others a finished evaluation is done
 again."""
@@ -35,13 +36,21 @@ class Teaching(NamedTuple):
     teacher: str | None
 
 
+class LayerFingerprints(NamedTuple):
+    """Of the choice of layers, and of what is measured for it, which serves every number of layers."""
+
+    choice: str
+    losses: str
+    similarities: str
+
+
 @dataclass(frozen=True)
 class Fingerprints:
     """Those that several stages share or build on."""
 
     teaching: Teaching
     rounds: dict[StepRecipe, str]  # by what a round before the last keeps
-    layers: str | None  # which layers stay; None where all do
+    layers: LayerFingerprints | None  # None where all layers stay
     calibrate: str
     select: str
     models: dict[Role, str]  # of the models of a run that are checkpoints
@@ -73,8 +82,8 @@ def fingerprints_of(
     for step in early_rounds(recipe):
         of_step = recipe.pruning.of_step(step).model_dump(exclude={"schedule", "skipping"})
         source = rounds[step] = fingerprint_of(source, observing, of_step, training)
-    layers = _layers(recipe, cuts, [source, observing, own_data])
-    calibrate = fingerprint_of(source, *observing, *layers, *_channels(recipe, cuts))
+    layers = None if cuts.layers is None else _layers(recipe, cuts.layers, source, observing, own_data)
+    calibrate = fingerprint_of(source, *observing, *([layers.choice] if layers else []), *_channels(recipe, cuts))
     select = fingerprint_of(calibrate, choosing, recipe.seed)
     prune = fingerprint_of(select)
     models = {
@@ -87,7 +96,7 @@ def fingerprints_of(
     return Fingerprints(
         teaching=teaching,
         rounds=rounds,
-        layers=layers[0] if layers else None,
+        layers=layers,
         calibrate=calibrate,
         select=select,
         models=models,
@@ -115,6 +124,13 @@ def subset_search(recipe: Recipe) -> SearchRequest | None:
     return None if pruning.keep is None else CRITERIA[pruning.criterion].search(pruning)
 
 
+def observed_channels(recipe: Recipe, cuts: Budget) -> bool | Literal["gradients"]:
+    """Whether calibration observes the channels of experts, too; in a backward pass where the criterion needs it."""
+    if cuts.width is None:
+        return False
+    return "gradients" if recipe.pruning.width_criterion in BACKWARD else True
+
+
 def _teaching(recipe: Recipe, data: DataCache, model: str, own_data: str, test_data: Any) -> Teaching:
     """`own_data`, `test_data`: fingerprints of the task's two files."""
     finetuning, mix = recipe.finetuning, training_sources(recipe)
@@ -137,18 +153,21 @@ def _observing(recipe: Recipe, data: DataCache, budget: Budget) -> list[Any]:
     return [_calibration_data(recipe, data), recipe.calibration.model_dump(), recipe.seed, *routing, *searching]
 
 
-def _layers(recipe: Recipe, cuts: Budget, observed: list[Any]) -> list[str]:
-    """`observed`: the model, the calibration data, and the data that the dev slice is of."""
-    if cuts.layers is None:
-        return []
-    return [fingerprint_of("layers", cuts.layers, recipe.pruning.layer_criterion, *observed)]
+def _layers(recipe: Recipe, wanted: int | tuple[int, ...], source: str, observing: list[Any], own_data: str) -> LayerFingerprints:
+    """`own_data`: of the file that the dev slice is of."""
+    criterion, tokens = recipe.pruning.layer_criterion, recipe.pruning.tokens
+    batches = recipe.calibration.model_dump(include={"examples", "batch_size", "max_length"})
+    return LayerFingerprints(
+        choice=fingerprint_of("layers", source, observing, own_data, wanted, criterion, tokens),
+        losses=fingerprint_of("layers' losses", source, own_data, batches),
+        similarities=fingerprint_of("layers' similarities", source, observing),
+    )
 
 
 def _channels(recipe: Recipe, cuts: Budget) -> list[list[str]]:
-    """Whether calibration observes channels too, and how; which criterion reads them is decided later."""
-    if cuts.width is None:
-        return []
-    return [["channels", *(["backward"] if recipe.pruning.width_criterion in ("taylor", "fisher") else [])]]
+    """How calibration observes channels, where it does; which criterion reads them is decided later."""
+    found = observed_channels(recipe, cuts)
+    return [["channels", *(["gradients"] if found == "gradients" else [])]] if found else []
 
 
 def _calibration_data(recipe: Recipe, data: DataCache) -> list[Any]:

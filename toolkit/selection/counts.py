@@ -1,4 +1,4 @@
-"""How many channels and layers stay: what `pruning.width` and `pruning.layers` mean for a model of a given width and depth."""
+"""How many channels stay: what `pruning.width` means for a model of a given width."""
 
 from toolkit.runtime.errors import PollardError
 
@@ -9,7 +9,7 @@ FEWEST_STEPS = 4  # so many widths are possible at least: a quarter, a half, thr
 def width_multiple(width: int) -> int:
     """What the new width of experts of `width` channels is a multiple of, unless a recipe says otherwise.
 
-    The largest power of two that divides it, up to 128, with which a quarter of it is possible: 14336 -> 128, 256 -> 64, 96 -> 16.
+    The largest power of two that divides it, up to 128, with which a quarter of it is possible: 14336 -> 128, 256 -> 64.
     """
     multiple = USUAL_MULTIPLE
     while multiple > 1 and (width % multiple or width // multiple < FEWEST_STEPS):
@@ -43,22 +43,3 @@ def channels_to_keep(keep: int | float, width: int, multiple: int | None = None)
             code="selection.width-multiple",
         )
     return keep
-
-
-def layers_to_keep(layers: int | float | list[int], count: int) -> int | list[int]:
-    """The number of decoder layers that `layers` means of `count`, or the list itself. Raises PollardError when that is none, or
-    more than there are."""
-    if isinstance(layers, list):
-        if layers[-1] >= count:
-            raise PollardError(
-                f"pruning.layers names layer {layers[-1]}, but the model has {count} layers: 0…{count - 1}.",
-                code="selection.layers",
-            )
-        return layers
-    number = max(1, round(layers * count)) if isinstance(layers, float) else layers
-    if not 1 <= number <= count:
-        raise PollardError(
-            f"pruning.layers is {layers}, but the model has {count} layers: give 1…{count}, or a fraction in (0, 1).",
-            code="selection.layers",
-        )
-    return number
