@@ -4,17 +4,18 @@ from typing import Any
 
 EXPERTS, TOP_K, VOCABULARY = 8, 2, 64
 
-# Numbers of a default configuration, made small. No other size is EXPERTS: a wrong axis would be sliced without a word.
+# Numbers of a default configuration, made small. No other size is EXPERTS, and hidden states are neither as wide as experts nor
+# twice as wide: a wrong axis would be sliced without a word.
 SMALL: dict[str, Any] = {
-    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 4,
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 4,
     "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16, "max_position_embeddings": 128,
     "model_max_length": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     # experts
     "num_experts": EXPERTS, "num_local_experts": EXPERTS, "n_routed_experts": EXPERTS, "moe_num_experts": EXPERTS,
     "num_experts_per_tok": TOP_K, "num_experts_per_token": TOP_K, "moe_topk": TOP_K, "moe_k": TOP_K, "top_k_experts": TOP_K,
     "n_group": 2, "num_expert_group": 2, "topk_group": 1,
-    "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "shared_experts_intermediate_size": 16,
-    "shared_intermediate_size": 16, "dense_intermediate_size": 24, "moe_shared_expert_intermediate_size": 16,
+    "moe_intermediate_size": 24, "shared_expert_intermediate_size": 16, "shared_experts_intermediate_size": 16,
+    "shared_intermediate_size": 16, "dense_intermediate_size": 40, "moe_shared_expert_intermediate_size": 16,
     "moe_hidden_size": 16, "router_hidden_size": 16,
     # attention
     "sliding_window": 16, "sliding_window_size": 16, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 16,

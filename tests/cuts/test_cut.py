@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from conftest import logits_of, plan_for, tiny_model
@@ -32,7 +33,7 @@ class PlainCut(Cut):
     def rename(self, name: str, parameter: str) -> str | None:
         return name
 
-    def takes(self, tensor: AffectedTensor) -> Indices:
+    def takes(self, model: PreTrainedModel, plan: PlanView, tensors: Sequence[AffectedTensor]) -> Mapping[str, Indices]:
         return {}
 
     def choice(self) -> Any:
@@ -99,11 +100,9 @@ class Narrower(PlainCut):
         for layer, data in zip(model.model.layers, before, strict=True):
             layer.mlp.experts.down_proj.data = data
 
-    def takes(self, tensor: AffectedTensor) -> Indices:
-        one_experts = len(tensor.shape) == 2
-        if tensor.parameter.endswith("gate_up_proj"):
-            return {0: self.kept} if one_experts else {1: self._both()}
-        return {len(tensor.shape) - 1: self.kept} if tensor.parameter.endswith("down_proj") else {}
+    def takes(self, model: PreTrainedModel, plan: PlanView, tensors: Sequence[AffectedTensor]) -> Mapping[str, Indices]:
+        ends = {"gate_up_proj": 0, "down_proj": 1}  # the axis of one expert's matrix, as Mixtral's files hold it
+        return {t.name: {axis: np.array(self.kept)} for t in tensors for end, axis in ends.items() if t.parameter.endswith(end)}
 
     @classmethod
     def config(cls, config: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import raises
@@ -23,7 +24,7 @@ TENSORS = {
 def test_pieces_are_what_indexing_gives_in_every_dtype(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "source.safetensors")
     stored = read_header(tmp_path / "source.safetensors")
-    rows = [0, 1, 2, 5, 7]
+    rows = np.array([0, 1, 2, 5, 7])
     whole = [Piece(f"{name}.whole", tensor) for name, tensor in stored.items()]
     write_file(
         tmp_path / "target.safetensors",
@@ -50,15 +51,38 @@ def test_indices_along_several_axes_stay(
     monkeypatch.setattr(tensor_files, "SHORT_RUN", short_run)
     tensors = {"f32": torch.arange(8 * 3 * 4).reshape(8, 3, 4).float(), "fp8": torch.randn(8, 3, 4).to(torch.float8_e4m3fn)}
     save_file(tensors, tmp_path / "source.safetensors")
-    pieces = [Piece(name, tensor, indices) for name, tensor in read_header(tmp_path / "source.safetensors").items()]
+    kept = {axis: np.array(along) for axis, along in indices.items()}
+    pieces = [Piece(name, tensor, kept) for name, tensor in read_header(tmp_path / "source.safetensors").items()]
     write_file(tmp_path / "target.safetensors", pieces)
     written, sizes = load_file(tmp_path / "target.safetensors"), {piece.name: (piece.shape, piece.bytes) for piece in pieces}
     for name, tensor in tensors.items():
         expected = tensor.float()
-        for axis, kept in indices.items():
-            expected = expected.index_select(axis, torch.tensor(kept))
+        for axis, along in indices.items():
+            expected = expected.index_select(axis, torch.tensor(along))
         assert torch.equal(written[name].float(), expected)
         assert sizes[name] == (tuple(expected.shape), written[name].nbytes)
+
+
+# Channels of experts in one tensor: of each expert that stays others.
+@pytest.mark.parametrize("short_run", [1, 4096])
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("experts", [None, [1, 4, 7]])
+def test_indices_may_differ_along_the_first_axis(
+    axis: int, experts: list[int] | None, short_run: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_files, "SHORT_RUN", short_run)
+    tensor = torch.randn(8, 6, 6)
+    save_file({"fused": tensor}, tmp_path / "source.safetensors")
+    rows = experts or list(range(8))
+    channels = np.stack([np.sort(np.random.default_rng(row).choice(6, 2, replace=False)) for row in rows])
+    indices = {axis: channels} | ({0: np.array(experts)} if experts else {})
+    piece = Piece("cut", read_header(tmp_path / "source.safetensors")["fused"], indices)
+    write_file(tmp_path / "target.safetensors", [piece])
+    expected = torch.stack(
+        [tensor[row].index_select(axis - 1, torch.from_numpy(of_row)) for row, of_row in zip(rows, channels, strict=True)]
+    )
+    written = load_file(tmp_path / "target.safetensors")["cut"]
+    assert torch.equal(written, expected) and (piece.shape, piece.bytes) == (tuple(expected.shape), written.nbytes)
 
 
 def test_every_tensor_is_aligned_to_its_type(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from conftest import ROOT, raises
 
 from toolkit.cli.choices import choices
 from toolkit.recipe.file import dump_recipe, dump_values, load_recipe, read_values
+from toolkit.recipe.pruning import StepRecipe
 from toolkit.runtime.errors import PollardError
 from toolkit.tasks import PRESETS
 
@@ -64,7 +65,7 @@ def test_short_forms_and_defaults(tmp_path: Path) -> None:
         (
             "pruning:\n  keeep: 4\n",
             "r.yaml, line 5: `pruning.keeep` is not a key of a recipe. Did you mean `keep`? "
-            "Allowed here: criterion, keep, schedule, experts_per_token, tokens, mode, skipping.",
+            "Allowed here: criterion, keep, width, width_criterion, width_multiple, layers, layer_criterion, schedule, ",
         ),
         ("string: 4\n", "r.yaml, line 4: `string` is not a key of a recipe. Did you mean `pruning`? Allowed here: name, seed,"),
         ("model.str: 4\n", "r.yaml, line 4: `model.str` is not a key of a recipe."),
@@ -78,7 +79,7 @@ def test_short_forms_and_defaults(tmp_path: Path) -> None:
         ("seed: -1\n", "line 4: `seed`: Input should be greater than or equal to 0 (given: -1)."),
         (
             "pruning: 4\n",
-            "line 4: `pruning` takes keys (criterion, keep, schedule, experts_per_token, tokens, mode, skipping), not 4.",
+            "line 4: `pruning` takes keys (criterion, keep, width, width_criterion, ",
         ),
         ("evaluation:\n  models: [orignal]\n", "line 5: `evaluation.models.0` cannot be 'orignal'. Did you mean `original`?"),
         (
@@ -178,7 +179,7 @@ def test_keep_as_a_fraction_lies_between_zero_and_one(tmp_path: Path, keep: str)
     assert "a fraction in (0, 1)" in fault_of(tmp_path, SMALLEST, f"pruning.keep={keep}")
 
 
-@pytest.mark.parametrize("keep", ["true", "half", "'4'", "null", "[4]", "{of: 8}"])
+@pytest.mark.parametrize("keep", ["true", "half", "'4'", "[4]", "{of: 8}"])
 def test_keep_is_a_number(tmp_path: Path, keep: str) -> None:
     fault = fault_of(tmp_path, SMALLEST, f"pruning.keep={keep}")
     assert "keep must be a number of experts (4) or a fraction of them (0.5)" in fault
@@ -341,8 +342,27 @@ def test_data_has_short_forms_and_names_itself(tmp_path: Path) -> None:
             "no server is named for the control: say evaluation.servers.control",
         ),
         ("pruning: {schedule: [6, 4, 2], keep: 4}", "keep 4 is not where the schedule [6, 4, 2] ends: leave keep out"),
-        ("pruning: {schedule: [4, 6]}", "a schedule is numbers of experts that fall from round to round, not [4, 6]"),
+        ("pruning: {schedule: [4, 6]}", "step 2 of the schedule has keep 6, after 4: what is cut does not come back"),
         ("pruning: {schedule: [4, 0]}", "keep must be an integer of at least 1"),
+        ("pruning: {width_criterion: taylor}", "width_criterion belongs to width, and width is not set"),
+        ("pruning: {keep: 4, width_multiple: 64}", "width_multiple belongs to width, and width is not set"),
+        ("pruning: {layer_criterion: top}", "layer_criterion belongs to layers, and layers is not set"),
+        ("pruning: {layers: [0, 2], layer_criterion: top}", "there is nothing for layer_criterion to choose"),
+        ("pruning: {width: 100, width_multiple: 64}", "width 100 is no multiple of width_multiple 64"),
+        (
+            "pruning: {schedule: [{keep: 4}, {width: 0.5}]}",
+            "step 2 of the schedule leaves out keep, so that all experts would be",
+        ),
+        ("pruning: {schedule: [{keep: 4, width: 8}, 4]}", "step 2 of the schedule leaves out width"),
+        ("pruning: {schedule: [{layers: 3}, {layers: 3}]}", "step 2 of the schedule keeps what step 1 does"),
+        ("pruning: {schedule: [4, {keep: 6, width: 0.5}]}", "step 2 of the schedule has keep 6, after 4"),
+        (
+            "pruning: {schedule: [6, {keep: 4, width: 0.5}], width: 8}",
+            "width 8 is not where the schedule [6, {'keep': 4, 'width'",
+        ),
+        ("pruning: {schedule: [{}, 4]}", "`pruning.schedule.0`: a step of a schedule says what stays"),
+        ("pruning: {schedule: [0.5, 4]}", "`pruning.schedule.0`: a step of a schedule is a number of experts (4), or keys"),
+        ("pruning: {schedule: [{kep: 6}, 4]}", "Did you mean `keep`? Allowed here: keep, width, layers."),
         ("finetuning: {early_stopping: 3}", "early_stopping needs something to stop by: say select_by: dev_loss"),
     ],
 )
@@ -355,8 +375,50 @@ def test_a_schedule_says_what_is_kept_in_the_end(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text("name: x\nmodel: m\ntask: gsm8k\npruning: {schedule: [6, 4, 2]}\n")
     assert load_recipe(path).pruning.keep == 2
-    assert load_recipe(path, ["pruning.keep=2"]).pruning.schedule == [6, 4, 2]
+    assert load_recipe(path, ["pruning.keep=2"]).pruning.model_dump()["schedule"] == [6, 4, 2]
     assert load_recipe(path, ["pruning.schedule=null", "pruning.keep=4"]).pruning.keep == 4
+
+
+# A fraction that is a half of the experts must not join in where something else is cut.
+@pytest.mark.parametrize(
+    ("pruning", "keep"),
+    [
+        ("{}", 0.5), ("{width: null}", 0.5), ("{width: 0.5}", None), ("{layers: [0, 2]}", None), ("{layers: 3, keep: 4}", 4),
+        ("{keep: null}", None),
+    ],
+)  # fmt: skip
+def test_all_experts_stay_where_something_else_is_cut_and_keep_is_not_set(
+    tmp_path: Path, pruning: str, keep: float | None
+) -> None:
+    recipe = recipe_of(tmp_path, f"{SMALLEST}pruning: {pruning}\n")
+    assert recipe.pruning.keep == keep
+    assert recipe_of(tmp_path, dump_recipe(recipe)) == recipe
+
+
+@pytest.mark.parametrize("key", ["width", "layers"])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "0.0", "true", "half", "'4'", "{of: 8}"])
+def test_width_and_layers_are_numbers_or_fractions(tmp_path: Path, key: str, value: str) -> None:
+    assert f"`pruning.{key}`: {key} must be a" in fault_of(tmp_path, SMALLEST, f"pruning.{key}={value}")
+
+
+@pytest.mark.parametrize("layers", ["[]", "[1, 0]", "[0, 0]", "[-1]", "[0, one]", "[0.5]", "[true]"])
+def test_layers_as_a_list_are_ascending_numbers(tmp_path: Path, layers: str) -> None:
+    assert "names those that stay, counted from 0, ascending" in fault_of(tmp_path, SMALLEST, f"pruning.layers={layers}")
+
+
+def test_steps_of_a_schedule_are_numbers_of_experts_or_keys(tmp_path: Path) -> None:
+    text = SMALLEST + "pruning: {schedule: [6, {keep: 4, width: 8}, {keep: 4, width: 8, layers: 0.75}]}\n"
+    pruning = recipe_of(tmp_path, text).pruning
+    assert (pruning.keep, pruning.width, pruning.layers) == (4, 8, 0.75)
+    assert [step.name for step in pruning.steps] == ["6", "4-width8", "4-width8-layers0.75"]
+    assert pruning.steps[1] == StepRecipe(keep=4, width=8) and pruning.steps[0].model_dump() == 6
+    assert recipe_of(tmp_path, dump_recipe(recipe_of(tmp_path, text))).pruning == pruning
+
+
+def test_a_recipe_of_experts_alone_writes_no_keys_of_other_cuts(tmp_path: Path) -> None:
+    plain, narrow = (recipe_of(tmp_path, f"{SMALLEST}pruning: {keys}\n") for keys in ("{keep: 4}", "{width: 0.5}"))
+    assert not {"width", "width_criterion", "layers", "layer_criterion"} & plain.pruning.model_dump().keys()
+    assert narrow.pruning.model_dump()["width_criterion"] == "energy" and "layers" not in narrow.pruning.model_dump()
 
 
 def test_adapters_are_described_only_where_a_method_makes_some(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.cuts.model_summary import pruned_meta_model
+from toolkit.cuts.shape import ModelShape, shaped_meta_model
 from toolkit.evaluation.speed import BenchmarkedModel, ModelSize
 from toolkit.moe import checkpoint_bytes, checkpoint_files, load_config, load_model, meta_model, random_model, sizes, weight_bytes
 from toolkit.pipeline.run_models import NamedModel, models_at
@@ -30,7 +30,9 @@ def models_to_measure(paths: Sequence[str], keep: Sequence[int], dtype: str) -> 
         )
     entrants = [_random(m.name, load_config(m.path), dtype) if _without_weights(m.path) else _real(m, dtype) for m in models]
     config = load_config(models[0].path) if keep else None
-    entrants += [_random(f"keep {number}", pruned_meta_model(config, number).config, dtype) for number in keep]
+    for number in keep:
+        pruned = shaped_meta_model(config, ModelShape(experts=number))
+        entrants.append(_random(f"keep {number}", pruned.config, dtype))
     return [entrant._replace(name=name) for entrant, name in zip(entrants, _names([e.name for e in entrants]), strict=True)]
 
 

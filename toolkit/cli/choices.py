@@ -7,7 +7,7 @@ instant), so they are written into a file that it imports; a test keeps the file
 from collections.abc import Iterable
 
 from toolkit.recovery.methods import METHODS
-from toolkit.selection import CRITERIA
+from toolkit.selection import CRITERIA, LAYER_CRITERIA, WIDTH_CRITERIA
 from toolkit.tasks import PRESETS
 from toolkit.tasks.choices import LABEL_FORMATS
 from toolkit.tasks.scorers import SCORER_FACTORIES, SCORERS
@@ -27,6 +27,8 @@ def choices() -> str:
         [
             _literal("Criterion", CRITERIA),
             _set("CRITERIA_ON_ALL_TOKENS", (name for name, rule in CRITERIA.items() if rule.all_tokens_only)),
+            _literal("WidthCriterion", WIDTH_CRITERIA),
+            _literal("LayerCriterion", LAYER_CRITERIA),
             _literal("Method", METHODS),
             _set("METHODS_WITH_ADAPTERS", (name for name, method in METHODS.items() if method.adapters)),
             _literal("TaskName", PRESETS),

@@ -35,7 +35,8 @@ def _summary(estimate: Estimate) -> dict[str, str]:
     nodes = f"{machine.nodes} nodes, each " if machine.nodes > 1 else ""
     kind = f" {machine.gpu.name}" if machine.gpu else ""
     gpus = f"{machine.gpus} x{kind} {gib(machine.gpu_memory)} GiB" if machine.gpus else "no GPU"
-    kept = f"{estimate.experts[1]} of {estimate.experts[0]} experts per block"
+    counts = (("experts per block", estimate.experts), ("channels per expert", estimate.width), ("layers", estimate.layers))
+    kept = ", ".join(f"{count[1]} of {count[0]} {of}" for of, count in counts if count)
     steps = MISSING if estimate.steps is None else f"{estimate.steps:,}"
     return {
         "Estimates, not measurements": "",

@@ -71,7 +71,7 @@ def _keeps_to_try(run: RunDirectory) -> str:
     for keep in dict.fromkeys(experts * share // 8 for share in (6, 4, 2)):
         with suppress(PollardError):
             if keep:
-                context.budget_of(recipe.model, keep)
+                context.budget_of(recipe.pruning.model_copy(update={"keep": keep}))
                 possible.append(str(keep))
     return ",".join(possible)
 

@@ -5,12 +5,15 @@ Other rooms use these names and need not know how a plan stores its choice.
 
 from toolkit.cuts.apply import apply_plan, check_plan, masked
 from toolkit.cuts.checkpoint import check_whole, complete_checkpoint, prune_checkpoint, write_checkpoint
+from toolkit.cuts.compose import compose
 from toolkit.cuts.cut import Cut
 from toolkit.cuts.experts import BlockPlan, ExpertsCut
 from toolkit.cuts.layers import LayersCut
-from toolkit.cuts.model_summary import ModelSummary, model_summary, pruned_meta_model
+from toolkit.cuts.model_summary import ModelSummary, model_summary
 from toolkit.cuts.plan import KINDS, Plan
+from toolkit.cuts.shape import ModelShape, shape_of, shaped_meta_model
 from toolkit.cuts.statistics import ExpertStatistics
+from toolkit.cuts.width import WidthCut
 
 __all__ = [
     "KINDS",
@@ -19,15 +22,19 @@ __all__ = [
     "ExpertStatistics",
     "ExpertsCut",
     "LayersCut",
+    "ModelShape",
     "ModelSummary",
     "Plan",
+    "WidthCut",
     "apply_plan",
     "check_plan",
     "check_whole",
     "complete_checkpoint",
+    "compose",
     "masked",
     "model_summary",
     "prune_checkpoint",
-    "pruned_meta_model",
+    "shape_of",
+    "shaped_meta_model",
     "write_checkpoint",
 ]

@@ -4,12 +4,15 @@ Which parameters a plan changes is not decided by their names: the plan is appli
 with another shape or name afterwards are affected. Only for their tensors are the cuts asked what stays.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
+import numpy as np
+import numpy.typing as npt
 from transformers import PreTrainedModel
 
-from toolkit.cuts.cut import AffectedTensor, Cut, Indices, Shape
+from toolkit.cuts.cut import AffectedTensor, Cut, Indices, Shape, UnknownLayoutError
 from toolkit.cuts.plan import KINDS, Plan
 
 
@@ -37,7 +40,7 @@ def masked(model: PreTrainedModel, plan: Plan) -> Iterator[PreTrainedModel]:
     """`model` as if pruned by `plan` inside the context, unchanged after it (weights are neither copied nor removed)."""
     check_plan(model, plan)
     with ExitStack() as stack:
-        for cut in in_order(plan):
+        for cut in reversed(in_order(plan)):  # a router that is masked is no longer the model's own: last
             stack.enter_context(cut.masked(model, plan))
         yield model
 
@@ -52,14 +55,16 @@ def renamed(plan: Plan, name: str, parameter: str) -> str | None:
     return name
 
 
-def taken(plan: Plan, tensor: AffectedTensor) -> Indices:
-    """Which part of a stored tensor stays. Raises UnknownLayoutError where two cuts shorten one axis in different ways."""
-    indices: dict[int, list[int]] = {}
+def taken(plan: Plan, model: PreTrainedModel, tensors: Sequence[AffectedTensor]) -> Mapping[str, Indices]:
+    """By name, which part of stored tensors of the original `model` stays; of those not named everything. Raises
+    UnknownLayoutError where two cuts shorten one axis, or a cut cannot say it."""
+    found: dict[str, dict[int, npt.NDArray[np.int64]]] = defaultdict(dict)
     for cut in plan.cuts:
-        for axis, kept in cut.takes(tensor).items():
-            assert axis not in indices, f"two cuts shorten axis {axis} of {tensor.name}"
-            indices[axis] = list(kept)
-    return indices
+        for name, indices in cut.takes(model, plan, tensors).items():
+            if found[name].keys() & indices.keys():
+                raise UnknownLayoutError(f"two cuts shorten one axis of {name}")
+            found[name] |= indices
+    return found
 
 
 def affected_parameters(model: PreTrainedModel, pruned: PreTrainedModel, plan: Plan) -> Mapping[str, Shape | None]:

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedModel
 
@@ -19,7 +21,7 @@ from toolkit.moe.completeness import Source
 
 Shape = tuple[int, ...]
 ConfigFile = dict[str, Any]  # the content of a config.json
-Indices = Mapping[int, Sequence[int]]  # per axis of a tensor, the ascending indices that stay; other axes stay whole
+Indices = Mapping[int, npt.NDArray[np.int64]]  # per axis of a stored tensor what stays, as in `Piece`
 
 
 class UnknownLayoutError(Exception):
@@ -34,6 +36,8 @@ class AffectedTensor(NamedTuple):
     parameter: str  # of the original model: what the tensor becomes (part of), or belongs to as its scale
     before: Shape  # the parameter's shape in the original model
     after: Shape | None  # and in the model with all cuts applied; None where it is gone
+    converted: bool  # merged, split or transposed on the way from the file to the model
+    reordered: bool  # or put into another order within
 
 
 class PlanView(Protocol):
@@ -66,9 +70,10 @@ class Cut(BaseModel, ABC):
         """Inside the context a checked `model` answers as if cut; weights are neither copied nor removed."""
 
     @abstractmethod
-    def takes(self, tensor: AffectedTensor) -> Indices:
-        """Which part of a stored tensor stays (a tensor that `rename` drops is not asked for). Raises UnknownLayoutError where
-        that cannot be said without loading it."""
+    def takes(self, model: PreTrainedModel, plan: PlanView, tensors: Sequence[AffectedTensor]) -> Mapping[str, Indices]:
+        """By name, which part of stored tensors of the original `model` (without weights) stays: of those that this cut
+        shortens. Tensors that a cut drops are not asked for. Raises UnknownLayoutError where that cannot be said without loading
+        them."""
 
     @abstractmethod
     def rename(self, name: str, parameter: str) -> str | None:

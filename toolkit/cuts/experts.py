@@ -8,17 +8,20 @@
 Shape legend: E experts, H hidden size.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import PreTrainedModel
 
 from toolkit.cuts.cut import AffectedTensor, ConfigFile, Cut, Indices, PlanView, Shape, UnknownLayoutError
 from toolkit.moe.blocks import EXPERT_KEYS, TOP_K_KEYS, MoEBlock, find_blocks, set_config_values
 from toolkit.moe.completeness import EXPERT_NUMBER, Source, check_experts
+from toolkit.moe.load import meta_model
 from toolkit.moe.masking import check_prunable, kept_rows, restricted, slice_router, slice_tensors
 from toolkit.moe.tensor_files import row_axis
 from toolkit.runtime.errors import PollardError
@@ -135,9 +138,10 @@ class ExpertsCut(Cut):
                 )
 
     def apply(self, model: PreTrainedModel, plan: PlanView) -> None:
-        blocks = self._named(model)
+        blocks = find_blocks(model)
         for block in blocks:
-            kept = self.kept[block.name]
+            # In a layer that another cut drops it does not matter which: until then the model stays that of its configuration
+            kept = self.kept.get(block.name, list(range(self.keep)))
             for module in (block.module, block.experts):  # some blocks hold the router's correction bias
                 slice_tensors(module, kept, block.expert_count, {block.expert_count})
             slice_router(block.router, kept, block.expert_count, plan.experts_per_token)
@@ -162,10 +166,17 @@ class ExpertsCut(Cut):
                 stack.enter_context(restricted(block, self.kept[block.name], plan.experts_per_token))
             yield
 
-    def takes(self, tensor: AffectedTensor) -> Indices:
-        block = self._block_of(tensor.parameter)
-        axis = row_axis(tensor.before)
-        if block is None or not tensor.before or tensor.after is None or tensor.before[axis] == tensor.after[axis]:
+    def takes(self, model: PreTrainedModel, plan: PlanView, tensors: Sequence[AffectedTensor]) -> Mapping[str, Indices]:
+        pruned = meta_model(copy.deepcopy(model.config))
+        self.apply(pruned, plan)  # alone: what other cuts shorten is not taken for rows of experts
+        after = {name: tuple(tensor.shape) for name, tensor in pruned.state_dict().items()}
+        found = {tensor.name: self._rows_of(tensor, after[tensor.parameter]) for tensor in tensors}
+        return {name: {axis: np.array(rows) for axis, rows in indices.items()} for name, indices in found.items()}
+
+    def _rows_of(self, tensor: AffectedTensor, after: Shape) -> Mapping[int, list[int]]:
+        """`after`: the parameter's shape without the experts that go."""
+        block, axis = self._block_of(tensor.parameter), row_axis(tensor.before)
+        if block is None or not tensor.before or tensor.before[axis] == after[axis]:
             return {}
         if EXPERT_NUMBER.search(tensor.name) or tensor.shape in ((), (1,)):  # one expert's, or one scale for all
             return {}

@@ -1,18 +1,14 @@
 """The size of a model and of what pruning would leave, from its configuration and the headers of its files."""
 
-import copy
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
-from toolkit.cuts.apply import apply_plan
 from toolkit.cuts.cut import UnknownLayoutError
-from toolkit.cuts.experts import BlockPlan
-from toolkit.cuts.plan import Plan
+from toolkit.cuts.shape import ModelShape, plan_of_shape, shaped_meta_model
 from toolkit.cuts.writer import plan_prune
 from toolkit.moe.blocks import MoEBlock, find_blocks
 from toolkit.moe.load import load_config, meta_model, quantization_of
@@ -71,7 +67,7 @@ def _stored(folder: Path, found: ModelSummary) -> StoredWeights | None:
     if model is None:
         return None
     try:
-        job = plan_prune(folder, _first_experts(model, keep, min(keep, found.experts_per_token)))
+        job = plan_prune(folder, plan_of_shape(model, ModelShape(experts=keep)))
     except UnknownLayoutError:  # no safetensors files, or their names do not say which expert is where
         return None
     dtypes: Counter[str] = Counter()
@@ -115,23 +111,4 @@ def _possible(blocks: list[MoEBlock], keep: int) -> bool:
 
 
 def _sizes_with(config: Any, keep: int) -> Sizes:
-    return sizes(pruned_meta_model(config, keep))
-
-
-def pruned_meta_model(config: Any, keep: int, experts_per_token: int | None = None) -> PreTrainedModel:
-    """The model with `keep` experts per block, without weights; as many active as now where enough are kept, unless given.
-
-    Made by the code that prunes, so that sizes agree.
-    """
-    model = meta_model(copy.deepcopy(config))
-    active = experts_per_token or min(keep, find_blocks(model)[0].experts_per_token)
-    return apply_plan(model, _first_experts(model, keep, active))
-
-
-def _first_experts(model: PreTrainedModel, keep: int, experts_per_token: int) -> Plan:
-    """Keeps the first experts of each group."""
-    blocks = find_blocks(model)
-    groups, experts = blocks[0].groups or 1, blocks[0].expert_count
-    kept = [expert for expert in range(experts) if expert % (experts // groups) < keep // groups]
-    choice = {block.name: BlockPlan(experts=experts, kept=kept) for block in blocks}
-    return Plan.of_experts(model="", criterion="", keep=keep, experts_per_token=experts_per_token, blocks=choice)
+    return sizes(shaped_meta_model(config, ModelShape(experts=keep)))

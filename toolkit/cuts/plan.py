@@ -17,19 +17,25 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
+import torch
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic_core import CoreSchema, core_schema
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from toolkit.cuts.cut import Cut
 from toolkit.cuts.experts import BlockPlan, ExpertsCut
 from toolkit.cuts.layers import LayersCut
+from toolkit.cuts.width import WidthCut, checksum
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import write_text
 
-# In the order in which a plan's cuts are applied
-KINDS: list[type[Cut]] = [ExpertsCut, LayersCut]
+# In the order in which a plan's cuts are applied. They commute: experts come first because channels are chosen per kept expert
+KINDS: list[type[Cut]] = [ExpertsCut, WidthCut, LayersCut]
+
+KindOfCut = TypeVar("KindOfCut", bound=Cut)
 
 
 class _OneOfKinds:
@@ -79,12 +85,15 @@ class Plan(BaseModel):
                 raise ValueError(f"experts_per_token must be in 1…{cut.keep} (the experts kept), not {self.experts_per_token}")
         return self
 
+    def cut(self, kind: type[KindOfCut]) -> KindOfCut | None:
+        """The plan's cut of that kind, None where it has none."""
+        return next((cut for cut in self.cuts if isinstance(cut, kind)), None)
+
     @property
     def experts(self) -> ExpertsCut:
         """The cut of experts. Raises PollardError where the plan has none."""
-        for cut in self.cuts:
-            if isinstance(cut, ExpertsCut):
-                return cut
+        if cut := self.cut(ExpertsCut):
+            return cut
         raise PollardError(f"The plan for {self.model} keeps all experts.", code="plan.no-experts-cut")
 
     # Of the cut of experts, for those who need no more of it
@@ -134,7 +143,13 @@ class Plan(BaseModel):
         return {cut.kind: cut.choice() for cut in self.cuts}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the file, whole or not at all."""
+        """Writes the file, whole or not at all, and before it that of the channels, where there are any."""
+        if width := self.cut(WidthCut):
+            file = Path(path).with_name(width.file)
+            partial = file.with_name(f"{file.name}.tmp")
+            save_file({name: kept.int().contiguous() for name, kept in width.channels.items()}, partial)
+            partial.replace(file)
+            width.checksum = checksum(width.channels)
         write_text(path, json.dumps(self.model_dump(), indent=1) + "\n")
 
     @classmethod
@@ -142,9 +157,9 @@ class Plan(BaseModel):
         """Reads and checks a plan file of either format; raises PollardError naming the file and every fault."""
         try:
             content = Path(path).read_bytes()
-            return (
-                PlanFormat1.model_validate_json(content).upgraded() if _is_format_1(content) else cls.model_validate_json(content)
-            )
+            if _is_format_1(content):
+                return PlanFormat1.model_validate_json(content).upgraded()
+            plan = cls.model_validate_json(content)
         except OSError as error:
             raise PollardError(f"No plan at {path}: {error.strerror}.", code="plan.missing") from None
         except ValidationError as error:
@@ -153,6 +168,26 @@ class Plan(BaseModel):
                 for e in error.errors()
             )
             raise PollardError(f"{path} is not a valid plan:\n{faults}", code="plan.invalid") from None
+        if width := plan.cut(WidthCut):
+            width.channels = _read_channels(Path(path).with_name(width.file), width.checksum)
+        return plan
+
+
+def _read_channels(file: Path, expected: str | None) -> dict[str, torch.Tensor]:
+    """Raises PollardError where `file` is missing, damaged or another plan's."""
+    try:
+        channels = {name: kept.long() for name, kept in load_file(file).items()}
+    except (OSError, SafetensorError) as error:
+        raise PollardError(
+            f"Cannot read the channels that the plan keeps from {file} ({error}). They lie beside the plan: copy both.",
+            code="plan.no-channels",
+        ) from None
+    if expected and checksum(channels) != expected:
+        raise PollardError(
+            f"{file} is not what the plan beside it was written with: their checksums differ. Copy both files of one plan.",
+            code="plan.other-channels",
+        )
+    return channels
 
 
 class PlanFormat1(BaseModel):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
@@ -90,15 +91,21 @@ def check_bytes(file: Path, pieces: Sequence[Piece]) -> None:
 
 def _pairs(old: torch.Tensor, new: torch.Tensor, piece: Piece) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """What must be equal, index by index along the first axis that is cut: picked all at once it would be copied."""
+    tables = [axis for axis, indices in piece.indices.items() if indices.ndim > 1]
     if not piece.indices:
         yield old, new
-        return
-    first, *others = sorted(piece.indices)
-    for index, part in zip(piece.indices[first], new.unbind(first), strict=True):
-        kept = old.select(first, index)
-        for axis in others:
-            kept = kept.index_select(axis - 1, torch.tensor(piece.indices[axis]))
-        yield kept, part
+    elif tables:  # of every expert others
+        experts = piece.indices.get(0, np.arange(old.shape[0]))
+        for row, expert in enumerate(experts):
+            rest = {axis - 1: found if found.ndim == 1 else found[row] for axis, found in piece.indices.items() if axis}
+            yield from _pairs(old[int(expert)], new[row], Piece(piece.name, piece.source, rest))
+    else:
+        first, *others = sorted(piece.indices)
+        for index, part in zip(piece.indices[first], new.unbind(first), strict=True):
+            kept = old.select(first, int(index))
+            for axis in others:
+                kept = kept.index_select(axis - 1, torch.from_numpy(piece.indices[axis]))
+            yield kept, part
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:

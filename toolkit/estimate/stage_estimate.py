@@ -48,6 +48,8 @@ class Estimate:
     steps: int | None  # of fine-tuning; None: the number of examples is not known
     stages: list[StageEstimate]
     assumptions: list[str]
+    width: tuple[int, int] | None = None  # channels per expert: original, pruned; None where they stay
+    layers: tuple[int, int] | None = None  # decoder layers: original, pruned; None where they stay
 
     @property
     def disk(self) -> int:

@@ -8,20 +8,23 @@ The library reads and writes tensors; to copy some rows of a file larger than me
 (torch need not know it), the bytes are enough. Format: https://huggingface.co/docs/safetensors
 """
 
-import itertools
 import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from toolkit.moe.model_files import SINGLE, checkpoint_files, read_index
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import RESUME_ADVICE, explain_full_disk
 
 SHORT_RUN = 4096  # bytes: below, reading what lies between costs less than a system call for each
+GATHERED = 2**25  # bytes that are read at once of what lies in short runs
 
 
 class StoredTensor(NamedTuple):
@@ -40,22 +43,36 @@ class StoredTensor(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A tensor to be written: `source` under a new name, whole or in part."""
+    """A tensor to be written: `source` under a new name, whole or in part.
+
+    `indices`: per axis the indices that stay, int64 [n]; other axes stay whole. Where they differ along the first axis (channels
+    of experts that are stored in one tensor), [m, n]: one row for each of the m indices of the first axis that stay.
+    """
 
     name: str
     source: StoredTensor
-    indices: Mapping[int, Sequence[int]] = {}  # per axis the indices that stay; other axes stay whole
+    indices: Mapping[int, npt.NDArray[np.int64]] = {}
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(len(self.indices.get(axis, range(size))) for axis, size in enumerate(self.source.shape))
+        kept = {axis: indices.shape[-1] for axis, indices in self.indices.items()}
+        return tuple(kept.get(axis, size) for axis, size in enumerate(self.source.shape))
 
     @property
     def bytes(self) -> int:
-        size = self.source.bytes
-        for axis, indices in self.indices.items():
-            size = size // self.source.shape[axis] * len(indices)
-        return size
+        return math.prod(self.shape) * self.source.bytes // max(math.prod(self.source.shape), 1)
+
+    def parts(self) -> Iterator["Piece"]:
+        """Pieces with one set of indices per axis, whose bytes are this one's one after the other."""
+        if all(indices.ndim == 1 for indices in self.indices.values()):
+            yield self
+            return
+        each = self.source.bytes // self.source.shape[0]
+        for row, index in enumerate(self.indices.get(0, np.arange(self.source.shape[0]))):
+            begin = self.source.begin + int(index) * each
+            source = self.source._replace(shape=self.source.shape[1:], begin=begin, end=begin + each)
+            rest = {axis - 1: found if found.ndim == 1 else found[row] for axis, found in self.indices.items() if axis}
+            yield Piece(self.name, source, rest)
 
     @property
     def run_bytes(self) -> int:
@@ -63,20 +80,11 @@ class Piece(NamedTuple):
         return self.source.bytes // math.prod(self.source.shape[: max(self.indices, default=-1) + 1])
 
     def ranges(self) -> Iterator[tuple[int, int]]:
-        """Begin and length of what to copy, in the source file's bytes; neighbours are one range."""
-        axes = range(max(self.indices, default=-1) + 1)
-        each, begin, length = self.run_bytes, self.source.begin, 0
-        for index in itertools.product(*(self.indices.get(axis, range(self.source.shape[axis])) for axis in axes)):
-            at = 0
-            for axis, i in zip(axes, index, strict=True):
-                at = at * self.source.shape[axis] + i
-            if length and self.source.begin + at * each != begin + length:
-                yield begin, length
-                length = 0
-            begin = begin if length else self.source.begin + at * each
-            length += each
-        if length:
-            yield begin, length
+        """Begin and length of what to copy, in the source file's bytes, where only the first axis is cut; neighbours are one
+        range."""
+        rows = self.indices.get(0, np.arange(1))
+        for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
+            yield self.source.begin + int(run[0]) * self.run_bytes, len(run) * self.run_bytes
 
 
 def row_axis(shape: Sequence[int]) -> int:
@@ -171,11 +179,12 @@ def write_file(path: Path, pieces: Iterable[Piece]) -> None:
             file = piece.source.file
             if file not in sources:
                 sources[file] = stack.enter_context(file.open("rb", buffering=0))
-            if not piece.indices or piece.run_bytes >= SHORT_RUN:
-                for begin, count in piece.ranges():
-                    _copy(sources[file], target, begin, count)
-            else:
-                _gather(sources[file], target, piece)
+            for part in piece.parts():
+                if not part.indices or (part.indices.keys() == {0} and part.run_bytes >= SHORT_RUN):
+                    for begin, count in part.ranges():
+                        _copy(sources[file], target, begin, count)
+                else:
+                    _gather(sources[file], target, part)
         os.fsync(target.fileno())
     partial.replace(path)
 
@@ -189,17 +198,19 @@ def _copy(source: IO[bytes], target: IO[bytes], begin: int, count: int) -> None:
 
 
 def _gather(source: IO[bytes], target: IO[bytes], piece: Piece) -> None:
-    """The same for many short runs (some columns of a matrix): each stretch that they lie in is read whole."""
-    last = max(piece.indices)
-    outer, runs, each = {axis: kept for axis, kept in piece.indices.items() if axis < last}, piece.indices[last], piece.run_bytes
-    stretch = each * piece.source.shape[last]
-    rows = Piece(piece.name, piece.source, outer | {last - 1: outer.get(last - 1, range(piece.source.shape[last - 1]))})
-    for begin, count in rows.ranges() if last else [(piece.source.begin, piece.source.bytes)]:
-        for at in range(begin, begin + count, stretch):
-            read = os.pread(source.fileno(), stretch, at)
-            if len(read) < stretch:
-                raise _shortened(source)
-            target.write(b"".join(read[i * each : (i + 1) * each] for i in runs))
+    """The same for what lies in many short runs (some columns of a matrix): some rows at a time are read whole."""
+    if os.fstat(source.fileno()).st_size < piece.source.end:
+        raise _shortened(source)
+    shape, each = piece.source.shape[: max(piece.indices) + 1], piece.run_bytes
+    number = f"u{each}" if each in (1, 2, 4, 8) else f"V{each}"  # bytes of any meaning; numpy is fast with numbers
+    runs: Any = np.memmap(source, number, "r", piece.source.begin, shape)  # type: ignore[call-overload]
+    rows = piece.indices.get(0, np.arange(shape[0]))
+    at_once = max(1, GATHERED * shape[0] // piece.source.bytes)
+    for start in range(0, len(rows), at_once):
+        part = runs[rows[start : start + at_once]]
+        for axis, indices in piece.indices.items():
+            part = part.take(indices, axis) if axis else part
+        target.write(part.tobytes())
 
 
 def _shortened(source: IO[bytes]) -> PollardError:

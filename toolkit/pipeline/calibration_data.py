@@ -11,13 +11,16 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from toolkit.calibration import CalibrationSource
 from toolkit.evaluation import answer_text, batch_size_for, generate_shard, greedy
 from toolkit.evaluation.decoding import as_list
+from toolkit.moe import StreamedModel
+from toolkit.moe.placement import shard_batches
 from toolkit.recipe.data import SourceRecipe
 from toolkit.recipe.schema import Recipe
-from toolkit.runtime.distributed import gather
+from toolkit.runtime.distributed import gather, say
 from toolkit.runtime.errors import PollardError
-from toolkit.tasks import DataCache, Encoded, Example, Task, encode_all, encode_prompt, encode_texts, gold_of
+from toolkit.tasks import DataCache, Encoded, Example, Task, encode_all, encode_prompt, encode_texts, gold_of, padded_batches
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,30 @@ def read_source(
     note = f"; the model's own answers, {len(encoded):,} of {len(asked):,} kept: right, within {settings.max_length} tokens"
     not_kept, bad_lines = len(asked) - len(encoded), task.bad_lines("train")
     return Source(source.name, encoded, source.weight or len(encoded), note, bad_lines=bad_lines, not_kept=not_kept)
+
+
+def read_sources(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: DataCache, model: PreTrainedModel | StreamedModel
+) -> list[Source]:
+    """All sources of the recipe, each reported in a line; `model` answers the prompts itself where the recipe says so."""
+    answering = model if isinstance(model, PreTrainedModel) and recipe.calibration.self_generated else None
+    sources = [read_source(source, recipe, tokenizer, data, answering) for source in sources_of(recipe)]
+    for source in sources:
+        named = f"{source.name}: " if len(sources) > 1 else ""
+        tokens = sum(len(e.input_ids) for e in source.encoded)
+        say(f"  {named}{len(source.encoded):,} examples, {tokens:,} tokens{source.note}")
+    return sources
+
+
+def batches_of_sources(
+    sources: Sequence[Source], recipe: Recipe, model: PreTrainedModel | StreamedModel, pad: int
+) -> list[CalibrationSource]:
+    """This rank's batches of every source."""
+    size = recipe.calibration.batch_size
+    return [
+        CalibrationSource(source.name, shard_batches(model, padded_batches(source.encoded, size, pad)), source.weight)
+        for source in sources
+    ]
 
 
 def right_answers(

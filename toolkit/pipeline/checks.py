@@ -12,12 +12,16 @@ from functools import partial
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from toolkit.cuts import shaped_meta_model
 from toolkit.evaluation.harness import check_harness
+from toolkit.pipeline.budget import Budget, check_shrinking
 from toolkit.pipeline.calibration_data import check_self_generated, check_source, read_source, sources_of
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.data_checks import limit_checks, rendering_checks
+from toolkit.pipeline.layer_search import check_dev_slice
 from toolkit.pipeline.rounds import early_rounds, trains
 from toolkit.pipeline.stages.skip import check_skipping
+from toolkit.recipe.pruning import PruningRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.training_data import check_training_source, training_sources
 from toolkit.runtime.errors import Mistakes, PollardError
@@ -48,6 +52,8 @@ def _checked(context: RunContext, mistakes: Mistakes) -> list[str]:
     for source in recipe.calibration.data or ():
         mistakes.collect(partial(check_source, source, context.data))
     mistakes.collect(lambda: check_self_generated(recipe))
+    if config is not None and all(readable):
+        mistakes.collect(lambda: check_dev_slice(context))
     _check_packages(recipe, mistakes)
     notes: list[str] = []
     if tokenizer is not None and all(readable):
@@ -68,10 +74,21 @@ def _checked(context: RunContext, mistakes: Mistakes) -> list[str]:
 
 
 def _check_numbers(context: RunContext, mistakes: Mistakes) -> None:
-    """The numbers of experts of every round, and whether there is something to skip."""
-    for keep in (*early_rounds(context.recipe), context.recipe.pruning.keep):
-        mistakes.collect(partial(context.budget_of, context.recipe.model, keep))
+    """What stays after every round, and whether there is something to skip."""
+    pruning = context.recipe.pruning
+    of_steps = [*(pruning.of_step(step) for step in early_rounds(context.recipe)), pruning]
+    budgets = [mistakes.collect(partial(_possible_budget, context, of_step)) for of_step in of_steps]
+    if None not in budgets:
+        mistakes.collect(lambda: check_shrinking([budget for budget in budgets if budget]))
     mistakes.collect(lambda: check_skipping(context.recipe, context.budget.experts_per_token))
+
+
+def _possible_budget(context: RunContext, pruning: PruningRecipe) -> Budget:
+    """Raises PollardError where the model cannot be cut so, or would be none any more."""
+    budget = context.budget_of(pruning)
+    if budget.width or budget.layers:
+        shaped_meta_model(context.config, budget.shape)  # made by the cuts, which say what they cannot do
+    return budget
 
 
 def _check_dtype(recipe: Recipe) -> None:

@@ -13,25 +13,18 @@ from typing import Any, NamedTuple, TypeVar, cast
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.estimate import DataSizes
-from toolkit.moe import check_prunable, find_blocks, load_config, load_tokenizer, meta_model
+from toolkit.moe import load_config, load_tokenizer, meta_model
+from toolkit.pipeline.budget import COUNTING_KEYS, Budget, budget_of, own_multiple
 from toolkit.pipeline.data_sizes import data_sizes
 from toolkit.pipeline.fingerprints import Fingerprints, Teaching, fingerprints_of, last_role
 from toolkit.pipeline.rounds import early_rounds, model_after
 from toolkit.pipeline.run_directory import RunDirectory
+from toolkit.recipe.pruning import PruningRecipe, StepRecipe
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import ModelRecipe, Recipe
-from toolkit.selection import experts_to_activate, experts_to_keep
 from toolkit.tasks import DataCache, Task
 
 T = TypeVar("T")
-
-
-class Budget(NamedTuple):
-    """What the numbers of a recipe mean for its model."""
-
-    keep: int  # experts per block
-    experts_per_token: int
-    fewer_active: bool  # experts per token than in the model that is pruned
 
 
 class Checkpoint(NamedTuple):
@@ -84,14 +77,29 @@ class RunContext:
 
     @property
     def budget(self) -> Budget:
-        """From the model's configuration alone. Raises PollardError where its routers cannot do what the recipe asks."""
-        return self.budget_of(self.recipe.model)
+        """What stays of the model that the recipe starts from, from its configuration alone. Raises PollardError where it cannot
+        do what the recipe asks."""
+        return self.budget_of(self.recipe.pruning)
 
-    def budget_of(self, model: ModelRecipe, keep: int | float | None = None) -> Budget:
-        """The budget of another model than the one that the recipe starts from, or of another `pruning.keep`."""
-        pruning = self.recipe.pruning
-        numbers = pruning.keep if keep is None else keep, pruning.experts_per_token
-        return self.once(("budget", model, numbers), lambda: _budget(self.meta_model_of(model), *numbers))
+    def budget_of(self, pruning: PruningRecipe) -> Budget:
+        """The same for other numbers: those of a round."""
+        key = ("budget", self.recipe.model, pruning.model_dump_json(include=COUNTING_KEYS))
+        return self.once(key, lambda: budget_of(self.meta_model, pruning))
+
+    @property
+    def cuts(self) -> Budget:
+        """What this run's own plan cuts: of a schedule its last step, after the steps before."""
+        early = early_rounds(self.recipe)
+        return self.budget.after(self.budget_of(self.recipe.pruning.of_step(early[-1]))) if early else self.budget
+
+    @property
+    def own_pruning(self) -> PruningRecipe:
+        """The same as a recipe of its own would say it, in one step and in numbers."""
+        pruning, cuts = self.recipe.pruning, self.cuts
+        keep = None if pruning.keep is None else cuts.keep
+        multiple = own_multiple(self.meta_model, pruning) if cuts.width else None
+        step = StepRecipe.model_construct(keep=keep, width=cuts.width, layers=cuts.layer_count)
+        return pruning.of_step(step, skipping=None, width_multiple=multiple)
 
     @property
     def config(self) -> Any:
@@ -101,10 +109,7 @@ class RunContext:
     @property
     def meta_model(self) -> PreTrainedModel:
         """That model without weights."""
-        return self.meta_model_of(self.recipe.model)
-
-    def meta_model_of(self, model: ModelRecipe) -> PreTrainedModel:
-        return self.once(("meta model", model), lambda: meta_model(self.config_of(model)))
+        return self.once(("meta model", self.recipe.model), lambda: meta_model(self.config))
 
     def config_of(self, model: ModelRecipe) -> Any:
         return self.once(("config", model), lambda: load_config(model.path, model.revision))
@@ -132,7 +137,7 @@ class RunContext:
     @cached_property
     def fingerprints(self) -> Fingerprints:
         """Raises PollardError for sources that are not there, and where the model's routers cannot do what is asked."""
-        return fingerprints_of(self.recipe, self.data, lambda: self.budget, self.teaching)
+        return fingerprints_of(self.recipe, self.data, lambda: (self.budget, self.cuts), self.teaching)
 
     @property
     def last_role(self) -> Role:
@@ -144,12 +149,3 @@ class RunContext:
         if role is Role.ORIGINAL:
             return Checkpoint(self.original.path, self.original.revision)
         return Checkpoint(str(self.directory.path / (self.last_role if role is Role.SKIPPING else role)))
-
-
-def _budget(model: PreTrainedModel, keep: int | float, experts_per_token: int | None) -> Budget:
-    blocks = find_blocks(model)
-    now = blocks[0].experts_per_token
-    kept = experts_to_keep(keep, blocks[0].expert_count, blocks[0].groups or 1)
-    active = experts_to_activate(experts_per_token, kept, now)
-    check_prunable(blocks, kept, active)
-    return Budget(kept, active, active < now)

@@ -3,7 +3,7 @@
 from toolkit.estimate import DISK_BANDWIDTH, Estimate, Machine
 from toolkit.estimate.machine import USABLE, UTILISATION
 from toolkit.estimate.stage_estimate import BANDWIDTH_SHARE
-from toolkit.moe import find_blocks
+from toolkit.moe import expert_width, find_blocks
 from toolkit.moe.load import check_runnable
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
@@ -37,6 +37,7 @@ class Estimator:
         sizes, ranks = RecipeOnMachine(context, self.machine), self.machine.ranks
         check_runnable(context.config, recipe.model.path)
         planned = stages_of(context)
+        budget = context.budget
         original, pruned, data = sizes.original(), sizes.pruned(), context.data_sizes
         estimates = [stage.estimate(self.machine) for stage in planned]
         lengths = "max_length tokens for every example, an upper bound, where data or tokenizer are not on this machine"
@@ -44,7 +45,9 @@ class Estimator:
             machine=self.machine,
             parameters=(original.parameters, pruned.parameters),
             active=(original.active, pruned.active),
-            experts=(find_blocks(original.model)[0].expert_count, context.budget.keep),
+            experts=(find_blocks(original.model)[0].expert_count, budget.keep),
+            width=(expert_width(original.model), budget.width) if budget.width else None,
+            layers=(budget.depth, budget.layer_count) if budget.layer_count else None,
             tokens_per_step=round(sizes.trainer.examples_per_step(ranks) * data.training.mean),
             steps=sizes.trainer.steps(data.training.examples, ranks),
             stages=[estimate for estimate in estimates if estimate is not None],

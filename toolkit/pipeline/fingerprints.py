@@ -6,12 +6,14 @@ teaching, reference logits, harness, scoring                             cover t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 from toolkit.evaluation.fidelity import FORMAT
+from toolkit.pipeline.budget import Budget
 from toolkit.pipeline.calibration_data import sources_of
 from toolkit.pipeline.rounds import early_rounds
 from toolkit.recipe.data import SourceRecipe, TaskRecipe
+from toolkit.recipe.pruning import StepRecipe
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.training_data import training_sources
@@ -20,18 +22,10 @@ from toolkit.selection.criteria import CRITERIA, SearchRequest
 from toolkit.tasks import DataCache
 from toolkit.tasks.scorers import scorer_file
 
+BACKWARD = ("taylor", "fisher")  # criteria of width that need a backward pass
 SCORING_RULES = 2
 """The rules by which answers are taken out of what was written, and judged: under others a finished evaluation is done
 again."""
-
-
-class RoutingBudget(Protocol):
-    """How many experts the pruned model activates per token, and whether these are fewer than the original's."""
-
-    @property
-    def experts_per_token(self) -> int: ...
-    @property
-    def fewer_active(self) -> bool: ...
 
 
 class Teaching(NamedTuple):
@@ -42,12 +36,21 @@ class Teaching(NamedTuple):
     teacher: str | None
 
 
+class LayerFingerprints(NamedTuple):
+    """Of the choice of layers, and of what is measured for it, which serves every number of layers."""
+
+    choice: str
+    losses: str
+    similarities: str
+
+
 @dataclass(frozen=True)
 class Fingerprints:
     """Those that several stages share or build on."""
 
     teaching: Teaching
-    rounds: dict[int, str]  # by the number of experts that a round before the last keeps
+    rounds: dict[StepRecipe, str]  # by what a round before the last keeps
+    layers: LayerFingerprints | None  # None where all layers stay
     calibrate: str
     select: str
     models: dict[Role, str]  # of the models of a run that are checkpoints
@@ -61,10 +64,10 @@ class Fingerprints:
 
 
 def fingerprints_of(
-    recipe: Recipe, data: DataCache, budget: Callable[[], RoutingBudget], teaching: Teaching | None = None
+    recipe: Recipe, data: DataCache, budgets: Callable[[], tuple[Budget, Budget]], teaching: Teaching | None = None
 ) -> Fingerprints:
-    """`teaching`: what the run around this one has made for this one's training. Raises PollardError for sources that are not
-    there, and as `budget` does."""
+    """`budgets`: what stays of the model in the end, and what the last round cuts. `teaching`: what the run around this one has
+    made for this one's training. Raises PollardError for sources that are not there, and as `budgets` does."""
     task, settings = data.task(recipe.task), recipe.task.model_dump()
     model = fingerprint_of(fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}))
     splits = {split: data.task_fingerprint(recipe.task, split) for split in task.sources()}
@@ -72,12 +75,15 @@ def fingerprints_of(
     evaluation = [recipe.evaluation.fingerprint_values(), *([recipe.seed] if recipe.evaluation.temperature else [])]
     own_data = fingerprint_of(settings, splits["train"])
     teaching = teaching or _teaching(recipe, data, model, own_data, splits["test"])
-    observing, choosing = _observing(recipe, data, budget()), recipe.pruning.model_dump(exclude={"schedule", "skipping"})
+    budget, cuts = budgets()
+    observing, choosing = _observing(recipe, data, budget), recipe.pruning.model_dump(exclude={"schedule", "skipping"})
     training = [teaching, recipe.finetuning.model_dump(), recipe.seed, recipe.model.dtype, *_selecting(recipe)]
     rounds, source = {}, model  # the source of the last round; without a schedule it is the only one
-    for fewer in early_rounds(recipe):
-        source = rounds[fewer] = fingerprint_of(source, observing, choosing | {"keep": fewer}, training)
-    calibrate = fingerprint_of(source, *observing)
+    for step in early_rounds(recipe):
+        of_step = recipe.pruning.of_step(step).model_dump(exclude={"schedule", "skipping"})
+        source = rounds[step] = fingerprint_of(source, observing, of_step, training)
+    layers = None if cuts.layers is None else _layers(recipe, cuts.layers, source, observing, own_data)
+    calibrate = fingerprint_of(source, *observing, *([layers.choice] if layers else []), *_channels(recipe, cuts))
     select = fingerprint_of(calibrate, choosing, recipe.seed)
     prune = fingerprint_of(select)
     models = {
@@ -90,6 +96,7 @@ def fingerprints_of(
     return Fingerprints(
         teaching=teaching,
         rounds=rounds,
+        layers=layers,
         calibrate=calibrate,
         select=select,
         models=models,
@@ -112,8 +119,16 @@ def own_scorer_identity(recipe: TaskRecipe) -> list[Any]:
 
 
 def subset_search(recipe: Recipe) -> SearchRequest | None:
-    """The search that the recipe's criterion needs in calibration; None where it needs none."""
-    return CRITERIA[recipe.pruning.criterion].search(recipe.pruning)
+    """The search that the recipe's criterion needs in calibration; None where it needs none, and where all experts stay."""
+    pruning = recipe.pruning
+    return None if pruning.keep is None else CRITERIA[pruning.criterion].search(pruning)
+
+
+def observed_channels(recipe: Recipe, cuts: Budget) -> bool | Literal["gradients"]:
+    """Whether calibration observes the channels of experts, too; in a backward pass where the criterion needs it."""
+    if cuts.width is None:
+        return False
+    return "gradients" if recipe.pruning.width_criterion in BACKWARD else True
 
 
 def _teaching(recipe: Recipe, data: DataCache, model: str, own_data: str, test_data: Any) -> Teaching:
@@ -130,12 +145,29 @@ def _teaching(recipe: Recipe, data: DataCache, model: str, own_data: str, test_d
     return Teaching(examples, answers, teacher)
 
 
-def _observing(recipe: Recipe, data: DataCache, budget: RoutingBudget) -> list[Any]:
+def _observing(recipe: Recipe, data: DataCache, budget: Budget) -> list[Any]:
     # Criteria score what the pruned model will do: with fewer experts per token, calibration is another one
     routing = [budget.experts_per_token] if budget.fewer_active else []
     search = subset_search(recipe)
     searching = search.identity if search else []
     return [_calibration_data(recipe, data), recipe.calibration.model_dump(), recipe.seed, *routing, *searching]
+
+
+def _layers(recipe: Recipe, wanted: int | tuple[int, ...], source: str, observing: list[Any], own_data: str) -> LayerFingerprints:
+    """`own_data`: of the file that the dev slice is of."""
+    criterion, tokens = recipe.pruning.layer_criterion, recipe.pruning.tokens
+    batches = recipe.calibration.model_dump(include={"examples", "batch_size", "max_length"})
+    return LayerFingerprints(
+        choice=fingerprint_of("layers", source, observing, own_data, wanted, criterion, tokens),
+        losses=fingerprint_of("layers' losses", source, own_data, batches),
+        similarities=fingerprint_of("layers' similarities", source, observing),
+    )
+
+
+def _channels(recipe: Recipe, cuts: Budget) -> list[list[str]]:
+    """How calibration observes channels, where it does; which criterion reads them is decided later."""
+    found = observed_channels(recipe, cuts)
+    return [["channels", *(["gradients"] if found == "gradients" else [])]] if found else []
 
 
 def _calibration_data(recipe: Recipe, data: DataCache) -> list[Any]:

@@ -6,12 +6,13 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from rich.markup import escape
 
-from toolkit.cuts.model_summary import pruned_meta_model
-from toolkit.moe import find_blocks, sizes
+from toolkit.cuts import shaped_meta_model
+from toolkit.moe import expert_width, find_blocks, sizes
 from toolkit.moe.load import resolve_dtype
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.manifest import git_commit
 from toolkit.pipeline.recipe_changes import described
+from toolkit.pipeline.rounds import early_rounds
 from toolkit.pipeline.stage import Stage
 from toolkit.recipe.file import dump_recipe
 from toolkit.recipe.schema import Recipe
@@ -25,13 +26,11 @@ SHOWN = ("torch", "transformers", "trl", "deepspeed")
 def first_screen(context: RunContext, planned: Sequence[Stage], reasons: Mapping[str, str]) -> None:
     """`reasons`: by a stage's name why it must run, empty where it is done. Prints on rank 0; call it on every rank."""
     recipe, config, model = context.recipe, context.config, context.meta_model
-    blocks, (keep, active, _) = find_blocks(model), context.budget
-    before, after = sizes(model), sizes(pruned_meta_model(config, keep, active))
-    experts = " → ".join(map(str, [blocks[0].expert_count, *(recipe.pruning.schedule or [keep])]))
+    before, after = sizes(model), sizes(shaped_meta_model(config, context.budget.shape))
     facts = {
         "model": f"{recipe.model.path} ({config.model_type}): {amount(before.parameters)} → {amount(after.parameters)} "
         f"parameters, {before.parameters / after.parameters:.2f} times smaller",
-        "experts": f"{experts} in each of {len(blocks)} blocks, {active} active per token, by {recipe.pruning.criterion}",
+        **pruning_lines(context),
         "task": recipe.task.name,
         "machine": machine(recipe, config),
         "versions": versions(),
@@ -47,6 +46,28 @@ def first_screen(context: RunContext, planned: Sequence[Stage], reasons: Mapping
     for line in replaced_models(context, [stage for stage in planned if reasons[stage.name]]):
         say(f"\n[bold yellow]note:[/] {escape(line)}")
     say()
+
+
+def pruning_lines(context: RunContext) -> dict[str, str]:
+    """What is cut, kind by kind, over all rounds."""
+    pruning, blocks, budget = context.recipe.pruning, find_blocks(context.meta_model), context.budget
+    budgets = [context.budget_of(pruning.of_step(step)) for step in early_rounds(context.recipe)] + [budget]
+
+    def counts(there: int, after: Iterable[int | None]) -> str:
+        """ "8 → 6 → 4"; a round that cuts something else repeats no number."""
+        return " → ".join(map(str, dict.fromkeys([there, *(number or there for number in after)])))
+
+    experts, active = counts(blocks[0].expert_count, (b.keep for b in budgets)), f"{budget.experts_per_token} active per token"
+    lines = {"experts": f"{experts} in each of {len(blocks)} blocks, {active}, by {pruning.criterion}"}
+    if budget.keep == blocks[0].expert_count:
+        lines["experts"] = f"all {experts} stay in each of {len(blocks)} blocks, {active}"
+    if budget.width:
+        widths = counts(expert_width(context.meta_model), (b.width for b in budgets))
+        lines["width"] = f"{widths} channels of every expert, by {pruning.width_criterion}"
+    if budget.layers:
+        how = "as the recipe lists them" if isinstance(pruning.layers, list) else f"by {pruning.layer_criterion}"
+        lines["layers"] = f"{counts(budget.depth, (b.layer_count for b in budgets))}, {how}"
+    return lines
 
 
 def machine(recipe: Recipe, config: object) -> str:

@@ -3,11 +3,12 @@
 Stages import it; it knows none of them.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
-from toolkit.cuts.model_summary import pruned_meta_model
+from toolkit.cuts import shaped_meta_model
 from toolkit.estimate import (
     DataSize,
     FineTuning,
@@ -28,6 +29,7 @@ from toolkit.evaluation.memory import CPU_BATCH_SIZE, rows_that_fit
 from toolkit.moe import meta_model, quantization_of
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.rounds import early_rounds
+from toolkit.recipe.pruning import StepRecipe
 from toolkit.recipe.schema import FinetuningRecipe, Recipe
 from toolkit.recovery.methods import METHODS
 from toolkit.recovery.teacher import TOKENS_AT_ONCE
@@ -61,13 +63,13 @@ class RecipeOnMachine:
         before = early_rounds(self.recipe)
         if not before:
             return self.original()
-        return RecipeOnMachine(self.context.variant(recipe_keeping(self.recipe, before[-1], [])), self.machine).pruned()
+        return RecipeOnMachine(self.context.variant(recipe_to(self.recipe, before[-1])), self.machine).pruned()
 
     def pruned(self, dtype: torch.dtype | None = None) -> ModelSize:
         """The pruned model, in the dtype it is loaded in unless given."""
-        (keep, active, _), dtype, config = self.context.budget, dtype or self.dtype, self.context.config
-        key = ("pruned", *self._checkpoint, keep, active, dtype)
-        return self.context.once(key, lambda: model_size(pruned_meta_model(config, keep, active), dtype))
+        budget, dtype, config = self.context.budget, dtype or self.dtype, self.context.config
+        key = ("pruned", *self._checkpoint, budget, dtype)
+        return self.context.once(key, lambda: model_size(shaped_meta_model(config, budget.shape), dtype))
 
     def place(self, model: ModelSize, whole: bool = False) -> ModelPlacement:
         """Where a model that answers lies. `whole`: its stage needs it in one piece."""
@@ -121,7 +123,7 @@ def training_model(model: ModelSize, settings: FinetuningRecipe) -> TrainingMode
     )  # fmt: skip
 
 
-def recipe_keeping(recipe: Recipe, keep: int, before: list[int]) -> Recipe:
-    """The recipe that prunes to `keep` experts, after rounds that leave `before`."""
-    changes = {"keep": keep, "schedule": [*before, keep] if before else None}
-    return recipe.model_copy(update={"pruning": recipe.pruning.model_copy(update=changes)})
+def recipe_to(recipe: Recipe, step: StepRecipe, before: Sequence[StepRecipe] = ()) -> Recipe:
+    """The recipe that prunes to `step`, after rounds that end with the steps `before`."""
+    changes = {"schedule": [*before, step] if before else None}
+    return recipe.model_copy(update={"pruning": recipe.pruning.of_step(step, **changes)})

@@ -159,7 +159,7 @@ class RunDirectory(RunPaths, Manifest):
             remove_matching(self.path / name, RUN_FILE_PATTERNS[name])
         for log in self.evaluation.glob("*.answers"):
             self.clear(log.relative_to(self.path).as_posix())
-        for folder in self.rounds.glob("[0-9]*"):
+        for folder in self.rounds.glob("*"):
             if (earlier := RunDirectory(folder.name, self.rounds)).manifest.exists():
                 earlier.begin(*earlier.entries())
                 earlier.forget(resumed)

@@ -164,7 +164,8 @@ def _statistics(run: RunDirectory) -> ExpertStatistics | None:
 
 def _pruning(run: RunDirectory, plan: Plan, recipe: Recipe | None) -> PruningFacts:
     """With a schedule, of the plan of all rounds together: the run's own is that of the last."""
-    schedule = recipe.pruning.schedule if recipe else None
+    steps = recipe.pruning.schedule if recipe else None
+    schedule = [step.label for step in steps] if steps else None
     return pruning_facts(Plan.load(run.rounds / "plan.json") if schedule else plan, schedule)
 
 

@@ -15,12 +15,31 @@ Criterion = Literal[
     "reap",
     "easy_ep",
     "max_activation",
+    "mean_activation",
+    "mean_squared_activation",
+    "aimer",
     "reconstruction",
 ]
 
 CRITERIA_ON_ALL_TOKENS = {
     "reconstruction",
 }
+
+WidthCriterion = Literal[
+    "energy",
+    "taylor",
+    "fisher",
+    "magnitude",
+    "random",
+]
+
+LayerCriterion = Literal[
+    "dev_loss",
+    "influence",
+    "angular",
+    "top",
+    "random",
+]
 
 Method = Literal[
     "full",

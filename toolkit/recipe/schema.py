@@ -5,14 +5,14 @@ tasks, scorers) come from a generated file, toolkit/recipe/choices.py.
 """
 
 import re
-from itertools import pairwise
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from toolkit.recipe.choices import CRITERIA_ON_ALL_TOKENS, METHODS_WITH_ADAPTERS, Criterion, Method
+from toolkit.recipe.choices import METHODS_WITH_ADAPTERS, Method
 from toolkit.recipe.data import DataRecipe, Section, SourceRecipe, TaskRecipe, TrainingSourceRecipe, all_weights_or_none
 from toolkit.recipe.evaluation import EvaluationRecipe
+from toolkit.recipe.pruning import PruningRecipe
 
 ZERO_PRESETS = (0, 1, 2, 3, "3-offload")
 
@@ -47,66 +47,6 @@ class CalibrationRecipe(Section):
     """Maximum tokens of an example. Longer ones are left out and reported (plain text is split instead)."""
 
     _weights = field_validator("data", mode="after")(all_weights_or_none)
-
-
-class PruningRecipe(Section):
-    """Which experts are kept."""
-
-    criterion: Criterion = "weighted_ean"
-    """The rule that chooses the experts (`pollard criteria` lists them)."""
-    keep: int | float = 0.5
-    """Experts kept per block: a number, or a fraction in (0, 1)."""
-    schedule: list[int] | None = Field(default=None, min_length=2)
-    """Prune in rounds, with recovery and calibration in each: [6, 4, 2]. `keep` is then the last number."""
-    experts_per_token: int | None = Field(default=None, ge=1)
-    """Experts that the pruned model activates per token, at most as many as the original does. Default: as the original, or
-    `keep` if that is less."""
-    tokens: Literal["all", "prompt", "completion"] = "all"
-    """Tokens whose statistics are used."""
-    mode: Literal["layerwise", "progressive"] = "layerwise"
-    """For `reconstruction`: choose every block by itself (layerwise), or each on the outputs of the pruned blocks before it."""
-    skipping: Literal["median"] | float | None = None
-    """Skip unimportant experts at inference: about half of each token's experts after the first (median, as published), or a
-    share in (0, 1). Thresholds are calibrated on the run's last model, which is then evaluated with and without skipping."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _schedule_says_keep(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("schedule"), list) and values["schedule"]:
-            return {"keep": values["schedule"][-1]} | values
-        return values
-
-    @field_validator("keep", mode="before")
-    @classmethod
-    def _keep_makes_sense(cls, keep: Any) -> Any:
-        if isinstance(keep, bool) or not isinstance(keep, int | float):
-            raise ValueError("keep must be a number of experts (4) or a fraction of them (0.5)")
-        if (isinstance(keep, int) and keep < 1) or (isinstance(keep, float) and not 0 < keep < 1):
-            raise ValueError("keep must be an integer of at least 1 or a fraction in (0, 1)")
-        return keep
-
-    @field_validator("skipping", mode="before")
-    @classmethod
-    def _skipping_makes_sense(cls, skipping: Any) -> Any:
-        if skipping in (None, "median"):
-            return skipping
-        if isinstance(skipping, bool) or not isinstance(skipping, int | float) or not 0 < skipping < 1:
-            raise ValueError("skipping is median, or the share of the experts after a token's first to skip, in (0, 1)")
-        return float(skipping)
-
-    @model_validator(mode="after")
-    def _keys_agree(self) -> "PruningRecipe":
-        if self.schedule and any(more <= fewer for more, fewer in pairwise(self.schedule)):
-            raise ValueError(f"a schedule is numbers of experts that fall from round to round, not {self.schedule}")
-        if self.schedule and self.keep != self.schedule[-1]:
-            raise ValueError(f"keep {self.keep} is not where the schedule {self.schedule} ends: leave keep out")
-        if isinstance(self.keep, int) and (self.experts_per_token or 0) > self.keep:
-            raise ValueError(f"experts_per_token {self.experts_per_token} is more than the {self.keep} experts kept")
-        if self.skipping and 1 in (self.keep, self.experts_per_token) and not isinstance(self.keep, float):
-            raise ValueError("with one expert per token there is none to skip: leave skipping out")
-        if self.criterion in CRITERIA_ON_ALL_TOKENS and self.tokens != "all":
-            raise ValueError(f"{self.criterion} compares the block's output on all tokens: say tokens: all")
-        return self
 
 
 class DistillationRecipe(Section):

@@ -12,7 +12,7 @@ from toolkit.cuts.statistics import PARTS, ExpertStatistics, Tokens
 from toolkit.report.facts import BlockFacts, CriteriaAgreement, PruningFacts
 
 
-def pruning_facts(plan: Plan, schedule: list[int] | None) -> PruningFacts:
+def pruning_facts(plan: Plan, schedule: list[int | str] | None) -> PruningFacts:
     """The plan in numbers; with a schedule, `plan` is that of all rounds together."""
     experts = next(iter(plan.blocks.values())).experts
     return PruningFacts(

@@ -153,7 +153,8 @@ class Provenance(Facts):
 
 
 class PruningFacts(Facts):
-    """How the plan was chosen: `keep` of `experts` in each of `blocks`; with a schedule, over all rounds."""
+    """How the plan was chosen: `keep` of `experts` in each of `blocks`; with a schedule, over all rounds. A step is a number of
+    experts, or text where it says more."""
 
     criterion: str
     mode: str | None
@@ -163,7 +164,7 @@ class PruningFacts(Facts):
     experts_per_token: int
     experts: int
     blocks: int
-    schedule: list[int] | None
+    schedule: list[int | str] | None
 
 
 class CalibrationFacts(Facts):

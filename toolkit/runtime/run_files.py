@@ -19,11 +19,12 @@ WRITTEN_BEFORE_MANIFEST = re.compile(r"lock|traceback(-rank\d+)?\.txt|manifest\.
 TEMPORARY = re.compile(r"\.tmp\w*|.+\.(json|jsonl|safetensors|html|md|yaml)\.tmp")
 """Half-written files: Pollard's end in .tmp, those of safetensors begin with it."""
 
-TEMPORARY_RUN_FILE = re.compile(r"(manifest|recipe|plan|alternatives|report|speed|README|\w+_log)\.\w+\.tmp")
+TEMPORARY_RUN_FILE = re.compile(r"(manifest|recipe|layers|plan|alternatives|report|speed|README|\w+_log)\.\w+\.tmp")
 TEMPORARY_CHECKPOINT_FILES = ("README.md.tmp", "skipping.json.tmp")
 
 SHARD_PATTERN = r"about\.json|\d{5}\.(safetensors|jsonl)"
 RUN_FILE_PATTERNS = {  # folder: its files, as regular expressions of their path in it
+    "layers": r"losses\.json|similarities\.safetensors",
     "calibration": r"statistics\.(safetensors|json)",
     "teacher": SHARD_PATTERN,
     "answers": rf"\d+/({SHARD_PATTERN})",

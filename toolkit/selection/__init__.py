@@ -1,9 +1,15 @@
-"""Decide which experts stay: statistics and a criterion in, a plan out."""
+"""Decide which experts, channels and layers stay: what was observed and a criterion in, a choice out."""
 
+from toolkit.selection.counts import channels_to_keep, width_multiple
 from toolkit.selection.criteria import CRITERIA, Criterion, ScoreCriterion, SearchRequest
+from toolkit.selection.layer_criteria import LAYER_CRITERIA, LayerChoice, LayerCriterion, LayerEvidence, RemovedLayer
+from toolkit.selection.layers import choose_layers, evidence_needed, layers_to_keep
 from toolkit.selection.select import experts_to_activate, experts_to_keep, kept_unobserved, select
+from toolkit.selection.width import WIDTH_CRITERIA, WidthChoice, WidthCriterion, choose_channels
 
 __all__ = [
-    "CRITERIA", "Criterion", "ScoreCriterion", "SearchRequest", "experts_to_activate", "experts_to_keep", "kept_unobserved",
-    "select",
+    "CRITERIA", "LAYER_CRITERIA", "WIDTH_CRITERIA", "Criterion", "LayerChoice", "LayerCriterion", "LayerEvidence",
+    "RemovedLayer", "ScoreCriterion", "SearchRequest", "WidthChoice", "WidthCriterion", "channels_to_keep", "choose_channels",
+    "choose_layers", "evidence_needed", "experts_to_activate", "experts_to_keep", "kept_unobserved", "layers_to_keep",
+    "select", "width_multiple",
 ]  # fmt: skip

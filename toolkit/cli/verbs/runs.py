@@ -3,7 +3,7 @@
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,15 +105,22 @@ def _show(found: Sequence["RunDirectory"]) -> None:
 
 
 def _facts(directory: "RunDirectory") -> tuple[str, str, str]:
-    """Model, task and `pruning.keep`; dashes where they cannot be read."""
+    """Model, task and how much stays; dashes where they cannot be read."""
     from toolkit.recipe.file import read_values
 
     try:
         values = read_values(directory.recipe.read_text(encoding="utf-8"))
         manifest = json.loads(directory.manifest.read_text(encoding="utf-8"))
-        return str(manifest.get("model", "–")), str(manifest.get("task", "–")), str(values["pruning"]["keep"])
+        return str(manifest.get("model", "–")), str(manifest.get("task", "–")), _kept(values["pruning"])
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return "–", "–", "–"
+
+
+def _kept(pruning: Mapping[str, object]) -> str:
+    """Of a recipe's section: "4", "all, width 0.5"."""
+    others = [f"{key} {pruning[key]}" for key in ("width", "layers") if pruning.get(key) is not None]
+    keep = pruning["keep"]
+    return ", ".join(["all" if keep is None else str(keep), *others])
 
 
 def _age(directory: "RunDirectory") -> str:

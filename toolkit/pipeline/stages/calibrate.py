@@ -4,15 +4,15 @@ from dataclasses import dataclass, fields, replace
 
 from transformers import PreTrainedModel
 
-from toolkit.calibration import CalibrationSource, calibrate_mix
+from toolkit.calibration import calibrate_mix
 from toolkit.calibration.greedy_search import GRAM_BYTES
 from toolkit.calibration.token_errors import CHUNK_BYTES
 from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.estimate import Machine, SearchSize, StageEstimate
 from toolkit.moe import StreamedModel, find_blocks
-from toolkit.moe.placement import shard_batches, with_layers
+from toolkit.moe.placement import with_layers
 from toolkit.moe.tokenizer import longer_than_context
-from toolkit.pipeline.calibration_data import Source, read_source, sources_of
+from toolkit.pipeline.calibration_data import batches_of_sources, read_sources, sources_of
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.fingerprints import subset_search
 from toolkit.pipeline.outlook import observation_outlook
@@ -24,7 +24,6 @@ from toolkit.pipeline.stage import Facts, Stage
 from toolkit.pipeline.stage_names import CALIBRATE
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import on_main, say
-from toolkit.tasks import padded_batches
 
 STATISTICS_BYTES = 32 * 8  # per expert: at most 8 sums and their squares, for prompt and completion, float64
 
@@ -80,7 +79,7 @@ class Calibrate(Stage):
 
     def run(self) -> CalibrationFacts:
         recipe, source = self.context.recipe, self.context.source
-        budget = self.context.budget_of(source)
+        budget = self.context.cuts
         if budget.fewer_active:
             active = budget.experts_per_token
             say(f"  observed with {active} expert{'s' * (active > 1)} per token, as the pruned model will have")
@@ -92,16 +91,9 @@ class Calibrate(Stage):
     def _observe(self, model: PreTrainedModel | StreamedModel) -> None:
         """Writes the statistics of all sources, each counting by its share."""
         recipe, tokenizer = self.context.recipe, self.context.tokenizer
-        sources, pad = self._read(model), int(tokenizer.pad_token_id)
-        observed = [
-            CalibrationSource(
-                source.name,
-                shard_batches(model, padded_batches(source.encoded, recipe.calibration.batch_size, pad)),
-                source.weight,
-            )
-            for source in sources
-        ]
-        search, budget = subset_search(recipe), self.context.budget_of(self.context.source)
+        sources = read_sources(recipe, tokenizer, self.context.data, model)
+        observed = batches_of_sources(sources, recipe, model, int(tokenizer.pad_token_id))
+        search, budget = subset_search(recipe), self.context.cuts
         mode = search.mode if search else False
         statistics = calibrate_mix(model, observed, mode, budget.keep, budget.experts_per_token)
         lengths = (len(e.input_ids) for source in sources for e in source.encoded)
@@ -118,16 +110,6 @@ class Calibrate(Stage):
             bad_lines=sum(source.bad_lines for source in sources),
         )
         on_main(lambda: statistics.save(self.context.directory.statistics))
-
-    def _read(self, model: PreTrainedModel | StreamedModel) -> list[Source]:
-        recipe, tokenizer, data = self.context.recipe, self.context.tokenizer, self.context.data
-        answering = model if isinstance(model, PreTrainedModel) and recipe.calibration.self_generated else None
-        sources = [read_source(source, recipe, tokenizer, data, answering) for source in sources_of(recipe)]
-        for source in sources:
-            named = f"{source.name}: " if len(sources) > 1 else ""
-            tokens = sum(len(e.input_ids) for e in source.encoded)
-            say(f"  {named}{len(source.encoded):,} examples, {tokens:,} tokens{source.note}")
-        return sources
 
     def _facts(self) -> CalibrationFacts:
         about = ExpertStatistics.load(self.context.directory.statistics).about

@@ -1,4 +1,4 @@
-"""A round before the last: a run of its own in rounds/, which prunes to more experts than the last round and recovers."""
+"""A round before the last: a run of its own in rounds/, which cuts less than the last round and recovers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from typing import Self
 from toolkit.estimate import Machine, StageEstimate, combined_estimate
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.outlook import training_outlook
-from toolkit.pipeline.recipe_on_machine import recipe_keeping
+from toolkit.pipeline.recipe_on_machine import recipe_to
 from toolkit.pipeline.relief import Relief
-from toolkit.pipeline.rounds import ROUNDS, early_rounds, recipe_of_round, round_names, share_teaching
+from toolkit.pipeline.rounds import ROUNDS, early_rounds, recipe_of_round, share_teaching
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.stage import Facts, Stage
 from toolkit.pipeline.stage_names import MADE_BY
@@ -18,6 +18,7 @@ from toolkit.pipeline.stages.prune import Prune
 from toolkit.pipeline.stages.recover import Recover
 from toolkit.pipeline.stages.teacher import TEACHING
 from toolkit.pipeline.training_changes import LighterTraining, smaller_training
+from toolkit.recipe.pruning import StepRecipe
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import on_main
 
@@ -33,39 +34,38 @@ class Round(Stage):
     kind = ROUNDS
     result = "unique"
 
-    def __init__(self, context: RunContext, keep: int) -> None:
-        """`keep`: how many experts of each block it leaves."""
+    def __init__(self, context: RunContext, step: StepRecipe) -> None:
+        """`step`: what stays of the original after it."""
         super().__init__(context)
-        self.keep, self.output = keep, f"rounds/{keep}/recovered"
-        earlier = [name for name in round_names(context.recipe) if name != self.name]
-        self.needs = (*TEACHING, *earlier[: early_rounds(context.recipe).index(keep)][-1:])
+        self.step, self.output = step, f"rounds/{step.name}/recovered"
+        self.before = early_rounds(context.recipe)[: early_rounds(context.recipe).index(step)]
+        self.needs = (*TEACHING, *(f"{self.kind}/{earlier.name}" for earlier in self.before[-1:]))
 
     @classmethod
     def planned(cls, context: RunContext, role: Role | None, before: Sequence[Stage]) -> Sequence[Self]:
-        return [cls(context, keep) for keep in early_rounds(context.recipe)]
+        return [cls(context, step) for step in early_rounds(context.recipe)]
 
     @property
     def name(self) -> str:
-        return f"{self.kind}/{self.keep}"
+        return f"{self.kind}/{self.step.name}"
 
     def with_context(self, context: RunContext) -> Self:
-        return type(self)(context, self.keep)
+        return type(self)(context, self.step)
 
     def purpose(self) -> str:
-        return f"on the way: prune to {self.keep} experts and recover"
+        return f"on the way: prune to {self.step} and recover"
 
     def fingerprint(self) -> str:
-        return self.context.fingerprints.rounds[self.keep]
+        return self.context.fingerprints.rounds[self.step]
 
     def estimate(self, machine: Machine) -> StageEstimate:
-        rounds = early_rounds(self.context.recipe)
-        recipe = recipe_keeping(self.context.recipe, self.keep, rounds[: rounds.index(self.keep)])
+        recipe = recipe_to(self.context.recipe, self.step, self.before)
         parts = [stage(self.context.variant(recipe)).estimate(machine) for stage in (Calibrate, Prune, Recover)]
-        work = f"to {self.keep} experts: " + "; ".join(part.work for part in parts)
+        work = f"to {self.step}: " + "; ".join(part.work for part in parts)
         return combined_estimate(self.name, work, parts)
 
     def outlook(self) -> str:
-        return f"prune to {self.keep} experts and recover: {training_outlook(self.context)}"
+        return f"prune to {self.step} and recover: {training_outlook(self.context)}"
 
     def relief(self, machine: Machine) -> Relief:
         return Relief(LighterTraining(self.context.recipe, machine).changes())
@@ -75,12 +75,14 @@ class Round(Stage):
 
     def run(self) -> RoundFacts:
         assert self.context.run_stages, "a round is run by what runs stages"
-        on_main(lambda: share_teaching(self.context.directory, self.keep))
+        on_main(lambda: share_teaching(self.context.directory, self.step))
         self.context.run_stages(self.own_context(), MADE_BY[Role.RECOVERED])
-        return RoundFacts(self.keep)
+        return RoundFacts(self.context.budget_of(self.context.recipe.pruning.of_step(self.step)).keep)
 
     def own_context(self) -> RunContext:
         """This round's own: it starts from what the round before left, and is taught by the original."""
-        directory = RunDirectory(str(self.keep), self.context.directory.rounds)
-        recipe = recipe_of_round(self.context.recipe, self.context.directory, self.keep)
-        return self.context.variant(recipe, directory, self.context.fingerprints.teaching)
+        context = self.context
+        pruning = context.variant(recipe_to(context.recipe, self.step, self.before)).own_pruning
+        directory = RunDirectory(self.step.name, context.directory.rounds)
+        recipe = recipe_of_round(context.recipe, context.directory, self.step, pruning)
+        return context.variant(recipe, directory, context.fingerprints.teaching)

@@ -46,8 +46,9 @@ class Select(Stage):
         recipe, run = self.context.recipe, self.context.directory
         statistics, pruning = ExpertStatistics.load(run.statistics), recipe.pruning
         self._check_own(statistics)
+        cuts = self.context.cuts
         plan = select(
-            statistics, pruning.criterion, pruning.keep, pruning.tokens, pruning.mode, recipe.seed, pruning.experts_per_token
+            statistics, pruning.criterion, cuts.keep, pruning.tokens, pruning.mode, recipe.seed, pruning.experts_per_token
         )
         plan.save(run.plan)
         if early_rounds(recipe):

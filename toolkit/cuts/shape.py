@@ -1,0 +1,69 @@
+"""Stock shapes of a model: how many layers, experts per block, channels per expert, and active experts per token.
+
+A shape says how large a model is, whichever of its layers, experts and channels stay.
+"""
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from toolkit.cuts.apply import apply_plan
+from toolkit.cuts.cut import Cut
+from toolkit.cuts.experts import BlockPlan, ExpertsCut
+from toolkit.cuts.layers import LayersCut
+from toolkit.cuts.plan import Plan
+from toolkit.cuts.width import WidthCut
+from toolkit.moe.blocks import find_blocks
+from toolkit.moe.channels import channel_groups
+from toolkit.moe.load import meta_model
+from toolkit.runtime.errors import PollardError
+
+
+class ModelShape(NamedTuple):
+    """What stays; None: as in the original."""
+
+    experts: int | None = None  # per block
+    width: int | None = None  # channels per expert
+    layers: tuple[int, ...] | None = None  # the original's numbers of those that stay
+    experts_per_token: int | None = None  # None: as many as now, where enough are kept
+
+
+def shaped_meta_model(config: Any, shape: ModelShape) -> PreTrainedModel:
+    """The model of that shape, without weights, made by the code that cuts, so that sizes agree. Raises PollardError where it
+    cannot be cut so."""
+    model = meta_model(copy.deepcopy(config))
+    return apply_plan(model, plan_of_shape(model, shape))
+
+
+def shape_of(plan: Plan) -> ModelShape:
+    """What `plan` leaves of each kind."""
+    width, layers = plan.cut(WidthCut), plan.cut(LayersCut)
+    return ModelShape(plan.keep, width.keep if width else None, tuple(layers.kept) if layers else None, plan.experts_per_token)
+
+
+def plan_of_shape(model: PreTrainedModel, shape: ModelShape) -> Plan:
+    """A plan that leaves this shape of `model`: the first experts of each group, the first channels."""
+    layers = None if shape.layers is None else LayersCut.of(model, shape.layers, "")
+    blocks = [block for block in find_blocks(model) if layers is None or layers.rename(block.name, block.name)]
+    if not blocks:
+        raise PollardError(
+            f"None of layers {', '.join(map(str, shape.layers or ()))} has experts: keep at least one that has.",
+            code="layers.no-moe-block",
+        )
+    groups, experts = blocks[0].groups or 1, blocks[0].expert_count
+    keep = experts if shape.experts is None else shape.experts
+    kept = [expert for expert in range(experts) if expert % (experts // groups) < keep // groups]
+    choice = {block.name: BlockPlan(experts=experts, kept=kept) for block in blocks}
+    cuts: list[Cut] = [ExpertsCut.of(choice, criterion="", keep=keep)]
+    if shape.width is not None:
+        channels = {
+            group.name: torch.arange(group.new_width).expand(*([] if group.experts is None else [keep]), group.new_width)
+            for group in channel_groups(model, shape.width)
+            if layers is None or layers.rename(group.name, group.name)
+        }
+        cuts.append(WidthCut(criterion="", keep=shape.width, channels=channels))
+    cuts += [layers] if layers else []
+    active = shape.experts_per_token or min(keep, blocks[0].experts_per_token)
+    return Plan(model="", experts_per_token=active, cuts=cuts)

@@ -1,0 +1,255 @@
+"""The keys of `pruning`: what is cut, by which criterion, at once or in steps (a part of toolkit/recipe/schema.py).
+
+pruning: {keep: 4}                             fewer experts
+pruning: {width: 0.5}                          narrower experts, all of them
+pruning: {keep: 6, width: 0.5, layers: 0.75}   all three in one plan
+pruning:
+  schedule: [{keep: 6}, {keep: 6, width: 0.5}] one after the other, with a recovery in between
+"""
+
+from contextlib import suppress
+from itertools import pairwise
+from typing import Any, Literal, Self
+
+from pydantic import (
+    Field,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from toolkit.recipe.choices import CRITERIA_ON_ALL_TOKENS, Criterion, LayerCriterion, WidthCriterion
+from toolkit.recipe.data import Section
+
+COUNTED = {"keep": "experts", "width": "channels of an expert", "layers": "decoder layers"}
+"""The keys that say how much stays, and of what."""
+BELONGING = {"width": ("width_criterion", "width_multiple"), "layers": ("layer_criterion",)}
+"""Keys that say how something is cut, by the key without which it is not."""
+
+
+def check_count(key: str, value: Any) -> Any:
+    """Raises ValueError unless `value` is a number of at least 1, a fraction in (0, 1), or None."""
+    if value is None:
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{key} must be a number of {COUNTED[key]} (4) or a fraction of them (0.5)")
+    if (isinstance(value, int) and value < 1) or (isinstance(value, float) and not 0 < value < 1):
+        raise ValueError(f"{key} must be an integer of at least 1 or a fraction in (0, 1)")
+    return value
+
+
+class StepRecipe(Section):
+    """One step of a schedule: all that stays of the original after it. `6` is short for `{keep: 6}`."""
+
+    keep: int | float | None = None
+    """Experts per block. Default: all."""
+    width: int | float | None = None
+    """Channels per expert. Default: all."""
+    layers: int | float | None = None
+    """Decoder layers. Default: all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_short_form(cls, step: Any) -> Any:
+        if type(step) is int:
+            return {"keep": step}
+        if not isinstance(step, dict | StepRecipe):
+            raise ValueError("a step of a schedule is a number of experts (4), or keys: {keep: 4, width: 0.5}")
+        if isinstance(step, dict) and all(value is None for value in step.values()):
+            raise ValueError("a step of a schedule says what stays: keep, width or layers")
+        return step
+
+    @field_validator("keep", "width", "layers", mode="before")
+    @classmethod
+    def _is_a_count(cls, value: Any, info: ValidationInfo) -> Any:
+        return check_count(str(info.field_name), value)
+
+    @model_serializer(mode="wrap")
+    def _short_form(self, dump: SerializerFunctionWrapHandler) -> int | dict[str, Any]:
+        values = {key: value for key, value in dump(self).items() if value is not None}
+        return self.label if isinstance(self.label, int) else values
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "integer", "minimum": 1}, handler(core)]}
+
+    @property
+    def name(self) -> str:
+        """Of its round's stage and folder: "6", "4-width8-layers3", "width0.5"."""
+        parts = [] if self.keep is None else [str(self.keep)]
+        parts += [f"{key}{value}" for key, value in (("width", self.width), ("layers", self.layers)) if value is not None]
+        return "-".join(parts)
+
+    @property
+    def label(self) -> int | str:
+        """The number of a step that only cuts experts to one, else words."""
+        return self.keep if self == StepRecipe(keep=self.keep) and isinstance(self.keep, int) else str(self)
+
+    def __str__(self) -> str:
+        """ "6 experts, 0.5 of the width"."""
+        words = (("keep", "experts"), ("width", "channels"), ("layers", "layers"))
+        found = [(getattr(self, key), of) for key, of in words]
+        return ", ".join(
+            f"{value} {'of the ' if isinstance(value, float) else ''}{of}" for value, of in found if value is not None
+        )
+
+
+class PruningRecipe(Section):
+    """What is cut: experts, their channels, decoder layers; and which of them stay."""
+
+    criterion: Criterion = "weighted_ean"
+    """The rule that chooses the experts (`pollard criteria` lists them)."""
+    keep: int | float | None = 0.5
+    """Experts kept per block: a number, a fraction in (0, 1), or null: all, which is the default where `width` or `layers` is
+    set."""
+    width: int | float | None = None
+    """Channels kept per expert, the same number in all: a number, or a fraction in (0, 1). Default: all."""
+    width_criterion: WidthCriterion = "energy"
+    """The rule that chooses each expert's channels. taylor and fisher take a backward pass in calibration (docs/pruning.md)."""
+    width_multiple: int | None = Field(default=None, ge=1)
+    """The width is a multiple of this number; a fraction is rounded to one. Default: 128, which fast kernels want; for models of
+    narrow experts a smaller power of two, so that a quarter, a half and three quarters are possible."""
+    layers: int | float | list[int] | None = None
+    """Decoder layers kept: a number, a fraction in (0, 1), or a list of those that stay, counted from 0. Default: all."""
+    layer_criterion: LayerCriterion = "dev_loss"
+    """The rule that chooses the layers where `layers` is no list."""
+    schedule: list[StepRecipe] | None = Field(default=None, min_length=2)
+    """Prune in rounds, with recovery and calibration in each: [6, 4, 2], or steps of several keys: [{keep: 4}, {keep: 4,
+    width: 0.5}]. Every step says all that stays of the original. `keep`, `width` and `layers` are then those of the last."""
+    experts_per_token: int | None = Field(default=None, ge=1)
+    """Experts that the pruned model activates per token, at most as many as the original does. Default: as the original, or
+    `keep` if that is less."""
+    tokens: Literal["all", "prompt", "completion"] = "all"
+    """Tokens whose statistics are used."""
+    mode: Literal["layerwise", "progressive"] = "layerwise"
+    """For `reconstruction`: choose every block by itself (layerwise), or each on the outputs of the pruned blocks before it."""
+    skipping: Literal["median"] | float | None = None
+    """Skip unimportant experts at inference: about half of each token's experts after the first (median, as published), or a
+    share in (0, 1). Thresholds are calibrated on the run's last model, which is then evaluated with and without skipping."""
+
+    @property
+    def steps(self) -> list[StepRecipe]:
+        """Those of the schedule; the only one where there is none (a list of layers counts as their number)."""
+        if self.schedule:
+            return self.schedule
+        layers = len(self.layers) if isinstance(self.layers, list) else self.layers
+        return [StepRecipe.model_construct(keep=self.keep, width=self.width, layers=layers)]
+
+    @property
+    def criteria(self) -> list[str]:
+        """Those that choose something, each once."""
+        found: list[str] = [self.criterion] if self.keep is not None else []
+        found += [self.width_criterion] if self.width is not None else []
+        found += [self.layer_criterion] if self.layers is not None and not isinstance(self.layers, list) else []
+        return list(dict.fromkeys(found))
+
+    def of_step(self, step: StepRecipe, **changes: Any) -> Self:
+        """The same pruning in one step, to what `step` says."""
+        return self.model_copy(update={"schedule": None, **dict(step), **changes})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _what_stays_follows(cls, values: Any) -> Any:
+        """Of a schedule from its last step; all experts where something else is cut."""
+        if not isinstance(values, dict):
+            return values
+        if isinstance(schedule := values.get("schedule"), list) and schedule:
+            return _counts_of(schedule[-1]) | values
+        if values.get("width") is not None or values.get("layers") is not None:
+            return {"keep": None} | values
+        return values
+
+    @field_validator("keep", "width", mode="before")
+    @classmethod
+    def _is_a_count(cls, value: Any, info: ValidationInfo) -> Any:
+        return check_count(str(info.field_name), value)
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _is_a_count_or_a_list(cls, layers: Any) -> Any:
+        if not isinstance(layers, list):
+            return check_count("layers", layers)
+        if not layers or any(type(layer) is not int or layer < 0 for layer in layers) or layers != sorted(set(layers)):
+            raise ValueError("layers as a list names those that stay, counted from 0, ascending and each once: [0, 1, 3]")
+        return layers
+
+    @field_validator("skipping", mode="before")
+    @classmethod
+    def _skipping_makes_sense(cls, skipping: Any) -> Any:
+        if skipping in (None, "median"):
+            return skipping
+        if isinstance(skipping, bool) or not isinstance(skipping, int | float) or not 0 < skipping < 1:
+            raise ValueError("skipping is median, or the share of the experts after a token's first to skip, in (0, 1)")
+        return float(skipping)
+
+    @model_validator(mode="after")
+    def _schedule_shrinks(self) -> Self:
+        for number, (before, after) in enumerate(pairwise(self.schedule or ()), start=2):
+            _check_shrinks(number, before, after)
+        for key in COUNTED if self.schedule else ():
+            if getattr(self, key) != getattr(self.steps[-1], key):
+                text = [step.model_dump() for step in self.steps]
+                raise ValueError(f"{key} {getattr(self, key)} is not where the schedule {text} ends: leave {key} out")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> Self:
+        if isinstance(self.keep, int) and (self.experts_per_token or 0) > self.keep:
+            raise ValueError(f"experts_per_token {self.experts_per_token} is more than the {self.keep} experts kept")
+        if self.skipping and 1 in (self.keep, self.experts_per_token) and not isinstance(self.keep, float):
+            raise ValueError("with one expert per token there is none to skip: leave skipping out")
+        if self.criterion in CRITERIA_ON_ALL_TOKENS and self.tokens != "all":
+            raise ValueError(f"{self.criterion} compares the block's output on all tokens: say tokens: all")
+        return self
+
+    @model_validator(mode="after")
+    def _every_key_has_a_cut(self) -> Self:
+        for cut, keys in BELONGING.items():
+            for key in keys:
+                if getattr(self, cut) is None and getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key} belongs to {cut}, and {cut} is not set: say {cut}: 0.5, or leave {key} out")
+        if isinstance(self.layers, list) and self.layer_criterion != type(self).model_fields["layer_criterion"].default:
+            raise ValueError("layers names those that stay, so there is nothing for layer_criterion to choose: leave one out")
+        if isinstance(self.width, int) and self.width_multiple and self.width % self.width_multiple:
+            raise ValueError(f"width {self.width} is no multiple of width_multiple {self.width_multiple}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_cut(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Recipes and fingerprints of runs that cut experts only are older than the other cuts' keys."""
+        values = dump(self)
+        for cut, keys in BELONGING.items():
+            if getattr(self, cut) is None:
+                values = {key: value for key, value in values.items() if key not in (cut, *keys)}
+        return values
+
+
+def _counts_of(step: Any) -> dict[str, Any]:
+    """What stays after the last step of a schedule, by the keys of `pruning`; without what is no number, which is reported as a
+    mistake of the step."""
+    values = {"keep": step} if isinstance(step, int) else dict(step) if isinstance(step, dict | StepRecipe) else {}
+    found = {}
+    for key in COUNTED:
+        with suppress(ValueError):
+            found[key] = check_count(key, values.get(key))
+    return found
+
+
+def _check_shrinks(number: int, before: StepRecipe, after: StepRecipe) -> None:
+    """Raises ValueError where step `number` of a schedule brings back what is gone, or cuts nothing, as far as numbers tell
+    without a model."""
+    if before == after:
+        raise ValueError(f"step {number} of the schedule keeps what step {number - 1} does: leave one of them out")
+    for key in COUNTED:
+        more, fewer = getattr(before, key), getattr(after, key)
+        if more is not None and fewer is None:
+            raise ValueError(
+                f"step {number} of the schedule leaves out {key}, so that all {COUNTED[key]} would be back: say {key}: {more}"
+            )
+        if more is not None and type(more) is type(fewer) and fewer > more:
+            raise ValueError(f"step {number} of the schedule has {key} {fewer}, after {more}: what is cut does not come back")
