@@ -1,6 +1,6 @@
-"""Every family of the installed transformers with fewer layers, alone and together with fewer experts: masked, applied, written
-file by file, reloaded by stock transformers, trained and generated with; or refused for the reason that docs/families.md gives.
-"""
+"""Every family of the installed transformers with fewer layers, alone and together with the other kinds of cuts: masked, applied,
+written file by file, reloaded by stock transformers, trained and generated with; or refused for the reason that docs/families.md
+gives."""
 
 from pathlib import Path
 
@@ -9,46 +9,43 @@ import torch
 from conftest import raises
 from families import (
     EXCEPTIONS,
-    EXPERTS,
     KEPT_LAYERS,
     LAYER_CHANGES,
     LAYER_EXCEPTIONS,
     LAYERS_WHOLE,
+    WIDTH_EXCEPTIONS,
     config_class,
     families,
     text_logits,
     tiny_family,
-)
+)  # fmt: skip
 from transformers import PreTrainedModel
 
-from toolkit.cuts import Cut, ExpertsCut, LayersCut, Plan, apply_plan, check_plan, masked, prune_checkpoint
+from toolkit.cuts import LayersCut, Plan, apply_plan, check_plan, masked, prune_checkpoint
 from toolkit.cuts.checkpoint import copied_from_file
-from toolkit.cuts.experts import BlockPlan
-from toolkit.moe import find_blocks
+from toolkit.cuts.shape import ModelShape, plan_of_shape
+from toolkit.moe import expert_width, find_blocks
 from toolkit.moe.load import auto_class
 
-EXPERTS_KEPT = [0, 3, 5, 6]  # two in each half: some of these families choose within groups
+TOGETHER = ["layers", "layers, experts and width"]
 ids = torch.randint(3, 64, (2, 24), generator=torch.Generator().manual_seed(2))
 
 
-def plan_of(model: PreTrainedModel, family: str, with_experts: bool) -> Plan:
-    layers = LayersCut.of(model, KEPT_LAYERS.get(family, [0, 2, 3]), "by hand")
-    cuts: list[Cut] = [layers]
-    blocks = find_blocks(model)
-    if with_experts:
-        choice = {
-            block.name: BlockPlan(experts=EXPERTS, kept=EXPERTS_KEPT) for block in blocks if layers.rename(block.name, block.name)
-        }
-        cuts.append(ExpertsCut.of(choice, criterion="by hand", keep=len(EXPERTS_KEPT)))
-    return Plan(model="tiny", experts_per_token=blocks[0].experts_per_token, cuts=cuts)
+def plan_of(model: PreTrainedModel, family: str, together: str = "layers") -> Plan:
+    layers = KEPT_LAYERS.get(family, (0, 2, 3))
+    if together == "layers":
+        active = find_blocks(model)[0].experts_per_token
+        return Plan(model="tiny", experts_per_token=active, cuts=[LayersCut.of(model, layers, "by hand")])
+    width = expert_width(model) // 2 if "width" in together and family not in WIDTH_EXCEPTIONS else None
+    return plan_of_shape(model, ModelShape(experts=4, width=width, layers=layers))
 
 
-@pytest.mark.parametrize("with_experts", [False, True], ids=["layers", "layers and experts"])
+@pytest.mark.parametrize("together", TOGETHER)
 @pytest.mark.parametrize("family", [family for family in families() if family not in EXCEPTIONS.keys() | LAYER_EXCEPTIONS.keys()])
-def test_a_family_goes_the_whole_way(family: str, with_experts: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_family_goes_the_whole_way(family: str, together: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny_family(family, **LAYER_CHANGES.get(family, {}))
     model.save_pretrained(tmp_path / "original")
-    plan, whole = plan_of(model, family, with_experts), text_logits(model)
+    plan, whole = plan_of(model, family, together), text_logits(model)
     with masked(model, plan):
         expected = text_logits(model)
     assert torch.equal(text_logits(model), whole)
@@ -83,4 +80,4 @@ REFUSALS = {"beam": "attn_residual_add_idx", "minimax": "num_hidden_layers", "ge
 def test_an_exception_is_refused(family: str) -> None:
     model = tiny_family(family)
     with raises("layers.cannot-drop", family, REFUSALS[family]):
-        check_plan(model, plan_of(model, family, with_experts=False))
+        check_plan(model, plan_of(model, family))
