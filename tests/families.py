@@ -22,7 +22,10 @@ EXCEPTIONS = {
     "diffusion_gemma": "no: writes blocks by diffusion, so there are no next-token logits to compare or train with",
     "openai_privacy_filter": "no: labels tokens, and has no language model",
 }
+KEPT_LAYERS = {"hy_v4": [0, 1, 3], "jamba": [2, 3], "nemotron_h": [1, 2], "minimax": [0, 2]}
+LAYER_EXCEPTIONS = {"beam": 1, "gemma4": 1}
 WHOLE = ("ernie4_5_vl_moe",)  # pruned by loading the model: its text and image experts stand in one list
+LAYERS_WHOLE = (*WHOLE, "inkling2")
 NOTES = {
     "deepseek_v4": "its layers that look experts up by token id (`hash_moe`) are refused",
     "ernie4_5_vl_moe": "text never enters its experts for images: calibrated on text, these are kept by index; "

@@ -112,7 +112,7 @@ def layerwise_pass(
         steps = list(enumerate(blocks_by_layer(blocks, layers)))
         for number, inside in progress(steps, "observing the experts, layer by layer"):
             held.check(number)
-            with model.layer(number) if isinstance(model, StreamedModel) else nullcontext():
+            with model.layer(layers[number]) if isinstance(model, StreamedModel) else nullcontext():
                 for observer in observers:
                     observer.on_layer_start(inside)
                 with observing(whole, dispatch):

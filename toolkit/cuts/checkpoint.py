@@ -58,7 +58,7 @@ def prune_checkpoint(
                 f"{source} is quantized ({quantized}) in a layout that cannot be pruned: {reason}.",
                 code="prune.quantized-layout",
             ) from None
-        say(f"  the whole model is loaded, for its files alone do not say which experts are where: {reason}")
+        say(f"  the whole model is loaded, for its files alone do not say what is where: {reason}")
         on_main(lambda: _prune_in_memory(source, plan, target, revision, facts))
         return
     write_pruned(job, pruned_config(job), target, partial(verify, job, oracle=not quantized), facts)
@@ -206,7 +206,7 @@ def pruned_config(job: PruneJob) -> ConfigFile:
 def _complete(written: ConfigFile, config: Any) -> None:
     """Writes every spelling of the counts that cuts change: transformers 5 saves one, version 4 reads another."""
     for kind in KINDS:
-        written.update(kind.config(config))
+        kind.update_config(written, config)
     promises = {*MTP_KEYS, *(key for key, value in written.items() if MTP_COUNT_KEYS.match(key) and type(value) is int)}
     written.update({key: 0 for key in sorted(promises) if written.get(key) or getattr(config, key, None)})
     for part in config.sub_configs:  # text_config of a multimodal model

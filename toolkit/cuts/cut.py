@@ -93,6 +93,11 @@ class Cut(BaseModel, ABC):
         """The keys of a configuration file that this kind changes, in every spelling that readers use, with their values in
         `config`, the configuration of a model to which cuts have been applied."""
 
+    @classmethod
+    def update_config(cls, written: ConfigFile, config: Any) -> None:
+        """Brings this kind's keys in `written`, the content of a configuration file, to their values in `config`."""
+        written.update(cls.config(config))
+
     @abstractmethod
     def choice(self) -> Any:
         """What of this cut decides the pruned weights, as JSON: for fingerprints."""

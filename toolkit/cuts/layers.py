@@ -20,6 +20,7 @@ from toolkit.cuts.cut import AffectedTensor, ConfigFile, Cut, Indices, PlanView,
 from toolkit.moe.blocks import find_blocks
 from toolkit.moe.completeness import Source
 from toolkit.moe.layer_change import layer_change
+from toolkit.moe.layer_file import layer_settings, update_layer_settings
 from toolkit.moe.layer_list import drop_layers, only_layers
 from toolkit.moe.layers import layers_of
 from toolkit.runtime.errors import PollardError
@@ -118,7 +119,12 @@ class LayersCut(Cut):
 
     @classmethod
     def config(cls, config: Any) -> ConfigFile:
-        return {}
+        return layer_settings(config)
+
+    @classmethod
+    def update_config(cls, written: ConfigFile, config: Any) -> None:
+        # A list that readers derive from other keys, such as layer_types from a period, is written where they would be wrong
+        update_layer_settings(written, config)
 
     def choice(self) -> list[int]:
         return self.kept

@@ -64,6 +64,10 @@ def sources(value: Sequence[int], stay: KeptLayers) -> list[int]:
     return stay.renumbered([value[number] for number in stay.kept], 0)
 
 
+def pattern(value: str, stay: KeptLayers) -> str:
+    return "".join(value[number] for number in stay.kept)
+
+
 def numbers(value: Sequence[int], stay: KeptLayers) -> list[int]:
     shown = 1 if stay.layers in value else 0 if 0 in value else stay.base
     return stay.renumbered(value, shown)
@@ -114,15 +118,24 @@ def _setting(key: str, value: Any, layers: int) -> Setting | None:
         return (
             parts if any(isinstance(k, str) and NUMBERS.search(k) and _setting(k, v, layers) for k, v in value.items()) else None
         )
+    if isinstance(value, str):
+        return pattern if len(value) == layers and "pattern" in key else None
     if isinstance(value, list | tuple):
-        whole = bool(value) and all(type(entry) is int and 0 <= entry <= layers for entry in value)
-        if len(value) == layers:
-            return None if NOT_PER_LAYER.search(key) else sources if whole and SOURCES.search(key) else one_per_layer
-        return numbers if whole and NUMBERS.search(key) and not NOT_PER_LAYER.search(key) else None
+        return None if NOT_PER_LAYER.search(key) else _list_setting(key, value, layers)
     if type(value) is int and 0 <= value < layers:
         rules: list[tuple[re.Pattern[str], Setting]] = [(LEADING, leading), (LAST, last), (TRAILING, trailing)]
         return next((rule for words, rule in rules if words.search(key)), None)
     return None
+
+
+def _list_setting(key: str, value: Sequence[Any], layers: int) -> Setting | None:
+    whole = bool(value) and all(type(entry) is int and 0 <= entry <= layers for entry in value)
+    if len(value) == layers:
+        if whole and SOURCES.search(key):
+            return sources
+        flags = not whole or set(value) <= {0, 1}
+        return one_per_layer if flags or list(value) != sorted(set(value)) else numbers
+    return numbers if whole and NUMBERS.search(key) else None
 
 
 def is_per_layer(key: str, value: Any, layers: int) -> bool:

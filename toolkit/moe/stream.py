@@ -72,8 +72,10 @@ class StreamedModel:
         self._load(REST, [module for module in self.model.base_model.modules() if id(module) not in inside])
 
     @contextmanager
-    def layer(self, number: int) -> Iterator[nn.Module]:
-        """The layer with its weights on the device; they are dropped afterwards."""
+    def layer(self, which: int | nn.Module) -> Iterator[nn.Module]:
+        """The layer of that number in the files (or one of `layers`, also where the model was given fewer of them since) with its
+        weights on the device; they are dropped afterwards."""
+        number = which if isinstance(which, int) else next(n for n, layer in enumerate(self.layers) if layer is which)
         layer = self.layers[number]
         try:
             self._load(number, list(layer.modules()))
