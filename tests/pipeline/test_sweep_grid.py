@@ -28,6 +28,32 @@ def test_a_label_says_what_else_is_swept(recipe: Path) -> None:
     assert [cell.label for cell in grid.cells] == ["weighted_ean, tokens all", "weighted_ean, tokens prompt"]
 
 
+def test_other_cuts_are_axes_and_label_a_line_by_what_chooses_in_it(recipe: Path) -> None:
+    grid = load_grid(
+        recipe, ["pruning.keep=null,4", "pruning.width=null,0.5", "pruning.width_criterion=energy,random", "seed=0,1"]
+    )
+    found = [(cell.recipe.pruning.keep, cell.recipe.pruning.width, cell.seed, cell.label) for cell in grid.cells]
+    assert found == [  # neither keep nor width: the original
+        (None, 0.5, 7, "energy, width 0.5"), (None, 0.5, 0, "random, width 0.5"), (None, 0.5, 1, "random, width 0.5"),
+        (4, None, 7, "weighted_ean"),
+        (4, 0.5, 7, "weighted_ean + energy, width 0.5"),
+        (4, 0.5, 0, "weighted_ean + random, width 0.5"), (4, 0.5, 1, "weighted_ean + random, width 0.5"),
+    ]  # fmt: skip
+
+
+# A cell without the other cuts must not begin to cut experts because its width is null.
+def test_where_other_cuts_are_swept_and_keep_is_not_set_all_experts_stay(recipe: Path) -> None:
+    assert [cell.recipe.pruning.keep for cell in load_grid(recipe, ["pruning.width=null,0.5,0.25"]).cells] == [None, None]
+    assert [cell.recipe.pruning.keep for cell in load_grid(recipe, ["pruning.width=null,8", "pruning.keep=4"]).cells] == [4, 4]
+
+
+def test_a_list_of_layers_is_one_value(recipe: Path) -> None:
+    cells = load_grid(recipe, ["pruning.layers=3,[0, 1, 3],[0, 3]"]).cells
+    assert [cell.recipe.pruning.layers for cell in cells] == [3, [0, 1, 3], [0, 3]]
+    assert [cell.label for cell in cells] == ["dev_loss, layers 3", "layers [0, 1, 3]", "layers [0, 3]"]
+    assert load_grid(recipe, ["pruning.layers=[0, 3]", "pruning.keep=4,2"]).recipe.pruning.layers == [0, 3]
+
+
 def test_what_is_said_twice_is_one_cell(recipe: Path) -> None:
     assert len(load_grid(recipe, ["pruning.keep=4,4,2"]).cells) == 2
 
@@ -43,7 +69,10 @@ def test_commas_elsewhere_are_no_lists(recipe: Path) -> None:
         ([], "needs something to compare: e.g. pruning.keep=6,4,2"),
         (["pruning.keep=4"], "needs something to compare"),
         (["pruning.criterion=reap,reep"], "`pruning.criterion` cannot be 'reep'. Did you mean `reap`?"),
-        (["pruning.keep=4,,2"], "keep must be a number of experts"),
+        (
+            ["pruning.keep=4,,2"],
+            "`pruning.keep=4,,2` has nothing between two commas: say what to compare, e.g. pruning.keep=4,2.",
+        ),
         (["pruning.kep=4,2"], "`pruning.kep` is not a key of a recipe. Did you mean `keep`?"),
         (["pruning.keep=4,2", "seed=0,-1"], "command line (seed=-1): `seed`"),
     ],

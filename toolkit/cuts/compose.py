@@ -4,17 +4,48 @@ The law: applying the composed plan to the original leaves what applying one aft
 """
 
 from toolkit.cuts.apply import renamed
-from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.cut import Cut
+from toolkit.cuts.experts import BlockPlan, ExpertsCut
 from toolkit.cuts.plan import Plan
+from toolkit.cuts.width import WidthCut
 
 
 def compose(first: Plan, second: Plan) -> Plan:
-    """What stays after both, in the numbers and names of the model that `first` prunes; how it was chosen is `second`'s, without
-    scores. Both must cut experts (all may stay)."""
-    # By its name in the model between the two, each block's name in the first
-    names = {renamed(first, name, name): name for name in first.blocks}
-    blocks = {}
-    for new_name, block in second.blocks.items():
-        before = first.blocks[names[new_name]]
-        blocks[names[new_name]] = BlockPlan(experts=before.experts, kept=[before.kept[index] for index in block.kept])
-    return second.with_experts(blocks, first.model)
+    """What stays after both, in the numbers and names of the model that `first` prunes. How it was chosen is what the later plan
+    with a cut of a kind says, without scores. Both plans cut experts (all may stay). Raises PollardError where one does not."""
+    cuts: list[Cut | None] = [_experts(first, second), _width(first, second)]
+    return second.model_copy(update={"model": first.model, "cuts": [cut for cut in cuts if cut]})
+
+
+def _experts(first: Plan, second: Plan) -> ExpertsCut:
+    before, last, blocks = first.blocks, second.experts, {}
+    for name, block in second.blocks.items():
+        old_name = _name_before(first, name)
+        kept = [before[old_name].kept[index] for index in block.kept]
+        blocks[old_name] = BlockPlan(experts=before[old_name].experts, kept=kept)
+    return ExpertsCut.of(blocks, criterion=last.criterion, mode=last.mode, tokens=last.tokens, keep=last.keep)
+
+
+def _width(first: Plan, second: Plan) -> WidthCut | None:
+    before, after = first.cut(WidthCut), second.cut(WidthCut)
+    last = after or before
+    if last is None:
+        return None
+    channels = {_name_before(first, name): kept for name, kept in last.channels.items()} if after else {}
+    if before:
+        rows = {_name_before(first, name): block.kept for name, block in second.blocks.items()}
+        left = {name: kept[rows[name]] if name in rows else kept for name, kept in before.channels.items()}
+        left = {name: kept for name, kept in left.items() if _stays(first, second, name)}
+        channels = {name: kept.gather(-1, channels[name]) if after else kept for name, kept in left.items()}
+    return WidthCut(criterion=last.criterion, keep=last.keep, channels=channels)
+
+
+def _name_before(plan: Plan, name: str) -> str:
+    """The name that a module had before `plan` was applied."""
+    return name
+
+
+def _stays(first: Plan, second: Plan, name: str) -> bool:
+    """Whether a module of the original is there after both plans."""
+    new_name = renamed(first, name, name)
+    return new_name is not None and renamed(second, new_name, new_name) is not None

@@ -46,6 +46,7 @@ class Budget(NamedTuple):
             fewer_active=self.experts_per_token < before.experts_per_token,
             width=None if self.width == before.width else self.width,
             layers=None if self.layers == before.layers else self.layers,
+            depth=before.layer_count or self.depth,
         )
 
 

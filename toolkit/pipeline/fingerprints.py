@@ -6,7 +6,7 @@ teaching, reference logits, harness, scoring                             cover t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from toolkit.evaluation.fidelity import FORMAT
 from toolkit.pipeline.budget import Budget
@@ -22,6 +22,7 @@ from toolkit.selection.criteria import CRITERIA, SearchRequest
 from toolkit.tasks import DataCache
 from toolkit.tasks.scorers import scorer_file
 
+BACKWARD = ("taylor", "fisher")  # criteria of width that need a backward pass
 SCORING_RULES = 2
 """The rules by which answers are taken out of what was written, and judged: under others a finished evaluation is done
 again."""
@@ -123,6 +124,13 @@ def subset_search(recipe: Recipe) -> SearchRequest | None:
     return None if pruning.keep is None else CRITERIA[pruning.criterion].search(pruning)
 
 
+def observed_channels(recipe: Recipe, cuts: Budget) -> bool | Literal["gradients"]:
+    """Whether calibration observes the channels of experts, too; in a backward pass where the criterion needs it."""
+    if cuts.width is None:
+        return False
+    return "gradients" if recipe.pruning.width_criterion in BACKWARD else True
+
+
 def _teaching(recipe: Recipe, data: DataCache, model: str, own_data: str, test_data: Any) -> Teaching:
     """`own_data`, `test_data`: fingerprints of the task's two files."""
     finetuning, mix = recipe.finetuning, training_sources(recipe)
@@ -157,10 +165,9 @@ def _layers(recipe: Recipe, wanted: int | tuple[int, ...], source: str, observin
 
 
 def _channels(recipe: Recipe, cuts: Budget) -> list[list[str]]:
-    """Whether calibration observes channels too, and how; which criterion reads them is decided later."""
-    if cuts.width is None:
-        return []
-    return [["channels", *(["backward"] if recipe.pruning.width_criterion in ("taylor", "fisher") else [])]]
+    """How calibration observes channels, where it does; which criterion reads them is decided later."""
+    found = observed_channels(recipe, cuts)
+    return [["channels", *(["gradients"] if found == "gradients" else [])]] if found else []
 
 
 def _calibration_data(recipe: Recipe, data: DataCache) -> list[Any]:

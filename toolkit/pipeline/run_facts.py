@@ -165,7 +165,7 @@ def _statistics(run: RunDirectory) -> ExpertStatistics | None:
 def _pruning(run: RunDirectory, plan: Plan, recipe: Recipe | None) -> PruningFacts:
     """With a schedule, of the plan of all rounds together: the run's own is that of the last."""
     steps = recipe.pruning.schedule if recipe else None
-    schedule = [step.keep if isinstance(step.model_dump(), int) else str(step) for step in steps or ()] or None
+    schedule = [step.label for step in steps] if steps else None
     return pruning_facts(Plan.load(run.rounds / "plan.json") if schedule else plan, schedule)
 
 

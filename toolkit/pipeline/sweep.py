@@ -2,7 +2,7 @@
 
 calibrate ─► select every cell ─► mask and measure, one after the other ─► sweep/table.json, report.html
 
-Everything is measured on the dev slice; the test set is never read. What is measured is a choice of experts: two cells
+Everything is measured on the dev slice; the test set is never read. What is measured is a plan: two cells
 with the same choice share one file, and a finished file is never measured again.
 """
 
@@ -17,25 +17,28 @@ import torch
 from rich.markup import escape
 from transformers import PreTrainedModel
 
-from toolkit.cuts.apply import masked
+from toolkit.cuts import masked, shape_of, shaped_meta_model
 from toolkit.cuts.experts import BlockPlan
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.evaluation import measure_fidelity, write_reference
 from toolkit.evaluation.probe import check_probe, measure_probe, read_probe
-from toolkit.moe import find_blocks
+from toolkit.moe import find_blocks, sizes
 from toolkit.moe.placement import with_model
 from toolkit.pipeline.checks import check
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.fingerprints import own_scorer_identity
 from toolkit.pipeline.manifest import SWEEP
+from toolkit.pipeline.plan_choice import choose_plan
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.runner import do_stage
 from toolkit.pipeline.stages.calibrate import Calibrate
+from toolkit.pipeline.stages.layers import Layers
 from toolkit.pipeline.sweep_grid import Cell, Grid
 from toolkit.pipeline.write_report import write_report
 from toolkit.recipe.data import DataRecipe
 from toolkit.recipe.file import dump_recipe
+from toolkit.recipe.pruning import COUNTED
 from toolkit.recipe.schema import Recipe
 from toolkit.report import show_sweep, tabulate
 from toolkit.report.measurements import SweepRow, SweepTable
@@ -44,12 +47,12 @@ from toolkit.runtime.errors import Mistakes
 from toolkit.runtime.files import JsonObject, fingerprint_of, fingerprint_of_source, write_text
 from toolkit.runtime.formatting import loss, percent
 from toolkit.runtime.run_files import RUN_FILE_PATTERNS, SHARD_PATTERN, remove_matching
-from toolkit.selection import kept_unobserved, select
+from toolkit.selection import WIDTH_CRITERIA, kept_unobserved
 
 
 @dataclass(frozen=True)
 class SweepChoice:
-    """The experts of one cell (none: the original), and the file that says how good they are."""
+    """What one cell keeps (no cell: the original), and the file that says how good it is."""
 
     cell: Cell | None
     plan: Plan
@@ -63,7 +66,7 @@ class SweepChoice:
     @property
     def name(self) -> str:
         """For people."""
-        drawn = f", seed {self.cell.seed}" if self.cell and self.plan.criterion == "random" else ""
+        drawn = f", seed {self.cell.seed}" if self.cell and "random" in self.cell.recipe.pruning.criteria else ""
         return f"{self.label}, keep {self.plan.keep}{drawn}"
 
 
@@ -82,13 +85,13 @@ def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> SweepTable:
         check_shared(directory.path)
         on_main(lambda: _open(directory, recipe, fresh))
         context = RunContext(recipe, directory)
-        folders = [_calibrated(context.variant(cell.recipe)) for cell in grid.cells]
-        choices = on_main(lambda: _choose(grid, context, folders))
+        places = [_calibrated(context.variant(recipe)) for recipe in _observed_recipes(grid, context)]
+        choices = on_main(lambda: _choose(grid, context, places))
         missing = on_main(lambda: [choice for choice in choices if not _measured(directory.sweep / choice.file)])
         say(f"[bold]{'sweep':<20}[/] {len(choices)} cells, {len(choices) - len(missing)} of them measured already")
         if missing:
             _measure(context, list({choice.file: choice for choice in missing}.values()), directory.sweep)
-        table = on_main(lambda: _finish(recipe, choices, directory))
+        table = on_main(lambda: _finish(context, choices))
         show_sweep(table)
         on_main(lambda: write_report(directory.path))
         say(f"Report: {directory.path / 'report.html'}")
@@ -122,21 +125,49 @@ def _open(directory: RunDirectory, recipe: Recipe, fresh: bool) -> None:
     directory.sweep.mkdir(exist_ok=True)
 
 
-def _calibrated(context: RunContext) -> Path:
-    """Where the statistics for this recipe are: the run's own where they fit, else in a folder of the sweep's."""
+def _observed_recipes(grid: Grid, context: RunContext) -> list[Recipe]:
+    """The recipe of every cell as it is calibrated: where any cell narrows experts, one pass observes channels for all."""
+    narrow = [cell.recipe.pruning for cell in grid.cells if context.budget_of(cell.recipe.pruning).width]
+    neediest = max(narrow, key=lambda pruning: WIDTH_CRITERIA[pruning.width_criterion].gradients, default=None)
+    recipes = []
+    for cell in grid.cells:
+        pruning = cell.recipe.pruning
+        if neediest:
+            settings = {key: getattr(neediest, key) for key in ("width", "width_criterion", "width_multiple")}
+            pruning = pruning.model_copy(update=settings)
+        # Layers that are drawn are observed without those that are gone, so that every draw has a calibration of its own
+        drawn = pruning.layers is not None and pruning.layer_criterion == "random"
+        changes = {"pruning": pruning, **({"seed": cell.seed} if drawn else {})}
+        recipes.append(cell.recipe.model_copy(update=changes))
+    return recipes
+
+
+def _calibrated(context: RunContext) -> RunDirectory:
+    """Where the statistics for this recipe are: in the run's own folder where they fit, else in one of the sweep's."""
     run, stage = context.directory, Calibrate(context)
     own = on_main(lambda: run.is_done(stage.name, stage.fingerprint()) or stage.name not in run.entries())
     if not own:
-        stage = Calibrate(context.variant(context.recipe, RunDirectory(stage.fingerprint(), run.sweep / "calibration")))
-    place = stage.context.directory
-    if not on_main(lambda: place.is_done(stage.name, stage.fingerprint())):
-        on_main(lambda: place.path.mkdir(parents=True, exist_ok=True))
-        do_stage(stage, "its statistics serve every cell" if own else "other settings than the run's")
+        context = context.variant(context.recipe, RunDirectory(stage.fingerprint(), run.sweep / "calibration"))
+        on_main(lambda: _make_place(context.directory, run))
+    place = context.directory
+    for each in (Layers, Calibrate):
+        stage = each(context)
+        if stage.is_asked_for() and not on_main(partial(place.is_done, stage.name, stage.fingerprint())):
+            do_stage(stage, "its result serves every cell" if own else "other settings than the run's")
     barrier()
-    return place.statistics
+    return place
 
 
-def _choose(grid: Grid, context: RunContext, folders: list[Path]) -> list[SweepChoice]:
+def _make_place(place: RunDirectory, run: RunDirectory) -> None:
+    """What is measured for a choice of layers serves every number of layers: all places of the sweep have it together."""
+    shared = run.sweep / place.layer_measurements.name
+    for folder in (place.path, shared):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not place.layer_measurements.exists():
+        place.layer_measurements.symlink_to(Path("..", "..", shared.name))
+
+
+def _choose(grid: Grid, context: RunContext, places: list[RunDirectory]) -> list[SweepChoice]:
     """The original, then every cell's choice. Raises PollardError for a criterion that the statistics cannot serve."""
     recipe = grid.recipe
     judged = [
@@ -156,13 +187,14 @@ def _choose(grid: Grid, context: RunContext, folders: list[Path]) -> list[SweepC
     original = Plan.of_experts(
         model=recipe.model.path, criterion="original", keep=count, experts_per_token=blocks[0].experts_per_token, blocks=everyone
     )
-    choices = {("", count, 0): SweepChoice(None, original, 0, file_of(original))}
-    loaded = {folder: ExpertStatistics.load(folder) for folder in set(folders)}
-    for cell, folder in zip(grid.cells, folders, strict=True):
-        statistics = loaded[folder]
-        plan = select(statistics, seed=cell.seed, **cell.recipe.pruning.model_dump(exclude={"schedule", "skipping"}))
-        if file_of(plan) != file_of(original):  # keep = all of them
-            choices[cell.label, plan.keep, cell.seed] = SweepChoice(cell, plan, kept_unobserved(statistics, plan), file_of(plan))
+    choices = {("", shape_of(original), 0): SweepChoice(None, original, 0, file_of(original))}
+    loaded = {place.path: ExpertStatistics.load(place.statistics) for place in places}
+    for cell, place in zip(grid.cells, places, strict=True):
+        statistics = loaded[place.path]
+        plan = choose_plan(context.variant(cell.recipe, place), statistics, cell.seed)
+        if file_of(plan) != file_of(original):  # all of everything
+            unobserved = kept_unobserved(statistics, plan)
+            choices[cell.label, shape_of(plan), cell.seed] = SweepChoice(cell, plan, unobserved, file_of(plan))
     return list(choices.values())
 
 
@@ -225,16 +257,19 @@ def _gold(context: RunContext) -> list[dict[str, torch.Tensor]]:
     return read_probe(answers, recipe, context.tokenizer, context.data).batches
 
 
-def _finish(recipe: Recipe, choices: list[SweepChoice], directory: RunDirectory) -> SweepTable:
+def _finish(context: RunContext, choices: list[SweepChoice]) -> SweepTable:
     """Puts the cells' files together and writes the table, then the stage's entry."""
+    directory, recipe = context.directory, context.recipe
     rows, seconds = [], {}
+    only_experts = all(len(choice.plan.cuts) == 1 for choice in choices)
     for choice in choices:
         found = json.loads((directory.sweep / choice.file).read_text())
         seconds[choice.file] = found["seconds"]
-        pruning = choice.cell.recipe.pruning.model_dump(exclude={"keep", "skipping"}) if choice.cell else {}
+        pruning = choice.cell.recipe.pruning.model_dump(exclude={*COUNTED, "skipping"}) if choice.cell else {}
+        sizes = {} if only_experts else _sizes(context, choice.plan)
         rows.append(
             SweepRow.model_validate(
-                {"label": choice.label, "keep": found["keep"], **pruning}
+                {"label": choice.label, "keep": found["keep"], **sizes, **pruning}
                 | {"seed": choice.cell.seed if choice.cell else None, "kept_unobserved": choice.unobserved}
                 | {key: found[key] and {k: v for k, v in found[key].items() if k != "right"} for key in ("task", "off_task")}
                 | {"fidelity": found["fidelity"], "file": choice.file}
@@ -246,3 +281,15 @@ def _finish(recipe: Recipe, choices: list[SweepChoice], directory: RunDirectory)
     if not directory.is_done(SWEEP, fingerprint):
         directory.finish(SWEEP, fingerprint, sum(seconds.values()), seed=recipe.seed, ranks=world_size(), cells=len(rows))
     return table
+
+
+def _sizes(context: RunContext, plan: Plan) -> dict[str, int | None]:
+    """What a table of several kinds of cuts says of a cell."""
+    shape = shape_of(plan)
+    found = context.once(("sizes", context.recipe.model, shape), lambda: sizes(shaped_meta_model(context.config, shape)))
+    return {
+        "width": shape.width,
+        "layers": shape.layers and len(shape.layers),
+        "parameters": found.parameters,
+        "active_parameters": found.active_parameters,
+    }

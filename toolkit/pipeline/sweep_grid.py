@@ -1,25 +1,31 @@
 """Which cells a sweep has: comma lists among the overrides.
 
 pollard sweep recipes/playground.yaml pruning.keep=8,6,4,2 pruning.criterion=random,frequency,reap seed=0,1,2
+pollard sweep recipes/playground.yaml pruning.keep=null,4 pruning.width=null,0.5 "pruning.layers=3,[0,1]"
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from toolkit.recipe.file import load_recipe
+from toolkit.recipe.file import dump_value, load_recipe
+from toolkit.recipe.pruning import BELONGING, PruningRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.errors import PollardError
 
-AXES = ("pruning.keep", "pruning.criterion")  # a label need not repeat them
+# A label need not repeat the first, which has a column of its own, and begins with the others
+AXES = ("pruning.keep", "pruning.criterion", "pruning.width_criterion", "pruning.layer_criterion")
+CUTS = ("pruning.keep", "pruning.width", "pruning.layers")
+COMMA = re.compile(r",(?![^\[{]*[\]}])")  # not inside of a list
 
 
 @dataclass(frozen=True)
 class Cell:
     """One way to prune. `recipe` has the pruning; `seed` is what `random` draws with (the calibration's is the recipe's).
 
-    `label` names the line that the cell belongs to: its criterion, and what else of pruning is swept but `keep`.
+    `label` names the line that the cell belongs to: the criteria of what it cuts, and what else of pruning is swept but `keep`.
     """
 
     recipe: Recipe
@@ -38,7 +44,8 @@ class Grid:
 def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
     """The recipe and its cells; lists may be given for `seed` and every `pruning.` key.
 
-    Only `random` looks at the seed, so only it has a cell for each. Raises PollardError as `load_recipe` does, and where
+    Only `random` looks at the seed, so only it has a cell for each. What cuts nothing is the original, which every sweep has.
+    Raises PollardError as `load_recipe` does, and where
     there is nothing to compare.
     """
     fixed: dict[str, str] = {}
@@ -47,8 +54,15 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
         key, _, value = override.partition("=")
         fixed.pop(key, None)
         lists.pop(key, None)
-        if "," in value and (key == "seed" or key.startswith("pruning.")):
-            lists[key] = value.split(",")
+        options = COMMA.split(value) if key == "seed" or key.startswith("pruning.") else [value]
+        if len(options) > 1 and not all(options):
+            raise PollardError(
+                f"`{override}` has nothing between two commas: say what to compare, e.g. "
+                f"{key}={','.join(filter(None, options))}.",
+                code="sweep.empty-value",
+            )
+        if len(options) > 1:
+            lists[key] = options
         else:
             fixed[key] = override
     recipe = load_recipe(path, list(fixed.values()))
@@ -63,11 +77,28 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
             code="sweep.schedule",
         )
     seeds = [load_recipe(path, [*fixed.values(), f"seed={seed}"]).seed for seed in lists.pop("seed", [str(recipe.seed)])]
+    if not lists.keys().isdisjoint(CUTS[1:]) and "pruning.keep" not in lists and not _says_keep(recipe):
+        fixed["pruning.keep"] = "pruning.keep=null"  # also where a cell leaves out the other cuts
     cells = []
     for values in product(*lists.values()):
-        chosen = dict(zip(lists, values, strict=True))
+        chosen = _with_defaults(dict(zip(lists, values, strict=True)))
         varied = load_recipe(path, [*fixed.values(), *(f"{key}={value}" for key, value in chosen.items())])
+        criteria = varied.pruning.criteria
         others = [f"{key.removeprefix('pruning.')} {value}" for key, value in chosen.items() if key not in AXES]
-        label = ", ".join([varied.pruning.criterion, *others])
-        cells += [Cell(varied, seed, label) for seed in (seeds if varied.pruning.criterion == "random" else [recipe.seed])]
+        label = ", ".join(filter(None, [" + ".join(criteria), *(other for other in others if not other.endswith(" null"))]))
+        drawn = seeds if "random" in criteria else [recipe.seed]
+        cells += [Cell(varied, seed, label) for seed in drawn if criteria or varied.pruning.layers]
     return Grid(recipe, list({(cell.recipe.pruning.model_dump_json(), cell.seed): cell for cell in cells}.values()))
+
+
+def _with_defaults(chosen: dict[str, str]) -> dict[str, str]:
+    """In a cell that does not cut something, how it would be cut is not to be chosen."""
+    fields = PruningRecipe.model_fields
+    for cut, keys in BELONGING.items():
+        if chosen.get(f"pruning.{cut}") == "null":
+            chosen |= {f"pruning.{key}": dump_value(fields[key].default) for key in keys}
+    return chosen
+
+
+def _says_keep(recipe: Recipe) -> bool:
+    return "keep" in recipe.pruning.model_fields_set and recipe.pruning.keep is not None

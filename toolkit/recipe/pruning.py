@@ -72,7 +72,7 @@ class StepRecipe(Section):
     @model_serializer(mode="wrap")
     def _short_form(self, dump: SerializerFunctionWrapHandler) -> int | dict[str, Any]:
         values = {key: value for key, value in dump(self).items() if value is not None}
-        return self.keep if values.keys() == {"keep"} and isinstance(self.keep, int) else values
+        return self.label if isinstance(self.label, int) else values
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -84,6 +84,11 @@ class StepRecipe(Section):
         parts = [] if self.keep is None else [str(self.keep)]
         parts += [f"{key}{value}" for key, value in (("width", self.width), ("layers", self.layers)) if value is not None]
         return "-".join(parts)
+
+    @property
+    def label(self) -> int | str:
+        """The number of a step that only cuts experts to one, else words."""
+        return self.keep if self == StepRecipe(keep=self.keep) and isinstance(self.keep, int) else str(self)
 
     def __str__(self) -> str:
         """ "6 experts, 0.5 of the width"."""
@@ -134,6 +139,14 @@ class PruningRecipe(Section):
             return self.schedule
         layers = len(self.layers) if isinstance(self.layers, list) else self.layers
         return [StepRecipe.model_construct(keep=self.keep, width=self.width, layers=layers)]
+
+    @property
+    def criteria(self) -> list[str]:
+        """Those that choose something, each once."""
+        found: list[str] = [self.criterion] if self.keep is not None else []
+        found += [self.width_criterion] if self.width is not None else []
+        found += [self.layer_criterion] if self.layers is not None and not isinstance(self.layers, list) else []
+        return list(dict.fromkeys(found))
 
     def of_step(self, step: StepRecipe, **changes: Any) -> Self:
         """The same pruning in one step, to what `step` says."""

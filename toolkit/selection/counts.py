@@ -9,7 +9,7 @@ FEWEST_STEPS = 4  # so many widths are possible at least: a quarter, a half, thr
 def width_multiple(width: int) -> int:
     """What the new width of experts of `width` channels is a multiple of, unless a recipe says otherwise.
 
-    The largest power of two that divides it, up to 128, with which a quarter of it is possible: 14336 -> 128, 256 -> 64, 96 -> 16.
+    The largest power of two that divides it, up to 128, with which a quarter of it is possible: 14336 -> 128, 256 -> 64.
     """
     multiple = USUAL_MULTIPLE
     while multiple > 1 and (width % multiple or width // multiple < FEWEST_STEPS):

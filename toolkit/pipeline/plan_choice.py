@@ -1,0 +1,19 @@
+"""From what calibration has left to the plan: experts, channels and layers, in one."""
+
+from toolkit.cuts import Plan
+from toolkit.cuts.statistics import ExpertStatistics
+from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.layer_choice import chosen_layers
+from toolkit.selection import select
+
+
+def choose_plan(context: RunContext, statistics: ExpertStatistics, seed: int) -> Plan:
+    """What the recipe of `context` keeps of the model that was observed; `seed`: of criteria that draw. Where it keeps all experts,
+    the plan says so. Raises PollardError for what the statistics do not hold."""
+    pruning, cuts = context.recipe.pruning, context.cuts
+    plan = select(
+        statistics, pruning.criterion, cuts.keep, pruning.tokens, pruning.mode, seed, pruning.experts_per_token, cuts.width,
+        pruning.width_criterion, width_multiple=1,
+    )  # fmt: skip
+    layers = chosen_layers(context.directory) if cuts.layers is not None else None
+    return plan if layers is None else plan.model_copy(update={"cuts": [*plan.cuts, layers]})
