@@ -158,9 +158,9 @@ def test_the_same_seed_draws_the_same_layers_and_others_draw_others() -> None:
 def test_what_calibration_and_selection_read_of_it() -> None:
     found = chosen(recipe(2, "influence"), fresh=True)
     context = RunContext(recipe(2, "influence"))
-    cut = chosen_layers(context.recipe, context.directory)
+    cut = chosen_layers(context)
     assert cut == LayersCut.of(context.meta_model, found["kept"], "influence", found["scores"])
-    assert chosen_layers(small_recipe(), context.directory) is None  # the file is another recipe's
+    assert chosen_layers(RunContext(small_recipe())) is None  # the file is another recipe's
     (RUN / "layers.json").write_text("{")
     with raises("layers.unreadable", "layers.json"):
         ChosenLayers.load(RUN / "layers.json")

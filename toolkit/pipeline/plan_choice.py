@@ -15,5 +15,5 @@ def choose_plan(context: RunContext, statistics: ExpertStatistics, seed: int) ->
         statistics, pruning.criterion, cuts.keep, pruning.tokens, pruning.mode, seed, pruning.experts_per_token, cuts.width,
         pruning.width_criterion, width_multiple=1,
     )  # fmt: skip
-    layers = chosen_layers(context.directory) if cuts.layers is not None else None
+    layers = chosen_layers(context)
     return plan if layers is None else plan.model_copy(update={"cuts": [*plan.cuts, layers]})

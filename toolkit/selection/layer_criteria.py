@@ -225,7 +225,7 @@ def _too_few(criterion: str, number: int, problem: str, refused: Mapping[int, st
     lines = [f"  {', '.join(map(str, layers))}: {reason}" for reason, layers in list(reasons.items())[:SHOWN_REASONS]]
     lines += [f"  (and {len(reasons) - SHOWN_REASONS} more reasons)"] if len(reasons) > SHOWN_REASONS else []
     return PollardError(
-        f"pruning.layers asks for {number} layers, and {criterion} cannot leave so few: {problem}.\n"
+        f"pruning.layers asks for {number} layer{'s' * (number > 1)}, and {criterion} cannot leave so few: {problem}.\n"
         + "\n".join(lines)
         + "\nKeep more, choose by another criterion, or list the layers that stay (pruning.layers=[0, 1, …]).",
         code="selection.layers-refused",
