@@ -178,9 +178,10 @@ def test_a_task_whose_answers_are_written_is_cautioned_with_what_the_dev_slice_s
     answers = chosen(recipe(), fresh=True)["dev_answers"]
     assert answers["n"] == 12  # all there are
     said = capsys.readouterr().out
-    assert "written answers" in said and f"{answers['after']} of 12 dev questions, with all layers {answers['before']}" in said
+    assert "answers are written" in said
+    assert f"{answers['after']} of 12 dev questions are right before recovery, with all layers {answers['before']}" in said
     chosen(recipe(2, "top"), fresh=True)
-    assert "layer_criterion: dev_loss would say" in capsys.readouterr().out
+    assert "the dev slice was not asked" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

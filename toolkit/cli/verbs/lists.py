@@ -16,10 +16,13 @@ SHELLS = {  # shell: how to switch completion on
 
 
 def run_criteria(arguments: argparse.Namespace) -> None:
-    from toolkit.selection import CRITERIA
+    from toolkit.selection import CRITERIA, LAYER_CRITERIA
 
-    for name, criterion in CRITERIA.items():
-        say(f"{name:<15} {criterion.meaning}")
+    listed = {"criterion": (CRITERIA, "which experts stay"), "layer_criterion": (LAYER_CRITERIA, "which decoder layers stay")}
+    for key, (criteria, what) in listed.items():
+        say(f"[bold]pruning.{key}[/]: {what}")
+        for name, criterion in criteria.items():
+            console.print(f"  {name:<15} {criterion.meaning}", markup=False)
 
 
 def run_tasks(arguments: argparse.Namespace) -> None:
