@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from toolkit.calibration import calibrate
 from toolkit.cuts.statistics import ExpertStatistics
-from toolkit.moe import find_blocks
+from toolkit.moe import find_blocks, mean_over_rms
 from toolkit.runtime.distributed import shard
 from toolkit.selection import CRITERIA, select
 from toolkit.selection.criteria import Choice
@@ -71,6 +71,7 @@ def test_a_block_that_no_token_enters_has_unobserved_experts_only() -> None:
     statistics = calibrate(tiny_family("ernie4_5_vl_moe"), batches_of([24], 1))
     for block in statistics.blocks:
         assert bool(statistics.get(block, "count").any()) == ("text_moe" in block)
+        assert bool(statistics.of_weights(block, "aimer").any()) == ("text_moe" in block)
 
 
 PRECISIONS = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -95,6 +96,14 @@ def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
             assert_same(found, alone, tolerance)
             for block, about in alone.about.blocks.items():
                 assert found.about.blocks[block].tokens == about.tokens
+
+
+def test_facts_of_the_weights_are_taken_down_and_are_the_same_whatever_is_observed(family: str) -> None:
+    model = tiny_model(family)
+    one, other = (calibrate(model, batches_of(lengths, 3)) for lengths in ([24, 9, 17], [11]))
+    for block in find_blocks(model):
+        assert torch.equal(one.of_weights(block.name, "aimer"), other.of_weights(block.name, "aimer"))
+        assert torch.equal(one.of_weights(block.name, "aimer"), mean_over_rms(block.experts))
 
 
 def test_prompt_and_completion_add_up_to_a_pass_without_the_distinction() -> None:

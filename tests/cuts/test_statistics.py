@@ -124,6 +124,21 @@ def test_a_mix_survives_saving(tmp_path: Path) -> None:
     assert set(load_file(tmp_path / "statistics.safetensors")) >= {f"0/{BLOCK}/count/prompt", f"1/{BLOCK}/count/completion"}
 
 
+def test_facts_of_the_weights_are_those_of_any_source_and_no_token_decides_them() -> None:
+    first, second = source([3, 1]), source([0, 40])
+    fact = torch.tensor([0.5, 0.75], dtype=torch.float64)
+    first.vectors[f"{BLOCK}/aimer/weights"] = torch.zeros(2, dtype=torch.float64)  # of this source no token came here
+    second.vectors[f"{BLOCK}/aimer/weights"] = fact
+    assert torch.equal(second.of_weights(BLOCK, "aimer"), fact)
+    assert torch.equal(mix([first, second], ["a", "b"], [9, 1]).of_weights(BLOCK, "aimer"), fact)
+
+
+def test_statistics_of_before_the_weights_were_looked_at_are_an_error() -> None:
+    for found in (statistics(), mix([source([3, 1]), source([0, 40])], ["a", "b"], [1, 1])):
+        with raises("statistics.missing", "`aimer`", "the weights", BLOCK):
+            found.of_weights(BLOCK, "aimer")
+
+
 # A search over one source's outputs is no search over the mix.
 def test_what_does_not_add_up_is_not_carried_into_a_mix() -> None:
     first = source([3, 1])

@@ -90,6 +90,55 @@ def test_expressions_keep_their_meaning(pattern: str) -> None:
     assert any(re.match(entry[3:], query) for entry in entries) == bool(re.match(pattern, query))
 
 
+LAYERS = {0: 0, 2: 1, 3: 2}  # of four; the experts as above, in layers 0 and 2
+
+
+def fewer_layers() -> RenamedModules:
+    renamed, left = {"lm_head.weight": "lm_head.weight", "visual.layers.3.fc.weight": "visual.layers.3.fc.weight"}, []
+    for layer in range(4):
+        names = [f"model.layers.{layer}.self_attn.{name}.weight" for name in ("q_proj", "o_proj")]
+        names += [tensor(layer, expert, "w1") for expert in range(4)]
+        for name in names:
+            if layer in LAYERS:
+                renamed[name] = name.replace(f"layers.{layer}.", f"layers.{LAYERS[layer]}.")
+            else:
+                left.append(name)
+    kept = {0: KEPT[0], 2: KEPT[1], 3: KEPT[1]}
+    for layer, experts in kept.items():
+        for expert in range(4):
+            name = renamed.pop(tensor(layer, expert, "w1"))
+            if expert in experts:
+                renamed[tensor(layer, expert, "w1")] = name.replace(f"experts.{expert}", f"experts.{experts.index(expert)}")
+            else:
+                left.append(tensor(layer, expert, "w1"))
+    return RenamedModules(renamed, left)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("model.layers.3.self_attn.q_proj", ["model.layers.2.self_attn.q_proj"]),
+        ("model.layers.2", ["model.layers.1"]),
+        ("model.layers.1.self_attn", []),
+        ("model.layers.2.mlp.experts.3.w1", ["model.layers.1.mlp.experts.1.w1"]),
+        ("-:" + re.escape("model.layers.3.self_attn.q_proj"), ["-:" + re.escape("model.layers.2.self_attn.q_proj")]),
+        (r"re:.*layers\.2\..*experts\.0\..*", [r"re:.*layers\.1\..*experts\.0\..*"]),
+        ("*layers.3.self_attn*", ["*layers.2.self_attn*"]),
+        ("layers.2.self_attn", ["layers.1.self_attn"]),
+        ("layers.1.self_attn", []),
+        ("model.layers.3.self_attn.qkv_proj", ["model.layers.2.self_attn.qkv_proj"]),  # fused: no module of the files
+        ("visual.layers.3.fc", ["visual.layers.3.fc"]),
+        ("re:.*self_attn.*", ["re:.*self_attn.*"]),
+        (
+            r"re:model\.layers\.[01]\.self_attn",
+            ["re:" + re.escape(f"model.layers.0.self_attn.{name}") for name in ("o_proj", "q_proj")],
+        ),
+    ],
+)
+def test_layers_are_renumbered_too(before: str, after: list[str]) -> None:
+    assert fewer_layers().renumbered([before]) == after
+
+
 def test_a_whole_configuration_is_renumbered_where_it_speaks_of_quantization() -> None:
     config: dict[str, Any] = {
         "architectures": [f"{E0}.3"],

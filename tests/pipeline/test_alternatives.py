@@ -17,7 +17,16 @@ def test_every_criterion_that_the_statistics_serve_is_asked(tmp_path: Path) -> N
     make_large(run)
     write_alternatives(run)
     found = read_run_facts(run.path).criteria
-    assert list(found.mean) == ["random", "frequency", "gate_weight", "ean", "weighted_ean", "reap", "max_activation"]
+    assert list(found.mean) == [
+        "random",
+        "frequency",
+        "gate_weight",
+        "ean",
+        "weighted_ean",
+        "reap",
+        "max_activation",
+        "mean_activation",
+    ]
     assert found.mean["frequency"] == 1.0 and 0.4 < found.mean["random"] < 0.6 == found.by_chance + 0.1
 
 

@@ -23,7 +23,9 @@ OBSERVED = {
     "probability_sum": ([1.5, 1.0, 0.5, 0.25], [1.0, 1.0, 0.5, 0.25]),
     "residual_shift_sum": ([0.5, 1.5, 0, 0], [0.25, 0.5, 2.0, 0]),
     "max_norm": ([3.0, 4.0, 0, 0], [1.0, 5.0, 6.0, 0]),
+    "norm_square_sum": ([16.0, 18.0, 0, 0], [1.0, 3.0, 52.0, 0]),
 }
+AIMER = [0.5, 0.75, 0.25, 1.0]  # of the weights, which experts without tokens have too
 
 
 def score(criterion: str) -> Score:
@@ -38,6 +40,7 @@ def observed(block: str = "mlp") -> ExpertStatistics:
         for name, both in OBSERVED.items()
         for part, values in zip(("prompt", "completion"), both, strict=True)
     }
+    vectors[f"{block}/aimer/weights"] = torch.tensor(AIMER, dtype=torch.float64)
     return ExpertStatistics(vectors, StatisticsFacts({block: BlockStatistics(4, 2)}))
 
 
@@ -60,6 +63,12 @@ def observed(block: str = "mlp") -> ExpertStatistics:
         ("easy_ep", "all", [0.75, 2.0, 2.0, 0]),
         ("easy_ep", "prompt", [0.5, 1.5, 0, 0]),
         ("max_activation", "all", [3.0, 5.0, 6.0, 0]),
+        ("mean_activation", "all", [9 / 5, 9 / 5, 10 / 2, 0]),
+        ("mean_activation", "prompt", [8 / 4, 6 / 2, 0, 0]),
+        ("mean_squared_activation", "all", [17 / 5, 21 / 5, 52 / 2, 0]),
+        ("mean_squared_activation", "completion", [1 / 1, 3 / 3, 52 / 2, 0]),
+        ("aimer", "all", [-0.5, -0.75, -0.25, -1.0]),
+        ("aimer", "prompt", [-0.5, -0.75, -0.25, -1.0]),
     ],
 )
 def test_a_criterion_is_its_formula(criterion: str, tokens: Tokens, scores: list[float]) -> None:
@@ -78,6 +87,14 @@ def test_random_depends_on_seed_and_block_and_on_nothing_else() -> None:
     assert not torch.equal(random(observed("other"), "other", "all", 3), scores)
 
 
+# Expert 3, which no token reached, stays where its weights say so.
+def test_aimer_keeps_the_lowest_ratio_whatever_was_observed() -> None:
+    statistics = observed()
+    assert CRITERIA["aimer"].choose(statistics, "mlp", Choice(2)).kept == [0, 2]
+    statistics.vectors["mlp/aimer/weights"] = torch.tensor([0.5, 0.75, 0.9, 0.25], dtype=torch.float64)
+    assert CRITERIA["aimer"].choose(statistics, "mlp", Choice(2)).kept == [0, 3]
+
+
 def test_random_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     score("random")(observed(), "mlp", "all", 3)
@@ -94,7 +111,7 @@ def test_every_criterion_says_what_it_is_in_one_line(criterion: str) -> None:
 def test_a_score_reads_the_statistics_that_it_declares(criterion: str) -> None:
     rule = CRITERIA[criterion]
     assert isinstance(rule, ScoreCriterion)
-    for statistic in OBSERVED:
+    for statistic in (*OBSERVED, "aimer"):
         lacking = observed()
         lacking.vectors = {name: vector for name, vector in lacking.vectors.items() if f"/{statistic}/" not in name}
         if statistic in rule.reads:

@@ -3,7 +3,7 @@
 Shape legend: B sequences, S positions.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
+from toolkit.calibration.channel_gradients import needs_whole_model, observe_gradients
+from toolkit.calibration.channels import ChannelObserver, channel_facts
 from toolkit.calibration.observer import Batch, Observer, StatisticsObserver
 from toolkit.calibration.passes import ObservedSource, layerwise_pass, observe
 from toolkit.calibration.reconstruction import LayerwiseSearch, ProgressiveSearch, check_progressive_keep
@@ -24,10 +26,23 @@ from toolkit.cuts.statistics import (
     TokenCounts,
     mix,
 )
-from toolkit.moe import CannotStream, MoEBlock, StreamedModel, find_blocks, load_model, load_thresholds, override_top_k
+from toolkit.moe import (
+    CannotStream,
+    ChannelGroup,
+    MoEBlock,
+    StreamedModel,
+    channel_groups,
+    expert_width,
+    find_blocks,
+    load_model,
+    load_thresholds,
+    override_top_k,
+)
 from toolkit.runtime.distributed import device, gather, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.progress import progress
+
+Channels = bool | Literal["gradients"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +60,7 @@ def calibrate(
     reconstruction: bool | SearchMode = False,
     keep: int | None = None,
     experts_per_token: int | None = None,
+    channels: Channels = False,
 ) -> ExpertStatistics:
     """Observes the experts of `model` over `batches`: of a loaded model, or of the checkpoint at a path, of which one decoder
     layer at a time is in memory (where it must be loaded whole, a printed line gives the reason). The statistics are the
@@ -55,12 +71,15 @@ def calibrate(
     get the statistics of all. `reconstruction` also searches the subsets of criterion `reconstruction`: "layerwise"
     (or True) for every `keep` at once, "progressive" for the given `keep`. Its loss is summed over batches as they are.
     `experts_per_token` is how many experts the pruned model will activate, where that is fewer than now: the model runs
-    with that many, so that criteria score what it will do.
+    with that many, so that criteria score what it will do. `channels` also observes the channels of the experts, for plans
+    that narrow them: [E, W] numbers per block; "gradients" does so in a backward pass as well, for the criteria that need
+    one. It has the whole model in memory (toolkit/calibration/channel_gradients.py says what else).
 
     Raises PollardError for a dense model, for no tokens at all, for sums that are not finite (a model that overflows in
-    its dtype), for numbers that the model cannot serve, and for a router that the search cannot call.
+    its dtype), for numbers that the model cannot serve, for a router that the search cannot call, and with
+    `channels` for a family whose experts cannot be narrowed.
     """
-    return calibrate_mix(model, [CalibrationSource("", list(batches))], reconstruction, keep, experts_per_token)
+    return calibrate_mix(model, [CalibrationSource("", list(batches))], reconstruction, keep, experts_per_token, channels)
 
 
 @torch.no_grad()
@@ -70,6 +89,7 @@ def calibrate_mix(
     reconstruction: bool | SearchMode = False,
     keep: int | None = None,
     experts_per_token: int | None = None,
+    channels: Channels = False,
 ) -> ExpertStatistics:
     """`calibrate` over several sources in one pass: statistics in which each counts by its weight. Subsets are searched on
     the batches of all sources together."""
@@ -77,13 +97,21 @@ def calibrate_mix(
     if mode not in (False, "layerwise", "progressive"):
         raise PollardError(f"Reconstruction is searched layerwise or progressive, not {mode!r}.", code="calibration.mode")
     if isinstance(model, str | Path):
-        model = open_layerwise(str(model))
+        why_whole = "gradients go backward through all of its layers" if channels == "gradients" else None
+        model = open_layerwise(str(model), why_whole)
+    if channels == "gradients" and isinstance(model, StreamedModel):
+        raise needs_whole_model("one layer of it is in memory at a time")
     whole = model.model if isinstance(model, StreamedModel) else model.eval()
     now = find_blocks(whole)[0].experts_per_token
     if experts_per_token is not None and not 1 <= experts_per_token <= now:
         raise PollardError(f"experts_per_token is {experts_per_token}: give 1…{now}.", code="calibration.experts-per-token")
     with override_top_k(whole, experts_per_token):
-        parts, results = _observe_sources(model, whole, [source.batches for source in sources], mode, keep)
+        groups = channel_groups(whole, expert_width(whole)) if channels else []
+        parts, results = _observe_sources(model, [source.batches for source in sources], groups, mode, keep)
+        if channels == "gradients":
+            for part, source in zip(parts, sources, strict=True):
+                part.vectors |= observe_gradients(whole, progress(source.batches, "gradients of the channels"), groups)
+                _check_finite(part.vectors)
     statistics = mix(parts, [source.name for source in sources], [source.weight for source in sources])
     statistics.about.model = whole.config._name_or_path
     if mode:
@@ -91,32 +119,37 @@ def calibrate_mix(
     return statistics
 
 
-def open_layerwise(path: str) -> StreamedModel | PreTrainedModel:
-    """The checkpoint, one decoder layer in memory at a time; whole where it cannot be, after printing the reason."""
+def open_layerwise(path: str, why_whole: str | None = None) -> StreamedModel | PreTrainedModel:
+    """The checkpoint, one decoder layer in memory at a time; whole where it cannot be (or `why_whole` says that it must),
+    after printing the reason."""
     if load_thresholds(path):
         say(f"  {path} is observed without skipping experts, although it has a skipping.json")
-    try:
-        return StreamedModel(path, device=device())
-    except CannotStream as reason:
-        say(f"  {path} is loaded whole: {reason}")
-        return load_model(path, device=device(), skipping=False)
+    if why_whole is None:
+        try:
+            return StreamedModel(path, device=device())
+        except CannotStream as reason:
+            why_whole = str(reason)
+    say(f"  {path} is loaded whole: {why_whole}")
+    return load_model(path, device=device(), skipping=False)
 
 
 def _observe_sources(
     model: PreTrainedModel | StreamedModel,
-    whole: PreTrainedModel,
     sources: Sequence[Sequence[Batch]],
+    groups: Sequence[ChannelGroup],
     mode: SearchMode | Literal[False],
     keep: int | None,
 ) -> tuple[list[ExpertStatistics], dict[str, BlockSearchResult]]:
     """The statistics of each source, and per block what a search has found."""
-    blocks = find_blocks(whole)
+    blocks = find_blocks(model.model if isinstance(model, StreamedModel) else model)
     layerwise = LayerwiseSearch(blocks) if mode == "layerwise" else None
     progressive = None
     if mode == "progressive":
         progressive = ProgressiveSearch(check_progressive_keep(keep, blocks[0].expert_count, blocks[0].experts_per_token))
-    sums = [StatisticsObserver(blocks) for _ in sources]
-    observers: list[list[Observer]] = [[mine, *([layerwise] if layerwise else [])] for mine in sums]
+    sums: list[list[StatisticsObserver | ChannelObserver]] = [
+        [StatisticsObserver(blocks), *([ChannelObserver(groups)] if groups else [])] for _ in sources
+    ]
+    observers: list[list[Observer]] = [[*mine, *([layerwise] if layerwise else [])] for mine in sums]
     if progressive or isinstance(model, StreamedModel):
         counts = layerwise_pass(model, [ObservedSource(*pair) for pair in zip(sources, observers, strict=True)], progressive)
     else:
@@ -124,28 +157,33 @@ def _observe_sources(
             observe(model, progress(batches, "observing the experts"), each)
             for batches, each in zip(sources, observers, strict=True)
         ]
-    statistics = [_reduced(blocks, mine, count) for mine, count in zip(sums, counts, strict=True)]
+    statistics = [_reduced(blocks, groups, mine, count) for mine, count in zip(sums, counts, strict=True)]
     results = layerwise.results() if layerwise else progressive.results if progressive else {}
     return statistics, results
 
 
-def _reduced(blocks: list[MoEBlock], sums: StatisticsObserver, counts: TokenCounts) -> ExpertStatistics:
+def _reduced(
+    blocks: Sequence[MoEBlock],
+    groups: Sequence[ChannelGroup],
+    observers: Sequence[StatisticsObserver | ChannelObserver],
+    counts: TokenCounts,
+) -> ExpertStatistics:
     """Over all ranks."""
     tokens: TokenCounts = {part: sum(gather(counts[part])) for part in PARTS}
-    vectors = sums.reduced()
+    vectors = {name: vector for observer in observers for name, vector in observer.reduced().items()}
     if not sum(tokens.values()):
         raise PollardError("Calibration saw no tokens: the batches are empty.", code="calibration.no-tokens")
+    _check_finite(vectors)
+    facts = {
+        block.name: BlockStatistics(block.expert_count, block.experts_per_token, block.groups or 1, tokens) for block in blocks
+    }
+    return ExpertStatistics(vectors, StatisticsFacts(facts, channels=channel_facts(groups)))
+
+
+def _check_finite(vectors: Mapping[str, torch.Tensor]) -> None:
     broken = [name for name, vector in vectors.items() if not vector.isfinite().all()]
     if broken:
         raise PollardError(
             f"The experts' outputs are not finite ({broken[0]} and {len(broken) - 1} more). Try model.dtype=float32.",
             code="calibration.not-finite",
         )
-    statistics, entered = {name.split("/", 1)[1] for name in vectors}, {name.split("/", 1)[0] for name in vectors}
-    for block in blocks:  # one that no token entered (Ernie 4.5 VL's experts for images) has unobserved experts only
-        if block.name not in entered:
-            vectors |= {f"{block.name}/{name}": torch.zeros(block.expert_count).double() for name in statistics}
-    facts = {
-        block.name: BlockStatistics(block.expert_count, block.experts_per_token, block.groups or 1, tokens) for block in blocks
-    }
-    return ExpertStatistics(vectors, StatisticsFacts(facts))

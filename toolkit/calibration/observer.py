@@ -11,6 +11,8 @@ and the router's probability p (docs/methods.md), StatisticsObserver adds up
 and of every sum the sum of squares (`gate_square_sum`, …), for standard errors. A family that does not show h or p
 lacks that statistic.
 
+What is of the weights alone (`aimer`: mean|w| / rms(w)) is taken when the first batch enters a block.
+
 Shape legend: T tokens of a batch (its sequences flattened), K experts per token, E experts, H hidden size, S statistics.
 """
 
@@ -20,9 +22,9 @@ from typing import NamedTuple
 
 import torch
 
-from toolkit.cuts.statistics import MAXIMA, PARTS
-from toolkit.moe import BlockActivations, MoEBlock
-from toolkit.runtime.distributed import gather
+from toolkit.calibration.vector_sums import VectorSums
+from toolkit.cuts.statistics import PARTS, WEIGHTS
+from toolkit.moe import BlockActivations, ChannelGroup, LinearCall, MoEBlock, mean_over_rms
 
 Batch = Mapping[str, torch.Tensor]
 
@@ -45,8 +47,12 @@ class Observer(ABC):
 
         for every layer:  on_layer_start(its blocks)
                           for every batch, for every block that it enters:  on_batch(activations, batch)
+                                           for every linear layer of `mlps`:  on_linear(call, batch)
                           on_layer_end()
     """
+
+    mlps: Sequence[ChannelGroup] = ()
+    """MLPs whose linear layers must be observed for it as well."""
 
     def on_layer_start(self, blocks: Sequence[MoEBlock]) -> None:  # noqa: B027  a hook
         """The batches come to these blocks: none in a dense layer. Called on every rank, also on one without batches."""
@@ -55,18 +61,23 @@ class Observer(ABC):
     def on_batch(self, activations: BlockActivations, batch: ObservedBatch) -> None:
         """A block has processed a batch."""
 
+    def on_linear(self, call: LinearCall, batch: ObservedBatch) -> None:  # noqa: B027  a hook
+        """A linear layer of an observed MLP is about to process a batch."""
+
     def on_layer_end(self) -> None:  # noqa: B027  a hook
         """All batches have passed the layer. Called on every rank."""
 
 
 class StatisticsObserver(Observer):
-    """Sums in float64, on the model's device until `reduced`."""
+    """One vector of length E per block and statistic."""
 
     def __init__(self, blocks: Sequence[MoEBlock]) -> None:
         self.experts = {block.name: block.expert_count for block in blocks}
-        self.vectors: dict[str, torch.Tensor] = {}
+        self.sums = VectorSums()
 
     def on_batch(self, activations: BlockActivations, batch: ObservedBatch) -> None:
+        if (aimer := f"{activations.block}/aimer/{WEIGHTS}") not in self.sums:
+            self.sums.add({aimer: mean_over_rms(activations.experts)})
         norms = torch.linalg.vector_norm(activations.outputs_TKH, dim=-1).double()
         gates = activations.gate_TK.double()
         routed = gates != 0  # Zaya's token that skips stands as expert 0 with weight 0
@@ -88,24 +99,19 @@ class StatisticsObserver(Observer):
                 sums |= {"probability_sum": p_TE.sum(0), "probability_square_sum": (p_TE**2).sum(0)}
             largest = gates.new_zeros(self.experts[activations.block])
             sums["max_norm"] = largest.scatter_reduce_(0, index, norms[rows].flatten(), "amax")
-            self._add({f"{activations.block}/{statistic}/{part}": vector for statistic, vector in sums.items()})
-
-    def _add(self, vectors: Mapping[str, torch.Tensor]) -> None:
-        for name, vector in vectors.items():
-            if name not in self.vectors:
-                self.vectors[name] = vector.contiguous()
-            elif name.split("/")[-2] in MAXIMA:
-                self.vectors[name] = torch.maximum(self.vectors[name], vector)
-            else:
-                self.vectors[name] = self.vectors[name] + vector
+            self.sums.add({f"{activations.block}/{statistic}/{part}": vector for statistic, vector in sums.items()})
 
     def reduced(self) -> dict[str, torch.Tensor]:
-        """The totals over all ranks, on CPU, as ExpertStatistics names them. Every rank must call it."""
-        every_rank = gather({name: vector.cpu() for name, vector in self.vectors.items()})
-        self.vectors = {}
-        for vectors in every_rank:  # a rank without batches has none
-            self._add(vectors)
-        return self.vectors
+        """The totals over all ranks, as ExpertStatistics names them. Every rank must call it.
+
+        A block that no token entered (Ernie 4.5 VL's experts for images) has zeros: unobserved experts only.
+        """
+        vectors = self.sums.reduced()
+        names, entered = {name.split("/", 1)[1] for name in vectors}, {name.split("/", 1)[0] for name in vectors}
+        for block, experts in self.experts.items():
+            if block not in entered:
+                vectors |= {f"{block}/{name}": torch.zeros(experts, dtype=torch.float64) for name in names}
+        return vectors
 
 
 def _residual_shift(residual_TH: torch.Tensor, routed_TH: torch.Tensor) -> torch.Tensor:

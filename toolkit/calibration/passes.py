@@ -7,7 +7,7 @@ part in what ranks do together.
 Shape legend: B sequences, S positions, T = B * S tokens.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -20,12 +20,15 @@ from toolkit.cuts.statistics import PARTS, TokenCounts
 from toolkit.moe import (
     ActivationOffload,
     BlockActivations,
+    ChannelGroup,
     ForwardPass,
+    LinearCall,
     StreamedModel,
     blocks_by_layer,
     find_blocks,
     layers_of,
     observing,
+    observing_linears,
     one_layer_at_a_time,
 )
 from toolkit.runtime.progress import progress
@@ -51,14 +54,22 @@ class _Dispatch:
     """Hands activations to the observers of the batch at work."""
 
     def __init__(self) -> None:
-        self.receivers: list[Callable[[BlockActivations, ObservedBatch], None]] = []
+        self.observers: Sequence[Observer] = ()
+        self.search: ProgressiveSearch | None = None
 
-    def begin(self, batch: ObservedBatch, *receivers: Callable[[BlockActivations, ObservedBatch], None]) -> None:
-        self.batch, self.receivers = batch, list(receivers)
+    def begin(self, batch: ObservedBatch, observers: Sequence[Observer], search: ProgressiveSearch | None = None) -> None:
+        """`search`: what sees the batch in the model as pruned so far, where that is at work."""
+        self.batch, self.observers, self.search = batch, observers, search
 
     def __call__(self, activations: BlockActivations) -> None:
-        for receive in self.receivers:
-            receive(activations, self.batch)
+        for observer in self.observers:
+            observer.on_batch(activations, self.batch)
+        if self.search:
+            self.search.on_pruned_batch(activations, self.batch)
+
+    def on_linear(self, call: LinearCall) -> None:
+        for observer in self.observers:
+            observer.on_linear(call, self.batch)
 
 
 def split_mask(batch: Batch, device: torch.device) -> tuple[Batch, ObservedBatch]:
@@ -75,11 +86,11 @@ def observe(model: PreTrainedModel, batches: Iterable[Batch], observers: Sequenc
     dispatch, blocks, counts = _Dispatch(), find_blocks(model), _no_tokens()
     for observer in observers:
         observer.on_layer_start(blocks)
-    with observing(model, dispatch):
+    with observing(model, dispatch), observing_linears(model, _mlps(observers), dispatch.on_linear):
         for batch in batches:
             inputs, observed = split_mask(batch, model.device)
             _count(counts, observed)
-            dispatch.begin(observed, *(observer.on_batch for observer in observers))
+            dispatch.begin(observed, observers)
             # The base model: logits over the vocabulary are not needed
             model.base_model(inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
     for observer in observers:
@@ -115,7 +126,7 @@ def layerwise_pass(
             with model.layer(layers[number]) if isinstance(model, StreamedModel) else nullcontext():
                 for observer in observers:
                     observer.on_layer_start(inside)
-                with observing(whole, dispatch):
+                with observing(whole, dispatch), observing_linears(whole, _mlps(observers), dispatch.on_linear):
                     for turn in turns:
                         _run_layer(turn, dispatch, search, inside != [])
                 for observer in observers:
@@ -130,12 +141,17 @@ def layerwise_pass(
 
 def _run_layer(turn: _Turn, dispatch: _Dispatch, search: ProgressiveSearch | None, has_blocks: bool) -> None:
     observers = (*turn.observers, search) if search else turn.observers
-    dispatch.begin(turn.batch, *(observer.on_batch for observer in observers))
+    dispatch.begin(turn.batch, observers)
     turn.original.resume(turn.original.output())
     if search and turn.pruned and has_blocks:
-        dispatch.begin(turn.batch, search.on_pruned_batch)
+        dispatch.begin(turn.batch, (), search)
         turn.pruned.output()  # it goes on only when the search has chosen
         turn.pruned.offload()
+
+
+def _mlps(observers: Iterable[Observer]) -> list[ChannelGroup]:
+    """Each once, however many observers want it."""
+    return list({group.name: group for observer in observers for group in observer.mlps}.values())
 
 
 def _no_tokens() -> TokenCounts:

@@ -7,12 +7,11 @@ instant), so they are written into a file that it imports; a test keeps the file
 from collections.abc import Iterable
 
 from toolkit.recovery.methods import METHODS
-from toolkit.selection import CRITERIA, LAYER_CRITERIA
+from toolkit.selection import CRITERIA, LAYER_CRITERIA, WIDTH_CRITERIA
 from toolkit.tasks import PRESETS
 from toolkit.tasks.choices import LABEL_FORMATS
 from toolkit.tasks.scorers import SCORER_FACTORIES, SCORERS
 
-WIDTH_CRITERIA = ("energy", "taylor", "fisher", "magnitude", "random")
 HEAD = '''"""Names that other rooms register, for the recipe's schema, which imports none of them.
 
 Generated: `pollard recipes --choices > toolkit/recipe/choices.py` after a change of one of the lists.

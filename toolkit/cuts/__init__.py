@@ -11,7 +11,7 @@ from toolkit.cuts.experts import BlockPlan, ExpertsCut
 from toolkit.cuts.layers import LayersCut
 from toolkit.cuts.model_summary import ModelSummary, model_summary
 from toolkit.cuts.plan import KINDS, Plan
-from toolkit.cuts.shape import ModelShape, shaped_meta_model
+from toolkit.cuts.shape import ModelShape, shape_of, shaped_meta_model
 from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.cuts.width import WidthCut
 
@@ -34,6 +34,7 @@ __all__ = [
     "masked",
     "model_summary",
     "prune_checkpoint",
+    "shape_of",
     "shaped_meta_model",
     "write_checkpoint",
 ]

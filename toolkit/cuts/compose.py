@@ -6,6 +6,7 @@ The law: applying the composed plan to the original leaves what applying one aft
 from toolkit.cuts.apply import renamed
 from toolkit.cuts.cut import Cut
 from toolkit.cuts.experts import BlockPlan, ExpertsCut
+from toolkit.cuts.layers import LayersCut
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.width import WidthCut
 
@@ -13,7 +14,7 @@ from toolkit.cuts.width import WidthCut
 def compose(first: Plan, second: Plan) -> Plan:
     """What stays after both, in the numbers and names of the model that `first` prunes. How it was chosen is what the later plan
     with a cut of a kind says, without scores. Both plans cut experts (all may stay). Raises PollardError where one does not."""
-    cuts: list[Cut | None] = [_experts(first, second), _width(first, second)]
+    cuts: list[Cut | None] = [_experts(first, second), _width(first, second), _layers(first, second)]
     return second.model_copy(update={"model": first.model, "cuts": [cut for cut in cuts if cut]})
 
 
@@ -40,9 +41,21 @@ def _width(first: Plan, second: Plan) -> WidthCut | None:
     return WidthCut(criterion=last.criterion, keep=last.keep, channels=channels)
 
 
+def _layers(first: Plan, second: Plan) -> LayersCut | None:
+    before, after = first.cut(LayersCut), second.cut(LayersCut)
+    if before is None or after is None:
+        return after or before
+    kept = [before.kept[number] for number in after.kept]
+    return LayersCut(criterion=after.criterion, layers=before.layers, kept=kept, path=before.path)
+
+
 def _name_before(plan: Plan, name: str) -> str:
     """The name that a module had before `plan` was applied."""
-    return name
+    layers = plan.cut(LayersCut)
+    number = layers.number_of(name) if layers else None
+    if layers is None or number is None:
+        return name
+    return f"{layers.path}.{layers.kept[number]}{name.removeprefix(f'{layers.path}.{number}')}"
 
 
 def _stays(first: Plan, second: Plan, name: str) -> bool:

@@ -37,6 +37,7 @@ class AffectedTensor(NamedTuple):
     before: Shape  # the parameter's shape in the original model
     after: Shape | None  # and in the model with all cuts applied; None where it is gone
     converted: bool  # merged, split or transposed on the way from the file to the model
+    reordered: bool  # or put into another order within
 
 
 class PlanView(Protocol):

@@ -138,9 +138,10 @@ class ExpertsCut(Cut):
                 )
 
     def apply(self, model: PreTrainedModel, plan: PlanView) -> None:
-        blocks = self._named(model)
+        blocks = find_blocks(model)
         for block in blocks:
-            kept = self.kept[block.name]
+            # In a layer that another cut drops it does not matter which: until then the model stays that of its configuration
+            kept = self.kept.get(block.name, list(range(self.keep)))
             for module in (block.module, block.experts):  # some blocks hold the router's correction bias
                 slice_tensors(module, kept, block.expert_count, {block.expert_count})
             slice_router(block.router, kept, block.expert_count, plan.experts_per_token)

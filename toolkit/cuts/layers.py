@@ -89,11 +89,11 @@ class LayersCut(Cut):
         with change.applied(model), only_layers(model, self.path, self.kept):
             yield
 
-    def takes(self, tensor: AffectedTensor) -> Indices:
+    def takes(self, model: PreTrainedModel, plan: PlanView, tensors: Sequence[AffectedTensor]) -> Mapping[str, Indices]:
         return {}
 
     def rename(self, name: str, parameter: str) -> str | None:
-        number = self._number(parameter)
+        number = self.number_of(parameter)
         if number is None:
             return name
         parts = name.split(".")
@@ -104,7 +104,7 @@ class LayersCut(Cut):
             return None
         return ".".join([*parts[:at], str(self.kept.index(number)), *parts[at + 1 :]])
 
-    def _number(self, parameter: str) -> int | None:
+    def number_of(self, parameter: str) -> int | None:
         """The number of the layer that a parameter or module of the model is (part) of."""
         found = parameter.removeprefix(f"{self.path}.").partition(".")[0]
         return int(found) if parameter.startswith(f"{self.path}.") and found.isdigit() else None

@@ -14,7 +14,7 @@ from toolkit.cuts.apply import affected_parameters, renamed, taken
 from toolkit.cuts.cut import AffectedTensor, UnknownLayoutError
 from toolkit.cuts.plan import Plan
 from toolkit.moe.completeness import Source, absent_parameters, check_sizes
-from toolkit.moe.names import NameResolver
+from toolkit.moe.names import Destination, NameResolver
 from toolkit.moe.tensor_files import Piece, StoredTensor
 from toolkit.runtime.errors import PollardError
 
@@ -29,8 +29,7 @@ def pieces_of(
     """
     names, affected = NameResolver(model), affected_parameters(model, pruned, plan)
     sources: dict[str, list[Source]] = defaultdict(list)  # per parameter
-    parameters: dict[str, str] = {}  # per tensor, where it becomes (part of) a single parameter
-    converted: set[str] = set()
+    destinations: dict[str, Destination] = {}  # of tensors that become (part of) a single parameter
     left_out: list[str] = []
     split: set[str] = set()  # parameters of tensors that become several
     for name in sorted(stored, key=dot_natural_key):
@@ -43,9 +42,7 @@ def pieces_of(
             continue
         weight, destination = resolved
         if len(destination.parameters) == 1:
-            parameters[name] = destination.parameters[0]
-            if destination.converted:
-                converted.add(name)
+            destinations[name] = destination
             sources[destination.parameters[0]].append(Source(stored[name], weight))
         elif affected.keys() & set(destination.parameters):
             raise UnknownLayoutError(f"{name} becomes part of {' and '.join(destination.parameters)}")
@@ -68,15 +65,15 @@ def pieces_of(
     new_names = {name: name for name in sorted(stored.keys() - set(left_out), key=dot_natural_key)}
     shortened = []
     for name in list(new_names):
-        parameter = parameters.get(name, "")
-        if parameter in affected:
-            new = renamed(plan, name, parameter)
-            if new is None:
-                del new_names[name]
-                continue
-            new_names[name] = new
-            shape = stored[name].shape
-            shortened.append(AffectedTensor(name, shape, parameter, shapes[parameter], affected[parameter], name in converted))
+        if name not in destinations or (parameter := destinations[name].parameters[0]) not in affected:
+            continue
+        new = renamed(plan, name, parameter)
+        if new is None:
+            del new_names[name]
+            continue
+        new_names[name] = new
+        sizes = stored[name].shape, parameter, shapes[parameter], affected[parameter]
+        shortened.append(AffectedTensor(name, *sizes, destinations[name].converted, destinations[name].reordered))
     indices = taken(plan, model, shortened)
     pieces = [Piece(new, stored[name], indices.get(name, {})) for name, new in new_names.items()]
     return pieces, left_out

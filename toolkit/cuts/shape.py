@@ -12,11 +12,13 @@ from transformers import PreTrainedModel
 from toolkit.cuts.apply import apply_plan
 from toolkit.cuts.cut import Cut
 from toolkit.cuts.experts import BlockPlan, ExpertsCut
+from toolkit.cuts.layers import LayersCut
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.width import WidthCut
 from toolkit.moe.blocks import find_blocks
 from toolkit.moe.channels import channel_groups
 from toolkit.moe.load import meta_model
+from toolkit.runtime.errors import PollardError
 
 
 class ModelShape(NamedTuple):
@@ -35,9 +37,21 @@ def shaped_meta_model(config: Any, shape: ModelShape) -> PreTrainedModel:
     return apply_plan(model, plan_of_shape(model, shape))
 
 
+def shape_of(plan: Plan) -> ModelShape:
+    """What `plan` leaves of each kind."""
+    width, layers = plan.cut(WidthCut), plan.cut(LayersCut)
+    return ModelShape(plan.keep, width.keep if width else None, tuple(layers.kept) if layers else None, plan.experts_per_token)
+
+
 def plan_of_shape(model: PreTrainedModel, shape: ModelShape) -> Plan:
     """A plan that leaves this shape of `model`: the first experts of each group, the first channels."""
-    blocks = find_blocks(model)
+    layers = None if shape.layers is None else LayersCut.of(model, shape.layers, "")
+    blocks = [block for block in find_blocks(model) if layers is None or layers.rename(block.name, block.name)]
+    if not blocks:
+        raise PollardError(
+            f"None of layers {', '.join(map(str, shape.layers or ()))} has experts: keep at least one that has.",
+            code="layers.no-moe-block",
+        )
     groups, experts = blocks[0].groups or 1, blocks[0].expert_count
     keep = experts if shape.experts is None else shape.experts
     kept = [expert for expert in range(experts) if expert % (experts // groups) < keep // groups]
@@ -47,7 +61,9 @@ def plan_of_shape(model: PreTrainedModel, shape: ModelShape) -> Plan:
         channels = {
             group.name: torch.arange(group.new_width).expand(*([] if group.experts is None else [keep]), group.new_width)
             for group in channel_groups(model, shape.width)
+            if layers is None or layers.rename(group.name, group.name)
         }
         cuts.append(WidthCut(criterion="", keep=shape.width, channels=channels))
+    cuts += [layers] if layers else []
     active = shape.experts_per_token or min(keep, blocks[0].experts_per_token)
     return Plan(model="", experts_per_token=active, cuts=cuts)

@@ -1,12 +1,14 @@
 """The statistics of calibration, which every criterion reads.
 
     statistics.safetensors    "model.layers.0.mlp/gate_sum/completion" -> float64 [E], …
+                              "model.layers.0.mlp/aimer/weights" -> float64 [E], …: what no token decides
+                              "model.layers.0.mlp/channel_energy/completion" -> float64 [E, W], …
     statistics.json           model, task, seed, tokens and unobserved experts per block, …
 
 Calibrated on a mix, every name begins with its source's number ("1/model.layers.0.mlp/gate_sum/completion").
 
 Sums add over tokens, batches and ranks (`max_norm` takes the maximum); means are formed only where they are used.
-Shape legend: E experts of a block, S sources of a mix.
+Shape legend: E experts of a block, W width (channels of an expert), S sources of a mix.
 """
 
 import json
@@ -28,6 +30,7 @@ SearchMode = Literal["layerwise", "progressive"]
 Part = Literal["prompt", "completion"]
 TokenCounts = dict[Part, int]
 PARTS: tuple[Part, Part] = ("prompt", "completion")
+WEIGHTS = "weights"  # in place of a part: a fact of the weights, the same whatever was observed
 MAXIMA = {"max_norm"}  # every other statistic is a sum
 MISSING_IN_SOME_FAMILIES = {
     "probability_sum": "its router's scores are no softmax that transformers returns",
@@ -45,6 +48,14 @@ class BlockStatistics:
     tokens: TokenCounts = field(default_factory=dict)
     unobserved: list[int] | None = None  # experts that no token reached; set when saved
     entropy_bits: float | None = None  # of the experts' use; set when saved
+
+
+@dataclass
+class ChannelFacts:
+    """The channels of a block's experts, or of an MLP that is narrowed with them."""
+
+    width: int
+    experts: int | None = None  # None of an MLP
 
 
 @dataclass
@@ -83,6 +94,7 @@ class StatisticsFacts:
     blocks: dict[str, BlockStatistics]
     model: str = ""
     sources: list[SourceStatistics] = field(default_factory=list)  # of a mix
+    channels: dict[str, ChannelFacts] = field(default_factory=dict)  # where they were observed: by block, or MLP
     reconstruction: dict[SearchMode, dict[str, BlockSearchResult]] = field(default_factory=dict)  # by mode and block
     task: str | None = None
     seed: int | None = None
@@ -114,7 +126,8 @@ class StatisticsFacts:
 class ExpertStatistics:
     """Statistics per MoE block and expert.
 
-    `vectors` maps "<block>/<statistic>/<prompt|completion>" to float64 [E] (the names are those of docs/methods.md).
+    `vectors` maps "<block>/<statistic>/<prompt|completion>" to float64 [E] (the names are those of docs/methods.md);
+    for channels to [E, W], and for an MLP that is narrowed with the experts, under its module's name, to [W].
     """
 
     vectors: dict[str, torch.Tensor]
@@ -125,7 +138,8 @@ class ExpertStatistics:
         return list(self.about.blocks)
 
     def get(self, block: str, statistic: str, tokens: Tokens = "all") -> torch.Tensor:
-        """One statistic of one block over the chosen tokens, float64 [E]. Raises PollardError if it was not observed.
+        """One statistic of one block over the chosen tokens, float64 [E] ([E, W] of channels, [W] of an MLP's). Raises
+        PollardError if it was not observed.
 
         In a mix every source counts by its share, as if it had brought that part of all the tokens of this kind.
         """
@@ -135,17 +149,24 @@ class ExpertStatistics:
         parts_SE = torch.stack([self._get(f"{number}/{block}", statistic, tokens) for number in range(len(sources))])
         if statistic in MAXIMA:
             return parts_SE.amax(0)
-        return (parts_SE * torch.tensor(_scales(sources, tokens), dtype=parts_SE.dtype).unsqueeze(1)).sum(0)
+        scales = torch.tensor(_scales(sources, tokens), dtype=parts_SE.dtype)
+        return (parts_SE * scales.view(-1, *[1] * (parts_SE.ndim - 1))).sum(0)
+
+    def of_weights(self, block: str, fact: str) -> torch.Tensor:
+        """What the weights of one block say by themselves, float64 [E] or [E, W]; zeros where no token entered the block.
+        Raises PollardError if it was not taken down."""
+        prefixes = [f"{number}/" for number in range(len(self.about.sources))] or [""]  # the same in every source
+        found = [self.vectors.get(f"{prefix}{block}/{fact}/{WEIGHTS}") for prefix in prefixes]
+        there = [vector for vector in found if vector is not None]
+        if not there:
+            raise _missing(block, fact, "the weights")
+        return torch.stack(there).amax(0)
 
     def _get(self, block: str, statistic: str, tokens: Tokens) -> torch.Tensor:
         try:
             parts = [self.vectors[f"{block}/{statistic}/{part}"] for part in (PARTS if tokens == "all" else (tokens,))]
         except KeyError:
-            raise PollardError(
-                f"The statistics hold no `{statistic}` of {tokens} tokens for block {block}{_why_missing(statistic)}. "
-                "Calibrate again with this version, or choose another criterion.",
-                code="statistics.missing",
-            ) from None
+            raise _missing(block, statistic, f"{tokens} tokens") from None
         stacked = torch.stack(parts)
         return stacked.amax(0) if statistic in MAXIMA else stacked.sum(0)
 
@@ -196,7 +217,7 @@ def mix(parts: Sequence[ExpertStatistics], names: Sequence[str], weights: Sequen
         tokens = next(iter(part.about.blocks.values())).tokens  # every block sees the same tokens
         sources.append(SourceStatistics(name, weight / sum(weights), tokens))
     vectors = {f"{n}/{name}": vector for n, part in enumerate(parts) for name, vector in part.vectors.items()}
-    return ExpertStatistics(vectors, StatisticsFacts(blocks, parts[0].about.model, sources))
+    return ExpertStatistics(vectors, StatisticsFacts(blocks, parts[0].about.model, sources, parts[0].about.channels))
 
 
 def _scales(sources: list[SourceStatistics], tokens: Tokens) -> list[float]:
@@ -207,6 +228,20 @@ def _scales(sources: list[SourceStatistics], tokens: Tokens) -> list[float]:
     counts = [sum(source.tokens[part] for part in (PARTS if tokens == "all" else (tokens,))) for source in sources]
     shares = sum(source.share for source, n in zip(sources, counts, strict=True) if n)
     return [source.share / shares * sum(counts) / n if n else 0.0 for source, n in zip(sources, counts, strict=True)]
+
+
+def is_maximum(name: str) -> bool:
+    """Whether the vector of this name is combined by maximum, over batches and ranks: every other is a sum."""
+    _, statistic, part = name.rsplit("/", 2)
+    return statistic in MAXIMA or part == WEIGHTS
+
+
+def _missing(block: str, statistic: str, of: str) -> PollardError:
+    return PollardError(
+        f"The statistics hold no `{statistic}` of {of} for block {block}{_why_missing(statistic)}. "
+        "Calibrate again with this version, or choose another criterion.",
+        code="statistics.missing",
+    )
 
 
 def _without_none(value: Any) -> Any:

@@ -143,6 +143,8 @@ class WidthCut(Cut):
                     raise UnknownLayoutError(f"{tensor.name} {list(shape)} has no row per expert of {list(tensor.before)}")
         rows = len(axis.channel_of_row)
         others = math.prod(tensor.before[1 if group.experts is not None else 0 :]) // rows  # what each row holds
+        if tensor.reordered:
+            raise UnknownLayoutError(f"transformers puts the rows of {tensor.name} into another order when it loads them")
         if not tensor.converted and shape == tensor.before:
             along = axis.axis
         else:

@@ -6,6 +6,7 @@ for one family.
 
 from toolkit.moe.activation_offload import ActivationOffload
 from toolkit.moe.blocks import MoEBlock, decoder_linears, find_blocks
+from toolkit.moe.channel_observing import ChannelGradient, LinearCall, observing_gradients, observing_linears, tokens_by_expert
 from toolkit.moe.channels import ChannelGroup, channel_groups, expert_channels, expert_output, expert_width
 from toolkit.moe.expert_skipping import SkipCount, apply_skipping, counting_skips, skipping
 from toolkit.moe.layers import ForwardPass, blocks_by_layer, layers_of, one_layer_at_a_time
@@ -29,15 +30,18 @@ from toolkit.moe.routing_monitor import RoutingMonitor
 from toolkit.moe.stream import CannotStream, StreamedModel
 from toolkit.moe.tokenizer import load_tokenizer
 from toolkit.moe.unfuse import UNFUSED, expert_weights, linear_name, unfuse
+from toolkit.moe.weight_facts import channel_norms, mean_over_rms
 
 __all__ = [
     "UNFUSED",
     "ActivationOffload",
     "BlockActivations",
     "CannotStream",
+    "ChannelGradient",
     "ChannelGroup",
     "CheckpointFiles",
     "ForwardPass",
+    "LinearCall",
     "MoEBlock",
     "Rerouter",
     "RoutingMonitor",
@@ -49,6 +53,7 @@ __all__ = [
     "apply_skipping",
     "blocks_by_layer",
     "channel_groups",
+    "channel_norms",
     "check_loaded",
     "check_prunable",
     "checkpoint_bytes",
@@ -69,8 +74,11 @@ __all__ = [
     "load_thresholds",
     "load_tokenizer",
     "logits_at",
+    "mean_over_rms",
     "meta_model",
     "observing",
+    "observing_gradients",
+    "observing_linears",
     "one_layer_at_a_time",
     "override_top_k",
     "partitioned_model",
@@ -80,6 +88,7 @@ __all__ = [
     "same_routing",
     "sizes",
     "skipping",
+    "tokens_by_expert",
     "unfuse",
     "weight_bytes",
     "write_partitioned",

@@ -187,8 +187,8 @@ def _own_numbers(layers: nn.ModuleList) -> set[tuple[str, str]]:
 
 
 def _outside(original: nn.Module, new: nn.Module, path: str) -> dict[tuple[str, str], Any]:
-    """Whole numbers and names that modules outside the layers hold, where they change. Raises PollardError where what the files
-    hold for them would have another shape."""
+    """Counts, switches and names that modules outside the layers hold, where they change. Raises PollardError where what the
+    files hold for them would have another shape."""
     found: dict[tuple[str, str], Any] = {}
     for name, module, new_module in _pairs(original, new, "the model", path):
         differences = _Differences(module, new_module)
@@ -199,7 +199,7 @@ def _outside(original: nn.Module, new: nn.Module, path: str) -> dict[tuple[str, 
         others = {
             key: (before, after)
             for key, (before, after) in differences.attributes.items()
-            if before is GONE or not (type(after) is int or isinstance(after, Mapping | list | tuple | set))
+            if before is GONE or not isinstance(after, int | Mapping | list | tuple | set)
         }
         _refuse("the model", name, differences, others)
         found |= {(name, key): after for key, (_, after) in differences.attributes.items()}

@@ -13,12 +13,21 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import (
+    Concatenate,
+    MergeModulelist,
+    Transpose,
+    WeightConverter,
+    WeightRenaming,
+    rename_source_key,
+)
 
 from toolkit.runtime.errors import PollardError
 
 # What configurations call the number of layers that predict further tokens (num_nextn_predict_layers, num_mtp_layers, …)
 MTP_COUNT_KEYS = re.compile(r"(?=.*(mtp|nextn))(.*num_|n_)")
+
+IN_ORDER = (MergeModulelist, Concatenate, Transpose)  # conversions that leave rows and columns in their order
 
 
 class Destination(NamedTuple):
@@ -26,6 +35,7 @@ class Destination(NamedTuple):
 
     parameters: tuple[str, ...]  # several where a converter splits it; names the model does not have where it is unknown
     converted: bool  # merged, split or transposed on the way
+    reordered: bool = False  # or put into another order within
 
 
 class NameResolver:
@@ -45,8 +55,9 @@ class NameResolver:
             found, pattern = rename_source_key(name, [], [], self.prefix, self.parameters)
         if pattern is None:
             return Destination((found,), False)
-        targets = next(step.target_patterns for step in self.converters if pattern in step.source_patterns)
-        return Destination(tuple(found.replace(targets[0], target) for target in targets), True)
+        converter = next(step for step in self.converters if pattern in step.source_patterns)
+        targets, reordered = converter.target_patterns, any(type(step) not in IN_ORDER for step in converter.operations)
+        return Destination(tuple(found.replace(targets[0], target) for target in targets), True, reordered)
 
     def resolve(self, name: str) -> tuple[str, Destination] | None:
         """The name of the weight that the tensor `name` is, or belongs to as its scale (zero point, …), and that weight's

@@ -34,6 +34,7 @@ class BlockActivations(NamedTuple):
     logits_TE: torch.Tensor | None
     probability_TE: torch.Tensor | None  # p: the router's full distribution, where it is a softmax
     run_expert: Callable[[torch.Tensor, int], torch.Tensor]  # (hidden [T', H], expert) -> its unweighted outputs [T', H]
+    experts: nn.Module  # with its weights, for as long as the observer runs
 
 
 BlockObserver = Callable[[BlockActivations], None]
@@ -64,6 +65,7 @@ def observing(model: PreTrainedModel, observer: BlockObserver) -> Iterator[None]
                 name, index_TK, gate_TK, outputs_TKH, routed_TH, hidden_TH, here.residual(hidden_TH), here.router_input_TH,
                 here.logits_TE, here.probabilities(index_TK, gate_TK),
                 lambda hidden, expert: outputs_of(hidden, index_TK.new_full((len(hidden),), expert)),
+                experts,
             )
         )  # fmt: skip
         here.clear()

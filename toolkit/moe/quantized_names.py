@@ -1,4 +1,4 @@
-r"""Names of experts in a quantization's configuration, renumbered as the experts are.
+r"""Names of modules in a quantization's configuration, renumbered as experts and layers are.
 
     "dynamic": {"-:model\\.layers\\.1\\.mlp\\.experts\\.3\\.w1": {}}      GPTQModel: a regex, from the name's beginning
     "extra_config": {"model.layers.1.mlp.experts.3.w1": {"bits": 16}}     AutoRound: a name, or a regex
@@ -15,7 +15,9 @@ import fnmatch
 import json
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import partial
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,10 @@ from toolkit.runtime.errors import PollardError
 PREFIXES = ("re:", "-:", "+:")  # a regex follows
 SECTION = re.compile("quant|compression")  # keys of config.json
 QUANTIZATION = re.compile(r"quant.*config\.json$")  # names of files beside it: quantize_config.json, hf_quant_config.json, …
-EXPERT = re.compile(r"(?<=experts)(?P<dot>\\?\.)(?P<number>\d+)(?!\d)")
+EXPERTS = "experts"  # the name of the lists that are always renumbered
 REGEX = re.compile(r"[\\()\[\]|^$+{}]|\.\*")
 GLOB = re.compile(r"[*?]")
+Numbers = tuple[tuple[str, str], ...]  # the numbered lists that a name passes through: (("layers", "3"), ("experts", "7"))
 
 
 class RenamedModules:
@@ -35,16 +38,18 @@ class RenamedModules:
 
     def __init__(self, renamed: Mapping[str, str], left: Iterable[str]) -> None:
         self.after: dict[str, str | None] = {}  # every module by its old name; None where it is gone
-        self.experts: dict[tuple[str, str], set[str | None]] = defaultdict(set)  # numbers of layer and expert -> new number
         for name in left:
             self.after |= dict.fromkeys(_modules(name))
         for old, new in renamed.items():
             self.after |= dict(zip(_modules(old), _modules(new), strict=True))
-        for name, found in self.after.items():
-            numbers = _layer_and_expert(name)
-            if numbers:
-                now = _layer_and_expert(found) if found else None
-                self.experts[numbers].add(now[1] if now else None)
+        self.lists = {EXPERTS}  # names of the lists whose modules have other numbers afterwards
+        self.numbers: dict[Numbers, set[Numbers | None]] = defaultdict(set)  # before -> afterwards; None where they are gone
+        for name, now in self.after.items():
+            of_list, number = name.split(".")[-2:] if "." in name else ("", name)
+            if number.isdigit():
+                self.numbers[_numbers(name)].add(_numbers(now) if now else None)
+                self.lists |= {of_list} if now and now.rpartition(".")[2] != number else set()
+        self.numbered = re.compile(rf"(?P<list>{'|'.join(sorted(self.lists))})(?P<dot>\\?\.)(?P<number>\d+)(?!\d)")
         self.pruned = {name for name in self.after.values() if name}
         self.words = {part for name in self.after for part in name.split(".") if len(part) > 1 and not part.isdigit()}
         self.changed, self.dropped, self.written_out = 0, 0, 0  # entries, over all calls of `renumbered`
@@ -91,10 +96,11 @@ class RenamedModules:
     @property
     def summary(self) -> str | None:
         """What was changed, in one line; None where nothing was."""
+        what = " and ".join(sorted(self.lists))
         parts = {
-            "renumbered with the experts": self.changed,
-            "written out as names, for their experts are others in every block": self.written_out,
-            "of pruned experts dropped": self.dropped,
+            f"renumbered with the {what}": self.changed,
+            f"written out as names, for their {what} are others in every block": self.written_out,
+            f"of pruned {what} dropped": self.dropped,
         }
         changes = ", ".join(f"{count:,} {what}" for what, count in parts.items() if count)
         return f"entries of the quantization's configuration: {changes}" if changes else None
@@ -120,14 +126,30 @@ class RenamedModules:
         expected = {name for name in map(self.after.__getitem__, old) if name}
         if not expected:
             return []
-        numbers = sorted({found["number"] for name in expected for found in EXPERT.finditer(name)})
-        literal = {found["number"] for found in EXPERT.finditer(entry)}
-        candidates = [entry, *(EXPERT.sub(rf"\g<dot>{number}", entry) for number in numbers if len(literal) == 1)]
-        for candidate in candidates:
+        for candidate in [entry, *self._with_other_numbers(entry, expected)]:
             if self._matched(candidate, self.pruned) == expected:
                 return [candidate]
         above = {module for name in expected for module in _modules(name)}
         return [prefix + (re.escape(name) if prefix else name) for name in sorted(expected - above)]
+
+    def _with_other_numbers(self, entry: str, names: Iterable[str]) -> Iterator[str]:
+        """`entry` with the numbers that the lists it names have in `names`; where it names two numbers of one list, it has no
+        such form."""
+        literal = self._listed([entry])
+        if any(len(numbers) > 1 for numbers in literal.values()):
+            return
+        there = self._listed(names)
+        for choice in product(*(sorted(there[of_list]) for of_list in literal)):
+            old = ((of_list, next(iter(numbers))) for of_list, numbers in literal.items())
+            yield self.numbered.sub(partial(_replaced, dict(zip(old, choice, strict=True))), entry)
+
+    def _listed(self, names: Iterable[str]) -> dict[str, set[str]]:
+        """Per numbered list, the numbers in `names`."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for name in names:
+            for number in self.numbered.finditer(name):
+                found[number["list"]].add(number["number"])
+        return found
 
     def _matched(self, entry: str, modules: Collection[str]) -> set[str]:
         """The modules that an entry matches, as the quantization tools match it."""
@@ -145,26 +167,43 @@ class RenamedModules:
         if GLOB.search(body):
             pattern = re.compile(fnmatch.translate(body))
             return {name for name in modules if pattern.match(name)}
-        if not EXPERT.search(body):
-            return set()  # whatever it matches, it does not tell experts apart
+        if not self.numbered.search(body):
+            return set()  # whatever it matches, it does not tell experts or layers apart
         return {name for name in modules if f".{body.strip('.')}." in f".{name}."}
 
     def _unmatched(self, entry: str, exact: str) -> list[str]:
-        """An entry that matches no module of the files: it stays, unless it names an expert."""
-        if not re.search(r"\bexperts\\?\.[\d(\[]", entry):
+        """An entry that matches no module of the files: it stays, unless it names an expert or a layer."""
+        if not re.search(rf"\b({'|'.join(sorted(self.lists))})\\?\.[\d(\[]", entry):
             return [entry]
-        numbers = None if REGEX.search(exact) or GLOB.search(exact) else _layer_and_expert(exact)
-        now = self.experts.get(numbers, set()) if numbers else set()
-        if len(now) != 1:  # other names for the same blocks (mlp for block_sparse_moe) are recognized by their numbers
+        plain = not REGEX.search(exact) and not GLOB.search(exact)
+        # Another name for something in a module (qkv_proj for q_proj, k_proj and v_proj) …
+        within = next((name for name in reversed(_modules(exact)) if plain and name in self.after), "")
+        # … or for a module itself (mlp for block_sparse_moe), which is recognized by its numbers
+        before = _numbers(exact) if plain else ()
+        now = self.numbers.get(before, set())
+        if within and before == _numbers(within):
+            name = self.after[within]
+            now = {_numbers(name) if name else None}
+        if len(now) != 1:
             raise PollardError(f"{entry!r} in the quantization's configuration {_UNCLEAR}", code="quantization.unclear-name")
-        number = next(iter(now))
-        return [] if number is None else [EXPERT.sub(rf"\g<dot>{number}", entry)]
+        after = next(iter(now))
+        if after is None:
+            return []
+        new = {(of_list, old): number for (of_list, old), (_, number) in zip(before, after, strict=True)}
+        return [
+            self.numbered.sub(partial(_replaced, {key: number for key, number in new.items() if key[0] in self.lists}), entry)
+        ]
 
 
 _UNCLEAR = (
-    "names experts in a way that cannot be renumbered: it matches no module of the files, or stands where there is room for one "
-    "name only. Write the full names of the modules in its place (config.json, or the file of the quantization beside it)."
+    "names experts or layers in a way that cannot be renumbered: it matches no module of the files, or stands where there is "
+    "room for one name only. Write the full names of the modules there (config.json, or the file of the quantization beside it)."
 )
+
+
+def _replaced(numbers: Mapping[tuple[str, str], str], found: re.Match[str]) -> str:
+    """What `numbered` found, with another number where `numbers` (by list and number) has one."""
+    return f"{found['list']}{found['dot']}{numbers.get((found['list'], found['number']), found['number'])}"
 
 
 def _modules(name: str) -> list[str]:
@@ -173,6 +212,7 @@ def _modules(name: str) -> list[str]:
     return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
-def _layer_and_expert(name: str) -> tuple[str, str] | None:
-    found = re.search(r"\.(\d+)\.(?:[^.\d][^.]*\.)*?experts\.(\d+)(?:\.|$)", f".{name}")
-    return (found[1], found[2]) if found else None
+def _numbers(name: str) -> Numbers:
+    """The numbered lists that a module's name passes through."""
+    parts = name.split(".")
+    return tuple((above, part) for above, part in pairwise(parts) if part.isdigit())

@@ -15,6 +15,9 @@ Criterion = Literal[
     "reap",
     "easy_ep",
     "max_activation",
+    "mean_activation",
+    "mean_squared_activation",
+    "aimer",
     "reconstruction",
 ]
 

@@ -197,6 +197,21 @@ def max_activation(statistics: ExpertStatistics, block: str, tokens: Tokens, see
     return statistics.get(block, "max_norm", tokens)
 
 
+def mean_activation(statistics: ExpertStatistics, block: str, tokens: Tokens, seed: int) -> torch.Tensor:
+    """Σ ‖f‖ / n: mean activation norm, for pruning without a task (MAN, arXiv 2606.15716)."""
+    return statistics.get(block, "norm_sum", tokens) / statistics.get(block, "count", tokens).clamp(min=1)
+
+
+def mean_squared_activation(statistics: ExpertStatistics, block: str, tokens: Tokens, seed: int) -> torch.Tensor:
+    """Σ ‖f‖² / n: the same of squares, which favours rare large outputs (MSAN, arXiv 2606.15716)."""
+    return statistics.get(block, "norm_square_sum", tokens) / statistics.get(block, "count", tokens).clamp(min=1)
+
+
+def aimer(statistics: ExpertStatistics, block: str, tokens: Tokens, seed: int) -> torch.Tensor:
+    """−mean|w| / rms(w) of the expert's weights: from no data at all (AIMER, arXiv 2603.18492)."""
+    return -statistics.of_weights(block, "aimer")
+
+
 CRITERIA: dict[str, Criterion] = {
     criterion.name: criterion
     for criterion in (
@@ -209,6 +224,9 @@ CRITERIA: dict[str, Criterion] = {
         ScoreCriterion(reap, reads=("gated_norm_sum", "count")),
         ScoreCriterion(easy_ep, reads=("residual_shift_sum",)),
         ScoreCriterion(max_activation, reads=("max_norm",)),
+        ScoreCriterion(mean_activation, reads=("norm_sum", "count")),
+        ScoreCriterion(mean_squared_activation, reads=("norm_square_sum", "count")),
+        ScoreCriterion(aimer, reads=("aimer",), blind=True),
         Reconstruction(),
     )
 }

@@ -5,8 +5,11 @@ from typing import cast
 from toolkit.cuts.experts import BlockPlan
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import ExpertStatistics, SearchMode, Tokens
+from toolkit.cuts.width import WidthCut
 from toolkit.runtime.errors import PollardError, did_you_mean
+from toolkit.selection.counts import channels_to_keep
 from toolkit.selection.criteria import CRITERIA, Choice
+from toolkit.selection.width import WidthChoice, choose_channels, model_width
 
 
 def experts_to_keep(keep: int | float, experts: int, groups: int = 1) -> int:
@@ -45,19 +48,24 @@ def experts_to_activate(experts_per_token: int | None, keep: int, most: int) -> 
 def select(
     statistics: ExpertStatistics,
     criterion: str = "weighted_ean",
-    keep: int | float = 0.5,
+    keep: int | float | None = 0.5,
     tokens: Tokens = "all",
     mode: SearchMode = "layerwise",
     seed: int = 0,
     experts_per_token: int | None = None,
+    width: int | float | None = None,
+    width_criterion: str = "energy",
+    width_multiple: int | None = None,
 ) -> Plan:
-    """Keeps `keep` experts in every block: those that the criterion scores highest (of each expert group equally many), or
-    the set that the search of `reconstruction` found best.
+    """Keeps `keep` experts (None: all) in every block: those that the criterion scores highest (of each expert group equally
+    many), or the set that the search of `reconstruction` found best; and of these `width` channels each (None: all), by
+    `width_criterion` over the same tokens.
 
     Ties: the lower index stays. An expert that no token reached ranks below every other, whatever its score (except under
     `random`, which ignores the statistics). `mode` belongs to `reconstruction`, whose plan has no scores.
     `experts_per_token`: how many the pruned model activates; unless given as many as in calibration, where enough are kept.
-    Raises PollardError for an unknown criterion, an impossible number, and for what the statistics do not hold.
+    `width` and `width_multiple`: as in `channels_to_keep`. Raises PollardError for an unknown criterion, an impossible number,
+    and for what the statistics do not hold.
     """
     if criterion not in CRITERIA:
         raise PollardError(
@@ -66,7 +74,8 @@ def select(
         )
     rule, about = CRITERIA[criterion], statistics.about
     first = next(iter(about.blocks.values()))
-    number = experts_to_keep(keep, first.experts, first.groups)
+    number = first.experts if keep is None else experts_to_keep(keep, first.experts, first.groups)
+    channels = None if width is None else channels_to_keep(width, model_width(statistics), width_multiple)
     if number % first.groups:
         raise PollardError(
             f"pruning.keep is {number}, but the model has {first.groups} groups of experts: give a multiple of it.",
@@ -84,10 +93,15 @@ def select(
             calibration[key] = value
     calibration["tokens"] = about.tokens
     active = experts_to_activate(experts_per_token, number, first.experts_per_token)
-    return Plan.of_experts(
+    plan = Plan.of_experts(
         model=about.model, criterion=criterion, mode=mode if rule.searched else None, tokens=tokens, seed=seed, keep=number,
         experts_per_token=active, blocks=blocks, calibration=calibration,
     )  # fmt: skip
+    if channels is not None:
+        of_width = WidthChoice(channels, width_criterion, tokens, seed)
+        kept_channels = choose_channels(statistics, of_width, plan.experts.kept)
+        plan.cuts.append(WidthCut(criterion=width_criterion, keep=channels, channels=kept_channels))
+    return plan
 
 
 def kept_unobserved(statistics: ExpertStatistics, plan: Plan) -> int:

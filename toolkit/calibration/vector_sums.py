@@ -1,0 +1,35 @@
+"""Statistics while they are added up: over batches on one rank, then over ranks."""
+
+from collections.abc import Mapping
+
+import torch
+
+from toolkit.cuts.statistics import is_maximum
+from toolkit.runtime.distributed import gather
+
+
+class VectorSums:
+    """Float64 vectors by their name in ExpertStatistics, on the model's device until `reduced`."""
+
+    def __init__(self) -> None:
+        self.vectors: dict[str, torch.Tensor] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.vectors
+
+    def add(self, vectors: Mapping[str, torch.Tensor]) -> None:
+        for name, vector in vectors.items():
+            if name not in self.vectors:
+                self.vectors[name] = vector.contiguous()
+            elif is_maximum(name):
+                self.vectors[name] = torch.maximum(self.vectors[name], vector)
+            else:
+                self.vectors[name] = self.vectors[name] + vector
+
+    def reduced(self) -> dict[str, torch.Tensor]:
+        """The totals over all ranks, on CPU. Every rank must call it."""
+        every_rank = gather({name: vector.cpu() for name, vector in self.vectors.items()})
+        self.vectors = {}
+        for vectors in every_rank:  # a rank without batches has none
+            self.add(vectors)
+        return self.vectors
