@@ -76,6 +76,6 @@ class ChosenLayers(BaseModel):
 
 
 def chosen_layers(context: RunContext) -> LayersCut | None:
-    """The cut that the stage `layers` has chosen for this run's plan; None where it drops no layers. Raises PollardError where it
-    is to drop some, and the stage has not run."""
+    """The cut that the stage `layers` has chosen; None where this run's own plan keeps all layers. Raises PollardError where it
+    does not, and the stage has not run."""
     return None if context.cuts.layers is None else ChosenLayers.load(context.directory.layers).cut
