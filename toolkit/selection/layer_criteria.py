@@ -141,7 +141,10 @@ class DevLoss(LayerCriterion):
 
 class Influence(OrderedCriterion):
     name = "influence"
-    meaning = "Drops those with the smallest 1 − mean cos(h_l, h_{l+1}): they turn the hidden states least (ShortGPT, arXiv 2403.03853)."
+    meaning = (
+        "Drops those with the smallest 1 − mean cos(h_l, h_{l+1}): they turn the hidden states least (ShortGPT, "
+        "arXiv 2403.03853)."
+    )
     needs = "similarities"
 
     def order(self, evidence: LayerEvidence) -> list[int]:
@@ -156,8 +159,8 @@ class Influence(OrderedCriterion):
 class Angular(LayerCriterion):
     name = "angular"
     meaning = (
-        "Drops the n consecutive ones with the smallest mean angle arccos(cos(h_l, h_{l+n}))/π between what enters the first and what "
-        "leaves the last (Gromov et al., arXiv 2403.17887)."
+        "Drops the n consecutive ones with the smallest mean angle arccos(cos(h_l, h_{l+n}))/π between what enters the first "
+        "and what leaves the last (Gromov et al., arXiv 2403.17887)."
     )
     needs = "similarities"
 
