@@ -19,7 +19,7 @@ def run_criteria(arguments: argparse.Namespace) -> None:
     from toolkit.selection import CRITERIA
 
     for name, criterion in CRITERIA.items():
-        say(f"{name:<15} {criterion.meaning}")
+        say(f"{name:<24} {criterion.meaning}")
 
 
 def run_tasks(arguments: argparse.Namespace) -> None:
