@@ -25,6 +25,11 @@ EXCEPTIONS = {
 KEPT_LAYERS = {"hy_v4": [0, 1, 3], "jamba": [2, 3], "nemotron_h": [1, 2], "minimax": [0, 2]}
 LAYER_EXCEPTIONS = {"beam": 1, "gemma4": 1}
 WHOLE = ("ernie4_5_vl_moe",)  # pruned by loading the model: its text and image experts stand in one list
+WIDTH_EXCEPTIONS = {
+    "ernie4_5_vl_moe": ("width.several-widths", "its experts for text and for images have widths of their own"),
+    "inkling": ("width.unsupported-family", "its shared experts, on the same key, are one tensor"),
+}
+WIDTH_WHOLE = ("inkling2",)  # loading puts the rows of its experts into another order
 LAYERS_WHOLE = (*WHOLE, "inkling2")
 NOTES = {
     "deepseek_v4": "its layers that look experts up by token id (`hash_moe`) are refused",
