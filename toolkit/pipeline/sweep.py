@@ -17,7 +17,7 @@ import torch
 from rich.markup import escape
 from transformers import PreTrainedModel
 
-from toolkit.cuts import masked, shape_of, shaped_meta_model
+from toolkit.cuts import LayersCut, WidthCut, masked, shape_of, shaped_meta_model
 from toolkit.cuts.experts import BlockPlan
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import ExpertStatistics
@@ -144,9 +144,11 @@ def _observed_recipes(grid: Grid, context: RunContext) -> list[Recipe]:
 
 
 def _calibrated(context: RunContext) -> RunDirectory:
-    """Where the statistics for this recipe are: in the run's own folder where they fit, else in one of the sweep's."""
+    """Where the statistics for this recipe are: in the run's own folder where they fit (or it has none, and they are of all
+    layers), else in one of the sweep's."""
     run, calibrate = context.directory, Calibrate(context)
-    own = on_main(lambda: run.is_done(calibrate.name, calibrate.fingerprint()) or calibrate.name not in run.entries())
+    free = context.cuts.layers is None and on_main(lambda: calibrate.name not in run.entries())
+    own = free or on_main(lambda: run.is_done(calibrate.name, calibrate.fingerprint()))
     if not own:
         context = context.variant(context.recipe, RunDirectory(calibrate.fingerprint(), run.sweep / "calibration"))
         on_main(lambda: _make_place(context.directory, run))
@@ -235,7 +237,7 @@ def _measure(context: RunContext, choices: list[SweepChoice], folder: Path) -> N
             seconds = round(time.monotonic() - started, 1)
             facts = {
                 "format": 2, "keep": choice.plan.keep, "experts_per_token": choice.plan.experts_per_token,
-                "kept": choice.plan.choice(),
+                "kept": choice.plan.choice(), **_other_cuts(choice.plan),
                 **found, "seconds": seconds, "ranks": world_size(),
             }  # fmt: skip
             if is_main():
@@ -247,6 +249,12 @@ def _measure(context: RunContext, choices: list[SweepChoice], folder: Path) -> N
     with_model(recipe, recipe.model.path, recipe.model.revision, measure, why_whole="a sweep masks the routers of a whole model")
     barrier()
     on_main(lambda: remove_matching(said, SHARD_PATTERN))
+
+
+def _other_cuts(plan: Plan) -> JsonObject:
+    """What a cell's file says of a plan that cuts more than experts."""
+    width, layers = plan.cut(WidthCut), plan.cut(LayersCut)
+    return ({"width": width.keep} if width else {}) | ({"layers": layers.kept} if layers else {})
 
 
 def _gold(context: RunContext) -> list[dict[str, torch.Tensor]]:
