@@ -32,6 +32,7 @@ from toolkit.pipeline.manifest import SWEEP
 from toolkit.pipeline.plan_choice import choose_plan
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.runner import do_stage
+from toolkit.pipeline.stage import Stage
 from toolkit.pipeline.stages.calibrate import Calibrate
 from toolkit.pipeline.stages.layers import Layers
 from toolkit.pipeline.sweep_grid import Cell, Grid
@@ -144,14 +145,14 @@ def _observed_recipes(grid: Grid, context: RunContext) -> list[Recipe]:
 
 def _calibrated(context: RunContext) -> RunDirectory:
     """Where the statistics for this recipe are: in the run's own folder where they fit, else in one of the sweep's."""
-    run, stage = context.directory, Calibrate(context)
-    own = on_main(lambda: run.is_done(stage.name, stage.fingerprint()) or stage.name not in run.entries())
+    run, calibrate = context.directory, Calibrate(context)
+    own = on_main(lambda: run.is_done(calibrate.name, calibrate.fingerprint()) or calibrate.name not in run.entries())
     if not own:
-        context = context.variant(context.recipe, RunDirectory(stage.fingerprint(), run.sweep / "calibration"))
+        context = context.variant(context.recipe, RunDirectory(calibrate.fingerprint(), run.sweep / "calibration"))
         on_main(lambda: _make_place(context.directory, run))
     place = context.directory
-    for each in (Layers, Calibrate):
-        stage = each(context)
+    stages: list[Stage] = [Layers(context), Calibrate(context)]
+    for stage in stages:
         if stage.is_asked_for() and not on_main(partial(place.is_done, stage.name, stage.fingerprint())):
             do_stage(stage, "its result serves every cell" if own else "other settings than the run's")
     barrier()
@@ -289,7 +290,7 @@ def _sizes(context: RunContext, plan: Plan) -> dict[str, int | None]:
     found = context.once(("sizes", context.recipe.model, shape), lambda: sizes(shaped_meta_model(context.config, shape)))
     return {
         "width": shape.width,
-        "layers": shape.layers and len(shape.layers),
+        "layers": None if shape.layers is None else len(shape.layers),
         "parameters": found.parameters,
         "active_parameters": found.active_parameters,
     }
