@@ -31,14 +31,20 @@ NOTES = {
 }
 
 WIDTH_EXCEPTIONS = {
-    "ernie4_5_vl_moe": "no: experts for text and for images have widths of their own",
-    "inkling": "no: its shared experts stand in one parameter",
+    "ernie4_5_vl_moe": "no: its experts for text and for images have widths of their own",
+    "inkling": "no: its shared experts hang on the same key, and are no plain MLP",
 }
+WIDTH_WHOLE = ("inkling2",)  # pruned by loading the model
+WIDTH_NOTES = {
+    "inkling2": "pruned by loading the whole model, not file by file: loading puts the rows of its experts into another order",
+    "jamba": "its dense layers narrow, too",
+}
+
 LAYER_EXCEPTIONS = {
     "beam": "no: how much a layer adds to the residual stream follows from its number",
     "minimax": "no: the decay of its linear attention follows from a layer's number and from how many there are",
 }
-KEPT_LAYERS = {"hy_v4": (0, 1, 3), "jamba": (2, 3), "nemotron_h": (1, 2)}  # of four; others keep 0, 2 and 3
+KEPT_LAYERS = {"hy_v4": [0, 1, 3], "jamba": [2, 3], "nemotron_h": [1, 2]}  # of four; others keep 0, 2 and 3
 LAYERS_WHOLE = (*WHOLE, "inkling2")  # pruned by loading the model
 LAYER_CHANGES: dict[str, dict[str, Any]] = {"gemma4": {"hidden_size_per_layer_input": 0}}
 BORROWING = "a layer stays together with those that use its indexer's choice"
@@ -64,6 +70,7 @@ class Column(NamedTuple):
 
 COLUMNS = {
     "experts": Column(EXCEPTIONS, NOTES),
+    "width": Column(dict.fromkeys(EXCEPTIONS, "no") | WIDTH_EXCEPTIONS, WIDTH_NOTES),
     "layers": Column(dict.fromkeys(EXCEPTIONS, "no") | LAYER_EXCEPTIONS, LAYER_NOTES),
 }
 HEAD = """# Families
@@ -76,8 +83,12 @@ are calibrated, trained and judged on.
 layer from the files: exactly what the loaded model gives), select, prune (file by file), reload by stock transformers (tensors
 and logits exactly those of the sliced model), compare with the masked original (1e-5), one training step, generate.
 
+**Width** ({width} of {all}), in [tests/cuts/test_width_families.py](../tests/cuts/test_width_families.py): the same for narrower
+experts, alone, together with fewer experts, and with fewer layers as well. Shared experts whose size hangs on the same key narrow
+in proportion.
+
 **Layers** ({layers} of {all}), in [tests/cuts/test_layer_families.py](../tests/cuts/test_layer_families.py): the same for fewer
-layers, alone and together with fewer and narrower experts; generated text is the same with and without a cache. At least one layer with
+layers, alone and together with fewer experts; generated text is the same with and without a cache. At least one layer with
 experts stays, and one with attention.
 
 This page is written by `python tests/families.py > docs/families.md`, and a test keeps it in step.

@@ -137,6 +137,9 @@ class LayersCut(Cut):
     def choice(self) -> list[int]:
         return self.kept
 
+    def summary(self) -> dict[str, object]:
+        return self.model_dump(include={"kind", "criterion", "layers", "kept"})
+
 
 def _first(blocks: Sequence[Any]) -> str:
     names = [block.name for block in blocks]
