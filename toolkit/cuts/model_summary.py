@@ -121,9 +121,7 @@ def summary_of(config: Any) -> ModelSummary:
     model = meta_model(config)
     blocks = find_blocks(model)
     block, total = blocks[0], sizes(model)
-    cuts = {
-        cut.kind: cut for cut in (_fewer_experts(config, blocks), _narrower(config, model, total), _fewer_layers(config, model))
-    }
+    cuts = {cut.kind: cut for cut in (_fewer_experts(config, blocks), _narrower(config, model, total), _fewer_layers(config, model))}
     return ModelSummary(
         family=config.model_type, blocks=len(blocks), experts=block.expert_count, experts_per_token=block.experts_per_token,
         groups=block.groups or 1, groups_per_token=block.groups_per_token, layers=cuts["layers"].of, width=cuts["width"].of,
