@@ -116,19 +116,21 @@ def test_keeping_all_layers_changes_no_byte(tmp_path: Path) -> None:
         assert type(model.model.layers) is nn.ModuleList
 
 
+@pytest.mark.parametrize("mode", [False, "progressive"], ids=["statistics", "progressive search"])
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
-def test_a_model_streamed_from_files_is_observed_under_the_mask(family: str, tmp_path: Path) -> None:
+def test_a_model_streamed_from_files_is_observed_under_the_mask(family: str, mode, tmp_path: Path) -> None:
     model = four_layers(family, **({"layer_types": ["sliding_attention", "full_attention"] * 2} if family == "gpt_oss" else {}))
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     choice = plan(layers(0, 2, 3))
     loaded, streamed = load_model(str(tmp_path)), StreamedModel(str(tmp_path))
     with masked(loaded, choice):
-        expected = calibrate(loaded, batches)
+        expected = calibrate(loaded, batches, mode, 4)
     with masked(streamed.model, choice):
-        found = calibrate(streamed, batches)
+        found = calibrate(streamed, batches, mode, 4)
     assert list(expected.about.blocks) == [f"model.layers.{number}.mlp" for number in (0, 2, 3)]
     assert found.vectors.keys() == expected.vectors.keys()
     assert all(torch.equal(found.vectors[name], vector) for name, vector in expected.vectors.items())
+    assert found.about.reconstruction == expected.about.reconstruction
     whole = calibrate(loaded, batches)
     differing = [name for name, vector in expected.vectors.items() if not torch.equal(vector, whole.vectors[name])]
     assert any("layers.2" in name for name in differing) and not any("layers.0" in name for name in differing)
@@ -231,7 +233,7 @@ def test_layers_that_stock_transformers_would_read_otherwise_are_refused(family:
     model = tiny_family(family)
     before = model.config.to_json_string()
     for attempt in (lambda chosen: check_plan(model, chosen), lambda chosen: masked(model, chosen).__enter__()):
-        with raises("layers.cannot-drop", kept, named):
+        with raises("layers.cannot-drop", model.config.model_type, named):
             attempt(plan(LayersCut.of(model, kept, "by hand")))
     assert model.config.to_json_string() == before
 

@@ -111,9 +111,15 @@ def _layer_change(question: _Question) -> LayerChange:
     except CannotDropLayers as error:
         reasons.append(str(error))
     raise PollardError(
-        f"{original.config.model_type} cannot do with the layers {list(question.kept)} alone: {reasons[0]}. Keep others, or all.",
+        f"{original.config.model_type} {_without(original, question)}: {reasons[0]}. Keep others, or all.",
         code="layers.cannot-drop",
     )
+
+
+def _without(original: PreTrainedModel, question: _Question) -> str:
+    kept = list(question.kept)
+    gone = [number for number in range(original.config.get_text_config().num_hidden_layers) if number not in kept]
+    return f"cannot do without the layers {gone}" if len(gone) < len(kept) else f"cannot do with the layers {kept} alone"
 
 
 @lru_cache(maxsize=2)
