@@ -7,7 +7,7 @@ for one family.
 from toolkit.moe.activation_offload import ActivationOffload
 from toolkit.moe.blocks import MoEBlock, decoder_linears, find_blocks
 from toolkit.moe.channel_observing import ChannelGradient, LinearCall, observing_gradients, observing_linears, tokens_by_expert
-from toolkit.moe.channels import ChannelGroup, channel_groups, expert_channels, expert_output, expert_width
+from toolkit.moe.channels import ChannelGroup, block_width, channel_groups, expert_channels, expert_output, expert_width
 from toolkit.moe.expert_skipping import SkipCount, apply_skipping, counting_skips, skipping
 from toolkit.moe.layers import ForwardPass, blocks_by_layer, layers_of, one_layer_at_a_time
 from toolkit.moe.load import (
@@ -51,6 +51,7 @@ __all__ = [
     "active_expert_parameters",
     "all_expert_outputs",
     "apply_skipping",
+    "block_width",
     "blocks_by_layer",
     "channel_groups",
     "channel_norms",

@@ -18,11 +18,10 @@ from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.training_data import training_sources
 from toolkit.runtime.files import fingerprint_of, fingerprint_of_source
-from toolkit.selection.criteria import CRITERIA, SearchRequest
+from toolkit.selection import CRITERIA, WIDTH_CRITERIA, SearchRequest
 from toolkit.tasks import DataCache
 from toolkit.tasks.scorers import scorer_file
 
-BACKWARD = ("taylor", "fisher")  # criteria of width that need a backward pass
 SCORING_RULES = 2
 """The rules by which answers are taken out of what was written, and judged: under others a finished evaluation is done
 again."""
@@ -128,7 +127,7 @@ def observed_channels(recipe: Recipe, cuts: Budget) -> bool | Literal["gradients
     """Whether calibration observes the channels of experts, too; in a backward pass where the criterion needs it."""
     if cuts.width is None:
         return False
-    return "gradients" if recipe.pruning.width_criterion in BACKWARD else True
+    return "gradients" if WIDTH_CRITERIA[recipe.pruning.width_criterion].gradients else True
 
 
 def _teaching(recipe: Recipe, data: DataCache, model: str, own_data: str, test_data: Any) -> Teaching:

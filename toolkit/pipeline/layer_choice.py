@@ -7,10 +7,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import PreTrainedModel
 
 from toolkit.cuts import LayersCut
-from toolkit.recipe.schema import Recipe
+from toolkit.pipeline.context import RunContext
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import write_text
-from toolkit.runtime.run_paths import RunPaths
 from toolkit.selection import LayerChoice, RemovedLayer
 
 
@@ -76,7 +75,7 @@ class ChosenLayers(BaseModel):
             ) from None
 
 
-def chosen_layers(recipe: Recipe, run: RunPaths) -> LayersCut | None:
-    """The cut that the stage `layers` has chosen; None where the recipe keeps all layers. Raises PollardError where it asks for
-    fewer, and the stage has not run."""
-    return None if recipe.pruning.layers is None else ChosenLayers.load(run.layers).cut
+def chosen_layers(context: RunContext) -> LayersCut | None:
+    """The cut that the stage `layers` has chosen; None where this run's own plan keeps all layers. Raises PollardError where it
+    does not, and the stage has not run."""
+    return None if context.cuts.layers is None else ChosenLayers.load(context.directory.layers).cut

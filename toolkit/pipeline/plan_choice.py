@@ -8,12 +8,14 @@ from toolkit.selection import select
 
 
 def choose_plan(context: RunContext, statistics: ExpertStatistics, seed: int) -> Plan:
-    """What the recipe of `context` keeps of the model that was observed; `seed`: of criteria that draw. Where it keeps all experts,
-    the plan says so. Raises PollardError for what the statistics do not hold."""
+    """What the recipe of `context` keeps of the model that was observed. Where that is all experts, the plan says so, too.
+
+    `seed`: of criteria that draw. Raises PollardError for what the statistics do not hold.
+    """
     pruning, cuts = context.recipe.pruning, context.cuts
     plan = select(
         statistics, pruning.criterion, cuts.keep, pruning.tokens, pruning.mode, seed, pruning.experts_per_token, cuts.width,
         pruning.width_criterion, width_multiple=1,
     )  # fmt: skip
-    layers = chosen_layers(context.directory) if cuts.layers is not None else None
+    layers = chosen_layers(context)
     return plan if layers is None else plan.model_copy(update={"cuts": [*plan.cuts, layers]})

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from toolkit.cuts import shaped_meta_model
+from toolkit.cuts import ModelShape, shaped_meta_model
 from toolkit.estimate import (
     DataSize,
     FineTuning,
@@ -65,11 +65,21 @@ class RecipeOnMachine:
             return self.original()
         return RecipeOnMachine(self.context.variant(recipe_to(self.recipe, before[-1])), self.machine).pruned()
 
+    def calibrated(self) -> ModelSize:
+        """What calibration observes: of that model the layers that stay."""
+        if self.context.cuts.layers is None:
+            return self.observed()
+        before = early_rounds(self.recipe)
+        shape = self.context.budget_of(self.recipe.pruning.of_step(before[-1])).shape if before else ModelShape()
+        return self._shaped(shape._replace(layers=self.context.budget.shape.layers), self.dtype)
+
     def pruned(self, dtype: torch.dtype | None = None) -> ModelSize:
         """The pruned model, in the dtype it is loaded in unless given."""
-        budget, dtype, config = self.context.budget, dtype or self.dtype, self.context.config
-        key = ("pruned", *self._checkpoint, budget, dtype)
-        return self.context.once(key, lambda: model_size(shaped_meta_model(config, budget.shape), dtype))
+        return self._shaped(self.context.budget.shape, dtype or self.dtype)
+
+    def _shaped(self, shape: ModelShape, dtype: torch.dtype) -> ModelSize:
+        config, key = self.context.config, ("shaped", *self._checkpoint, shape, dtype)
+        return self.context.once(key, lambda: model_size(shaped_meta_model(config, shape), dtype))
 
     def place(self, model: ModelSize, whole: bool = False) -> ModelPlacement:
         """Where a model that answers lies. `whole`: its stage needs it in one piece."""
@@ -82,15 +92,19 @@ class RecipeOnMachine:
         trained = training_model(model, settings)
         return FineTuning(model, trained, self.trainer, settings.method, settings.zero, tokens_at_once)
 
-    def observation(self, name: str, model: ModelSize, search: SearchSize | None = None) -> StageEstimate:
-        """The calibration data in a model that is observed, one layer at a time; as a whole where its weights are quantized."""
+    def observation(self, name: str, model: ModelSize, search: SearchSize | None = None, backward: bool = False) -> StageEstimate:
+        """The calibration data in a model that is observed, one layer at a time; as a whole where its weights are quantized, and
+        where a `backward` pass follows."""
         data, batch = self.context.data_sizes.calibration, self.recipe.calibration.batch_size
-        if not quantization_of(model.model.config):
+        quantized = quantization_of(model.model.config)
+        if not quantized and not backward:
             return estimate_observation(name, self.machine, model, data, batch, search)
-        loaded = self.place(model, whole=search is not None)
-        note = "its weights are quantized: the whole model is loaded, as the plain numbers they stand for"
+        loaded = self.place(model, whole=search is not None or backward)
+        note = "a backward pass needs the whole model"
+        if quantized:
+            note = "its weights are quantized: the whole model is loaded, as the plain numbers they stand for"
         loaded = replace(loaded, notes=(note, *loaded.notes))
-        return estimate_observation(name, self.machine, model, data, batch, search, loaded)
+        return estimate_observation(name, self.machine, model, data, batch, search, loaded, backward)
 
     def generation(self, name: str, model: ModelSize, prompts: DataSize, whole: bool = False) -> StageEstimate:
         """Answers to all prompts, in batches as evaluation makes them."""

@@ -17,7 +17,7 @@ import torch
 from rich.markup import escape
 from transformers import PreTrainedModel
 
-from toolkit.cuts import masked, shape_of, shaped_meta_model
+from toolkit.cuts import LayersCut, WidthCut, masked, shape_of, shaped_meta_model
 from toolkit.cuts.experts import BlockPlan
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import ExpertStatistics
@@ -32,6 +32,7 @@ from toolkit.pipeline.manifest import SWEEP
 from toolkit.pipeline.plan_choice import choose_plan
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.runner import do_stage
+from toolkit.pipeline.stage import Stage
 from toolkit.pipeline.stages.calibrate import Calibrate
 from toolkit.pipeline.stages.layers import Layers
 from toolkit.pipeline.sweep_grid import Cell, Grid
@@ -143,15 +144,17 @@ def _observed_recipes(grid: Grid, context: RunContext) -> list[Recipe]:
 
 
 def _calibrated(context: RunContext) -> RunDirectory:
-    """Where the statistics for this recipe are: in the run's own folder where they fit, else in one of the sweep's."""
-    run, stage = context.directory, Calibrate(context)
-    own = on_main(lambda: run.is_done(stage.name, stage.fingerprint()) or stage.name not in run.entries())
+    """Where the statistics for this recipe are: in the run's own folder where they fit (or it has none, and they are of all
+    layers), else in one of the sweep's."""
+    run, calibrate = context.directory, Calibrate(context)
+    free = context.cuts.layers is None and on_main(lambda: calibrate.name not in run.entries())
+    own = free or on_main(lambda: run.is_done(calibrate.name, calibrate.fingerprint()))
     if not own:
-        context = context.variant(context.recipe, RunDirectory(stage.fingerprint(), run.sweep / "calibration"))
+        context = context.variant(context.recipe, RunDirectory(calibrate.fingerprint(), run.sweep / "calibration"))
         on_main(lambda: _make_place(context.directory, run))
     place = context.directory
-    for each in (Layers, Calibrate):
-        stage = each(context)
+    stages: list[Stage] = [Layers(context), Calibrate(context)]
+    for stage in stages:
         if stage.is_asked_for() and not on_main(partial(place.is_done, stage.name, stage.fingerprint())):
             do_stage(stage, "its result serves every cell" if own else "other settings than the run's")
     barrier()
@@ -234,7 +237,7 @@ def _measure(context: RunContext, choices: list[SweepChoice], folder: Path) -> N
             seconds = round(time.monotonic() - started, 1)
             facts = {
                 "format": 2, "keep": choice.plan.keep, "experts_per_token": choice.plan.experts_per_token,
-                "kept": choice.plan.choice(),
+                "kept": choice.plan.choice(), **_other_cuts(choice.plan),
                 **found, "seconds": seconds, "ranks": world_size(),
             }  # fmt: skip
             if is_main():
@@ -246,6 +249,12 @@ def _measure(context: RunContext, choices: list[SweepChoice], folder: Path) -> N
     with_model(recipe, recipe.model.path, recipe.model.revision, measure, why_whole="a sweep masks the routers of a whole model")
     barrier()
     on_main(lambda: remove_matching(said, SHARD_PATTERN))
+
+
+def _other_cuts(plan: Plan) -> JsonObject:
+    """What a cell's file says of a plan that cuts more than experts."""
+    width, layers = plan.cut(WidthCut), plan.cut(LayersCut)
+    return ({"width": width.keep} if width else {}) | ({"layers": layers.kept} if layers else {})
 
 
 def _gold(context: RunContext) -> list[dict[str, torch.Tensor]]:
@@ -289,7 +298,7 @@ def _sizes(context: RunContext, plan: Plan) -> dict[str, int | None]:
     found = context.once(("sizes", context.recipe.model, shape), lambda: sizes(shaped_meta_model(context.config, shape)))
     return {
         "width": shape.width,
-        "layers": shape.layers and len(shape.layers),
+        "layers": None if shape.layers is None else len(shape.layers),
         "parameters": found.parameters,
         "active_parameters": found.active_parameters,
     }

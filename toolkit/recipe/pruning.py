@@ -88,7 +88,7 @@ class StepRecipe(Section):
     @property
     def label(self) -> int | str:
         """The number of a step that only cuts experts to one, else words."""
-        return self.keep if self == StepRecipe(keep=self.keep) and isinstance(self.keep, int) else str(self)
+        return self.keep if isinstance(self.keep, int) and self.width is self.layers is None else str(self)
 
     def __str__(self) -> str:
         """ "6 experts, 0.5 of the width"."""

@@ -94,7 +94,13 @@ class SweepRow(FileFacts):
 
     label: str
     keep: int
+    width: int | None = None  # channels per expert; None: all, as for layers
+    layers: int | None = None
+    parameters: int | None = None  # of the pruned model; None in tables where experts alone are cut, as for active ones
+    active_parameters: int | None = None
     criterion: str | None = None
+    width_criterion: str | None = None
+    layer_criterion: str | None = None
     schedule: list[int] | None = None
     experts_per_token: int | None = None
     tokens: str | None = None

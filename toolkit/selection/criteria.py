@@ -130,6 +130,8 @@ class Reconstruction(Criterion):
 
     def choose(self, statistics: ExpertStatistics, block: str, choice: Choice) -> ChosenExperts:
         mode, keep = choice.mode, choice.keep
+        if keep == statistics.about.blocks[block].experts:  # nothing to choose
+            return ChosenExperts(list(range(keep)))
         blocks = statistics.about.reconstruction.get(mode)
         if blocks is None:
             call = f'"{mode}"' + (f", keep={keep}" if mode == "progressive" else "")

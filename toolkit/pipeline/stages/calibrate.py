@@ -1,5 +1,7 @@
 """The source over a sample of training examples -> calibration/: how much each expert is used, and what it adds."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
 from transformers import PreTrainedModel
@@ -7,24 +9,27 @@ from transformers import PreTrainedModel
 from toolkit.calibration import calibrate_mix
 from toolkit.calibration.greedy_search import GRAM_BYTES
 from toolkit.calibration.token_errors import CHUNK_BYTES
+from toolkit.cuts import Plan, masked
 from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.estimate import Machine, SearchSize, StageEstimate
-from toolkit.moe import StreamedModel, find_blocks
+from toolkit.moe import MoEBlock, StreamedModel, block_width, find_blocks
 from toolkit.moe.placement import with_layers
 from toolkit.moe.tokenizer import longer_than_context
 from toolkit.pipeline.calibration_data import batches_of_sources, read_sources, sources_of
 from toolkit.pipeline.context import RunContext
-from toolkit.pipeline.fingerprints import subset_search
+from toolkit.pipeline.fingerprints import observed_channels, subset_search
+from toolkit.pipeline.layer_choice import chosen_layers
 from toolkit.pipeline.outlook import observation_outlook
 from toolkit.pipeline.recipe_changes import DECIDING
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
 from toolkit.pipeline.relief import Relief
 from toolkit.pipeline.rounds import round_names
 from toolkit.pipeline.stage import Facts, Stage
-from toolkit.pipeline.stage_names import CALIBRATE
+from toolkit.pipeline.stage_names import CALIBRATE, LAYERS
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import on_main, say
 
+CHANNEL_VECTORS, GRADIENT_VECTORS = 4, 4  # with a float64 for every channel, prompt and completion apart
 STATISTICS_BYTES = 32 * 8  # per expert: at most 8 sums and their squares, for prompt and completion, float64
 
 
@@ -46,7 +51,7 @@ class Calibrate(Stage):
 
     def __init__(self, context: RunContext, role: Role | None = None) -> None:
         super().__init__(context, role)
-        self.needs = round_names(context.recipe)[-1:]
+        self.needs = (LAYERS, *round_names(context.recipe)[-1:])
 
     def purpose(self) -> str:
         names, search = [source.name for source in sources_of(self.context.recipe)], subset_search(self.context.recipe)
@@ -58,14 +63,22 @@ class Calibrate(Stage):
 
     def estimate(self, machine: Machine) -> StageEstimate:
         recipe, sizes = self.context.recipe, RecipeOnMachine(self.context, machine)
-        model, data, search = sizes.observed(), self.context.data_sizes, self._search()
-        found = sizes.observation(self.name, model, search)
+        model, data, search = sizes.calibrated(), self.context.data_sizes, self._search()
+        channels = observed_channels(recipe, self.context.cuts)
+        found = sizes.observation(self.name, model, search, backward=channels == "gradients")
         if recipe.calibration.self_generated:
             prompts = data.evaluation.limited(data.calibration.examples)
             found = _with_answers(found, sizes.generation("", model, prompts), machine)
-        experts = sum(block.expert_count for block in find_blocks(model.model))
         work = f"{found.work}, {recipe.pruning.mode} search over every expert" if search else found.work
-        return replace(found, work=work, disk=STATISTICS_BYTES * experts * len(recipe.calibration.data or [None]))
+        work = f"{found.work}, and backward once" if channels == "gradients" else work
+        sizes_of = [block.expert_count * (STATISTICS_BYTES + self._channel_bytes(block)) for block in find_blocks(model.model)]
+        return replace(found, work=work, disk=sum(sizes_of) * len(recipe.calibration.data or [None]))
+
+    def _channel_bytes(self, block: MoEBlock) -> int:
+        """Of each expert's channels."""
+        channels = observed_channels(self.context.recipe, self.context.cuts)
+        vectors = {False: 0, True: CHANNEL_VECTORS, "gradients": CHANNEL_VECTORS + GRADIENT_VECTORS}[channels]
+        return vectors * 8 * block_width(block)
 
     def _search(self) -> SearchSize | None:
         search = subset_search(self.context.recipe)
@@ -84,8 +97,11 @@ class Calibrate(Stage):
             active = budget.experts_per_token
             say(f"  observed with {active} expert{'s' * (active > 1)} per token, as the pruned model will have")
         in_one_piece = "the reconstruction search routes by copies of the routers" if subset_search(recipe) else None
-        answering = "it answers the prompts itself" if recipe.calibration.self_generated else None
-        with_layers(recipe, source.path, source.revision, self._observe, answering, in_one_piece)
+        why_loaded = "it answers the prompts itself" if recipe.calibration.self_generated else None
+        if observed_channels(recipe, budget) == "gradients":
+            why_loaded = f"{recipe.pruning.width_criterion} takes a backward pass through all of its layers"
+            in_one_piece = why_loaded
+        with_layers(recipe, source.path, source.revision, self._observe, why_loaded, in_one_piece)
         return self._facts()
 
     def _observe(self, model: PreTrainedModel | StreamedModel) -> None:
@@ -95,7 +111,9 @@ class Calibrate(Stage):
         observed = batches_of_sources(sources, recipe, model, int(tokenizer.pad_token_id))
         search, budget = subset_search(recipe), self.context.cuts
         mode = search.mode if search else False
-        statistics = calibrate_mix(model, observed, mode, budget.keep, budget.experts_per_token)
+        with self._without_layers(model.model if isinstance(model, StreamedModel) else model):
+            channels = observed_channels(recipe, budget)
+            statistics = calibrate_mix(model, observed, mode, budget.keep, budget.experts_per_token, channels)
         lengths = (len(e.input_ids) for source in sources for e in source.encoded)
         statistics.about = replace(
             statistics.about,
@@ -110,6 +128,18 @@ class Calibrate(Stage):
             bad_lines=sum(source.bad_lines for source in sources),
         )
         on_main(lambda: statistics.save(self.context.directory.statistics))
+
+    @contextmanager
+    def _without_layers(self, model: PreTrainedModel) -> Iterator[None]:
+        """The model has the layers that stay, where the plan drops some: the others' absence changes what these see."""
+        layers = chosen_layers(self.context)
+        if layers is None:
+            yield
+            return
+        say(f"  observed with the {len(layers.kept)} of {layers.layers} layers that stay")
+        active = find_blocks(model)[0].experts_per_token
+        with masked(model, Plan(model=self.context.source.path, experts_per_token=active, cuts=[layers])):
+            yield
 
     def _facts(self) -> CalibrationFacts:
         about = ExpertStatistics.load(self.context.directory.statistics).about

@@ -1,17 +1,20 @@
-"""Statistics -> plan.json: which experts stay."""
+"""Statistics -> plan.json: which experts stay, which of their channels, and which layers."""
 
+from toolkit.cuts import LayersCut, Plan, WidthCut
 from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.estimate import Machine, StageEstimate
 from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.plan_choice import choose_plan
 from toolkit.pipeline.recipe_changes import DECIDING
 from toolkit.pipeline.rounds import composed_plan, early_rounds, round_names
 from toolkit.pipeline.stage import Facts, Shown, Stage
-from toolkit.pipeline.stage_names import SELECT
+from toolkit.pipeline.stage_names import LAYERS, SELECT
 from toolkit.pipeline.stages.calibrate import Calibrate
+from toolkit.recipe.pruning import COUNTED
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
-from toolkit.selection import kept_unobserved, select
+from toolkit.selection import kept_unobserved
 
 
 class Select(Stage):
@@ -23,11 +26,13 @@ class Select(Stage):
 
     def __init__(self, context: RunContext, role: Role | None = None) -> None:
         super().__init__(context, role)
-        self.needs = (Calibrate.kind, *round_names(context.recipe))
+        self.needs = (LAYERS, Calibrate.kind, *round_names(context.recipe))
 
     def purpose(self) -> str:
-        pruning = self.context.recipe.pruning
-        return f"choose the experts to keep ({pruning.keep}, {pruning.criterion})"
+        pruning, cuts = self.context.recipe.pruning, self.context.cuts
+        parts = [f"the experts to keep ({pruning.keep}, {pruning.criterion})"] if pruning.keep is not None else []
+        parts += [f"the channels of every expert ({cuts.width}, {pruning.width_criterion})"] if cuts.width else []
+        return f"choose {' and '.join(parts)}" if parts else "put the layers that stay into a plan"
 
     def fingerprint(self) -> str:
         return self.context.fingerprints.select
@@ -36,7 +41,9 @@ class Select(Stage):
         return StageEstimate(self.name, "reads the statistics", seconds=0.0)
 
     def outlook(self) -> str:
-        return f"keep {self.context.recipe.pruning.keep}"
+        counts = {key: getattr(self.context.recipe.pruning, key) for key in COUNTED}
+        parts = [f"{key} {value}" for key, value in counts.items() if value is not None]
+        return ", ".join(parts)
 
     def run(self) -> Facts:
         on_main(self._choose)
@@ -44,12 +51,9 @@ class Select(Stage):
 
     def _choose(self) -> None:
         recipe, run = self.context.recipe, self.context.directory
-        statistics, pruning = ExpertStatistics.load(run.statistics), recipe.pruning
+        statistics = ExpertStatistics.load(run.statistics)
         self._check_own(statistics)
-        cuts = self.context.cuts
-        plan = select(
-            statistics, pruning.criterion, cuts.keep, pruning.tokens, pruning.mode, recipe.seed, pruning.experts_per_token
-        )
+        plan = choose_plan(self.context, statistics, recipe.seed)
         plan.save(run.plan)
         if early_rounds(recipe):
             composed_plan(recipe, run).save(run.rounds / "plan.json")
@@ -59,9 +63,20 @@ class Select(Stage):
                 f"  [bold]{unobserved} kept experts were never chosen in calibration[/]: "
                 f"the task uses fewer than {plan.keep} in some blocks."
             )
-        experts = next(iter(plan.blocks.values())).experts
-        active = f"{plan.experts_per_token} per token"
-        say(f"  {experts} -> {plan.keep} experts ({active}) in each of {len(plan.blocks)} blocks, by {plan.criterion}")
+        for line in self._lines(plan):
+            say(f"  {line}")
+
+    def _lines(self, plan: Plan) -> list[str]:
+        """What stays, a line for each kind of cut."""
+        experts, active = next(iter(plan.blocks.values())).experts, f"{plan.experts_per_token} per token"
+        lines = [f"{experts} -> {plan.keep} experts ({active}) in each of {len(plan.blocks)} blocks, by {plan.criterion}"]
+        if plan.keep == experts:
+            lines = [f"all {experts} experts stay ({active}) in each of {len(plan.blocks)} blocks"]
+        if width := plan.cut(WidthCut):
+            lines.append(f"{width.keep} channels of every expert stay, each its own, by {width.criterion}")
+        if layers := plan.cut(LayersCut):
+            lines.append(f"{layers.layers} -> {len(layers.kept)} layers, by {layers.criterion}")
+        return lines
 
     def _check_own(self, statistics: ExpertStatistics) -> None:
         """Raises PollardError where the statistics are not those that this run's calibration left."""
