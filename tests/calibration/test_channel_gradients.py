@@ -185,6 +185,8 @@ def test_a_prompt_alone_has_no_loss_and_so_no_gradient() -> None:
 
 def test_gradients_need_the_whole_model_and_finite_numbers(tmp_path: Path) -> None:
     model = tiny_model("mixtral")
+    with raises("calibration.channels", "'gradient'"):
+        calibrate(model, with_prompts(1), channels="gradient")
     model.save_pretrained(tmp_path)
     with raises("calibration.gradients-need-whole-model", "width_criterion energy"):
         calibrate(StreamedModel(str(tmp_path)), with_prompts(1), channels="gradients")

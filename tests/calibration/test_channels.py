@@ -97,12 +97,12 @@ def test_facts_of_the_weights_are_the_norms_of_rows_and_columns() -> None:
     layouts.append((gpt_oss, gate_up[..., 0::2].norm(dim=1), gate_up[..., 1::2].norm(dim=1), down.norm(dim=2)))
     for model, gate, up, down in layouts:
         statistics, block = calibrate(model, with_prompts(1), channels=True), "model.layers.1.mlp"
-        torch.testing.assert_close(statistics.of_weights(block, "down_norm"), down)
-        torch.testing.assert_close(statistics.of_weights(block, "channel_magnitude"), gate * up * down)
+        torch.testing.assert_close(statistics.of_weights(block, "down_norm"), down, rtol=1e-6, atol=0)
+        torch.testing.assert_close(statistics.of_weights(block, "channel_magnitude"), gate * up * down, rtol=1e-6, atol=0)
     model, mlp = tiny_model("deepseek_v2"), "model.layers.1.mlp.shared_experts"
     gate, up, down = (model.get_parameter(f"{mlp}.{name}_proj.weight").detach().double() for name in ("gate", "up", "down"))
     found = calibrate(model, with_prompts(1), channels=True).of_weights(mlp, "channel_magnitude")
-    torch.testing.assert_close(found, gate.norm(dim=1) * up.norm(dim=1) * down.norm(dim=0))
+    torch.testing.assert_close(found, gate.norm(dim=1) * up.norm(dim=1) * down.norm(dim=0), rtol=1e-6, atol=0)
 
 
 # Experts without a gate (Nemotron-H) have one row per channel.
@@ -111,7 +111,7 @@ def test_experts_without_a_gate_have_two_norms() -> None:
     block = find_blocks(model)[0]
     up, down = block.experts.up_proj.detach().double(), block.experts.down_proj.detach().double()
     found = calibrate(model, with_prompts(1), channels=True).of_weights(block.name, "channel_magnitude")
-    torch.testing.assert_close(found, up.norm(dim=2) * down.norm(dim=1))
+    torch.testing.assert_close(found, up.norm(dim=2) * down.norm(dim=1), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

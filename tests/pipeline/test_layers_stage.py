@@ -158,9 +158,9 @@ def test_the_same_seed_draws_the_same_layers_and_others_draw_others() -> None:
 def test_what_calibration_and_selection_read_of_it() -> None:
     found = chosen(recipe(2, "influence"), fresh=True)
     context = RunContext(recipe(2, "influence"))
-    cut = chosen_layers(context.recipe, context.directory)
+    cut = chosen_layers(context)
     assert cut == LayersCut.of(context.meta_model, found["kept"], "influence", found["scores"])
-    assert chosen_layers(small_recipe(), context.directory) is None  # the file is another recipe's
+    assert chosen_layers(RunContext(small_recipe())) is None  # the file is another recipe's
     (RUN / "layers.json").write_text("{")
     with raises("layers.unreadable", "layers.json"):
         ChosenLayers.load(RUN / "layers.json")
@@ -178,9 +178,10 @@ def test_a_task_whose_answers_are_written_is_cautioned_with_what_the_dev_slice_s
     answers = chosen(recipe(), fresh=True)["dev_answers"]
     assert answers["n"] == 12  # all there are
     said = capsys.readouterr().out
-    assert "written answers" in said and f"{answers['after']} of 12 dev questions, with all layers {answers['before']}" in said
+    assert "answers are written" in said
+    assert f"{answers['after']} of 12 dev questions are right before recovery, with all layers {answers['before']}" in said
     chosen(recipe(2, "top"), fresh=True)
-    assert "layer_criterion: dev_loss would say" in capsys.readouterr().out
+    assert "the dev slice was not asked" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from toolkit.cuts.experts import BlockPlan, ExpertsCut
 from toolkit.cuts.layers import LayersCut
 from toolkit.cuts.model_summary import ModelSummary, model_summary
 from toolkit.cuts.plan import KINDS, Plan
-from toolkit.cuts.shape import ModelShape, shape_of, shaped_meta_model
+from toolkit.cuts.shape import ModelShape, ShapeSize, shape_of, shaped_meta_model, sizes_after_cuts
 from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.cuts.width import WidthCut
 
@@ -25,6 +25,7 @@ __all__ = [
     "ModelShape",
     "ModelSummary",
     "Plan",
+    "ShapeSize",
     "WidthCut",
     "apply_plan",
     "check_plan",
@@ -36,5 +37,6 @@ __all__ = [
     "prune_checkpoint",
     "shape_of",
     "shaped_meta_model",
+    "sizes_after_cuts",
     "write_checkpoint",
 ]

@@ -102,3 +102,7 @@ class Cut(BaseModel, ABC):
     @abstractmethod
     def choice(self) -> Any:
         """What of this cut decides the pruned weights, as JSON: for fingerprints."""
+
+    @abstractmethod
+    def summary(self) -> dict[str, object]:
+        """Its criterion and its numbers, for the folder of a pruned checkpoint."""

@@ -208,6 +208,9 @@ class ExpertsCut(Cut):
     def choice(self) -> dict[str, list[int]]:
         return self.kept
 
+    def summary(self) -> dict[str, object]:
+        return self.model_dump(include={"kind", "criterion", "keep"}) | {"experts": max(self.experts.values())}
+
     def _named(self, model: PreTrainedModel) -> list[MoEBlock]:
         """The blocks of the model that the cut is for: of layers that another cut drops there are none."""
         return [block for block in find_blocks(model) if block.name in self.kept]

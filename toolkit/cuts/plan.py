@@ -132,7 +132,7 @@ class Plan(BaseModel):
         """What is written into a pruned checkpoint's folder about the plan that it was made by."""
         if [cut.kind for cut in self.cuts] == ["experts"]:
             return {key: getattr(self, key) for key in ("model", "criterion", "keep", "experts_per_token", "seed")}
-        cuts = [{"kind": cut.kind, "criterion": cut.criterion} for cut in self.cuts]
+        cuts = [cut.summary() for cut in self.cuts]
         return {"model": self.model, "experts_per_token": self.experts_per_token, "seed": self.seed, "cuts": cuts}
 
     def choice(self) -> Any:

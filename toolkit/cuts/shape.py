@@ -16,8 +16,10 @@ from toolkit.cuts.layers import LayersCut
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.width import WidthCut
 from toolkit.moe.blocks import find_blocks
-from toolkit.moe.channels import channel_groups
+from toolkit.moe.channels import block_width, channel_groups, expert_width
+from toolkit.moe.layers import layers_of
 from toolkit.moe.load import meta_model
+from toolkit.moe.model_size import sizes
 from toolkit.runtime.errors import PollardError
 
 
@@ -39,8 +41,47 @@ def shaped_meta_model(config: Any, shape: ModelShape) -> PreTrainedModel:
 
 def shape_of(plan: Plan) -> ModelShape:
     """What `plan` leaves of each kind."""
-    width, layers = plan.cut(WidthCut), plan.cut(LayersCut)
-    return ModelShape(plan.keep, width.keep if width else None, tuple(layers.kept) if layers else None, plan.experts_per_token)
+    experts, width, layers = plan.cut(ExpertsCut), plan.cut(WidthCut), plan.cut(LayersCut)
+    return ModelShape(
+        experts=experts.keep if experts else None,
+        width=width.keep if width else None,
+        layers=tuple(layers.kept) if layers else None,
+        experts_per_token=plan.experts_per_token,
+    )
+
+
+class ShapeSize(NamedTuple):
+    """How large a model is, and what it consists of."""
+
+    layers: int
+    experts: int  # per block
+    experts_per_token: int
+    width: int | None  # channels per expert; None: blocks differ
+    parameters: int
+    active_parameters: int
+
+
+def shape_size(model: PreTrainedModel) -> ShapeSize:
+    """Of a model, which may be without weights."""
+    blocks = find_blocks(model)
+    width = expert_width(model) if len({block_width(block) for block in blocks}) == 1 else None
+    depth, block = len(layers_of(model, blocks)[1]), blocks[0]
+    return ShapeSize(depth, block.expert_count, block.experts_per_token, width, *sizes(model))
+
+
+def sizes_after_cuts(config: Any, plan: Plan) -> dict[str, ShapeSize]:
+    """The size of the original, and after each of the plan's cuts, one after the other: by kind, in the order in which people
+    count (layers, experts, width). What cuts nothing is left out. Raises PollardError where the plan is another model's."""
+    left, whole = shape_of(plan), shape_size(meta_model(copy.deepcopy(config)))
+    depth = len(left.layers) if left.layers else whole.layers
+    shapes: dict[str, ModelShape] = {}
+    if depth != whole.layers:
+        shapes["layers"] = ModelShape(layers=left.layers)
+    if (left.experts or whole.experts, left.experts_per_token) != (whole.experts, whole.experts_per_token):
+        shapes["experts"] = left._replace(width=None)
+    if left.width not in (None, whole.width):
+        shapes["width"] = left
+    return {"original": whole} | {kind: shape_size(shaped_meta_model(config, shape)) for kind, shape in shapes.items()}
 
 
 def plan_of_shape(model: PreTrainedModel, shape: ModelShape) -> Plan:

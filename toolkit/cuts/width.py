@@ -173,6 +173,9 @@ class WidthCut(Cut):
     def choice(self) -> Any:
         return {"keep": self.keep, "channels": checksum(self.channels)}
 
+    def summary(self) -> dict[str, object]:
+        return self.model_dump(include={"kind", "criterion", "keep"})
+
 
 def checksum(channels: Mapping[str, torch.Tensor]) -> str:
     """Of a choice of channels, whatever type of integers they are stored as."""

@@ -40,9 +40,9 @@ class ChannelAxis:
 
     def rows(self, channels: torch.Tensor) -> torch.Tensor:
         """The ascending rows of ascending `channels`: [keep] -> [n · keep], [experts, keep] -> [experts, n · keep]."""
-        if channels.ndim > 1:
-            return torch.stack([self.rows(each) for each in channels])
-        return torch.isin(self.channel_of_row, channels).nonzero().flatten()
+        stays = torch.zeros(*channels.shape[:-1], int(self.channel_of_row.max()) + 1, dtype=torch.bool)
+        rows = stays.scatter_(-1, channels, True)[..., self.channel_of_row].nonzero()[:, -1]
+        return rows.reshape(*channels.shape[:-1], -1)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,12 @@ def channel_groups(model: PreTrainedModel, width: int) -> list[ChannelGroup]:
         raise _refused(model, "its number of parameters changes with the width of its experts")
     pairs = {name: (tuple(old.shape), tuple(new.shape)) for (name, old), (_, new) in zip(before, after, strict=True)}
     changed = {name: (old, new) for name, (old, new) in pairs.items() if old != new}
-    groups = [_block_group(model, block, width, changed) for block in find_blocks(model)]
+    layouts: dict[type, torch.Tensor] = {}  # blocks of one class are laid out alike
+    groups = []
+    for block in find_blocks(model):
+        if type(block.experts) not in layouts:
+            layouts[type(block.experts)] = _channel_of_row(block.experts, now)
+        groups.append(_block_group(model, block, width, changed, layouts[type(block.experts)]))
     modules: dict[str, list[str]] = {}
     for name in sorted(changed):
         linear = name.rpartition(".")[0]
@@ -125,11 +130,14 @@ def channel_groups(model: PreTrainedModel, width: int) -> list[ChannelGroup]:
     return [*groups, *(_mlp_group(model, mlp, names, changed, width / now) for mlp, names in modules.items())]
 
 
-def _block_group(model: PreTrainedModel, block: MoEBlock, width: int, changed: ShapeChanges) -> ChannelGroup:
-    """Takes the parameters of the block's experts out of `changed` (their shapes before and after)."""
+def _block_group(
+    model: PreTrainedModel, block: MoEBlock, width: int, changed: ShapeChanges, layout: torch.Tensor
+) -> ChannelGroup:
+    """Takes the parameters of the block's experts out of `changed` (their shapes before and after). `layout`: the channel of each
+    row of the fused projection."""
     now = block_width(block)
     of_block = {name: changed.pop(name) for name in list(changed) if name.startswith(f"{block.experts_name}.")}
-    layout, plain = _channel_of_row(block.experts, now), torch.arange(now)
+    plain = torch.arange(now)
     tensors = {}
     for name, (old, new) in of_block.items():
         axes = [axis for axis, size in enumerate(old) if size != new[axis]]

@@ -9,7 +9,8 @@ import torch
 
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import PARTS, ExpertStatistics, Tokens
-from toolkit.report.facts import BlockFacts, CriteriaAgreement, PruningFacts
+from toolkit.report.cut_facts import CriteriaAgreement
+from toolkit.report.facts import BlockFacts, PruningFacts
 
 
 def pruning_facts(plan: Plan, schedule: list[int | str] | None) -> PruningFacts:
@@ -40,8 +41,8 @@ def block_facts(statistics: ExpertStatistics | None, plan: Plan | None) -> dict[
             counts = {tokens: statistics.get(name, "count", tokens) for tokens in ("all", *PARTS)}
             share = {tokens: _share(count) for tokens, count in counts.items()}
             if plan and choice:
-                count_E = counts[_tokens(plan)]
-                kept_share = _short(float(count_E[choice.kept].sum() / count_E.sum())) if count_E.any() else None
+                count_E = counts[tokens_of(plan)]
+                kept_share = short(float(count_E[choice.kept].sum() / count_E.sum())) if count_E.any() else None
                 kept_unobserved = int((count_E[choice.kept] == 0).sum())
         blocks[name] = BlockFacts(
             experts=about.experts if about else chosen[name].experts,
@@ -55,16 +56,17 @@ def block_facts(statistics: ExpertStatistics | None, plan: Plan | None) -> dict[
     return blocks
 
 
-def _tokens(plan: Plan) -> Tokens:
+def tokens_of(plan: Plan) -> Tokens:
+    """The tokens that decided."""
     return plan.tokens if plan.tokens in PARTS else "all"  # type: ignore[return-value]
 
 
 def _share(count_E: torch.Tensor) -> list[int | float] | None:
     """Each expert's part of the routing choices, adding up to 1; None where there was no token of this kind."""
-    return [_short(share) for share in (count_E / count_E.sum()).tolist()] if count_E.any() else None
+    return [short(share) for share in (count_E / count_E.sum()).tolist()] if count_E.any() else None
 
 
-def _short(number: float) -> float:
+def short(number: float) -> float:
     """Six significant digits, so that 128 experts in 48 blocks stay a readable file (and only zero becomes zero)."""
     return float(f"{number:.6g}")
 
@@ -73,12 +75,12 @@ def criteria_agreement(chosen: Mapping[str, Mapping[str, list[int]]], plan: Plan
     """How far each criterion's choice (criterion -> block -> kept experts) is the plan's."""
     agreement = {
         criterion: {
-            name: _short(len(set(kept[name]) & set(block.kept)) / plan.keep)
+            name: short(len(set(kept[name]) & set(block.kept)) / plan.keep)
             for name, block in plan.blocks.items()
             if name in kept
         }
         for criterion, kept in chosen.items()
     }
     experts = next(iter(plan.blocks.values())).experts
-    mean = {criterion: _short(sum(shares.values()) / len(shares)) for criterion, shares in agreement.items() if shares}
-    return CriteriaAgreement(by_chance=_short(plan.keep / experts), agreement=agreement, mean=mean)
+    mean = {criterion: short(sum(shares.values()) / len(shares)) for criterion, shares in agreement.items() if shares}
+    return CriteriaAgreement(by_chance=short(plan.keep / experts), agreement=agreement, mean=mean)

@@ -12,6 +12,7 @@ from typing import Any, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, Field, JsonValue
 
 from toolkit.recipe.roles import Role
+from toolkit.report.cut_facts import CriteriaAgreement, CutFacts
 from toolkit.report.measurements import Facts, Fidelity, HarnessRow, Interval, Number, SpeedTable, SweepTable
 from toolkit.runtime.intervals import Pair
 
@@ -189,15 +190,6 @@ class BlockFacts(Facts):
     entropy_bits: Number | None = None
 
 
-class CriteriaAgreement(Facts):
-    """Per criterion the share of the plan's experts that it would have kept as well, by block and on average; two choices that
-    know nothing of each other share `by_chance`."""
-
-    by_chance: Number
-    agreement: dict[str, dict[str, Number]]
-    mean: dict[str, Number]
-
-
 class TrainingFacts(Facts):
     """A finished fine-tuning and its logged losses. `selected_step`: the checkpoint that was kept."""
 
@@ -228,6 +220,7 @@ class RunFacts(Facts):
     origin: Provenance
     seed: int | None
     pruning: PruningFacts | None
+    cuts: CutFacts | None = Field(default=None, exclude_if=lambda cuts: cuts is None)  # where more than experts was cut
     calibration: CalibrationFacts | None
     models: dict[Role, ModelResult | None]
     ratios: dict[Role, dict[str, float]]

@@ -1,6 +1,6 @@
 """Decide which experts, channels and layers stay: what was observed and a criterion in, a choice out."""
 
-from toolkit.selection.counts import channels_to_keep, width_multiple
+from toolkit.cuts.width_counts import channels_to_keep, width_multiple
 from toolkit.selection.criteria import CRITERIA, Criterion, ScoreCriterion, SearchRequest
 from toolkit.selection.layer_criteria import LAYER_CRITERIA, LayerChoice, LayerCriterion, LayerEvidence, RemovedLayer
 from toolkit.selection.layers import choose_layers, evidence_needed, layers_to_keep
