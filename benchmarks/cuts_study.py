@@ -59,10 +59,10 @@ def main() -> int:
         return [told for cell in group if (told := cell.do(given.name, given.overrides))]
 
     if not given.tables:
-        for cell in layers:
-            cell.do(given.name, given.overrides)
         with ThreadPoolExecutor(given.at_once) as pool:
             failed = [told for group in pool.map(do, [*([cell] for cell in swept), *trained]) for told in group]
+        for cell in layers:
+            cell.do(given.name, given.overrides)
     fine_tuned = [cell for group in trained for cell in group]
     missing = write_tables(given.document, given.name, swept, fine_tuned, layers)
     total = len(swept) + len(fine_tuned) + len(layers)
