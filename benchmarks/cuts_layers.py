@@ -7,19 +7,22 @@ from itertools import combinations
 from pathlib import Path
 from typing import TypedDict
 
+from cuts_cells import RECIPE
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.calibration.layer_similarity import layer_similarities
 from toolkit.cuts import masked
+from toolkit.cuts.shape import ModelShape, shaped_meta_model
 from toolkit.evaluation.probe import Probe, measure_probe, read_probe
 from toolkit.moe import find_blocks, layers_of, load_model, load_tokenizer
+from toolkit.moe.model_size import sizes
 from toolkit.pipeline.calibration_data import batches_of_sources, read_sources
 from toolkit.pipeline.layer_search import plan_of_layers, refusal_of
 from toolkit.recipe.data import DataRecipe
 from toolkit.recipe.file import dump_recipe, load_recipe
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import say
-from toolkit.runtime.files import write_text
+from toolkit.runtime.files import fingerprint_of, write_text
 from toolkit.selection import choose_layers
 from toolkit.selection.layer_criteria import LAYER_CRITERIA, LayerEvidence
 from toolkit.tasks import DataCache
@@ -28,6 +31,8 @@ from toolkit.tasks import DataCache
 class Measured(TypedDict):
     """Of the model with some of its layers, on the dev slice. `loss` in nats per completion token."""
 
+    parameters: int
+    active_parameters: int
     loss: float
     score: float
     n: int
@@ -43,7 +48,7 @@ class Choice(TypedDict):
 class LayerResult(TypedDict):
     """`sets`: by the layers that are there ("0,1,3"); the one of all is the original."""
 
-    recipe: str
+    asked: str  # a fingerprint of the recipes
     sets: dict[str, Measured]
     choices: list[Choice]
 
@@ -59,21 +64,21 @@ class LayerCell:
     def name(self) -> str:
         return f"layers-{self.subject}"
 
-    def path(self, name: str) -> Path:
-        return Path("runs", name, f"{self.name}.json")
+    def path(self, study: str) -> Path:
+        return Path("runs", study, f"{self.name}.json")
 
-    def result(self, name: str) -> LayerResult | None:
+    def result(self, study: str) -> LayerResult | None:
         """None until all is measured."""
-        path = self.path(name)
+        path = self.path(study)
         found: LayerResult | None = json.loads(path.read_text()) if path.exists() else None
         return found if found and found["choices"] else None
 
-    def measure(self, name: str, recipe_file: str, overrides: Sequence[str]) -> None:
+    def do(self, study: str, overrides: Sequence[str]) -> None:
         """Goes on from what is in the file, which is written after every set."""
-        recipes = [self._recipe(recipe_file, seed, overrides) for seed in self.seeds]
-        dumped, path = "\n".join(map(dump_recipe, recipes)), self.path(name)
-        found: LayerResult = {"recipe": dumped, "sets": {}, "choices": []}
-        if path.exists() and (there := json.loads(path.read_text()))["recipe"] == dumped:
+        recipes = [self._recipe(seed, overrides) for seed in self.seeds]
+        asked, path = fingerprint_of([dump_recipe(recipe) for recipe in recipes]), self.path(study)
+        found: LayerResult = {"asked": asked, "sets": {}, "choices": []}
+        if path.exists() and (there := json.loads(path.read_text()))["asked"] == asked:
             found = there
         if found["choices"]:
             return
@@ -91,8 +96,8 @@ class LayerCell:
             found["choices"] += _choices(model, tokenizer, recipe, cache, found["sets"])
         write_text(path, json.dumps(found) + "\n")
 
-    def _recipe(self, file: str, seed: int, overrides: Sequence[str]) -> Recipe:
-        return load_recipe(file, [f"task=playground/{self.subject}", f"seed={seed}", *overrides])
+    def _recipe(self, seed: int, overrides: Sequence[str]) -> Recipe:
+        return load_recipe(RECIPE, [f"task=playground/{self.subject}", f"seed={seed}", *overrides])
 
     def _with_layers(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, probe: Probe, layers: Sequence[int]
@@ -100,7 +105,11 @@ class LayerCell:
         with masked(model, plan_of_layers(model, layers)):
             found = measure_probe(model, tokenizer, recipe, probe)
         assert found.loss is not None and found.score is not None and found.n and found.interval, "a task's dev slice"
-        return {"loss": found.loss, "score": found.score, "n": found.n, "interval": found.interval}
+        size = sizes(shaped_meta_model(model.config, ModelShape(layers=tuple(layers))))
+        return {
+            "parameters": size.parameters, "active_parameters": size.active_parameters,
+            "loss": found.loss, "score": found.score, "n": found.n, "interval": found.interval,
+        }  # fmt: skip
 
 
 def sets_of_layers(total: int) -> list[tuple[int, ...]]:
