@@ -9,6 +9,7 @@ import torch
 from conftest import logits_of, plan_for, raises, tiny_model
 from families import tiny_family
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -139,8 +140,6 @@ def test_a_model_streamed_from_files_is_observed_under_the_mask(family: str, mod
 def test_layers_that_predict_further_tokens_are_not_mistaken_for_layers(tmp_path: Path) -> None:
     model = four_layers("deepseek_v3", **MTP)
     model.save_pretrained(tmp_path / "original")
-    from safetensors.torch import load_file, save_file
-
     file = tmp_path / "original" / "model.safetensors"
     tensors = load_file(file)
     tensors |= {name.replace("layers.3.", "layers.4."): tensor.clone() for name, tensor in tensors.items() if "layers.3." in name}
@@ -159,6 +158,28 @@ MTP = {
     "n_routed_experts": 8, "first_k_dense_replace": 1, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 16,
     "qk_rope_head_dim": 16, "v_head_dim": 16, "n_group": 1, "topk_group": 1, "num_nextn_predict_layers": 1,
 }  # fmt: skip
+
+
+def test_a_quantized_checkpoint_keeps_its_scales_and_says_so_by_the_new_numbers(tmp_path: Path) -> None:
+    model = four_layers()
+    model.save_pretrained(tmp_path / "original")
+    file = tmp_path / "original" / "model.safetensors"
+    tensors = load_file(file)
+    scaled = [name for name in tensors if "experts" in name]
+    tensors |= {name: tensors[name].to(torch.float8_e4m3fn) for name in scaled}
+    tensors |= {f"{name}_scale_inv": torch.full((1, 1), float(number)) for number, name in enumerate(scaled)}
+    save_file(tensors, file, metadata={"format": "pt"})
+    config = json.loads((tmp_path / "original" / "config.json").read_text())
+    kept = ["lm_head", "model.layers.1.mlp.gate", "model.layers.3.mlp.gate", "layers.2.self_attn"]
+    config["quantization_config"] = {"quant_method": "fp8", "modules_to_not_convert": kept}
+    (tmp_path / "original" / "config.json").write_text(json.dumps(config))
+
+    prune_checkpoint(tmp_path / "original", plan(layers(0, 2, 3), experts(model, 0, 2, 3)), tmp_path / "pruned")
+    written = load_file(tmp_path / "pruned" / "model.safetensors")
+    old, new = (f"model.layers.{n}.block_sparse_moe.experts.{e}.w1.weight_scale_inv" for n, e in ((3, 6), (2, 2)))
+    assert torch.equal(written[new], tensors[old])
+    config = json.loads((tmp_path / "pruned" / "config.json").read_text())
+    assert config["quantization_config"]["modules_to_not_convert"] == ["lm_head", "model.layers.2.mlp.gate", "layers.1.self_attn"]
 
 
 @pytest.mark.parametrize(

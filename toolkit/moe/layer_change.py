@@ -145,7 +145,8 @@ class _Differences:
 
 def _unequal(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     pairs = {name: (before.get(name, GONE), after.get(name, GONE)) for name in {**before, **after}}
-    return {name: pair for name, pair in pairs.items() if repr(pair[0]) != repr(pair[1])}
+    # Either says what is equal and looks different (sets), or looks equal and is different (nan)
+    return {name: (old, new) for name, (old, new) in pairs.items() if old != new and repr(old) != repr(new)}
 
 
 def _tensors(module: nn.Module) -> dict[str, str]:
