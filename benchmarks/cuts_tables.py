@@ -1,3 +1,7 @@
 from typing import Any
+
 WidthResult = dict[str, Any]
-def write_tables(*a): return []
+
+
+def write_tables(*a):
+    return []
