@@ -220,7 +220,7 @@ def test_a_model_without_experts_is_not_left() -> None:
     ("family", "kept", "named"),
     [
         ("zaya", [1, 2, 3], "router_states_scale"),  # the first layer's router is of another kind
-        ("jamba", [0, 2, 3], "feed_forward"),  # every second layer has experts
+        ("jamba", [0, 2, 3], "layer 2, as layer 1"),  # every second layer has experts
         ("granitemoehybrid", [0, 2], "no attention layer"),
         ("hy_v4", [0, 2, 3], "uses what layer 1 computes"),
         ("minimax", [0, 1, 2], "num_hidden_layers"),  # decay by the layer's number

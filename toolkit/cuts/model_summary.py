@@ -60,7 +60,7 @@ class ModelSummary:
     parameters: int
     active_parameters: int
     expert_parameters: int
-    shared_parameters: int  # in shared experts, which serve every token and are never pruned
+    shared_parameters: int  # in shared experts, which serve every token and are never removed
     dtype: torch.dtype  # that the model is computed in; of a checkpoint that is not quantized, also that of its files
     quantization: str | None  # how the weights are quantized, or None
     cuts: dict[str, CutSizes]  # by kind
@@ -121,7 +121,9 @@ def summary_of(config: Any) -> ModelSummary:
     model = meta_model(config)
     blocks = find_blocks(model)
     block, total = blocks[0], sizes(model)
-    cuts = {cut.kind: cut for cut in (_fewer_experts(config, blocks), _narrower(config, model, total), _fewer_layers(config, model))}
+    cuts = {
+        cut.kind: cut for cut in (_fewer_experts(config, blocks), _narrower(config, model, total), _fewer_layers(config, model))
+    }
     return ModelSummary(
         family=config.model_type, blocks=len(blocks), experts=block.expert_count, experts_per_token=block.experts_per_token,
         groups=block.groups or 1, groups_per_token=block.groups_per_token, layers=cuts["layers"].of, width=cuts["width"].of,

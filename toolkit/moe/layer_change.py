@@ -226,7 +226,7 @@ def _pairs(one: nn.Module, other: nn.Module, what: str, left_out: str = "") -> I
         {name: module for name, module in model.named_modules() if not (left_out and f"{name}.".startswith(f"{left_out}."))}
         for model in (one, other)
     )
-    for name in first.keys() ^ second.keys():
+    for name in sorted(first.keys() ^ second.keys()):
         raise CannotDropLayers(f"{what} would {'lose' if name in first else 'get'} {name}")
     yield from ((name, module, second[name]) for name, module in first.items())
 

@@ -70,7 +70,7 @@ def _layers(run: RunDirectory, stages: Entries, whole: Plan, criteria: Mapping[s
         criterion=chosen.criterion,
         layers=cut.layers,
         kept=cut.kept,
-        scores=chosen.scores or cut.scores,
+        scores=list(chosen.scores or cut.scores or ()) or None,
         removed=[RemovedLayerFacts(layer=removed.layer, loss=removed.loss) for removed in chosen.removed],
         refused=chosen.refused,
         loss=chosen.loss,

@@ -49,8 +49,10 @@ def _losses(path: Path, fingerprint: str) -> dict[str, float]:
     """Those that a search by the dev loss has measured; none where it measured another model."""
     try:
         found = json.loads(path.read_text())
-        return {key: math.nan if loss is None else loss for key, loss in found["losses"].items()} if (
-            found["fingerprint"] == fingerprint
-        ) else {}
+        return (
+            {key: math.nan if loss is None else loss for key, loss in found["losses"].items()}
+            if (found["fingerprint"] == fingerprint)
+            else {}
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return {}

@@ -30,6 +30,7 @@ from toolkit.runtime.distributed import is_main, on_main, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import write_text
 from toolkit.runtime.formatting import loss as nats
+from toolkit.runtime.formatting import ranges
 from toolkit.selection import LayerChoice, LayerEvidence, choose_layers, evidence_needed
 from toolkit.tasks import Task
 
@@ -150,7 +151,7 @@ class DevLosses:
             if is_main():
                 write_text(self.path, json.dumps({"fingerprint": self.fingerprint, "losses": self.known}) + "\n")
             seconds = time.monotonic() - started
-            say(f"  {self.asked}/{self.most} layers {shortened(kept)}: loss {nats(self.known[key])} [dim]{seconds:.1f} s[/]")
+            say(f"  {self.asked}/{self.most} layers {ranges(kept)}: loss {nats(self.known[key])} [dim]{seconds:.1f} s[/]")
         loss = self.known[key]
         return math.nan if loss is None else loss
 
@@ -190,14 +191,3 @@ def refusal_of(model: PreTrainedModel) -> Refusal:
 def is_generative(task: Task) -> bool:
     """Whether answers are written, and not chosen among labels or choices."""
     return not task.preset.labels and not any(example.choices for example in task.examples("train")[:1])
-
-
-def shortened(layers: Sequence[int]) -> str:
-    """[0, 1, 2, 5, 7, 8] -> "0–2, 5, 7–8"."""
-    parts: list[list[int]] = []
-    for layer in layers:
-        if parts and parts[-1][1] == layer - 1:
-            parts[-1][1] = layer
-        else:
-            parts.append([layer, layer])
-    return ", ".join(f"{first}–{last}" if first < last else str(first) for first, last in parts)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, RootModel, ValidationError
 
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import ExpertStatistics
+from toolkit.pipeline.cut_facts_of_run import cut_facts
 from toolkit.pipeline.manifest import SWEEP
 from toolkit.pipeline.provenance import provenance_of_run
 from toolkit.pipeline.run_directory import RunDirectory
@@ -26,9 +27,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.report.blocks import block_facts, criteria_agreement, pruning_facts
 from toolkit.report.facts import (
     CalibrationFacts,
-    CriteriaAgreement,
     ModelResult,
-    PruningFacts,
     RunFacts,
     StaleFiles,
     TrainingFacts,
@@ -62,10 +61,13 @@ class HarnessFile(RootModel[dict[str, HarnessTask]]):
 
 
 class Alternatives(BaseModel):
-    """alternatives.json: what each criterion would have kept (criterion -> block -> experts), for the plan of one selection."""
+    """alternatives.json: what each criterion would have kept (criterion -> block -> experts), for the plan of one selection. Of
+    width, the share of the plan's channels; of layers, their numbers."""
 
     fingerprint: str | None = None
     criteria: dict[str, dict[str, list[int]]] = {}
+    width: dict[str, dict[str, float]] = {}
+    layers: dict[str, list[int]] = {}
 
 
 class Results(NamedTuple):
@@ -85,6 +87,9 @@ def read_run_facts(path: str | Path) -> RunFacts:
     recipe = load_recipe(run.recipe) if values else None
     plan = Plan.load(run.plan) if SELECT in stages and run.plan.exists() else None
     statistics = _statistics(run) if CALIBRATE in stages else None
+    schedule = _schedule(recipe)
+    whole = Plan.load(run.rounds / "plan.json") if plan and schedule else plan
+    asked = _alternatives(run, stages, plan)
     models, left_out = _results(run, recipe, stages, manifest.get("failed", {}))
     evaluated = {role: result for role, result in models.items() if result}
     answers = {role: read_answers(run.evaluation / f"{role}.predictions.jsonl") for role in evaluated}
@@ -98,14 +103,15 @@ def read_run_facts(path: str | Path) -> RunFacts:
         task=manifest.get("task"),
         origin=provenance_of_run(run, recipe),
         seed=recipe.seed if recipe else None,
-        pruning=_pruning(run, plan, recipe) if plan else None,
+        pruning=pruning_facts(whole, schedule) if whole else None,
+        cuts=cut_facts(run, stages, (plan, whole), statistics, (asked.width, asked.layers)) if plan and whole else None,
         calibration=_calibration(stages[CALIBRATE], statistics) if CALIBRATE in stages else None,
         models=models,
         ratios=_ratios(evaluated),
         pairs=compare_all(evaluated, answers),
         changed=changed_answers(last_model, answers.get(Role.ORIGINAL, []), answers[last_model]) if last_model else None,
         blocks=block_facts(statistics, plan),
-        criteria=_criteria(run, stages, plan),
+        criteria=criteria_agreement(asked.criteria, plan) if plan and asked.criteria else None,
         training=_training(run.training_log, stages[recovery]) if recovery in stages else None,
         control_training=_training(run.control_log, stages[control]) if control in stages else None,
         sweep=read_file(run.sweep / "table.json", SweepTable.model_validate_json) if SWEEP in stages else None,
@@ -162,11 +168,9 @@ def _statistics(run: RunDirectory) -> ExpertStatistics | None:
     return ExpertStatistics.load(run.statistics) if (run.statistics / "statistics.json").exists() else None
 
 
-def _pruning(run: RunDirectory, plan: Plan, recipe: Recipe | None) -> PruningFacts:
-    """With a schedule, of the plan of all rounds together: the run's own is that of the last."""
+def _schedule(recipe: Recipe | None) -> list[int | str] | None:
     steps = recipe.pruning.schedule if recipe else None
-    schedule = [step.label for step in steps] if steps else None
-    return pruning_facts(Plan.load(run.rounds / "plan.json") if schedule else plan, schedule)
+    return [step.label for step in steps] if steps else None
 
 
 def _calibration(entry: Mapping[str, Any], statistics: ExpertStatistics | None) -> CalibrationFacts:
@@ -220,12 +224,10 @@ def _ratios(models: Mapping[Role, ModelResult]) -> dict[Role, dict[str, float]]:
     }
 
 
-def _criteria(run: RunDirectory, stages: Entries, plan: Plan | None) -> CriteriaAgreement | None:
-    """None where no criterion was asked, or for another plan."""
-    alternatives = read_file(run.alternatives, Alternatives.model_validate_json) if plan else None
-    if not (plan and alternatives) or alternatives.fingerprint != stages[SELECT]["fingerprint"]:
-        return None
-    return criteria_agreement(alternatives.criteria, plan)
+def _alternatives(run: RunDirectory, stages: Entries, plan: Plan | None) -> Alternatives:
+    """Empty where no criterion was asked, or for another plan."""
+    found = read_file(run.alternatives, Alternatives.model_validate_json) if plan else None
+    return found if found and found.fingerprint == stages[SELECT]["fingerprint"] else Alternatives()
 
 
 def _training(path: Path, entry: Mapping[str, Any]) -> TrainingFacts:

@@ -75,9 +75,7 @@ def criteria_agreement(chosen: Mapping[str, Mapping[str, list[int]]], plan: Plan
     """How far each criterion's choice (criterion -> block -> kept experts) is the plan's."""
     agreement = {
         criterion: {
-            name: short(len(set(kept[name]) & set(block.kept)) / plan.keep)
-            for name, block in plan.blocks.items()
-            if name in kept
+            name: short(len(set(kept[name]) & set(block.kept)) / plan.keep) for name, block in plan.blocks.items() if name in kept
         }
         for criterion, kept in chosen.items()
     }

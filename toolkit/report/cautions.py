@@ -27,20 +27,50 @@ def warnings(facts: RunFacts, recipe: Recipe | None, bad_lines: Mapping[str, int
     """One sentence for each thing that makes a number doubtful; `recipe` is the run's, `bad_lines` counts lines of its data that
     could not be used, by what they were read for."""
     return [
-        *_about_selection(facts), *_about_data(facts, recipe, bad_lines), *_about_training(facts), *_about_answers(facts, recipe),
-        *_about_context(facts), *_about_likeness(facts), *_about_versions(facts),
+        *_about_selection(facts), *_about_width(facts), *_about_layers(facts), *_about_data(facts, recipe, bad_lines),
+        *_about_training(facts), *_about_answers(facts, recipe), *_about_context(facts), *_about_likeness(facts),
+        *_about_versions(facts),
     ]  # fmt: skip
 
 
 def _about_selection(facts: RunFacts) -> list[str]:
     idle = [block.kept_unobserved for block in facts.blocks.values() if block.kept_unobserved]
     cut = facts.pruning
-    if not idle or not cut:
+    if not idle or not cut or (facts.cuts and cut.keep == cut.experts):
         return []
     kind = "token" if cut.tokens == "all" else f"{cut.tokens} token"
     where = f"{sum(idle):,} of {cut.keep * cut.blocks:,}, in {len(idle)} of {cut.blocks} blocks"
     why = "`random` does not look" if cut.criterion == "random" else "`keep` is larger than what the task was seen to use"
     return [f"Kept experts that no {kind} of calibration chose: {where} ({why})."]
+
+
+def _about_width(facts: RunFacts) -> list[str]:
+    width = facts.cuts.width if facts.cuts else None
+    if not width or width.criterion in ("random", "magnitude"):  # they do not look at tokens
+        return []
+    energies = [energy for block in width.blocks.values() for energy in block.energy or ()]
+    unseen = energies.count(None)
+    if not unseen:
+        return []
+    return [
+        f"No token of calibration reached {unseen:,} of {len(energies):,} kept experts: {width.criterion} knows nothing of their "
+        f"channels, and the first {width.keep:,} stay."
+    ]
+
+
+def _about_layers(facts: RunFacts) -> list[str]:
+    """Answers that are written suffer where layers are gone; what the dev slice says of it before any recovery."""
+    layers = facts.cuts.layers if facts.cuts else None
+    if not layers or not layers.written_answers:
+        return []
+    gone = layers.layers - len(layers.kept)
+    text = f"{gone} layer{'s' * (gone > 1)} fewer cost{'s' * (gone == 1)} written answers, arithmetic above all, more than the "
+    if answers := layers.dev_answers:
+        measured = f"With nothing but layers cut it was right on {answers.after} of {answers.n} dev questions, with all layers on"
+        return [f"{text}choice of a label. {measured} {answers.before}."]
+    return [
+        f"{text}choice of a label. `layer_criterion: dev_loss` would have said on the dev slice what it costs before recovery."
+    ]
 
 
 def _about_data(facts: RunFacts, recipe: Recipe | None, bad_lines: Mapping[str, int]) -> list[str]:

@@ -78,8 +78,8 @@ def heat_map(blocks: Mapping[str, BlockFacts], tokens: str = "all") -> HeatMap |
             for part, rows in shares.items()
         },
         numbers=json.dumps(numbers, separators=(",", ":")).replace("<", "\\u003c"),
-        outline="".join(_around(e, y, experts > MANY) for y, row in enumerate(kept) for e in sorted(row)),
-        grid="".join([f"M{e} 0V{len(labels)}" for e in range(1, experts)] + [f"M0 {y}H{experts}" for y in range(1, len(labels))]),
+        outline=outline_of(kept, experts > MANY),
+        grid=cell_grid(experts, len(labels)),
         row_height=max(8, min(30, 432 // len(labels))),
         widths=(experts * (6 if experts > MANY else 20), experts * 72),
         ticks=[Tick(100 * (e + 0.5) / experts, str(e)) for e in range(0, experts, every)],
@@ -87,6 +87,16 @@ def heat_map(blocks: Mapping[str, BlockFacts], tokens: str = "all") -> HeatMap |
         hues={what: "#{:02x}{:02x}{:02x}".format(*colour) for what, colour in (("kept", KEPT), ("pruned", PRUNED))},
         chosen=any(kept),
     )
+
+
+def outline_of(kept: list[set[int]], many: bool) -> str:
+    """The path around the kept experts of each row."""
+    return "".join(_around(expert, y, many) for y, row in enumerate(kept) for expert in sorted(row))
+
+
+def cell_grid(columns: int, rows: int) -> str:
+    """The path between the cells."""
+    return "".join([f"M{x} 0V{rows}" for x in range(1, columns)] + [f"M0 {y}H{columns}" for y in range(1, rows)])
 
 
 def _around(expert: int, row: int, many: bool) -> str:

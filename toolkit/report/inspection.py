@@ -1,15 +1,20 @@
 """What models and tasks are made of, in the terminal: `pollard inspect` and `pollard preview`."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.cuts.model_summary import ModelSummary
+from toolkit.cuts import Plan, ShapeSize
+from toolkit.cuts.model_summary import CutSizes, ModelSummary
+from toolkit.report.size_table import described_cuts, size_table
 from toolkit.runtime.distributed import console, say
-from toolkit.runtime.formatting import MISSING, amount, size
+from toolkit.runtime.formatting import MISSING, amount, ranges, size
+from toolkit.runtime.signed_folders import read_provenance
 from toolkit.tasks import Example, encode, encode_prompt, gold_of
 from toolkit.tasks.token_checks import Lengths, LengthSummary
 
@@ -23,19 +28,23 @@ DTYPES = {
     "U8": "uint8",
 }
 """Number formats: safetensors' names, and torch's."""
+WHAT = {"experts": "experts", "width": "channels", "layers": "layers"}
+"""What there is less of after a cut, by its kind."""
 COMPLETION_STYLE = "black on green"
 COMPLETION_MARKS = "⟦", "⟧"  # around what counts as completion, where there are no colours
 
 
 def show_model_summary(summary: ModelSummary) -> None:
-    """Prints the parts of the model, and how large it would be with fewer experts."""
+    """Prints the parts of the model, and how large it would be with less of each kind."""
     groups = f", from the best {summary.groups_per_token} of {summary.groups} groups" if summary.groups > 1 else ""
-    shared = f"{amount(summary.shared_parameters)} parameters, never pruned" if summary.shared_parameters else "none"
+    shared = f"{amount(summary.shared_parameters)} parameters, never removed" if summary.shared_parameters else "none"
     share = summary.expert_parameters / summary.parameters
     facts = {
         "family": summary.family,
+        "layers": MISSING if summary.layers is None else f"{summary.layers:,}",
         "MoE blocks": f"{summary.blocks}, with {summary.experts} experts each",
         "per token": f"{summary.experts_per_token} experts{groups}",
+        "width": "differs from block to block" if summary.width is None else f"{summary.width:,} channels per expert",
         "shared experts": shared,
         "parameters": f"{amount(summary.parameters)}, {amount(summary.active_parameters)} of them active per token",
         "in experts": f"{amount(summary.expert_parameters)} ({share:.0%})",
@@ -45,15 +54,52 @@ def show_model_summary(summary: ModelSummary) -> None:
         say(f"[bold]{name:<16}[/]{value}")
     say()
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
-    for column in ("experts kept", "parameters", "active", "checkpoint", "of the original"):
+    table.add_column("fewer", no_wrap=True)
+    for column in ("kept", "parameters", "active", "checkpoint", "of the original"):
         table.add_column(column, justify="right", no_wrap=True)
-    for keep, left in summary.pruned.items():
-        bytes_left = size(summary.stored.pruned[keep]) if summary.stored else MISSING
-        if not summary.stored and not summary.quantization:
-            bytes_left = size(left.parameters * summary.bytes_per_parameter)
-        part = f"{left.parameters / summary.parameters:.0%}"
-        table.add_row(str(keep), amount(left.parameters), amount(left.active_parameters), bytes_left, part)
+    for cut in summary.cuts.values():
+        for keep, left in cut.sizes.items():
+            part = f"{left.parameters / summary.parameters:.0%}"
+            bytes_left = _bytes_left(summary, cut, keep)
+            name = WHAT[cut.kind] if keep == next(iter(cut.sizes)) else ""
+            table.add_row(name, f"{keep:,}", amount(left.parameters), amount(left.active_parameters), bytes_left, part)
     console.print(table)
+    for cut in summary.cuts.values():
+        if cut.refusal:
+            say(f"{WHAT[cut.kind]}: [yellow]not possible[/]. {escape(cut.refusal)}.")
+    if summary.cuts["layers"].sizes:
+        say("[dim]layers: without the last ones; where layers differ, others leave another size[/]")
+
+
+def _bytes_left(summary: ModelSummary, cut: CutSizes, keep: int) -> str:
+    """What would be written; unknown of files that cannot be read off, and of a quantized model without files."""
+    if summary.stored or summary.quantization:
+        return size(cut.stored.get(keep))
+    return size(cut.sizes[keep].parameters * summary.bytes_per_parameter)
+
+
+def show_plan(plan: Plan, sizes: Mapping[str, ShapeSize]) -> None:
+    """Prints what a plan keeps, kind by kind, and the size of the model after each cut."""
+    say(f"[bold]{'plan for':<16}[/]{escape(plan.model)}")
+    for kind, line in described_cuts(plan).items():
+        say(f"[bold]{kind:<16}[/]{escape(line)}")
+    say()
+    console.print(size_table(sizes))
+
+
+def show_pruned_by(path: str) -> None:
+    """Prints what a checkpoint that Pollard pruned was cut of; nothing about any other."""
+    plan = (read_provenance(Path(path)) or {}).get("plan")
+    if not isinstance(plan, dict):
+        return
+    cuts = plan.get("cuts") or [{"kind": "experts", "criterion": plan.get("criterion"), "keep": plan.get("keep")}]
+    say(f"[bold]{'pruned from':<16}[/]{escape(str(plan.get('model')))}")
+    for cut in cuts:
+        kept = cut.get("keep", len(cut.get("kept", ())))
+        of = cut.get("experts") or cut.get("layers")
+        which = f": {ranges(cut['kept'])}" if "kept" in cut else ""
+        text = f"{kept:,}{f' of {of:,}' if of else ''} {WHAT[cut['kind']]} stay, by {cut['criterion']}{which}"
+        say(f"[bold]{'':<16}[/]{escape(text)}")
 
 
 def checkpoint_text(summary: ModelSummary) -> str:

@@ -7,14 +7,11 @@ from typing import Any
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.report.cautions import warnings
+from toolkit.report.cut_facts import CutFacts, WidthFacts
 from toolkit.report.facts import PairedComparison, RunFacts
-from toolkit.runtime.formatting import p_value, percent, points
+from toolkit.runtime.formatting import amount, p_value, percent, points, ranges
 
-SHARES = {
-    Fraction(1, 2): "Half the experts",
-    Fraction(1, 4): "A quarter of the experts",
-    Fraction(3, 4): "Three quarters of the experts",
-}
+SHARES = {Fraction(1, 2): "half", Fraction(1, 4): "a quarter", Fraction(3, 4): "three quarters"}
 
 
 def with_sentences(
@@ -45,12 +42,28 @@ def headline(facts: RunFacts) -> str:
 
 
 def _cut(facts: RunFacts, role: Role) -> str:
-    cut = facts.pruning
+    """ "Half the experts, half as wide, 9 of 12 layers, 5.1× smaller"."""
+    cut, others = facts.pruning, facts.cuts
     if not cut:
         return "No experts chosen yet"
-    what = SHARES.get(Fraction(cut.keep, cut.experts), f"{cut.keep} of {cut.experts} experts")
+    what = []
+    if cut.keep < cut.experts or others is None:
+        share = SHARES.get(Fraction(cut.keep, cut.experts))
+        of = " of" if share in ("a quarter", "three quarters") else ""
+        what.append(f"{share}{of} the experts".capitalize() if share else f"{cut.keep} of {cut.experts} experts")
+    if others and others.width:
+        what.append(_width(others.width, first=not what))
+    if others and others.layers:
+        what.append(f"{len(others.layers.kept)} of {others.layers.layers} layers")
     ratio = facts.ratios.get(role, {}).get("parameters")
-    return f"{what}, {1 / ratio:.1f}× smaller" if ratio else what
+    return ", ".join([*what, *([f"{1 / ratio:.1f}× smaller"] if ratio else [])])
+
+
+def _width(width: WidthFacts, first: bool) -> str:
+    share = SHARES.get(Fraction(width.keep, width.width)) if width.width else None
+    if share:
+        return f"{'experts ' * first}{share} as wide".capitalize() if first else f"{share} as wide"
+    return f"{width.keep}{f' of {width.width}' if width.width else ''} channels per expert"
 
 
 def _in_brackets(facts: RunFacts, role: Role) -> str:
@@ -63,7 +76,10 @@ def summary(facts: RunFacts) -> str:
     cut, sentences = facts.pruning, []
     if cut:
         rounds = f", in rounds ({', '.join(map(str, cut.schedule))})" if cut.schedule else ""
-        sentences.append(f"{cut.keep} of {cut.experts} experts kept in each of {cut.blocks} blocks{rounds}.")
+        kept = f"{cut.keep} of {cut.experts} experts kept" if cut.keep < cut.experts or not facts.cuts else "All experts kept"
+        sentences.append(f"{kept} in each of {cut.blocks} blocks{rounds}.")
+    if facts.cuts:
+        sentences += _about_cuts(facts.cuts)
     evaluated = facts.evaluated.values()
     if not evaluated:
         return " ".join(sentences)
@@ -73,6 +89,22 @@ def summary(facts: RunFacts) -> str:
     splits = " and ".join(sorted({str(result.split) for result in evaluated}))
     sentences.append(f"On {n} {splits} questions of {facts.task}: {', '.join(each)}.")
     return " ".join(sentences)
+
+
+def _about_cuts(cuts: CutFacts) -> list[str]:
+    """What stays of the width and of the layers, and how many parameters each token still meets."""
+    sentences = []
+    if width := cuts.width:
+        of = f" of {width.width:,}" if width.width else ""
+        mlps = f", and {len(width.mlps)} MLPs of the same setting as much narrower" if width.mlps else ""
+        sentences.append(f"Each expert keeps {width.keep:,}{of} channels, its own{mlps}.")
+    if layers := cuts.layers:
+        sentences.append(f"{len(layers.kept)} of {layers.layers} layers stay ({ranges(layers.kept)}).")
+    if cuts.sizes:
+        before, *_, after = cuts.sizes.values()
+        active = f"{amount(before.active_parameters)} -> {amount(after.active_parameters)}"
+        sentences.append(f"Active per token: {active} parameters.")
+    return sentences
 
 
 def comparisons(facts: RunFacts) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from toolkit.recipe.file import dump_values
 from toolkit.recipe.roles import Role
 from toolkit.report import speed_table
 from toolkit.report.charts import agreement, forest, keep_curve, loss_curve
+from toolkit.report.cut_charts import channels_in_common, layer_marks, layer_strip, width_map
 from toolkit.report.facts import ModelResult, RunFacts, look_up
 from toolkit.report.heat import heat_map
 from toolkit.report.measurements import Fidelity, HarnessScore, TaskResult
@@ -105,6 +106,7 @@ def render(report: RunFacts) -> str:
         speed_columns=speed_table.COLUMNS,
         speed_explanation=speed_table.explanation(report.speed) if report.speed else "",
         forest=forest(report.pairs),
+        **_cut_drawings(report),
         heat=heat_map(report.blocks, report.pruning.tokens if report.pruning else "all"),
         agreed=agreement(report.criteria),
         curve=loss_curve({Role.RECOVERED: report.training, Role.CONTROL: report.control_training}),
@@ -113,6 +115,18 @@ def render(report: RunFacts) -> str:
         recipe=recipe_text(report),
         command=f"./launch.sh --ranks {ranks} {shlex.quote(report.recipe_path)} --fresh",
     )  # fmt: skip
+
+
+def _cut_drawings(report: RunFacts) -> dict[str, Any]:
+    """What cuts.html.j2 shows beside report.json; None for what the run did not cut."""
+    width, layers = (report.cuts.width, report.cuts.layers) if report.cuts else (None, None)
+    return {
+        "channels": width_map(width, report.blocks) if width else None,
+        "common": channels_in_common(width) if width else None,
+        "channel_criteria": agreement(width.criteria) if width else None,
+        "strip": layer_strip(layers) if layers else None,
+        "layer_marks": layer_marks,
+    }
 
 
 def measures_of(report: RunFacts) -> list[Measure]:

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from toolkit.report.facts import ModelComparison, ModelResult, RolePair, RunFacts
 from toolkit.report.page import acceptance, kl, measured
+from toolkit.report.size_table import size_table
 from toolkit.runtime.distributed import console, is_main, say
 from toolkit.runtime.formatting import MISSING, amount, interval, p_value, percent, points, size, speed
 
@@ -33,6 +34,9 @@ def show(report: RunFacts) -> None:
     say()
     console.print(table)
     say()
+    if report.cuts and report.cuts.sizes:
+        console.print(size_table(report.cuts.sizes))
+        say()
     if report.pairs:
         console.print(_pair_table(report.pairs))
         say()

@@ -1,5 +1,7 @@
 """Formats numbers for reports and the terminal alike. None becomes a dash."""
 
+from collections.abc import Sequence
+
 MISSING = "–"
 
 
@@ -16,6 +18,17 @@ def interval(ends: tuple[float, float]) -> str:
 
 def count(number: int | None) -> str:
     return MISSING if number is None else f"{number:,}"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers: [0, 1, 2, 5, 7, 8] -> "0–2, 5, 7–8"."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and parts[-1][1] == number - 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ", ".join(f"{first}–{last}" if first < last else str(first) for first, last in parts)
 
 
 def points(difference: float) -> str:

@@ -6,8 +6,8 @@ from toolkit.cuts.experts import BlockPlan
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import ExpertStatistics, SearchMode, Tokens
 from toolkit.cuts.width import WidthCut
-from toolkit.runtime.errors import PollardError, did_you_mean
 from toolkit.cuts.width_counts import channels_to_keep
+from toolkit.runtime.errors import PollardError, did_you_mean
 from toolkit.selection.criteria import CRITERIA, Choice
 from toolkit.selection.width import WidthChoice, choose_channels, model_width
 

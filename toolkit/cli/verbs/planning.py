@@ -1,6 +1,7 @@
 """Verbs before a run, which read no weights: `pollard estimate`, `inspect` and `preview`."""
 
 import argparse
+from pathlib import Path
 
 from toolkit.cli.verbs.verb import Verb, add_recipe_arguments
 from toolkit.recipe.file import load_recipe
@@ -36,14 +37,24 @@ def run_estimate(arguments: argparse.Namespace) -> None:
 
 
 def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a folder with a transformers checkpoint, or a hub id")
+    parser.add_argument("model", help="a folder with a transformers checkpoint, a hub id, or a plan: runs/math/plan.json")
 
 
 def run_inspect(arguments: argparse.Namespace) -> None:
+    """A file is a plan: what it keeps, and the size of its model after each cut."""
+    from toolkit.cuts import Plan, check_plan, sizes_after_cuts
     from toolkit.cuts.model_summary import model_summary
-    from toolkit.report.inspection import show_model_summary
+    from toolkit.moe import load_config, meta_model
+    from toolkit.report.inspection import show_model_summary, show_plan, show_pruned_by
 
-    show_model_summary(model_summary(arguments.model))
+    if not Path(arguments.model).is_file():
+        show_pruned_by(arguments.model)
+        show_model_summary(model_summary(arguments.model))
+        return
+    plan = Plan.load(arguments.model)
+    config = load_config(plan.model)
+    check_plan(meta_model(config), plan)
+    show_plan(plan, sizes_after_cuts(config, plan))
 
 
 def add_preview_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +112,7 @@ ESTIMATE = Verb(
 )
 INSPECT = Verb(
     "inspect",
-    "what a model is made of, and its size with fewer experts; reads no weights",
+    "what a model is made of, and its size with less of it; of a plan, its size after each cut; reads no weights",
     "pollard inspect mistralai/Mixtral-8x7B-v0.1",
     run_inspect,
     add_inspect_arguments,

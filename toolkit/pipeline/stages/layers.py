@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from toolkit.estimate import DataSize, LogitsPass, Machine, StageEstimate, estimate_logits_pass
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.layer_choice import ChosenLayers
-from toolkit.pipeline.layer_search import LayerSearch, is_generative, shortened
+from toolkit.pipeline.layer_search import LayerSearch, is_generative
 from toolkit.pipeline.outlook import observation_outlook
 from toolkit.pipeline.recipe_changes import DECIDING
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
@@ -19,7 +19,7 @@ from toolkit.pipeline.stage import Facts, Shown, Stage
 from toolkit.pipeline.stage_names import LAYERS
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import on_main, say
-from toolkit.runtime.formatting import loss
+from toolkit.runtime.formatting import loss, ranges
 
 LOGIT_COPIES = 2  # in float32, of the tokens that the loss counts
 
@@ -28,6 +28,7 @@ LOGIT_COPIES = 2  # in float32, of the tokens that the loss counts
 class LayerFacts(Facts):
     layers: int
     kept: int
+    written_answers: bool  # the task's answers are written, not chosen
 
 
 class Layers(Stage):
@@ -90,15 +91,16 @@ class Layers(Stage):
         on_main(lambda: chosen.save(self.context.directory.layers))
         for line in lines_about(chosen):
             say(f"  {line}")
-        if is_generative(self.context.task):
+        written = is_generative(self.context.task)
+        if written:
             say(f"  [bold]note[/] {caution(chosen)}")
-        return LayerFacts(chosen.layers, len(chosen.kept))
+        return LayerFacts(chosen.layers, len(chosen.kept), written)
 
 
 def lines_about(chosen: ChosenLayers) -> list[str]:
     """What was chosen, for people."""
     by = "as the recipe lists them" if chosen.criterion == "given" else f"by {chosen.criterion}"
-    lines = [f"{chosen.layers} -> {len(chosen.kept)} layers, {by}: {shortened(chosen.kept)}"]
+    lines = [f"{chosen.layers} -> {len(chosen.kept)} layers, {by}: {ranges(chosen.kept)}"]
     if chosen.loss is not None:
         lines.append(f"dev loss {loss(chosen.loss)} -> {loss(chosen.loss_after)} on {chosen.dev_examples:,} examples")
     return [*lines, *(f"layer {layer} stays: {reason}" for layer, reason in chosen.refused.items())]

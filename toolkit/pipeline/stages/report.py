@@ -2,7 +2,9 @@
 
 alternatives.json, what each criterion would have kept, is written with it: from the statistics alone, so it costs no model.
 
-    {"format": 1, "fingerprint": …, "keep": 4, "criteria": {"reap": {"model.layers.0.mlp": [0, 2, 5, 7]}, …}}
+    {"format": 1, "fingerprint": …, "keep": 4, "criteria": {"reap": {"model.layers.0.mlp": [0, 2, 5, 7]}, …},
+     "width": {"fisher": {"model.layers.0.mlp": 0.71, …}, …},     where experts are narrowed: the share of the plan's channels
+     "layers": {"top": [0, 1, 2, 11], …}}                         where layers are dropped: those that stay
 """
 
 import json
@@ -10,9 +12,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Self, cast
 
+import torch
+
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import ExpertStatistics, SearchMode, Tokens
+from toolkit.cuts.width import WidthCut
 from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.layer_alternatives import layer_alternatives
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.stage import Facts, Shown, Stage
 from toolkit.pipeline.stage_names import REPORT, SELECT
@@ -22,7 +28,7 @@ from toolkit.report import RunFacts, show
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import fingerprint_of, write_text
-from toolkit.selection import CRITERIA, select
+from toolkit.selection import CRITERIA, WIDTH_CRITERIA, WidthChoice, choose_channels, select
 
 
 class Report(Stage):
@@ -53,7 +59,7 @@ class Report(Stage):
         run = self.context.directory
 
         def write() -> RunFacts:
-            write_alternatives(run)
+            write_alternatives(run, self.context)
             return write_report(run.path)
 
         show(on_main(write))
@@ -64,7 +70,9 @@ class Report(Stage):
 def alternatives(statistics: ExpertStatistics, plan: Plan) -> dict[str, dict[str, list[int]]]:
     """Per criterion and block the experts it keeps: the same number, tokens and seed as the plan. A criterion that the statistics
     cannot serve is absent."""
-    found = {}
+    found: dict[str, dict[str, list[int]]] = {}
+    if len(plan.cuts) > 1 and plan.keep == next(iter(plan.blocks.values())).experts:
+        return found  # all stay, whichever criterion
     for criterion, rule in CRITERIA.items():
         tokens = cast(Tokens, "all" if rule.all_tokens_only else plan.tokens)
         mode = cast(SearchMode, plan.mode or "layerwise")
@@ -74,12 +82,35 @@ def alternatives(statistics: ExpertStatistics, plan: Plan) -> dict[str, dict[str
     return found
 
 
-def write_alternatives(run: RunDirectory) -> None:
-    """Writes alternatives.json where the run has chosen, and its statistics are still there."""
+def width_alternatives(statistics: ExpertStatistics, plan: Plan, cut: WidthCut) -> dict[str, dict[str, float]]:
+    """Per criterion and block the share of the plan's channels that it keeps as well. A criterion that the statistics cannot
+    serve is absent."""
+    found, kept = {}, {name: block.kept for name, block in plan.blocks.items()}
+    tokens = cast(Tokens, plan.tokens)
+    for criterion in WIDTH_CRITERIA:
+        with suppress(PollardError):
+            chosen = choose_channels(statistics, WidthChoice(cut.keep, criterion, tokens, plan.seed), kept)
+            found[criterion] = {name: _share_in_common(chosen[name], cut.channels[name]) for name in kept}
+    return found
+
+
+def _share_in_common(one_KN: torch.Tensor, other_KN: torch.Tensor) -> float:
+    """Of ascending channels of K experts, N of each."""
+    both = torch.cat([one_KN, other_KN], dim=1).sort(dim=1).values
+    return float((both[:, 1:] == both[:, :-1]).sum() / other_KN.numel())
+
+
+def write_alternatives(run: RunDirectory, context: RunContext | None = None) -> None:
+    """Writes alternatives.json where the run has chosen, and its statistics are still there. Without `context` nothing is said of
+    layers, for which the model's configuration is asked what can go."""
     chosen = run.entries().get(SELECT)
     if not (chosen and run.plan.exists() and (run.statistics / "statistics.json").exists()):
         return
-    plan = Plan.load(run.plan)
+    plan, statistics = Plan.load(run.plan), ExpertStatistics.load(run.statistics)
     facts = {"format": 1, "fingerprint": chosen["fingerprint"], "keep": plan.keep}
-    facts["criteria"] = alternatives(ExpertStatistics.load(run.statistics), plan)
+    facts["criteria"] = alternatives(statistics, plan)
+    if (width := plan.cut(WidthCut)) and statistics.about.channels:
+        facts["width"] = width_alternatives(statistics, plan, width)
+    if context and context.cuts.layers is not None:
+        facts["layers"] = layer_alternatives(context)
     write_text(run.alternatives, json.dumps(facts) + "\n")

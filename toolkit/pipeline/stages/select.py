@@ -1,6 +1,8 @@
 """Statistics -> plan.json: which experts stay, which of their channels, and which layers."""
 
-from toolkit.cuts import LayersCut, Plan, WidthCut
+from dataclasses import dataclass
+
+from toolkit.cuts import LayersCut, Plan, WidthCut, sizes_after_cuts
 from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.estimate import Machine, StageEstimate
 from toolkit.pipeline.context import RunContext
@@ -15,6 +17,13 @@ from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
 from toolkit.selection import kept_unobserved
+
+
+@dataclass(frozen=True)
+class SelectFacts(Facts):
+    """`sizes`: of the original, and after each cut, as ShapeSize has them."""
+
+    sizes: dict[str, dict[str, int | None]]
 
 
 class Select(Stage):
@@ -46,17 +55,17 @@ class Select(Stage):
         return ", ".join(parts)
 
     def run(self) -> Facts:
-        on_main(self._choose)
-        return Facts()
+        return on_main(self._choose)
 
-    def _choose(self) -> None:
+    def _choose(self) -> Facts:
         recipe, run = self.context.recipe, self.context.directory
         statistics = ExpertStatistics.load(run.statistics)
         self._check_own(statistics)
         plan = choose_plan(self.context, statistics, recipe.seed)
         plan.save(run.plan)
-        if early_rounds(recipe):
-            composed_plan(recipe, run).save(run.rounds / "plan.json")
+        whole = composed_plan(recipe, run) if early_rounds(recipe) else plan
+        if whole is not plan:
+            whole.save(run.rounds / "plan.json")
         unobserved = kept_unobserved(statistics, plan)
         if unobserved:
             say(
@@ -65,6 +74,10 @@ class Select(Stage):
             )
         for line in self._lines(plan):
             say(f"  {line}")
+        if [cut.kind for cut in whole.cuts] == ["experts"]:
+            return Facts()
+        sizes = sizes_after_cuts(self.context.config, whole)
+        return SelectFacts({kind: size._asdict() for kind, size in sizes.items()})
 
     def _lines(self, plan: Plan) -> list[str]:
         """What stays, a line for each kind of cut."""
