@@ -131,7 +131,7 @@ def test_all_sets_of_layers_are_measured_and_dev_loss_chooses_greedily_among_the
     assert losses[tuple(kept["dev_loss", 3])] == min(loss for key, loss in losses.items() if len(key) == 3)
     assert kept["top", 2] == [0, 3] and set(kept["dev_loss", 1]) < set(kept["dev_loss", 2]) < set(kept["dev_loss", 3])
     text = "\n".join(cuts_tables._layer_tables("sorting", found))
-    assert f"| `top` | {', '.join(map(str, kept['top', 3]))}: loss " in text
+    assert f"| 3 | `top` | {', '.join(map(str, kept['top', 3]))} | " in text and "| 3 | `dev_loss` | " in text
 
 
 def test_a_set_of_layers_that_is_measured_is_not_measured_again(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
