@@ -11,10 +11,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study import markdown, put_between
+from study import markdown, paired_points, put_between
 
 from toolkit.runtime.formatting import MISSING, interval, percent
-from toolkit.runtime.intervals import pair
 
 if TYPE_CHECKING:
     from recovery_study import Cell
@@ -139,14 +138,7 @@ def _against(row: Row, other: Row) -> str:
 
 
 def _difference(pairs: Sequence[tuple[Model | None, Model | None]]) -> str:
-    both = [(one["right"], other["right"]) for one, other in pairs if one and other]
-    if not both:
-        return MISSING
-    answers = [pair for one, other in both for pair in zip(one, other, strict=True)]
-    found = pair(*(answers.count(outcome) for outcome in (("1", "1"), ("1", "0"), ("0", "1"), ("0", "0"))))
-    value, low, high = (100 * share for share in (found.difference, *found.interval))
-    p = found.p
-    return f"{value:+.2f} ({low:+.2f} to {high:+.2f}), p {f'= {p:.2g}' if p >= 1e-6 else '< 1e-6'}"
+    return paired_points([(one["right"], other["right"]) for one, other in pairs if one and other])
 
 
 def _yes(teacher: bool) -> str:

@@ -17,7 +17,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from toolkit.calibration import StatisticsObserver, calibrate, observe
-from toolkit.moe import find_blocks, restricted
+from toolkit.calibration.channel_gradients import observe_gradients
+from toolkit.calibration.channels import ChannelObserver
+from toolkit.moe import channel_groups, find_blocks, restricted
 
 REPEATS = 5
 HIDDEN, WIDTH, EXPERTS, TOP_K, KEEP = 512, 1024, 8, 2, 4
@@ -47,6 +49,15 @@ def forward(model: PreTrainedModel, batches: Batches) -> None:
 @torch.no_grad()
 def observed(model: PreTrainedModel, batches: Batches) -> None:
     observe(model, batches, [StatisticsObserver(find_blocks(model))])
+
+
+@torch.no_grad()
+def observed_with_channels(model: PreTrainedModel, batches: Batches) -> None:
+    observe(model, batches, [StatisticsObserver(find_blocks(model)), ChannelObserver(channel_groups(model, WIDTH))])
+
+
+def with_gradients(model: PreTrainedModel, batches: Batches) -> None:
+    observe_gradients(model, batches, channel_groups(model, WIDTH))
 
 
 @torch.no_grad()
@@ -101,6 +112,10 @@ def main() -> None:
     model, batches = mixtral(layers=4), batches_of(count=4, size=4, length=128)
     print(f"Mixtral, hidden {HIDDEN}, width {WIDTH}, {EXPERTS} experts top {TOP_K}; 4 layers, 4 x 4 x 128 tokens")
     ratio("observing / bare forward", lambda: observed(model, batches), lambda: forward(model, batches))
+    ratio(
+        "observing with channels / bare forward", lambda: observed_with_channels(model, batches), lambda: forward(model, batches)
+    )
+    ratio("gradients of channels / bare forward", lambda: with_gradients(model, batches), lambda: forward(model, batches))
     model, batches = mixtral(layers=1), batches_of(count=2, size=4, length=128)
     print("1 layer, 2 x 4 x 128 tokens; 70 subsets of 4")
     ratio(

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from toolkit.runtime.files import write_text
+from toolkit.runtime.formatting import MISSING
+from toolkit.runtime.intervals import pair
 
 
 def launch(ranks: int, what: Sequence[str], arguments: Sequence[str], log: Path | None = None) -> bool:
@@ -38,6 +40,18 @@ def put_between(document: Path, begin: str, end: str, parts: Iterable[str]) -> N
         text = f"{text.rstrip()}\n\n{begin}\n{end}\n".lstrip()
     before, _, rest = text.partition(begin)
     write_text(document, f"{before}{begin}\n\n" + "\n\n".join(parts) + f"\n\n{end}{rest.partition(end)[2]}")
+
+
+def paired_points(pairs: Sequence[tuple[str, str]]) -> str:
+    """The difference of two models in points, with its interval and McNemar's p, over all `pairs` of texts that have a 1 for
+    every question answered rightly: same questions, same order. A dash without any."""
+    answers = [both for one, other in pairs for both in zip(one, other, strict=True)]
+    if not answers:
+        return MISSING
+    found = pair(*(answers.count(outcome) for outcome in (("1", "1"), ("1", "0"), ("0", "1"), ("0", "0"))))
+    value, low, high = (100 * share for share in (found.difference, *found.interval))
+    p = found.p
+    return f"{value:+.2f} ({low:+.2f} to {high:+.2f}), p {f'= {p:.2g}' if p >= 1e-6 else '< 1e-6'}"
 
 
 def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:

@@ -6,7 +6,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -22,24 +22,74 @@ EXCEPTIONS = {
     "diffusion_gemma": "no: writes blocks by diffusion, so there are no next-token logits to compare or train with",
     "openai_privacy_filter": "no: labels tokens, and has no language model",
 }
-KEPT_LAYERS = {"hy_v4": [0, 1, 3], "jamba": [2, 3], "nemotron_h": [1, 2], "minimax": [0, 2]}
-LAYER_EXCEPTIONS = {"beam": 1, "gemma4": 1}
 WHOLE = ("ernie4_5_vl_moe",)  # pruned by loading the model: its text and image experts stand in one list
-LAYERS_WHOLE = (*WHOLE, "inkling2")
 NOTES = {
     "deepseek_v4": "its layers that look experts up by token id (`hash_moe`) are refused",
     "ernie4_5_vl_moe": "text never enters its experts for images: calibrated on text, these are kept by index; "
     "pruned by loading the whole model, not file by file",
     "qwen3_omni_moe": "its thinker",
 }
+
+WIDTH_EXCEPTIONS = {
+    "ernie4_5_vl_moe": "no: its experts for text and for images have widths of their own",
+    "inkling": "no: its shared experts hang on the same key, and are no plain MLP",
+}
+WIDTH_WHOLE = ("inkling2",)  # pruned by loading the model
+WIDTH_NOTES = {
+    "inkling2": "pruned by loading the whole model, not file by file: loading puts the rows of its experts into another order",
+    "jamba": "its dense layers narrow, too",
+}
+
+LAYER_EXCEPTIONS = {
+    "beam": "no: how much a layer adds to the residual stream follows from its number",
+    "minimax": "no: the decay of its linear attention follows from a layer's number and from how many there are",
+}
+KEPT_LAYERS = {"hy_v4": [0, 1, 3], "jamba": [2, 3], "nemotron_h": [1, 2]}  # of four; others keep 0, 2 and 3
+LAYERS_WHOLE = (*WHOLE, "inkling2")  # pruned by loading the model
+LAYER_CHANGES: dict[str, dict[str, Any]] = {"gemma4": {"hidden_size_per_layer_input": 0}}
+BORROWING = "a layer stays together with those that use its indexer's choice"
+LAYER_NOTES = {
+    "ernie4_5_vl_moe": "pruned by loading the whole model, not file by file",
+    "gemma4": "its last full-attention layer stays; not with per-layer embeddings, which lie in one table for all layers",
+    "glm5_next": BORROWING,
+    "glm_moe_dsa": BORROWING,
+    "hy_v4": BORROWING,
+    "inkling2": "layer 0 stays; whole residual blocks go, or the last layers; pruned by loading the whole model",
+    "jamba": "whole periods go, or the last layers",
+    "mistral_large4": f"{BORROWING}, or its keys and values",
+    "zaya": "layer 0 stays",
+}
+
+
+class Column(NamedTuple):
+    """A column of the table: families that cannot be cut in a way, and what is to be known of some that can."""
+
+    exceptions: dict[str, str]
+    notes: dict[str, str]
+
+
+COLUMNS = {
+    "experts": Column(EXCEPTIONS, NOTES),
+    "width": Column(dict.fromkeys(EXCEPTIONS, "no") | WIDTH_EXCEPTIONS, WIDTH_NOTES),
+    "layers": Column(dict.fromkeys(EXCEPTIONS, "no") | LAYER_EXCEPTIONS, LAYER_NOTES),
+}
 HEAD = """# Families
 
 What `pollard` prunes: every family of the installed transformers whose experts stand behind the experts interface, found
-in the package, not listed by hand. Each of the {works} (of {all}) that work is shown to in
-[tests/cuts/test_families.py](../tests/cuts/test_families.py), as a tiny random model: calibrate (layer by layer from the
-files: exactly what the loaded model gives), select, prune (file by file), reload by stock transformers (tensors and logits
-exactly those of the sliced model), compare with the masked original (1e-5), one training step, generate.
-Multimodal families are pruned whole; text is what they are calibrated, trained and judged on.
+in the package, not listed by hand; each is tried as a tiny random model. Multimodal families are pruned whole; text is what they
+are calibrated, trained and judged on.
+
+**Experts** ({experts} of {all} families), in [tests/cuts/test_families.py](../tests/cuts/test_families.py): calibrate (layer by
+layer from the files: exactly what the loaded model gives), select, prune (file by file), reload by stock transformers (tensors
+and logits exactly those of the sliced model), compare with the masked original (1e-5), one training step, generate.
+
+**Width** ({width} of {all}), in [tests/cuts/test_width_families.py](../tests/cuts/test_width_families.py): the same for narrower
+experts, alone, together with fewer experts, and with fewer layers as well. Shared experts whose size hangs on the same key narrow
+in proportion.
+
+**Layers** ({layers} of {all}), in [tests/cuts/test_layer_families.py](../tests/cuts/test_layer_families.py): the same for fewer
+layers, alone and together with fewer experts; generated text is the same with and without a cache. At least one layer with
+experts stays, and one with attention.
 
 This page is written by `python tests/families.py > docs/families.md`, and a test keeps it in step.
 """
@@ -136,12 +186,15 @@ def minus_infinity(model: PreTrainedModel, kept: list[int]) -> Iterator[None]:
 
 def table() -> str:
     """docs/families.md."""
-    lines = [
-        f"| {family} | {EXCEPTIONS.get(family) or 'yes' + (f'; {NOTES[family]}' if family in NOTES else '')} |"
-        for family in families()
-    ]
-    works = len(lines) - len(EXCEPTIONS)
-    return "\n".join([HEAD.format(works=works, all=len(lines)), "| family | works |", "|---|---|", *lines, ""])
+    found = families()
+    works = {name: len(found) - len(column.exceptions) for name, column in COLUMNS.items()}
+    rows = [["family", *COLUMNS], ["---"] * (1 + len(COLUMNS))]
+    rows += [[family, *(cell(family, column) for column in COLUMNS.values())] for family in found]
+    return "\n".join([HEAD.format(all=len(found), **works), *(f"| {' | '.join(row)} |" for row in rows), ""])
+
+
+def cell(family: str, column: Column) -> str:
+    return column.exceptions.get(family) or "; ".join(["yes", *filter(None, [column.notes.get(family)])])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ def test_watching_and_the_exact_search_choose_as_the_plain_way(monkeypatch: pyte
         monkeypatch.setattr(selection, name, value)
     selection.main()  # which stops where the two contestants choose differently
     ratios = re.findall(r"^(.+): \d+\.\d\d \(\d+\.\d\d to \d+\.\d\d\); ", capsys.readouterr().out, re.MULTILINE)
-    assert ratios == ["observing / bare forward", "block again for every subset / exact search"]
+    observing = [f"{what} / bare forward" for what in ("observing", "observing with channels", "gradients of channels")]
+    assert ratios == [*observing, "block again for every subset / exact search"]
 
 
 def test_the_search_is_compared_with_every_subset_and_with_the_scores(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

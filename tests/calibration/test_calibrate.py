@@ -1,5 +1,6 @@
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torch.multiprocessing as mp
 from conftest import ROOT, raises, tiny_model
 from families import tiny_family
+from rank_launcher import ranks
 from safetensors.torch import load_file
 
 from toolkit.calibration import calibrate
@@ -104,6 +106,22 @@ def test_facts_of_the_weights_are_taken_down_and_are_the_same_whatever_is_observ
     for block in find_blocks(model):
         assert torch.equal(one.of_weights(block.name, "aimer"), other.of_weights(block.name, "aimer"))
         assert torch.equal(one.of_weights(block.name, "aimer"), mean_over_rms(block.experts))
+
+
+# Their weights are whole only while they run, which is when they are looked at.
+@pytest.mark.launcher
+def test_a_model_in_parts_has_the_statistics_of_the_whole_one(tmp_path: Path) -> None:
+    model, batches = tiny_model("mixtral"), batches_of([24, 9, 17, 12, 30], 2)
+    model.save_pretrained(tmp_path / "model")
+    torch.save(batches, tmp_path / "batches.pt")
+    script = str(Path(__file__).with_name("calibrated_in_parts.py"))
+    command = ranks(2, script, str(tmp_path / "model"), str(tmp_path))
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found, whole = ExpertStatistics.load(tmp_path), calibrate(model, batches)
+    assert_same(found, whole, 1e-5)
+    for block in whole.blocks:
+        assert torch.equal(found.of_weights(block, "aimer"), whole.of_weights(block, "aimer"))
 
 
 def test_prompt_and_completion_add_up_to_a_pass_without_the_distinction() -> None:

@@ -185,6 +185,8 @@ def test_a_prompt_alone_has_no_loss_and_so_no_gradient() -> None:
 
 def test_gradients_need_the_whole_model_and_finite_numbers(tmp_path: Path) -> None:
     model = tiny_model("mixtral")
+    with raises("calibration.channels", "'gradient'"):
+        calibrate(model, with_prompts(1), channels="gradient")
     model.save_pretrained(tmp_path)
     with raises("calibration.gradients-need-whole-model", "width_criterion energy"):
         calibrate(StreamedModel(str(tmp_path)), with_prompts(1), channels="gradients")
@@ -208,17 +210,19 @@ def test_in_a_mix_gradients_count_by_share() -> None:
 def _calibrate_on(rank: int, folder: str) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE="2")
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    model = tiny_model("deepseek_v2", torch.float64)
-    calibrate(model, shard(with_prompts(3)), channels="gradients").save(f"{folder}/rank{rank}")
+    for batches in (1, 3):  # of one batch a rank has none
+        model = tiny_model("deepseek_v2", torch.float64)
+        calibrate(model, shard(with_prompts(batches)), channels="gradients").save(f"{folder}/{batches}/rank{rank}")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.launcher
-def test_two_ranks_find_the_gradients_that_one_finds(tmp_path: Path) -> None:
+def test_two_ranks_find_the_channels_and_gradients_that_one_finds(tmp_path: Path) -> None:
     mp.spawn(_calibrate_on, (str(tmp_path),), nprocs=2)
-    alone = calibrate(tiny_model("deepseek_v2", torch.float64), with_prompts(3), channels="gradients")
-    for rank in (0, 1):
-        found = ExpertStatistics.load(tmp_path / f"rank{rank}")
-        assert found.vectors.keys() == alone.vectors.keys()
-        for name, vector in alone.vectors.items():
-            torch.testing.assert_close(found.vectors[name], vector, rtol=1e-9, atol=1e-12)
+    for batches in (1, 3):
+        alone = calibrate(tiny_model("deepseek_v2", torch.float64), with_prompts(batches), channels="gradients")
+        for rank in (0, 1):
+            found = ExpertStatistics.load(tmp_path / str(batches) / f"rank{rank}")
+            assert found.vectors.keys() == alone.vectors.keys() and found.about.channels == alone.about.channels
+            for name, vector in alone.vectors.items():
+                torch.testing.assert_close(found.vectors[name], vector, rtol=1e-9, atol=1e-12)

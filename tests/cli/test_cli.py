@@ -13,7 +13,7 @@ from toolkit.cli import main as cli
 from toolkit.cli.verbs import VERBS, running
 from toolkit.recipe.schema import PruningRecipe
 from toolkit.runtime.errors import PollardError
-from toolkit.selection import CRITERIA
+from toolkit.selection import CRITERIA, LAYER_CRITERIA, WIDTH_CRITERIA
 
 
 @pytest.fixture
@@ -48,7 +48,8 @@ def test_help_names_every_verb(pollard) -> None:
 def test_criteria_lists_each_with_one_line(pollard) -> None:
     status, out, _ = pollard("criteria")
     assert status == 0
-    assert [line.split()[0] for line in out.splitlines()] == list(CRITERIA)
+    listed = [line for line in out.splitlines() if line.startswith("  ")]
+    assert [line.split()[0] for line in listed] == [*CRITERIA, *WIDTH_CRITERIA, *LAYER_CRITERIA]
     assert all(len(line.split()) > 3 for line in out.splitlines())
 
 

@@ -6,36 +6,12 @@ from collections.abc import Sequence
 import pytest
 import torch
 from conftest import raises, tiny_model
-from transformers import PreTrainedModel
+from drawn_plan import drawn_plan
 
-from toolkit.cuts import Cut, ExpertsCut, LayersCut, Plan, WidthCut, apply_plan, compose
-from toolkit.cuts.experts import BlockPlan
-from toolkit.moe import channel_groups, find_blocks
+from toolkit.cuts import apply_plan, compose
 
 FAMILIES = ("mixtral", "qwen2_moe", "deepseek_v2")  # the last two: shared experts; the last: a dense layer first, too
 Step = tuple[int, int | None, Sequence[int] | None]  # experts, width, layers that stay
-
-
-def drawn_plan(model: PreTrainedModel, step: Step, seed: int) -> Plan:
-    """A plan of that shape, its experts and channels drawn: those of each block others."""
-    keep, width, layers = step
-    draw = torch.Generator().manual_seed(seed)
-
-    def chosen(number: int, of: int) -> list[int]:
-        return torch.randperm(of, generator=draw)[:number].sort().values.tolist()
-
-    cut = LayersCut.of(model, layers, "by hand") if layers else None
-    blocks = [block for block in find_blocks(model) if cut is None or cut.rename(block.name, block.name)]
-    choice = {b.name: BlockPlan(experts=b.expert_count, kept=chosen(keep, b.expert_count)) for b in blocks}
-    cuts: list[Cut] = [ExpertsCut.of(choice, criterion="by hand", keep=keep)]
-    if width:
-        channels = {}
-        for group in channel_groups(model, width):
-            rows = [chosen(group.new_width, group.width) for _ in range(keep if group.experts else 1)]
-            if cut is None or cut.rename(group.name, group.name):
-                channels[group.name] = torch.tensor(rows if group.experts else rows[0])
-        cuts.append(WidthCut(criterion="by hand", keep=width, channels=channels))
-    return Plan(model="tiny", experts_per_token=2, cuts=[*cuts, *([cut] if cut else [])])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -55,9 +31,9 @@ def drawn_plan(model: PreTrainedModel, step: Step, seed: int) -> Plan:
 def test_one_plan_after_the_other_is_the_composed_plan(family: str, steps: tuple[Step, Step]) -> None:
     model = tiny_model(family, num_hidden_layers=4)
     between, at_once = copy.deepcopy(model), copy.deepcopy(model)
-    first = drawn_plan(between, steps[0], seed=0)
+    first = drawn_plan(between, *steps[0], seed=0)
     apply_plan(between, first)
-    second = drawn_plan(between, steps[1], seed=1)
+    second = drawn_plan(between, *steps[1], seed=1)
     one_by_one = apply_plan(between, second).state_dict()
     composed = compose(first, second)
     assert composed.model == first.model and len(composed.cuts) == len({cut.kind for cut in (*first.cuts, *second.cuts)})
@@ -68,7 +44,7 @@ def test_one_plan_after_the_other_is_the_composed_plan(family: str, steps: tuple
 
 def test_a_plan_without_experts_says_so() -> None:
     model = tiny_model("mixtral")
-    only_width = drawn_plan(model, (8, 16, None), seed=0)
+    only_width = drawn_plan(model, 8, 16)
     only_width.cuts.pop(0)
     with raises("plan.no-experts-cut", "tiny"):
-        compose(drawn_plan(model, (6, None, None), seed=0), only_width)
+        compose(drawn_plan(model, 6), only_width)

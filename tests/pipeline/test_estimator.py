@@ -175,6 +175,38 @@ def test_a_search_evaluates_every_expert(config_only: str) -> None:
     assert progressive[1] == 2 * plain[1]  # two hidden states per token
 
 
+def test_narrower_experts_are_fewer_active_parameters_in_every_stage_behind_the_cut(config_only: str) -> None:
+    def found(**pruning: Any) -> Estimate:
+        return estimated(recipe_of(config_only, pruning=pruning))
+
+    experts, width = found(keep=0.5), found(width=0.5)
+    assert (width.experts, width.width, width.layers) == ((8, 8), (16, 8), None)
+    assert width.active[1] < experts.active[1] < width.active[0]  # fewer experts only make routers smaller
+    recover = [next(stage for stage in each.stages if stage.name == "recover") for each in (experts, width)]
+    assert recover[1].flops / recover[0].flops == pytest.approx(width.active[1] / experts.active[1])  # type: ignore[operator]
+
+
+def test_a_model_of_fewer_layers_is_what_calibration_observes(config_only: str) -> None:
+    def calibrate(**pruning: Any) -> StageEstimate:
+        return stages_of(recipe_of(config_only, pruning=pruning))["calibrate"]
+
+    half, whole = calibrate(layers=1, layer_criterion="top"), calibrate(keep=4)
+    assert 0.5 < half.flops / (whole.flops or 0) < 0.6  # type: ignore[operator]  # beside the layers: the embeddings
+    assert "layers" not in stages_of(recipe_of(config_only, pruning={"keep": 4}))
+    assert estimated(recipe_of(config_only, pruning={"layers": 1, "layer_criterion": "top"})).layers == (2, 1)
+
+
+def test_gradients_of_channels_take_the_whole_model_and_a_backward_pass(config_only: str) -> None:
+    def calibrate(criterion: str) -> StageEstimate:
+        return stages_of(recipe_of(config_only, pruning={"width": 0.5, "width_criterion": criterion}))["calibrate"]
+
+    forward, backward, plain = calibrate("energy"), calibrate("taylor"), stages_of(recipe_of(config_only))["calibrate"]
+    assert forward.flops == plain.flops and forward.disk > plain.disk
+    assert backward.disk > forward.disk and backward.flops > 3 * (forward.flops or 0)
+    assert backward.gpu["activations"] > forward.gpu["activations"] and "logits" in backward.gpu
+    assert any("whole model" in note for note in backward.notes) and "backward" in backward.work
+
+
 def test_fewer_experts_per_token_are_fewer_active_parameters(config_only: str) -> None:
     found = estimated(recipe_of(config_only, pruning={"keep": 0.25, "experts_per_token": 1}))
     assert found.experts == (8, 2)

@@ -48,6 +48,18 @@ def test_the_first_screen_says_what_will_happen_with_arithmetic(small, capsys, m
     assert not any(line.startswith("  evaluate/pruned") for line in lines)
 
 
+def test_the_first_screen_has_a_line_for_each_kind_of_cut(small, capsys) -> None:
+    steps = [{"width": 12}, {"keep": 6, "width": 8}, {"keep": 6, "width": 8, "layers": 1}]
+    lines = screen(small_recipe(pruning={"schedule": steps, "layer_criterion": "top"}), capsys)
+    assert "8 → 6 in each of 2 blocks" in line_of("experts", lines)
+    assert line_of("width", lines).endswith("16 → 12 → 8 channels of every expert, by energy")
+    assert line_of("layers", lines).endswith("2 → 1, by top")
+    assert line_of("select", lines).split() == ["select", "keep", "6,", "width", "8,", "layers", "1"]
+    assert "rounds/6-width8" in "\n".join(lines)
+    (all_stay,) = (line for line in screen(small_recipe(pruning={"width": 8}), capsys) if line.startswith("  experts "))
+    assert all_stay.endswith("all 8 stay in each of 2 blocks, 2 active per token")
+
+
 def test_the_first_screen_says_what_is_skipped(small, capsys) -> None:
     lines = screen(small, capsys, done=("calibrate",))
     assert line_of("calibrate", lines).split() == ["calibrate", "done", "already"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, raises, tiny_model
+from families import tiny_family
 from rank_launcher import ranks
 from small_run import TASK, small_folder, small_recipe
 
@@ -22,10 +23,12 @@ from toolkit.pipeline import layer_search
 from toolkit.pipeline.checks import check
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.layer_choice import ChosenLayers, chosen_layers
+from toolkit.pipeline.layer_search import refusal_of
 from toolkit.pipeline.runner import run
 from toolkit.pipeline.stage_list import stages_of
 from toolkit.recipe.file import dump_recipe
 from toolkit.recipe.schema import Recipe
+from toolkit.selection import LayerEvidence, choose_layers
 from toolkit.tasks import Task, encode_all, padded_batches
 
 LAYERS = 4
@@ -158,9 +161,9 @@ def test_the_same_seed_draws_the_same_layers_and_others_draw_others() -> None:
 def test_what_calibration_and_selection_read_of_it() -> None:
     found = chosen(recipe(2, "influence"), fresh=True)
     context = RunContext(recipe(2, "influence"))
-    cut = chosen_layers(context.recipe, context.directory)
+    cut = chosen_layers(context)
     assert cut == LayersCut.of(context.meta_model, found["kept"], "influence", found["scores"])
-    assert chosen_layers(small_recipe(), context.directory) is None  # the file is another recipe's
+    assert chosen_layers(RunContext(small_recipe())) is None  # the file is another recipe's
     (RUN / "layers.json").write_text("{")
     with raises("layers.unreadable", "layers.json"):
         ChosenLayers.load(RUN / "layers.json")
@@ -178,9 +181,10 @@ def test_a_task_whose_answers_are_written_is_cautioned_with_what_the_dev_slice_s
     answers = chosen(recipe(), fresh=True)["dev_answers"]
     assert answers["n"] == 12  # all there are
     said = capsys.readouterr().out
-    assert "written answers" in said and f"{answers['after']} of 12 dev questions, with all layers {answers['before']}" in said
+    assert "answers are written" in said
+    assert f"{answers['after']} of 12 dev questions are right before recovery, with all layers {answers['before']}" in said
     chosen(recipe(2, "top"), fresh=True)
-    assert "layer_criterion: dev_loss would say" in capsys.readouterr().out
+    assert "the dev slice was not asked" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -190,6 +194,31 @@ def test_a_task_whose_answers_are_written_is_cautioned_with_what_the_dev_slice_s
 def test_what_no_such_model_can_do_is_known_before_anything_starts(layers, code: str, named: str) -> None:
     with raises(code, "pruning.layers", named):
         check(RunContext(recipe(layers)))
+
+
+@pytest.mark.parametrize(
+    ("family", "kept", "stays", "reason"),
+    [
+        ("hy_v4", [1, 3], 1, "layer 3 (shared) uses what layer 1 computes"),
+        ("nemotron_h", [1, 2, 3], 2, "no attention layer would stay"),
+    ],
+)
+def test_what_a_family_cannot_do_without_stays_for_the_reason_that_its_cut_gives(family, kept, stays, reason) -> None:
+    evidence = LayerEvidence(LAYERS, refusal_of(tiny_family(family)))
+    choice = choose_layers("top", len(kept), evidence)
+    assert choice.kept == kept and reason in choice.refused[stays]
+
+
+def test_where_layers_alternate_none_goes_alone_and_a_run_can() -> None:
+    model = tiny_family("jamba")
+    with raises("selection.layers-refused", "2: ", "1: ", "0: ", "layer 3, as layer 2, would"):
+        choose_layers("top", 2, LayerEvidence(LAYERS, refusal_of(model)))
+    ids = torch.arange(3, 27).view(2, 12)
+    similarities = layer_similarities(
+        model, [CalibrationSource("", [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])]
+    )
+    choice = choose_layers("angular", 2, LayerEvidence(LAYERS, refusal_of(model), similarities))
+    assert len(choice.kept) == 2 and choice.removed[1].layer == choice.removed[0].layer + 1
 
 
 def test_without_a_dev_slice_there_is_no_dev_loss() -> None:

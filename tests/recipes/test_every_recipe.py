@@ -68,8 +68,9 @@ def test_a_recipe_for_a_real_model_goes_through_all_its_stages(path: Path, folde
     manifest = run(recipe).read_manifest()
     assert list(manifest["stages"]) == stages
     assert all(stage["status"] == "done" for stage in manifest["stages"].values())
-    plan = Plan.load(folder / "runs" / recipe.name / "plan.json")
-    assert {len(kept) for kept in plan.experts.kept.values()} == {load_recipe(path).pruning.keep}
+    plan, asked = Plan.load(folder / "runs" / recipe.name / "plan.json"), load_recipe(path).pruning
+    assert {len(kept) for kept in plan.experts.kept.values()} == {asked.keep or next(iter(plan.blocks.values())).experts}
+    assert [cut.kind for cut in plan.cuts[1:]] == [key for key in ("width", "layers") if getattr(asked, key) is not None]
     if "recovered" in recipe.evaluation.models:
         assert manifest["stages"]["recover"]["steps"] == 1
         _, found = AutoModelForCausalLM.from_pretrained(folder / "runs" / recipe.name / "recovered", output_loading_info=True)

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from toolkit.calibration.channel_gradients import needs_whole_model, observe_gradients
+from toolkit.calibration.channel_gradients import observe_gradients
 from toolkit.calibration.channels import ChannelObserver, channel_facts
 from toolkit.calibration.observer import Batch, Observer, StatisticsObserver
 from toolkit.calibration.passes import ObservedSource, layerwise_pass, observe
@@ -34,6 +34,7 @@ from toolkit.moe import (
     channel_groups,
     expert_width,
     find_blocks,
+    is_partitioned,
     load_model,
     load_thresholds,
     override_top_k,
@@ -99,9 +100,8 @@ def calibrate_mix(
     if isinstance(model, str | Path):
         why_whole = "gradients go backward through all of its layers" if channels == "gradients" else None
         model = open_layerwise(str(model), why_whole)
-    if channels == "gradients" and isinstance(model, StreamedModel):
-        raise needs_whole_model("one layer of it is in memory at a time")
     whole = model.model if isinstance(model, StreamedModel) else model.eval()
+    _check_channels(channels, model)
     now = find_blocks(whole)[0].experts_per_token
     if experts_per_token is not None and not 1 <= experts_per_token <= now:
         raise PollardError(f"experts_per_token is {experts_per_token}: give 1…{now}.", code="calibration.experts-per-token")
@@ -117,6 +117,24 @@ def calibrate_mix(
     if mode:
         statistics.about.reconstruction = {mode: results}
     return statistics
+
+
+def _check_channels(channels: Channels, model: PreTrainedModel | StreamedModel) -> None:
+    """Raises PollardError where they cannot be observed in a model that is held so, and for another word."""
+    if channels not in (False, True, "gradients"):
+        raise PollardError(f'Channels are observed (True) or "gradients" as well, not {channels!r}.', code="calibration.channels")
+    if channels == "gradients" and isinstance(model, StreamedModel):
+        raise PollardError(
+            "The criteria taylor and fisher need gradients, which go backward through the whole model, and one layer of it is in "
+            "memory at a time. Load it whole (toolkit.calibrate does, with a path), or choose width_criterion energy.",
+            code="calibration.gradients-need-whole-model",
+        )
+    if channels and isinstance(model, PreTrainedModel) and is_partitioned(model):
+        raise PollardError(
+            "The channels of experts are found by the shapes of their weights, and this model's are in parts on all ranks "
+            "(ZeRO-3). Say model.placement=copies or spread.",
+            code="calibration.channels-in-parts",
+        )
 
 
 def open_layerwise(path: str, why_whole: str | None = None) -> StreamedModel | PreTrainedModel:

@@ -30,8 +30,7 @@ from toolkit.calibration.observer import Batch, ObservedBatch
 from toolkit.calibration.passes import split_mask
 from toolkit.calibration.vector_sums import VectorSums
 from toolkit.cuts.statistics import PARTS
-from toolkit.moe import ChannelGradient, ChannelGroup, is_partitioned, logits_at, observing_gradients
-from toolkit.runtime.errors import PollardError
+from toolkit.moe import ChannelGradient, ChannelGroup, logits_at, observing_gradients
 
 
 class GradientSums:
@@ -66,10 +65,8 @@ def observe_gradients(
 ) -> dict[str, torch.Tensor]:
     """The statistics of `groups` over the batches of all ranks, as ExpertStatistics names them; batches as for `calibrate`.
 
-    Every rank must call it. Raises PollardError for a model that is not in memory as a whole.
+    The model must be in memory as a whole. Every rank must call it.
     """
-    if is_partitioned(model):
-        raise needs_whole_model("its weights are in parts on all ranks")
     found = GradientSums()
     with observing_gradients(model, groups, found.add):
         for batch in batches:
@@ -78,14 +75,6 @@ def observe_gradients(
             if loss.requires_grad:  # else no completion token has anything before it
                 loss.backward()
     return zeros(groups, ("channel_taylor", "channel_fisher")) | found.sums.reduced()
-
-
-def needs_whole_model(why_not: str) -> PollardError:
-    return PollardError(
-        f"The criteria taylor and fisher need gradients, which go backward through the whole model, and {why_not}. Load it whole "
-        "(model.placement=copies or spread), or choose width_criterion energy.",
-        code="calibration.gradients-need-whole-model",
-    )
 
 
 def completion_loss(model: PreTrainedModel, inputs: Batch, batch: ObservedBatch) -> torch.Tensor:

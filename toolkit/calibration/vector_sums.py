@@ -27,9 +27,12 @@ class VectorSums:
                 self.vectors[name] = self.vectors[name] + vector
 
     def reduced(self) -> dict[str, torch.Tensor]:
-        """The totals over all ranks, on CPU. Every rank must call it."""
-        every_rank = gather({name: vector.cpu() for name, vector in self.vectors.items()})
-        self.vectors = {}
-        for vectors in every_rank:  # a rank without batches has none
-            self.add(vectors)
+        """The totals over all ranks, on CPU. Ranks exchange one block at a time, for channels are many. All must call it."""
+        mine, self.vectors = self.vectors, {}
+        blocks: dict[str, list[str]] = {}
+        for name in dict.fromkeys(name for names in gather(list(mine)) for name in names):  # a rank without batches has none
+            blocks.setdefault(name.rsplit("/", 2)[0], []).append(name)
+        for names in blocks.values():
+            for vectors in gather({name: mine.pop(name).cpu() for name in names if name in mine}):
+                self.add(vectors)
         return self.vectors

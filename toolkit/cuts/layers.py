@@ -20,6 +20,7 @@ from toolkit.cuts.cut import AffectedTensor, ConfigFile, Cut, Indices, PlanView,
 from toolkit.moe.blocks import find_blocks
 from toolkit.moe.completeness import Source
 from toolkit.moe.layer_change import layer_change
+from toolkit.moe.layer_config import COUNT
 from toolkit.moe.layer_file import layer_settings, update_layer_settings
 from toolkit.moe.layer_list import drop_layers, only_layers
 from toolkit.moe.layers import layers_of
@@ -67,6 +68,13 @@ class LayersCut(Cut):
             )
         if len(self.kept) == self.layers:
             return
+        described = getattr(model.config.get_text_config(), COUNT, None)
+        if described != self.layers:
+            raise PollardError(
+                f"The model's configuration says {described} layers, and the model has {self.layers}: is it shared with a model "
+                "that was cut? Give each a copy.",
+                code="layers.cannot-drop",
+            )
         if not any(self.rename(block.name, block.name) for block in blocks):
             raise PollardError(
                 f"The plan keeps layers {self.kept}, and none of them has experts: the MoE blocks are {_first(blocks)}. Keep at "

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import CacheLayerMixin, DummyLayer, DynamicCache
 
-from toolkit.moe.layer_config import configs_with_layers, rebuilt, refused
+from toolkit.moe.layer_config import CannotDropLayers, configs_with_layers
 from toolkit.moe.load import meta_model
 from toolkit.runtime.errors import PollardError
 
@@ -77,11 +77,11 @@ def layer_change(model: PreTrainedModel, path: str, kept: Sequence[int]) -> Laye
     """What changes in `model`, which may be without weights, where the `kept` of the layers at `path` stay. Raises PollardError
     with the reason where stock transformers would not read these layers as they are. Remembers its answers: a search asks for the
     same layers many times."""
-    return _layer_change(_Asked(model.config, path, tuple(kept)))
+    return _layer_change(_Question(model.config, path, tuple(kept)))
 
 
-class _Asked:
-    """A question, equal to others that have the same answer."""
+class _Question:
+    """Equal to others that have the same answer."""
 
     def __init__(self, config: Any, path: str, kept: tuple[int, ...]) -> None:
         self.config, self.path, self.kept = config, path, kept
@@ -91,27 +91,41 @@ class _Asked:
         return hash(self.key)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Asked) and self.key == other.key
+        return isinstance(other, _Question) and self.key == other.key
 
 
-@lru_cache(maxsize=4096)
-def _layer_change(asked: _Asked) -> LayerChange:
-    config = rebuilt(asked.config, asked.config.to_dict())
-    original = meta_model(config)
-    if asked.path not in dict(original.named_modules()):
-        raise PollardError(f"The model has no list of layers at {asked.path}.", code="plan.other-model")
-    reason: PollardError | None = None
-    for new_config in configs_with_layers(config, asked.kept):
-        try:
-            new = meta_model(new_config)
-            attributes = _inside(original, new, asked.path, asked.kept) | _outside(original, new, asked.path)
-            _check_cache(config, new_config)
-        except PollardError as error:
-            reason = reason or error
-        else:
-            return LayerChange(attributes, _settings(config, new_config), type(config.get_text_config()))
-    assert reason is not None
-    raise reason if reason.code == "layers.cannot-drop" else refused(str(reason)) from reason
+@lru_cache(maxsize=1024)
+def _layer_change(question: _Question) -> LayerChange:
+    original = _original(_Question(question.config, question.path, ()))
+    reasons = []
+    try:
+        for new_config in configs_with_layers(original.config, question.kept):
+            try:
+                new = meta_model(new_config)
+                attributes = _inside(original, new, question.path, question.kept) | _outside(original, new, question.path)
+                _check_cache(original.config, new_config)
+            except (CannotDropLayers, PollardError) as error:
+                reasons.append(str(error))
+            else:
+                return LayerChange(attributes, _settings(original.config, new_config), type(new_config.get_text_config()))
+    except CannotDropLayers as error:
+        reasons.append(str(error))
+    raise PollardError(
+        f"{original.config.model_type} {_without(original, question)}: {reasons[0]}. Keep others, or all.",
+        code="layers.cannot-drop",
+    )
+
+
+def _without(original: PreTrainedModel, question: _Question) -> str:
+    kept = list(question.kept)
+    gone = [number for number in range(original.config.get_text_config().num_hidden_layers) if number not in kept]
+    return f"cannot do without the layers {gone}" if len(gone) < len(kept) else f"cannot do with the layers {kept} alone"
+
+
+@lru_cache(maxsize=2)
+def _original(question: _Question) -> PreTrainedModel:
+    """The model without weights, from the configuration as it is written and read again: as the changed ones are."""
+    return meta_model(type(question.config).from_dict(question.config.to_dict()))
 
 
 def _settings(config: Any, new_config: Any) -> dict[str, Any]:
@@ -131,16 +145,22 @@ class _Differences:
 
 def _unequal(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     pairs = {name: (before.get(name, GONE), after.get(name, GONE)) for name in {**before, **after}}
-    return {name: pair for name, pair in pairs.items() if repr(pair[0]) != repr(pair[1])}
+    # Either says what is equal and looks different (sets), or looks equal and is different (nan)
+    return {name: (old, new) for name, (old, new) in pairs.items() if old != new and repr(old) != repr(new)}
 
 
 def _tensors(module: nn.Module) -> dict[str, str]:
     """Kind and shape of the parameters and buffers that a module itself holds."""
     found = {}
     for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-        kind = "computed" if name in module._non_persistent_buffers_set else "stored"
+        kind = "computed" if _is_computed(module, name) else "stored"
         found[name] = f"{kind} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
     return found
+
+
+def _is_computed(module: nn.Module, buffer: str) -> bool:
+    """Whether no file holds it."""
+    return buffer in module._non_persistent_buffers_set
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:
@@ -156,23 +176,24 @@ def _is_plain(value: Any) -> bool:
 
 
 def _inside(original: nn.Module, new: nn.Module, path: str, kept: Sequence[int]) -> dict[tuple[str, str], Any]:
-    """The attributes that hold a layer's own number, with the new ones. Raises PollardError where anything else of a layer
+    """The attributes that hold a layer's own number, with the new ones. Raises CannotDropLayers where anything else of a layer
     would be another."""
     layers, new_layers = original.get_submodule(path), new.get_submodule(path)
     assert isinstance(layers, nn.ModuleList) and isinstance(new_layers, nn.ModuleList)
     if len(new_layers) != len(kept):
-        raise refused(f"its configuration would still describe {len(new_layers)} layers, not {len(kept)}.")
+        raise CannotDropLayers(f"its configuration would still describe {len(new_layers)} layers, not {len(kept)}")
     own = _own_numbers(layers)
     found: dict[tuple[str, str], Any] = {}
     for position, number in enumerate(kept):
-        for name, module, new_module in _pairs(layers[number], new_layers[position], f"layer {number}"):
+        what = f"layer {number}, as layer {position},"
+        for name, module, new_module in _pairs(layers[number], new_layers[position], what):
             differences = _Differences(module, new_module)
             others = {
                 key: pair for key, pair in differences.attributes.items() if (name, key) not in own or pair != (number, position)
             }
-            _refuse(f"layer {number}, as layer {position},", name, differences, others)
+            _refuse(what, name, differences, others)
             found |= {(_dotted(f"{path}.{number}", name), key): position for key in differences.attributes}
-            _check_computed(f"layer {number}, as layer {position},", name, module, new_module, (original, new))
+            _check_computed(what, name, module, new_module, (original, new))
     return found
 
 
@@ -187,7 +208,7 @@ def _own_numbers(layers: nn.ModuleList) -> set[tuple[str, str]]:
 
 
 def _outside(original: nn.Module, new: nn.Module, path: str) -> dict[tuple[str, str], Any]:
-    """Counts, switches and names that modules outside the layers hold, where they change. Raises PollardError where what the
+    """Counts, switches and names that modules outside the layers hold, where they change. Raises CannotDropLayers where what the
     files hold for them would have another shape."""
     found: dict[tuple[str, str], Any] = {}
     for name, module, new_module in _pairs(original, new, "the model", path):
@@ -207,23 +228,23 @@ def _outside(original: nn.Module, new: nn.Module, path: str) -> dict[tuple[str, 
 
 
 def _pairs(one: nn.Module, other: nn.Module, what: str, left_out: str = "") -> Iterator[tuple[str, nn.Module, nn.Module]]:
-    """The modules of the same name in two models, but for those in `left_out`. Raises PollardError where one lacks some."""
+    """The modules of the same name in two models, but for those in `left_out`. Raises CannotDropLayers where one lacks some."""
     first, second = (
         {name: module for name, module in model.named_modules() if not (left_out and f"{name}.".startswith(f"{left_out}."))}
         for model in (one, other)
     )
-    for name in first.keys() ^ second.keys():
-        raise refused(f"{what} would {'lose' if name in first else 'get'} {name}.")
+    for name in sorted(first.keys() ^ second.keys()):
+        raise CannotDropLayers(f"{what} would {'lose' if name in first else 'get'} {name}")
     yield from ((name, module, second[name]) for name, module in first.items())
 
 
 def _refuse(what: str, name: str, differences: _Differences, attributes: Mapping[str, tuple[Any, Any]]) -> None:
-    """Raises PollardError for other classes, tensors and `attributes`."""
+    """Raises CannotDropLayers for other classes, tensors and `attributes`."""
     if len(set(differences.classes)) > 1:
-        raise refused(f"{what} would have {differences.classes[1]} in place of {name or 'its'} {differences.classes[0]}.")
+        raise CannotDropLayers(f"{what} would have {differences.classes[1]} in place of {name or 'its'} {differences.classes[0]}")
     for key, (before, after) in {**differences.tensors, **attributes}.items():
         before, after = ("nothing" if value is GONE else value for value in (before, after))
-        raise refused(f"{what} would have {_dotted(name, key)} = {after}, and has {before}.")
+        raise CannotDropLayers(f"{what} would have {_dotted(name, key)} = {after}, and has {before}")
 
 
 def _dotted(*names: str) -> str:
@@ -231,21 +252,18 @@ def _dotted(*names: str) -> str:
 
 
 def _check_computed(what: str, name: str, module: nn.Module, new: nn.Module, models: tuple[nn.Module, nn.Module]) -> None:
-    """Raises PollardError where what no file holds (a buffer that the family computes) would be another: it may follow from the
-    layer's number."""
-    names = module._non_persistent_buffers_set & {key for key, buffer in module.named_buffers(recurse=False) if buffer.is_meta}
-    if not names:
-        return
+    """Raises CannotDropLayers where a buffer that no file holds would have other values: they may follow from the layer's
+    number."""
     for model, holder in zip(models, (module, new), strict=True):
-        owner = _owner(model, holder)
-        for key in names:
-            empty = torch.empty_like(holder.get_buffer(key), device="cpu")
-            holder.register_buffer(key, empty, persistent=False)
-        with init.guard_torch_init_functions(), torch.no_grad():
-            owner._init_weights(holder)
-    for key in names:
+        computed = {key: buffer for key, buffer in holder.named_buffers(recurse=False) if _is_computed(holder, key)}
+        if any(buffer.is_meta for buffer in computed.values()):
+            for key, buffer in computed.items():
+                holder.register_buffer(key, torch.empty_like(buffer, device="cpu"), persistent=False)
+            with init.guard_torch_init_functions(), torch.no_grad():
+                _owner(model, holder)._init_weights(holder)
+    for key in computed:
         if not torch.equal(module.get_buffer(key), new.get_buffer(key)):
-            raise refused(f"{what} would have other values in {_dotted(name, key)}, which follow from its number.")
+            raise CannotDropLayers(f"{what} would have other values in {_dotted(name, key)}, which follow from its number")
 
 
 def _owner(model: nn.Module, module: nn.Module) -> PreTrainedModel:
@@ -257,9 +275,9 @@ def _owner(model: nn.Module, module: nn.Module) -> PreTrainedModel:
 
 
 def _check_cache(config: Any, new_config: Any) -> None:
-    """Raises PollardError where no layer stays by which a cache knows how many tokens it holds."""
+    """Raises CannotDropLayers where no layer stays by which a cache knows how many tokens it holds."""
     if _knows_its_length(config) and not _knows_its_length(new_config):
-        raise refused("no attention layer would stay, and without one text cannot be generated token by token.")
+        raise CannotDropLayers("no attention layer would stay, and without one text cannot be generated token by token")
 
 
 def _knows_its_length(config: Any) -> bool:

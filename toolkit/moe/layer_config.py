@@ -19,8 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.runtime.errors import PollardError
-
 COUNT = "num_hidden_layers"
 FURTHER_TOKENS = re.compile("mtp|nextn")  # of layers that predict further tokens, which are numbered for themselves
 NOT_PER_LAYER = re.compile("token|section|limit")  # lists that may be as long as there are layers by accident
@@ -30,6 +28,10 @@ LEADING = re.compile("first_k|num_dense_layers|start_index|max_window_layers|num
 LAST = re.compile("end_index")
 TRAILING = re.compile("shared_layers")
 BORROWS = re.compile("shared|reuse")  # an entry that makes a layer use what the last one of another entry before it computed
+
+
+class CannotDropLayers(Exception):
+    """Why these layers cannot go."""
 
 
 @dataclass(frozen=True)
@@ -49,31 +51,36 @@ Setting = Callable[[Any, KeptLayers], Any]  # a setting's value and the layers t
 
 
 def one_per_layer(value: Sequence[Any], stay: KeptLayers) -> list[Any]:
+    """One entry per layer."""
     if all(isinstance(entry, str) for entry in value):
         for number in stay.kept:
             lender = next((n for n in range(number, -1, -1) if not BORROWS.search(value[n])), number)
             if lender not in stay.kept:
-                raise refused(f"layer {number} ({value[number]}) uses what layer {lender} computes, which would go.")
+                raise CannotDropLayers(f"layer {number} ({value[number]}) uses what layer {lender} computes, which would go")
     return [value[number] for number in stay.kept]
 
 
 def sources(value: Sequence[int], stay: KeptLayers) -> list[int]:
+    """For each layer the number of the one whose keys and values it uses."""
     for number in stay.kept:
         if value[number] not in stay.kept:
-            raise refused(f"layer {number} uses what layer {value[number]} computes, which would go.")
+            raise CannotDropLayers(f"layer {number} uses what layer {value[number]} computes, which would go")
     return stay.renumbered([value[number] for number in stay.kept], 0)
 
 
 def pattern(value: str, stay: KeptLayers) -> str:
+    """One letter per layer."""
     return "".join(value[number] for number in stay.kept)
 
 
 def numbers(value: Sequence[int], stay: KeptLayers) -> list[int]:
+    """Numbers of layers."""
     shown = 1 if stay.layers in value else 0 if 0 in value else stay.base
     return stay.renumbered(value, shown)
 
 
 def by_number(value: Mapping[Any, Any], stay: KeptLayers) -> dict[Any, Any]:
+    """Something of some layers, by their numbers."""
     new = {number: position for position, number in enumerate(stay.kept)}
     return {type(key)(new[int(key)]): inner for key, inner in value.items() if int(key) in new}
 
@@ -91,18 +98,22 @@ def parts(value: Mapping[str, Any], stay: KeptLayers) -> dict[str, Any]:
 
 
 def leading(value: int, stay: KeptLayers) -> int:
+    """A number of layers at the beginning, or that of the first behind them."""
     return sum(number < value for number in stay.kept)
 
 
 def last(value: int, stay: KeptLayers) -> int:
+    """The number of the last layer of a kind."""
     return sum(number <= value for number in stay.kept) - 1
 
 
 def trailing(value: int, stay: KeptLayers) -> int:
+    """A number of layers at the end."""
     return sum(number >= stay.layers - value for number in stay.kept)
 
 
 def count(value: int, stay: KeptLayers) -> int:
+    """The number of all layers."""
     return len(stay.kept)
 
 
@@ -144,14 +155,14 @@ def is_per_layer(key: str, value: Any, layers: int) -> bool:
 
 
 def changed(key: str, value: Any, stay: KeptLayers) -> Any:
-    """The setting where only these layers stay. Raises PollardError where one of them borrows from a layer that goes."""
+    """The setting where only these layers stay. Raises CannotDropLayers where one of them borrows from a layer that goes."""
     rule = _setting(key, value, stay.layers)
     return rule(value, stay) if rule else value
 
 
 def configs_with_layers(config: Any, kept: Sequence[int]) -> Iterator[Any]:
     """New configurations of the model with the `kept` layers only, the likeliest first: lists of layers' numbers may count from
-    0 or from 1. Raises PollardError as `changed` does, and for what the configuration's class refuses."""
+    0 or from 1. Raises CannotDropLayers as `changed` does, and for what the configuration's class refuses."""
     text = config.get_text_config()
     before: dict[str, Any] | None = None
     for base in (0, 1):
@@ -165,16 +176,12 @@ def configs_with_layers(config: Any, kept: Sequence[int]) -> Iterator[Any]:
         before = dict(new)
         part.clear()
         part.update(new)
-        yield rebuilt(config, whole)
-
-
-def rebuilt(config: Any, settings: dict[str, Any]) -> Any:
-    """A configuration of the class of `config` with these settings. Raises PollardError where the class refuses them."""
-    try:
-        return type(config).from_dict(settings)
-    except Exception as error:  # strict configurations raise errors of their own
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise refused(f"its configuration does not allow it: {reason}") from error
+        try:
+            yield type(config).from_dict(whole)
+        except Exception as error:  # strict configurations raise errors of their own
+            raise CannotDropLayers(
+                f"its configuration does not allow it: {str(error).strip().splitlines()[-1].strip()}"
+            ) from error
 
 
 def _part_of(settings: dict[str, Any], config: Any, text: Any) -> dict[str, Any]:
@@ -185,9 +192,4 @@ def _part_of(settings: dict[str, Any], config: Any, text: Any) -> dict[str, Any]
         inner = getattr(config, name, None)
         if inner is not None and inner.get_text_config() is text:
             return _part_of(settings[name], inner, text)
-    raise refused("its configuration does not say where its decoder layers are described.")
-
-
-def refused(reason: str) -> PollardError:
-    """The error where these layers cannot go."""
-    return PollardError(f"These layers cannot be dropped: {reason}", code="layers.cannot-drop")
+    raise CannotDropLayers("its configuration does not say where its decoder layers are described")

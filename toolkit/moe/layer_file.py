@@ -13,7 +13,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from toolkit.moe.layer_config import COUNT, is_per_layer, rebuilt, refused
+from toolkit.moe.layer_config import COUNT, is_per_layer
+from toolkit.runtime.errors import PollardError
 
 Settings = dict[str, Any]
 
@@ -43,10 +44,14 @@ def update_layer_settings(written: Settings, config: Any) -> None:
             del written[key]
     keys = [key for key, value in before.to_dict().items() if is_per_layer(key, value, layers)]
     keys += [key for key in layer_settings(config) if key not in keys]
-    if _wrong(written, config, keys):
-        written.update({key: copy.deepcopy(current[key]) for key in _wrong(written, config, keys)})
-        for key in _wrong(written, config, keys):
-            raise refused(f"{key} = {current[key]} would not be read so from a configuration file.")
+    for key in sorted(keys, key=lambda key: isinstance(current.get(key), list | dict)):  # numbers, which say more, first
+        if key in _wrong(written, config, keys):  # one after the other: the class may derive the next from this one
+            written[key] = copy.deepcopy(current[key])
+    for key in _wrong(written, config, keys):
+        raise PollardError(
+            f"{config.model_type}: a configuration file cannot say {key}: {current[key]}. Keep other layers, or all.",
+            code="layers.cannot-drop",
+        )
 
 
 def _wrong(written: Mapping[str, Any], config: Any, keys: list[str]) -> list[str]:
@@ -57,7 +62,7 @@ def _wrong(written: Mapping[str, Any], config: Any, keys: list[str]) -> list[str
 
 def _read(written: Mapping[str, Any], config: Any) -> Any:
     # Files say infinity in a way of transformers' own
-    return rebuilt(config, PreTrainedConfig._decode_special_floats(copy.deepcopy(dict(written))))
+    return type(config).from_dict(PreTrainedConfig._decode_special_floats(copy.deepcopy(dict(written))))
 
 
 def _count(config: Any) -> int:

@@ -1,4 +1,7 @@
-"""What the weights of a block's experts say by themselves, without any token.
+"""What the weights of experts say by themselves, without any token.
+
+Norms are taken of one row or column at a time in at least float32, and added up in float64: in float64 throughout they would take
+as long as a forward pass. Weights must be there: where they are streamed or partitioned, that is while the experts run.
 
 Shape legend: E experts, W width (channels).
 """
@@ -8,36 +11,37 @@ from torch import nn
 
 from toolkit.moe.channels import ChannelAxis
 
-CHUNK_NUMBERS = 2**24  # converted to float64 at a time: 128 MiB
-
 
 def mean_over_rms(experts: nn.Module) -> torch.Tensor:
     """mean|w| / rms(w) over all weights of each expert (biases are none) [E], float64 (AIMER, arXiv 2603.18492).
 
     In (0, 1]: small where few large weights carry the expert, 1 where all are equally large, and for an expert of zeros.
-    Must be called while the experts run: elsewhere ZeRO-3 and streaming may have taken the weights away.
     """
     count: int = experts.num_experts  # type: ignore[assignment]
-    fused = [p for p in experts.parameters(recurse=False) if p.ndim == 3 and len(p) == count]
-    sums, squares = (torch.zeros(count, dtype=torch.float64, device=fused[0].device) for _ in range(2))
-    for parameter in fused:
-        for expert, weights in enumerate(parameter.detach()):
-            for chunk in weights.flatten().split(CHUNK_NUMBERS):
-                numbers = chunk.double()
-                sums[expert] += numbers.abs().sum()
-                squares[expert] += (numbers * numbers).sum()
-    numbers_each = sum(parameter[0].numel() for parameter in fused)
-    return torch.where(squares > 0, sums / (numbers_each * squares).sqrt(), 1.0)
+    fused = [p.detach() for p in experts.parameters(recurse=False) if p.ndim == 3 and len(p) == count]
+    numbers = sum(weights[0].numel() for weights in fused)
+    absolute, squares = (
+        torch.stack(
+            [torch.cat([_norms(weights[expert], order, -1) for weights in fused]).pow(order).sum() for expert in range(count)]
+        )
+        for order in (1, 2)
+    )
+    return torch.where(squares > 0, absolute / (numbers * squares).sqrt(), 1.0)
 
 
 def channel_norms(weight: torch.Tensor, axis: ChannelAxis) -> torch.Tensor:
     """Of an expert's or MLP's every channel the norm of its row (column) in `weight`, float64 [E, W] or [W]; where a fused
     projection holds two rows of a channel, its gate's and its up projection's, the product of both norms."""
-    rows = []
-    across = next(other for other in range(weight.ndim - 1, -1, -1) if other != axis.axis)
-    for part in weight.detach().split(max(1, CHUNK_NUMBERS * weight.shape[axis.axis] // weight.numel()), axis.axis):
-        rows.append(torch.linalg.vector_norm(part.double(), dim=across))
-    norms = torch.cat(rows, -1)
+    across = -1 if axis.axis == weight.ndim - 2 else -2
+    matrices = weight.detach().unbind(0) if weight.ndim == 3 else [weight.detach()]
+    norms = torch.stack([_norms(matrix, 2, across) for matrix in matrices])
     channel_of_row = axis.channel_of_row.to(norms.device).expand(norms.shape)
-    product = norms.new_ones(*norms.shape[:-1], int(axis.channel_of_row.max()) + 1)
-    return product.scatter_reduce_(-1, channel_of_row, norms, "prod")
+    product = norms.new_ones(len(norms), int(axis.channel_of_row.max()) + 1)
+    product.scatter_reduce_(1, channel_of_row, norms, "prod")
+    return product if weight.ndim == 3 else product[0]
+
+
+def _norms(matrix: torch.Tensor, order: int, across: int) -> torch.Tensor:
+    """Of the rows (across = -1) or columns (-2) of a matrix."""
+    wide = matrix if matrix.dtype == torch.float64 else matrix.float()
+    return torch.linalg.vector_norm(wide, order, dim=across).double()

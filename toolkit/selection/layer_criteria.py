@@ -105,7 +105,7 @@ class OrderedCriterion(LayerCriterion):
 
 class DevLoss(LayerCriterion):
     name = "dev_loss"
-    meaning = "Greedily the layer without which the masked model's loss on the dev slice rises least, one after the other."
+    meaning = "Drops the layer without which the loss on the dev slice rises least; then, without it, the next (greedy removal)."
     needs = "dev loss"
 
     def choose(self, number: int, evidence: LayerEvidence) -> LayerChoice:
@@ -142,7 +142,8 @@ class DevLoss(LayerCriterion):
 class Influence(OrderedCriterion):
     name = "influence"
     meaning = (
-        "Those with the smallest 1 − mean cos(h_l, h_{l+1}): they turn the hidden states least (ShortGPT, arXiv 2403.03853)."
+        "Drops those with the smallest 1 − mean cos(h_l, h_{l+1}): they turn the hidden states least (ShortGPT, "
+        "arXiv 2403.03853)."
     )
     needs = "similarities"
 
@@ -158,8 +159,8 @@ class Influence(OrderedCriterion):
 class Angular(LayerCriterion):
     name = "angular"
     meaning = (
-        "The n consecutive ones with the smallest mean angle arccos(cos(h_l, h_{l+n}))/π between what enters the first and what "
-        "leaves the last (Gromov et al., arXiv 2403.17887)."
+        "Drops the n consecutive ones with the smallest mean angle arccos(cos(h_l, h_{l+n}))/π between what enters the first "
+        "and what leaves the last (Gromov et al., arXiv 2403.17887)."
     )
     needs = "similarities"
 
@@ -180,7 +181,7 @@ class Angular(LayerCriterion):
 
 class Top(OrderedCriterion):
     name = "top"
-    meaning = "The last ones before the final one, which stays (Why Lift so Heavy, arXiv 2402.11700)."
+    meaning = "Drops the last ones before the final one, which stays (Why Lift so Heavy, arXiv 2402.11700)."
 
     def order(self, evidence: LayerEvidence) -> list[int]:
         return list(reversed(range(evidence.total - 1)))
@@ -225,7 +226,7 @@ def _too_few(criterion: str, number: int, problem: str, refused: Mapping[int, st
     lines = [f"  {', '.join(map(str, layers))}: {reason}" for reason, layers in list(reasons.items())[:SHOWN_REASONS]]
     lines += [f"  (and {len(reasons) - SHOWN_REASONS} more reasons)"] if len(reasons) > SHOWN_REASONS else []
     return PollardError(
-        f"pruning.layers asks for {number} layers, and {criterion} cannot leave so few: {problem}.\n"
+        f"pruning.layers asks for {number} layer{'s' * (number > 1)}, and {criterion} cannot leave so few: {problem}.\n"
         + "\n".join(lines)
         + "\nKeep more, choose by another criterion, or list the layers that stay (pruning.layers=[0, 1, …]).",
         code="selection.layers-refused",

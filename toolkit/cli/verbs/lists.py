@@ -16,10 +16,16 @@ SHELLS = {  # shell: how to switch completion on
 
 
 def run_criteria(arguments: argparse.Namespace) -> None:
-    from toolkit.selection import CRITERIA
+    from toolkit.selection import CRITERIA, LAYER_CRITERIA, WIDTH_CRITERIA
 
-    for name, criterion in CRITERIA.items():
-        say(f"{name:<15} {criterion.meaning}")
+    for key, what, meanings in (
+        ("criterion", "experts", {name: rule.meaning for name, rule in CRITERIA.items()}),
+        ("width_criterion", "channels of every expert", {name: rule.meaning for name, rule in WIDTH_CRITERIA.items()}),
+        ("layer_criterion", "decoder layers", {name: rule.meaning for name, rule in LAYER_CRITERIA.items()}),
+    ):
+        say(f"[bold]pruning.{key}[/]: which {what} stay")
+        for name, meaning in meanings.items():
+            console.print(f"  {name:<24}{meaning}", markup=False)
 
 
 def run_tasks(arguments: argparse.Namespace) -> None:

@@ -93,7 +93,7 @@ class Layers(Stage):
             say(f"  {line}")
         written = is_generative(self.context.task)
         if written:
-            say(f"  [bold]written answers[/]: {caution(chosen)}")
+            say(f"  [bold]note[/] {caution(chosen)}")
         return LayerFacts(chosen.layers, len(chosen.kept), written)
 
 
@@ -108,7 +108,7 @@ def lines_about(chosen: ChosenLayers) -> list[str]:
 
 def caution(chosen: ChosenLayers) -> str:
     """What fewer layers mean for a task whose answers are written."""
-    text = "fewer layers cost written answers, and arithmetic above all, more than the choice of a label (docs/pruning.md)"
+    text = "fewer layers cost a task whose answers are written more than one that chooses a label (docs/pruning.md)"
     if answers := chosen.dev_answers:
-        return f"{text}. Right before recovery: {answers.after} of {answers.n} dev questions, with all layers {answers.before}."
-    return f"{text}. layer_criterion: dev_loss would say what it costs on the dev slice."
+        return f"{text}: {answers.after} of {answers.n} dev questions are right before recovery, with all layers {answers.before}"
+    return f"{text}; the dev slice was not asked (layer_criterion: dev_loss asks it)"

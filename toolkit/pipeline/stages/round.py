@@ -14,6 +14,7 @@ from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.stage import Facts, Stage
 from toolkit.pipeline.stage_names import MADE_BY
 from toolkit.pipeline.stages.calibrate import Calibrate
+from toolkit.pipeline.stages.layers import Layers
 from toolkit.pipeline.stages.prune import Prune
 from toolkit.pipeline.stages.recover import Recover
 from toolkit.pipeline.stages.teacher import TEACHING
@@ -59,8 +60,10 @@ class Round(Stage):
         return self.context.fingerprints.rounds[self.step]
 
     def estimate(self, machine: Machine) -> StageEstimate:
-        recipe = recipe_to(self.context.recipe, self.step, self.before)
-        parts = [stage(self.context.variant(recipe)).estimate(machine) for stage in (Calibrate, Prune, Recover)]
+        context = self.context.variant(recipe_to(self.context.recipe, self.step, self.before))
+        stages: list[Stage] = [Layers(context), Calibrate(context), Prune(context), Recover(context)]
+        estimates = [stage.estimate(machine) for stage in stages if stage.is_asked_for()]
+        parts = [estimate for estimate in estimates if estimate]
         work = f"to {self.step}: " + "; ".join(part.work for part in parts)
         return combined_estimate(self.name, work, parts)
 
