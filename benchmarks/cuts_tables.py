@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cuts_cells import Answers, Masked, SweepCell, SweepResult, TrainedCell, TrainedResult
-from cuts_layers import LayerCell, LayerResult, Measured
+from cuts_layers import Choice, LayerCell, LayerResult, Measured
 from study import markdown, paired_points, put_between
 
 from toolkit.runtime.formatting import MISSING, count, interval, loss, percent
@@ -118,28 +118,14 @@ def _against(row: Row, other: Row) -> str:
 
 def _layer_tables(subject: str, result: LayerResult) -> list[str]:
     """Every set of layers, and the ranks of what the criteria choose."""
-    total = max(len(key.split(",")) for key in result["sets"])
-    original, sets = result["sets"][",".join(map(str, range(total)))], _cut_sets(result, total)
-    by_number = {number: {key: found for key, found in sets.items() if _number(key) == number} for number in range(1, total)}
-    head = [
-        "layers kept",
-        "parameters",
-        "active parameters",
-        "dev loss",
-        "rank",
-        "among all",
-        "dev accuracy",
-        "rank",
-        "among all",
-    ]
+    total = max(map(_number, result["sets"]))
+    original = result["sets"][",".join(map(str, range(total)))]
+    sets = {key: found for key, found in result["sets"].items() if found is not original}
+    head = ["layers kept", "parameters", "active parameters", "loss", "rank", "among all", "accuracy", "rank", "among all"]
     body = []
-    for number in sorted(by_number, reverse=True):
-        alike = by_number[number]
-        for key, found in sorted(alike.items(), key=lambda item: item[1]["loss"]):
-            row = [_named(key), *_sizes(found, original)]
-            for value, rank in ((loss(found["loss"]), _loss_rank), (_score(found), _score_rank)):
-                row += [value, rank(key, alike), rank(key, sets)]
-            body.append(row)
+    for key, found in sorted(sets.items(), key=lambda item: (-_number(item[0]), item[1]["loss"])):
+        by_loss, by_score = _ranks(key, sets)
+        body.append([_named(key), *_sizes(found, original), loss(found["loss"]), *by_loss, _score(found), *by_score])
     told = (
         f"{original['n']:,} dev questions; all {len(sets)} sets of fewer than {total} layers, masked, not fine-tuned. The "
         f"original: loss {loss(original['loss'])} nats per completion token, accuracy {_score(original)}. Ranks count from the "
@@ -149,41 +135,33 @@ def _layer_tables(subject: str, result: LayerResult) -> list[str]:
         f"### {subject}, fewer layers",
         told,
         markdown(head, body),
-        "What the criteria choose: the layers that stay, and the rank of that set by dev loss and by dev accuracy among those "
-        "with as many layers, then among all. Where seeds choose differently, each is told.",
-        markdown(["criterion", *(f"{number} layers" for number in sorted(by_number, reverse=True))], _choice_rows(result, total)),
+        "What the criteria choose, and the ranks of that set. Seeds are named where they choose differently.",
+        markdown(
+            ["layers", "criterion", "kept", "rank by loss", "among all", "rank by accuracy", "among all"],
+            [row for number in range(total - 1, 0, -1) for row in _choice_rows(result["choices"], number, sets)],
+        ),
     ]
 
 
-def _choice_rows(result: LayerResult, total: int) -> list[list[str]]:
+def _choice_rows(choices: Sequence[Choice], number: int, sets: Mapping[str, Measured]) -> list[list[str]]:
+    """What every criterion chooses at one number of layers."""
     body = []
     for criterion in LAYER_CRITERIA:
-        cells = []
-        for number in range(total - 1, 0, -1):
-            seeds: dict[str, list[int]] = {}
-            for choice in result["choices"]:
-                if choice["criterion"] == criterion and len(choice["kept"]) == number:
-                    seeds.setdefault(",".join(map(str, choice["kept"])), []).append(choice["seed"])
-            several = len(seeds) > 1
-            told = [
-                _ranks(key, result, total) + (f" (seed {', '.join(map(str, of))})" if several else "")
-                for key, of in seeds.items()
-            ]
-            cells.append("; ".join(told))
-        body.append([f"`{criterion}`", *cells])
+        seeds: dict[str, list[int]] = {}
+        for choice in choices:
+            if choice["criterion"] == criterion and len(choice["kept"]) == number:
+                seeds.setdefault(",".join(map(str, choice["kept"])), []).append(choice["seed"])
+        for key, of in seeds.items():
+            told = f" (seed {', '.join(map(str, of))})" if len(seeds) > 1 else ""
+            by_loss, by_score = _ranks(key, sets)
+            body.append([str(number), f"`{criterion}`{told}", _named(key), *by_loss, *by_score])
     return body
 
 
-def _ranks(key: str, result: LayerResult, total: int) -> str:
-    """ "0, 1, 3: loss 1 of 4 (2 of 14), accuracy 1 of 4 (2 of 14)"."""
-    sets = _cut_sets(result, total)
+def _ranks(key: str, sets: Mapping[str, Measured]) -> tuple[list[str], list[str]]:
+    """By loss and by accuracy, each among the sets with as many layers and among all."""
     alike = {other: found for other, found in sets.items() if _number(other) == _number(key)}
-    by = {name: f"{rank(key, alike)} ({rank(key, sets)})" for name, rank in (("loss", _loss_rank), ("accuracy", _score_rank))}
-    return f"{_named(key)}: " + ", ".join(f"{name} {told}" for name, told in by.items())
-
-
-def _cut_sets(result: LayerResult, total: int) -> dict[str, Measured]:
-    return {key: found for key, found in result["sets"].items() if _number(key) < total}
+    return [_loss_rank(key, alike), _loss_rank(key, sets)], [_score_rank(key, alike), _score_rank(key, sets)]
 
 
 def _loss_rank(key: str, among: Mapping[str, Measured]) -> str:

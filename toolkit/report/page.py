@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from toolkit.recipe.file import dump_values
 from toolkit.recipe.roles import Role
-from toolkit.report import speed_table
+from toolkit.report import size_table, speed_table
 from toolkit.report.charts import agreement, forest, keep_curve, loss_curve
 from toolkit.report.cut_charts import channels_in_common, layer_marks, layer_strip, width_map
 from toolkit.report.facts import ModelResult, RunFacts, look_up
@@ -126,6 +126,7 @@ def _cut_drawings(report: RunFacts) -> dict[str, Any]:
         "channel_criteria": agreement(width.criteria) if width else None,
         "strip": layer_strip(layers) if layers else None,
         "layer_marks": layer_marks,
+        "size_names": size_table.ROWS,
     }
 
 
