@@ -113,8 +113,8 @@ class WidthTables:
         told = (
             f"`{DEFAULT}` minus another criterion, in points over all seeds that both have, question by question: 95 % interval, "
             f"and p of McNemar's test. {sum(cell != MISSING for row in rows for cell in row[2:])} tests: between equals, about "
-            "one in twenty falls below 0.05. The seeds share their questions, so intervals and p are too small: the more, the more "
-            "alike the seeds answer."
+            "one in twenty falls below 0.05. The seeds share their questions, so intervals and p are too small, most where seeds "
+            "answer alike."
         )
         return [told, markdown(["width", f"`{DEFAULT}` minus", "not fine-tuned", "fine-tuned"], rows)]
 
