@@ -54,8 +54,8 @@ LAYER_NOTES = {
     "glm5_next": BORROWING,
     "glm_moe_dsa": BORROWING,
     "hy_v4": BORROWING,
-    "inkling2": "layer 0 stays; pruned by loading the whole model, not file by file",
-    "jamba": "the layers that stay alternate as all did",
+    "inkling2": "layer 0 stays; whole residual blocks go, or the last layers; pruned by loading the whole model",
+    "jamba": "whole periods go, or the last layers",
     "mistral_large4": f"{BORROWING}, or its keys and values",
     "zaya": "layer 0 stays",
 }

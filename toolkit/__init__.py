@@ -3,7 +3,7 @@
     import toolkit
 
     statistics = toolkit.calibrate(model, batches)
-    plan = toolkit.select(statistics, criterion="reap", keep=4)      # width=0.5: narrower experts, after calibrate(…, channels=True)
+    plan = toolkit.select(statistics, criterion="reap", keep=4)
     toolkit.prune(source, plan, target)
     toolkit.recover(recipe)
     scores = toolkit.evaluate(model, tokenizer, task)

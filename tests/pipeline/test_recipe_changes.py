@@ -5,6 +5,7 @@ from small_run import small_recipe
 
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.recipe_changes import described, differing, still_differing
+from toolkit.pipeline.rounds import early_rounds
 from toolkit.pipeline.stage_list import STAGES
 from toolkit.pipeline.stages.round import Round
 
@@ -40,6 +41,9 @@ def test_only_what_decides_a_stage_is_said_of_it(stage: str, said: str) -> None:
         "evaluation.batch_size": 2, "evaluation.models": ["pruned"], "model.placement": "copies", "seed": 1,
     }  # fmt: skip
     context = RunContext(small_recipe(pruning={"schedule": [6, 4]}))
-    stages = [Round(context, 6), *(slot.stage(context, slot.role) for slot in STAGES if slot.stage is not Round)]
+    stages = [
+        Round(context, early_rounds(context.recipe)[0]),
+        *(slot.stage(context, slot.role) for slot in STAGES if slot.stage is not Round),
+    ]
     sections = {each.name: each.sections for each in stages}
     assert described(made_with, sections[stage]) == said

@@ -1,10 +1,10 @@
 """The last screen of a run: what was made, where it is, and what to do next."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.markup import escape
 
@@ -56,24 +56,43 @@ def _commands(run: RunDirectory, again: str) -> dict[str, str]:
     judged = next((role for role in BEST_FIRST if stage_name(EVALUATE, role) in current), None)
     if judged and stage_name(EVALUATE, Role.ORIGINAL) in current:
         found[f"{program} compare {where}/{judged} {where}/original"] = "question by question"
-    if REPORT in current and (keeps := _keeps_to_try(run)):
-        found[f"{program} sweep {where}/{run.recipe.name} pruning.keep={keeps}"] = "how few experts would do?"
+    if REPORT in current and (axis := _axis_to_try(run)):
+        found[f"{program} sweep {where}/{run.recipe.name} pruning.{axis.key}={','.join(map(str, axis.values))}"] = axis.question
     return found
 
 
-def _keeps_to_try(run: RunDirectory) -> str:
-    """Three quarters, half and a quarter of the experts, those that the model's routers can do; empty where a sweep cannot be."""
+class Axis(NamedTuple):
+    """What a sweep could try next."""
+
+    key: str
+    values: Sequence[int | float]
+    question: str
+
+
+def _axis_to_try(run: RunDirectory) -> Axis | None:
+    """Three quarters, half and a quarter: of the experts, or of what is cut where all of them stay. Only what the model can do;
+    None where a sweep cannot be."""
     recipe = load_recipe(run.recipe)
-    if recipe.pruning.schedule:
-        return ""
-    context = RunContext(recipe)
-    experts, possible = next(iter(Plan.load(run.plan).blocks.values())).experts, []
-    for keep in dict.fromkeys(experts * share // 8 for share in (6, 4, 2)):
+    pruning, context = recipe.pruning, RunContext(recipe)
+    if pruning.schedule:
+        return None
+    experts = next(iter(Plan.load(run.plan).blocks.values())).experts
+    if pruning.keep is not None:
+        axis = Axis(
+            "keep",
+            [keep for keep in dict.fromkeys(experts * share // 8 for share in (6, 4, 2)) if keep],
+            "how few experts would do?",
+        )
+    elif pruning.width is not None:
+        axis = Axis("width", (0.75, 0.5, 0.25), "how narrow may they be?")
+    else:
+        axis = Axis("layers", (0.75, 0.5, 0.25), "how few layers would do?")
+    possible = []
+    for value in axis.values:
         with suppress(PollardError):
-            if keep:
-                context.budget_of(recipe.pruning.model_copy(update={"keep": keep}))
-                possible.append(str(keep))
-    return ",".join(possible)
+            context.budget_of(pruning.model_copy(update={axis.key: value}))
+            possible.append(value)
+    return axis._replace(values=possible) if possible else None
 
 
 def _columns(rows: Mapping[Any, str]) -> None:

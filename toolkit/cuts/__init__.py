@@ -11,7 +11,7 @@ from toolkit.cuts.experts import BlockPlan, ExpertsCut
 from toolkit.cuts.layers import LayersCut
 from toolkit.cuts.model_summary import ModelSummary, model_summary
 from toolkit.cuts.plan import KINDS, Plan
-from toolkit.cuts.shape import ModelShape, ShapeSize, shape_of, shaped_meta_model, sizes_after_cuts
+from toolkit.cuts.shape import ModelShape, ShapeSize, shape_of, shaped_meta_model, sizes_after_cuts, without_last
 from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.cuts.width import WidthCut
 
@@ -38,5 +38,6 @@ __all__ = [
     "shape_of",
     "shaped_meta_model",
     "sizes_after_cuts",
+    "without_last",
     "write_checkpoint",
 ]

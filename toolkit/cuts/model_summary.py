@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from toolkit.cuts.cut import UnknownLayoutError
-from toolkit.cuts.shape import ModelShape, plan_of_shape, shaped_meta_model
+from toolkit.cuts.shape import ModelShape, plan_of_shape, shaped_meta_model, without_last
 from toolkit.cuts.width_counts import channels_to_keep
 from toolkit.cuts.writer import PruneJob, plan_prune
 from toolkit.moe.blocks import MoEBlock, find_blocks
@@ -191,7 +191,7 @@ def _fewer_layers(config: Any, model: PreTrainedModel) -> CutSizes:
     shapes, left, refusal = {}, {}, None
     for keep in _numbers((round(share * of) for share in FRACTIONS), of):
         # Without the last before the final one; or the first ones, where what a layer is follows from its number
-        for kept in ((*range(keep - 1), of - 1), tuple(range(keep))):
+        for kept in (without_last(keep, of), tuple(range(keep))):
             try:
                 left[keep] = _sizes_with(config, ModelShape(layers=kept))
             except PollardError as error:

@@ -39,6 +39,11 @@ def shaped_meta_model(config: Any, shape: ModelShape) -> PreTrainedModel:
     return apply_plan(model, plan_of_shape(model, shape))
 
 
+def without_last(number: int, depth: int) -> tuple[int, ...]:
+    """That many of `depth` layers: all but the last ones before the final one."""
+    return (*range(number - 1), depth - 1)
+
+
 def shape_of(plan: Plan) -> ModelShape:
     """What `plan` leaves of each kind."""
     experts, width, layers = plan.cut(ExpertsCut), plan.cut(WidthCut), plan.cut(LayersCut)

@@ -111,9 +111,15 @@ def _layer_change(question: _Question) -> LayerChange:
     except CannotDropLayers as error:
         reasons.append(str(error))
     raise PollardError(
-        f"{original.config.model_type} cannot do with the layers {list(question.kept)} alone: {reasons[0]}. Keep others, or all.",
+        f"{original.config.model_type} {_without(original, question)}: {reasons[0]}. Keep others, or all.",
         code="layers.cannot-drop",
     )
+
+
+def _without(original: PreTrainedModel, question: _Question) -> str:
+    kept = list(question.kept)
+    gone = [number for number in range(original.config.get_text_config().num_hidden_layers) if number not in kept]
+    return f"cannot do without the layers {gone}" if len(gone) < len(kept) else f"cannot do with the layers {kept} alone"
 
 
 @lru_cache(maxsize=2)
@@ -139,7 +145,8 @@ class _Differences:
 
 def _unequal(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     pairs = {name: (before.get(name, GONE), after.get(name, GONE)) for name in {**before, **after}}
-    return {name: pair for name, pair in pairs.items() if repr(pair[0]) != repr(pair[1])}
+    # Either says what is equal and looks different (sets), or looks equal and is different (nan)
+    return {name: (old, new) for name, (old, new) in pairs.items() if old != new and repr(old) != repr(new)}
 
 
 def _tensors(module: nn.Module) -> dict[str, str]:

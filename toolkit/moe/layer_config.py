@@ -51,6 +51,7 @@ Setting = Callable[[Any, KeptLayers], Any]  # a setting's value and the layers t
 
 
 def one_per_layer(value: Sequence[Any], stay: KeptLayers) -> list[Any]:
+    """One entry per layer."""
     if all(isinstance(entry, str) for entry in value):
         for number in stay.kept:
             lender = next((n for n in range(number, -1, -1) if not BORROWS.search(value[n])), number)
@@ -60,6 +61,7 @@ def one_per_layer(value: Sequence[Any], stay: KeptLayers) -> list[Any]:
 
 
 def sources(value: Sequence[int], stay: KeptLayers) -> list[int]:
+    """For each layer the number of the one whose keys and values it uses."""
     for number in stay.kept:
         if value[number] not in stay.kept:
             raise CannotDropLayers(f"layer {number} uses what layer {value[number]} computes, which would go")
@@ -67,15 +69,18 @@ def sources(value: Sequence[int], stay: KeptLayers) -> list[int]:
 
 
 def pattern(value: str, stay: KeptLayers) -> str:
+    """One letter per layer."""
     return "".join(value[number] for number in stay.kept)
 
 
 def numbers(value: Sequence[int], stay: KeptLayers) -> list[int]:
+    """Numbers of layers."""
     shown = 1 if stay.layers in value else 0 if 0 in value else stay.base
     return stay.renumbered(value, shown)
 
 
 def by_number(value: Mapping[Any, Any], stay: KeptLayers) -> dict[Any, Any]:
+    """Something of some layers, by their numbers."""
     new = {number: position for position, number in enumerate(stay.kept)}
     return {type(key)(new[int(key)]): inner for key, inner in value.items() if int(key) in new}
 
@@ -93,18 +98,22 @@ def parts(value: Mapping[str, Any], stay: KeptLayers) -> dict[str, Any]:
 
 
 def leading(value: int, stay: KeptLayers) -> int:
+    """A number of layers at the beginning, or that of the first behind them."""
     return sum(number < value for number in stay.kept)
 
 
 def last(value: int, stay: KeptLayers) -> int:
+    """The number of the last layer of a kind."""
     return sum(number <= value for number in stay.kept) - 1
 
 
 def trailing(value: int, stay: KeptLayers) -> int:
+    """A number of layers at the end."""
     return sum(number >= stay.layers - value for number in stay.kept)
 
 
 def count(value: int, stay: KeptLayers) -> int:
+    """The number of all layers."""
     return len(stay.kept)
 
 

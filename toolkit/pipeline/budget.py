@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedModel
 
-from toolkit.cuts import ModelShape
+from toolkit.cuts import ModelShape, without_last
 from toolkit.moe import check_prunable, expert_width, find_blocks, layers_of
 from toolkit.recipe.pruning import PruningRecipe
 from toolkit.runtime.errors import PollardError
@@ -37,7 +37,7 @@ class Budget(NamedTuple):
     def shape(self) -> ModelShape:
         """For counting on a model without weights; where it is not chosen yet which layers stay, the last ones before the final
         one are taken out."""
-        layers = (*range(self.layers - 1), self.depth - 1) if isinstance(self.layers, int) else self.layers
+        layers = without_last(self.layers, self.depth) if isinstance(self.layers, int) else self.layers
         return ModelShape(layers=layers, experts=self.keep, width=self.width, experts_per_token=self.experts_per_token)
 
     def after(self, before: "Budget") -> "Budget":

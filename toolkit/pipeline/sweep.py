@@ -8,7 +8,6 @@ with the same choice share one file, and a finished file is never measured again
 
 import json
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,13 @@ import torch
 from rich.markup import escape
 from transformers import PreTrainedModel
 
-from toolkit.cuts import LayersCut, WidthCut, masked, shape_of, shaped_meta_model
+from toolkit.cuts import masked, shape_of
 from toolkit.cuts.experts import BlockPlan
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.evaluation import measure_fidelity, write_reference
 from toolkit.evaluation.probe import check_probe, measure_probe, read_probe
-from toolkit.moe import find_blocks, sizes
+from toolkit.moe import find_blocks
 from toolkit.moe.placement import with_model
 from toolkit.pipeline.checks import check
 from toolkit.pipeline.context import RunContext
@@ -35,40 +34,20 @@ from toolkit.pipeline.runner import do_stage
 from toolkit.pipeline.stage import Stage
 from toolkit.pipeline.stages.calibrate import Calibrate
 from toolkit.pipeline.stages.layers import Layers
-from toolkit.pipeline.sweep_grid import Cell, Grid
+from toolkit.pipeline.sweep_choice import SweepChoice
+from toolkit.pipeline.sweep_grid import Grid
 from toolkit.pipeline.write_report import write_report
 from toolkit.recipe.data import DataRecipe
 from toolkit.recipe.file import dump_recipe
-from toolkit.recipe.pruning import COUNTED
 from toolkit.recipe.schema import Recipe
 from toolkit.report import show_sweep, tabulate
-from toolkit.report.measurements import SweepRow, SweepTable
+from toolkit.report.measurements import SweepTable
 from toolkit.runtime.distributed import barrier, check_shared, is_main, on_main, say, world_size
 from toolkit.runtime.errors import Mistakes
 from toolkit.runtime.files import JsonObject, fingerprint_of, fingerprint_of_source, write_text
 from toolkit.runtime.formatting import loss, percent
 from toolkit.runtime.run_files import RUN_FILE_PATTERNS, SHARD_PATTERN, remove_matching
 from toolkit.selection import WIDTH_CRITERIA, kept_unobserved
-
-
-@dataclass(frozen=True)
-class SweepChoice:
-    """What one cell keeps (no cell: the original), and the file that says how good it is."""
-
-    cell: Cell | None
-    plan: Plan
-    unobserved: int
-    file: str
-
-    @property
-    def label(self) -> str:
-        return self.cell.label if self.cell else "original"
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        drawn = f", seed {self.cell.seed}" if self.cell and "random" in self.cell.recipe.pruning.criteria else ""
-        return f"{self.label}, keep {self.plan.keep}{drawn}"
 
 
 def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> SweepTable:
@@ -235,11 +214,7 @@ def _measure(context: RunContext, choices: list[SweepChoice], folder: Path) -> N
                 }
                 found["fidelity"] = measure_fidelity(model, gold, said, "").to_json() if gold else None
             seconds = round(time.monotonic() - started, 1)
-            facts = {
-                "format": 2, "keep": choice.plan.keep, "experts_per_token": choice.plan.experts_per_token,
-                "kept": choice.plan.choice(), **_other_cuts(choice.plan),
-                **found, "seconds": seconds, "ranks": world_size(),
-            }  # fmt: skip
+            facts = {"format": 2, **choice.facts(), **found, "seconds": seconds, "ranks": world_size()}
             if is_main():
                 write_text(folder / choice.file, json.dumps(facts) + "\n")
             task: Any = found["task"]
@@ -249,12 +224,6 @@ def _measure(context: RunContext, choices: list[SweepChoice], folder: Path) -> N
     with_model(recipe, recipe.model.path, recipe.model.revision, measure, why_whole="a sweep masks the routers of a whole model")
     barrier()
     on_main(lambda: remove_matching(said, SHARD_PATTERN))
-
-
-def _other_cuts(plan: Plan) -> JsonObject:
-    """What a cell's file says of a plan that cuts more than experts."""
-    width, layers = plan.cut(WidthCut), plan.cut(LayersCut)
-    return ({"width": width.keep} if width else {}) | ({"layers": layers.kept} if layers else {})
 
 
 def _gold(context: RunContext) -> list[dict[str, torch.Tensor]]:
@@ -274,31 +243,10 @@ def _finish(context: RunContext, choices: list[SweepChoice]) -> SweepTable:
     for choice in choices:
         found = json.loads((directory.sweep / choice.file).read_text())
         seconds[choice.file] = found["seconds"]
-        pruning = choice.cell.recipe.pruning.model_dump(exclude={*COUNTED, "skipping"}) if choice.cell else {}
-        sizes = {} if only_experts else _sizes(context, choice.plan)
-        rows.append(
-            SweepRow.model_validate(
-                {"label": choice.label, "keep": found["keep"], **sizes, **pruning}
-                | {"seed": choice.cell.seed if choice.cell else None, "kept_unobserved": choice.unobserved}
-                | {key: found[key] and {k: v for k, v in found[key].items() if k != "right"} for key in ("task", "off_task")}
-                | {"fidelity": found["fidelity"], "file": choice.file}
-            )
-        )
+        rows.append(choice.row(context, found, with_sizes=not only_experts))
     table = tabulate(rows)
     write_text(directory.sweep / "table.json", json.dumps(table.as_json(), indent=1) + "\n")
     fingerprint = fingerprint_of(table.as_json())
     if not directory.is_done(SWEEP, fingerprint):
         directory.finish(SWEEP, fingerprint, sum(seconds.values()), seed=recipe.seed, ranks=world_size(), cells=len(rows))
     return table
-
-
-def _sizes(context: RunContext, plan: Plan) -> dict[str, int | None]:
-    """What a table of several kinds of cuts says of a cell."""
-    shape = shape_of(plan)
-    found = context.once(("sizes", context.recipe.model, shape), lambda: sizes(shaped_meta_model(context.config, shape)))
-    return {
-        "width": shape.width,
-        "layers": None if shape.layers is None else len(shape.layers),
-        "parameters": found.parameters,
-        "active_parameters": found.active_parameters,
-    }

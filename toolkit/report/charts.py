@@ -152,11 +152,13 @@ class KeepLine:
 
 @dataclass(frozen=True)
 class KeepCurve:
-    """Accuracy over the number of kept experts; `original` is the top and the height of its interval, in percent."""
+    """Accuracy over the number of kept experts, or where widths and layers are swept over the share of the parameters;
+    `original` is the top and the height of its interval, in percent."""
 
     lines: list[KeepLine]
     keeps: list[Tick]
     original: tuple[float, float]
+    axis: str
 
 
 def keep_curve(sweep: SweepTable | None) -> KeepCurve | None:
@@ -164,37 +166,42 @@ def keep_curve(sweep: SweepTable | None) -> KeepCurve | None:
     if not sweep:
         return None
     original, *cells = sweep.rows
-    keeps = sorted({row.keep for row in sweep.rows})
-    few, all_ = keeps[0], keeps[-1]
+    amounts = sorted({row.amount for row in sweep.rows})
+    few, all_ = amounts[0], amounts[-1]
 
-    def place(keep: int, score: float) -> tuple[float, float]:
-        return round(100 * (keep - few) / (all_ - few or 1), 2), round(100 * (1 - score), 2)
+    def place(amount: float, score: float) -> tuple[float, float]:
+        return round(100 * (amount - few) / (all_ - few or 1), 2), round(100 * (1 - score), 2)
 
     lines = []
     for style, label in enumerate(dict.fromkeys(row.label for row in cells)):
         own = [row for row in cells if row.label == label]
         scores: dict[int, list[float]] = {}
         for row in [*own, original]:
-            scores.setdefault(row.keep, []).append(row.task.score)
+            scores.setdefault(row.amount, []).append(row.task.score)
         order = sorted(scores)
-        worst, best = ([place(keep, end(scores[keep])) for keep in order] for end in (min, max))
+        worst, best = ([place(amount, end(scores[amount])) for amount in order] for end in (min, max))
         lines.append(
             KeepLine(
                 label=label,
                 style=style,
-                points=points_of(place(keep, sum(scores[keep]) / len(scores[keep])) for keep in order),
+                points=points_of(place(amount, sum(scores[amount]) / len(scores[amount])) for amount in order),
                 band=points_of([*worst, *reversed(best)]) if worst != best else "",
-                dots=[(*place(row.keep, row.task.score), _dot_title(row)) for row in own],
+                dots=[(*place(row.amount, row.task.score), _dot_title(row)) for row in own],
             )
         )
     low, high = original.task.interval
-    ticks = [Tick(place(keep, 0)[0], str(keep)) for keep in keeps]
-    return KeepCurve(lines, ticks, (round(100 * (1 - high), 2), round(100 * (high - low), 2)))
+    band = round(100 * (1 - high), 2), round(100 * (high - low), 2)
+    if not sweep.by_size:
+        ticks = [Tick(place(amount, 0)[0], str(amount)) for amount in amounts]
+        return KeepCurve(lines, ticks, band, "experts kept per block")
+    shares = [share for share in nice_ticks(few / all_, 1.0) if few / all_ <= share <= 1]
+    ticks = [Tick(place(share * all_, 0)[0], percent(share, 0)) for share in shares]
+    return KeepCurve(lines, ticks, band, "parameters, of the original's")
 
 
 def _dot_title(row: SweepRow) -> str:
-    seed = f", seed {row.seed}" if row.label.startswith("random") else ""
-    return f"{row.label}, keep {row.keep}{seed}: {percent(row.task.score)}, 95 % interval {interval(row.task.interval)}"
+    seed = f", seed {row.seed}" if row.drawn else ""
+    return f"{row.label}, {row.shape}{seed}: {percent(row.task.score)}, 95 % interval {interval(row.task.interval)}"
 
 
 def points_of(places: Iterable[tuple[float, float]]) -> str:

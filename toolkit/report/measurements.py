@@ -112,9 +112,29 @@ class SweepRow(FileFacts):
     fidelity: Fidelity | None = None
     file: str | None = None
 
+    @property
+    def drawn(self) -> bool:
+        """Whether a criterion draws, so that the seed counts."""
+        return "random" in self.label.partition(",")[0].split(" + ")
+
+    @property
+    def amount(self) -> int:
+        """What is swept: parameters, where these are known, else experts."""
+        return self.keep if self.parameters is None else self.parameters
+
+    @property
+    def shape(self) -> str:
+        """ "keep 4"; "4 experts, 128 channels, 3 layers", without those of which all stay."""
+        if self.parameters is None:
+            return f"keep {self.keep}"
+        parts = [f"{self.keep} experts"]
+        parts += [f"{self.width:,} channels"] if self.width else []
+        return ", ".join([*parts, *([f"{self.layers} layer{'s' * (self.layers > 1)}"] if self.layers else [])])
+
 
 class SweepTable(FileFacts):
-    """sweep/table.json; `holding`: per label the fewest experts with which accuracy holds."""
+    """sweep/table.json; `holding`: per label the fewest experts with which accuracy holds; where widths or layers are swept, too,
+    the fewest parameters."""
 
     format: int
     task: str
@@ -125,6 +145,11 @@ class SweepTable(FileFacts):
     rows: list[SweepRow]
     holding: dict[str, int | None]
     recommendation: str
+
+    @property
+    def by_size(self) -> bool:
+        """Whether more than experts is swept: cells are compared by their parameters."""
+        return self.rows[0].parameters is not None
 
 
 class SpeedRatios(FileFacts):

@@ -95,9 +95,9 @@ def _about_cuts(cuts: CutFacts) -> list[str]:
     """What stays of the width and of the layers, and how many parameters each token still meets."""
     sentences = []
     if width := cuts.width:
-        of = f" of {width.width:,}" if width.width else ""
+        of = f" of its {width.width:,}" if width.width else ""
         mlps = f", and {len(width.mlps)} MLPs of the same setting as much narrower" if width.mlps else ""
-        sentences.append(f"Each expert keeps {width.keep:,}{of} channels, its own{mlps}.")
+        sentences.append(f"Each expert keeps {width.keep:,}{of} channels{mlps}.")
     if layers := cuts.layers:
         sentences.append(f"{len(layers.kept)} of {layers.layers} layers stay ({ranges(layers.kept)}).")
     if cuts.sizes:

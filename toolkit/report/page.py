@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from toolkit.recipe.file import dump_values
 from toolkit.recipe.roles import Role
-from toolkit.report import speed_table
+from toolkit.report import size_table, speed_table
 from toolkit.report.charts import agreement, forest, keep_curve, loss_curve
 from toolkit.report.cut_charts import channels_in_common, layer_marks, layer_strip, width_map
 from toolkit.report.facts import ModelResult, RunFacts, look_up
@@ -166,8 +166,8 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= FORMATS | {"typeset": typeset, "last_line": last_line}
-    made.globals["formats"] = FORMATS
+    made.filters |= FORMATS | {"typeset": typeset, "last_line": last_line, "ranges": formats.ranges}
+    made.globals |= {"formats": FORMATS, "size_names": size_table.ROWS}
     return made
 
 

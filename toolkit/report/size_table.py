@@ -9,7 +9,9 @@ from toolkit.cuts import ExpertsCut, LayersCut, Plan, ShapeSize, WidthCut
 from toolkit.report.cut_facts import SizeFacts
 from toolkit.runtime.formatting import MISSING, amount, percent, ranges
 
-COLUMNS = ("", "layers", "experts", "active", "width", "parameters", "active per token", "of the original")
+COLUMNS = ("", "layers", "experts", "per token", "width", "parameters", "active", "left")
+
+ROWS = {"original": "original", "layers": "fewer layers", "experts": "fewer experts", "width": "narrower"}
 
 
 def size_rows(sizes: Mapping[str, ShapeSize | SizeFacts]) -> list[list[str]]:
@@ -17,7 +19,7 @@ def size_rows(sizes: Mapping[str, ShapeSize | SizeFacts]) -> list[list[str]]:
     whole = next(iter(sizes.values()))
     return [
         [
-            kind if kind == "original" else f"after {kind}", str(size.layers), str(size.experts), str(size.experts_per_token),
+            ROWS[kind], str(size.layers), str(size.experts), str(size.experts_per_token),
             MISSING if size.width is None else f"{size.width:,}", amount(size.parameters), amount(size.active_parameters),
             percent(size.parameters / whole.parameters),
         ]
@@ -28,7 +30,7 @@ def size_rows(sizes: Mapping[str, ShapeSize | SizeFacts]) -> list[list[str]]:
 def size_table(sizes: Mapping[str, ShapeSize | SizeFacts]) -> Table:
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
     for column in COLUMNS:
-        table.add_column(column, justify="right" if column else "left")
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for row in size_rows(sizes):
         table.add_row(*row)
     return table

@@ -1,4 +1,5 @@
-"""A sweep's table: which numbers of experts hold, what follows from it, and how the terminal shows it."""
+"""A sweep's table: which numbers of experts hold, what follows from it, and how the terminal shows it. Where widths and layers
+are swept, too, cells are compared by their parameters."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,21 +9,26 @@ from rich.table import Table
 
 from toolkit.report.measurements import SweepRow, SweepTable, TaskResult
 from toolkit.runtime.distributed import console, is_main, say
-from toolkit.runtime.formatting import interval, loss, percent
+from toolkit.runtime.formatting import amount, interval, loss, percent
+
+WIDTH = 120  # of a table in a log file
 
 
 def tabulate(rows: Sequence[SweepRow]) -> SweepTable:
     """sweep/table.json from its rows, the original's first.
 
-    A number of experts holds where the interval of every cell with it overlaps the original's.
+    A number of experts (of parameters, where more is swept) holds where the interval of every cell with it overlaps the
+    original's.
     """
     original, *cells = rows
-    ordered = sorted(cells, key=lambda row: -row.keep)
+    ordered = sorted(cells, key=lambda row: -row.amount)
     labels = list(dict.fromkeys(row.label for row in cells))
     holding: dict[str, int | None] = {}
     for label in labels:
-        by_keep = {keep: at_keep(ordered, label, keep) for keep in {row.keep for row in cells if row.label == label}}
-        holds = [keep for keep, same in by_keep.items() if keep < original.keep and all(_overlap(row, original) for row in same)]
+        of_label = {each: with_amount(ordered, label, each) for each in {row.amount for row in cells if row.label == label}}
+        holds = [
+            each for each, same in of_label.items() if each < original.amount and all(_overlap(row, original) for row in same)
+        ]
         holding[label] = min(holds, default=None)
     return SweepTable(
         format=2,
@@ -37,9 +43,9 @@ def tabulate(rows: Sequence[SweepRow]) -> SweepTable:
     )
 
 
-def at_keep(rows: Sequence[SweepRow], label: str, keep: int) -> list[SweepRow]:
-    """The cells of one label with that many experts: one, or one per seed."""
-    return [row for row in rows if row.label == label and row.keep == keep]
+def with_amount(rows: Sequence[SweepRow], label: str, number: int) -> list[SweepRow]:
+    """The cells of one label with that many experts, or parameters: one, or one per seed (or shape of that size)."""
+    return [row for row in rows if row.label == label and row.amount == number]
 
 
 def _overlap(row: SweepRow, original: SweepRow) -> bool:
@@ -54,24 +60,22 @@ def _recommendation(original: SweepRow, cells: Sequence[SweepRow], holding: Mapp
     if not original.task.correct:
         return f"The original itself is right on none of {questions}: by accuracy there is nothing to compare."
     chosen = {label: keep for label, keep in holding.items() if keep and not _is_random(label)}
-    each = "Fewest that hold: " + ", ".join(f"{label} {keep or 'none'}" for label, keep in holding.items()) + "."
     if not chosen:
-        keeps = sorted({row.keep for row in cells if row.keep < original.keep}, reverse=True)
-        best = [max((row for row in cells if row.keep == keep), key=_quality) for keep in keeps]
-        return (
-            f"No criterion holds: none of these numbers of experts has an interval that overlaps {reference}. Best of each: "
-            + ", ".join(f"keep {row.keep} {row.label} {percent(row.task.score)}" for row in best)
-            + f". {only}"
-        )
+        return f"{_none_holds(original, cells, reference)} {only}"
     fewest = min(chosen.values())
-    row = max((row for label, keep in chosen.items() if keep == fewest for row in at_keep(cells, label, keep)), key=_quality)
+    row = max((row for label, keep in chosen.items() if keep == fewest for row in with_amount(cells, label, keep)), key=_quality)
     sentences = [
-        f"pruning.keep={fewest} by {row.label}: the fewest experts with which accuracy ({_score(row.task)}) overlaps "
-        f"{reference}; that is no proof that the two are equally good.",
-        each,
+        f"{_named(row, original)} with which accuracy ({_score(row.task)}) overlaps {reference}; that is no proof that the two "
+        "are equally good.",
+        _each_that_holds(original, cells, holding),
     ]
     if any(_is_random(label) and keep and keep <= fewest for label, keep in holding.items()):
-        sentences.append("Random experts hold there too: at that number the choice tells little.")
+        what = (
+            "A random choice holds there too: at that size"
+            if _by_size(original)
+            else "Random experts hold there too: at that number"
+        )
+        sentences.append(f"{what} the choice tells little.")
     if row.off_task and original.off_task:
         by_score = row.off_task.score is not None
         before, after = (
@@ -81,8 +85,39 @@ def _recommendation(original: SweepRow, cells: Sequence[SweepRow], holding: Mapp
     return " ".join([*sentences, only])
 
 
+def _by_size(original: SweepRow) -> bool:
+    return original.parameters is not None
+
+
+def _named(row: SweepRow, original: SweepRow) -> str:
+    """The cell, and what it is the least of."""
+    if not _by_size(original):
+        return f"pruning.keep={row.keep} by {row.label}: the fewest experts"
+    share = percent(row.amount / original.amount)
+    return f"{row.shape} by {row.label} ({amount(row.parameters)} parameters, {share} of the original's): the fewest parameters"
+
+
+def _each_that_holds(original: SweepRow, cells: Sequence[SweepRow], holding: Mapping[str, int | None]) -> str:
+    """The least that holds, label by label."""
+    if not _by_size(original):
+        return "Fewest that hold: " + ", ".join(f"{label} {keep or 'none'}" for label, keep in holding.items()) + "."
+    found = []
+    for label, least in holding.items():
+        shapes = dict.fromkeys(row.shape for row in with_amount(cells, label, least)) if least else {"none": None}
+        found.append(f"{label}: {' or '.join(shapes)}")
+    return f"Smallest that hold: {'; '.join(found)}."
+
+
+def _none_holds(original: SweepRow, cells: Sequence[SweepRow], reference: str) -> str:
+    amounts = sorted({row.amount for row in cells if row.amount < original.amount}, reverse=True)
+    best = [max((row for row in cells if row.amount == each), key=_quality) for each in amounts]
+    what, between = ("sizes", "; ") if _by_size(original) else ("numbers of experts", ", ")
+    each = between.join(f"{row.shape} {row.label} {percent(row.task.score)}" for row in best)
+    return f"No criterion holds: none of these {what} has an interval that overlaps {reference}. Best of each: {each}."
+
+
 def _is_random(label: str) -> bool:
-    return label.partition(",")[0] == "random"
+    return "random" in label.partition(",")[0].split(" + ")
 
 
 def _quality(row: SweepRow) -> tuple[float, float]:
@@ -102,7 +137,20 @@ def show_sweep(table: SweepTable) -> None:
     fidelity_columns = ("KL", "acceptance") if reference else ()
     off_task_columns = ("off task", "its loss") if table.off_task else ()
     drawn = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
-    for column in ("criterion", "keep", "seed", "accuracy", "95 % interval", "loss", *fidelity_columns, *off_task_columns):
+    size_columns = ("width", "layers", "parameters", "active") if table.by_size else ()
+    if table.by_size and not console.is_terminal:
+        console.width = max(console.width, WIDTH)
+    for column in (
+        "criterion",
+        "keep",
+        *size_columns,
+        "seed",
+        "accuracy",
+        "95 % interval",
+        "loss",
+        *fidelity_columns,
+        *off_task_columns,
+    ):
         drawn.add_column(column, justify="left" if column == "criterion" else "right", no_wrap=True)
     for row in table.rows:
         drawn.add_row(*_cells(row))
@@ -116,8 +164,12 @@ def show_sweep(table: SweepTable) -> None:
 
 
 def _cells(row: SweepRow) -> list[str]:
-    seed = str(row.seed) if _is_random(row.label) else ""
-    cells = [escape(row.label), str(row.keep), seed, percent(row.task.score), interval(row.task.interval), loss(row.task.loss)]
+    cells = [escape(row.label), str(row.keep)]
+    if row.parameters is not None:
+        width, layers = f"{row.width:,}" if row.width else "all", str(row.layers or "all")
+        cells += [width, layers, amount(row.parameters), amount(row.active_parameters)]
+    seed = str(row.seed) if row.drawn else ""
+    cells += [seed, percent(row.task.score), interval(row.task.interval), loss(row.task.loss)]
     if row.fidelity:
         cells += [loss(row.fidelity.kl), percent(row.fidelity.acceptance)]
     if row.off_task:

@@ -19,7 +19,9 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt-tokens", type=int, default=256, help="of each prompt (default: 256)")
     parser.add_argument("--new-tokens", type=int, default=64, help="at least 2 (default: 64)")
     parser.add_argument("--repeats", type=int, default=5, help="of every measurement, in turn (default: 5)")
-    parser.add_argument("--keep", type=_numbers, default=[], help="of a random model, also so many experts per block: 4,2")
+    for option, of in (("keep", "experts per block"), ("width", "channels per expert"), ("layers", "decoder layers")):
+        example = {"keep": "4,2", "width": "7168", "layers": "16"}[option]
+        parser.add_argument(f"--{option}", type=_numbers, default=[], help=f"of a random model, also so many {of}: {example}")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--json", metavar="FILE", help="also write the figures there (a run's own are kept in its speed.json)")
 
@@ -48,8 +50,9 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
         )
     if arguments.json:
         _check_figures_file(Path(arguments.json))
+    fewer = {kind: getattr(arguments, kind) for kind in ("keep", "width", "layers")}
     load = Workload(arguments.batch_sizes, arguments.prompt_tokens, arguments.new_tokens, arguments.repeats)
-    figures = benchmark(models_to_measure(arguments.models, arguments.keep, arguments.dtype), load).to_json()
+    figures = benchmark(models_to_measure(arguments.models, fewer, arguments.dtype), load).to_json()
     show_speed(SpeedTable.model_validate(figures))
     if arguments.json:
         write_text(arguments.json, json.dumps(figures, indent=1) + "\n")

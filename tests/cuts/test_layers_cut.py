@@ -9,6 +9,7 @@ import torch
 from conftest import logits_of, plan_for, raises, tiny_model
 from families import tiny_family
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -116,19 +117,21 @@ def test_keeping_all_layers_changes_no_byte(tmp_path: Path) -> None:
         assert type(model.model.layers) is nn.ModuleList
 
 
+@pytest.mark.parametrize("mode", [False, "progressive"], ids=["statistics", "progressive search"])
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
-def test_a_model_streamed_from_files_is_observed_under_the_mask(family: str, tmp_path: Path) -> None:
+def test_a_model_streamed_from_files_is_observed_under_the_mask(family: str, mode, tmp_path: Path) -> None:
     model = four_layers(family, **({"layer_types": ["sliding_attention", "full_attention"] * 2} if family == "gpt_oss" else {}))
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     choice = plan(layers(0, 2, 3))
     loaded, streamed = load_model(str(tmp_path)), StreamedModel(str(tmp_path))
     with masked(loaded, choice):
-        expected = calibrate(loaded, batches)
+        expected = calibrate(loaded, batches, mode, 4)
     with masked(streamed.model, choice):
-        found = calibrate(streamed, batches)
+        found = calibrate(streamed, batches, mode, 4)
     assert list(expected.about.blocks) == [f"model.layers.{number}.mlp" for number in (0, 2, 3)]
     assert found.vectors.keys() == expected.vectors.keys()
     assert all(torch.equal(found.vectors[name], vector) for name, vector in expected.vectors.items())
+    assert found.about.reconstruction == expected.about.reconstruction
     whole = calibrate(loaded, batches)
     differing = [name for name, vector in expected.vectors.items() if not torch.equal(vector, whole.vectors[name])]
     assert any("layers.2" in name for name in differing) and not any("layers.0" in name for name in differing)
@@ -137,8 +140,6 @@ def test_a_model_streamed_from_files_is_observed_under_the_mask(family: str, tmp
 def test_layers_that_predict_further_tokens_are_not_mistaken_for_layers(tmp_path: Path) -> None:
     model = four_layers("deepseek_v3", **MTP)
     model.save_pretrained(tmp_path / "original")
-    from safetensors.torch import load_file, save_file
-
     file = tmp_path / "original" / "model.safetensors"
     tensors = load_file(file)
     tensors |= {name.replace("layers.3.", "layers.4."): tensor.clone() for name, tensor in tensors.items() if "layers.3." in name}
@@ -157,6 +158,28 @@ MTP = {
     "n_routed_experts": 8, "first_k_dense_replace": 1, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_nope_head_dim": 16,
     "qk_rope_head_dim": 16, "v_head_dim": 16, "n_group": 1, "topk_group": 1, "num_nextn_predict_layers": 1,
 }  # fmt: skip
+
+
+def test_a_quantized_checkpoint_keeps_its_scales_and_says_so_by_the_new_numbers(tmp_path: Path) -> None:
+    model = four_layers()
+    model.save_pretrained(tmp_path / "original")
+    file = tmp_path / "original" / "model.safetensors"
+    tensors = load_file(file)
+    scaled = [name for name in tensors if "experts" in name]
+    tensors |= {name: tensors[name].to(torch.float8_e4m3fn) for name in scaled}
+    tensors |= {f"{name}_scale_inv": torch.full((1, 1), float(number)) for number, name in enumerate(scaled)}
+    save_file(tensors, file, metadata={"format": "pt"})
+    config = json.loads((tmp_path / "original" / "config.json").read_text())
+    kept = ["lm_head", "model.layers.1.mlp.gate", "model.layers.3.mlp.gate", "layers.2.self_attn"]
+    config["quantization_config"] = {"quant_method": "fp8", "modules_to_not_convert": kept}
+    (tmp_path / "original" / "config.json").write_text(json.dumps(config))
+
+    prune_checkpoint(tmp_path / "original", plan(layers(0, 2, 3), experts(model, 0, 2, 3)), tmp_path / "pruned")
+    written = load_file(tmp_path / "pruned" / "model.safetensors")
+    old, new = (f"model.layers.{n}.block_sparse_moe.experts.{e}.w1.weight_scale_inv" for n, e in ((3, 6), (2, 2)))
+    assert torch.equal(written[new], tensors[old])
+    config = json.loads((tmp_path / "pruned" / "config.json").read_text())
+    assert config["quantization_config"]["modules_to_not_convert"] == ["lm_head", "model.layers.2.mlp.gate", "layers.1.self_attn"]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +230,7 @@ def test_a_plan_of_another_model_is_refused() -> None:
         check_plan(model, plan(elsewhere))
     with raises("plan.other-model", "does not name", "layers.3.mlp"):
         check_plan(model, plan(layers(0, 2, 3), experts(model, 0, 2)))
-    with raises("plan.other-model", "does not have", "layers.1.mlp"):
+    with raises("plan.other-model", "layers go", "layers.1.mlp"):
         check_plan(model, plan(layers(0, 2, 3), experts(model, 0, 1, 2, 3)))
 
 
@@ -231,7 +254,7 @@ def test_layers_that_stock_transformers_would_read_otherwise_are_refused(family:
     model = tiny_family(family)
     before = model.config.to_json_string()
     for attempt in (lambda chosen: check_plan(model, chosen), lambda chosen: masked(model, chosen).__enter__()):
-        with raises("layers.cannot-drop", kept, named):
+        with raises("layers.cannot-drop", model.config.model_type, named):
             attempt(plan(LayersCut.of(model, kept, "by hand")))
     assert model.config.to_json_string() == before
 

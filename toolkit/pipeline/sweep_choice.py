@@ -1,0 +1,60 @@
+"""What one cell of a sweep keeps, its file, and its row in the table."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit.cuts import LayersCut, Plan, WidthCut, shape_of, shaped_meta_model
+from toolkit.moe import sizes
+from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.sweep_grid import Cell
+from toolkit.recipe.pruning import COUNTED
+from toolkit.report.measurements import SweepRow
+from toolkit.runtime.files import JsonObject
+
+
+@dataclass(frozen=True)
+class SweepChoice:
+    """What one cell keeps (no cell: the original), and the file that says how good it is."""
+
+    cell: Cell | None
+    plan: Plan
+    unobserved: int
+    file: str
+
+    @property
+    def label(self) -> str:
+        return self.cell.label if self.cell else "original"
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        drawn = f", seed {self.cell.seed}" if self.cell and "random" in self.cell.recipe.pruning.criteria else ""
+        return f"{self.label}, keep {self.plan.keep}{drawn}"
+
+    def facts(self) -> JsonObject:
+        """What its file says of the plan; of channels and layers only where they are cut."""
+        width, layers = self.plan.cut(WidthCut), self.plan.cut(LayersCut)
+        facts = {"keep": self.plan.keep, "experts_per_token": self.plan.experts_per_token, "kept": self.plan.choice()}
+        return facts | ({"width": width.keep} if width else {}) | ({"layers": layers.kept} if layers else {})
+
+    def row(self, context: RunContext, found: JsonObject, with_sizes: bool) -> SweepRow:
+        """From what its file holds. `with_sizes`: in a table of cells that cut more than experts."""
+        pruning = self.cell.recipe.pruning.model_dump(exclude={*COUNTED, "skipping"}) if self.cell else {}
+        values: dict[str, Any] = {"label": self.label, "keep": found["keep"]}
+        values |= _sizes(context, self.plan) if with_sizes else {}
+        values |= {**pruning, "seed": self.cell.seed if self.cell else None, "kept_unobserved": self.unobserved}
+        for key in ("task", "off_task"):
+            values[key] = found[key] and {k: v for k, v in found[key].items() if k != "right"}
+        return SweepRow.model_validate(values | {"fidelity": found["fidelity"], "file": self.file})
+
+
+def _sizes(context: RunContext, plan: Plan) -> dict[str, int | None]:
+    """Of the pruned model."""
+    shape = shape_of(plan)
+    found = context.once(("sizes", context.recipe.model, shape), lambda: sizes(shaped_meta_model(context.config, shape)))
+    return {
+        "width": shape.width,
+        "layers": None if shape.layers is None else len(shape.layers),
+        "parameters": found.parameters,
+        "active_parameters": found.active_parameters,
+    }
