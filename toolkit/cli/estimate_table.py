@@ -36,7 +36,8 @@ def _summary(estimate: Estimate) -> dict[str, str]:
     kind = f" {machine.gpu.name}" if machine.gpu else ""
     gpus = f"{machine.gpus} x{kind} {gib(machine.gpu_memory)} GiB" if machine.gpus else "no GPU"
     counts = (("experts per block", estimate.experts), ("channels per expert", estimate.width), ("layers", estimate.layers))
-    kept = ", ".join(f"{count[1]} of {count[0]} {of}" for of, count in counts if count)
+    cut = [(of, count) for of, count in counts if count and count[0] != count[1]] or counts[:1]
+    kept = ", ".join(f"{count[1]:,} of {count[0]:,} {of}" for of, count in cut if count)
     steps = MISSING if estimate.steps is None else f"{estimate.steps:,}"
     return {
         "Estimates, not measurements": "",
