@@ -30,11 +30,12 @@ class Answers(TypedDict):
 
 
 class Masked(Answers):
-    """`loss` in nats per completion token; sizes are those of what pruning would write."""
+    """`loss` in nats per token, over the `tokens` of the gold answers; sizes are those of what pruning would write."""
 
     criterion: str | None
     width: int | None
     loss: float
+    tokens: int
     parameters: int
     active_parameters: int
 
@@ -134,7 +135,8 @@ class SweepCell(PipelineCell):
             task = json.loads((run.sweep / row["file"]).read_text())["task"]
             models.append(
                 {
-                    "criterion": row.get("width_criterion"), "width": row["width"], "loss": task["loss"],
+                    "criterion": row.get("width_criterion"), "width": row["width"],
+                    "loss": task["loss"], "tokens": task["loss_tokens"],
                     "parameters": row["parameters"], "active_parameters": row["active_parameters"],
                     "score": task["score"], "n": task["n"], "interval": task["interval"], "right": task["right"],
                 }

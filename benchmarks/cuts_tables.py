@@ -54,7 +54,10 @@ class WidthTables:
 
     def parts(self) -> list[str]:
         found = [f"### {self.subject}, narrower experts", self._introduction(), self._sizes()]
-        found += ["Narrowed, not fine-tuned. Loss: mean of the seeds.", self._scores(self._masked, losses=True)]
+        found += [
+            "Narrowed, not fine-tuned. Loss: nats per completion token, mean of the seeds.",
+            self._scores(self._masked, losses=True),
+        ]
         if self.trained:
             found += ["Narrowed and fine-tuned.", self._scores(self._fine_tuned)]
         return [*found, *self._default_against_others()]
@@ -68,7 +71,10 @@ class WidthTables:
         return {cell.seed: model for cell, model in found if (cell.criterion, cell.width) == (criterion, width)}
 
     def _introduction(self) -> str:
-        told = f"{self.original['n']:,} dev questions, 95 % Wilson intervals; the original: {_score(self.original)}"
+        told = (
+            f"{self.original['n']:,} dev questions ({self.original['tokens']:,} completion tokens), 95 % Wilson intervals; the "
+        )
+        told += f"original: {_score(self.original)}, loss {loss(self.original['loss'])}"
         if self.controls:
             each = ", ".join(f"{_score(answers)} (seed {seed})" for seed, answers in sorted(self.controls.items()))
             told += f"; the control, which is the original, fine-tuned: {each}"
@@ -107,7 +113,8 @@ class WidthTables:
         told = (
             f"`{DEFAULT}` minus another criterion, in points over all seeds that both have, question by question: 95 % interval, "
             f"and p of McNemar's test. {sum(cell != MISSING for row in rows for cell in row[2:])} tests: between equals, about "
-            "one in twenty falls below 0.05. The seeds share their questions, so intervals and p are somewhat too small."
+            "one in twenty falls below 0.05. The seeds share their questions, so intervals and p are too small, most where seeds "
+            "answer alike."
         )
         return [told, markdown(["width", f"`{DEFAULT}` minus", "not fine-tuned", "fine-tuned"], rows)]
 

@@ -8,13 +8,17 @@ from typing import Any
 import torch
 
 from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.layers import LayersCut
 from toolkit.cuts.plan import Plan
-from toolkit.cuts.statistics import BlockStatistics, ExpertStatistics, StatisticsFacts
+from toolkit.cuts.statistics import BlockStatistics, ChannelFacts, ExpertStatistics, StatisticsFacts
+from toolkit.cuts.width import WidthCut
 from toolkit.evaluation import EvaluationFacts, Item, Scores
 from toolkit.pipeline.run_directory import RunDirectory
+from toolkit.pipeline.stages.report import write_alternatives
 from toolkit.recipe.file import dump_recipe
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.intervals import wilson
+from toolkit.selection import WidthChoice, choose_channels
 
 BLOCKS = ("model.layers.0.mlp", "model.layers.1.mlp")
 ROLES = ("original", "pruned", "recovered")
@@ -62,8 +66,9 @@ def _select(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:
     return {}
 
 
-def make_large(run: RunDirectory, blocks: int = 48, experts: int = 128, keep: int = 64) -> None:
-    """Gives the run the statistics and the plan of a large model: a few experts do most of the work."""
+def make_large(run: RunDirectory, blocks: int = 48, experts: int = 128, keep: int = 64, width: int = 0) -> None:
+    """Gives the run the statistics and the plan of a large model: a few experts do most of the work. With a `width`, half of the
+    channels are cut, too, and every other layer."""
     names = [f"model.layers.{i}.mlp" for i in range(blocks)]
     generator = torch.Generator().manual_seed(0)
     vectors, about, chosen = {}, {}, {}
@@ -78,9 +83,71 @@ def make_large(run: RunDirectory, blocks: int = 48, experts: int = 128, keep: in
         count = vectors[f"{name}/count/prompt"] + vectors[f"{name}/count/completion"]
         chosen[name] = BlockPlan(experts=experts, kept=sorted(count.argsort(descending=True)[:keep].tolist()))
     ExpertStatistics(vectors, StatisticsFacts(about, "path/of/model")).save(run.statistics)
-    Plan.of_experts(model="path/of/model", criterion="frequency", seed=7, keep=keep, experts_per_token=8, blocks=chosen).save(
-        run.plan
-    )
+    plan = Plan.of_experts(model="path/of/model", criterion="frequency", seed=7, keep=keep, experts_per_token=8, blocks=chosen)
+    if width:
+        energy = {name: torch.rand(experts, width, generator=generator, dtype=torch.float64) for name in names}
+        vectors |= {f"{name}/channel_energy/{part}": energy[name].clone() for name in names for part in ("prompt", "completion")}
+        vectors |= {f"{name}/down_norm/weights": torch.ones_like(energy[name]) for name in names}
+        facts = StatisticsFacts(about, "path/of/model", channels={name: ChannelFacts(width, experts) for name in names})
+        statistics = ExpertStatistics(vectors, facts)
+        statistics.save(run.statistics)
+        kept = {name: block.kept for name, block in chosen.items()}
+        channels = choose_channels(statistics, WidthChoice(width // 2, "energy", "all", 7), kept)
+        layers = LayersCut(criterion="top", layers=2 * blocks, kept=list(range(blocks)))
+        cuts = [*plan.cuts, WidthCut(criterion="energy", keep=width // 2, channels=channels), layers]
+        plan = plan.model_copy(update={"cuts": cuts})
+    plan.save(run.plan)
+
+
+def make_cuts(run: RunDirectory, criterion: str = "energy", **about_layers: Any) -> None:
+    """Narrows the run's experts from 8 channels to 4, and drops the middle one of three layers: in its plan, its statistics, and
+    what the choice of layers and the report leave. `about_layers`: keys of layers.json."""
+    plan, statistics = Plan.load(run.plan), ExpertStatistics.load(run.statistics)
+    names = {BLOCKS[0]: BLOCKS[0], BLOCKS[1]: "model.layers.2.mlp"}
+    generator, channels = torch.Generator().manual_seed(0), {}
+    blocks = {names[name]: block for name, block in plan.blocks.items()}
+    vectors = {key.replace(BLOCKS[1], names[BLOCKS[1]]): vector for key, vector in statistics.vectors.items()}
+    about = {names[name]: facts for name, facts in statistics.about.blocks.items()}
+    for name, block in blocks.items():
+        draws = [torch.rand(block.experts, 8, generator=generator, dtype=torch.float64) for _ in range(3)]
+        vectors |= {f"{name}/channel_energy/{part}": draw for part, draw in zip(("prompt", "completion"), draws, strict=False)}
+        vectors |= {f"{name}/{fact}/weights": draws[2] + 0.5 for fact in ("down_norm", "channel_magnitude")}
+        for part in ("prompt", "completion"):
+            vectors[f"{name}/channel_energy/{part}"][vectors[f"{name}/count/{part}"] == 0] = 0
+    facts = {name: ChannelFacts(8, block.experts) for name, block in blocks.items()}
+    whole = ExpertStatistics(vectors, StatisticsFacts(about, statistics.about.model, channels=facts))
+    kept = {name: block.kept for name, block in blocks.items()}
+    channels = choose_channels(whole, WidthChoice(4, criterion, "all", 7), kept)
+    cuts = [WidthCut(criterion=criterion, keep=4, channels=channels), LayersCut(criterion="dev_loss", layers=3, kept=[0, 2])]
+    plan.with_experts(blocks).model_copy(update={"cuts": [*plan.with_experts(blocks).cuts, *cuts]}).save(run.plan)
+    whole.save(run.statistics)
+    chosen = {
+        "criterion": "dev_loss",
+        "layers": 3,
+        "kept": [0, 2],
+        "path": "model.layers",
+        "scores": [0.9, -0.1, 0.4],
+        "loss": 0.5,
+    }
+    chosen |= {"removed": [{"layer": 1, "loss": 0.4}], "dev_examples": 12, "dev_answers": {"n": 12, "before": 11, "after": 3}}
+    _write(run.layers, chosen | about_layers)
+    run.finish("layers", "layers", 1.5, seed=7, ranks=2, layers=3, kept=2, written_answers=True)
+    size = {
+        "layers": 3,
+        "experts": 4,
+        "experts_per_token": 1,
+        "width": 8,
+        "parameters": 4_000_000,
+        "active_parameters": 2_000_000,
+    }
+    after = {"layers": 2, "parameters": 3_000_000, "active_parameters": 1_500_000}
+    fewer = after | {"experts": 2, "parameters": 2_000_000}
+    narrow = fewer | {"width": 4, "parameters": 1_000_000, "active_parameters": 900_000}
+    sizes = {"original": size, "layers": size | after, "experts": size | fewer, "width": size | narrow}
+    run.finish("select", "select", 2.5, seed=7, ranks=2, sizes=sizes)
+    write_alternatives(run)
+    asked = json.loads(run.alternatives.read_text())
+    _write(run.alternatives, asked | {"layers": {"dev_loss": [0, 2], "top": [0, 2], "random": [1, 2]}})
 
 
 def _recover(run: RunDirectory, recipe: Recipe) -> dict[str, Any]:

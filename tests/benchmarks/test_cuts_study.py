@@ -82,7 +82,9 @@ def answers(right: str, **rest: Any) -> Any:
 
 def test_the_default_is_paired_with_the_others_seed_by_seed(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def masked(right: str, criterion: str | None, width: int | None, parameters: int) -> Any:
-        return answers(right, criterion=criterion, width=width, loss=0.5, parameters=parameters, active_parameters=parameters)
+        return answers(
+            right, criterion=criterion, width=width, loss=0.5, tokens=8, parameters=parameters, active_parameters=parameters
+        )
 
     def swept(cell: SweepCell, study: str) -> Any:
         if cell.subject == "sorting":

@@ -11,6 +11,9 @@ from conftest import ROOT
 from toolkit.cli import exit_status
 from toolkit.cli import main as cli
 from toolkit.cli.verbs import VERBS, running
+from toolkit.cuts import ModelShape, prune_checkpoint
+from toolkit.cuts.shape import plan_of_shape
+from toolkit.moe import load_config, meta_model
 from toolkit.recipe.schema import PruningRecipe
 from toolkit.runtime.errors import PollardError
 from toolkit.selection import CRITERIA, LAYER_CRITERIA, WIDTH_CRITERIA
@@ -56,8 +59,28 @@ def test_criteria_lists_each_with_one_line(pollard) -> None:
 def test_inspect_shows_a_model_as_plain_text(pollard) -> None:
     status, out, _ = pollard("inspect", str(ROOT / "data" / "playground" / "model"))
     assert status == 0
-    assert "family          mixtral\nMoE blocks      4, with 8 experts each\nper token       2 experts\n" in out
+    assert (
+        "family          mixtral\nlayers          4\nMoE blocks      4, with 8 experts each\nper token       2 experts\n" in out
+    )
+    rows = [line.split()[:2] for line in out.splitlines() if line.startswith(("experts", "channels", "layers")) and "%" in line]
+    assert rows == [["experts", "6"], ["channels", "192"], ["layers", "3"]]
     assert "\x1b" not in out
+
+
+def test_inspect_shows_the_cuts_of_a_plan_and_of_a_pruned_checkpoint(pollard, tmp_path: Path) -> None:
+    source = str(ROOT / "data" / "playground" / "model")
+    shape = ModelShape(experts=4, width=64, layers=(0, 1, 3))
+    plan = plan_of_shape(meta_model(load_config(source)), shape).model_copy(update={"model": source})
+    plan.save(tmp_path / "plan.json")
+    status, out, _ = pollard("inspect", str(tmp_path / "plan.json"))
+    assert status == 0 and "3 of 4 stay, by : 0–1, 3" in out and "64 channels of every expert stay" in out
+    assert [line.split()[0] for line in out.splitlines() if "%" in line] == ["original", "fewer", "fewer", "narrower"]
+    prune_checkpoint(source, plan, tmp_path / "pruned")
+    status, out, _ = pollard("inspect", str(tmp_path / "pruned"))
+    assert status == 0 and "4 of 8 experts stay" in out and "3 of 4 layers stay, by : 0–1, 3" in out and "64 channels stay" in out
+    plan.model_copy(update={"model": str(tmp_path / "pruned")}).save(tmp_path / "plan.json")
+    status, out, _ = pollard("inspect", str(tmp_path / "plan.json"))
+    assert status == 1 and out.startswith("error The plan")
 
 
 def test_inspect_refuses_a_dense_model_and_none(pollard, tmp_path: Path) -> None:

@@ -107,8 +107,12 @@ def in_report() -> dict:
 def test_a_shape_is_measured_without_weights(folder: Path, pollard: Pollard) -> None:
     (folder / "shape").mkdir()
     (folder / "shape" / "config.json").write_text((folder / "original" / "config.json").read_text())
-    status, out = pollard("benchmark", "shape", "--keep", "4,2", *QUICKLY)
-    assert status == 0 and "keep 2" in out and "Random weights" in out
+    status, out = pollard("benchmark", "shape", "--keep", "4,2", "--width", "8", "--layers", "1", *QUICKLY)
+    assert status == 0 and "Random weights" in out
+    assert all(name in out for name in ("keep 4", "keep 2", "width 8", "layers 1"))
+    for option, said in (("--layers", "the model has 2 decoder layers"), ("--width", "give 1…16")):
+        status, out = pollard("benchmark", "shape", option, "99", *QUICKLY)
+        assert status == 1 and said in out
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,9 @@ class PlainCut(Cut):
     def choice(self) -> Any:
         return self.model_dump()
 
+    def summary(self) -> dict[str, object]:
+        return self.model_dump()
+
 
 class WithoutFirstLayers(PlainCut):
     """Whole tensors go, and the others' names change."""

@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from made_up_run import ROLES, make_large, make_run
+from made_up_run import BLOCKS, ROLES, make_cuts, make_large, make_run
 
 from toolkit.pipeline.stages.report import write_alternatives
 from toolkit.pipeline.write_report import write_report
@@ -130,3 +130,33 @@ def test_it_prints_and_a_large_model_too(tmp_path: Path) -> None:
     printed = tmp_path / "page.pdf"
     browse(tmp_path, f"--print-to-pdf={printed}", "--no-pdf-header-footer", f"file://{run.path / 'report.html'}")
     assert printed.read_bytes()[:5] == b"%PDF-" and printed.stat().st_size > 20_000
+
+
+WIDTH_PROBE = """<script>
+  const map = document.getElementById("width-map"), box = map.getBoundingClientRect(), said = [];
+  const point = (x, y) => {
+    const at = { clientX: box.left + box.width * x, clientY: box.top + box.height * y, bubbles: true };
+    map.dispatchEvent(new PointerEvent("pointermove", at));
+    said.push(document.getElementById("width-readout").textContent);
+  };
+  point(2.5 / 4, 0.25); point(3.5 / 4, 0.75); point(0.5 / 4, 0.25);
+  const seen = [...document.querySelectorAll("#width-map image")].every((i) => getComputedStyle(i).display !== "none");
+  const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  document.title = JSON.stringify({ mistakes, said, seen, wide });
+</script></body>"""
+
+
+def test_the_map_of_channels_tells_its_numbers_too(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    make_cuts(run)
+    energy = write_report(run.path).cuts.width.blocks[BLOCKS[0]].energy[0]
+    probed = tmp_path / "probed.html"
+    text = (run.path / "report.html").read_text()
+    probed.write_text(text.replace("<head>", f"<head>{SCRIPT}").replace("</body>", WIDTH_PROBE))
+    done = browse(tmp_path, "--window-size=1200,900", "--dump-dom", f"file://{probed}")
+    found = json.loads(re.search(r"<title>(.*?)</title>", done.stdout)[1].replace("&amp;", "&"))  # type: ignore[index]
+    assert (found["mistakes"], found["seen"], found["wide"]) == ([], True, 0)
+    assert found["said"] == [
+        "Block 0, expert 2: pruned", "Block 2, expert 3: no token reached it",
+        f"Block 0, expert 0: its channels hold {100 * energy:.2f} % of its energy",
+    ]  # fmt: skip

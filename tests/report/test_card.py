@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
-from made_up_run import ROLES, make_run
+from made_up_run import ROLES, make_cuts, make_run
 from test_sweep_table import row
 
 from toolkit.pipeline.run_facts import read_run_facts
 from toolkit.pipeline.write_report import write_report
 from toolkit.recipe.roles import Role
 from toolkit.report import card, tabulate
-from toolkit.report.measurements import HarnessRow, HarnessScore
+from toolkit.report.card import off_task_cost
+from toolkit.report.measurements import HarnessRow, HarnessScore, SweepRow
 from toolkit.runtime import formatting as formats
 
 
@@ -94,3 +95,27 @@ def test_a_run_that_stopped_early_has_a_card_that_claims_nothing(tmp_path: Path,
     text = card(read_run_facts(tmp_path if until == "nothing" else make_run(tmp_path, until=until).path), "here")
     assert "Not evaluated." in text
     assert ModelCard(text).data.eval_results is None
+
+
+def test_every_cut_is_named_with_its_criterion_and_numbers(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert "width-pruning" not in card(read_run_facts(run.path), "me/small")
+    make_cuts(run)
+    text = card(read_run_facts(run.path), "me/small")
+    for said in (
+        "2 of 4 experts stay in each of 2 blocks, chosen by `weighted_ean`",
+        "Each expert keeps 4 of its 8 channels, chosen by `energy`.",
+        "2 of 3 layers stay (0, 2), chosen by `dev_loss`.", "| narrower | 2 | 2 | 4 | 1.00 M | 900.00 k |",
+        "- expert-pruning", "- width-pruning", "- layer-pruning", "- 1 layer fewer costs written answers",
+    ):  # fmt: skip
+        assert said in text, said
+
+
+def test_a_sweep_of_another_shape_says_nothing_of_this_model(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    make_cuts(run)
+    report, mine = read_run_facts(run.path), {"criterion": "weighted_ean", "tokens": "all", "mode": "layerwise"}
+    for cuts, found in (({}, False), ({"width": 4, "layers": 2, "width_criterion": "energy"}, True), ({"width": 4}, False)):
+        cell = SweepRow.model_validate(row("weighted_ean", 2, 50, off=9, **mine).model_dump() | cuts)
+        table = tabulate([row("original", 4, 95, off=90), cell])
+        assert (off_task_cost(report.model_copy(update={"sweep": table})) is not None) == found

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from made_up_run import BLOCKS, evaluate_role, make_run
+from made_up_run import BLOCKS, evaluate_role, make_cuts, make_run
 
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.run_facts import read_run_facts
@@ -105,3 +105,30 @@ def test_versions_that_changed_between_stages_are_named(tmp_path: Path) -> None:
     said = " ".join(warnings_of(run))
     assert "different versions of torch: " in said and "0.1 (evaluate/pruned)" in said
     assert "000000000000 (evaluate/pruned)" in said
+
+
+def test_what_fewer_layers_cost_written_answers_is_said_as_measured(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    make_cuts(run)
+    [said] = [line for line in warnings_of(run) if "layer" in line]
+    assert said.startswith("1 layer fewer costs written answers")
+    assert said.endswith("With nothing but layers cut it was right on 3 of 12 dev questions, with all layers on 11.")
+    make_cuts(make_run(tmp_path), dev_answers=None)
+    assert any("`layer_criterion: dev_loss` would have said" in line for line in warnings_of(run))
+
+
+def test_a_task_of_labels_is_not_warned_of_layers(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    make_cuts(run)
+    run.finish("layers", "layers", 1.5, seed=7, ranks=2, layers=3, kept=2, written_answers=False)
+    assert not [line for line in warnings_of(run) if "written answers" in line]
+
+
+def test_channels_of_experts_that_no_token_reached_are_chosen_blindly(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "energy")
+    make_cuts(run)
+    [said] = [line for line in warnings_of(run) if "channels" in line]
+    assert said.startswith("No token of calibration reached 1 of 4 kept experts: energy knows nothing of their channels")
+    drawn = make_run(tmp_path / "random")
+    make_cuts(drawn, "random")
+    assert not [line for line in warnings_of(drawn) if "channels" in line]

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from test_sweep_table import ROWS, N
+from test_sweep_table import ROWS, SHAPES, N
 
 from toolkit.recipe.roles import Role
 from toolkit.report import tabulate
@@ -147,3 +147,14 @@ def test_the_originals_interval_is_drawn_where_its_ends_are() -> None:
 
 def test_without_a_sweep_there_is_no_curve() -> None:
     assert keep_curve(None) is None
+
+
+def test_a_sweep_of_shapes_is_drawn_over_the_share_of_the_parameters() -> None:
+    curve = keep_curve(tabulate(SHAPES))
+    assert curve is not None and curve.axis == "parameters, of the original's"
+    lines = {line.label: points(line.points) for line in curve.lines}
+    assert lines["energy"] == [(0.0, 40.0), (pytest.approx(100 * 290 / 700, abs=0.01), 7.0), (100.0, 5.0)]
+    assert all(0 <= tick.at <= 100 for tick in curve.keeps) and curve.keeps[-1] == (100.0, "100 %")
+    assert lines["reap + random"][0][1] == 35.0  # the mean of two seeds
+    titles = [title for line in curve.lines for *_, title in line.dots]
+    assert titles[-1].startswith("reap + random, 4 experts, 1,024 channels, seed 1: 40.0 %")

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
-from made_up_run import ROLES, evaluate_role, make_run
+from made_up_run import ROLES, evaluate_role, make_cuts, make_run
 
 from toolkit.pipeline.run_facts import read_run_facts
+from toolkit.report.narrative import headline
 from toolkit.runtime import formatting as formats
 
 
@@ -65,3 +66,40 @@ def test_models_on_different_splits_are_not_compared(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_differences_and_chances_are_written_with_the_digits_that_count(written: str, expected: str) -> None:
     assert written == expected
+
+
+def test_every_cut_is_named_in_the_headline_and_counted_in_the_summary(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    make_cuts(run)
+    report = read_run_facts(run.path)
+    assert report.headline.startswith("Half the experts, half as wide, 2 of 3 layers, 2.0× smaller: 95.0 % -> 90.0 %")
+    assert report.summary.startswith(
+        "2 of 4 experts kept in each of 2 blocks. Each expert keeps 4 of its 8 channels. 2 of 3 layers stay (0, 2). "
+        "Active per token: 2.00 M -> 900.00 k parameters. On 20 test questions"
+    )
+
+
+@pytest.mark.parametrize(
+    ("keep", "width", "layers", "expected"),
+    [
+        (8, (4, 8), None, "Experts half as wide"),
+        (8, (3, 8), None, "3 of 8 channels per expert"),
+        (8, None, (9, 12), "9 of 12 layers"),
+        (2, (6, 8), None, "A quarter of the experts, three quarters as wide"),
+        (6, (2, 8), (9, 12), "Three quarters of the experts, a quarter as wide, 9 of 12 layers"),
+        (5, (4, None), None, "5 of 8 experts, 4 channels per expert"),
+    ],
+)
+def test_what_stays_whole_is_left_out_of_the_headline(
+    tmp_path: Path, keep: int, width: tuple | None, layers: tuple | None, expected: str
+) -> None:
+    run = make_run(tmp_path, until="select")
+    make_cuts(run)
+    report = read_run_facts(run.path)
+    cuts = {
+        "width": width and report.cuts.width.model_copy(update=dict(zip(("keep", "width"), width, strict=True))),
+        "layers": layers and report.cuts.layers.model_copy(update={"kept": list(range(layers[0])), "layers": layers[1]}),
+    }
+    pruning = report.pruning.model_copy(update={"keep": keep, "experts": 8})
+    changed = report.model_copy(update={"pruning": pruning, "cuts": report.cuts.model_copy(update=cuts)})
+    assert headline(changed) == f"{expected}; no model has been evaluated."

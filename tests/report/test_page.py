@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_run import ROLES, evaluate_role, make_large, make_run
-from test_sweep_table import row
+from made_up_run import ROLES, evaluate_role, make_cuts, make_large, make_run
+from test_sweep_table import SHAPES, row
 
 from toolkit.pipeline.run_facts import read_run_facts
 from toolkit.pipeline.stages.report import write_alternatives
@@ -231,3 +231,49 @@ def test_a_sweep_is_a_curve_a_recommendation_and_every_cell(tmp_path: Path) -> N
     cells = {path: text for path, _, text in Facts(page).found if path.startswith("sweep/")}
     assert plain(cells["sweep/rows/1/task/score"]) == formats.percent(0.5) and "No criterion holds" in page
     assert {f"sweep/rows/{i}/{of}" for i in range(3) for of in ("keep", "task", "task/loss", "off_task/score")} <= cells.keys()
+
+
+def test_cuts_of_width_and_layers_are_drawn_from_report_json(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    make_cuts(run)
+    report = write_report(run.path)
+    page = (run.path / "report.html").read_text()
+    assert page == render(RunFacts.model_validate_json((run.path / "report.json").read_text()))
+    Balanced(page)
+    drawings(page)
+    found = Facts(page).found
+    assert all(plain(text) == FORMATS[how](value_at(report, path)) for path, how, text in found)
+    there = {path for path, _, _ in found}
+    assert {f"cuts/sizes/{kind}/parameters" for kind in ("original", "layers", "experts", "width")} <= there
+    assert {"cuts/width/keep", "cuts/width/criteria/mean/energy"} <= there
+    assert {"cuts/layers/removed/0/loss", "cuts/layers/dev_answers/after"} <= there
+    words = re.sub(r"<[^>]+>", "", html.unescape(plain(page)))
+    assert "Channels chosen by energy." in words and "Layers chosen by dev_loss." in words
+    assert all(f"<title>layer {layer}: " in page for layer in range(3))
+
+
+def test_without_such_cuts_nothing_is_said_of_them(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    page = render(write_report(run.path))
+    assert "width-map" not in page.split("<script")[0] and "Size after each cut" not in page and "<h2>Layers" not in page
+    assert "cuts" not in json.loads((run.path / "report.json").read_text())
+
+
+def test_a_page_of_narrowed_large_models_is_small_enough_to_send(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    make_large(run, width=64)
+    write_alternatives(run)
+    assert len(write_report(run.path).cuts.width.blocks) == 48
+    assert (run.path / "report.html").stat().st_size < 400_000
+
+
+def test_a_sweep_of_shapes_is_drawn_over_the_parameters(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.sweep.mkdir()
+    (run.sweep / "table.json").write_text(json.dumps(tabulate(SHAPES).as_json()))
+    run.finish("sweep", "sweep", 1.0, seed=7, ranks=1)
+    page = render(read_run_facts(run.path))
+    Balanced(page)
+    assert "Sweep: accuracy over size" in page and "parameters, of the original" in html.unescape(page)
+    there = {path for path, _, _ in Facts(page).found}
+    assert {"sweep/rows/2/width", "sweep/rows/2/active_parameters", "sweep/rows/0/parameters"} <= there

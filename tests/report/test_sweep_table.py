@@ -76,3 +76,47 @@ def test_the_terminal_shows_every_cell(capsys: pytest.CaptureFixture[str]) -> No
     out = capsys.readouterr().out
     assert sum(line.startswith(("original", "random", "reap", "frequency")) for line in out.splitlines()) == len(ROWS)
     assert "100 dev questions of playground/logic; off task: playground/code" in out
+
+
+def shape(label: str, correct: int, parameters: int, keep: int = 8, seed: int = 0, **cuts: int) -> SweepRow:
+    """A cell of a sweep over widths and layers, too."""
+    found = row(label, keep, correct, seed).model_dump()
+    size = {"width": None, "layers": None, "parameters": parameters, "active_parameters": parameters // 2} | cuts
+    return SweepRow.model_validate(found | size)
+
+
+SHAPES = [
+    shape("original", 95, 1000), shape("reap", 94, 600, keep=4), shape("energy", 93, 590, width=1024),
+    shape("energy", 60, 300, width=512),
+    shape("reap + energy", 91, 400, keep=4, width=1024, layers=3), shape("reap + random", 90, 400, keep=4, width=1024, seed=0),
+    shape("reap + random", 40, 400, keep=4, width=1024, seed=1),
+]  # fmt: skip
+
+
+def test_where_shapes_are_swept_the_fewest_parameters_that_hold_are_recommended() -> None:
+    table = tabulate(SHAPES)
+    assert table.by_size and table.holding == {"reap": 600, "energy": 590, "reap + energy": 400, "reap + random": None}
+    said = table.recommendation
+    assert said.startswith(
+        "4 experts, 1,024 channels, 3 layers by reap + energy (400 parameters, 40.0 % of the original's): the fewest parameters "
+        "with which accuracy (91.0 %"
+    )
+    assert (
+        "Smallest that hold: reap: 4 experts; energy: 8 experts, 1,024 channels; reap + energy: 4 experts, 1,024 channels" in said
+    )
+    assert "reap + random: none." in said and "Random" not in said
+
+
+def test_where_no_shape_holds_the_best_of_each_size_is_named() -> None:
+    said = tabulate([SHAPES[0], SHAPES[3], SHAPES[6]]).recommendation
+    assert said.startswith("No criterion holds: none of these sizes has an interval")
+    assert "Best of each: 4 experts, 1,024 channels reap + random 40.0 %; 8 experts, 512 channels energy 60.0 %." in said
+
+
+def test_the_terminal_shows_every_shape_with_its_size(capsys: pytest.CaptureFixture[str]) -> None:
+    show_sweep(tabulate(SHAPES))
+    out = capsys.readouterr().out
+    assert "parameters" in out and "active" in out and "…" not in out
+    combined = next(line for line in out.splitlines() if line.startswith("reap + energy"))
+    assert combined.split()[3:8] == ["4", "1,024", "3", "400", "200"]
+    assert [line.split()[8] for line in out.splitlines() if line.startswith("reap + random")] == ["0", "1"]

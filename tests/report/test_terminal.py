@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from made_up_run import ROLES, evaluate_role, make_run
+from made_up_run import ROLES, evaluate_role, make_cuts, make_run
 
 from toolkit.pipeline.run_facts import read_run_facts
 from toolkit.report import show
@@ -48,3 +48,13 @@ def test_other_ranks_are_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str
     monkeypatch.setenv("RANK", "1")
     show(read_run_facts(tmp_path))
     assert capsys.readouterr().out == ""
+
+
+def test_sizes_after_each_cut_fit_into_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path)
+    make_cuts(run)
+    show(read_run_facts(run.path))
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.strip().startswith(("fewer", "narrower"))]
+    assert [row.split()[-1] + row.split()[-2] for row in rows] == ["%75.0", "%50.0", "%25.0"]
+    assert rows[2].split()[1:5] == ["2", "2", "1", "4"] and max(map(len, rows)) <= 80 and "…" not in "".join(rows)

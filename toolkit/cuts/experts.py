@@ -110,13 +110,14 @@ class ExpertsCut(Cut):
 
     def check(self, model: PreTrainedModel, plan: PlanView) -> None:
         blocks = find_blocks(model)
-        other_cuts = [cut for cut in plan.cuts if cut is not self]
+        other_cuts = [cut for cut in plan.cuts if cut is not self]  # which may drop blocks with their layers
         blocks = [block for block in blocks if all(cut.rename(block.name, block.name) is not None for cut in other_cuts)]
         there, named = {block.name: block for block in blocks}, self.kept.keys()
         if there.keys() != named:
             missing, unknown = sorted(there.keys() - named), sorted(named - there.keys())
             raise PollardError(
-                f"The plan is for another model: blocks it does not name {missing}, blocks the model does not have {unknown}.",
+                f"The plan is for another model: blocks it does not name {missing}, blocks the model does not have, or whose "
+                f"layers go, {unknown}.",
                 code="plan.other-model",
             )
         for name, block in there.items():

@@ -50,7 +50,8 @@ def _metadata(report: RunFacts) -> ModelCardData:
                 metric_name=f"accuracy (%), {result.n} questions",
             )
         ]  # fmt: skip
-    tags = [*TAGS, *([origin.family] if origin.family else [])]
+    others = report.cuts and (report.cuts.width and "width-pruning", report.cuts.layers and "layer-pruning")
+    tags = [*TAGS, *filter(None, (*(others or ()), origin.family))]
     return ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=tags, **known)
 
 
@@ -60,8 +61,11 @@ def off_task_cost(report: RunFacts) -> OffTaskCost | None:
     if not (sweep and cut and sweep.off_task):
         return None
     original = sweep.rows[0].off_task
+    width, layers = (report.cuts.width, report.cuts.layers) if report.cuts else (None, None)
+    others = width and width.keep, layers and len(layers.kept)
     for row in sweep.rows:
         alike = (row.keep, row.criterion, row.tokens) == (cut.keep, cut.criterion, cut.tokens)
+        alike &= (row.width, row.layers) == others and (not width or row.width_criterion == width.criterion)
         if alike and cut.mode in (None, row.mode) and row.off_task and original:
             return OffTaskCost(sweep.off_task, original, row.off_task)
     return None

@@ -126,7 +126,6 @@ def _cut_drawings(report: RunFacts) -> dict[str, Any]:
         "channel_criteria": agreement(width.criteria) if width else None,
         "strip": layer_strip(layers) if layers else None,
         "layer_marks": layer_marks,
-        "size_names": size_table.ROWS,
     }
 
 
@@ -167,8 +166,8 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= FORMATS | {"typeset": typeset, "last_line": last_line}
-    made.globals["formats"] = FORMATS
+    made.filters |= FORMATS | {"typeset": typeset, "last_line": last_line, "ranges": formats.ranges}
+    made.globals |= {"formats": FORMATS, "size_names": size_table.ROWS}
     return made
 
 

@@ -1,5 +1,5 @@
-"""A sweep's table: which numbers of experts hold, what follows from it, and how the terminal shows it. Where widths and layers are
-swept, too, cells are compared by their parameters."""
+"""A sweep's table: which numbers of experts hold, what follows from it, and how the terminal shows it. Where widths and layers
+are swept, too, cells are compared by their parameters."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +17,8 @@ WIDTH = 120  # of a table in a log file
 def tabulate(rows: Sequence[SweepRow]) -> SweepTable:
     """sweep/table.json from its rows, the original's first.
 
-    A number of experts (or parameters, where more is swept) holds where the interval of every cell with it overlaps the original's.
+    A number of experts (of parameters, where more is swept) holds where the interval of every cell with it overlaps the
+    original's.
     """
     original, *cells = rows
     ordered = sorted(cells, key=lambda row: -row.amount)
