@@ -11,10 +11,14 @@ from small_run import small_folder, small_recipe
 from transformers import AutoModelForCausalLM
 
 from toolkit.cuts import LayersCut, Plan, WidthCut, apply_plan, masked
+from toolkit.cuts.shape import shape_size
 from toolkit.moe import expert_width, find_blocks, load_config, load_model
 from toolkit.pipeline.run_directory import RunDirectory
+from toolkit.pipeline.run_facts import read_run_facts
 from toolkit.pipeline.runner import run
+from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
+from toolkit.report.cut_facts import SizeFacts
 
 TRAINER = {"max_steps": 1, "per_device_train_batch_size": 2, "eval_strategy": "no"}
 ALL = {"keep": 4, "width": 8, "layers": 3, "layer_criterion": "influence"}
@@ -154,3 +158,21 @@ def test_a_step_that_repeats_a_width_does_not_choose_it_again(folder: Path) -> N
     assert [cut.kind for cut in plan.cuts] == ["experts", "layers"]
     assert not json.loads((done.statistics / "statistics.json").read_text()).get("channels")
     assert {cut.kind for cut in Plan.load(done.rounds / "plan.json").cuts} == {"experts", "width", "layers"}
+
+
+def test_the_report_tells_every_cut_as_it_was(finished: RunDirectory) -> None:
+    facts, plan = read_run_facts(finished.path), Plan.load(finished.plan)
+    assert facts.cuts and facts.cuts.width and facts.cuts.layers and facts.pruning
+    assert list(facts.cuts.sizes) == ["original", "layers", "experts", "width"]
+    written = shape_size(load_model(str(finished.pruned)))
+    assert facts.cuts.sizes["width"] == SizeFacts(**written._asdict())
+    assert facts.models[Role.PRUNED] and facts.models[Role.PRUNED].parameters == written.parameters
+    width, layers = facts.cuts.width, facts.cuts.layers
+    assert (width.keep, width.width, width.blocks.keys()) == (8, 16, plan.blocks.keys())
+    assert width.criteria and width.criteria.mean["energy"] == 1.0
+    assert width.criteria.mean.keys() == {"energy", "magnitude", "random"}  # nothing went backward
+    assert all(0.5 < (energy or 1) <= 1 for block in width.blocks.values() for energy in block.energy or ())
+    assert layers.criteria["influence"] == layers.kept == plan.cut(LayersCut).kept and layers.written_answers
+    assert {"influence", "angular", "top", "random"} == layers.criteria.keys()  # no loss was measured
+    assert json.loads((finished.pruned / "pollard.json").read_text())["plan"] == plan.summary()
+    assert facts.headline.startswith("Half the experts, half as wide, 3 of 4 layers")

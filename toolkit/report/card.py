@@ -8,7 +8,7 @@ from toolkit.report.facts import RunFacts
 from toolkit.report.measurements import OffTaskResult
 from toolkit.report.page import environment, measures_of, recipe_text
 
-TAGS = ["pollard", "moe", "pruning", "expert-pruning"]
+TAGS = ["pollard", "moe", "pruning"]
 
 
 class OffTaskCost(NamedTuple):
@@ -50,9 +50,18 @@ def _metadata(report: RunFacts) -> ModelCardData:
                 metric_name=f"accuracy (%), {result.n} questions",
             )
         ]  # fmt: skip
-    others = report.cuts and (report.cuts.width and "width-pruning", report.cuts.layers and "layer-pruning")
-    tags = [*TAGS, *filter(None, (*(others or ()), origin.family))]
+    tags = [*TAGS, *_kinds_of_pruning(report), *([origin.family] if origin.family else [])]
     return ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=tags, **known)
+
+
+def _kinds_of_pruning(report: RunFacts) -> list[str]:
+    cut, others = report.pruning, report.cuts
+    kinds = {
+        "expert-pruning": not others or bool(cut and cut.keep < cut.experts),
+        "width-pruning": bool(others and others.width),
+        "layer-pruning": bool(others and others.layers),
+    }
+    return [kind for kind, is_cut in kinds.items() if is_cut]
 
 
 def off_task_cost(report: RunFacts) -> OffTaskCost | None:
