@@ -7,6 +7,7 @@
 A check whose ground another one has found missing is left out: its message would only repeat that one.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -28,12 +29,15 @@ from toolkit.runtime.errors import Mistakes, PollardError
 from toolkit.tasks import Split, repeated_questions
 
 
-def check(context: RunContext, mistakes: Mistakes | None = None) -> list[str]:
+def check(context: RunContext, mistakes: Mistakes | None = None, variants: Sequence[RunContext] = ()) -> list[str]:
     """Makes every check that does not depend on another one's failure, and raises one PollardError with all that is wrong,
-    `mistakes` that the caller knows of first. Returns what is no mistake and should be known, a sentence each."""
+    `mistakes` that the caller knows of first. Returns what is no mistake and should be known, a sentence each.
+
+    `variants`: of the same run, but for their pruning, which is checked as well.
+    """
     mistakes = mistakes or Mistakes()
     try:
-        notes = _checked(context, mistakes)
+        notes = _checked(context, mistakes, variants)
     except Exception:
         mistakes.raise_all()  # a bug that comes of them is not what the user should read
         raise
@@ -41,19 +45,21 @@ def check(context: RunContext, mistakes: Mistakes | None = None) -> list[str]:
     return notes
 
 
-def _checked(context: RunContext, mistakes: Mistakes) -> list[str]:
+def _checked(context: RunContext, mistakes: Mistakes, variants: Sequence[RunContext]) -> list[str]:
     recipe = context.recipe
     config = mistakes.collect(lambda: context.config)
     tokenizer = mistakes.collect(lambda: context.tokenizer) if config is not None else None
     if config is not None:
-        _check_numbers(context, mistakes)
+        for each in (context, *variants):
+            _check_numbers(each, mistakes)
     mistakes.collect(lambda: _check_dtype(recipe))
     readable = [_is_readable(context, split, mistakes) for split in ("train", recipe.evaluation.split)]
     for source in recipe.calibration.data or ():
         mistakes.collect(partial(check_source, source, context.data))
     mistakes.collect(lambda: check_self_generated(recipe))
     if config is not None and all(readable):
-        mistakes.collect(lambda: check_dev_slice(context))
+        for each in (context, *variants):
+            mistakes.collect(partial(check_dev_slice, each))
     _check_packages(recipe, mistakes)
     notes: list[str] = []
     if tokenizer is not None and all(readable):

@@ -82,17 +82,14 @@ def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> SweepTable:
 
 def _check(grid: Grid, directory: RunDirectory) -> None:
     """Everything that can be known to be wrong before the calibration starts, of all cells together."""
-    mistakes, notes, context = Mistakes(), dict[str, None](), RunContext(grid.recipe, directory)
-    for recipe in {
-        cell.recipe.pruning.model_dump_json(exclude={"criterion", "skipping"}): cell.recipe for cell in grid.cells
-    }.values():
-        evaluation = recipe.evaluation.model_copy(update={"models": ["pruned"], "split": "dev", "harness": None})
-        of_cell = recipe.model_copy(update={"evaluation": evaluation, "control": False})
-        notes |= dict.fromkeys(mistakes.collect(partial(check, context.variant(of_cell))) or [])
+    mistakes, context = Mistakes(), RunContext(grid.recipe, directory)
+    evaluation = grid.recipe.evaluation.model_copy(update={"models": ["pruned"], "split": "dev", "harness": None})
+    cells = [context.variant(cell.recipe.model_copy(update={"evaluation": evaluation, "control": False})) for cell in grid.cells]
+    notes = mistakes.collect(partial(check, cells[0], variants=cells[1:]))
     if other := grid.recipe.sweep.off_task:
         mistakes.collect(lambda: check_probe(other, context.data))
     mistakes.raise_all()
-    for note in notes:
+    for note in notes or ():
         say(f"[bold]note[/] {escape(note)}")
 
 
