@@ -93,7 +93,7 @@ def test_everyone_reads_the_weights_that_transformers_reads(situation: Callable[
     size = sum(parameter.nbytes for parameter in expected.parameters())
     assert size <= checkpoint_bytes(path) < size + 10_000
     assert len(tensor_shapes(path)) == len(stored_tensors(folder)) == 65
-    assert not models_to_measure([path], [], "auto")[0].size.random
+    assert not models_to_measure([path], {}, "auto")[0].size.random
 
     left = sorted(file.name for file in (tmp_path / "pruned").iterdir())
     assert left == ["config.json", "generation_config.json", SINGLE, "pollard.json"]

@@ -37,7 +37,7 @@ def context_of(model: str = "original", **pruning: object) -> RunContext:
         ({"keep": 0.5}, Budget(4, 2, False)),
         ({"keep": 1, "width": 0.5}, Budget(1, 1, True, width=8)),
         ({"width": 0.4}, Budget(8, 2, False, width=8)),  # 6.4 channels: the nearest multiple of 4
-        ({"width": 0.01}, Budget(8, 2, False, width=4)),
+        ({"width": 0.2}, Budget(8, 2, False, width=4)),
         ({"width": 6, "width_multiple": 1}, Budget(8, 2, False, width=6)),
         ({"layers": 0.5}, Budget(8, 2, False, layers=2, depth=4)),
         ({"layers": [0, 3], "keep": 6}, Budget(6, 2, False, layers=(0, 3), depth=4)),
@@ -117,3 +117,9 @@ def test_widths_are_multiples_of_128_or_leave_at_least_four_steps(width: int, mu
     for share in (0.25, 0.5, 0.75):
         assert channels_to_keep(share, width) % multiple == 0
     assert channels_to_keep(width, width, multiple) == width  # all of them, whatever the multiple
+
+
+def test_a_fraction_that_would_be_rounded_far_up_is_refused() -> None:
+    with raises("selection.width-multiple", "0.01", "64", "width_multiple=1"):
+        channels_to_keep(0.01, 256)
+    assert channels_to_keep(0.01, 256, 1) == 3

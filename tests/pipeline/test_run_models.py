@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import plan_for, tiny_model
+from conftest import plan_for, raises, tiny_model
 
 from toolkit.cli.benchmark_models import models_to_measure
 from toolkit.cuts.checkpoint import prune_checkpoint
@@ -37,7 +37,7 @@ def test_of_a_run_the_last_of_its_models_is_meant_unless_one_is_named(run: Path)
 
 
 def test_entrants_know_their_sizes_and_load(run: Path) -> None:
-    original, pruned = models_to_measure([str(run)], [], "float32")
+    original, pruned = models_to_measure([str(run)], {}, "float32")
     assert (original.name, pruned.name) == ("original", "pruned")
     assert pruned.size.parameters < original.size.parameters
     assert pruned.size.active_parameters == pytest.approx(original.size.active_parameters, rel=0.02)  # smaller routers
@@ -48,17 +48,26 @@ def test_entrants_know_their_sizes_and_load(run: Path) -> None:
 
 def test_a_configuration_alone_stands_for_random_models_of_its_shape(tmp_path: Path) -> None:
     tiny_model("mixtral").config.save_pretrained(tmp_path)
-    whole, four, two = models_to_measure([str(tmp_path)], [4, 2], "float32")
-    assert [e.name for e in (whole, four, two)] == [tmp_path.name, "keep 4", "keep 2"]
-    assert all(e.size.random for e in (whole, four, two))
+    fewer = {"keep": [4, 2], "width": [8], "layers": [1]}
+    whole, four, two, narrow, short = models_to_measure([str(tmp_path)], fewer, "float32")
+    entrants = whole, four, two, narrow, short
+    assert [e.name for e in entrants] == [tmp_path.name, "keep 4", "keep 2", "width 8", "layers 1"]
+    assert all(e.size.random for e in entrants)
+    assert narrow.size.active_parameters < whole.size.active_parameters > short.size.active_parameters
     model = two.load()
     assert sum(p.numel() for p in model.parameters()) == two.size.parameters < four.size.parameters
     assert model.config.num_local_experts == 2 and all(p.std() > 0 for p in model.parameters())
 
 
 def test_keep_is_for_shapes_not_for_weights(run: Path) -> None:
-    with pytest.raises(PollardError, match="--keep makes random models of a shape"):
-        models_to_measure([str(run)], [4], "float32")
+    with raises("cli.keep-with-weights", "--keep"):
+        models_to_measure([str(run)], {"keep": [4]}, "float32")
+
+
+def test_more_layers_than_there_are(tmp_path: Path) -> None:
+    tiny_model("mixtral").config.save_pretrained(tmp_path)
+    with raises("cli.too-many-layers", "1…2"):
+        models_to_measure([str(tmp_path)], {"layers": [3]}, "float32")
 
 
 def test_a_damaged_recipe_is_told(run: Path) -> None:

@@ -128,8 +128,9 @@ def test_a_share_lies_between_nothing_and_everything(wrong: object) -> None:
 
 
 def test_rounds_before_the_last_do_not_skip() -> None:
-    from toolkit.pipeline.rounds import recipe_of_round
-    from toolkit.pipeline.run_directory import RunDirectory
+    from toolkit.pipeline.context import RunContext
+    from toolkit.pipeline.stages.round import Round
 
     rounds = small_recipe(pruning={"schedule": [6, 4], "skipping": "median"})
-    assert recipe_of_round(rounds, RunDirectory("small"), 6).pruning.skipping is None
+    (first,) = Round.planned(RunContext(rounds), None, [])
+    assert first.own_context().recipe.pruning.skipping is None

@@ -20,7 +20,7 @@ def width_multiple(width: int) -> int:
 def channels_to_keep(keep: int | float, width: int, multiple: int | None = None) -> int:
     """The number of channels per expert that `keep` means, of `width`: itself, or the multiple nearest to that fraction.
 
-    Raises PollardError when it is none or more than there are, or no multiple of `multiple`.
+    Raises PollardError when it is none or more than there are, no multiple of `multiple`, or a fraction of less than half a one.
     """
     step = multiple or width_multiple(width)
     if step > width:
@@ -29,6 +29,12 @@ def channels_to_keep(keep: int | float, width: int, multiple: int | None = None)
             code="selection.width",
         )
     if isinstance(keep, float):
+        if 2 * keep * width < step:
+            raise PollardError(
+                f"pruning.width is {keep}, {keep * width:.3g} of {width} channels, and the width is a multiple of {step}: give "
+                f"{step}, or say pruning.width_multiple=1 where speed does not matter.",
+                code="selection.width-multiple",
+            )
         return min(max(1, round(keep * width / step)) * step, width)
     if not 1 <= keep <= width:
         raise PollardError(
