@@ -43,11 +43,13 @@ def write_tables(
 
 
 def _not_finished(missing: Sequence[str], trained: Sequence[TrainedCell]) -> str:
-    """Names them; where all fine-tuned cells of a seed are missing, in one."""
-    seeds = {seed: [cell.name for cell in trained if cell.seed == seed] for seed in sorted({cell.seed for cell in trained})}
-    absent = {seed: names for seed, names in seeds.items() if set(names) <= set(missing)}
+    """Names them; where all fine-tuned cells of a width and seed are missing, in one."""
+    groups: dict[str, list[str]] = {}
+    for cell in trained:
+        groups.setdefault(f"fine-tuned to width {cell.width} with seed {cell.seed}", []).append(cell.name)
+    absent = {group: names for group, names in groups.items() if set(names) <= set(missing)}
     others = [f"`{name}`" for name in missing if not any(name in names for names in absent.values())]
-    return ", ".join([*others, *(f"all {len(names)} fine-tuned cells of seed {seed}" for seed, names in absent.items())])
+    return ", ".join([*others, *(f"everything {group}" for group in absent)])
 
 
 class WidthTables:
