@@ -37,9 +37,17 @@ def write_tables(
     for layer_cell, sets in chosen:
         parts += _layer_tables(layer_cell.subject, sets)
     if missing:
-        parts.append("### Not finished\n\n" + ", ".join(f"`{name}`" for name in missing) + ".")
+        parts.append(f"### Not finished\n\n{_not_finished(missing, trained)}.")
     put_between(document, BEGIN, END, parts)
     return missing
+
+
+def _not_finished(missing: Sequence[str], trained: Sequence[TrainedCell]) -> str:
+    """Names them; where all fine-tuned cells of a seed are missing, in one."""
+    seeds = {seed: [cell.name for cell in trained if cell.seed == seed] for seed in sorted({cell.seed for cell in trained})}
+    absent = {seed: names for seed, names in seeds.items() if set(names) <= set(missing)}
+    others = [f"`{name}`" for name in missing if not any(name in names for names in absent.values())]
+    return ", ".join([*others, *(f"all {len(names)} fine-tuned cells of seed {seed}" for seed, names in absent.items())])
 
 
 class WidthTables:

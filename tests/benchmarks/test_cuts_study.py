@@ -114,6 +114,7 @@ def test_the_default_is_paired_with_the_others_seed_by_seed(checkout: Path, monk
     assert "| 64 | `random` | +0.00 (" in text and "| 64 | `energy` | 75.0 % (20.0–90.0 %) | 75.0 % |" in text
     assert text.count(" | +25.00 (") == 1
     assert len(missing) == 2 + (len(cells) - 2) + 1 and "layers-sorting" in missing and "`masked-sorting-seed1`" in text
+    assert "`arithmetic-fisher-width64-seed0`, " in text and ", all 30 fine-tuned cells of seed 1." in text
 
 
 def test_ranks_count_from_the_best_and_equals_share_them() -> None:
