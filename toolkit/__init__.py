@@ -24,6 +24,8 @@ _PUBLIC_NAMES = {
     "load_recipe": ("toolkit.recipe.file", "load_recipe"),
     "Task": ("toolkit.tasks", "Task"),
     "Plan": ("toolkit.cuts.plan", "Plan"),
+    "LayersCut": ("toolkit.cuts", "LayersCut"),
+    "masked": ("toolkit.cuts", "masked"),
     "ExpertStatistics": ("toolkit.cuts.statistics", "ExpertStatistics"),
     "PollardError": ("toolkit.runtime.errors", "PollardError"),
 }

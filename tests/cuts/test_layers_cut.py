@@ -221,6 +221,11 @@ def test_a_cut_that_cannot_be_is_refused(fields: dict[str, object], fault: str) 
         LayersCut(criterion="by hand", layers=4, **fields)  # type: ignore[arg-type]
 
 
+def test_layers_that_a_model_does_not_have_are_named() -> None:
+    with raises("plan.layers", "0…1", "[0, 3]"):
+        LayersCut.of(tiny_model("mixtral"), [0, 3], "by hand")
+
+
 def test_a_plan_of_another_model_is_refused() -> None:
     model = four_layers()
     with raises("plan.other-model", "5 layers", "has 4"):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -42,10 +42,14 @@ class LayersCut(Cut):
 
     @classmethod
     def of(cls, model: nn.Module, kept: Sequence[int], criterion: str, scores: Sequence[float] | None = None) -> "LayersCut":
-        """Of `model`'s layers (which may be without weights) the `kept` ones."""
+        """Of `model`'s layers (which may be without weights) the `kept` ones. Raises PollardError for a list that is none of its
+        layers."""
         path, layers = layers_of(model, find_blocks(model))
         listed = None if scores is None else list(scores)
-        return cls(criterion=criterion, layers=len(layers), kept=list(kept), scores=listed, path=path)
+        try:
+            return cls(criterion=criterion, layers=len(layers), kept=list(kept), scores=listed, path=path)
+        except ValidationError as error:
+            raise PollardError(error.errors()[0]["msg"].removeprefix("Value error, ") + ".", code="plan.layers") from None
 
     @model_validator(mode="after")
     def _consistent(self) -> "LayersCut":
