@@ -64,12 +64,11 @@ class WidthTables:
 
     def parts(self) -> list[str]:
         found = [f"### {self.subject}, narrower experts", self._introduction(), self._sizes()]
-        found += [
-            "Narrowed, not fine-tuned. Loss: nats per completion token, mean of the seeds.",
-            self._scores(self._masked, losses=True),
-        ]
+        told = "Narrowed, not fine-tuned. Loss: nats per completion token, mean of the seeds."
+        found += [told, self._scores(self._masked, "loss", self._mean_loss)]
         if self.trained:
-            found += ["Narrowed and fine-tuned.", self._scores(self._fine_tuned)]
+            told = "Narrowed and fine-tuned. Minus control: of the same seed, question by question, in points over all seeds."
+            found += [told, self._scores(self._fine_tuned, "minus control", self._minus_control)]
         return [*found, *self._default_against_others()]
 
     def _masked(self, criterion: str, width: int) -> Mapping[int, Masked]:
@@ -95,18 +94,23 @@ class WidthTables:
         body = [[str(model["width"] or "as it was"), *_sizes(model, self.original)] for model in (self.original, *models)]
         return markdown(["width", "parameters", "active parameters"], body)
 
-    def _scores(self, of: Callable[[str, int], Row], losses: bool = False) -> str:
+    def _scores(self, of: Callable[[str, int], Row], last: str, value: Callable[[str, int], str]) -> str:
+        """By width and criterion; `value` stands in the `last` column."""
         seeds = sorted({seed for width in self.widths for criterion in WIDTH_CRITERIA for seed in of(criterion, width)})
         body = []
         for width in self.widths:
             for criterion in WIDTH_CRITERIA:
                 if row := of(criterion, width):
                     each = [_score(row[seed]) if seed in row else MISSING for seed in seeds]
-                    body.append([str(width), f"`{criterion}`", *each, percent(statistics.mean(a["score"] for a in row.values()))])
-                    if losses:
-                        body[-1].append(loss(statistics.mean(model["loss"] for model in self._masked(criterion, width).values())))
-        head = ["width", "criterion", *(f"seed {seed}" for seed in seeds), "mean", *(["loss"] if losses else [])]
-        return markdown(head, body)
+                    mean = percent(statistics.mean(answers["score"] for answers in row.values()))
+                    body.append([str(width), f"`{criterion}`", *each, mean, value(criterion, width)])
+        return markdown(["width", "criterion", *(f"seed {seed}" for seed in seeds), "mean", last], body)
+
+    def _mean_loss(self, criterion: str, width: int) -> str:
+        return loss(statistics.mean(model["loss"] for model in self._masked(criterion, width).values()))
+
+    def _minus_control(self, criterion: str, width: int) -> str:
+        return _against(self._fine_tuned(criterion, width), self.controls)
 
     def _default_against_others(self) -> list[str]:
         """Paired question by question, over all seeds that both have."""

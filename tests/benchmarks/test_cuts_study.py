@@ -95,7 +95,9 @@ def test_the_default_is_paired_with_the_others_seed_by_seed(checkout: Path, monk
     def trained(cell: TrainedCell, study: str) -> Any:
         if (cell.subject, cell.width, cell.seed) != ("arithmetic", 64, 0) or cell.criterion not in ("energy", "random"):
             return None
-        return {"seconds": 1.0, "models": {"recovered": answers("1110" if cell.criterion == "energy" else "1100")}}
+        if cell.criterion == "energy":
+            return {"seconds": 1.0, "models": {"recovered": answers("1110"), "control": answers("1000")}}
+        return {"seconds": 1.0, "models": {"recovered": answers("1100")}}
 
     monkeypatch.setattr(SweepCell, "result", swept)
     monkeypatch.setattr(TrainedCell, "result", trained)
@@ -111,8 +113,8 @@ def test_the_default_is_paired_with_the_others_seed_by_seed(checkout: Path, monk
     assert "| 64 | 25 (25 %) | 25 (25 %) |" in text
     assert "| 64 | `energy` | 50.0 % (20.0–90.0 %) | 0.0 % (20.0–90.0 %) | 25.0 % | 0.5000 |" in text
     # Over both seeds the default alone is right once, the other alone once; fine-tuned, only the first seed is there
-    assert "| 64 | `random` | +0.00 (" in text and "| 64 | `energy` | 75.0 % (20.0–90.0 %) | 75.0 % |" in text
-    assert text.count(" | +25.00 (") == 1
+    assert "| 64 | `random` | +0.00 (" in text and "| 64 | `energy` | 75.0 % (20.0–90.0 %) | 75.0 % | +50.00 (" in text
+    assert "| 64 | `random` | 50.0 % (20.0–90.0 %) | 50.0 % | +25.00 (" in text and text.count(" | +25.00 (") == 2
     assert len(missing) == 2 + (len(cells) - 2) + 1 and "layers-sorting" in missing and "`masked-sorting-seed1`" in text
     assert "`arithmetic-fisher-width64-seed0`, " in text and ", everything fine-tuned to width 192 with seed 1." in text
 
