@@ -8,10 +8,11 @@ against all sets of layers. Each cell goes through the real pipeline.
 
 Start it in the checkout; `key.path=value` goes to every cell. Everything is measured on the dev slice, and nothing is chosen on
 it. Before fine-tuning, one sweep of masked models per task and seed tells all (`pollard sweep`). What a cell measured is kept in
-runs/<name>/<cell>.json.
+runs/<name>/<cell>.json, and of the study itself in benchmarks/cuts_results.json.
 """
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -22,10 +23,31 @@ from cuts_cells import SUBJECTS, WIDTHS, PipelineCell, SweepCell, TrainedCell
 from cuts_layers import LayerCell
 from cuts_tables import write_tables
 
+from toolkit.runtime.files import write_text
 from toolkit.selection import WIDTH_CRITERIA
 
 CONTROL = ("fisher", min(WIDTHS))
 """The cell beside which the control is trained, once per task and seed."""
+
+STUDY = "cuts"
+"""The name of the study itself; others are trials."""
+RESULTS = Path(__file__).with_name("cuts_results.json")
+"""What the finished cells of the study measured, by name: a checkout goes on from there."""
+
+
+def restore_results() -> None:
+    """Puts what is in RESULTS to where cells look for it. A cell whose recipe is another one by now is done again."""
+    for name, result in (json.loads(RESULTS.read_text()) if RESULTS.exists() else {}).items():
+        path = Path("runs", STUDY, f"{name}.json")
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(result) + "\n")
+
+
+def collect_results() -> None:
+    """Writes RESULTS, a line for each cell."""
+    found = {path.stem: path.read_text().strip() for path in sorted(Path("runs", STUDY).glob("*.json"))}
+    write_text(RESULTS, "{\n" + ",\n".join(f"{json.dumps(name)}: {result}" for name, result in found.items()) + "\n}\n")
 
 
 def groups_of(seeds: Sequence[int]) -> list[list[TrainedCell]]:
@@ -43,7 +65,7 @@ def groups_of(seeds: Sequence[int]) -> list[list[TrainedCell]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
-    parser.add_argument("--name", default="cuts", help="what the runs' names begin with")
+    parser.add_argument("--name", default=STUDY, help="what the runs' names begin with")
     parser.add_argument("--document", type=Path, default=Path("docs/cuts-study.md"))
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--at-once", type=int, default=os.cpu_count(), help="cells at the same time, each with one core")
@@ -58,6 +80,8 @@ def main() -> int:
     def do(group: Sequence[PipelineCell]) -> list[str]:
         return [told for cell in group if (told := cell.do(given.name, given.overrides))]
 
+    if given.name == STUDY:
+        restore_results()
     if not given.tables:
         with ThreadPoolExecutor(given.at_once) as pool:
             failed = [told for group in pool.map(do, [*([cell] for cell in swept), *trained]) for told in group]
@@ -65,6 +89,8 @@ def main() -> int:
             cell.do(given.name, given.overrides)
     fine_tuned = [cell for group in trained for cell in group]
     missing = write_tables(given.document, given.name, swept, fine_tuned, layers)
+    if given.name == STUDY:
+        collect_results()
     total = len(swept) + len(fine_tuned) + len(layers)
     print(f"\n{given.document}: {len(missing)} of {total} parts are missing", *missing, sep="\n  ")
     if failed:

@@ -163,3 +163,18 @@ def test_a_cell_is_narrowed_and_fine_tuned_through_the_pipeline(checkout: Path) 
     assert cell.do("study", SMALL) is None
     found = cell.result("study")
     assert found and list(found["models"]) == ["recovered"] and len(found["models"]["recovered"]["right"]) == 4
+
+
+def test_a_checkout_goes_on_from_the_results_that_are_in_it(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuts_study, "RESULTS", checkout / "results.json")
+    cell = TrainedCell("sorting", 0, "energy", 64)
+    path = cell.path(cuts_study.STUDY)
+    path.parent.mkdir(parents=True)
+    path.write_text('{"asked": "a", "seconds": 1.0, "models": {}}\n')
+    cuts_study.collect_results()
+    path.unlink()
+    cuts_study.restore_results()
+    assert cell.result(cuts_study.STUDY) == {"asked": "a", "seconds": 1.0, "models": {}}
+    path.write_text('{"asked": "newer"}\n')
+    cuts_study.restore_results()  # what is there stays
+    assert cell.result(cuts_study.STUDY) == {"asked": "newer"}
