@@ -9,7 +9,6 @@ Start it in the checkout; `key.path=value` goes to every cell. What is chosen is
 models, `pollard sweep`); the test set only reports (recovered).
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import get_args
 
 from criteria_tables import Recovered, Swept, write_tables
-from study import launch
+from study import conclude, launch, study_parser
 
 from toolkit.recipe.choices import Criterion
 from toolkit.recipe.file import dump_recipe, load_recipe
@@ -81,13 +80,8 @@ def is_done(cell: Recovered, overrides: Sequence[str]) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
-    parser.add_argument("--name", default="criteria", help="what the runs' names begin with")
-    parser.add_argument("--document", type=Path, default=Path("docs/criteria-study.md"))
-    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
+    parser = study_parser(__doc__, "criteria", "docs/criteria-study.md")
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--tables", action="store_true", help="run nothing")
     given = parser.parse_args()
     swept, recovered = sweeps(given.name, given.seeds), recoveries(given.name, given.seeds)
     failed = []
@@ -102,10 +96,7 @@ def main() -> int:
             failed.append(fine_tuned.run.name)
         write_tables(given.document, swept, recovered)
     missing = write_tables(given.document, swept, recovered)
-    print(f"\n{given.document}: {len(missing)} of {len(swept) + len(recovered)} parts are missing", *missing, sep="\n  ")
-    if failed:
-        print("failed:", *failed, sep="\n  ")
-    return bool(failed)
+    return conclude(given.document, missing, f"{len(swept) + len(recovered)} parts", failed)
 
 
 if __name__ == "__main__":

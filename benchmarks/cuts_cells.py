@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from study import launch
+from study import Answers, answers_of, launch
 
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.sweep_grid import load_grid
@@ -18,15 +18,6 @@ from toolkit.selection import WIDTH_CRITERIA
 RECIPE = "recipes/study/cuts.yaml"
 SUBJECTS = ("arithmetic", "sorting")
 WIDTHS = (192, 128, 64)  # of 256
-
-
-class Answers(TypedDict):
-    """Of one model, on the dev slice. `right`: a text with a 1 for every question answered rightly, in their order."""
-
-    score: float
-    n: int
-    interval: list[float]
-    right: str
 
 
 class Masked(Answers):
@@ -177,10 +168,5 @@ class TrainedCell(PipelineCell):
         return found
 
     def measured(self, run: RunDirectory) -> TrainedResult:
-        models: dict[str, Answers] = {}
-        for role in ("recovered", *(["control"] if self.control else [])):
-            scored = json.loads((run.evaluation / f"{role}.json").read_text())
-            lines = (run.evaluation / f"{role}.predictions.jsonl").read_text().splitlines()
-            right = "".join(str(int(json.loads(line)["correct"])) for line in lines)
-            models[role] = {"score": scored["score"], "n": scored["n"], "interval": scored["interval"], "right": right}
+        models = {role: answers_of(run, role) for role in ("recovered", *(["control"] if self.control else []))}
         return {"seconds": run.read_manifest()["stages"]["recover"]["seconds"], "models": models}

@@ -11,7 +11,6 @@ it. Before fine-tuning, one sweep of masked models per task and seed tells all (
 runs/<name>/<cell>.json, and of the study itself in benchmarks/cuts_results.json.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 from cuts_cells import SUBJECTS, WIDTHS, PipelineCell, SweepCell, TrainedCell
 from cuts_layers import LayerCell
 from cuts_tables import write_tables
+from study import conclude, study_parser
 
 from toolkit.runtime.files import write_text
 from toolkit.selection import WIDTH_CRITERIA
@@ -63,13 +63,8 @@ def groups_of(seeds: Sequence[int]) -> list[list[TrainedCell]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
-    parser.add_argument("--name", default=STUDY, help="what the runs' names begin with")
-    parser.add_argument("--document", type=Path, default=Path("docs/cuts-study.md"))
-    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
+    parser = study_parser(__doc__, STUDY, "docs/cuts-study.md")
     parser.add_argument("--at-once", type=int, default=os.cpu_count(), help="cells at the same time, each with one core")
-    parser.add_argument("--tables", action="store_true", help="run nothing")
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     swept = [SweepCell(subject, seed) for seed in given.seeds for subject in SUBJECTS]
@@ -91,11 +86,7 @@ def main() -> int:
     missing = write_tables(given.document, given.name, swept, fine_tuned, layers)
     if given.name == STUDY:
         collect_results()
-    total = len(swept) + len(fine_tuned) + len(layers)
-    print(f"\n{given.document}: {len(missing)} of {total} parts are missing", *missing, sep="\n  ")
-    if failed:
-        print("failed:", *failed, sep="\n  ")
-    return bool(failed)
+    return conclude(given.document, missing, f"{len(swept) + len(fine_tuned) + len(layers)} parts", failed)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ the test set only reports. Cells of one `keep` and seed share a run directory, s
 are made once; what a cell measured is kept in runs/<name>/<cell>.json.
 """
 
-import argparse
 import json
 import os
 import re
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from recovery_tables import write_tables
-from study import launch
+from study import answers_of, conclude, launch, study_parser
 
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.recipe.file import dump_recipe, load_recipe
@@ -127,28 +126,18 @@ def measured(cell: Cell, name: str, overrides: Sequence[str]) -> dict[str, Any]:
     run = RunDirectory(recipe.name)
     stages = run.read_manifest()["stages"]
     log = [json.loads(line) for line in run.training_log.read_text().splitlines()]
-    models = {}
-    for role in (*recipe.evaluation.models, *(["control"] if recipe.control else [])) if cell.kind != "rate" else ():
-        scored = json.loads((run.evaluation / f"{role}.json").read_text())
-        lines = (run.evaluation / f"{role}.predictions.jsonl").read_text().splitlines()
-        right = "".join(str(int(json.loads(line)["correct"])) for line in lines)
-        models[role] = {key: scored[key] for key in ("score", "n", "interval")} | {"right": right}
+    roles = (*recipe.evaluation.models, *(["control"] if recipe.control else [])) if cell.kind != "rate" else ()
     return {
         "dev_accuracy": max((entry["eval_accuracy"] for entry in log if "eval_accuracy" in entry), default=None),
         "selected_step": stages["recover"].get("selected_step"),
         "seconds": stages["recover"]["seconds"],
-        "models": models,
+        "models": {role: answers_of(run, role) for role in roles},
     }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
-    parser.add_argument("--name", default="recovery", help="what the runs' names begin with")
-    parser.add_argument("--document", type=Path, default=Path("docs/recovery.md"))
-    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
+    parser = study_parser(__doc__, "recovery", "docs/recovery.md")
     parser.add_argument("--at-once", type=int, default=os.cpu_count(), help="cells at the same time, each with one core")
-    parser.add_argument("--tables", action="store_true", help="run nothing")
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     groups, failed = cells(given.seeds), []
@@ -158,10 +147,7 @@ def main() -> int:
                 failed += which
     everything = [cell for group in groups for cell in group]
     missing = write_tables(given.document, [(cell, cell.result(given.name)) for cell in everything])
-    print(f"\n{given.document}: {len(missing)} of {len(everything)} cells are missing", *missing, sep="\n  ")
-    if failed:
-        print("failed:", *failed, sep="\n  ")
-    return bool(failed)
+    return conclude(given.document, missing, f"{len(everything)} cells", failed)
 
 
 if __name__ == "__main__":

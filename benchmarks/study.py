@@ -1,15 +1,55 @@
-"""What the studies share: starting a cell under the launcher, the paired comparison, and tables in a document."""
+"""What the studies share: arguments, starting a cell under the launcher, the paired comparison, and tables in a document."""
 
+import argparse
+import json
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypedDict
 
+from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.runtime.files import write_text
 from toolkit.runtime.formatting import MISSING
 from toolkit.runtime.intervals import pair
+
+
+class Answers(TypedDict):
+    """Of one model. `right`: a text with a 1 for every question answered rightly, in their order."""
+
+    score: float
+    n: int
+    interval: list[float]
+    right: str
+
+
+def study_parser(description: str | None, name: str, document: str) -> argparse.ArgumentParser:
+    """Of every study's arguments: overrides of its recipe, the runs' name, the page, seeds, and whether to write tables only."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    parser.add_argument("--name", default=name, help="what the runs' names begin with")
+    parser.add_argument("--document", type=Path, default=Path(document))
+    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--tables", action="store_true", help="run nothing")
+    return parser
+
+
+def conclude(document: Path, missing: Sequence[str], total: str, failed: Sequence[str]) -> int:
+    """Says what is missing of `total` ("90 cells"), and what failed; returns the exit status."""
+    print(f"\n{document}: {len(missing)} of {total} are missing", *missing, sep="\n  ")
+    if failed:
+        print("failed:", *failed, sep="\n  ")
+    return bool(failed)
+
+
+def answers_of(run: RunDirectory, role: str) -> Answers:
+    """What an evaluation of a run has left."""
+    scored = json.loads((run.evaluation / f"{role}.json").read_text())
+    lines = (run.evaluation / f"{role}.predictions.jsonl").read_text().splitlines()
+    right = "".join(str(int(json.loads(line)["correct"])) for line in lines)
+    return {"score": scored["score"], "n": scored["n"], "interval": scored["interval"], "right": right}
 
 
 def launch(ranks: int, what: Sequence[str], arguments: Sequence[str], log: Path | None = None) -> bool:

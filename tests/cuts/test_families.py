@@ -10,14 +10,14 @@ import torch
 from conftest import ROOT, raises
 from families import EXCEPTIONS, EXPERTS, WHOLE, config_class, families, minus_infinity, table, text_logits, tiny_family
 from transformers import PreTrainedModel
+from whole_way import check_the_whole_way
 
 from toolkit.calibration import calibrate
-from toolkit.cuts.apply import apply_plan, masked
-from toolkit.cuts.checkpoint import copied_from_file, prune_checkpoint
+from toolkit.cuts.apply import masked
+from toolkit.cuts.checkpoint import prune_checkpoint
 from toolkit.cuts.experts import BlockPlan
 from toolkit.cuts.plan import Plan
-from toolkit.moe import check_loaded, find_blocks, load_model, meta_model
-from toolkit.moe.load import auto_class
+from toolkit.moe import find_blocks, load_model, meta_model
 from toolkit.selection import select
 
 KEPT = [0, 3, 5, 6]  # two in each half: some of these families choose within groups
@@ -39,38 +39,14 @@ def test_a_family_goes_the_whole_way(family: str, tmp_path: Path, capsys: pytest
     model = tiny_family(family)
     assert all(block.expert_count == EXPERTS for block in find_blocks(model))
     model.save_pretrained(tmp_path / "original")
-    whole = text_logits(model)
 
     statistics = calibrate(load_model(str(tmp_path / "original")), batches)
     layer_by_layer = calibrate(tmp_path / "original", batches).vectors  # exactly the same, and never the whole model
     assert layer_by_layer.keys() == statistics.vectors.keys()
     assert all(torch.equal(layer_by_layer[name], vector) for name, vector in statistics.vectors.items())
     assert "loaded whole" not in capsys.readouterr().out
-    plan = select(statistics, "weighted_ean", 4)
-    with masked(model, plan):
-        expected = text_logits(model)
-    assert torch.equal(text_logits(model), whole)
-    size = min(1.0, whole.abs().max().item())
-    assert (expected - whole).abs().max() > 1e-3 * size  # or the mask would prove nothing
-
-    prune_checkpoint(tmp_path / "original", plan, tmp_path / "pruned")
+    check_the_whole_way(family, model, select(statistics, "weighted_ean", 4), tmp_path)
     assert ("the whole model is loaded" in capsys.readouterr().out) == (family in WHOLE)  # else file by file
-    stock = auto_class(config_class(family)).from_pretrained(tmp_path / "pruned")
-    check_loaded(stock, str(tmp_path / "pruned"))  # what loading renames and fuses keeps its sum of squares
-    stock = copied_from_file(stock)
-    sliced = copied_from_file(apply_plan(model, plan))
-    ours = stock.state_dict()
-    assert ours.keys() == sliced.state_dict().keys()
-    assert all(torch.equal(ours[name], tensor) for name, tensor in sliced.state_dict().items())
-    assert torch.equal(text_logits(stock), text_logits(sliced))  # cut and reloaded: exactly nothing else changes
-    assert (text_logits(stock) - expected).abs().max() <= 1e-5 * size
-
-    stock.train()
-    stock(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-    trained = [block for block in find_blocks(stock) if block.experts.down_proj.grad is not None]
-    assert trained and all(block.experts.down_proj.grad.isfinite().all() for block in trained)
-    written = stock.eval().generate(ids[:2, :5], attention_mask=torch.ones(2, 5).long(), max_new_tokens=3, min_new_tokens=3)
-    assert written.shape == (2, 8)
 
 
 # Independent of how `masked` works: the router's own linear layer gives −inf for pruned experts, and so do its biases.

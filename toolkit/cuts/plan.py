@@ -4,7 +4,9 @@
      "cuts": [{"kind": "experts", "criterion": "reap", "mode": null, "tokens": "all", "keep": 4,
                "experts": {"model.layers.0.mlp": 8, …},
                "kept": {"model.layers.0.mlp": [0, 2, 5, 7], …},
-               "scores": {"model.layers.0.mlp": [… 8 …], …}}],
+               "scores": {"model.layers.0.mlp": [… 8 …], …}},
+              {"kind": "width", "criterion": "energy", "keep": 7168, "file": "plan.safetensors", "checksum": "…"},
+              {"kind": "layers", "criterion": "dev_loss", "layers": 32, "kept": [0, 1, 3, …], "scores": [… 32 …]}],
      "calibration": {"task": "gsm8k", "examples": 512, "tokens": 131072, "fingerprint": "…"}}
 
 Any tool may write one; `load` checks it. Format 1, which knew experts only, still loads:

@@ -24,9 +24,9 @@ from transformers import PreTrainedModel
 from toolkit.cuts.cut import AffectedTensor, ConfigFile, Cut, Indices, PlanView, Shape, UnknownLayoutError
 from toolkit.cuts.experts import ExpertsCut
 from toolkit.moe.blocks import find_blocks
-from toolkit.moe.channels import WIDTH_KEYS, ChannelAxis, ChannelGroup, channel_groups, expert_width, width_key, with_width
+from toolkit.moe.channels import WIDTH_KEYS, ChannelAxis, ChannelGroup, channel_groups, expert_width, narrowed
 from toolkit.moe.completeness import EXPERT_NUMBER, Source
-from toolkit.moe.load import meta_model, quantization_of
+from toolkit.moe.load import quantization_of
 from toolkit.runtime.errors import PollardError
 
 CHANNELS_FILE = "plan.safetensors"
@@ -93,8 +93,7 @@ class WidthCut(Cut):
         return cut.kept[group.name] if cut else list(range(group.experts or 0))
 
     def apply(self, model: PreTrainedModel, plan: PlanView) -> None:
-        key, now = width_key(model), expert_width(model)
-        narrow = meta_model(with_width(model.config, key, self.keep))
+        now, (key, narrow) = expert_width(model), narrowed(model, self.keep)
         for group in self._groups(model, plan):
             for name, axis in group.tensors.items():
                 _shorten(model, name, axis, self.channels[group.name])

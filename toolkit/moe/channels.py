@@ -76,26 +76,22 @@ def block_width(block: MoEBlock) -> int:
     return int(down.shape[1 if block.experts.is_transposed else 2])
 
 
-def width_key(model: PreTrainedModel) -> str:
-    """The key of the configuration that decides how wide experts are. Raises PollardError where none does."""
+def narrowed(model: PreTrainedModel, width: int) -> tuple[str, PreTrainedModel]:
+    """The key of the configuration that decides how wide experts are, and the model without weights whose experts are that wide.
+    Raises PollardError where no key decides it."""
     now = expert_width(model)
     for key in WIDTH_KEYS:
-        if now > 1 and getattr(model.config.get_text_config(), key, None) == now:
-            narrow = meta_model(with_width(model.config, key, now // 2))
-            if expert_width(narrow) == now // 2:
-                return key
+        if getattr(model.config.get_text_config(), key, None) == now:
+            config = copy.deepcopy(model.config)
+            setattr(config.get_text_config(), key, width)
+            narrow = meta_model(config)
+            if expert_width(narrow) == width:
+                return key, narrow
     raise PollardError(
         f"{model.config.model_type}: none of {' and '.join(WIDTH_KEYS)} in its configuration decides how wide its experts "
         "are, so it cannot be changed. Leave pruning.width out.",
         code="width.unsupported-family",
     )
-
-
-def with_width(config: Any, key: str, width: int) -> Any:
-    """A copy of a configuration with experts of that width."""
-    config = copy.deepcopy(config)
-    setattr(config.get_text_config(), key, width)
-    return config
 
 
 def channel_groups(model: PreTrainedModel, width: int) -> list[ChannelGroup]:
@@ -109,7 +105,7 @@ def channel_groups(model: PreTrainedModel, width: int) -> list[ChannelGroup]:
         raise PollardError(
             f"Experts of {width} channels cannot be made of experts of {now}: give 1…{now}.", code="width.out-of-range"
         )
-    narrow = meta_model(with_width(model.config, width_key(model), width if width < now else now // 2))
+    _, narrow = narrowed(model, width if width < now else now // 2)
     before, after = (list(each.named_parameters(remove_duplicate=False)) for each in (model, narrow))
     if len(before) != len(after):
         raise _refused(model, "its number of parameters changes with the width of its experts")

@@ -1,16 +1,14 @@
 """Which layers every criterion would have kept, from what the choice of layers has left behind: no model is run for it."""
 
-import json
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from toolkit.cuts.layer_similarities import LayerSimilarities
 from toolkit.moe import meta_model
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.layer_choice import ChosenLayers
-from toolkit.pipeline.layer_search import refusal_of
+from toolkit.pipeline.layer_search import read_losses, refusal_of
 from toolkit.runtime.errors import PollardError
 from toolkit.selection import LayerEvidence
 from toolkit.selection.layer_criteria import LAYER_CRITERIA
@@ -27,13 +25,14 @@ def layer_alternatives(context: RunContext) -> dict[str, list[int]]:
     chosen, fingerprints = ChosenLayers.load(run.layers), context.fingerprints.layers
     assert fingerprints is not None, "the recipe keeps all layers"
     similarities = LayerSimilarities.load(run.layer_measurements / "similarities.safetensors", fingerprints.similarities)
-    losses = _losses(run.layer_measurements / "losses.json", fingerprints.losses)
+    losses = read_losses(run.layer_measurements / "losses.json", fingerprints.losses)
 
     def loss(kept: Sequence[int]) -> float:
         key = ",".join(map(str, kept))
         if key not in losses:
             raise _NotMeasuredError
-        return losses[key]
+        found = losses[key]
+        return math.nan if found is None else found
 
     refusal = refusal_of(meta_model(context.config_of(context.source)))
     evidence = LayerEvidence(chosen.layers, refusal, similarities, loss, recipe.pruning.tokens, recipe.seed)
@@ -43,16 +42,3 @@ def layer_alternatives(context: RunContext) -> dict[str, list[int]]:
             with suppress(PollardError, _NotMeasuredError):
                 found[name] = criterion.choose(len(chosen.kept), evidence).kept
     return found
-
-
-def _losses(path: Path, fingerprint: str) -> dict[str, float]:
-    """Those that a search by the dev loss has measured; none where it measured another model."""
-    try:
-        found = json.loads(path.read_text())
-        return (
-            {key: math.nan if loss is None else loss for key, loss in found["losses"].items()}
-            if (found["fingerprint"] == fingerprint)
-            else {}
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}

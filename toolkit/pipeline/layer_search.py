@@ -138,7 +138,7 @@ class DevLosses:
     def __init__(self, path: Path, fingerprint: str, measure: Callable[[Sequence[int]], Loss], most: int) -> None:
         """`fingerprint`: of the model and of what the loss is measured on; `most`: how many measurements there are to be."""
         self.path, self.fingerprint, self.measure, self.most = path, fingerprint, measure, most
-        self.known: dict[str, float | None] = on_main(self._read)  # by the layers that are there; None: not finite
+        self.known = on_main(lambda: read_losses(path, fingerprint))
         self.asked = 0
         if self.known:
             say(f"  {len(self.known):,} losses have been measured already")
@@ -155,12 +155,15 @@ class DevLosses:
         loss = self.known[key]
         return math.nan if loss is None else loss
 
-    def _read(self) -> dict[str, float | None]:
-        try:
-            found = json.loads(self.path.read_text())
-            return found["losses"] if found["fingerprint"] == self.fingerprint else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
+
+def read_losses(path: Path, fingerprint: str) -> dict[str, float | None]:
+    """losses.json, by the layers that are there ("0,1,3"; None: not finite); empty where it holds those of another model or other
+    examples, or nothing that can be read."""
+    try:
+        found = json.loads(path.read_text())
+        return found["losses"] if found["fingerprint"] == fingerprint else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def check_dev_slice(context: RunContext) -> None:

@@ -4,7 +4,6 @@ and which layers stay.
 Shape legend: E experts of a block, K kept experts of a block, L layers.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,26 +11,15 @@ from typing import Any
 
 from toolkit.report.cut_facts import LayersFacts, WidthFacts
 from toolkit.report.facts import BlockFacts
-from toolkit.report.heat import MANY, PRUNED, Tick, cell_grid, labels_of, outline_of, picture
-from toolkit.runtime.formatting import percent
+from toolkit.report.heat import PRUNED, ExpertMap, Tick, expert_map, labels_of, picture, script_json
 
 
 @dataclass(frozen=True)
-class WidthMap:
-    """Rows are blocks, columns are experts, kept ones framed. Strength is the root of lost / most lost: what of an expert's
-    energy went with its channels."""
+class WidthMap(ExpertMap):
+    """Strength is the root of lost / most lost: what of an expert's energy went with its channels."""
 
-    rows: list[str]  # labels
-    experts: int
-    many: bool
     picture: str  # data: URL
     numbers: str  # JSON for the script: lost energy in hundredths of a percent, -1 unknown, -2 for an expert that is gone
-    outline: str  # the path around the kept experts
-    grid: str  # the path between the cells
-    row_height: int  # pixels
-    widths: tuple[int, int]  # pixels: least and most
-    ticks: list[Tick]
-    legend: list[tuple[float, str]]  # strength, and the loss it stands for
     hue: str
     least: tuple[float, str]  # the smallest share of energy that an expert keeps, and whose
     mean: float
@@ -49,21 +37,12 @@ def width_map(width: WidthFacts, blocks: Mapping[str, BlockFacts]) -> WidthMap |
     most = max(max(row) for row in lost) or 1.0
     hue, pixels = bytes(PRUNED), [[bytes(PRUNED) + bytes([_strength(part / most)]) for part in row] for row in lost]
     least, name, expert = min(known)
-    every = next(step for step in (1, 2, 4, 8, 16, 32, 64) if experts / step <= 16 or step == 64)
     kept = [set(blocks[name].kept or ()) for name in names]
     numbers = {"rows": labels, "lost": [[round(1e4 * part) if part >= 0 else part for part in row] for row in lost]}
     return WidthMap(
-        rows=labels,
-        experts=experts,
-        many=experts > MANY,
+        **vars(expert_map(labels, experts, kept, most)),
         picture=picture(pixels),
-        numbers=json.dumps(numbers, separators=(",", ":")).replace("<", "\\u003c"),
-        outline=outline_of(kept, experts > MANY),
-        grid=cell_grid(experts, len(labels)),
-        row_height=max(8, min(30, 432 // len(labels))),
-        widths=(experts * (6 if experts > MANY else 20), experts * 72),
-        ticks=[Tick(100 * (e + 0.5) / experts, str(e)) for e in range(0, experts, every)],
-        legend=[(strength, percent(strength**2 * most)) for strength in (0.25, 0.5, 0.75, 1.0)],
+        numbers=script_json(numbers),
         hue=f"#{hue.hex()}",
         least=(least, f"expert {expert} of block {labels[names.index(name)]}"),
         mean=sum(energy for energy, _, _ in known) / len(known),

@@ -27,22 +27,44 @@ class Tick(NamedTuple):
 
 
 @dataclass(frozen=True)
-class HeatMap:
-    """Rows are blocks, columns are experts. Strength is the root of share / largest share: the many small shares of a model
-    with many experts would else look alike."""
+class ExpertMap:
+    """Rows are blocks, columns are experts, kept ones framed."""
 
     rows: list[str]  # labels
     experts: int
     many: bool
-    tokens: str  # the kind that is shown first: the one that decided
-    pictures: dict[str, str]  # kind of tokens -> data: URL
-    numbers: str  # JSON for the script: shares in hundredths of a percent, and who is kept
     outline: str  # the path around the kept experts
     grid: str  # the path between the cells
     row_height: int  # pixels
     widths: tuple[int, int]  # pixels: least and most
     ticks: list[Tick]
     legend: list[tuple[float, str]]  # strength, and the share it stands for
+
+
+def expert_map(rows: list[str], experts: int, kept: list[set[int]], most: float) -> ExpertMap:
+    """`kept`: per row; `most`: the share that has full strength."""
+    every = next(step for step in (1, 2, 4, 8, 16, 32, 64) if experts / step <= 16 or step == 64)
+    return ExpertMap(
+        rows=rows,
+        experts=experts,
+        many=experts > MANY,
+        outline="".join(_around(expert, y, experts > MANY) for y, row in enumerate(kept) for expert in sorted(row)),
+        grid="".join([f"M{x} 0V{len(rows)}" for x in range(1, experts)] + [f"M0 {y}H{experts}" for y in range(1, len(rows))]),
+        row_height=max(8, min(30, 432 // len(rows))),
+        widths=(experts * (6 if experts > MANY else 20), experts * 72),
+        ticks=[Tick(100 * (e + 0.5) / experts, str(e)) for e in range(0, experts, every)],
+        legend=[(strength, percent(strength**2 * most)) for strength in (0.25, 0.5, 0.75, 1.0)],
+    )
+
+
+@dataclass(frozen=True)
+class HeatMap(ExpertMap):
+    """Strength is the root of share / largest share: the many small shares of a model with many experts would else look
+    alike."""
+
+    tokens: str  # the kind that is shown first: the one that decided
+    pictures: dict[str, str]  # kind of tokens -> data: URL
+    numbers: str  # JSON for the script: shares in hundredths of a percent, and who is kept
     hues: dict[str, str]  # kept, pruned -> the colour of the pictures
     chosen: bool  # whether any expert was chosen yet
 
@@ -62,41 +84,27 @@ def heat_map(blocks: Mapping[str, BlockFacts], tokens: str = "all") -> HeatMap |
     kept = [set(block.kept or ()) for block in shown]
     experts = max(block.experts for block in shown)
     labels = labels_of(list(observed))
-    every = next(step for step in (1, 2, 4, 8, 16, 32, 64) if experts / step <= 16 or step == 64)
     numbers = {
         "rows": labels,
         "kept": ["".join(str(int(e in row)) for e in range(experts)) for row in kept],
         "shares": {part: [[round(1e4 * share) for share in row] for row in rows] for part, rows in shares.items()},
     }
     return HeatMap(
-        rows=labels,
-        experts=experts,
-        many=experts > MANY,
+        **vars(expert_map(labels, experts, kept, most)),
         tokens=tokens if tokens in shares else "all",
         pictures={
             part: picture([[pixel(s / most, e in k) for e, s in enumerate(row)] for row, k in zip(rows, kept, strict=True)])
             for part, rows in shares.items()
         },
-        numbers=json.dumps(numbers, separators=(",", ":")).replace("<", "\\u003c"),
-        outline=outline_of(kept, experts > MANY),
-        grid=cell_grid(experts, len(labels)),
-        row_height=max(8, min(30, 432 // len(labels))),
-        widths=(experts * (6 if experts > MANY else 20), experts * 72),
-        ticks=[Tick(100 * (e + 0.5) / experts, str(e)) for e in range(0, experts, every)],
-        legend=[(strength, percent(strength**2 * most)) for strength in (0.25, 0.5, 0.75, 1.0)],
+        numbers=script_json(numbers),
         hues={what: "#{:02x}{:02x}{:02x}".format(*colour) for what, colour in (("kept", KEPT), ("pruned", PRUNED))},
         chosen=any(kept),
     )
 
 
-def outline_of(kept: list[set[int]], many: bool) -> str:
-    """The path around the kept experts of each row."""
-    return "".join(_around(expert, y, many) for y, row in enumerate(kept) for expert in sorted(row))
-
-
-def cell_grid(columns: int, rows: int) -> str:
-    """The path between the cells."""
-    return "".join([f"M{x} 0V{rows}" for x in range(1, columns)] + [f"M0 {y}H{columns}" for y in range(1, rows)])
+def script_json(numbers: object) -> str:
+    """JSON that may stand in a page's script."""
+    return json.dumps(numbers, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _around(expert: int, row: int, many: bool) -> str:
