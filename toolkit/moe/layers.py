@@ -78,6 +78,20 @@ def blocks_by_layer(blocks: Sequence[MoEBlock], layers: nn.ModuleList) -> list[l
     return found
 
 
+def hidden_states_of(value: Any) -> torch.Tensor:
+    """The hidden states [B, S, …] among what goes into a layer or comes out of it: families return tensors or tuples."""
+    found = value
+    while isinstance(found, tuple | list) and found:
+        found = found[0]
+    if not torch.is_tensor(found) or found.ndim < 3:
+        raise PollardError(
+            "This model's decoder layers do not hand on hidden states that can be compared: choose the layers by dev_loss, or "
+            "name them (pruning.layers=[0, 1, …]), and leave pruning.refit out.",
+            code="layers.no-hidden-states",
+        )
+    return found
+
+
 class LayerCall(NamedTuple):
     """A call of a decoder layer, as the model made it."""
 
