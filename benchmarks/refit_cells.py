@@ -1,7 +1,8 @@
-"""The cells of `refit_study.py`: shapes of about a half, a third and a quarter of the bytes, and one launch for each of them, with
-or without refit, per number of steps."""
+"""The cells of `refit_study.py`: shapes of about a half, a third and a quarter of the bytes, and for each of them, with and
+without refit, a launch per number of steps."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -17,6 +18,8 @@ STEPS = {10: 30, 30: 90, 100: 300}
 """Of fine-tuning, by percent of the whole of it."""
 REFIT = "pruning.refit=true"
 WIDTH_MULTIPLE = 8  # of 256 channels: fine enough to meet a size
+ON_COMPLETIONS = (("arithmetic", "experts"), ("arithmetic", "dense"))
+"""Where experts and channels are chosen on completion tokens alone; elsewhere on all tokens. The better on the dev slice."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,6 @@ class Shape:
     width: int | None = None
     layers: int | None = None
     dense: bool = False
-    tokens: str = "all"
-    """Whose statistics choose experts and channels."""
 
     @property
     def slug(self) -> str:
@@ -47,26 +48,26 @@ class Shape:
         width = [f"pruning.width={self.width}", f"pruning.width_multiple={WIDTH_MULTIPLE}"] if self.width else []
         layers = [f"pruning.layers={self.layers}"] if self.layers else []
         dense = ["pruning.form=dense"] if self.dense else []
-        return [f"pruning.keep={self.keep or 'null'}", f"pruning.tokens={self.tokens}", *width, *layers, *dense]
+        return [f"pruning.keep={self.keep or 'null'}", *width, *layers, *dense]
 
 
 EXPERTS = "experts"
 SHAPES = (
-    Shape("half", EXPERTS, keep=4, tokens="completion"),
+    Shape("half", EXPERTS, keep=4),
     Shape("half", "width", width=112),
     Shape("half", "layers", layers=2),
     Shape("half", "experts + width", keep=6, width=152),
     Shape("half", "width + layers", width=160, layers=3),
     Shape("half", "dense", keep=4, width=224, dense=True),
-    Shape("quarter", EXPERTS, keep=1, tokens="completion"),
+    Shape("quarter", EXPERTS, keep=1),
     Shape("quarter", "width", width=40),
     Shape("quarter", "layers", layers=1),
-    Shape("quarter", "experts + width", keep=4, width=80),
+    Shape("quarter", "experts + width", keep=6, width=56),
     Shape("quarter", "width + layers", width=64, layers=3),
     Shape("quarter", "dense", keep=2, width=160, dense=True),
-    Shape("third", EXPERTS, keep=2, tokens="completion"),
+    Shape("third", EXPERTS, keep=2),
     Shape("third", "width", width=64),
-    Shape("third", "experts + width", keep=4, width=128),
+    Shape("third", "experts + width", keep=6, width=88),
     Shape("third", "width + layers", width=96, layers=3),
     Shape("third", "dense", keep=2, dense=True),
 )
@@ -120,12 +121,14 @@ class RefitCell(PipelineCell):
         return [*(["original"] if reference else []), *([self.start] if first else []), "recovered"]
 
     def overrides(self) -> list[str]:
+        tokens = "completion" if (self.subject, self.shape.cut) in ON_COMPLETIONS else "all"
         return [
-            f"task=playground/{self.subject}", f"seed={self.seed}", *self.shape.overrides(), *([REFIT] if self.refit else []),
+            f"task=playground/{self.subject}", f"seed={self.seed}", f"pruning.tokens={tokens}", *self.shape.overrides(),
+            *([REFIT] if self.refit else []),
             f"finetuning.trainer.max_steps={STEPS[self.percent]}", f"evaluation.models=[{','.join(self.roles)}]",
         ]  # fmt: skip
 
-    def asked(self, arguments: list[str]) -> str:
+    def asked(self, arguments: Sequence[str]) -> str:
         """Of what the recipe says, without defaults: keys that the toolkit learns later leave finished cells alone."""
         return fingerprint_of(load_recipe(self.recipe, arguments).model_dump(mode="json", exclude_unset=True))
 

@@ -22,7 +22,6 @@ from toolkit.runtime.files import fingerprint_of, write_text
 from toolkit.runtime.formatting import MISSING
 from toolkit.runtime.intervals import pair
 
-
 Cell = TypeVar("Cell")
 
 
@@ -137,7 +136,7 @@ class PipelineCell(ABC):
 
 
 class StudyResults:
-    """What the finished cells of `study` measured, in a file of the repository, a line for each: a checkout goes on from there."""
+    """What the finished cells of `study` measured, a line for each in a file of the repository: a checkout goes on from there."""
 
     def __init__(self, file: Path, study: str) -> None:
         self.file, self.folder = file, Path("runs", study)
@@ -173,7 +172,11 @@ def do_groups(
                 after()
         return [failure for failure in failed if failure]
 
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    def end(*_: Any) -> None:
+        stopping.set()
+        sys.exit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
     pool = ThreadPoolExecutor(at_once)
     try:
         return [failure for failures in pool.map(do_group, groups) for failure in failures]
