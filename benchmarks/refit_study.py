@@ -4,7 +4,7 @@ and the dense form, each with and without refit, before and after fine-tuning. E
     python benchmarks/refit_study.py                  # hours on two cores; killed, the same command goes on
     python benchmarks/refit_study.py --tables         # only writes docs/cuts-study.md, from what is finished
     python benchmarks/refit_study.py --name trial --document trial.md --seeds 0 \\
-        evaluation.examples=20 calibration.examples=16 finetuning.trainer.max_steps=2       # a trial of minutes
+        evaluation.examples=20 calibration.examples=16 finetuning.trainer.max_steps=2       # a trial of half an hour
 
 Start it in the checkout; `key.path=value` goes to every cell. Choices were made on the dev slice (docs/cuts-study.md says which);
 the test set only reports. What a cell measured is kept in runs/<name>/<cell>.json, and of the study itself in

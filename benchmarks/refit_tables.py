@@ -42,14 +42,14 @@ class Finished:
         return found
 
     def seconds(self, shape: Shape, refit: bool, percent: int, stage: str) -> float | None:
-        """The mean of the seeds."""
+        """The least of the seeds, which other work on the cores disturbed least."""
         wanted = shape, refit, percent
         found = [
             result["seconds"][stage]
             for cell, result in self.results
             if (cell.shape, cell.refit, cell.percent) == wanted and stage in result["seconds"]
         ]
-        return statistics.mean(found) if found else None
+        return min(found, default=None)
 
     def shapes(self, size: str) -> list[Shape]:
         """Those of which something is finished."""
@@ -196,7 +196,8 @@ def _times(task: Finished) -> list[str]:
         return []
     told = (
         f"### {task.subject}: the time of refit\n\nBeside fine-tuning without refit that answers at least as many questions "
-        "rightly, among those measured. Means of the seeds, from the runs' manifests; other work shared the cores."
+        "rightly, among those measured. Accuracies are means of the seeds, times the least of them, from the runs' manifests: "
+        "other work shared the cores."
     )
     head = ["bytes", "cut", "refitted", "time of refit", "fine-tuned instead", "accuracy", "its time"]
     return [told, markdown(head, body)]
