@@ -213,14 +213,17 @@ def _fewest_steps(task: Finished, shape: Shape, refitted: Row) -> list[str]:
 
 
 def _not_finished(missing: Sequence[RefitCell], cells: Iterable[RefitCell]) -> str:
-    """Names them; where all of a task, size, seed, with or without refit, are missing, in one."""
-    groups: dict[str, list[RefitCell]] = {}
+    """Names them; where all of a task, size and seed, with or without refit, are missing, in one."""
+    groups: dict[str, dict[int, list[RefitCell]]] = {}
     for cell in cells:
-        refit = "with refit" if cell.refit else "without refit"
-        groups.setdefault(f"{cell.subject} at {SIZES[cell.shape.size]} {refit}, seed {cell.seed}", []).append(cell)
-    absent = {group: own for group, own in groups.items() if set(own) <= set(missing)}
-    whole = {cell for own in absent.values() for cell in own}
-    return "; ".join([*(f"`{cell.name}`" for cell in missing if cell not in whole), *(f"all of {group}" for group in absent)])
+        part = f"{cell.subject} at {SIZES[cell.shape.size]}, {'refitted' if cell.refit else 'not refitted'},"
+        groups.setdefault(part, {}).setdefault(cell.seed, []).append(cell)
+    whole, parts = set[RefitCell](), []
+    for part, by_seed in groups.items():
+        absent = {seed: own for seed, own in by_seed.items() if set(own) <= set(missing)}
+        whole |= {cell for own in absent.values() for cell in own}
+        parts += [f"all of {part} with seed {', '.join(map(str, absent))}"] if absent else []
+    return "; ".join([*(f"`{cell.name}`" for cell in missing if cell not in whole), *parts])
 
 
 def _pairs(row: Row, other: Row) -> list[tuple[str, str]]:

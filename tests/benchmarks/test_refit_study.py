@@ -174,7 +174,7 @@ def test_the_tables_say_what_is_finished_and_name_the_rest(checkout: Path, monke
     # 37.5 % after refit: 30 steps without are worse, 90 better
     times = next(line for line in lines if line.startswith("| ½ | experts | 37.5 %"))
     assert times.split("|")[4:6] == [" 3.0 s ", " 90 steps "] and "1 min 30 s" in times
-    assert len(missing) == len(cells) - 14 and "all of sorting at ⅓ with refit, seed 1" in text
+    assert len(missing) == len(cells) - 14 and "all of sorting at ⅓, refitted, with seed 0, 1" in text
     assert "`arithmetic-quarter-experts-steps90-seed0`" in text
 
 
