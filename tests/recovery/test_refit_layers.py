@@ -9,7 +9,7 @@ from families import EXCEPTIONS, families, text_logits, tiny_family
 from refit_cases import cut_copy, drawn_batches
 
 from toolkit.moe import find_blocks
-from toolkit.recovery.refit import layer, refit_model
+from toolkit.recovery.refit import refit_model, tokens
 
 TARGETS = {
     "mixtral": "residual",
@@ -90,7 +90,7 @@ def test_groups_that_are_solved_one_after_another_come_near_to_one_group(monkeyp
     model, batches = tiny_family("mixtral"), drawn_batches()
     errors = []
     for channels in (8192, 16):  # the second: an expert at a time
-        monkeypatch.setattr(layer, "GROUP_CHANNELS", channels)
+        monkeypatch.setattr(tokens, "GROUP_CHANNELS", channels)
         result = refit_model(model, cut_copy(model), batches)
         errors.append(result.blocks[0])
     assert len(errors[0].penalties) == 1 and len(errors[1].penalties) == 4

@@ -115,7 +115,7 @@ def channel_groups(model: PreTrainedModel, width: int) -> list[ChannelGroup]:
     groups = []
     for block in find_blocks(model):
         if type(block.experts) not in layouts:
-            layouts[type(block.experts)] = _channel_of_row(block.experts, now)
+            layouts[type(block.experts)] = channel_of_row(block.experts, now)
         groups.append(_block_group(model, block, width, changed, layouts[type(block.experts)]))
     modules: dict[str, list[str]] = {}
     for name in sorted(changed):
@@ -181,7 +181,7 @@ def _refused(model: PreTrainedModel, reason: str) -> PollardError:
     )
 
 
-def _channel_of_row(experts: nn.Module, width: int) -> torch.Tensor:
+def channel_of_row(experts: nn.Module, width: int) -> torch.Tensor:
     """The channel that each row of the fused projection belongs to, as the family's gate combines them.
 
     Each bit of a channel's number is one question: which rows have a gradient when only channels with this bit count?
@@ -211,11 +211,22 @@ def _channel_of_row(experts: nn.Module, width: int) -> torch.Tensor:
 
 def expert_channels(experts: nn.Module, hidden_TH: torch.Tensor, expert: int) -> torch.Tensor:
     """a [T, W]: what the down projection of one expert reads, by the definition of transformers' experts interface."""
+    return channels_of(experts, expert_projected(experts, hidden_TH, expert))
+
+
+def expert_projected(experts: nn.Module, hidden_TH: torch.Tensor, expert: int) -> torch.Tensor:
+    """[T, 2 W], or [T, W] of experts without a gate: what the channels of one expert are made of."""
     module: Any = experts
     name = "gate_up_proj" if module.has_gate else "up_proj"
     bias = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
-    projected = _linear(module, hidden_TH, getattr(module, name)[expert], bias)
-    return module._apply_gate(projected) if module.has_gate else module.act_fn(projected)
+    return _linear(module, hidden_TH, getattr(module, name)[expert], bias)
+
+
+def channels_of(experts: nn.Module, projected: torch.Tensor) -> torch.Tensor:
+    """a [T, W] of `expert_projected`."""
+    module: Any = experts
+    channels: torch.Tensor = module._apply_gate(projected) if module.has_gate else module.act_fn(projected)
+    return channels
 
 
 def expert_output(experts: nn.Module, channels_TW: torch.Tensor, expert: int) -> torch.Tensor:

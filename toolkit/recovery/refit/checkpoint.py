@@ -140,9 +140,10 @@ def _why_whole(folder: Path) -> str | None:
     cut = RefitModel(model)
     parameters = dict(model.named_parameters())
     names = [
-        writer.name
+        name
         for number, layer in enumerate(cut.layers)
         for writer in writers_in(f"{cut.path}.{number}", layer, cut.blocks[number], cut.hidden_size)
+        for name in writer.names
     ]
     written = revert_weight_conversion(model, {name: parameters[name].data for name in names})
     unknown = [name for name, tensor in written.items() if name not in stored or stored[name].shape != tensor.shape]
