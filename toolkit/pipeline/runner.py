@@ -22,6 +22,7 @@ from toolkit.pipeline.stage_list import STAGES, stages_of
 from toolkit.pipeline.write_report import write_report
 from toolkit.recipe.evaluation import ROLES
 from toolkit.recipe.file import dump_recipe
+from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import barrier, check_shared, is_main, on_main, say, world_size
 from toolkit.runtime.errors import ItemsFailed, Mistakes, PollardError
@@ -119,7 +120,8 @@ class _Work:
         if not self._others():
             return []
         recipe = self.context.recipe
-        evaluation = recipe.evaluation.model_copy(update={"models": list(ROLES[:3])})
+        models = [role for role in ROLES if role is not Role.CONTROL and (role is not Role.REFITTED or recipe.pruning.refit)]
+        evaluation = recipe.evaluation.model_copy(update={"models": models})
         return stages_of(self.context.variant(recipe.model_copy(update={"evaluation": evaluation, "control": True})))
 
     def _no_longer_asked_for(self, known: Mapping[str, Stage]) -> set[str]:

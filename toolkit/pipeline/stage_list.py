@@ -1,8 +1,8 @@
 """Every stage, in order. A new one is a file in stages/ and a line here.
 
-(rounds/… ─►) (layers ─►) calibrate ─► select ─► prune ─► (answers ─► teacher ─►) recover ─► (control ─►) report
-    evaluate/original                 └ evaluate/pruned            └ evaluate/recovered └ evaluate/control
-                                                                   └ skip ─► evaluate/skipping (or after prune)
+(rounds/… ─►) (layers ─►) calibrate ─► select ─► prune ─► (refit ─►) (answers ─► teacher ─►) recover ─► (control ─►) report
+    evaluate/original                 └ evaluate/pruned └ evaluate/refitted      └ evaluate/recovered └ evaluate/control
+                                                                                 └ skip ─► evaluate/skipping (or before)
 
 A model's score comes last of what is measured of it, so that `pollard evaluate` ends with everything.
 """
@@ -21,6 +21,7 @@ from toolkit.pipeline.stages.layers import Layers
 from toolkit.pipeline.stages.prune import Prune
 from toolkit.pipeline.stages.recover import Recover
 from toolkit.pipeline.stages.reference_logits import ReferenceLogits
+from toolkit.pipeline.stages.refit import Refit
 from toolkit.pipeline.stages.report import Report
 from toolkit.pipeline.stages.round import Round
 from toolkit.pipeline.stages.select import Select
@@ -46,6 +47,8 @@ STAGES: tuple[Slot, ...] = (
     Slot(Harness, Role.ORIGINAL),
     Slot(Evaluate, Role.ORIGINAL),
     *measurements(Role.PRUNED),
+    Slot(Refit),
+    *measurements(Role.REFITTED),
     *TEACHING,
     Slot(Recover),
     *measurements(Role.RECOVERED),

@@ -25,6 +25,7 @@ from pydantic_core import CoreSchema
 
 from toolkit.recipe.choices import CRITERIA_ON_ALL_TOKENS, Criterion, LayerCriterion, WidthCriterion
 from toolkit.recipe.data import Section
+from toolkit.recipe.refit import RefitRecipe, check_refit
 
 COUNTED = {"keep": "experts", "width": "channels of an expert", "layers": "decoder layers"}
 """The keys that say how much stays, and of what."""
@@ -128,6 +129,9 @@ class PruningRecipe(Section):
     """Tokens whose statistics are used."""
     mode: Literal["layerwise", "progressive"] = "layerwise"
     """For `reconstruction`: choose every block by itself (layerwise), or each on the outputs of the pruned blocks before it."""
+    refit: bool | RefitRecipe = Field(default=False, exclude_if=lambda refit: refit is False)
+    """After pruning, compute the down projections that stay anew, so that the layers' outputs come close to the original's: least
+    squares on training examples, no gradients (docs/refit.md). true: on as many examples as calibration reads."""
     skipping: Literal["median"] | float | None = None
     """Skip unimportant experts at inference: about half of each token's experts after the first (median, as published), or a
     share in (0, 1). Thresholds are calibrated on the run's last model, which is then evaluated with and without skipping."""
@@ -177,6 +181,11 @@ class PruningRecipe(Section):
         if not layers or any(type(layer) is not int or layer < 0 for layer in layers) or layers != sorted(set(layers)):
             raise ValueError("layers as a list names those that stay, counted from 0, ascending and each once: [0, 1, 3]")
         return layers
+
+    @field_validator("refit", mode="before")
+    @classmethod
+    def _refit_makes_sense(cls, refit: Any) -> Any:
+        return check_refit(refit)
 
     @field_validator("skipping", mode="before")
     @classmethod

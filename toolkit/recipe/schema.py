@@ -5,15 +5,19 @@ tasks, scorers) come from a generated file, toolkit/recipe/choices.py.
 """
 
 import re
-from typing import Any, Literal, Self
+from typing import Any, Literal, LiteralString, Self, cast
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from toolkit.recipe.choices import METHODS_WITH_ADAPTERS, Method
 from toolkit.recipe.data import DataRecipe, Section, SourceRecipe, TaskRecipe, TrainingSourceRecipe, all_weights_or_none
 from toolkit.recipe.evaluation import EvaluationRecipe
 from toolkit.recipe.pruning import PruningRecipe
+from toolkit.recipe.roles import Role
 
+MODELS_WITH_REFIT = ["original", "pruned", "refitted", "recovered"]
+"""What is evaluated by default where the pruned model is refit."""
 ZERO_PRESETS = (0, 1, 2, 3, "3-offload")
 
 
@@ -152,6 +156,24 @@ class Recipe(Section):
         if self.control and self.evaluation.backend == "server" and self.evaluation.servers.control is None:
             raise ValueError("no server is named for the control: say evaluation.servers.control, or leave control out")
         return self
+
+    @model_validator(mode="after")
+    def _refitted_model_is_evaluated(self) -> Self:
+        """By default, where there is one. Set in place: pydantic wants the model back that it gave."""
+        evaluation, refit = self.evaluation, self.pruning.refit
+        if refit and "models" not in evaluation.model_fields_set:
+            object.__setattr__(self, "evaluation", evaluation.model_copy(update={"models": MODELS_WITH_REFIT}))
+        if Role.REFITTED in evaluation.models and not refit:
+            raise self._fault("models", "there is no refitted model without a refit: say pruning.refit: true, or leave it out")
+        if missing := self.evaluation.without_server:
+            raise self._fault("servers", missing)
+        return self
+
+    def _fault(self, key: str, message: str) -> ValidationError:
+        """Of a key of `evaluation` that another section makes wrong: reported where it stands."""
+        kind = PydanticCustomError("value_error", cast(LiteralString, message))
+        fault = InitErrorDetails(type=kind, loc=("evaluation", key), input=self.evaluation.model_dump()[key])
+        return ValidationError.from_exception_data(type(self).__name__, [fault])
 
     @model_validator(mode="before")
     @classmethod

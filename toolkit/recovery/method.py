@@ -56,11 +56,13 @@ class Training:
 
 
 def training_of(recipe: Recipe, run: RunPaths, role: Role) -> Training:
-    """The pruned model is trained into `recovered/`; the original, with the same recipe, into `control/`."""
+    """The pruned model, refit where the recipe says so, is trained into `recovered/`; the original, with the same recipe, into
+    `control/`."""
     if role == Role.CONTROL:
         model, checkpoints = recipe.model, run.checkpoints / role
         return Training(model.path, model.revision, run.control, run.control_adapter, checkpoints, run.control_log)
-    return Training(str(run.pruned), None, run.recovered, run.adapter, run.checkpoints / role, run.training_log)
+    start = run.refitted if recipe.pruning.refit else run.pruned
+    return Training(str(start), None, run.recovered, run.adapter, run.checkpoints / role, run.training_log)
 
 
 class Loaded(NamedTuple):

@@ -33,7 +33,7 @@ class Prune(Stage):
     output = "pruned"
     checkpoints = ("pruned",)
     remaking = "it is cut again from the original, where it is needed"
-    last_screen = Shown(2, "the pruned model")
+    last_screen = Shown(3, "the pruned model")
 
     def __init__(self, context: RunContext, role: Role | None = None) -> None:
         super().__init__(context, role)
