@@ -1,11 +1,13 @@
 """Refit: memory, operations and time, from the configurations of two models alone.
 
-Both models go over all tokens side by side, one decoder layer at a time. Of each layer the channels that its refit modules
-multiply are collected for the tokens that count; their sums ZᵀZ and ZᵀR are made group by group and solved for every penalty.
+Both models go over all tokens side by side, one decoder layer at a time. Of each layer, the channels Z that its refit weights are
+multiplied with are computed for the tokens that count, group of channels by group; ZᵀZ and ZᵀR are summed, solved for every
+penalty, and the solutions compared on held-out tokens.
 
-Shape legend: T tokens that count, N channels of a group, H hidden size.
+Shape legend: T tokens that count, N channels of a group, W width of a unit, H hidden size.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,82 +15,100 @@ from toolkit.estimate.data_size import DataSize
 from toolkit.estimate.machine import Machine
 from toolkit.estimate.model_size import ModelSize
 from toolkit.estimate.stage_estimate import DISK_BANDWIDTH, StageEstimate, count, memory_on
-from toolkit.moe import block_width, find_blocks
 
-ORIGINAL_PASSES, CUT_PASSES = 1, 2  # of the cut model's layer one before it is solved, one after
-HOST_FLOPS = 1e12  # float64 per second and node: where the systems of equations are solved
+ORIGINAL_PASSES, CUT_PASSES = 1, 3  # of every layer; the cut model's before it is solved, to measure what came of it, and on
+WIDE_SHARE = 1 / 16  # of a GPU's speed with bfloat16, reached with float32 and float64, in which the sums are made
+HOST_FLOPS = 1e12  # per second, of a node's CPU in float64: it solves the systems of equations
 FLOAT32, FLOAT64 = 4, 8  # bytes
 
 
+class RefitUnit(NamedTuple):
+    """An expert or a linear layer whose weights are refit. `share`: of the tokens, those that have its channels."""
+
+    width: int
+    share: float
+
+
 @dataclass(frozen=True)
-class RefitSolver:
-    """How a layer's channels are solved for."""
+class RefitSize:
+    """What is refit, and how. `layers`: of each its groups of units, every group with a Gram matrix of its own; `inputs`: numbers
+    that are kept per token and layer, at most, to compute channels from."""
 
+    layers: Sequence[Sequence[Sequence[RefitUnit]]]
+    inputs: int
     penalties: int
-    group_channels: int  # of one Gram matrix, at most
-    sweeps: int  # over the groups, where there are several
+    sweeps: int  # over the groups of a layer, where there are several
+    held_out: float  # share of the tokens
+    chunk_tokens: int  # whose channels are in memory at a time
+
+    @property
+    def largest_group(self) -> int:
+        """N at most."""
+        return max((channels_of(group) for layer in self.layers for group in layer), default=0)
+
+    @property
+    def turns(self) -> Iterator[Sequence[RefitUnit]]:
+        """Every group, as often as it is solved."""
+        for layer in self.layers:
+            for group in layer:
+                yield from [group] * (self.sweeps if len(layer) > 1 else 1)
 
 
-class Channels(NamedTuple):
-    """Of one layer's refit modules: all unknowns per output number, and those that one token has."""
+class RefitWork(NamedTuple):
+    """Operations: in the model's own numbers, in wide ones, and on the CPU."""
 
-    all: int
-    active: int
-
-
-class LayerWork(NamedTuple):
-    """Operations of one layer: where the tensors are, and on the host."""
-
-    products: float
+    narrow: float
+    wide: float
     solving: float
 
 
-def channels_of(model: ModelSize) -> list[Channels]:
-    """Of every layer with an MoE block: those of its experts."""
-    blocks = find_blocks(model.model)
-    return [Channels(block.expert_count * block_width(block), block.experts_per_token * block_width(block)) for block in blocks]
+def channels_of(group: Sequence[RefitUnit]) -> int:
+    """N."""
+    return sum(unit.width for unit in group)
 
 
-def layer_work(channels: Channels, tokens: float, hidden: int, solver: RefitSolver) -> LayerWork:
-    """Of N channels in a group a token has `active` · N / `all`: its products with all N of the group are the Gram's, those with
-    H numbers the right-hand side's. A factorisation takes N³ / 3, and 2 N² H follow for the solution."""
-    groups = -(-channels.all // solver.group_channels)
-    size = channels.all / groups
-    active = channels.active / groups
-    sweeps = solver.sweeps if groups > 1 else 1
-    products = 2.0 * tokens * active * (size + hidden)
-    solving = solver.penalties * (size**3 / 3 + 2.0 * size**2 * hidden)
-    return LayerWork(sweeps * groups * products, sweeps * groups * solving)
+def group_work(group: Sequence[RefitUnit], tokens: float, hidden: int, size: RefitSize) -> RefitWork:
+    """Once. ZᵀZ is symmetric: each unit is multiplied with those before it and itself, on the tokens that it has. A factorisation
+    takes N³ / 3, its solution 2 N² H."""
+    all_channels, before, sums, computing = channels_of(group), 0, 0.0, 0.0
+    for unit in group:
+        before += unit.width
+        sums += 2.0 * (1 - size.held_out) * tokens * unit.share * unit.width * (before + hidden)
+        computing += 2.0 * tokens * unit.share * unit.width * 2 * hidden  # gate and up projection
+    comparing = size.penalties * 2.0 * size.held_out * tokens * all_channels * hidden
+    updating = 2.0 * tokens * all_channels * hidden
+    solving = size.penalties * (all_channels**3 / 3 + 2.0 * all_channels**2 * hidden)
+    return RefitWork(2 * computing, sums + comparing + updating, solving)  # for the sums, and for what they left
 
 
 def estimate_refit(
-    name: str, machine: Machine, models: tuple[ModelSize, ModelSize], data: DataSize, batch: int, solver: RefitSolver
+    name: str, machine: Machine, models: tuple[ModelSize, ModelSize], data: DataSize, batch: int, size: RefitSize
 ) -> StageEstimate:
-    """`models`: the one that was cut, and what is left of it. Per rank in memory are the embeddings, two layers of each model
-    (one at work, one arriving), and one group's Gram matrix; in RAM both models' hidden states of the rank's tokens, and of those
-    that count what went into the modules and what the layer's output lacks, in float32."""
+    """`models`: the one that was cut, and what is left of it. Per rank in memory: the embeddings and two layers of each model
+    (one at work, one arriving), one system of equations with its solutions, and of the tokens that count what went into the
+    weights and what the layer lacks; in RAM both models' hidden states of all tokens."""
     original, cut = models
-    weight, hidden, channels = original.weight_bytes, original.hidden_size, channels_of(cut)
-    largest = min(max(each.all for each in channels), solver.group_channels)
-    layers = original.embeddings + 2 * original.largest_layer + 2 * cut.largest_layer
-    gpu = {
-        "weights": weight * layers,
-        "activations": original.activations(batch, data.longest) or 0,
-        "gram": FLOAT64 * largest * (largest + hidden),
-    }
+    weight, hidden, unknowns = original.weight_bytes, original.hidden_size, size.largest_group
     counted = round((data.examples or 0) * data.completion_tokens)
-    host = {
-        "hidden states": 2 * weight * hidden * (data.tokens or 0) // machine.nodes,
-        "refit tokens": 2 * FLOAT32 * hidden * counted // machine.nodes,
+    per_token = weight * size.inputs + 2 * FLOAT32 * hidden
+    gpu = {
+        "weights": weight * sum(model.embeddings + 2 * model.largest_layer for model in models),
+        "activations": original.activations(batch, data.longest) or 0,
+        "equations": unknowns * (FLOAT64 * (unknowns + 2 * hidden) + weight * size.penalties * hidden),
+        "tokens": per_token * counted // machine.ranks + FLOAT32 * size.chunk_tokens * unknowns,
     }
+    host = {"hidden states": 2 * weight * hidden * (data.tokens or 0) // machine.nodes}
+    if machine.gpus:
+        host["equations"] = machine.gpus * FLOAT64 * unknowns * (unknowns + hidden)
     flops = seconds = None
     if data.tokens is not None:
-        work = [layer_work(each, counted, hidden, solver) for each in channels]
+        work = [group_work(group, counted, hidden, size) for group in size.turns]
+        narrow, wide, solving = map(sum, zip(*work, strict=True))
         passes = ORIGINAL_PASSES * (original.active - original.head) + CUT_PASSES * (cut.active - cut.head)
-        solving = sum(each.solving for each in work)
-        products = 2.0 * data.tokens * passes + sum(each.products for each in work)
-        flops = products + solving
-        seconds = machine.seconds(products, (original.bytes + 2 * cut.bytes) / DISK_BANDWIDTH + solving / HOST_FLOPS)
+        narrow += 2.0 * data.tokens * passes
+        flops = narrow + wide + solving
+        reading = (original.bytes + 2 * cut.bytes) / DISK_BANDWIDTH
+        seconds = machine.seconds(narrow + wide / WIDE_SHARE, reading + solving / HOST_FLOPS)
     on_gpu, in_ram = memory_on(machine, gpu, host)
     return StageEstimate(
         name=name,
@@ -98,5 +118,5 @@ def estimate_refit(
         disk=cut.bytes,
         flops=flops,
         seconds=seconds,
-        notes=(f"systems of {largest:,} unknowns are solved on the host, at {HOST_FLOPS / 1e12:.0f} TFLOP/s in float64",),
+        notes=(f"systems of {unknowns:,} unknowns are solved on the host, at {HOST_FLOPS / 1e12:.0f} TFLOP/s in float64",),
     )

@@ -130,8 +130,9 @@ class PruningRecipe(Section):
     mode: Literal["layerwise", "progressive"] = "layerwise"
     """For `reconstruction`: choose every block by itself (layerwise), or each on the outputs of the pruned blocks before it."""
     refit: bool | RefitRecipe = Field(default=False, exclude_if=lambda refit: refit is False)
-    """After pruning, compute the down projections that stay anew, so that the layers' outputs come close to the original's: least
-    squares on training examples, no gradients (docs/refit.md). true: on as many examples as calibration reads."""
+    """After pruning, compute anew the linear maps by which each layer adds to the residual stream, so that it comes close to the
+    original's: least squares on training examples, no gradients (docs/refit.md). true: on as many examples as calibration
+    reads."""
     skipping: Literal["median"] | float | None = None
     """Skip unimportant experts at inference: about half of each token's experts after the first (median, as published), or a
     share in (0, 1). Thresholds are calibrated on the run's last model, which is then evaluated with and without skipping."""

@@ -1,4 +1,4 @@
-"""The key `pruning.refit` (a part of toolkit/recipe/pruning.py): whether what stays is fitted anew to the original's outputs.
+"""The key `pruning.refit` (a part of toolkit/recipe/pruning.py): whether what stays is fitted to the original, layer by layer.
 
 pruning: {keep: 4, refit: true}                 on as many training examples as calibration reads
 pruning: {keep: 4, refit: {examples: 2048}}     on so many

@@ -1,22 +1,25 @@
-"""Source, pruned/ and training examples -> refitted/: the pruned checkpoint with its down projections computed anew, by least
-squares, so that its layers' outputs come close to the source's. No gradients (docs/refit.md).
+"""Source, pruned/ and training examples -> refitted/: the pruned checkpoint, of which each layer's last linear maps are computed
+anew by least squares, so that what the layer leaves comes close to what the source's does. No gradients (docs/refit.md).
 
-refit.json says how well, module by module:
+refit.json says how close, layer by layer:
 
-    {"format": 1, "tokens": 5120, "held_out": 1024, "modules": [{"module": "model.layers.0.mlp.experts.down_proj",
-     "target": "residual", "channels": 512, "penalty": 0.01, "error_before": 0.41, "error_after": 0.22}, …]}
+    {"format": 1, "tokens": 5120, "held_out": 1024, "blocks": [{"module": "model.layers.0", "weights": ["…experts.down_proj", …],
+     "target": "residual", "channels": 512, "penalties": [0.01], "error_before": 0.41, "error_after": 0.22}, …]}
 """
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 from transformers import PreTrainedModel
 
 from toolkit.cuts.layers import LayersCut
 from toolkit.cuts.plan import Plan
-from toolkit.estimate import Machine, RefitSolver, StageEstimate, estimate_refit
+from toolkit.estimate import Machine, RefitSize, RefitUnit, StageEstimate, estimate_refit
+from toolkit.moe import blocks_by_layer, blocks_in, decoder_layers
 from toolkit.moe.placement import with_model
+from toolkit.moe.residual_writers import ExpertsWriter, ResidualWriter, writers_in
 from toolkit.pipeline.calibration_data import Source, read_sources, refit_recipe
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.outlook import observation_outlook
@@ -29,7 +32,8 @@ from toolkit.pipeline.stage_names import MADE_BY
 from toolkit.pipeline.stages.calibrate import with_answers
 from toolkit.recipe.roles import Role
 from toolkit.recovery.refit import RefitResult, refit_checkpoint
-from toolkit.recovery.refit.layer import GROUP_CHANNELS, PENALTIES, SWEEPS
+from toolkit.recovery.refit.layer import CHUNK_TOKENS, PENALTIES, SWEEPS, groups_of
+from toolkit.recovery.refit.passes import HELD_OUT
 from toolkit.runtime.distributed import on_main, say, shard
 from toolkit.runtime.files import write_text
 from toolkit.runtime.formatting import percent
@@ -38,14 +42,16 @@ from toolkit.tasks import padded_batches
 
 @dataclass(frozen=True)
 class RefitFacts(Facts):
-    """Errors are the mean over modules of the squared error on held-out tokens, relative to the squared target."""
+    """`tokens` that the weights were fitted to, and `held_out` ones. Errors are the mean over layers of the squared error on
+    held-out tokens, relative to the squared size of what was asked of the weights."""
 
     examples: int
     left_out: int
+    bad_lines: int
     tokens: int
     held_out: int
-    modules: int
-    refit: int  # modules that were changed
+    layers: int
+    changed: int  # of these layers
     error_before: float
     error_after: float
 
@@ -68,7 +74,7 @@ class Refit(Stage):
         return bool(self.context.recipe.pruning.refit)
 
     def purpose(self) -> str:
-        return "compute the down projections that stay anew, for the layers' outputs to come close to those before the cut"
+        return "fit what each layer adds to the residual stream to what it was before the cut, by least squares"
 
     def fingerprint(self) -> str:
         return self.context.fingerprints.models[Role.REFITTED]
@@ -76,9 +82,9 @@ class Refit(Stage):
     def estimate(self, machine: Machine) -> StageEstimate:
         sizes, recipe = RecipeOnMachine(self._reading, machine), self.context.recipe
         source, data = sizes.observed(), self._reading.data_sizes
-        solver = RefitSolver(len(PENALTIES), GROUP_CHANNELS, SWEEPS)
-        models, batch = (source, sizes.pruned()), recipe.calibration.batch_size
-        found = estimate_refit(self.name, machine, models, data.calibration, batch, solver)
+        pruned, batch = sizes.pruned(), recipe.calibration.batch_size
+        size = refit_size(pruned.model)
+        found = estimate_refit(self.name, machine, (source, pruned), data.calibration, batch, size)
         if recipe.calibration.self_generated:
             prompts = data.evaluation.limited(data.calibration.examples)
             found = with_answers(found, sizes.generation("", source, prompts), machine)
@@ -109,11 +115,11 @@ class Refit(Stage):
         layers = Plan.load(run.plan).cut(LayersCut)
         kept = layers.kept if layers else None
         result = refit_checkpoint(source.path, run.pruned, run.refitted, batches, kept, source.revision, overwrite=True)
-        on_main(lambda: write_text(run.refit, _as_json(result)))
-        facts = _facts(result, len(encoded), sum(each.left_out for each in sources))
+        on_main(lambda: write_text(run.refit, json.dumps({"format": 1} | result.as_json(), indent=1) + "\n"))
+        facts = _facts(result, sources)
         say(
-            f"  {facts.refit} of {facts.modules} modules refit on {facts.tokens:,} tokens; relative error on {facts.held_out:,} "
-            f"held-out ones {percent(facts.error_before)} -> {percent(facts.error_after)} on average"
+            f"  {facts.changed} of {facts.layers} layers refit to {facts.tokens:,} tokens; error on {facts.held_out:,} held-out "
+            f"ones {percent(facts.error_before)} -> {percent(facts.error_after)} of what was asked for, on average"
         )
         return facts
 
@@ -129,20 +135,39 @@ class Refit(Stage):
         return with_model(recipe, source.path, source.revision, answered)
 
 
-def _facts(result: RefitResult, examples: int, left_out: int) -> RefitFacts:
-    blocks = result.blocks
-    return RefitFacts(
-        examples=examples,
-        left_out=left_out,
-        tokens=result.tokens,
-        held_out=result.held_out,
-        modules=len(blocks),
-        refit=sum(block.penalty is not None for block in blocks),
-        error_before=fmean(block.error_before for block in blocks),
-        error_after=fmean(block.error_after for block in blocks),
+def refit_size(model: PreTrainedModel) -> RefitSize:
+    """What is refit of a cut model, which may be without weights: all that might write into its residual stream linearly."""
+    path, layers = decoder_layers(model)
+    hidden = int(model.config.get_text_config().hidden_size)
+    writers = [
+        writers_in(f"{path}.{number}", layer, blocks, hidden)
+        for number, (layer, blocks) in enumerate(zip(layers, blocks_by_layer(blocks_in(model), layers), strict=True))
+    ]
+    groups = [groups_of([(writer, 1.0) for writer in mine]) for mine in writers if mine]
+    return RefitSize(
+        layers=[[[RefitUnit(u.writer.width, _share(u.writer)) for u in group] for group in layer] for layer in groups],
+        inputs=max(sum(hidden if isinstance(writer, ExpertsWriter) else writer.width for writer in mine) for mine in writers),
+        penalties=len(PENALTIES),
+        sweeps=SWEEPS,
+        held_out=1 / HELD_OUT,
+        chunk_tokens=CHUNK_TOKENS,
     )
 
 
-def _as_json(result: RefitResult) -> str:
-    facts = {"format": 1, "tokens": result.tokens, "held_out": result.held_out}
-    return json.dumps(facts | {"modules": [asdict(block) for block in result.blocks]}, indent=1) + "\n"
+def _share(writer: ResidualWriter) -> float:
+    """Of the tokens, those that have the channels of one of the writer's units: of an expert, if all are chosen alike often."""
+    return writer.block.experts_per_token / writer.units if isinstance(writer, ExpertsWriter) else 1.0
+
+
+def _facts(result: RefitResult, sources: Sequence[Source]) -> RefitFacts:
+    return RefitFacts(
+        examples=sum(len(source.encoded) for source in sources),
+        left_out=sum(source.left_out for source in sources),
+        bad_lines=sum(source.bad_lines for source in sources),
+        tokens=result.tokens,
+        held_out=result.held_out,
+        layers=len(result.blocks),
+        changed=sum(block.changed for block in result.blocks),
+        error_before=fmean(block.error_before for block in result.blocks),
+        error_after=fmean(block.error_after for block in result.blocks),
+    )
