@@ -28,7 +28,7 @@ from toolkit.moe.model_size import Sizes, active_expert_parameters, checkpoint_b
 from toolkit.moe.observe import BlockActivations, all_expert_outputs, observing
 from toolkit.moe.partition import is_partitioned, partitioned_model, write_partitioned
 from toolkit.moe.routing_monitor import RoutingMonitor
-from toolkit.moe.stream import CannotStream, StreamedModel
+from toolkit.moe.stream import CannotStream, StreamedModel, open_layerwise
 from toolkit.moe.tokenizer import load_tokenizer
 from toolkit.moe.unfuse import UNFUSED, expert_weights, linear_name, unfuse
 from toolkit.moe.weight_facts import channel_norms, mean_over_rms
@@ -87,6 +87,7 @@ __all__ = [
     "observing_gradients",
     "observing_linears",
     "one_layer_at_a_time",
+    "open_layerwise",
     "override_top_k",
     "partitioned_model",
     "quantization_of",
