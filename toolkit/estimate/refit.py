@@ -1,10 +1,10 @@
 """Refit: memory, operations and time, from the configurations of two models alone.
 
 Both models go over all tokens side by side, one decoder layer at a time. Of each layer, the channels Z that its refit weights are
-multiplied with are computed for the tokens that count, group of channels by group; ZᵀZ and ZᵀR are summed, solved for every
+multiplied with are computed, group of channels by group; ZᵀZ and ZᵀR are summed, solved for every
 penalty, and the solutions compared on held-out tokens.
 
-Shape legend: T tokens that count, N channels of a group, W width of a unit, H hidden size.
+Shape legend: T tokens, N channels of a group, W width of a unit, H hidden size.
 """
 
 from collections.abc import Iterator, Sequence
@@ -85,27 +85,27 @@ def estimate_refit(
     name: str, machine: Machine, models: tuple[ModelSize, ModelSize], data: DataSize, batch: int, size: RefitSize
 ) -> StageEstimate:
     """`models`: the one that was cut, and what is left of it. Per rank in memory: the embeddings and two layers of each model
-    (one at work, one arriving), one system of equations with its solutions, and of the tokens that count what went into the
-    weights and what the layer lacks; in RAM both models' hidden states of all tokens."""
+    (one at work, one arriving), one system of equations with its solutions, and of the rank's tokens what went into the weights
+    and what the layer lacks; in RAM both models' hidden states of all tokens."""
     original, cut = models
     weight, hidden, unknowns = original.weight_bytes, original.hidden_size, size.largest_group
-    counted = round((data.examples or 0) * data.completion_tokens)
+    tokens = data.tokens or 0
     per_token = weight * size.inputs + 2 * FLOAT32 * hidden
     gpu = {
         "weights": weight * sum(model.embeddings + 2 * model.largest_layer for model in models),
         "activations": original.activations(batch, data.longest) or 0,
         "equations": unknowns * (FLOAT64 * (unknowns + 2 * hidden) + weight * size.penalties * hidden),
-        "tokens": per_token * counted // machine.ranks + FLOAT32 * size.chunk_tokens * unknowns,
+        "tokens": per_token * tokens // machine.ranks + FLOAT32 * size.chunk_tokens * unknowns,
     }
-    host = {"hidden states": 2 * weight * hidden * (data.tokens or 0) // machine.nodes}
+    host = {"hidden states": 2 * weight * hidden * tokens // machine.nodes}
     if machine.gpus:
         host["equations"] = machine.gpus * FLOAT64 * unknowns * (unknowns + hidden)
     flops = seconds = None
     if data.tokens is not None:
-        work = [group_work(group, counted, hidden, size) for group in size.turns]
-        narrow, wide, solving = map(sum, zip(*work, strict=True))
+        work = [group_work(group, tokens, hidden, size) for group in size.turns]
+        narrow, wide, solving = (sum(part) for part in zip(*work, strict=True))
         passes = ORIGINAL_PASSES * (original.active - original.head) + CUT_PASSES * (cut.active - cut.head)
-        narrow += 2.0 * data.tokens * passes
+        narrow += 2.0 * tokens * passes
         flops = narrow + wide + solving
         reading = (original.bytes + 2 * cut.bytes) / DISK_BANDWIDTH
         seconds = machine.seconds(narrow + wide / WIDE_SHARE, reading + solving / HOST_FLOPS)
@@ -114,7 +114,7 @@ def estimate_refit(
         name=name,
         gpu=on_gpu,
         host=in_ram,
-        work=f"{count(data.examples)} examples, {count(counted if data.examples else None)} tokens that count, no gradients",
+        work=f"{count(data.examples)} examples, {count(data.tokens)} tokens, no gradients",
         disk=cut.bytes,
         flops=flops,
         seconds=seconds,

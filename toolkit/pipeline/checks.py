@@ -21,6 +21,7 @@ from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.data_checks import limit_checks, rendering_checks
 from toolkit.pipeline.layer_search import check_dev_slice
 from toolkit.pipeline.rounds import early_rounds, trains
+from toolkit.pipeline.stages.refit import check_refit
 from toolkit.pipeline.stages.skip import check_skipping
 from toolkit.recipe.pruning import PruningRecipe
 from toolkit.recipe.schema import Recipe
@@ -52,6 +53,7 @@ def _checked(context: RunContext, mistakes: Mistakes, variants: Sequence[RunCont
     if config is not None:
         for each in (context, *variants):
             _check_numbers(each, mistakes)
+            mistakes.collect(partial(check_refit, each))
     mistakes.collect(lambda: _check_dtype(recipe))
     readable = [_is_readable(context, split, mistakes) for split in ("train", recipe.evaluation.split)]
     for source in recipe.calibration.data or ():

@@ -76,19 +76,30 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
             "A sweep masks the original, and a schedule prunes what rounds before have recovered: say pruning.schedule=null.",
             code="sweep.schedule",
         )
+    if compared := next((key for key in lists if key.startswith("pruning.refit")), None):
+        raise PollardError(
+            f"A sweep masks the original, and a refit changes weights: {compared} makes no difference there. Compare runs that "
+            "are refit and runs that are not (`pollard compare`).",
+            code="sweep.refit",
+        )
     seeds = [load_recipe(path, [*fixed.values(), f"seed={seed}"]).seed for seed in lists.pop("seed", [str(recipe.seed)])]
     if not lists.keys().isdisjoint(CUTS[1:]) and "pruning.keep" not in lists and not _says_keep(recipe):
         fixed["pruning.keep"] = "pruning.keep=null"  # also where a cell leaves out the other cuts
     cells = []
     for values in product(*lists.values()):
         chosen = _with_defaults(dict(zip(lists, values, strict=True)))
-        varied = load_recipe(path, [*fixed.values(), *(f"{key}={value}" for key, value in chosen.items())])
+        varied = _without_refit(load_recipe(path, [*fixed.values(), *(f"{key}={value}" for key, value in chosen.items())]))
         criteria = varied.pruning.criteria
         others = [f"{key.removeprefix('pruning.')} {value}" for key, value in chosen.items() if key not in AXES]
         label = ", ".join(filter(None, [" + ".join(criteria), *(other for other in others if not other.endswith(" null"))]))
         drawn = seeds if "random" in criteria else [recipe.seed]
         cells += [Cell(varied, seed, label) for seed in drawn if criteria or varied.pruning.layers]
     return Grid(recipe, list({(cell.recipe.pruning.model_dump_json(), cell.seed): cell for cell in cells}.values()))
+
+
+def _without_refit(recipe: Recipe) -> Recipe:
+    """A cell is the original, masked: no checkpoint is written that could be refit."""
+    return recipe.model_copy(update={"pruning": recipe.pruning.model_copy(update={"refit": False})})
 
 
 def _with_defaults(chosen: dict[str, str]) -> dict[str, str]:

@@ -50,7 +50,7 @@ def _metadata(report: RunFacts) -> ModelCardData:
                 metric_name=f"accuracy (%), {result.n} questions",
             )
         ]  # fmt: skip
-    tags = [*TAGS, *_kinds_of_pruning(report), *([origin.family] if origin.family else [])]
+    tags = [*TAGS, *_kinds_of_pruning(report), *(["refit"] if report.refit else []), *([origin.family] if origin.family else [])]
     return ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=tags, **known)
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, JsonValue
 from toolkit.recipe.roles import Role
 from toolkit.report.cut_facts import CriteriaAgreement, CutFacts
 from toolkit.report.measurements import Facts, Fidelity, HarnessRow, Interval, Number, SpeedTable, SweepTable
+from toolkit.report.refit_facts import RefitFacts
 from toolkit.runtime.intervals import Pair
 
 LoggedLoss = tuple[Number, Number | None]  # step, nats per token; None: it was not finite
@@ -222,6 +223,7 @@ class RunFacts(Facts):
     pruning: PruningFacts | None
     cuts: CutFacts | None = Field(default=None, exclude_if=lambda cuts: cuts is None)  # where more than experts was cut
     calibration: CalibrationFacts | None
+    refit: RefitFacts | None = Field(default=None, exclude_if=lambda refit: refit is None)  # where there was one
     models: dict[Role, ModelResult | None]
     ratios: dict[Role, dict[str, float]]
     pairs: list[RolePair]
@@ -252,13 +254,14 @@ class RunFacts(Facts):
 
     @property
     def result(self) -> Role:
-        """The model that the run ends with: the recovered one, where there is a recovery."""
-        return Role.RECOVERED if self.training else Role.PRUNED
+        """The model that the run ends with: the recovered one, where there is a recovery, else the refitted one."""
+        before = Role.REFITTED if self.refit else Role.PRUNED
+        return Role.RECOVERED if self.training else before
 
     @property
     def evaluated_result(self) -> Role | None:
-        """The last model of the run that was evaluated: recovered, else pruned."""
-        return next((role for role in (Role.RECOVERED, Role.PRUNED) if self.models.get(role)), None)
+        """The last model of the run that was evaluated: recovered, else refitted, else pruned."""
+        return next((role for role in (Role.RECOVERED, Role.REFITTED, Role.PRUNED) if self.models.get(role)), None)
 
     def pair_of(self, first: Role, second: Role) -> RolePair | None:
         """The comparison of two models; None where they did not answer the same questions."""

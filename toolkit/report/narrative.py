@@ -34,7 +34,7 @@ def headline(facts: RunFacts) -> str:
     cut = _cut(facts, end or Role.PRUNED)
     if end and original:
         after = facts.evaluated[end]
-        alone = " without fine-tuning" * (end == Role.PRUNED)
+        alone = {Role.PRUNED: " without fine-tuning", Role.REFITTED: " by refit, without fine-tuning"}.get(end, "")
         return f"{cut}: {percent(original.score)} -> {percent(after.score)}{alone}{_in_brackets(facts, end)}."
     if not facts.evaluated:
         return f"{cut}; no model has been evaluated."
@@ -80,6 +80,8 @@ def summary(facts: RunFacts) -> str:
         sentences.append(f"{kept} in each of {cut.blocks} blocks{rounds}.")
     if facts.cuts:
         sentences += _about_cuts(facts.cuts)
+    if facts.refit:
+        sentences.append(facts.refit.sentence)
     evaluated = facts.evaluated.values()
     if not evaluated:
         return " ".join(sentences)

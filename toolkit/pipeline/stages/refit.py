@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from toolkit.cuts.layers import LayersCut
 from toolkit.cuts.plan import Plan
 from toolkit.estimate import Machine, RefitSize, RefitUnit, StageEstimate, estimate_refit
-from toolkit.moe import blocks_by_layer, blocks_in, decoder_layers
+from toolkit.moe import blocks_by_layer, blocks_in, decoder_layers, quantization_of
 from toolkit.moe.placement import with_model
 from toolkit.moe.residual_writers import ExpertsWriter, ResidualWriter, writers_in
 from toolkit.pipeline.calibration_data import Source, read_sources, refit_recipe
@@ -35,6 +35,7 @@ from toolkit.recovery.refit import RefitResult, refit_checkpoint
 from toolkit.recovery.refit.layer import CHUNK_TOKENS, PENALTIES, SWEEPS, groups_of
 from toolkit.recovery.refit.passes import HELD_OUT
 from toolkit.runtime.distributed import on_main, say, shard
+from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import write_text
 from toolkit.runtime.formatting import percent
 from toolkit.tasks import padded_batches
@@ -47,7 +48,6 @@ class RefitFacts(Facts):
 
     examples: int
     left_out: int
-    bad_lines: int
     tokens: int
     held_out: int
     layers: int
@@ -118,8 +118,8 @@ class Refit(Stage):
         on_main(lambda: write_text(run.refit, json.dumps({"format": 1} | result.as_json(), indent=1) + "\n"))
         facts = _facts(result, sources)
         say(
-            f"  {facts.changed} of {facts.layers} layers refit to {facts.tokens:,} tokens; error on {facts.held_out:,} held-out "
-            f"ones {percent(facts.error_before)} -> {percent(facts.error_after)} of what was asked for, on average"
+            f"  held-out error {percent(facts.error_before)} -> {percent(facts.error_after)} on average, relative to what was "
+            "asked of a layer's weights"
         )
         return facts
 
@@ -135,14 +135,25 @@ class Refit(Stage):
         return with_model(recipe, source.path, source.revision, answered)
 
 
+def check_refit(context: RunContext) -> None:
+    """Raises PollardError, before anything is calibrated, where the pruned model's weights will be none to compute with."""
+    if context.recipe.pruning.refit and (quantized := quantization_of(context.config)):
+        raise PollardError(
+            f"pruning.refit changes plain numbers, and the weights of {context.recipe.model.path} are quantized ({quantized}): "
+            "start from a plain copy of it (bfloat16), or leave pruning.refit out.",
+            code="refit.quantized",
+        )
+
+
 def refit_size(model: PreTrainedModel) -> RefitSize:
-    """What is refit of a cut model, which may be without weights: all that might write into its residual stream linearly."""
+    """What is refit of a cut model, which may be without weights, at most: of layers with experts what is in their block (only
+    where attention runs beside it, its projection is refit as well), of others all that might write into the stream linearly."""
     path, layers = decoder_layers(model)
-    hidden = int(model.config.get_text_config().hidden_size)
-    writers = [
-        writers_in(f"{path}.{number}", layer, blocks, hidden)
-        for number, (layer, blocks) in enumerate(zip(layers, blocks_by_layer(blocks_in(model), layers), strict=True))
-    ]
+    hidden, writers = int(model.config.get_text_config().hidden_size), []
+    for number, (layer, blocks) in enumerate(zip(layers, blocks_by_layer(blocks_in(model), layers), strict=True)):
+        found = writers_in(f"{path}.{number}", layer, blocks, hidden)
+        inside = [writer for writer in found if any(writer.name.startswith(f"{block.name}.") for block in blocks)]
+        writers.append(inside or found)
     groups = [groups_of([(writer, 1.0) for writer in mine]) for mine in writers if mine]
     return RefitSize(
         layers=[[[RefitUnit(u.writer.width, _share(u.writer)) for u in group] for group in layer] for layer in groups],
@@ -163,7 +174,6 @@ def _facts(result: RefitResult, sources: Sequence[Source]) -> RefitFacts:
     return RefitFacts(
         examples=sum(len(source.encoded) for source in sources),
         left_out=sum(source.left_out for source in sources),
-        bad_lines=sum(source.bad_lines for source in sources),
         tokens=result.tokens,
         held_out=result.held_out,
         layers=len(result.blocks),
