@@ -34,7 +34,7 @@ def prune(
     is there stays, and is an error. Raises PollardError for that, and when the plan does not fit the model, the source is
     damaged, the target cannot be written or the verification fails; nothing is changed at `target` then.
 
-    `refit`: this rank's batches (`input_ids` and `attention_mask` [B, S], as for `calibrate`). What each layer of the pruned model
+    `refit`: this rank's batches (`input_ids`, `attention_mask` [B, S], as for `calibrate`). What each layer of the pruned model
     adds to its residual stream is then fitted to the original's on them (docs/refit.md), and how well is returned. The pruned
     checkpoint lies beside `target` meanwhile; the same call goes on from there after an interruption. Raises PollardError as well
     for quantized weights, too few examples, and numbers that are not finite.
