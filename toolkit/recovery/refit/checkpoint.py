@@ -53,8 +53,8 @@ def refit_checkpoint(
     """Writes the checkpoint `pruned`, refit to what `original` (a folder or a hub id) computes on `batches`, to `target`.
 
     Every rank calls it, with batches of its own as for `calibrate`: `input_ids` and `attention_mask` [B, S]. A fifth of the
-    sequences is held out. `kept_layers`: the layers of the original that `pruned` has, where it lacks some. `overwrite` replaces a
-    checkpoint that Pollard wrote to `target` before. Interrupted, the same call goes on from the layers that are finished.
+    sequences is held out. `kept_layers`: the layers of the original that `pruned` has, where it lacks some. `overwrite` replaces
+    a checkpoint that Pollard wrote to `target` before. Interrupted, the same call goes on from the layers that are finished.
 
     Raises PollardError where `pruned` is not a cut of `original`, is quantized or normalises what its experts write; for too few
     examples; for numbers that are not finite; and for places that cannot be written. `target` is whole or not there.
@@ -152,7 +152,7 @@ def _write(folder: Path, model: RefitModel, files: LayerFiles) -> None:
     """Completes the folder of `files` to a checkpoint: `folder`'s, with the weights in `files`."""
     target = files.folder
     if model.streamed is None:
-        model.whole.to(dtype=files.dtype)
+        model.whole.to(files.dtype)  # type: ignore[arg-type]
         write_checkpoint(model.whole, target)
         complete_checkpoint(folder, target, model.whole.config)
         files.remove()
