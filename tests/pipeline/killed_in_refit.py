@@ -3,12 +3,15 @@
 import os
 import signal
 import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).parents[2])
 
 from toolkit.cli.main import main
 from toolkit.recovery.refit.layer_files import LayerFiles
 from toolkit.runtime.distributed import barrier
 
-left, real = int(sys.argv.pop(1)), LayerFiles.save
+left, real = int(sys.argv.pop(2)), LayerFiles.save  # behind the launcher's --local_rank
 
 
 def save(files: LayerFiles, *arguments: object) -> None:
@@ -21,4 +24,5 @@ def save(files: LayerFiles, *arguments: object) -> None:
 
 
 LayerFiles.save = save  # type: ignore[method-assign]
-main(["run", *(argument for argument in sys.argv[1:] if not argument.startswith("--local"))])
+sys.argv.insert(1, "run")
+sys.exit(main())
