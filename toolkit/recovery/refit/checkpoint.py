@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedConfig
 from transformers.core_model_loading import revert_weight_conversion
 
-from toolkit.cuts.checkpoint import check_places, complete_checkpoint, write_checkpoint
+from toolkit.cuts.checkpoint import check_apart, complete_checkpoint, write_checkpoint
 from toolkit.moe import (
     Batch,
     StreamedModel,
@@ -38,7 +38,7 @@ from toolkit.runtime.distributed import gather, on_all_ranks, on_main, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import fingerprint_of, fingerprint_of_path
 from toolkit.runtime.progress import progress
-from toolkit.runtime.signed_folders import begin_folder, is_resumable, partial_path, provenance, put_in_place, sign
+from toolkit.runtime.signed_folders import begin_folder, check_target, is_resumable, partial_path, provenance, put_in_place, sign
 
 
 def refit_checkpoint(
@@ -64,8 +64,9 @@ def refit_checkpoint(
     folder = on_all_ranks(lambda: checkpoint_folder(str(pruned)))
 
     def check() -> None:
-        check_places(source, target, overwrite, "refitted checkpoint")
-        check_places(folder, target, overwrite, "refitted checkpoint", "pruned checkpoint")
+        check_apart(source, target, "refitted checkpoint")
+        check_apart(folder, target, "refitted checkpoint", "pruned checkpoint")
+        check_target(target, overwrite)
         _check_pair(load_config(str(source)), load_config(str(folder)), kept_layers)
 
     on_main(check)
