@@ -58,9 +58,10 @@ GPU GiB is per GPU at the fullest moment, GPU-hours are over all GPUs. Bold: doe
 REFIT = """## Refit beside fine-tuning
 
 The same recipe with `pruning.refit: true` ([Refit](refit.md)): 512 examples go once through the original and three times through
-the pruned model, and each layer's systems of equations are solved. Hours are of the clock, on so many GPUs of one node. Most of
-refit's are spent on these systems, which the node's CPU solves ({host} TFLOP/s in float64 are assumed) while the GPUs wait; sums in
-float64 are counted at a {wide}th of a GPU's bfloat16 speed. It is not always the quicker of the two: it fits where training does not.
+the pruned model, and each layer's systems of equations are solved. It takes about a tenth of fine-tuning's operations, and one
+layer of each model at a time (two while the next arrives: of DeepSeek-V3 too much for this GPU as well). Hours are of the clock,
+on so many GPUs of one node, and are not fewer: most are spent on the systems of equations, which the node's CPU solves
+({host} TFLOP/s in float64 are assumed) while the GPUs wait; sums in float64 are counted at a {wide}th of a GPU's bfloat16 speed.
 
 | model | GPUs | refit: FLOP | GPU GiB | host GiB | hours | fine-tuning: FLOP | GPU GiB | host GiB | hours |
 |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|
@@ -98,18 +99,19 @@ def section(name: str) -> str:
     return "\n".join([f"## {MODELS[name]}", "", facts, "", *table, "", *lines, ""])
 
 
-def refit_section() -> str:
-    """A row for each model and machine: what refit takes, and what fine-tuning the same pruned model does."""
-    rows = []
-    for name, title in REFIT_MODELS.items():
-        shared = Estimator(resolve_machine(gpu=GPU))
-        for gpus in (1, 8):
-            estimator = shared.on(resolve_machine(gpus, 1, GPU, cpu_memory=RAM))
-            recipe = recipe_for(name, gpus, refit=True)
-            found = [estimator.stage(recipe, stage).estimate(estimator.machine) for stage in ("refit", "recover")]
-            cells = [cell for estimate in found if estimate for cell in _refit_cells(estimate, estimator.machine)]
-            rows.append(f"| {title} | {gpus} | {' | '.join(cells)} |")
-    return REFIT.format(host=f"{HOST_FLOPS / 1e12:.0f}", wide=round(1 / WIDE_SHARE)) + "\n".join([*rows, ""])
+def refit_rows(name: str) -> str:
+    """A row for each machine: what refit takes of a model, and what fine-tuning the same pruned model does."""
+    shared, rows = Estimator(resolve_machine(gpu=GPU)), ""
+    for gpus in (1, 8):
+        estimator, recipe = shared.on(resolve_machine(gpus, 1, GPU, cpu_memory=RAM)), recipe_for(name, gpus, refit=True)
+        found = [estimator.stage(recipe, stage).estimate(estimator.machine) for stage in ("refit", "recover")]
+        cells = [cell for estimate in found if estimate for cell in _refit_cells(estimate, estimator.machine)]
+        rows += f"| {REFIT_MODELS[name]} | {gpus} | {' | '.join(cells)} |\n"
+    return rows
+
+
+def refit_head() -> str:
+    return REFIT.format(host=f"{HOST_FLOPS / 1e12:.0f}", wide=round(1 / WIDE_SHARE))
 
 
 def _refit_cells(stage: StageEstimate, machine: Machine) -> list[str]:
@@ -150,7 +152,7 @@ def head() -> str:
 
 
 def page() -> str:
-    return "\n".join([head(), *(section(name) for name in MODELS), refit_section()])
+    return "\n".join([head(), *(section(name) for name in MODELS), refit_head() + "".join(map(refit_rows, REFIT_MODELS))])
 
 
 if __name__ == "__main__":

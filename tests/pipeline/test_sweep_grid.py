@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from conftest import raises
 
 from toolkit.pipeline.sweep_grid import load_grid
 from toolkit.runtime.errors import PollardError
@@ -81,3 +82,13 @@ def test_mistakes_are_told_as_a_recipes_are(recipe: Path, overrides: list[str], 
     with pytest.raises(PollardError) as caught:
         load_grid(recipe, overrides)
     assert said in str(caught.value)
+
+
+def test_a_sweep_refits_nothing_and_refuses_to_compare_it(recipe: Path) -> None:
+    grid = load_grid(recipe, ["pruning.keep=6,4", "pruning.refit=true"])
+    plain = load_grid(recipe, ["pruning.keep=6,4"])
+    assert [cell.recipe.pruning for cell in grid.cells] == [cell.recipe.pruning for cell in plain.cells]
+    assert grid.recipe.pruning.refit is True  # of the run itself
+    for override in ("pruning.refit=true,false", "pruning.refit.examples=64,128"):
+        with raises("sweep.refit", override.partition("=")[0]):
+            load_grid(recipe, [override])
