@@ -8,14 +8,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.cuts.checkpoint import check_places, prune_checkpoint
+from toolkit.cuts.checkpoint import check_apart, prune_checkpoint
 from toolkit.cuts.layers import LayersCut
 from toolkit.cuts.plan import Plan
 from toolkit.moe import Batch, checkpoint_folder
 from toolkit.recovery.refit import RefitResult, refit_checkpoint
 from toolkit.runtime.distributed import on_all_ranks, on_main
 from toolkit.runtime.files import fingerprint_of, fingerprint_of_source
-from toolkit.runtime.signed_folders import foreign_files, read_provenance, remove_own, sign
+from toolkit.runtime.signed_folders import check_target, foreign_files, read_provenance, remove_own, sign
 
 
 def prune(
@@ -44,7 +44,7 @@ def prune(
         return None
     source, target = os.path.expanduser(source), Path(os.path.abspath(Path(target).expanduser()))
     folder = on_all_ranks(lambda: checkpoint_folder(source, revision))
-    on_main(lambda: check_places(folder, target, overwrite))
+    on_main(lambda: _check_places(folder, target, overwrite))
     between = target.with_name(f"{target.name}.pruned")
     identity = fingerprint_of(fingerprint_of_source(str(folder)), plan.model_dump(), plan.choice())
     if not on_main(lambda: _is_pruned(between, identity)):
@@ -54,6 +54,12 @@ def prune(
     result = refit_checkpoint(source, between, target, refit, layers.kept if layers else None, revision, overwrite)
     on_main(lambda: remove_own(between))
     return result
+
+
+def _check_places(folder: Path, target: Path, overwrite: bool) -> None:
+    """Before anything is pruned."""
+    check_apart(folder, target, "refitted checkpoint")
+    check_target(target, overwrite)
 
 
 def _is_pruned(folder: Path, identity: str) -> bool:
