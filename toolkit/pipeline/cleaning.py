@@ -109,6 +109,7 @@ def _files(run: RunDirectory, part: str, folder: Path) -> list[Path]:
     if part == "sweep":
         inside = {path for path in matching_files(run.sweep, RUN_FILE_PATTERNS["sweep"]) if folder in path.parents}
         return sorted(inside | set(matching_files(folder, SHARD_PATTERN) if folder.name == "original" else ()))
-    if part in BEST_FIRST and not any(_is_current(run, role) for role in BEST_FIRST[: BEST_FIRST.index(Role(part))]):
+    better = BEST_FIRST[: BEST_FIRST.index(Role(part))] if part in (Role.PRUNED, Role.REFITTED) else ()
+    if better and not any(_is_current(run, role) for role in better):
         return []  # it is what the run has made so far
     return own_files(folder)
