@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from toolkit.calibration.channel_gradients import observe_gradients
 from toolkit.calibration.channels import ChannelObserver, channel_facts
-from toolkit.calibration.observer import Batch, Observer, StatisticsObserver
+from toolkit.calibration.observer import Observer, StatisticsObserver
 from toolkit.calibration.passes import ObservedSource, layerwise_pass, observe
 from toolkit.calibration.reconstruction import LayerwiseSearch, ProgressiveSearch, check_progressive_keep
 from toolkit.cuts.statistics import (
@@ -27,6 +27,7 @@ from toolkit.cuts.statistics import (
     mix,
 )
 from toolkit.moe import (
+    Batch,
     CannotStream,
     ChannelGroup,
     MoEBlock,

@@ -26,11 +26,9 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from toolkit.calibration.channels import part_masks, sum_by_part, zeros
-from toolkit.calibration.observer import Batch, ObservedBatch
-from toolkit.calibration.passes import split_mask
 from toolkit.calibration.vector_sums import VectorSums
 from toolkit.cuts.statistics import PARTS
-from toolkit.moe import ChannelGradient, ChannelGroup, logits_at, observing_gradients
+from toolkit.moe import Batch, ChannelGradient, ChannelGroup, ObservedBatch, logits_at, observing_gradients, split_mask
 
 
 class GradientSums:

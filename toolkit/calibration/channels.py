@@ -18,10 +18,18 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from toolkit.calibration.observer import ObservedBatch, Observer
+from toolkit.calibration.observer import Observer
 from toolkit.calibration.vector_sums import VectorSums
 from toolkit.cuts.statistics import PARTS, WEIGHTS, ChannelFacts
-from toolkit.moe import BlockActivations, ChannelGroup, LinearCall, channel_norms, expert_channels, tokens_by_expert
+from toolkit.moe import (
+    BlockActivations,
+    ChannelGroup,
+    LinearCall,
+    ObservedBatch,
+    channel_norms,
+    expert_channels,
+    tokens_by_expert,
+)
 from toolkit.runtime.errors import PollardError
 
 CHUNK_NUMBERS = 2**24  # converted to float64 at a time: 128 MiB

@@ -20,11 +20,20 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from toolkit.calibration.calibrate import CalibrationSource
-from toolkit.calibration.observer import Batch, ObservedBatch
-from toolkit.calibration.passes import split_mask
 from toolkit.cuts.layer_similarities import LayerSimilarities, SourceSimilarities
 from toolkit.cuts.statistics import PARTS, Part, TokenCounts
-from toolkit.moe import ActivationOffload, ForwardPass, StreamedModel, find_blocks, layers_of, one_layer_at_a_time
+from toolkit.moe import (
+    ActivationOffload,
+    Batch,
+    ForwardPass,
+    ObservedBatch,
+    StreamedModel,
+    find_blocks,
+    hidden_states_of,
+    layers_of,
+    one_layer_at_a_time,
+    split_mask,
+)
 from toolkit.runtime.distributed import gather
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.progress import progress, progress_display
@@ -103,29 +112,15 @@ def _recorded_states(layers: nn.ModuleList, device: torch.device | None = None) 
         )
 
     def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        record(_first_tensor(args[:1] or kwargs.get("hidden_states")))
+        record(hidden_states_of(args[:1] or kwargs.get("hidden_states")))
 
     hooks = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
-    hooks.append(layers[-1].register_forward_hook(lambda layer, args, output: record(_first_tensor(output))))
+    hooks.append(layers[-1].register_forward_hook(lambda layer, args, output: record(hidden_states_of(output))))
     try:
         yield states
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _first_tensor(value: Any) -> torch.Tensor:
-    """The hidden states [B, S, …] among what goes into a layer or comes out of it: families return tensors or tuples."""
-    found = value
-    while isinstance(found, tuple | list) and found:
-        found = found[0]
-    if not torch.is_tensor(found) or found.ndim < 3:
-        raise PollardError(
-            "This model's decoder layers do not hand on hidden states that can be compared: choose the layers by dev_loss, or "
-            "name them (pruning.layers=[0, 1, …]).",
-            code="layers.no-hidden-states",
-        )
-    return found
 
 
 class _Sums:

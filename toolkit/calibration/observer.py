@@ -17,27 +17,13 @@ Shape legend: T tokens of a batch (its sequences flattened), K experts per token
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 
 from toolkit.calibration.vector_sums import VectorSums
 from toolkit.cuts.statistics import PARTS, WEIGHTS
-from toolkit.moe import BlockActivations, ChannelGroup, LinearCall, MoEBlock, mean_over_rms
-
-Batch = Mapping[str, torch.Tensor]
-
-
-class ObservedBatch(NamedTuple):
-    """Which tokens [T] of a batch are which; padding is neither prompt nor completion."""
-
-    prompt: torch.Tensor  # bool
-    completion: torch.Tensor
-
-    @property
-    def real(self) -> torch.Tensor:
-        return self.prompt | self.completion
+from toolkit.moe import BlockActivations, ChannelGroup, LinearCall, MoEBlock, ObservedBatch, mean_over_rms
 
 
 class Observer(ABC):

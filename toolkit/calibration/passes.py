@@ -14,15 +14,17 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from toolkit.calibration.observer import Batch, ObservedBatch, Observer
+from toolkit.calibration.observer import Observer
 from toolkit.calibration.reconstruction import ProgressiveSearch
 from toolkit.cuts.statistics import PARTS, TokenCounts
 from toolkit.moe import (
     ActivationOffload,
+    Batch,
     BlockActivations,
     ChannelGroup,
     ForwardPass,
     LinearCall,
+    ObservedBatch,
     StreamedModel,
     blocks_by_layer,
     find_blocks,
@@ -30,6 +32,7 @@ from toolkit.moe import (
     observing,
     observing_linears,
     one_layer_at_a_time,
+    split_mask,
 )
 from toolkit.runtime.progress import progress
 
@@ -70,14 +73,6 @@ class _Dispatch:
     def on_linear(self, call: LinearCall) -> None:
         for observer in self.observers:
             observer.on_linear(call, self.batch)
-
-
-def split_mask(batch: Batch, device: torch.device) -> tuple[Batch, ObservedBatch]:
-    """On `device`: what the model gets, and which of its tokens are prompt and completion (all, without a mask)."""
-    inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-    real = inputs["attention_mask"].bool()
-    completion = inputs.pop("completion_mask").bool() & real if "completion_mask" in inputs else real
-    return inputs, ObservedBatch((real & ~completion).flatten(), completion.flatten())
 
 
 @torch.no_grad()

@@ -16,9 +16,9 @@ import torch
 
 from toolkit.calibration.exhaustive_search import ExhaustiveSubsetSearch, routes_by_rank
 from toolkit.calibration.greedy_search import GreedySubsetSearch
-from toolkit.calibration.observer import ObservedBatch, Observer
+from toolkit.calibration.observer import Observer
 from toolkit.cuts.statistics import BlockSearchResult
-from toolkit.moe import BlockActivations, MoEBlock, Rerouter, restricted
+from toolkit.moe import BlockActivations, MoEBlock, ObservedBatch, Rerouter, restricted
 from toolkit.runtime.distributed import gather
 from toolkit.runtime.errors import PollardError
 

@@ -5,11 +5,12 @@ for one family.
 """
 
 from toolkit.moe.activation_offload import ActivationOffload
-from toolkit.moe.blocks import MoEBlock, decoder_linears, find_blocks
+from toolkit.moe.batches import Batch, ObservedBatch, split_mask
+from toolkit.moe.blocks import MoEBlock, blocks_in, decoder_linears, find_blocks
 from toolkit.moe.channel_observing import ChannelGradient, LinearCall, observing_gradients, observing_linears, tokens_by_expert
 from toolkit.moe.channels import ChannelGroup, block_width, channel_groups, expert_channels, expert_output, expert_width
 from toolkit.moe.expert_skipping import SkipCount, apply_skipping, counting_skips, skipping
-from toolkit.moe.layers import ForwardPass, blocks_by_layer, layers_of, one_layer_at_a_time
+from toolkit.moe.layers import ForwardPass, blocks_by_layer, decoder_layers, hidden_states_of, layers_of, one_layer_at_a_time
 from toolkit.moe.load import (
     checkpoint_folder,
     load_config,
@@ -35,6 +36,7 @@ from toolkit.moe.weight_facts import channel_norms, mean_over_rms
 __all__ = [
     "UNFUSED",
     "ActivationOffload",
+    "Batch",
     "BlockActivations",
     "CannotStream",
     "ChannelGradient",
@@ -43,6 +45,7 @@ __all__ = [
     "ForwardPass",
     "LinearCall",
     "MoEBlock",
+    "ObservedBatch",
     "Rerouter",
     "RoutingMonitor",
     "Sizes",
@@ -53,6 +56,7 @@ __all__ = [
     "apply_skipping",
     "block_width",
     "blocks_by_layer",
+    "blocks_in",
     "channel_groups",
     "channel_norms",
     "check_loaded",
@@ -61,12 +65,14 @@ __all__ = [
     "checkpoint_files",
     "checkpoint_folder",
     "counting_skips",
+    "decoder_layers",
     "decoder_linears",
     "expert_channels",
     "expert_output",
     "expert_weights",
     "expert_width",
     "find_blocks",
+    "hidden_states_of",
     "is_partitioned",
     "layers_of",
     "linear_name",
@@ -89,6 +95,7 @@ __all__ = [
     "same_routing",
     "sizes",
     "skipping",
+    "split_mask",
     "tokens_by_expert",
     "unfuse",
     "weight_bytes",

@@ -47,7 +47,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from toolkit.moe.activation_offload import ActivationOffload, OffloadedTensors
-from toolkit.moe.blocks import MoEBlock
+from toolkit.moe.blocks import MoEBlock, blocks_in
 from toolkit.runtime.errors import PollardError
 
 
@@ -69,12 +69,42 @@ def layers_of(model: nn.Module, blocks: Sequence[MoEBlock]) -> tuple[str, nn.Mod
     return path, layers
 
 
+def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """`layers_of` for any model: of a dense one, the one list of its base model with as many modules as it has layers.
+
+    Raises PollardError where there is no such list."""
+    if blocks := blocks_in(model):
+        return layers_of(model, blocks)
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if len(lists) != 1:
+        raise PollardError(
+            f"{model.config.model_type}: {len(lists)} lists of {count} modules: it cannot be told which are its decoder layers.",
+            code="layers.no-single-list",
+        )
+    return lists[0]
+
+
 def blocks_by_layer(blocks: Sequence[MoEBlock], layers: nn.ModuleList) -> list[list[MoEBlock]]:
     """The blocks of each layer; none in a dense one."""
     found = []
     for layer in layers:
         inside = {id(module) for module in layer.modules()}
         found.append([block for block in blocks if id(block.module) in inside])
+    return found
+
+
+def hidden_states_of(value: Any) -> torch.Tensor:
+    """The hidden states [B, S, …] among what goes into a layer or comes out of it: families return tensors or tuples."""
+    found = value
+    while isinstance(found, tuple | list) and found:
+        found = found[0]
+    if not torch.is_tensor(found) or found.ndim < 3:
+        raise PollardError(
+            "This model's decoder layers do not hand on hidden states that can be compared: choose the layers by dev_loss, or "
+            "name them (pruning.layers=[0, 1, …]), and leave pruning.refit out.",
+            code="layers.no-hidden-states",
+        )
     return found
 
 

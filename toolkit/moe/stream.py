@@ -23,9 +23,8 @@ from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging
 
-from toolkit.moe.blocks import find_blocks
 from toolkit.moe.completeness import mismatch
-from toolkit.moe.layers import layers_of
+from toolkit.moe.layers import decoder_layers
 from toolkit.moe.load import checkpoint_folder, load_config, meta_model, resolve_dtype
 from toolkit.moe.model_files import checkpoint_files, report_unread_weights
 from toolkit.moe.names import NameResolver
@@ -57,9 +56,8 @@ class StreamedModel:
         self.files = [_opened(file) for file in safetensors_files(path, revision)]
         self.dtype = resolve_dtype(dtype, config) or self._first_dtype()
         self.model: PreTrainedModel = meta_model(config, self.dtype).eval()
-        blocks = find_blocks(self.model)
         try:
-            self.layers_path, self.layers = layers_of(self.model, blocks)
+            self.layers_path, self.layers = decoder_layers(self.model)
         except PollardError as error:
             raise CannotStream("its decoder layers do not stand in one list") from error
         self.conversions: list[Any] = get_model_conversion_mapping(self.model)
