@@ -21,7 +21,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from toolkit.cuts.dense_twins import DenseLayer, DenseTwin, MlpLayout, Rows, dense_twin, rows_of_channels
+from toolkit.cuts.dense_twins import DenseLayer, DenseTwin, dense_twin
+from toolkit.cuts.mlp_layout import MlpLayout, Rows, rows_of_channels
 from toolkit.moe.blocks import MoEBlock, find_blocks
 from toolkit.moe.channels import block_width
 from toolkit.moe.load import auto_class
@@ -38,6 +39,10 @@ class DenseBlock(BaseModel):
     """One for each kept expert, in their order."""
     shared: float = 1.0
     """Of the shared experts; other than 1 only where a gate weighs them."""
+    error: float | None = None
+    """Of the block's output on the calibration tokens: squared, relative to the original's."""
+    mean_gate_error: float | None = None
+    """The same with every expert's mean gate weight as its coefficient."""
 
 
 def merged_model(model: PreTrainedModel, blocks: Mapping[str, DenseBlock]) -> PreTrainedModel:
@@ -57,8 +62,8 @@ def check_coefficients(model: PreTrainedModel, blocks: Mapping[str, DenseBlock])
     if needed != given:
         wrong = sorted(name for name in needed.keys() | given.keys() if needed.get(name) != given.get(name))
         raise PollardError(
-            f"The coefficients of the dense form are another model's: {wrong[0]} has {needed.get(wrong[0], 0)} experts, and there "
-            f"are {given.get(wrong[0], 0)} coefficients for it.",
+            f"The coefficients of the dense form are another model's: {wrong[0]} has {needed.get(wrong[0], 0)} experts, and "
+            f"{given.get(wrong[0], 0)} coefficients.",
             code="dense.other-model",
         )
 
@@ -66,10 +71,10 @@ def check_coefficients(model: PreTrainedModel, blocks: Mapping[str, DenseBlock])
 def dense_tensors(
     model: PreTrainedModel, twin: DenseTwin, blocks: Mapping[str, DenseBlock], prefix: str = ""
 ) -> dict[str, torch.Tensor]:
-    """The twin's tensors whose names begin with `prefix`, by their names in its state; what `model` has of them must be loaded."""
+    """The twin's tensors whose names begin with `prefix`, by name; what `model` has of them must be loaded."""
     ours, theirs = model.state_dict(), twin.model.state_dict()
     mlps = {layer.mlp: layer for layer in twin.layers}
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for layer in twin.layers:
         if layer.mlp.startswith(prefix):
             found |= _mlp_tensors(model, twin, layer, blocks[layer.block])
@@ -86,13 +91,11 @@ def dense_tensors(
 def _mlp_tensors(model: PreTrainedModel, twin: DenseTwin, layer: DenseLayer, weights: DenseBlock) -> dict[str, torch.Tensor]:
     """The feed-forward layer that takes a block's place."""
     block = next(block for block in find_blocks(model) if block.name == layer.block)
-    parts = [
-        (*_expert_weights(block, expert), coefficient) for expert, coefficient in enumerate(weights.coefficients)
-    ]  # first [W, H], second [W, H], down [H, W], its coefficient
-    for name in layer.shared:
-        parts.append((*_mlp_weights(model.get_submodule(name), twin.shared_layouts[name]), weights.shared))
+    parts = [_expert_weights(block, expert) for expert in range(block.expert_count)]  # first [W, H], second [W, H], down [H, W]
+    parts += [_mlp_weights(model.get_submodule(name), twin.shared_layouts[name]) for name in layer.shared]
+    coefficients = [*weights.coefficients, *[weights.shared] * len(layer.shared)]
     first, second = (torch.cat([part[at] for part in parts]) for at in range(2))
-    down = torch.cat([_scaled(part[2], part[3]) for part in parts], dim=1)
+    down = torch.cat([_scaled(part[2], coefficient) for part, coefficient in zip(parts, coefficients, strict=True)], dim=1)
     return _laid_out(twin, layer.mlp, first, second, down)
 
 
@@ -124,7 +127,9 @@ def _padded(model: PreTrainedModel, twin: DenseTwin, mlp: str) -> dict[str, torc
     return _laid_out(twin, mlp, *_mlp_weights(model.get_submodule(mlp), twin.layout))
 
 
-def _laid_out(twin: DenseTwin, mlp: str, first: torch.Tensor, second: torch.Tensor, down: torch.Tensor) -> dict[str, torch.Tensor]:
+def _laid_out(
+    twin: DenseTwin, mlp: str, first: torch.Tensor, second: torch.Tensor, down: torch.Tensor
+) -> dict[str, torch.Tensor]:
     """The tensors of a feed-forward layer, by name; channels of zeros where it has fewer than the twin."""
     missing = twin.width - down.shape[1]
     first, second = (nn.functional.pad(rows, (0, 0, 0, missing)) for rows in (first, second))
@@ -140,8 +145,8 @@ def _laid_out(twin: DenseTwin, mlp: str, first: torch.Tensor, second: torch.Tens
 def with_fixed_gates(
     model: PreTrainedModel, blocks: Mapping[str, DenseBlock], kept: Mapping[str, Sequence[int]] | None = None
 ) -> Iterator[PreTrainedModel]:
-    """`model` with the gate weights of `blocks` replaced by their coefficients inside the context, for every token: what the dense
-    form computes. `kept`: the experts that these are of, by block; all, where it is left out. Other blocks route as ever."""
+    """`model` with the gate weights of `blocks` replaced by their coefficients, for every token, inside the context: what the
+    dense form computes. `kept`: the experts that these are of, by block; all unless given. Other blocks route as ever."""
     before = model.config._experts_implementation
     layers = {block.experts: block for block in find_blocks(model) if block.name in blocks}
     fixed = {

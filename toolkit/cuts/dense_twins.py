@@ -6,22 +6,19 @@
 TWINS says which family that is; families without an entry are their own twin where their configuration can say that every layer
 is dense. Nothing is taken on trust: the twin is built without weights, its tensors are compared with the family's name by name,
 and a small copy of its feed-forward layer must compute what the experts' own gate computes.
-
-Shape legend: T tokens, H hidden size, W width of an expert or an MLP.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import permutations
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
+from toolkit.cuts.mlp_layout import MlpLayout, mlp_layout
 from toolkit.moe.blocks import MoEBlock, find_blocks
-from toolkit.moe.channels import block_width, channel_of_row
+from toolkit.moe.channels import block_width
 from toolkit.moe.load import auto_class, meta_model
 from toolkit.moe.partition import layer_prefix
 from toolkit.runtime.errors import PollardError
@@ -47,7 +44,6 @@ TWINS = {
     "jamba": Twin("jamba", {"num_experts": 1}),
     "lfm2_moe": Twin("lfm2", {"block_auto_adjust_ff_dim": False}),
     "mixtral": Twin("mistral"),
-    "phimoe": Twin("stablelm"),
     "qwen2_moe": Twin("qwen2"),
     "qwen3_5_moe": Twin("qwen3_5"),
     "qwen3_5_moe_text": Twin("qwen3_5_text"),
@@ -57,6 +53,13 @@ TWINS = {
     "solar_open": Twin("llama"),
 }
 """By the `model_type` of a configuration, or of a part of one."""
+
+DIFFERENT = {
+    "beam": "its blocks multiply what the experts give by a number",
+    "minimax_m3_vl": "its blocks multiply what the experts give by a number",
+    "minimax_m3_vl_text": "its blocks multiply what the experts give by a number",
+}
+"""Families whose twin has the right tensors, and computes something else."""
 
 # What configurations call the width of the feed-forward layers of dense layers; the first that sizes them counts
 WIDTH_KEYS = ("dense_intermediate_size", "shared_intermediate_size", "intermediate_size")
@@ -72,23 +75,6 @@ def all_dense(layers: int) -> dict[str, object]:
     }
 
 
-class Rows(NamedTuple):
-    """Rows of a linear layer of an MLP: all of them, or one of two halves."""
-
-    linear: str
-    part: int = 0
-    parts: int = 1
-
-
-class MlpLayout(NamedTuple):
-    """Which linear layers of an MLP do what an expert's fused projection does. An expert's channel has two rows there, a `first`
-    and a `second`; which of them is the gate is known to the family's own code alone."""
-
-    first: Rows
-    second: Rows
-    down: str
-
-
 class DenseLayer(NamedTuple):
     """One MoE block, and what takes its place."""
 
@@ -102,6 +88,7 @@ class DenseLayer(NamedTuple):
 class DenseTwin:
     """The twin of a model, without weights."""
 
+    family: str  # `model_type` of the model
     model: PreTrainedModel
     layers: tuple[DenseLayer, ...]
     mlps: tuple[str, ...]  # of layers that are dense already; their channels are filled up with zeros
@@ -112,7 +99,7 @@ class DenseTwin:
     @property
     def is_itself(self) -> bool:
         """Whether the twin is of the same family, with every layer dense."""
-        return TWINS.get(self.model.config.model_type, Twin(self.model.config.model_type)).model_type == self.model.config.model_type
+        return bool(self.model.config.model_type == self.family)
 
 
 def no_twin(model: PreTrainedModel, reason: str) -> PollardError:
@@ -127,26 +114,30 @@ def dense_twin(model: PreTrainedModel) -> DenseTwin:
     """The twin of `model` (which may be without weights), as wide as all of its experts together. Raises PollardError where there
     is none, with the reason."""
     blocks = find_blocks(model)
+    if reason := DIFFERENT.get(model.config.model_type):
+        raise no_twin(model, reason)
     for block in blocks:
         _check_block(model, block)
     shared = {block.name: _shared_experts(model, block) for block in blocks}
     gates = {block.name: _shared_gate(block) for block in blocks}
-    layouts = {name: mlp_layout(model, model.get_submodule(name), blocks[0]) for names in shared.values() for name in names}
+    layouts = {name: _layout(model, model, name, blocks[0]) for names in shared.values() for name in names}
     width = max(
         block.expert_count * block_width(block) + sum(_width(model, name, layouts[name]) for name in shared[block.name])
         for block in blocks
     )
     replaced = (*(block.name for block in blocks), *layouts)
-    stays = {name: tuple(t.shape) for name, t in model.state_dict().items() if not name.startswith(tuple(f"{r}." for r in replaced))}
+    stays = {
+        name: tuple(t.shape) for name, t in model.state_dict().items() if not name.startswith(tuple(f"{r}." for r in replaced))
+    }
     twin = _built(model, width)
     mlp_of, relative = _mlps_of_blocks(model, twin, blocks, stays)
-    layout = mlp_layout(model, twin.get_submodule(mlp_of[blocks[0].name]), blocks[0])
+    layout = _layout(model, twin, mlp_of[blocks[0].name], blocks[0])
     dense = tuple(name for name, _ in model.named_modules() if _is_dense_mlp(name, blocks, relative))
     width = max([width, *(_width(model, name, layout) for name in dense)])
     twin = _sized(model, width, f"{mlp_of[blocks[0].name]}.{layout.down}")
     _check_rest(model, twin, stays, (*mlp_of.values(), *dense))
     layers = tuple(DenseLayer(b.name, shared[b.name], gates[b.name], mlp_of[b.name]) for b in blocks)
-    return DenseTwin(twin, layers, dense, layout, layouts, width)
+    return DenseTwin(model.config.model_type, twin, layers, dense, layout, layouts, width)
 
 
 def _check_block(model: PreTrainedModel, block: MoEBlock) -> None:
@@ -181,6 +172,15 @@ def _shared_gate(block: MoEBlock) -> str | None:
     return next((name for name in gates if name.rpartition(".")[2].startswith("shared")), None)
 
 
+def _layout(model: PreTrainedModel, owner: PreTrainedModel, name: str, block: MoEBlock) -> MlpLayout:
+    """Of the MLP `name` of `owner`, the model or its twin."""
+    mlp = owner.get_submodule(name)
+    found = mlp_layout(mlp, block.experts)
+    if found is None:
+        raise no_twin(model, f"{type(mlp).__name__} does not compute what its experts compute")
+    return found
+
+
 def _width(model: PreTrainedModel, mlp: str, layout: MlpLayout) -> int:
     down: Any = model.get_submodule(f"{mlp}.{layout.down}")
     return int(down.in_features)
@@ -204,7 +204,9 @@ def _mlps_of_blocks(
         prefix = layer_prefix(f"{block.name}.")
         mlps = {name.rpartition(".")[0].rpartition(".")[0] for name in new if name.startswith(f"{prefix}.")}
         if len(mlps) != 1:
-            raise no_twin(model, f"{_named(twin)} has other layers ({', '.join(sorted(mlps)) or 'none'} in place of {block.name})")
+            raise no_twin(
+                model, f"{_named(twin)} has other layers ({', '.join(sorted(mlps)) or 'none'} in place of {block.name})"
+            )
         found[block.name] = mlps.pop()
     if len(set(found.values())) < len(found):
         raise no_twin(model, "a layer of it has two sets of experts")
@@ -234,7 +236,9 @@ def _built(model: PreTrainedModel, width: int, key: str | None = None) -> PreTra
         find_blocks(twin)
     except PollardError:
         return twin
-    raise no_twin(model, "no dense family has its attention and norms, and its configuration cannot say that every layer is dense")
+    raise no_twin(
+        model, "no dense family has its attention and norms, and its configuration cannot say that every layer is dense"
+    )
 
 
 def _sized(model: PreTrainedModel, width: int, down: str) -> PreTrainedModel:
@@ -278,72 +282,6 @@ def _twin_values(config: Any, sizes: Mapping[str, int]) -> dict[str, Any]:
 
 def _named(twin: PreTrainedModel) -> str:
     return f"{twin.config.model_type} ({type(twin).__name__})"
-
-
-# What a feed-forward layer computes, seen on a small copy of it
-
-SMALL_HIDDEN, SMALL_WIDTH, SMALL_TOKENS = 5, 3, 7
-
-
-def combined(experts: Any, first_TW: torch.Tensor, second_TW: torch.Tensor) -> torch.Tensor:
-    """The channels [T, W] that the experts' own gate makes of the two rows of each."""
-    order = rows_of_channels(experts, first_TW.shape[1])
-    projected = first_TW.new_empty(len(first_TW), 2 * first_TW.shape[1])
-    projected[:, order[0]], projected[:, order[1]] = first_TW, second_TW
-    return experts._apply_gate(projected)
-
-
-def rows_of_channels(experts: nn.Module, width: int) -> torch.Tensor:
-    """[2, W]: the first and the second row of each channel in the fused projection."""
-    return channel_of_row(experts, width).argsort(stable=True).view(width, 2).T
-
-
-def mlp_layout(model: PreTrainedModel, mlp: nn.Module, block: MoEBlock) -> MlpLayout:
-    """What the linear layers of `mlp` do. Raises PollardError where it does not compute what the experts of `block` compute."""
-    linears = {name: child for name, child in mlp.named_children() if isinstance(child, nn.Linear)}
-    if any(linear.bias is not None for linear in linears.values()):
-        raise no_twin(model, f"{type(mlp).__name__} has biases")
-    generator = torch.Generator().manual_seed(0)
-    sizes = {"into": (SMALL_WIDTH, SMALL_HIDDEN), "both": (2 * SMALL_WIDTH, SMALL_HIDDEN), "out": (SMALL_HIDDEN, SMALL_WIDTH)}
-    weights = {name: [torch.randn(size, generator=generator) for _ in range(2)] for name, size in sizes.items()}
-    hidden_TH = 8 * torch.randn(SMALL_TOKENS, SMALL_HIDDEN, generator=generator)  # large enough for a gate that clamps
-    first, second, down = weights["into"][0], weights["into"][1], weights["out"][0]
-    with torch.no_grad():
-        expected = combined(block.experts, hidden_TH @ first.T, hidden_TH @ second.T) @ down.T
-        for layout in _possible_layouts(list(linears)):
-            small = {layout.down: down}
-            if layout.first.parts == 2:
-                small[layout.first.linear] = torch.cat([first, second] if layout.first.part == 0 else [second, first])
-            else:
-                small |= {layout.first.linear: first, layout.second.linear: second}
-            found = _answer(mlp, small, hidden_TH)
-            if found is not None and found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-5, atol=1e-5):
-                return layout
-    raise no_twin(model, f"{type(mlp).__name__} does not compute what its experts compute")
-
-
-def _possible_layouts(linears: list[str]) -> Iterator[MlpLayout]:
-    if len(linears) == 3:
-        for first, second, down in permutations(linears):
-            yield MlpLayout(Rows(first), Rows(second), down)
-    elif len(linears) == 2:
-        for both, down in permutations(linears):
-            for part in range(2):
-                yield MlpLayout(Rows(both, part, 2), Rows(both, 1 - part, 2), down)
-
-
-def _answer(mlp: nn.Module, weights: Mapping[str, torch.Tensor], hidden_TH: torch.Tensor) -> torch.Tensor | None:
-    """The output of `mlp` with these linear layers in place of its own; None where they do not fit."""
-    probe = copy.copy(mlp)
-    probe._modules = dict(mlp._modules)
-    for name, weight in weights.items():
-        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-        linear.weight = nn.Parameter(weight, requires_grad=False)
-        probe._modules[name] = linear
-    try:
-        return probe(hidden_TH[None])[0]
-    except (RuntimeError, TypeError, ValueError):
-        return None
 
 
 def opens_with(config: Any) -> str:
