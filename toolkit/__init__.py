@@ -17,6 +17,7 @@ from typing import Any
 _PUBLIC_NAMES = {
     "calibrate": ("toolkit.calibration", "calibrate"),
     "select": ("toolkit.selection", "select"),
+    "merge": ("toolkit.calibration", "fit_dense"),
     "prune": ("toolkit.cuts", "prune_checkpoint"),
     "recover": ("toolkit.recovery.recover", "recover"),
     "skipping_thresholds": ("toolkit.calibration", "skipping_thresholds"),

@@ -14,7 +14,7 @@ from toolkit.cuts.experts import BlockPlan, ExpertsCut
 from toolkit.cuts.layers import LayersCut
 from toolkit.cuts.model_summary import ModelSummary, model_summary
 from toolkit.cuts.plan import KINDS, Plan
-from toolkit.cuts.shape import ModelShape, ShapeSize, shape_of, shaped_meta_model, sizes_after_cuts, without_last
+from toolkit.cuts.shape import ModelShape, ShapeSize, plan_of_shape, shape_of, shaped_meta_model, sizes_after_cuts, without_last
 from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.cuts.width import WidthCut
 
@@ -42,6 +42,7 @@ __all__ = [
     "masked",
     "merged_model",
     "model_summary",
+    "plan_of_shape",
     "prune_checkpoint",
     "shape_of",
     "shaped_meta_model",

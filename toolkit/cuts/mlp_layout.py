@@ -1,4 +1,4 @@
-"""What the linear layers of an MLP do, told by what they compute: names differ from family to family (gate_proj, w1, input_linear).
+"""What the linear layers of an MLP do, told by what they compute: their names differ from family to family (gate_proj, w1, …).
 
     experts   hidden ─► fused projection, two rows for each channel ─► the family's gate ─► channels ─► down projection
     an MLP    hidden ─► two linear layers, or the halves of one     ─► its activation    ─► channels ─► down projection
@@ -52,7 +52,7 @@ def rows_of_channels(experts: nn.Module, width: int) -> torch.Tensor:
 
 
 def mlp_layout(mlp: nn.Module, experts: nn.Module) -> MlpLayout | None:
-    """What the linear layers of `mlp` do; None where it does not compute what `experts` compute. Either may be without weights."""
+    """What the linear layers of `mlp` do; None where it does not compute what `experts` do. Either may be without weights."""
     linears = {name: child for name, child in mlp.named_children() if isinstance(child, nn.Linear)}
     if any(linear.bias is not None for linear in linears.values()):
         return None

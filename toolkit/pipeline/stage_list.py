@@ -1,6 +1,6 @@
 """Every stage, in order. A new one is a file in stages/ and a line here.
 
-(rounds/… ─►) (layers ─►) calibrate ─► select ─► prune ─► (answers ─► teacher ─►) recover ─► (control ─►) report
+(rounds/… ─►) (layers ─►) calibrate ─► select (─► merge) ─► prune ─► (answers ─► teacher ─►) recover ─► (control ─►) report
     evaluate/original                 └ evaluate/pruned            └ evaluate/recovered └ evaluate/control
                                                                    └ skip ─► evaluate/skipping (or after prune)
 
@@ -18,6 +18,7 @@ from toolkit.pipeline.stages.evaluate_skipping import EvaluateSkipping
 from toolkit.pipeline.stages.fidelity import Fidelity
 from toolkit.pipeline.stages.harness import Harness
 from toolkit.pipeline.stages.layers import Layers
+from toolkit.pipeline.stages.merge import Merge
 from toolkit.pipeline.stages.prune import Prune
 from toolkit.pipeline.stages.recover import Recover
 from toolkit.pipeline.stages.reference_logits import ReferenceLogits
@@ -41,6 +42,7 @@ STAGES: tuple[Slot, ...] = (
     Slot(Layers),
     Slot(Calibrate),
     Slot(Select),
+    Slot(Merge),
     Slot(Prune),
     Slot(ReferenceLogits, Role.ORIGINAL),
     Slot(Harness, Role.ORIGINAL),

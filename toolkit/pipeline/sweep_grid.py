@@ -76,6 +76,12 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
             "A sweep masks the original, and a schedule prunes what rounds before have recovered: say pruning.schedule=null.",
             code="sweep.schedule",
         )
+    if recipe.pruning.form == "dense" or "pruning.form" in lists:
+        raise PollardError(
+            "A sweep masks the original and lets its routers choose, and the dense form has none: say pruning.form=moe, and run "
+            "the best cell with pruning.form=dense.",
+            code="sweep.dense",
+        )
     seeds = [load_recipe(path, [*fixed.values(), f"seed={seed}"]).seed for seed in lists.pop("seed", [str(recipe.seed)])]
     if not lists.keys().isdisjoint(CUTS[1:]) and "pruning.keep" not in lists and not _says_keep(recipe):
         fixed["pruning.keep"] = "pruning.keep=null"  # also where a cell leaves out the other cuts

@@ -153,6 +153,15 @@ class Recipe(Section):
             raise ValueError("no server is named for the control: say evaluation.servers.control, or leave control out")
         return self
 
+    @model_validator(mode="after")
+    def _method_has_experts(self) -> Self:
+        if self.pruning.form == "dense" and self.finetuning.method in METHODS_OF_EXPERTS:
+            raise ValueError(
+                f"finetuning.method {self.finetuning.method} trains experts or their routers, and with pruning.form dense there "
+                "are none: say method: full, or lora"
+            )
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _expand_shorthands(cls, values: Any) -> Any:
@@ -172,4 +181,6 @@ class Recipe(Section):
         return name
 
 
+METHODS_OF_EXPERTS = ("router", "experts")
+"""Methods of fine-tuning that a dense model has nothing for."""
 SHORTHANDS = {"model": "path", "task": "name"}

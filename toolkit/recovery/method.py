@@ -18,10 +18,10 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from toolkit.cuts.checkpoint import check_whole, complete_checkpoint, write_checkpoint
 from toolkit.moe import (
     MoEBlock,
+    blocks_in,
     check_loaded,
     checkpoint_folder,
     decoder_linears,
-    find_blocks,
     is_partitioned,
     load_model,
     sizes,
@@ -129,7 +129,7 @@ class RecoveryMethod(ABC):
         """The checkpoint `source`, on every rank; under ZeRO-3 its parameters are partitioned as they load."""
         model = load_model(source, revision, recipe.model.dtype, skipping=False)
         check_loaded(model, source, revision)
-        blocks = find_blocks(model)
+        blocks = blocks_in(model)
         return Loaded(model, blocks, [*decoder_linears(model, blocks)])
 
     def set_up(self, loaded: Loaded, lora: LoraRecipe) -> Any:
