@@ -25,10 +25,11 @@ from transformers.utils import logging
 
 from toolkit.moe.completeness import mismatch
 from toolkit.moe.layers import decoder_layers
-from toolkit.moe.load import checkpoint_folder, load_config, meta_model, resolve_dtype
+from toolkit.moe.load import checkpoint_folder, load_config, load_model, load_thresholds, meta_model, resolve_dtype
 from toolkit.moe.model_files import checkpoint_files, report_unread_weights
 from toolkit.moe.names import NameResolver
 from toolkit.moe.open_errors import explained
+from toolkit.runtime.distributed import device, say
 from toolkit.runtime.errors import PollardError
 
 REST, UNUSED = -1, -2  # parts of the model that are no decoder layer
@@ -157,6 +158,20 @@ class StreamedModel:
                             name, torch.empty_like(buffer, device=self.device), name not in module._non_persistent_buffers_set
                         )
                 self.owners[id(module)]._init_weights(module)
+
+
+def open_layerwise(path: str, why_whole: str | None = None, revision: str | None = None) -> StreamedModel | PreTrainedModel:
+    """The checkpoint, one decoder layer in memory at a time; whole where it cannot be (or `why_whole` says that it must),
+    after printing the reason."""
+    if load_thresholds(path, revision):
+        say(f"  {path} is run without skipping experts, although it has a skipping.json")
+    if why_whole is None:
+        try:
+            return StreamedModel(path, revision, device=device())
+        except CannotStream as reason:
+            why_whole = str(reason)
+    say(f"  {path} is loaded whole: {why_whole}")
+    return load_model(path, revision, device=device(), skipping=False)
 
 
 def safetensors_files(path: str, revision: str | None = None) -> list[str]:

@@ -76,9 +76,10 @@ class Loaded(NamedTuple):
 READ_AS_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 
 
-def adaptable(linears: Iterable[str]) -> list[str]:
-    """Of linear layers, by name, those that PEFT can give adapters."""
-    return [name for name in linears if name.rpartition(".")[2] not in READ_AS_EXPERTS]
+def adaptable(linears: Iterable[str], dense: bool = False) -> list[str]:
+    """Of linear layers, by name, those that PEFT can give adapters: all in a `dense` model, which is of a family without
+    experts, or has none left to redirect to."""
+    return [name for name in linears if dense or name.rpartition(".")[2] not in READ_AS_EXPERTS]
 
 
 class Reach(NamedTuple):

@@ -18,7 +18,7 @@ from toolkit.moe.residual_writers import ResidualWriter, WriterInputs
 from toolkit.recovery.refit.ridge import NormalEquations
 from toolkit.runtime.distributed import from_main, sum_over_ranks
 
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 GROUP_CHANNELS = 8192  # of one Gram matrix: half a GB; one expert that is wider has one of its own
 SWEEPS = 2  # over the groups, where there are several
 CHUNK_TOKENS = 2048  # whose channels are in memory at a time
@@ -72,19 +72,19 @@ def groups_of(writers: Sequence[tuple[ResidualWriter, float]]) -> list[list[Unit
 
 
 def solve_layer(
-    writers: Sequence[tuple[ResidualWriter, float]], batches: Sequence[LayerTokens], device: torch.device
+    writers: Sequence[tuple[ResidualWriter, float]], batches: Sequence[LayerTokens], device: torch.device, dtype: torch.dtype
 ) -> list[float | None]:
-    """Changes the weights of `writers` in place, on every rank alike; returns the penalty of every group in the last sweep that
+    """Changes the weights of `writers` in place, on every rank alike, to numbers of `dtype`; returns the penalty of every group in the last sweep that
     changed it (None: it stayed). Every rank must call it, with its own batches."""
     groups = groups_of(writers)
     chosen: list[float | None] = [None] * len(groups)
     for _ in range(SWEEPS if len(groups) > 1 else 1):
         for number, group in enumerate(groups):
-            chosen[number] = _solve_group(group, batches, device) or chosen[number]
+            chosen[number] = _solve_group(group, batches, device, dtype) or chosen[number]
     return chosen
 
 
-def _solve_group(group: Sequence[Unit], batches: Sequence[LayerTokens], device: torch.device) -> float | None:
+def _solve_group(group: Sequence[Unit], batches: Sequence[LayerTokens], device: torch.device, dtype: torch.dtype) -> float | None:
     weights_NH = torch.cat([unit.writer.weight(unit.number) for unit in group])
     equations = NormalEquations(len(weights_NH), weights_NH.shape[1], device)
     for batch in batches:
@@ -94,7 +94,8 @@ def _solve_group(group: Sequence[Unit], batches: Sequence[LayerTokens], device: 
     equations.reduce()
     if not equations.scale:
         return None
-    candidates = [(weights_NH + change_NH).to(weights_NH.dtype) for change_NH in equations.solutions(PENALTIES)]
+    rounded = ((weights_NH + change_NH).to(dtype) for change_NH in equations.solutions(PENALTIES))
+    candidates = [weights.to(weights_NH.dtype) for weights in rounded]
     del equations
     for candidate in candidates:
         from_main(candidate)

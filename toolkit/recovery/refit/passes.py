@@ -20,7 +20,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from toolkit.cuts.statistics import Tokens
 from toolkit.moe import (
     ActivationOffload,
     Batch,
@@ -60,12 +59,13 @@ class LayerStore(Protocol):
 
 
 class RefitModel:
-    """A model that is run layer by layer: loaded, or streamed from its checkpoint."""
+    """A model that is run layer by layer: loaded, or streamed from its checkpoint. `stored_dtype`: to which weights that change are
+    rounded; unless given, the model's."""
 
-    def __init__(self, model: PreTrainedModel | StreamedModel) -> None:
+    def __init__(self, model: PreTrainedModel | StreamedModel, stored_dtype: torch.dtype | None = None) -> None:
         self.streamed = model if isinstance(model, StreamedModel) else None
         self.whole: PreTrainedModel = model.model if isinstance(model, StreamedModel) else model.eval()
-        self.device = torch.device(model.device)
+        self.device, self.stored_dtype = torch.device(model.device), stored_dtype or self.whole.dtype
         self.path, self.layers = decoder_layers(self.whole)
         self.blocks = blocks_by_layer(blocks_in(self.whole), self.layers)
         self.hidden_size = int(self.whole.config.get_text_config().hidden_size)
@@ -108,7 +108,6 @@ def refit_layers(
     cut: RefitModel,
     batches: Sequence[Batch],
     kept: Sequence[int],
-    tokens: Tokens,
     store: LayerStore | None = None,
 ) -> RefitResult:
     """Refits every layer of `cut`, in place. `kept`: the layers of the original that `cut` has. Every rank calls it, with its own
@@ -119,7 +118,7 @@ def refit_layers(
     """
     blocks = []
     with original.held() as original_runner, cut.held() as cut_runner:
-        turns = [_start(batch, original_runner, cut_runner, original.device, tokens) for batch in batches]
+        turns = [_start(batch, original_runner, cut_runner, original.device) for batch in batches]
         counts = _count(turns)
         reached = 0
         for number in progress(range(len(cut.layers)), "refitting, layer by layer"):
@@ -150,13 +149,12 @@ def refit_layers(
     return RefitResult(*counts, blocks)
 
 
-def _start(batch: Batch, original: LayerRunner, cut: LayerRunner, device: torch.device, tokens: Tokens) -> _Turn:
+def _start(batch: Batch, original: LayerRunner, cut: LayerRunner, device: torch.device) -> _Turn:
     inputs, observed = split_mask(batch, device)
-    counted_T = observed.real if tokens == "all" else getattr(observed, tokens)
     held_out_B = torch.tensor(
         [_is_held_out(ids[mask.bool()]) for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
     )
-    rows = counted_T.nonzero().flatten()
+    rows = observed.real.nonzero().flatten()
     held_out_T = held_out_B.to(device).repeat_interleave(inputs["input_ids"].shape[1])
     return _Turn(original.start(inputs), cut.start(inputs), rows, held_out_T[rows])
 
@@ -228,7 +226,7 @@ def _refit_layer(cut: RefitModel, layer: _Layer, turns: Sequence[_Turn]) -> Bloc
         batches.append(LayerTokens(inputs, lacking_RH, held))
     before = _error(batches, cut.device)
     kept_weights = [writer.weight(unit).clone() for writer in writers for unit in range(writer.units)]
-    penalties = solve_layer(layer.writers, batches, cut.device)
+    penalties = solve_layer(layer.writers, batches, cut.device, cut.stored_dtype)
     del batches
     after = _measured_error(cut, layer, turns)
     if not after <= before:
