@@ -157,8 +157,8 @@ class Recipe(Section):
     def _method_has_experts(self) -> Self:
         if self.pruning.form == "dense" and self.finetuning.method in METHODS_OF_EXPERTS:
             raise ValueError(
-                f"finetuning.method {self.finetuning.method} trains experts or their routers, and with pruning.form dense there "
-                "are none: say method: full, or lora"
+                f"finetuning.method {self.finetuning.method} works on experts, and with pruning.form dense the recovered model has "
+                "none: say method: full, or lora"
             )
         return self
 
@@ -181,6 +181,6 @@ class Recipe(Section):
         return name
 
 
-METHODS_OF_EXPERTS = ("router", "experts")
-"""Methods of fine-tuning that a dense model has nothing for."""
+METHODS_OF_EXPERTS = ("router", "experts", "qlora")
+"""Methods of fine-tuning that train, or quantize, experts and routers."""
 SHORTHANDS = {"model": "path", "task": "name"}

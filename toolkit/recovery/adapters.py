@@ -43,7 +43,7 @@ def adapt(model: PreTrainedModel, blocks: list[MoEBlock], linears: Iterable[str]
 def _with_adapters(
     model: PreTrainedModel, blocks: list[MoEBlock], linears: Iterable[str], lora: LoraRecipe, **options: Any
 ) -> PeftModel:
-    modules = adaptable(linears, dense=not blocks)
+    modules = adaptable(model, blocks, linears)
     parameters = []
     for block in blocks:
         if hasattr(block.experts, UNFUSED):

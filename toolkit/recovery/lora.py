@@ -58,7 +58,7 @@ class Lora(RecoveryMethod):
                 experts, one, other = getattr(block.experts, name).shape
                 sides += experts * (one + other)
         linears = decoder_linears(model, blocks)
-        sides += sum(linears[name].in_features + linears[name].out_features for name in adaptable(linears, dense=not blocks))
+        sides += sum(linears[name].in_features + linears[name].out_features for name in adaptable(model, blocks, linears))
         routers = parameters_of([block.router for block in blocks]) if lora.router else 0
         return TrainedMemory(lora.rank * sides + routers, sizes(model).parameters * model.dtype.itemsize)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN  # by which PEFT redirects
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from toolkit.cuts.checkpoint import check_whole, complete_checkpoint, write_checkpoint
@@ -76,10 +77,11 @@ class Loaded(NamedTuple):
 READ_AS_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 
 
-def adaptable(linears: Iterable[str], dense: bool = False) -> list[str]:
-    """Of linear layers, by name, those that PEFT can give adapters: all in a `dense` model, which is of a family without
-    experts, or has none left to redirect to."""
-    return [name for name in linears if dense or name.rpartition(".")[2] not in READ_AS_EXPERTS]
+def adaptable(model: PreTrainedModel, blocks: Sequence[MoEBlock], linears: Iterable[str]) -> list[str]:
+    """Of the model's linear layers, by name, those that PEFT can give adapters: in a dense model all, unless its family has
+    experts, too."""
+    redirected = blocks or model.config.model_type in _MODEL_TO_CONVERSION_PATTERN
+    return [name for name in linears if not redirected or name.rpartition(".")[2] not in READ_AS_EXPERTS]
 
 
 class Reach(NamedTuple):
