@@ -29,6 +29,7 @@ from toolkit.cuts.dense_twins import DenseLayer, DenseTwin, dense_twin, no_twin,
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.verify import TOKENS, TOLERANCE
 from toolkit.cuts.writer import WritingSteps, check_room, source_fingerprint
+from toolkit.moe.blocks import EXPERT_KEYS, TOP_K_KEYS
 from toolkit.moe.load import load_config, meta_model, quantization_of
 from toolkit.moe.loading_checks import check_opens
 from toolkit.moe.model_files import INDEX, SINGLE, copy_companions
@@ -210,18 +211,14 @@ def dense_config(job: DenseJob) -> ConfigFile:
         for key in part.keys() & getattr(job.twin.model.config, "attribute_map", {}).keys():  # pruning writes every spelling
             part[key] = getattr(job.twin.model.config, key)
         return written
-    for key in [*before, "auto_map"]:
-        if key not in after:
-            written.pop(key, None)
+    after.pop("_name_or_path", None)
+    known = {key: after[key] for key in written if key in after}  # also what is the default in this version: others may differ
     dtypes = {key: written[key] for key in ("dtype", "torch_dtype") if key in written}
-    kept = {key: value for key, value in written.items() if key not in before}
-    return (
-        {"architectures": [opens_with(job.twin.model.config)]}
-        | kept
-        | after
-        | dtypes
-        | {"architectures": [opens_with(job.twin.model.config)]}
-    )
+    of_experts = {*before, *EXPERT_KEYS, *TOP_K_KEYS, "auto_map"}
+    others = {key: value for key, value in written.items() if key not in of_experts}
+    differing = json.loads(job.twin.model.config.to_json_string())
+    differing.pop("_name_or_path", None)
+    return others | differing | known | dtypes | {"architectures": [opens_with(job.twin.model.config)]}
 
 
 def _update(written: ConfigFile, before: ConfigFile, after: ConfigFile) -> None:

@@ -157,8 +157,8 @@ class Recipe(Section):
     def _method_has_experts(self) -> Self:
         if self.pruning.form == "dense" and self.finetuning.method in METHODS_OF_EXPERTS:
             raise ValueError(
-                f"finetuning.method {self.finetuning.method} works on experts, and with pruning.form dense the recovered model has "
-                "none: say method: full, or lora"
+                f"finetuning.method {self.finetuning.method} works on experts, and with pruning.form dense there are none: say "
+                "method: full, or lora"
             )
         return self
 
