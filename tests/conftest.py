@@ -104,7 +104,7 @@ SLOW = {
     "data/test_playground_generate.py", "docs/test_code_blocks.py", "docs/test_site.py", "evaluation/test_decoding.py",
     "evaluation/test_distributions.py", "evaluation/test_generation.py", "evaluation/test_server.py",
     "moe/test_expert_skipping.py", "pipeline/test_advice.py", "pipeline/test_calibration_data.py", "pipeline/test_context.py",
-    "pipeline/test_cuts_run.py", "pipeline/test_estimator.py", "pipeline/test_evaluate_stage.py",
+    "pipeline/test_cuts_run.py", "pipeline/test_dense_run.py", "pipeline/test_estimator.py", "pipeline/test_evaluate_stage.py",
     "pipeline/test_failed_items.py", "pipeline/test_fidelity_harness.py", "pipeline/test_new_stage.py",
     "pipeline/test_own_answers.py", "pipeline/test_rounds.py", "pipeline/test_runner.py", "pipeline/test_skip_stage.py",
     "pipeline/test_stale_runs.py", "pipeline/test_sweep.py", "pipeline/test_sweep_cuts.py", "recipes/test_every_recipe.py",

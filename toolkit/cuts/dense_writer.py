@@ -214,7 +214,7 @@ def dense_config(job: DenseJob) -> ConfigFile:
     after.pop("_name_or_path", None)
     known = {key: after[key] for key in written if key in after}  # also what is the default in this version: others may differ
     dtypes = {key: written[key] for key in ("dtype", "torch_dtype") if key in written}
-    of_experts = {*before, *EXPERT_KEYS, *TOP_K_KEYS, "auto_map"}
+    of_experts = {*type(job.model.config)().to_dict(), *EXPERT_KEYS, *TOP_K_KEYS, "auto_map"}
     others = {key: value for key, value in written.items() if key not in of_experts}
     differing = json.loads(job.twin.model.config.to_json_string())
     differing.pop("_name_or_path", None)
