@@ -56,7 +56,12 @@ def prune_checkpoint(
     if target.name in ("", ".."):
         target = Path(os.path.abspath(target))
     folder = on_all_ranks(lambda: checkpoint_folder(source, revision))
-    on_main(lambda: check_places(folder, target, overwrite))
+
+    def check() -> None:
+        check_apart(folder, target)
+        check_target(target, overwrite)
+
+    on_main(check)
     if plan.form == "dense":
         _prune_dense(source, folder, plan, target, revision)
         return
@@ -99,7 +104,7 @@ def _prune_dense(source: str, folder: Path, plan: Plan, target: Path, revision: 
     say(f"  dense: {family}, feed-forward layers of {twin.width:,} channels in place of {len(twin.layers)} MoE blocks")
 
 
-def check_places(folder: Path, target: Path, overwrite: bool, made: str = "pruned checkpoint", of: str = "original") -> None:
+def check_apart(folder: Path, target: Path, made: str = "pruned checkpoint", of: str = "original") -> None:
     """Raises PollardError where what is made of the checkpoint in `folder` would replace, or lie in, what is not its own."""
     here, there = folder.resolve(), target.resolve()
     if there == here:
@@ -112,7 +117,6 @@ def check_places(folder: Path, target: Path, overwrite: bool, made: str = "prune
         raise PollardError(
             f"The {of}, {folder}, lies in {target}, which would be replaced. Give another place.", code="prune.contains-original"
         )
-    check_target(target, overwrite)
 
 
 def _prune_in_memory(source: str, plan: Plan, target: Path, revision: str | None, facts: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from toolkit.moe.channels import block_width, expert_channels
 from toolkit.runtime.errors import PollardError
 
 IMPLEMENTATION = "pollard_residual_writers"
+SMALLEST_GAIN = 1e-2  # below, a norm behind the writer hides that it was doubled
 AGREEING = 0.9  # of the numbers that rounding leaves comparable must move by the same constant
 
 
@@ -204,13 +205,13 @@ def residual_gain(
     mine = calls.calls.get(writer.name, [])
     if len(mine) != 1 or mine[0].output_TH.shape != output_TH.shape:
         return None  # not called once, or not with the batch's tokens
-    own_TH = mine[0].output_TH.float()
-    calls.scale[writer.name] = 2.0
+    own_TH, recorded = mine[0].output_TH.float(), dict(calls.calls)
+    calls.scale[writer.name], calls.calls = 2.0, {}
     try:
         moved_TH = run().float() - output_TH.float()
     finally:
         del calls.scale[writer.name]
-        calls.calls[writer.name] = mine
+        calls.calls = recorded
     # Where the stream is large, rounding hides what the writer adds
     rounding = torch.finfo(output_TH.dtype).eps * output_TH.abs().float()
     told = own_TH.abs() > 64 * rounding
@@ -218,4 +219,4 @@ def residual_gain(
         return None
     gain = float((moved_TH / own_TH)[told].median())
     agrees = (moved_TH - gain * own_TH).abs() <= 1e-3 * own_TH.abs() + 4 * rounding
-    return gain if gain and agrees[told].float().mean() >= AGREEING else None
+    return gain if abs(gain) >= SMALLEST_GAIN and agrees[told].float().mean() >= AGREEING else None

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedConfig
 from transformers.core_model_loading import revert_weight_conversion
 
-from toolkit.cuts.checkpoint import check_places, complete_checkpoint, write_checkpoint
+from toolkit.cuts.checkpoint import check_apart, complete_checkpoint, write_checkpoint
 from toolkit.moe import (
     Batch,
     StreamedModel,
@@ -38,7 +38,7 @@ from toolkit.runtime.distributed import gather, on_all_ranks, on_main, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import fingerprint_of, fingerprint_of_path
 from toolkit.runtime.progress import progress
-from toolkit.runtime.signed_folders import begin_folder, is_resumable, partial_path, provenance, put_in_place, sign
+from toolkit.runtime.signed_folders import begin_folder, check_target, is_resumable, partial_path, provenance, put_in_place, sign
 
 
 def refit_checkpoint(
@@ -53,8 +53,8 @@ def refit_checkpoint(
     """Writes the checkpoint `pruned`, refit to what `original` (a folder or a hub id) computes on `batches`, to `target`.
 
     Every rank calls it, with batches of its own as for `calibrate`: `input_ids` and `attention_mask` [B, S]. A fifth of the
-    sequences is held out. `kept_layers`: the layers of the original that `pruned` has, where it lacks some. `overwrite` replaces a
-    checkpoint that Pollard wrote to `target` before. Interrupted, the same call goes on from the layers that are finished.
+    sequences is held out. `kept_layers`: the layers of the original that `pruned` has, where it lacks some. `overwrite` replaces
+    a checkpoint that Pollard wrote to `target` before. Interrupted, the same call goes on from the layers that are finished.
 
     Raises PollardError where `pruned` is not a cut of `original`, is quantized or normalises what its experts write; for too few
     examples; for numbers that are not finite; and for places that cannot be written. `target` is whole or not there.
@@ -64,8 +64,9 @@ def refit_checkpoint(
     folder = on_all_ranks(lambda: checkpoint_folder(str(pruned)))
 
     def check() -> None:
-        check_places(source, target, overwrite, "refitted checkpoint")
-        check_places(folder, target, overwrite, "refitted checkpoint", "pruned checkpoint")
+        check_apart(source, target, "refitted checkpoint")
+        check_apart(folder, target, "refitted checkpoint", "pruned checkpoint")
+        check_target(target, overwrite)
         _check_pair(load_config(str(source)), load_config(str(folder)), kept_layers)
 
     on_main(check)
@@ -152,7 +153,7 @@ def _write(folder: Path, model: RefitModel, files: LayerFiles) -> None:
     """Completes the folder of `files` to a checkpoint: `folder`'s, with the weights in `files`."""
     target = files.folder
     if model.streamed is None:
-        model.whole.to(dtype=files.dtype)
+        model.whole.to(files.dtype)  # type: ignore[arg-type]
         write_checkpoint(model.whole, target)
         complete_checkpoint(folder, target, model.whole.config)
         files.remove()

@@ -74,8 +74,10 @@ def groups_of(writers: Sequence[tuple[ResidualWriter, float]]) -> list[list[Unit
 def solve_layer(
     writers: Sequence[tuple[ResidualWriter, float]], batches: Sequence[LayerTokens], device: torch.device, dtype: torch.dtype
 ) -> list[float | None]:
-    """Changes the weights of `writers` in place, on every rank alike, to numbers of `dtype`; returns the penalty of every group in the last sweep that
-    changed it (None: it stayed). Every rank must call it, with its own batches."""
+    """Changes the weights of `writers` in place, on every rank alike, to numbers of `dtype`.
+
+    Returns the penalty of every group in the last sweep that changed it (None: it stayed). Every rank must call it, with its own
+    batches."""
     groups = groups_of(writers)
     chosen: list[float | None] = [None] * len(groups)
     for _ in range(SWEEPS if len(groups) > 1 else 1):

@@ -59,8 +59,8 @@ class LayerStore(Protocol):
 
 
 class RefitModel:
-    """A model that is run layer by layer: loaded, or streamed from its checkpoint. `stored_dtype`: to which weights that change are
-    rounded; unless given, the model's."""
+    """A model that is run layer by layer: loaded, or streamed from its checkpoint. `stored_dtype`: to which weights that change
+    are rounded; unless given, the model's."""
 
     def __init__(self, model: PreTrainedModel | StreamedModel, stored_dtype: torch.dtype | None = None) -> None:
         self.streamed = model if isinstance(model, StreamedModel) else None
