@@ -256,7 +256,8 @@ def twin_config(model: PreTrainedModel, sizes: Mapping[str, int]) -> Any:
     config, text = model.config, model.config.get_text_config()
     if config.model_type in TWINS:
         values = _twin_values(config, sizes)
-        return CONFIG_MAPPING[values["model_type"]](**values)
+        kind: Any = CONFIG_MAPPING[str(values["model_type"])]
+        return kind(**values)
     config = copy.deepcopy(config)
     text, known = config.get_text_config(), config.get_text_config().to_dict()
     for key, value in (all_dense(int(text.num_hidden_layers)) | dict(sizes)).items():
@@ -265,9 +266,9 @@ def twin_config(model: PreTrainedModel, sizes: Mapping[str, int]) -> Any:
     return config
 
 
-def _twin_values(config: Any, sizes: Mapping[str, int]) -> dict[str, Any]:
+def _twin_values(config: Any, sizes: Mapping[str, int]) -> dict[str, object]:
     """Of a configuration, or of a part of one: what the twin's class knows of it."""
-    own = config.to_dict()
+    own: dict[str, object] = config.to_dict()
     values = own | {part: _twin_values(getattr(config, part), sizes) for part in config.sub_configs if own.get(part)}
     twin = TWINS.get(config.model_type)
     if twin is None:

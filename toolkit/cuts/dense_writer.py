@@ -39,7 +39,7 @@ from toolkit.moe.stream import StreamedModel
 from toolkit.moe.tensor_files import StoredTensor, stored_tensors
 from toolkit.runtime.distributed import is_main, on_all_ranks, shard
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.files import write_text
+from toolkit.runtime.files import JsonObject, write_text
 from toolkit.runtime.progress import progress
 from toolkit.runtime.signed_folders import begin_folder, is_resumable, partial_path
 
@@ -100,7 +100,7 @@ def _part_of(name: str, twin: DenseTwin) -> str:
     return f"{prefix}." if prefix.rpartition(".")[0] == path else ""
 
 
-def write_dense(folder: Path, plan: Plan, target: Path, facts: dict[str, Any]) -> DenseTwin:
+def write_dense(folder: Path, plan: Plan, target: Path, facts: JsonObject) -> DenseTwin:
     """Writes the dense form of the checkpoint in `folder`, which `plan` has left, to `target`, and signs it with `facts`. Every
     rank must call it.
 

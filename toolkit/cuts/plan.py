@@ -118,9 +118,9 @@ class Plan(BaseModel):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_the_usual_form(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_the_usual_form(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
         """Plans of mixtures of experts are older than the other form."""
-        values: dict[str, Any] = dump(self)
+        values: dict[str, object] = dump(self)
         return values if self.form else {key: value for key, value in values.items() if key not in ("form", "dense")}
 
     @property

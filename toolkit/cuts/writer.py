@@ -24,7 +24,7 @@ from toolkit.moe.quantized_names import QUANTIZATION, RenamedModules
 from toolkit.moe.tensor_files import Piece, StoredTensor, explain_write_errors, stored_tensors, write_file
 from toolkit.runtime.distributed import on_all_ranks, on_main, say, shard
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.files import write_text
+from toolkit.runtime.files import JsonObject, write_text
 from toolkit.runtime.progress import progress
 from toolkit.runtime.signed_folders import begin_folder, is_resumable, partial_path, put_in_place, remove_own, sign
 
@@ -94,7 +94,7 @@ class WritingSteps(NamedTuple):
     write_rest: Callable[[], None]  # rank 0
     verify: Callable[[], None]  # every rank
 
-    def run(self, target: Path, facts: dict[str, Any]) -> None:
+    def run(self, target: Path, facts: JsonObject) -> None:
         """Raises what the steps raise, on every rank, errors of the disk explained."""
 
         def finish() -> None:
