@@ -1,5 +1,6 @@
 """A sweep's table: which numbers of experts hold, what follows from it, and how the terminal shows it. Where widths and layers
-are swept, too, cells are compared by their parameters."""
+are swept, too, cells are compared by their parameters; where some are compressed, by their bytes. What is only measured is
+never recommended."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +10,7 @@ from rich.table import Table
 
 from toolkit.report.measurements import SweepRow, SweepTable, TaskResult
 from toolkit.runtime.distributed import console, is_main, say
-from toolkit.runtime.formatting import amount, interval, loss, percent
+from toolkit.runtime.formatting import amount, interval, loss, percent, size
 
 WIDTH = 120  # of a table in a log file
 
@@ -54,22 +55,28 @@ def _overlap(row: SweepRow, original: SweepRow) -> bool:
 
 
 def _recommendation(original: SweepRow, cells: Sequence[SweepRow], holding: Mapping[str, int | None]) -> str:
-    only = "These models are only pruned: fine-tuning wins back more, so that fewer experts may do after it."
+    only_pruned = "These models are only pruned: fine-tuning wins back more, so that fewer experts may do after it."
     questions = f"{original.task.n:,} dev questions of {original.task.name}"
     reference = f"the original's ({_score(original.task)}), on {questions}"
     if not original.task.correct:
         return f"The original itself is right on none of {questions}: by accuracy there is nothing to compare."
-    chosen = {label: keep for label, keep in holding.items() if keep and not _is_random(label)}
+    measured_only = {row.label: row.not_written for row in cells if row.not_written}
+    writable = [row for row in cells if not row.not_written]
+    rest = [*_measured_only(original, cells, holding, measured_only), only_pruned]
+    chosen = {label: keep for label, keep in holding.items() if keep and not (_is_random(label) or label in measured_only)}
+    if not writable:
+        return " ".join(["Nothing can be recommended: none of these cells can be written.", *rest])
     if not chosen:
-        return f"{_none_holds(original, cells, reference)} {only}"
+        return " ".join([_none_holds(original, writable, reference), *rest])
     fewest = min(chosen.values())
     row = max((row for label, keep in chosen.items() if keep == fewest for row in with_amount(cells, label, keep)), key=_quality)
     sentences = [
         f"{_named(row, original)} with which accuracy ({_score(row.task)}) overlaps {reference}; that is no proof that the two "
         "are equally good.",
-        _each_that_holds(original, cells, holding),
+        _each_that_holds(original, cells, {label: keep for label, keep in holding.items() if label not in measured_only}),
     ]
-    if any(_is_random(label) and keep and keep <= fewest for label, keep in holding.items()):
+    random = {label: keep for label, keep in holding.items() if _is_random(label) and label not in measured_only}
+    if any(keep and keep <= fewest for keep in random.values()):
         what = (
             "A random choice holds there too: at that size"
             if _by_size(original)
@@ -82,7 +89,22 @@ def _recommendation(original: SweepRow, cells: Sequence[SweepRow], holding: Mapp
             percent(result.score) if by_score else loss(result.loss) for result in (original.off_task, row.off_task)
         )  # fmt: skip
         sentences.append(f"On {row.off_task.name} it costs: {before} -> {after}.")
-    return " ".join([*sentences, only])
+    return " ".join([*sentences, *rest])
+
+
+def _measured_only(
+    original: SweepRow, cells: Sequence[SweepRow], holding: Mapping[str, int | None], reasons: Mapping[str, str]
+) -> list[str]:
+    """What of the cells that cannot be written holds, and why they cannot. `reasons`: by label."""
+    found = []
+    for label in reasons:
+        if least := holding[label]:
+            row = max(with_amount(cells, label, least), key=_quality)
+            found.append(f"{row.shape} ({percent(least / original.amount)} of the bytes, {percent(row.task.score)})")
+    why = {row.not_written: (row.compression or row.label).partition(":") for row in cells if row.not_written}
+    kinds = [f"{kind if kind.isidentifier() else kind + colon + more}: {reason}" for reason, (kind, colon, more) in why.items()]
+    holds = f"Of what is measured only, and not written, hold: {'; '.join(found)}." if found else ""
+    return [*([holds] if holds else []), *([f"Not written: {'. '.join(kinds)}."] if kinds else [])]
 
 
 def _by_size(original: SweepRow) -> bool:
@@ -93,8 +115,9 @@ def _named(row: SweepRow, original: SweepRow) -> str:
     """The cell, and what it is the least of."""
     if not _by_size(original):
         return f"pruning.keep={row.keep} by {row.label}: the fewest experts"
-    share = percent(row.amount / original.amount)
-    return f"{row.shape} by {row.label} ({amount(row.parameters)} parameters, {share} of the original's): the fewest parameters"
+    share, what = percent(row.amount / original.amount), "bytes" if row.bytes is not None else "parameters"
+    how_many = size(row.bytes) if row.bytes is not None else f"{amount(row.parameters)} parameters"
+    return f"{row.shape} by {row.label} ({how_many}, {share} of the original's): the fewest {what}"
 
 
 def _each_that_holds(original: SweepRow, cells: Sequence[SweepRow], holding: Mapping[str, int | None]) -> str:
@@ -138,12 +161,14 @@ def show_sweep(table: SweepTable) -> None:
     off_task_columns = ("off task", "its loss") if table.off_task else ()
     drawn = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
     size_columns = ("width", "layers", "parameters", "active") if table.by_size else ()
+    byte_columns = ("bytes",) if table.by_bytes else ()
     if table.by_size and not console.is_terminal:
         console.width = max(console.width, WIDTH)
     for column in (
         "criterion",
         "keep",
         *size_columns,
+        *byte_columns,
         "seed",
         "accuracy",
         "95 % interval",
@@ -168,6 +193,7 @@ def _cells(row: SweepRow) -> list[str]:
     if row.parameters is not None:
         width, layers = f"{row.width:,}" if row.width else "all", str(row.layers or "all")
         cells += [width, layers, amount(row.parameters), amount(row.active_parameters)]
+        cells += [size(row.bytes)] if row.bytes is not None else []
     seed = str(row.seed) if row.drawn else ""
     cells += [seed, percent(row.task.score), interval(row.task.interval), loss(row.task.loss)]
     if row.fidelity:
