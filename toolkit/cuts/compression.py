@@ -49,7 +49,7 @@ class Compression(ABC):
     """One way to say an expert's matrices with fewer bytes."""
 
     not_written: ClassVar[str]
-    """Why a checkpoint with it is not written."""
+    """Why a checkpoint with it is not written, as a sentence without its full stop."""
 
     @abstractmethod
     def __str__(self) -> str:
@@ -78,8 +78,8 @@ class LowRank(Compression):
 
     share: float
     not_written = (
-        "no stock reader loads an expert as two factors: transformers, vLLM and llama.cpp read whole gate_up and down "
-        "projections, config.json has no key for a rank, and multiplied out they are as large as before"
+        "Low rank is not written, for no stock reader loads an expert as two factors: transformers, vLLM and llama.cpp read "
+        "whole gate, up and down projections, config.json has no key for a rank, and multiplied out they are as large as before"
     )
 
     def __str__(self) -> str:
@@ -112,8 +112,8 @@ class TwoOfFour(Compression):
     bits 0.5625 of the bytes."""
 
     not_written = (
-        "no stock reader loads 2:4 experts: config.json has no key for it that transformers or llama.cpp know, vLLM has removed "
-        "its reader, and as a plain tensor the zeros take as many bytes as before"
+        "2:4 is not written, for no stock reader loads such experts: config.json has no key for it that transformers or "
+        "llama.cpp know, vLLM has removed its reader, and as plain tensors the zeros take as many bytes as before"
     )
 
     def __str__(self) -> str:

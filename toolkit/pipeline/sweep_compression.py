@@ -32,8 +32,8 @@ def check_writable(recipe: Recipe) -> None:
     if recipe.sweep.compression:
         compression = compression_of(recipe.sweep.compression)
         raise PollardError(
-            f"sweep.compression is {compression}, which `pollard sweep` measures and nothing writes: {compression.not_written}. "
-            "Say sweep.compression=null for this run.",
+            f"sweep.compression is {compression}, which only `pollard sweep` measures. {compression.not_written}. Say "
+            "sweep.compression=null for this run.",
             code="compression.not-written",
         )
 

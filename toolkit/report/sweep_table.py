@@ -12,7 +12,7 @@ from toolkit.report.measurements import SweepRow, SweepTable, TaskResult
 from toolkit.runtime.distributed import console, is_main, say
 from toolkit.runtime.formatting import amount, interval, loss, percent, size
 
-WIDTH = 120  # of a table in a log file
+WIDTH = 140  # of a table in a log file
 
 
 def tabulate(rows: Sequence[SweepRow]) -> SweepTable:
@@ -101,10 +101,8 @@ def _measured_only(
         if least := holding[label]:
             row = max(with_amount(cells, label, least), key=_quality)
             found.append(f"{row.shape} ({percent(least / original.amount)} of the bytes, {percent(row.task.score)})")
-    why = {row.not_written: (row.compression or row.label).partition(":") for row in cells if row.not_written}
-    kinds = [f"{kind if kind.isidentifier() else kind + colon + more}: {reason}" for reason, (kind, colon, more) in why.items()]
-    holds = f"Of what is measured only, and not written, hold: {'; '.join(found)}." if found else ""
-    return [*([holds] if holds else []), *([f"Not written: {'. '.join(kinds)}."] if kinds else [])]
+    holds = [f"Measured only, and holding: {'; '.join(found)}."] if found else []
+    return [*holds, *(f"{reason}." for reason in dict.fromkeys(reasons.values()))]
 
 
 def _by_size(original: SweepRow) -> bool:
@@ -160,15 +158,13 @@ def show_sweep(table: SweepTable) -> None:
     fidelity_columns = ("KL", "acceptance") if reference else ()
     off_task_columns = ("off task", "its loss") if table.off_task else ()
     drawn = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
-    size_columns = ("width", "layers", "parameters", "active") if table.by_size else ()
-    byte_columns = ("bytes",) if table.by_bytes else ()
+    sizes = _size_columns(table)
     if table.by_size and not console.is_terminal:
         console.width = max(console.width, WIDTH)
     for column in (
         "criterion",
         "keep",
-        *size_columns,
-        *byte_columns,
+        *sizes,
         "seed",
         "accuracy",
         "95 % interval",
@@ -178,7 +174,7 @@ def show_sweep(table: SweepTable) -> None:
     ):
         drawn.add_column(column, justify="left" if column == "criterion" else "right", no_wrap=True)
     for row in table.rows:
-        drawn.add_row(*_cells(row))
+        drawn.add_row(*_cells(row, sizes))
     say()
     console.print(drawn)
     say()
@@ -188,12 +184,22 @@ def show_sweep(table: SweepTable) -> None:
     say(escape(table.recommendation))
 
 
-def _cells(row: SweepRow) -> list[str]:
-    cells = [escape(row.label), str(row.keep)]
-    if row.parameters is not None:
-        width, layers = f"{row.width:,}" if row.width else "all", str(row.layers or "all")
-        cells += [width, layers, amount(row.parameters), amount(row.active_parameters)]
-        cells += [size(row.bytes)] if row.bytes is not None else []
+def _size_columns(table: SweepTable) -> list[str]:
+    """Without what nothing is cut of in any cell."""
+    columns = [name for name in ("width", "layers") if any(getattr(row, name) for row in table.rows)]
+    columns += ["parameters", "active"] if table.by_size else []
+    return [*columns, *(["bytes"] if table.by_bytes else [])]
+
+
+def _cells(row: SweepRow, sizes: Sequence[str]) -> list[str]:
+    found = {
+        "width": f"{row.width:,}" if row.width else "all",
+        "layers": str(row.layers or "all"),
+        "parameters": amount(row.parameters),
+        "active": amount(row.active_parameters),
+        "bytes": size(row.bytes),
+    }
+    cells = [escape(row.label), str(row.keep), *(found[name] for name in sizes)]
     seed = str(row.seed) if row.drawn else ""
     cells += [seed, percent(row.task.score), interval(row.task.interval), loss(row.task.loss)]
     if row.fidelity:
