@@ -55,28 +55,36 @@ def _overlap(row: SweepRow, original: SweepRow) -> bool:
 
 
 def _recommendation(original: SweepRow, cells: Sequence[SweepRow], holding: Mapping[str, int | None]) -> str:
-    only_pruned = "These models are only pruned: fine-tuning wins back more, so that fewer experts may do after it."
-    questions = f"{original.task.n:,} dev questions of {original.task.name}"
-    reference = f"the original's ({_score(original.task)}), on {questions}"
-    if not original.task.correct:
-        return f"The original itself is right on none of {questions}: by accuracy there is nothing to compare."
-    measured_only = {row.label: row.not_written for row in cells if row.not_written}
+    """Of the cells that a recipe can have; then what is to be known of those that are only measured."""
+    unwritten = {row.label for row in cells if row.not_written}
     writable = [row for row in cells if not row.not_written]
-    rest = [*_measured_only(original, cells, holding, measured_only), only_pruned]
-    chosen = {label: keep for label, keep in holding.items() if keep and not (_is_random(label) or label in measured_only)}
-    if not writable:
-        return " ".join(["Nothing can be recommended: none of these cells can be written.", *rest])
+    reasons = [f"{reason}." for reason in dict.fromkeys(row.not_written for row in cells if row.not_written)]
+    if not original.task.correct:
+        questions = _questions(original)
+        nothing = f"The original itself is right on none of {questions}: by accuracy there is nothing to compare."
+        return " ".join([nothing, *reasons])
+    advice = _advice(original, writable, {label: least for label, least in holding.items() if label not in unwritten})
+    measured = _measured_only(original, cells, {label: least for label, least in holding.items() if label in unwritten})
+    only_pruned = "These models are only pruned: fine-tuning wins back more, so that fewer experts may do after it."
+    return " ".join([*advice, *measured, *reasons, only_pruned])
+
+
+def _advice(original: SweepRow, cells: Sequence[SweepRow], holding: Mapping[str, int | None]) -> list[str]:
+    """What to prune to, in sentences."""
+    if not cells:
+        return ["Nothing can be recommended: none of these cells can be written."]
+    reference = f"the original's ({_score(original.task)}), on {_questions(original)}"
+    chosen = {label: keep for label, keep in holding.items() if keep and not _is_random(label)}
     if not chosen:
-        return " ".join([_none_holds(original, writable, reference), *rest])
+        return [_none_holds(original, cells, reference)]
     fewest = min(chosen.values())
     row = max((row for label, keep in chosen.items() if keep == fewest for row in with_amount(cells, label, keep)), key=_quality)
     sentences = [
         f"{_named(row, original)} with which accuracy ({_score(row.task)}) overlaps {reference}; that is no proof that the two "
         "are equally good.",
-        _each_that_holds(original, cells, {label: keep for label, keep in holding.items() if label not in measured_only}),
+        _each_that_holds(original, cells, holding),
     ]
-    random = {label: keep for label, keep in holding.items() if _is_random(label) and label not in measured_only}
-    if any(keep and keep <= fewest for keep in random.values()):
+    if any(_is_random(label) and keep and keep <= fewest for label, keep in holding.items()):
         what = (
             "A random choice holds there too: at that size"
             if _by_size(original)
@@ -89,20 +97,21 @@ def _recommendation(original: SweepRow, cells: Sequence[SweepRow], holding: Mapp
             percent(result.score) if by_score else loss(result.loss) for result in (original.off_task, row.off_task)
         )  # fmt: skip
         sentences.append(f"On {row.off_task.name} it costs: {before} -> {after}.")
-    return " ".join([*sentences, *rest])
+    return sentences
 
 
-def _measured_only(
-    original: SweepRow, cells: Sequence[SweepRow], holding: Mapping[str, int | None], reasons: Mapping[str, str]
-) -> list[str]:
-    """What of the cells that cannot be written holds, and why they cannot. `reasons`: by label."""
+def _measured_only(original: SweepRow, cells: Sequence[SweepRow], holding: Mapping[str, int | None]) -> list[str]:
+    """The sentence about what holds of the cells that cannot be written; none where nothing does. `holding`: of their labels."""
     found = []
-    for label in reasons:
-        if least := holding[label]:
+    for label, least in holding.items():
+        if least:
             row = max(with_amount(cells, label, least), key=_quality)
             found.append(f"{row.shape} ({percent(least / original.amount)} of the bytes, {percent(row.task.score)})")
-    holds = [f"Measured only, and holding: {'; '.join(found)}."] if found else []
-    return [*holds, *(f"{reason}." for reason in dict.fromkeys(reasons.values()))]
+    return [f"Measured only, and holding: {'; '.join(found)}."] if found else []
+
+
+def _questions(original: SweepRow) -> str:
+    return f"{original.task.n:,} dev questions of {original.task.name}"
 
 
 def _by_size(original: SweepRow) -> bool:
