@@ -26,18 +26,18 @@ LENGTHS = [24, 9, 17, 12, 30, 8]
 class Recorder(Observer):
     """Every input of every expert, one token at a time."""
 
-    def __init__(self, tokens: str) -> None:
-        self.tokens, self.hidden = tokens, defaultdict(list)
+    def __init__(self) -> None:
+        self.hidden = defaultdict(list)
 
     def on_batch(self, activations: BlockActivations, batch: ObservedBatch) -> None:
-        for token in getattr(batch, self.tokens).nonzero().flatten().tolist():
+        for token in batch.real.nonzero().flatten().tolist():
             for expert in activations.index_TK[token].tolist():
                 self.hidden[activations.block, expert].append(activations.hidden_TH[token])
 
 
-def recorded(model: PreTrainedModel, tokens: str = "real") -> dict[tuple[str, str, int], torch.Tensor]:
+def recorded(model: PreTrainedModel) -> dict[tuple[str, str, int], torch.Tensor]:
     """X [T, in] by block, matrix and expert; [0, in] for one that no token reached."""
-    recorder = Recorder(tokens)
+    recorder = Recorder()
     observe(model, batches_of(LENGTHS, 1), [recorder])
     found = {}
     for block in find_blocks(model):
@@ -50,20 +50,16 @@ def recorded(model: PreTrainedModel, tokens: str = "real") -> dict[tuple[str, st
     return found
 
 
-def observed(model: PreTrainedModel, size: int = 3, low_rank: LowRank | None = None, tokens: str = "all") -> ExpertInputs:
-    return expert_inputs(model, [CalibrationSource("", batches_of(LENGTHS, size))], low_rank, tokens)
+def observed(model: PreTrainedModel, size: int = 3, low_rank: LowRank | None = None) -> ExpertInputs:
+    return expert_inputs(model, [CalibrationSource("", batches_of(LENGTHS, size))], low_rank)
 
 
 @pytest.mark.parametrize("low_rank", [None, LowRank(0.5)], ids=["squares", "moments"])
-@pytest.mark.parametrize("tokens", ["all", "prompt", "completion"])
-def test_norms_are_those_of_the_inputs(family: str, tokens: str, low_rank: LowRank | None) -> None:
+def test_norms_are_those_of_the_inputs_prompts_included(family: str, low_rank: LowRank | None) -> None:
     model = tiny_model(family, torch.float64)
-    found = observed(model, low_rank=low_rank, tokens=tokens)
-    every = recorded(model, "real" if tokens == "all" else tokens)
-    count = sum(int(batch["attention_mask"].sum()) for batch in batches_of(LENGTHS, 1))
-    counts = {"all": count, "prompt": 5 * len(LENGTHS), "completion": count - 5 * len(LENGTHS)}
+    found, every = observed(model, low_rank=low_rank), recorded(model)
     for (block, name, expert), inputs in every.items():
-        norm = inputs.square().sum(0).sqrt() / counts[tokens] ** 0.5  # a source counts by its weight, not by its length
+        norm = inputs.square().sum(0).sqrt() / sum(LENGTHS) ** 0.5  # a source counts by its weight, not by its length
         assert_close(found[block][name].norm[expert], norm, rtol=1e-9, atol=1e-12)
         assert (found[block][name].basis is None) == (low_rank is None)
 

@@ -65,7 +65,7 @@ def test_a_cell_is_what_a_model_with_such_weights_scores(table: dict, compressio
     encoded = read_sources(recipe, tokenizer, data, model)[0].encoded
     batches = padded_batches(encoded, recipe.calibration.batch_size, int(tokenizer.pad_token_id))
     low_rank = compression if isinstance(compression, LowRank) else None
-    inputs = expert_inputs(model, [CalibrationSource("", batches)], low_rank, "completion")
+    inputs = expert_inputs(model, [CalibrationSource("", batches)], low_rank)
     directory = run(load_recipe("r.yaml", ["name=plan", "pruning.keep=4"]), until="select")
     plan = Plan.load(directory.plan)
     assert file["kept"] == plan.experts.kept and file["compression"] == str(compression)
@@ -75,10 +75,10 @@ def test_a_cell_is_what_a_model_with_such_weights_scores(table: dict, compressio
     apply_plan(pruned, plan)
     task = read_probe(DataRecipe(task=recipe.task), recipe, tokenizer, data)
     found = measure_probe(pruned, tokenizer, recipe, task)
-    assert file["task"]["loss"] == pytest.approx(found.loss, rel=1e-5)
+    assert file["task"]["loss"] == pytest.approx(found.loss, rel=1e-6)
     assert (file["task"]["right"], file["task"]["n"]) == (found.right, 6)
     with_all, _ = cell_of(table, "reap")
-    assert abs(file["task"]["loss"] - with_all["task"]["loss"]) > 1e-4  # it does something
+    assert abs(file["task"]["loss"] - with_all["task"]["loss"]) > 3e-5  # it does something
 
 
 def test_rows_say_bytes_and_why_there_is_no_checkpoint(table: dict) -> None:
@@ -130,13 +130,13 @@ def test_finished_cells_are_never_measured_again_nor_inputs_observed(table: dict
     assert "4 cells, 2 of them measured already" in capsys.readouterr().out
 
 
-# Their figures depend on which tokens the weights were chosen for, and on which calibration: others are other cells.
-def test_other_tokens_or_examples_are_other_cells(table: dict) -> None:
+def test_on_another_calibration_it_is_another_cell(table: dict) -> None:
     one, _ = cell_of(table, "2:4")
-    for change in ("pruning.tokens=prompt", "calibration.examples=5"):
-        other = next(row for row in swept(change)["rows"] if row["label"] == "2:4")
-        assert other["file"] != one["file"] and other["task"]["loss"] != one["task"]["loss"]
-        assert swept()["rows"] == table["rows"]
+    other = next(row for row in swept("calibration.examples=5")["rows"] if row["label"] == "2:4")
+    assert other["file"] != one["file"] and other["task"]["loss"] != one["task"]["loss"]
+    same = next(row for row in swept("pruning.tokens=prompt")["rows"] if row["label"] == "2:4")  # it looks at all of them
+    assert same["file"] == one["file"]
+    assert swept()["rows"] == table["rows"]
 
 
 def test_with_other_cuts_it_is_left_out_with_a_note(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,8 @@ For one matrix of expert e, and X its inputs at the tokens routed to e (the hidd
     moments  [in, in]  X Xᵀ, of which a whitened basis is made and the moments forgotten: one block's are in memory at a time
     squares  [in]      their diagonal, where nothing needs the rest
 
+All tokens count, also where a criterion looks at completions alone: what an expert makes of the prompt is read by the layers
+behind it (low_rank:0.25 of the playground, all experts, on `arithmetic`: a loss of 0.006 on all tokens, 0.51 on completions).
 Routing and inputs are those of the original, whole model: not of one with fewer experts, nor with other matrices compressed.
 
 Shape legend: T tokens of a batch, R of them, K experts per token, E experts, H hidden size, W width (channels).
@@ -23,8 +25,7 @@ from toolkit.calibration.channels import CHUNK_NUMBERS
 from toolkit.calibration.observer import Observer
 from toolkit.calibration.passes import ObservedSource, layerwise_pass
 from toolkit.cuts.compression import ExpertInputs, LowRank, MatrixInputs, whitened_basis
-from toolkit.cuts.statistics import PARTS, Tokens
-from toolkit.moe import BlockActivations, MoEBlock, ObservedBatch, expert_channels, find_blocks, split_mask, tokens_by_expert
+from toolkit.moe import BlockActivations, MoEBlock, ObservedBatch, expert_channels, find_blocks, tokens_by_expert
 from toolkit.moe.expert_matrices import ExpertMatrix, expert_matrices
 from toolkit.runtime.distributed import gather
 from toolkit.runtime.errors import PollardError
@@ -33,20 +34,17 @@ MEMORY_SHARE = 0.8  # of what is free may be moments
 
 
 @torch.no_grad()
-def expert_inputs(
-    model: PreTrainedModel, sources: Sequence[CalibrationSource], low_rank: LowRank | None = None, tokens: Tokens = "all"
-) -> ExpertInputs:
+def expert_inputs(model: PreTrainedModel, sources: Sequence[CalibrationSource], low_rank: LowRank | None = None) -> ExpertInputs:
     """Observes the inputs of all experts of a loaded `model`. Each rank passes its own batches; all get the same result.
 
     `low_rank`: the largest share that will be asked for, whose bases begin with those of every smaller one; None: norms alone.
-    `tokens`: as for criteria. Raises PollardError where moments do not fit in memory, for no tokens, and for inputs that are not
-    finite.
+    Raises PollardError where moments do not fit in memory, for no tokens, and for inputs that are not finite.
     """
     blocks = find_blocks(model.eval())
     if low_rank:
         check_memory(blocks, low_rank, model.device)
     moments = _Moments(low_rank)
-    observers = [_SourceObserver(moments, tokens, scale) for scale in _scales(sources, tokens)]
+    observers = [_SourceObserver(moments, scale) for scale in _scales(sources)]
     layerwise_pass(model, [ObservedSource(source.batches, [each]) for source, each in zip(sources, observers, strict=True)])
     return {block.name: moments.inputs[block.name] for block in blocks}
 
@@ -129,8 +127,8 @@ class _Moments:
 class _SourceObserver(Observer):
     """Adds one source's inputs to the moments of all."""
 
-    def __init__(self, moments: _Moments, tokens: Tokens, scale: float) -> None:
-        self.moments, self.tokens, self.scale = moments, tokens, scale
+    def __init__(self, moments: _Moments, scale: float) -> None:
+        self.moments, self.scale = moments, scale
 
     def on_layer_start(self, blocks: Sequence[MoEBlock]) -> None:
         if not self.moments.sums:
@@ -138,7 +136,7 @@ class _SourceObserver(Observer):
 
     def on_batch(self, activations: BlockActivations, batch: ObservedBatch) -> None:
         gate_TK, experts = activations.gate_TK, activations.experts
-        counted_TK = (gate_TK != 0) & _chosen(batch, self.tokens).to(gate_TK.device).unsqueeze(1)
+        counted_TK = (gate_TK != 0) & batch.real.to(gate_TK.device).unsqueeze(1)
         up, down = expert_matrices(experts)
         for expert, tokens, _ in tokens_by_expert(activations.index_TK, counted_TK, up.parameter.shape[0]):
             hidden_RH = activations.hidden_TH[tokens]
@@ -150,17 +148,10 @@ class _SourceObserver(Observer):
         self.moments.finish()  # the first of the sources' observers: all batches have passed
 
 
-def _chosen(batch: ObservedBatch, tokens: Tokens) -> torch.Tensor:
-    found: torch.Tensor = batch.real if tokens == "all" else getattr(batch, tokens)
-    return found
-
-
-def _scales(sources: Sequence[CalibrationSource], tokens: Tokens) -> list[float]:
+def _scales(sources: Sequence[CalibrationSource]) -> list[float]:
     """Per source the factor of its sums: each counts by its weight, however many tokens it has. Raises PollardError for none."""
-    assert tokens in ("all", *PARTS)
-    cpu = torch.device("cpu")
-    mine = [sum(int(_chosen(split_mask(batch, cpu)[1], tokens).sum()) for batch in source.batches) for source in sources]
+    mine = [sum(int(batch["attention_mask"].sum()) for batch in source.batches) for source in sources]
     counts = [sum(of_ranks) for of_ranks in zip(*gather(mine), strict=True)]
     if not sum(counts):
-        raise PollardError("Calibration saw no tokens of this kind: the batches are empty.", code="calibration.no-tokens")
+        raise PollardError("Calibration saw no tokens: the batches are empty.", code="calibration.no-tokens")
     return [source.weight / n if n else 0.0 for source, n in zip(sources, counts, strict=True)]

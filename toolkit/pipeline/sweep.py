@@ -179,8 +179,7 @@ def _choose(grid: Grid, context: RunContext, places: list[RunDirectory]) -> list
         statistics = loaded[place.path]
         own = context.variant(cell.recipe, place)
         plan = choose_plan(own, statistics, cell.seed)
-        observed = own.fingerprints.calibrate, str(cell.recipe.pruning.tokens)
-        file = file_of(plan, cell.compression, *observed) if cell.compression else file_of(plan)
+        file = file_of(plan, cell.compression, own.fingerprints.calibrate) if cell.compression else file_of(plan)
         if file != file_of(original):  # all of everything
             unobserved = kept_unobserved(statistics, plan)
             choices[cell.label, shape_of(plan), cell.seed] = SweepChoice(cell, plan, unobserved, file)

@@ -4,16 +4,14 @@ The inputs of experts are observed in one pass before such cells are measured, o
 kept: a sweep that goes on observes them again if cells of that kind are missing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import cast
 
 from transformers import PreTrainedModel
 
 from toolkit.calibration.expert_inputs import expert_inputs
 from toolkit.cuts.compression import ExpertInputs, LowRank, check_compression, compressed, compression_of
-from toolkit.cuts.statistics import Tokens
 from toolkit.moe import find_blocks
 from toolkit.pipeline.calibration_data import batches_of_sources, read_sources
 from toolkit.pipeline.context import RunContext
@@ -23,8 +21,6 @@ from toolkit.recipe.pruning import PruningRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import say
 from toolkit.runtime.errors import PollardError
-
-InputsByTokens = Mapping[str, ExpertInputs]
 
 
 def check_writable(recipe: Recipe) -> None:
@@ -64,27 +60,19 @@ def check_compressions(grid: Grid, context: RunContext) -> None:
         check_compression(context.meta_model, compression_of(text))
 
 
-def observe_inputs(context: RunContext, model: PreTrainedModel, choices: Sequence[SweepChoice]) -> InputsByTokens:
-    """Of all experts, for every kind of tokens that compressions of `choices` look at; every rank observes its own batches."""
-    wanted: dict[str, list[float]] = {}
-    for choice in choices:
-        if choice.compression and choice.cell:
-            shares = wanted.setdefault(choice.cell.recipe.pruning.tokens, [])
-            shares += [choice.compression.share] if isinstance(choice.compression, LowRank) else []
+def observe_inputs(context: RunContext, model: PreTrainedModel, choices: Sequence[SweepChoice]) -> ExpertInputs:
+    """Of all experts, as far as the compressions of `choices` need them; every rank observes its own batches."""
+    wanted = [choice.compression for choice in choices if choice.compression]
     if not wanted:
         return {}
     recipe, tokenizer = context.recipe, context.tokenizer
     say("  the experts' inputs are observed, for compression")
     sources = read_sources(recipe, tokenizer, context.data, model)
     batches = batches_of_sources(sources, recipe, model, int(tokenizer.pad_token_id))
-    return {
-        tokens: expert_inputs(model, batches, LowRank(max(shares)) if shares else None, cast(Tokens, tokens))
-        for tokens, shares in wanted.items()
-    }
+    low_ranks = [compression for compression in wanted if isinstance(compression, LowRank)]
+    return expert_inputs(model, batches, max(low_ranks, key=lambda low_rank: low_rank.share, default=None))
 
 
-def compressed_as(choice: SweepChoice, model: PreTrainedModel, inputs: InputsByTokens) -> AbstractContextManager[None]:
+def compressed_as(choice: SweepChoice, model: PreTrainedModel, inputs: ExpertInputs) -> AbstractContextManager[None]:
     """Inside the context `model` has the weights that the cell's compression leaves; where it has none nothing is changed."""
-    if choice.compression is None or choice.cell is None:
-        return nullcontext()
-    return compressed(model, choice.plan, choice.compression, inputs[choice.cell.recipe.pruning.tokens])
+    return compressed(model, choice.plan, choice.compression, inputs) if choice.compression else nullcontext()
