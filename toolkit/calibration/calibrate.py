@@ -28,7 +28,6 @@ from toolkit.cuts.statistics import (
 )
 from toolkit.moe import (
     Batch,
-    CannotStream,
     ChannelGroup,
     MoEBlock,
     StreamedModel,
@@ -36,11 +35,10 @@ from toolkit.moe import (
     expert_width,
     find_blocks,
     is_partitioned,
-    load_model,
-    load_thresholds,
+    open_layerwise,
     override_top_k,
 )
-from toolkit.runtime.distributed import device, gather, say
+from toolkit.runtime.distributed import gather
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.progress import progress
 
@@ -136,20 +134,6 @@ def _check_channels(channels: Channels, model: PreTrainedModel | StreamedModel) 
             "(ZeRO-3). Say model.placement=copies or spread.",
             code="calibration.channels-in-parts",
         )
-
-
-def open_layerwise(path: str, why_whole: str | None = None) -> StreamedModel | PreTrainedModel:
-    """The checkpoint, one decoder layer in memory at a time; whole where it cannot be (or `why_whole` says that it must),
-    after printing the reason."""
-    if load_thresholds(path):
-        say(f"  {path} is observed without skipping experts, although it has a skipping.json")
-    if why_whole is None:
-        try:
-            return StreamedModel(path, device=device())
-        except CannotStream as reason:
-            why_whole = str(reason)
-    say(f"  {path} is loaded whole: {why_whole}")
-    return load_model(path, device=device(), skipping=False)
 
 
 def _observe_sources(

@@ -15,10 +15,9 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from toolkit.calibration.calibrate import open_layerwise
 from toolkit.calibration.observer import Observer
 from toolkit.calibration.passes import ObservedSource, layerwise_pass, observe
-from toolkit.moe import Batch, BlockActivations, ObservedBatch, StreamedModel, find_blocks
+from toolkit.moe import Batch, BlockActivations, ObservedBatch, StreamedModel, find_blocks, open_layerwise
 from toolkit.moe.expert_skipping import Skipping, gate_ratios
 from toolkit.runtime.distributed import gather
 from toolkit.runtime.errors import PollardError

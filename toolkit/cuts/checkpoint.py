@@ -47,7 +47,12 @@ def prune_checkpoint(
     if target.name in ("", ".."):
         target = Path(os.path.abspath(target))
     folder = on_all_ranks(lambda: checkpoint_folder(source, revision))
-    on_main(lambda: _check_places(folder, target, overwrite))
+
+    def check() -> None:
+        check_apart(folder, target)
+        check_target(target, overwrite)
+
+    on_main(check)
     quantized = quantization_of(load_config(str(folder)))
     facts = provenance("pruned checkpoint", source, revision) | {"plan": plan.summary()}
     try:
@@ -72,24 +77,19 @@ def prune_checkpoint(
         say(f"  it stays quantized ({quantized}) as the original is; {trained}")
 
 
-def _check_places(folder: Path, target: Path, overwrite: bool) -> None:
-    """Raises PollardError where the pruned checkpoint would replace, or lie in, what is not its own."""
+def check_apart(folder: Path, target: Path, made: str = "pruned checkpoint", of: str = "original") -> None:
+    """Raises PollardError where what is made of the checkpoint in `folder` would replace, or lie in, what is not its own."""
     here, there = folder.resolve(), target.resolve()
     if there == here:
-        raise PollardError(
-            f"The pruned checkpoint would replace the original, {folder}. Give another place.", code="prune.replaces-original"
-        )
+        raise PollardError(f"The {made} would replace the {of}, {folder}. Give another place.", code="prune.replaces-original")
     if here in there.parents:
         raise PollardError(
-            f"The pruned checkpoint would lie in the original's folder, {folder}. Give another place.",
-            code="prune.inside-original",
+            f"The {made} would lie in the {of}'s folder, {folder}. Give another place.", code="prune.inside-original"
         )
     if there in here.parents:
         raise PollardError(
-            f"The original, {folder}, lies in {target}, which would be replaced. Give another place.",
-            code="prune.contains-original",
+            f"The {of}, {folder}, lies in {target}, which would be replaced. Give another place.", code="prune.contains-original"
         )
-    check_target(target, overwrite)
 
 
 def _prune_in_memory(source: str, plan: Plan, target: Path, revision: str | None, facts: dict[str, Any]) -> None:

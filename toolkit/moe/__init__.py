@@ -6,11 +6,11 @@ for one family.
 
 from toolkit.moe.activation_offload import ActivationOffload
 from toolkit.moe.batches import Batch, ObservedBatch, split_mask
-from toolkit.moe.blocks import MoEBlock, decoder_linears, find_blocks
+from toolkit.moe.blocks import MoEBlock, blocks_in, decoder_linears, find_blocks
 from toolkit.moe.channel_observing import ChannelGradient, LinearCall, observing_gradients, observing_linears, tokens_by_expert
 from toolkit.moe.channels import ChannelGroup, block_width, channel_groups, expert_channels, expert_output, expert_width
 from toolkit.moe.expert_skipping import SkipCount, apply_skipping, counting_skips, skipping
-from toolkit.moe.layers import ForwardPass, blocks_by_layer, hidden_states_of, layers_of, one_layer_at_a_time
+from toolkit.moe.layers import ForwardPass, blocks_by_layer, decoder_layers, hidden_states_of, layers_of, one_layer_at_a_time
 from toolkit.moe.load import (
     checkpoint_folder,
     load_config,
@@ -28,7 +28,7 @@ from toolkit.moe.model_size import Sizes, active_expert_parameters, checkpoint_b
 from toolkit.moe.observe import BlockActivations, all_expert_outputs, observing
 from toolkit.moe.partition import is_partitioned, partitioned_model, write_partitioned
 from toolkit.moe.routing_monitor import RoutingMonitor
-from toolkit.moe.stream import CannotStream, StreamedModel
+from toolkit.moe.stream import CannotStream, StreamedModel, open_layerwise
 from toolkit.moe.tokenizer import load_tokenizer
 from toolkit.moe.unfuse import UNFUSED, expert_weights, linear_name, unfuse
 from toolkit.moe.weight_facts import channel_norms, mean_over_rms
@@ -56,6 +56,7 @@ __all__ = [
     "apply_skipping",
     "block_width",
     "blocks_by_layer",
+    "blocks_in",
     "channel_groups",
     "channel_norms",
     "check_loaded",
@@ -64,6 +65,7 @@ __all__ = [
     "checkpoint_files",
     "checkpoint_folder",
     "counting_skips",
+    "decoder_layers",
     "decoder_linears",
     "expert_channels",
     "expert_output",
@@ -85,6 +87,7 @@ __all__ = [
     "observing_gradients",
     "observing_linears",
     "one_layer_at_a_time",
+    "open_layerwise",
     "override_top_k",
     "partitioned_model",
     "quantization_of",

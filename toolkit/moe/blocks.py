@@ -46,6 +46,20 @@ def find_blocks(model: nn.Module) -> list[MoEBlock]:
 
     Raises PollardError for a dense model, and for an MoE whose experts are not behind the experts interface.
     """
+    blocks = blocks_in(model)
+    if not blocks:
+        config: Any = getattr(model, "config", None)
+        family = getattr(config, "model_type", type(model).__name__)
+        raise PollardError(
+            f"{family} has no MoE block that transformers serves through its experts interface. "
+            "Pollard prunes mixture-of-experts models (Mixtral, Qwen-MoE, OLMoE, DeepSeek, …); a dense model has no experts.",
+            code="model.no-moe",
+        )
+    return blocks
+
+
+def blocks_in(model: nn.Module) -> list[MoEBlock]:
+    """The same, none for a dense model."""
     modules = dict(model.named_modules())
     blocks = []
     for name, experts in modules.items():
@@ -59,14 +73,6 @@ def find_blocks(model: nn.Module) -> list[MoEBlock]:
         routing = groups, (router.topk_group if groups else 1)
         blocks.append(
             MoEBlock(parent, modules[parent], experts, router_name, name, experts.num_experts, top_k(router, parent), *routing)
-        )
-    if not blocks:
-        config: Any = getattr(model, "config", None)
-        family = getattr(config, "model_type", type(model).__name__)
-        raise PollardError(
-            f"{family} has no MoE block that transformers serves through its experts interface. "
-            "Pollard prunes mixture-of-experts models (Mixtral, Qwen-MoE, OLMoE, DeepSeek, …); a dense model has no experts.",
-            code="model.no-moe",
         )
     return blocks
 

@@ -47,7 +47,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from toolkit.moe.activation_offload import ActivationOffload, OffloadedTensors
-from toolkit.moe.blocks import MoEBlock
+from toolkit.moe.blocks import MoEBlock, blocks_in
 from toolkit.runtime.errors import PollardError
 
 
@@ -67,6 +67,22 @@ def layers_of(model: nn.Module, blocks: Sequence[MoEBlock]) -> tuple[str, nn.Mod
             code="layers.no-single-list",
         )
     return path, layers
+
+
+def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """`layers_of` for any model: of a dense one, the one list of its base model with as many modules as it has layers.
+
+    Raises PollardError where there is no such list."""
+    if blocks := blocks_in(model):
+        return layers_of(model, blocks)
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if len(lists) != 1:
+        raise PollardError(
+            f"{model.config.model_type}: {len(lists)} lists of {count} modules: it cannot be told which are its decoder layers.",
+            code="layers.no-single-list",
+        )
+    return lists[0]
 
 
 def blocks_by_layer(blocks: Sequence[MoEBlock], layers: nn.ModuleList) -> list[list[MoEBlock]]:

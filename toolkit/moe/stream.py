@@ -23,13 +23,13 @@ from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging
 
-from toolkit.moe.blocks import find_blocks
 from toolkit.moe.completeness import mismatch
-from toolkit.moe.layers import layers_of
-from toolkit.moe.load import checkpoint_folder, load_config, meta_model, resolve_dtype
+from toolkit.moe.layers import decoder_layers
+from toolkit.moe.load import checkpoint_folder, load_config, load_model, load_thresholds, meta_model, resolve_dtype
 from toolkit.moe.model_files import checkpoint_files, report_unread_weights
 from toolkit.moe.names import NameResolver
 from toolkit.moe.open_errors import explained
+from toolkit.runtime.distributed import device, say
 from toolkit.runtime.errors import PollardError
 
 REST, UNUSED = -1, -2  # parts of the model that are no decoder layer
@@ -57,9 +57,8 @@ class StreamedModel:
         self.files = [_opened(file) for file in safetensors_files(path, revision)]
         self.dtype = resolve_dtype(dtype, config) or self._first_dtype()
         self.model: PreTrainedModel = meta_model(config, self.dtype).eval()
-        blocks = find_blocks(self.model)
         try:
-            self.layers_path, self.layers = layers_of(self.model, blocks)
+            self.layers_path, self.layers = decoder_layers(self.model)
         except PollardError as error:
             raise CannotStream("its decoder layers do not stand in one list") from error
         self.conversions: list[Any] = get_model_conversion_mapping(self.model)
@@ -159,6 +158,20 @@ class StreamedModel:
                             name, torch.empty_like(buffer, device=self.device), name not in module._non_persistent_buffers_set
                         )
                 self.owners[id(module)]._init_weights(module)
+
+
+def open_layerwise(path: str, why_whole: str | None = None, revision: str | None = None) -> StreamedModel | PreTrainedModel:
+    """The checkpoint, one decoder layer in memory at a time; whole where it cannot be (or `why_whole` says that it must),
+    after printing the reason."""
+    if load_thresholds(path, revision):
+        say(f"  {path} is run without skipping experts, although it has a skipping.json")
+    if why_whole is None:
+        try:
+            return StreamedModel(path, revision, device=device())
+        except CannotStream as reason:
+            why_whole = str(reason)
+    say(f"  {path} is loaded whole: {why_whole}")
+    return load_model(path, revision, device=device(), skipping=False)
 
 
 def safetensors_files(path: str, revision: str | None = None) -> list[str]:

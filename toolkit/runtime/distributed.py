@@ -135,6 +135,22 @@ def gather(items: T) -> list[T]:
     return gathered
 
 
+def sum_over_ranks(tensor: Any) -> None:
+    """Adds up a torch tensor over all ranks, in place; it must have the same shape on each."""
+    import torch
+
+    if world_size() > 1 and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(tensor)
+
+
+def from_main(tensor: Any) -> None:
+    """Replaces a torch tensor by rank 0's, in place."""
+    import torch
+
+    if world_size() > 1 and torch.distributed.is_initialized():
+        torch.distributed.broadcast(tensor, 0)
+
+
 def on_main(function: Callable[[], T]) -> T:
     """Runs `function` on rank 0 alone and returns its result (which must pickle) on every rank.
 
