@@ -1,18 +1,16 @@
 """The cells of the study of cuts that go through the pipeline: sweeps of masked models, and fine-tuned ones."""
 
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
-from study import Answers, answers_of, launch
+from study import Answers, PipelineCell, answers_of
 
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.sweep_grid import load_grid
-from toolkit.recipe.file import dump_recipe, load_recipe
-from toolkit.runtime.files import fingerprint_of, write_text
+from toolkit.recipe.file import dump_recipe
+from toolkit.runtime.files import fingerprint_of
 from toolkit.selection import WIDTH_CRITERIA
 
 RECIPE = "recipes/study/cuts.yaml"
@@ -44,59 +42,13 @@ class TrainedResult(TypedDict):
     models: dict[str, Answers]
 
 
-class PipelineCell(ABC):
-    """One launch; what it measured lies in runs/<study>/<name>.json, with a fingerprint of its recipe."""
-
-    what: tuple[str, ...]
-    """What is launched, before the recipe."""
-
-    @property
-    @abstractmethod
-    def name(self) -> str: ...
-
-    @abstractmethod
-    def run(self, study: str) -> str:
-        """The name of its run directory."""
-
-    @abstractmethod
-    def overrides(self) -> list[str]:
-        """Of the recipe, the run's name apart."""
-
-    @abstractmethod
-    def measured(self, run: RunDirectory) -> SweepResult | TrainedResult:
-        """What the run directory says of the cell, which has just ended."""
-
-    def path(self, study: str) -> Path:
-        return Path("runs", study, f"{self.name}.json")
-
-    def stored(self, study: str) -> Any:
-        """None until it is finished."""
-        path = self.path(study)
-        return json.loads(path.read_text()) if path.exists() else None
-
-    def do(self, study: str, overrides: Sequence[str]) -> str | None:
-        """Unless it is done already under exactly this recipe; where it fails, its name and its log."""
-        arguments = [f"name={self.run(study)}", *self.overrides(), *overrides]
-        asked, known, log = self.asked(arguments), self.stored(study), self.path(study).with_suffix(".log")
-        if known and known["asked"] == asked:
-            return None
-        log.parent.mkdir(parents=True, exist_ok=True)
-        if not launch(1, [*self.what, RECIPE], arguments, log):
-            return f"{self.name} ({log})"
-        write_text(self.path(study), json.dumps({"asked": asked, **self.measured(RunDirectory(self.run(study)))}) + "\n")
-        return None
-
-    @abstractmethod
-    def asked(self, arguments: Sequence[str]) -> str:
-        """A fingerprint of what decides the result."""
-
-
 @dataclass(frozen=True)
 class SweepCell(PipelineCell):
     """Every width criterion at every width, masked: what is left before fine-tuning."""
 
     subject: str
     seed: int
+    recipe = RECIPE
     what = ("--module", "toolkit.cli", "sweep")
 
     @property
@@ -144,6 +96,7 @@ class TrainedCell(PipelineCell):
     criterion: str
     width: int
     control: bool = False
+    recipe = RECIPE
     what = ("toolkit/train.py",)
 
     @property
@@ -159,9 +112,6 @@ class TrainedCell(PipelineCell):
             f"task=playground/{self.subject}", f"seed={self.seed}", f"pruning.width={self.width}",
             f"pruning.width_criterion={self.criterion}", *(["control=true"] if self.control else []),
         ]  # fmt: skip
-
-    def asked(self, arguments: Sequence[str]) -> str:
-        return fingerprint_of(dump_recipe(load_recipe(RECIPE, arguments)))
 
     def result(self, study: str) -> TrainedResult | None:
         found: TrainedResult | None = self.stored(study)

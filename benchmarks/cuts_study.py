@@ -11,19 +11,16 @@ it. Before fine-tuning, one sweep of masked models per task and seed tells all (
 runs/<name>/<cell>.json, and of the study itself in benchmarks/cuts_results.json.
 """
 
-import json
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cuts_cells import SUBJECTS, WIDTHS, PipelineCell, SweepCell, TrainedCell
+from cuts_cells import SUBJECTS, WIDTHS, SweepCell, TrainedCell
 from cuts_layers import LayerCell
 from cuts_tables import write_tables
-from study import conclude, study_parser
+from study import PipelineCell, StudyResults, conclude, do_groups, study_parser
 
-from toolkit.runtime.files import write_text
 from toolkit.selection import WIDTH_CRITERIA
 
 CONTROL = ("fisher", min(WIDTHS))
@@ -31,23 +28,7 @@ CONTROL = ("fisher", min(WIDTHS))
 
 STUDY = "cuts"
 """The name of the study itself; others are trials."""
-RESULTS = Path(__file__).with_name("cuts_results.json")
-"""What the finished cells of the study measured, by name: a checkout goes on from there."""
-
-
-def restore_results() -> None:
-    """Puts what is in RESULTS to where cells look for it. A cell whose recipe is another one by now is done again."""
-    for name, result in (json.loads(RESULTS.read_text()) if RESULTS.exists() else {}).items():
-        path = Path("runs", STUDY, f"{name}.json")
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(result) + "\n")
-
-
-def collect_results() -> None:
-    """Writes RESULTS, a line for each cell."""
-    found = {path.stem: path.read_text().strip() for path in sorted(Path("runs", STUDY).glob("*.json"))}
-    write_text(RESULTS, "{\n" + ",\n".join(f"{json.dumps(name)}: {result}" for name, result in found.items()) + "\n}\n")
+RESULTS = StudyResults(Path(__file__).with_name("cuts_results.json"), STUDY)
 
 
 def groups_of(seeds: Sequence[int]) -> list[list[TrainedCell]]:
@@ -72,20 +53,19 @@ def main() -> int:
     trained = groups_of(given.seeds)
     failed: list[str] = []
 
-    def do(group: Sequence[PipelineCell]) -> list[str]:
-        return [told for cell in group if (told := cell.do(given.name, given.overrides))]
+    def do(cell: PipelineCell) -> str | None:
+        return cell.do(given.name, given.overrides)
 
     if given.name == STUDY:
-        restore_results()
+        RESULTS.restore()
     if not given.tables:
-        with ThreadPoolExecutor(given.at_once) as pool:
-            failed = [told for group in pool.map(do, [*([cell] for cell in swept), *trained]) for told in group]
+        failed = do_groups([*([cell] for cell in swept), *trained], given.at_once, do)
         for cell in layers:
             cell.do(given.name, given.overrides)
     fine_tuned = [cell for group in trained for cell in group]
     missing = write_tables(given.document, given.name, swept, fine_tuned, layers)
     if given.name == STUDY:
-        collect_results()
+        RESULTS.collect()
     return conclude(given.document, missing, f"{len(swept) + len(fine_tuned) + len(layers)} parts", failed)
 
 

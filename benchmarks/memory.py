@@ -1,4 +1,4 @@
-"""Peak memory of calibration and pruning on a checkpoint larger than they may need, at two depths:
+"""Peak memory of calibration, pruning and refit on a checkpoint larger than they may need, at two depths:
 
     OMP_NUM_THREADS=1 python benchmarks/memory.py
 
@@ -8,6 +8,7 @@ files do not count, for they are the system's to drop. Bounds:
 
     calibration   embeddings + 2 decoder layers + activations + 1 GB
     pruning       the largest file + 0.5 GB
+    refit         embeddings + 2 decoder layers of the original and of the pruned model + activations + one Gram matrix + 1 GB
 
 The exit status is 1 where one is broken.
 """
@@ -31,8 +32,11 @@ import toolkit
 from toolkit.cuts.experts import BlockPlan
 from toolkit.cuts.plan import Plan
 from toolkit.moe import find_blocks, load_config, meta_model
+from toolkit.recovery.refit import refit_checkpoint
+from toolkit.recovery.refit.layer import GROUP_CHANNELS
 
 EXPERTS, TOP_K, HEADS = 8, 2, 8
+KEPT = [0, 2, 5, 7]
 BYTES, GB = 4, 10**9
 SAMPLES_PER_SECOND = 200
 
@@ -47,11 +51,10 @@ class Size(NamedTuple):
     batches: int
     length: int
 
-    @property
-    def layer(self) -> int:
+    def layer(self, experts: int = EXPERTS) -> int:
         """Bytes of one decoder layer."""
-        norms_and_router = (2 + EXPERTS) * self.hidden
-        return BYTES * (4 * self.hidden**2 + 3 * EXPERTS * self.hidden * self.width + norms_and_router)
+        norms_and_router = (2 + experts) * self.hidden
+        return BYTES * (4 * self.hidden**2 + 3 * experts * self.hidden * self.width + norms_and_router)
 
     @property
     def embeddings(self) -> int:
@@ -63,6 +66,17 @@ class Size(NamedTuple):
         batch = 2 * self.length
         inside = 3 * self.hidden + 3 * self.width  # input, output and weighted output; gate, up and their product
         return BYTES * (self.batches * batch * self.hidden + batch * TOP_K * inside)
+
+    @property
+    def refit_activations(self) -> int:
+        """The same for two models; and of every token what the experts get, what the stream lacks, and its target."""
+        return 2 * self.activations + 3 * BYTES * self.batches * 2 * self.length * self.hidden
+
+    @property
+    def gram(self) -> int:
+        """Bytes of the largest matrix of refit: as many experts as one group of channels holds."""
+        experts = min(len(KEPT), max(1, GROUP_CHANNELS // self.width))
+        return 8 * (experts * self.width) ** 2
 
 
 def write_checkpoint(folder: Path, size: Size) -> None:
@@ -97,19 +111,27 @@ def write_checkpoint(folder: Path, size: Size) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def calibrate(folder: str, size: Size) -> None:
+def batches_of(size: Size) -> list[dict[str, torch.Tensor]]:
     ids = torch.randint(size.vocabulary, (size.batches, 2, size.length), generator=torch.Generator().manual_seed(0))
-    toolkit.calibrate(folder, [{"input_ids": batch, "attention_mask": torch.ones_like(batch)} for batch in ids])
+    return [{"input_ids": batch, "attention_mask": torch.ones_like(batch)} for batch in ids]
+
+
+def calibrate(folder: str, size: Size) -> None:
+    toolkit.calibrate(folder, batches_of(size))
 
 
 def prune(folder: str, size: Size) -> None:
-    blocks = {block.name: BlockPlan(experts=EXPERTS, kept=[0, 2, 5, 7]) for block in find_blocks(meta_model(load_config(folder)))}
-    plan = Plan.of_experts(model=folder, criterion="by hand", keep=4, experts_per_token=TOP_K, blocks=blocks)
-    with tempfile.TemporaryDirectory(dir=Path(folder).parent) as target:
-        toolkit.prune(folder, plan, Path(target) / "pruned")
+    blocks = {block.name: BlockPlan(experts=EXPERTS, kept=KEPT) for block in find_blocks(meta_model(load_config(folder)))}
+    plan = Plan.of_experts(model=folder, criterion="by hand", keep=len(KEPT), experts_per_token=TOP_K, blocks=blocks)
+    toolkit.prune(folder, plan, Path(folder).with_name("pruned"))
 
 
-WORK: dict[str, Callable[[str, Size], None]] = {"calibration": calibrate, "pruning": prune}
+def refit(folder: str, size: Size) -> None:
+    """Of what `prune` has left."""
+    refit_checkpoint(folder, Path(folder).with_name("pruned"), Path(folder).with_name("refitted"), batches_of(size))
+
+
+WORK: dict[str, Callable[[str, Size], None]] = {"calibration": calibrate, "pruning": prune, "refit": refit}
 
 
 def anonymous() -> int:
@@ -141,8 +163,9 @@ def measure(work: str, folder: str, size: Size) -> dict[str, float]:
 def bounds(folder: Path, size: Size) -> dict[str, int]:
     largest = max(file.stat().st_size for file in folder.glob("*.safetensors"))
     return {
-        "calibration": size.embeddings + 2 * size.layer + size.activations + GB,
+        "calibration": size.embeddings + 2 * size.layer() + size.activations + GB,
         "pruning": largest + GB // 2,
+        "refit": size.embeddings + 2 * (size.layer() + size.layer(len(KEPT))) + size.refit_activations + size.gram + GB,
     }
 
 
@@ -163,7 +186,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--width", type=int, default=3584, help="of an expert")
     parser.add_argument("--vocabulary", type=int, default=32000)
-    parser.add_argument("--batches", type=int, default=4)
+    parser.add_argument("--batches", type=int, default=8, help="of two sequences")
     parser.add_argument("--length", type=int, default=128, help="tokens per sequence")
     parser.add_argument("--folder", help="where the checkpoints are written, and removed again (default: a temporary one)")
     parser.add_argument("--measure", nargs=2, metavar=("WORK", "CHECKPOINT"), help="one piece of work, in this process")

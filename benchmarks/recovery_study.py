@@ -16,7 +16,6 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from recovery_tables import write_tables
-from study import answers_of, conclude, launch, study_parser
+from study import answers_of, conclude, do_groups, launch, study_parser
 
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.recipe.file import dump_recipe, load_recipe
@@ -102,22 +101,18 @@ def cells(seeds: Sequence[int]) -> list[list[Cell]]:
     return [*groups, [Cell("rate", method, False, keep, seeds[0], rate) for method, keep, rate in rates]]
 
 
-def do(group: Sequence[Cell], name: str, overrides: Sequence[str]) -> list[str]:
-    """The group's cells one after the other; those that failed."""
-    failed = []
-    for cell in group:
-        dumped = dump_recipe(cell.recipe(name, overrides))
-        known = cell.result(name)
-        if known and known["recipe"] == dumped:
-            continue
-        what = ["--module", "toolkit.cli", "recover", RECIPE] if cell.kind == "rate" else ["toolkit/train.py", RECIPE]
-        log = cell.path(name).with_suffix(".log")
-        log.parent.mkdir(parents=True, exist_ok=True)
-        if launch(1, what, cell.arguments(name, overrides), log):
-            write_text(cell.path(name), json.dumps({"recipe": dumped, **measured(cell, name, overrides)}) + "\n")
-        else:
-            failed.append(f"{cell.name} ({log})")
-    return failed
+def do(cell: Cell, name: str, overrides: Sequence[str]) -> str | None:
+    """Unless it is done already under exactly this recipe; where it fails, its name and its log."""
+    dumped, known = dump_recipe(cell.recipe(name, overrides)), cell.result(name)
+    if known and known["recipe"] == dumped:
+        return None
+    what = ["--module", "toolkit.cli", "recover", RECIPE] if cell.kind == "rate" else ["toolkit/train.py", RECIPE]
+    log = cell.path(name).with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if not launch(1, what, cell.arguments(name, overrides), log):
+        return f"{cell.name} ({log})"
+    write_text(cell.path(name), json.dumps({"recipe": dumped, **measured(cell, name, overrides)}) + "\n")
+    return None
 
 
 def measured(cell: Cell, name: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -142,9 +137,7 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     groups, failed = cells(given.seeds), []
     if not given.tables:
-        with ThreadPoolExecutor(given.at_once) as pool:
-            for which in pool.map(partial(do, name=given.name, overrides=given.overrides), groups):
-                failed += which
+        failed = do_groups(groups, given.at_once, partial(do, name=given.name, overrides=given.overrides))
     everything = [cell for group in groups for cell in group]
     missing = write_tables(given.document, [(cell, cell.result(given.name)) for cell in everything])
     return conclude(given.document, missing, f"{len(everything)} cells", failed)

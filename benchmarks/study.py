@@ -1,19 +1,28 @@
-"""What the studies share: arguments, starting a cell under the launcher, the paired comparison, and tables in a document."""
+"""What the studies share: arguments, cells under the launcher and what they measured, the paired comparison, and tables in a
+document."""
 
 import argparse
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict, TypeVar
 
 from toolkit.pipeline.run_directory import RunDirectory
-from toolkit.runtime.files import write_text
+from toolkit.recipe.file import dump_recipe, load_recipe
+from toolkit.runtime.errors import PollardError
+from toolkit.runtime.files import fingerprint_of, write_text
 from toolkit.runtime.formatting import MISSING
 from toolkit.runtime.intervals import pair
+
+Cell = TypeVar("Cell")
 
 
 class Answers(TypedDict):
@@ -71,6 +80,110 @@ def launch(ranks: int, what: Sequence[str], arguments: Sequence[str], log: Path 
         return subprocess.run(command, env=environment, check=False).returncode == 0
     with log.open("a") as told:
         return subprocess.run(command, env=environment, check=False, stdout=told, stderr=told).returncode == 0
+
+
+class PipelineCell(ABC):
+    """One launch; what it measured lies in runs/<study>/<name>.json, with a fingerprint of its recipe."""
+
+    recipe: str
+    what: tuple[str, ...]
+    """What is launched, before the recipe."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str: ...
+
+    @abstractmethod
+    def run(self, study: str) -> str:
+        """The name of its run directory."""
+
+    @abstractmethod
+    def overrides(self) -> list[str]:
+        """Of the recipe, the run's name apart."""
+
+    @abstractmethod
+    def measured(self, run: RunDirectory) -> Mapping[str, Any]:
+        """What the run directory says of the cell, which has just ended."""
+
+    def path(self, study: str) -> Path:
+        return Path("runs", study, f"{self.name}.json")
+
+    def stored(self, study: str) -> Any:
+        """None until it is finished."""
+        path = self.path(study)
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def do(self, study: str, overrides: Sequence[str]) -> str | None:
+        """Unless it is done already under exactly this recipe; where it fails, its name with its log, or with what is wrong
+        with its recipe."""
+        arguments = [f"name={self.run(study)}", *self.overrides(), *overrides]
+        known, log = self.stored(study), self.path(study).with_suffix(".log")
+        try:
+            asked = self.asked(arguments)
+        except PollardError as error:
+            return f"{self.name}: {error}"
+        if known and known["asked"] == asked:
+            return None
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if not launch(1, [*self.what, self.recipe], arguments, log):
+            return f"{self.name} ({log})"
+        write_text(self.path(study), json.dumps({"asked": asked, **self.measured(RunDirectory(self.run(study)))}) + "\n")
+        return None
+
+    def asked(self, arguments: Sequence[str]) -> str:
+        """A fingerprint of what decides the result. Raises PollardError for a recipe that the toolkit does not understand."""
+        return fingerprint_of(dump_recipe(load_recipe(self.recipe, arguments)))
+
+
+class StudyResults:
+    """What the finished cells of `study` measured, a line for each in a file of the repository: a checkout goes on from there."""
+
+    def __init__(self, file: Path, study: str) -> None:
+        self.file, self.folder = file, Path("runs", study)
+        self._writing = threading.Lock()
+
+    def restore(self) -> None:
+        """Puts them to where cells look for theirs. A cell whose recipe is another one by now is done again."""
+        for name, result in (json.loads(self.file.read_text()) if self.file.exists() else {}).items():
+            path = self.folder / f"{name}.json"
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_text(path, json.dumps(result) + "\n")
+
+    def collect(self) -> None:
+        with self._writing:
+            found = {path.stem: path.read_text().strip() for path in sorted(self.folder.glob("*.json"))}
+            lines = ",\n".join(f"{json.dumps(name)}: {result}" for name, result in found.items())
+            write_text(self.file, f"{{\n{lines}\n}}\n")
+
+
+def do_groups(
+    groups: Iterable[Sequence[Cell]], at_once: int, do: Callable[[Cell], str | None], after: Callable[[], None] = lambda: None
+) -> list[str]:
+    """`do` for every cell, groups at the same time and the cells of one in their order; what failed, in the order of groups.
+    `after` is called after every cell. Interrupted (Ctrl-C, SIGTERM), it waits for the cells at work and starts no other."""
+    stopping = threading.Event()
+
+    def do_group(group: Sequence[Cell]) -> list[str]:
+        failed = []
+        for cell in group:
+            if not stopping.is_set():
+                failed.append(do(cell))
+                after()
+        return [failure for failure in failed if failure]
+
+    def end(*_: Any) -> None:
+        stopping.set()
+        sys.exit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        return [failure for failures in pool.map(do_group, groups) for failure in failures]
+    finally:
+        stopping.set()
+        pool.shutdown(cancel_futures=True)
+        signal.signal(signal.SIGTERM, before)
 
 
 def put_between(document: Path, begin: str, end: str, parts: Iterable[str]) -> None:

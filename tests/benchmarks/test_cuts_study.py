@@ -1,6 +1,7 @@
 """Laws of the study of cuts: cells are recipes, what ends is kept and not repeated, ranks and differences are those of the
 definition."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import cuts_cells
 import cuts_layers
 import cuts_study
 import cuts_tables
+import study
 from cuts_cells import SweepCell, TrainedCell
 from cuts_layers import LayerCell
 
@@ -65,7 +67,7 @@ def test_what_is_finished_is_not_repeated_and_a_changed_recipe_is(checkout: Path
         launched.append(log.stem)
         return "taylor" not in log.stem
 
-    monkeypatch.setattr(cuts_cells, "launch", launch)
+    monkeypatch.setattr(study, "launch", launch)
     monkeypatch.setattr(TrainedCell, "measured", lambda cell, run: {"seconds": 1.0, "models": {}})
     done, fails = TrainedCell("sorting", 0, "energy", 64), TrainedCell("sorting", 0, "taylor", 64)
     assert done.do("study", []) is None and str(fails.do("study", [])).startswith(fails.name)
@@ -165,16 +167,11 @@ def test_a_cell_is_narrowed_and_fine_tuned_through_the_pipeline(checkout: Path) 
     assert found and list(found["models"]) == ["recovered"] and len(found["models"]["recovered"]["right"]) == 4
 
 
-def test_a_checkout_goes_on_from_the_results_that_are_in_it(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuts_study, "RESULTS", checkout / "results.json")
-    cell = TrainedCell("sorting", 0, "energy", 64)
-    path = cell.path(cuts_study.STUDY)
-    path.parent.mkdir(parents=True)
-    path.write_text('{"asked": "a", "seconds": 1.0, "models": {}}\n')
-    cuts_study.collect_results()
-    path.unlink()
-    cuts_study.restore_results()
-    assert cell.result(cuts_study.STUDY) == {"asked": "a", "seconds": 1.0, "models": {}}
-    path.write_text('{"asked": "newer"}\n')
-    cuts_study.restore_results()  # what is there stays
-    assert cell.result(cuts_study.STUDY) == {"asked": "newer"}
+def test_the_results_in_the_repository_are_of_the_recipes_that_the_study_runs(checkout: Path) -> None:
+    """Otherwise the study would begin anew in every checkout."""
+    found = json.loads(cuts_study.RESULTS.file.read_text())
+    cells = [cell for group in cuts_study.groups_of([0, 1, 2]) for cell in group]
+    for cell in cells:
+        asked = cell.asked([f"name={cell.run(cuts_study.STUDY)}", *cell.overrides()])
+        assert found.get(cell.name, {}).get("asked", asked) == asked, cell.name
+    assert {cell.name for cell in cells} <= found.keys()

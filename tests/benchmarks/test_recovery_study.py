@@ -51,11 +51,12 @@ def test_what_is_finished_is_not_repeated_and_a_changed_recipe_is(tmp_path: Path
     monkeypatch.setattr(recovery_study, "launch", launch)
     monkeypatch.setattr(recovery_study, "measured", lambda cell, name, overrides: {"models": {}, "dev_accuracy": 1.0})
     cells = [Cell("method", "full", False, 4, 0, 1e-3), Cell("method", "lora", False, 4, 0, 1e-3)]
-    failed = recovery_study.do(cells, "study", [])
-    assert [cell.result("study") is None for cell in cells] == [False, True] and len(failed) == 1
-    recovery_study.do(cells, "study", [])
+    failed = [recovery_study.do(cell, "study", []) for cell in cells]
+    assert [cell.result("study") is None for cell in cells] == [False, True] == [failure is not None for failure in failed]
+    for cell in cells:
+        recovery_study.do(cell, "study", [])
     assert launched == [cells[0].name, cells[1].name, cells[1].name]
-    recovery_study.do(cells[:1], "study", ["calibration.examples=16"])
+    recovery_study.do(cells[0], "study", ["calibration.examples=16"])
     assert launched[3:] == [cells[0].name]
 
 
