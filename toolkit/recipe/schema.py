@@ -7,7 +7,7 @@ tasks, scorers) come from a generated file, toolkit/recipe/choices.py.
 import re
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from toolkit.recipe.choices import METHODS_WITH_ADAPTERS, Method
 from toolkit.recipe.data import DataRecipe, Section, SourceRecipe, TaskRecipe, TrainingSourceRecipe, all_weights_or_none
@@ -128,6 +128,24 @@ class SweepRecipe(Section):
 
     off_task: DataRecipe | None = None
     """A second task or text to measure the pruned models on: what pruning for one task costs on another."""
+    compression: str | None = None
+    """Compress the kept experts' weights as well, by what no stock reader loads, so that it is measured and never written:
+    low_rank:0.5 (two factors with that share of the numbers) or 2:4 (two of four neighbours are zero) (docs/pruning.md)."""
+
+    @field_validator("compression", mode="after")
+    @classmethod
+    def _is_known(cls, value: str | None) -> str | None:
+        if value in (None, "2:4"):
+            return value
+        kind, _, share = value.partition(":")
+        if kind == "low_rank" and re.fullmatch(r"0?\.\d+", share) and float(share):
+            return f"low_rank:{float(share):g}"
+        raise ValueError("2:4, or low_rank with the share of the experts' numbers that it leaves, in (0, 1): low_rank:0.5")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_asked_for(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Recipes of before do not have the key."""
+        return {key: value for key, value in dump(self).items() if key != "compression" or value is not None}
 
 
 class Recipe(Section):
