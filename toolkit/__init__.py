@@ -17,6 +17,7 @@ from typing import Any
 _PUBLIC_NAMES = {
     "calibrate": ("toolkit.calibration", "calibrate"),
     "select": ("toolkit.selection", "select"),
+    "merge": ("toolkit.calibration", "fit_dense"),
     "prune": ("toolkit.recovery.prune", "prune"),
     "recover": ("toolkit.recovery.recover", "recover"),
     "skipping_thresholds": ("toolkit.calibration", "skipping_thresholds"),

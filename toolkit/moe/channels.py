@@ -115,7 +115,7 @@ def channel_groups(model: PreTrainedModel, width: int) -> list[ChannelGroup]:
     groups = []
     for block in find_blocks(model):
         if type(block.experts) not in layouts:
-            layouts[type(block.experts)] = _channel_of_row(block.experts, now)
+            layouts[type(block.experts)] = channel_of_row(block.experts, now)
         groups.append(_block_group(model, block, width, changed, layouts[type(block.experts)]))
     modules: dict[str, list[str]] = {}
     for name in sorted(changed):
@@ -181,7 +181,7 @@ def _refused(model: PreTrainedModel, reason: str) -> PollardError:
     )
 
 
-def _channel_of_row(experts: nn.Module, width: int) -> torch.Tensor:
+def channel_of_row(experts: nn.Module, width: int) -> torch.Tensor:
     """The channel that each row of the fused projection belongs to, as the family's gate combines them.
 
     Each bit of a channel's number is one question: which rows have a gradient when only channels with this bit count?

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.cuts import shaped_meta_model
+from toolkit.cuts import check_dense, plan_of_shape, shaped_meta_model
 from toolkit.evaluation.harness import check_harness
 from toolkit.pipeline.budget import Budget, check_shrinking
 from toolkit.pipeline.calibration_data import check_self_generated, check_source, read_source, sources_of
@@ -96,6 +96,8 @@ def _possible_budget(context: RunContext, pruning: PruningRecipe) -> Budget:
     budget = context.budget_of(pruning)
     if budget.width or budget.layers:
         shaped_meta_model(context.config, budget.shape)  # made by the cuts, which say what they cannot do
+    if pruning.form == "dense":
+        check_dense(context.config, plan_of_shape(context.meta_model, budget.shape))
     return budget
 
 

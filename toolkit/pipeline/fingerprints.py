@@ -27,6 +27,10 @@ SCORING_RULES = 2
 again."""
 
 
+NOT_CHOOSING = {"schedule", "skipping", "form"}
+"""The keys of `pruning` that decide nothing of what a plan keeps, nor of a round before the last."""
+
+
 class Teaching(NamedTuple):
     """Fingerprints of what recovery learns from; None for a stage that the recipe does not need."""
 
@@ -52,6 +56,7 @@ class Fingerprints:
     layers: LayerFingerprints | None  # None where all layers stay
     calibrate: str
     select: str
+    merge: str
     models: dict[Role, str]  # of the models of a run that are checkpoints
     scoring: str  # the questions, how they are answered and judged; with a model's fingerprint it decides the score
     reference_logits: str  # fidelity: the original's distributions over the gold answers
@@ -75,16 +80,18 @@ def fingerprints_of(
     own_data = fingerprint_of(settings, splits["train"])
     teaching = teaching or _teaching(recipe, data, model, own_data, splits["test"])
     budget, cuts = budgets()
-    observing, choosing = _observing(recipe, data, budget), recipe.pruning.model_dump(exclude={"schedule", "skipping", "refit"})
+    observing = _observing(recipe, data, budget)
+    choosing = recipe.pruning.model_dump(exclude={*NOT_CHOOSING, "refit"})
     training = [teaching, recipe.finetuning.model_dump(), recipe.seed, recipe.model.dtype, *_selecting(recipe)]
     rounds, source = {}, model  # the source of the last round; without a schedule it is the only one
     for step in early_rounds(recipe):
-        of_step = recipe.pruning.of_step(step).model_dump(exclude={"schedule", "skipping"})
+        of_step = recipe.pruning.of_step(step).model_dump(exclude=NOT_CHOOSING)
         source = rounds[step] = fingerprint_of(source, observing, of_step, training)
     layers = None if cuts.layers is None else _layers(recipe, cuts.layers, source, observing, own_data)
     calibrate = fingerprint_of(source, *observing, *([layers.choice] if layers else []), *_channels(recipe, cuts))
     select = fingerprint_of(calibrate, choosing, recipe.seed)
-    prune = fingerprint_of(select)
+    merge = fingerprint_of(select, "dense")
+    prune = fingerprint_of(merge if recipe.pruning.form == "dense" else select)
     refitted = fingerprint_of("refit", prune, *_examples_read(refit_recipe(recipe), data)) if recipe.pruning.refit else prune
     models = {
         Role.ORIGINAL: model,
@@ -99,6 +106,7 @@ def fingerprints_of(
         layers=layers,
         calibrate=calibrate,
         select=select,
+        merge=merge,
         models=models,
         scoring=fingerprint_of(settings, split, evaluation, recipe.model.dtype, *_scoring(recipe.task, data)),
         reference_logits=_reference_logits(recipe, model, split),

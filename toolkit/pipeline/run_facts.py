@@ -20,13 +20,14 @@ from toolkit.pipeline.manifest import SWEEP
 from toolkit.pipeline.provenance import provenance_of_run
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.run_status import BEST_FIRST, stale_parts
-from toolkit.pipeline.stage_names import CALIBRATE, EVALUATE, MADE_BY, REPORT, SELECT, stage_name
+from toolkit.pipeline.stage_names import CALIBRATE, EVALUATE, MADE_BY, MERGE, REPORT, SELECT, stage_name
 from toolkit.recipe.file import load_recipe, read_values
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.report.blocks import block_facts, criteria_agreement, pruning_facts
 from toolkit.report.facts import (
     CalibrationFacts,
+    DenseFacts,
     ModelResult,
     RunFacts,
     StaleFiles,
@@ -79,6 +80,10 @@ class Results(NamedTuple):
     left_out: list[str]
 
 
+def _dense(stages: Mapping[str, Mapping[str, Any]]) -> DenseFacts | None:
+    return DenseFacts(**stages[MERGE]) if MERGE in stages else None
+
+
 def read_run_facts(path: str | Path) -> RunFacts:
     """The facts of the run in `path`. Raises PollardError for a file that is there but damaged."""
     path = Path(path)
@@ -105,7 +110,7 @@ def read_run_facts(path: str | Path) -> RunFacts:
         task=manifest.get("task"),
         origin=provenance_of_run(run, recipe),
         seed=recipe.seed if recipe else None,
-        pruning=pruning_facts(whole, schedule) if whole else None,
+        pruning=pruning_facts(whole, schedule, _dense(stages)) if whole else None,
         cuts=cut_facts(run, stages, (plan, whole), statistics, (asked.width, asked.layers)) if plan and whole else None,
         calibration=_calibration(stages[CALIBRATE], statistics) if CALIBRATE in stages else None,
         refit=_refit(run, stages[refit]) if refit in stages else None,

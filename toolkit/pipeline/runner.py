@@ -19,6 +19,7 @@ from toolkit.pipeline.manifest import SWEEP
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.stage import Stage
 from toolkit.pipeline.stage_list import STAGES, stages_of
+from toolkit.pipeline.sweep_compression import check_writable
 from toolkit.pipeline.write_report import write_report
 from toolkit.recipe.evaluation import ROLES
 from toolkit.recipe.file import dump_recipe
@@ -53,6 +54,7 @@ def run_context(context: RunContext, fresh: bool = False, until: str | None = No
     directory, recipe = context.directory, context.recipe
     mistakes, notes = Mistakes(), []
     mistakes.collect(lambda: on_main(lambda: directory.check_owner(recipe.model.path, recipe.task.name)))
+    mistakes.collect(lambda: check_writable(recipe))
     planned = mistakes.collect(lambda: stages_of(context)) or []
     why = on_main(lambda: reasons(planned, entries_of(planned, directory), fresh))
     if mistakes or any(why.values()):

@@ -1,8 +1,11 @@
 """Every stage, in order. A new one is a file in stages/ and a line here.
 
-(rounds/… ─►) (layers ─►) calibrate ─► select ─► prune ─► (refit ─►) (answers ─► teacher ─►) recover ─► (control ─►) report
-    evaluate/original                 └ evaluate/pruned └ evaluate/refitted      └ evaluate/recovered └ evaluate/control
-                                                                                 └ skip ─► evaluate/skipping (or before)
+(rounds/… ─►) (layers ─►) calibrate ─► select (─► merge) ─► prune (─► refit)
+    evaluate/original                                              └ evaluate/pruned └ evaluate/refitted
+
+(─► answers ─► teacher) ─► recover (─► control) ─► report
+                                └ evaluate/recovered └ evaluate/control
+                                └ skip ─► evaluate/skipping (or of the model before)
 
 A model's score comes last of what is measured of it, so that `pollard evaluate` ends with everything.
 """
@@ -18,6 +21,7 @@ from toolkit.pipeline.stages.evaluate_skipping import EvaluateSkipping
 from toolkit.pipeline.stages.fidelity import Fidelity
 from toolkit.pipeline.stages.harness import Harness
 from toolkit.pipeline.stages.layers import Layers
+from toolkit.pipeline.stages.merge import Merge
 from toolkit.pipeline.stages.prune import Prune
 from toolkit.pipeline.stages.recover import Recover
 from toolkit.pipeline.stages.reference_logits import ReferenceLogits
@@ -42,6 +46,7 @@ STAGES: tuple[Slot, ...] = (
     Slot(Layers),
     Slot(Calibrate),
     Slot(Select),
+    Slot(Merge),
     Slot(Prune),
     Slot(ReferenceLogits, Role.ORIGINAL),
     Slot(Harness, Role.ORIGINAL),

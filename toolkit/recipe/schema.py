@@ -7,7 +7,14 @@ tasks, scorers) come from a generated file, toolkit/recipe/choices.py.
 import re
 from typing import Any, Literal, LiteralString, Self, cast
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from toolkit.recipe.choices import METHODS_WITH_ADAPTERS, Method
@@ -132,6 +139,24 @@ class SweepRecipe(Section):
 
     off_task: DataRecipe | None = None
     """A second task or text to measure the pruned models on: what pruning for one task costs on another."""
+    compression: str | None = None
+    """Compress the kept experts' weights as well, by what no stock reader loads, so that it is measured and never written:
+    low_rank:0.5 (two factors with that share of the numbers) or 2:4 (two of four neighbours are zero) (docs/pruning.md)."""
+
+    @field_validator("compression", mode="after")
+    @classmethod
+    def _is_known(cls, value: str | None) -> str | None:
+        if value in (None, "2:4"):
+            return value
+        kind, _, share = value.partition(":")
+        if kind == "low_rank" and re.fullmatch(r"0?\.\d+", share) and float(share):
+            return f"low_rank:{float(share):g}"
+        raise ValueError("2:4, or low_rank with the share of the experts' numbers that it leaves, in (0, 1): low_rank:0.5")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_asked_for(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Recipes of before do not have the key."""
+        return {key: value for key, value in dump(self).items() if key != "compression" or value is not None}
 
 
 class Recipe(Section):
@@ -155,6 +180,15 @@ class Recipe(Section):
     def _control_has_a_server(self) -> Self:
         if self.control and self.evaluation.backend == "server" and self.evaluation.servers.control is None:
             raise ValueError("no server is named for the control: say evaluation.servers.control, or leave control out")
+        return self
+
+    @model_validator(mode="after")
+    def _method_has_experts(self) -> Self:
+        if self.pruning.form == "dense" and self.finetuning.method in METHODS_OF_EXPERTS:
+            raise ValueError(
+                f"finetuning.method {self.finetuning.method} works on experts, and with pruning.form dense there are none: say "
+                "method: full, or lora"
+            )
         return self
 
     @model_validator(mode="after")
@@ -194,4 +228,6 @@ class Recipe(Section):
         return name
 
 
+METHODS_OF_EXPERTS = ("router", "experts", "qlora")
+"""Methods of fine-tuning that train, or quantize, experts and routers."""
 SHORTHANDS = {"model": "path", "task": "name"}

@@ -9,7 +9,7 @@ this package knows where a run keeps its files. Shares, scores and intervals are
 
 from typing import Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, JsonValue
+from pydantic import BaseModel, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
 from toolkit.recipe.roles import Role
 from toolkit.report.cut_facts import CriteriaAgreement, CutFacts
@@ -154,6 +154,14 @@ class Provenance(Facts):
     card: dict[str, JsonValue]
 
 
+class DenseFacts(Facts):
+    """The dense form: squared errors of the blocks' outputs on the calibration tokens, relative to the original's, on average
+    over blocks; with the coefficients that were written, and with mean gate weights."""
+
+    error: Number
+    mean_gate_error: Number
+
+
 class PruningFacts(Facts):
     """How the plan was chosen: `keep` of `experts` in each of `blocks`; with a schedule, over all rounds. A step is a number of
     experts, or text where it says more."""
@@ -167,6 +175,12 @@ class PruningFacts(Facts):
     experts: int
     blocks: int
     schedule: list[int | str] | None
+    dense: DenseFacts | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual_form(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        values: dict[str, JsonValue] = dump(self)
+        return values if self.dense else {key: value for key, value in values.items() if key != "dense"}
 
 
 class CalibrationFacts(Facts):

@@ -78,6 +78,11 @@ def summary(facts: RunFacts) -> str:
         rounds = f", in rounds ({', '.join(map(str, cut.schedule))})" if cut.schedule else ""
         kept = f"{cut.keep} of {cut.experts} experts kept" if cut.keep < cut.experts or not facts.cuts else "All experts kept"
         sentences.append(f"{kept} in each of {cut.blocks} blocks{rounds}.")
+        if cut.dense:
+            sentences.append(
+                "Written as a dense model: every token passes all of them, as one feed-forward layer, whose output was off by "
+                f"{percent(cut.dense.error)} of the original block's before any training (squared)."
+            )
     if facts.cuts:
         sentences += _about_cuts(facts.cuts)
     if facts.refit:

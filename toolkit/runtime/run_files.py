@@ -28,6 +28,7 @@ RESUMED_FOLDERS = ("pruned.tmp", "refitted.tmp")
 SHARD_PATTERN = r"about\.json|\d{5}\.(safetensors|jsonl)"
 RUN_FILE_PATTERNS = {  # folder: its files, as regular expressions of their path in it
     "layers": r"losses\.json|similarities\.safetensors",
+    "dense": r"plan\.(json|safetensors)",
     "calibration": r"statistics\.(safetensors|json)",
     "teacher": SHARD_PATTERN,
     "answers": rf"\d+/({SHARD_PATTERN})",

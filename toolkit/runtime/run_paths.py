@@ -14,6 +14,7 @@ class RunPaths:
         self.layer_measurements = self.path / "layers"
         self.statistics = self.path / "calibration"
         self.plan = self.path / "plan.json"
+        self.dense = self.path / "dense" / "plan.json"
         self.refit = self.path / "refit.json"
         self.alternatives = self.path / "alternatives.json"
         self.pruned = self.path / "pruned"

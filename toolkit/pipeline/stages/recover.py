@@ -93,7 +93,8 @@ class Recover(Stage):
     def run(self) -> TrainingFacts:
         plan = Plan.load(self.context.directory.plan)
         balanced = self.context.recipe.finetuning.trainer.get("router_aux_loss_coef")
-        if plan.experts_per_token == plan.keep and not balanced:
+        dense = self.context.recipe.pruning.form == "dense"
+        if plan.experts_per_token == plan.keep and not balanced and not dense:
             say("  every kept expert serves every token: a load-balancing loss would be constant, and is off")
         return self._train("recovered")
 
