@@ -18,7 +18,7 @@ from toolkit.estimate.stage_estimate import DISK_BANDWIDTH, StageEstimate, count
 
 ORIGINAL_PASSES, CUT_PASSES = 1, 3  # of every layer; the cut model's before it is solved, to measure what came of it, and on
 WIDE_SHARE = 1 / 16  # of a GPU's speed with bfloat16, reached with float32 and float64, in which the sums are made
-HOST_FLOPS = 1e12  # per second, of a node's CPU in float64: it solves the systems of equations
+FACTORS = 2  # copies of a Gram matrix on a GPU while it is factored; on a CPU it is factored in place
 FLOAT32, FLOAT64 = 4, 8  # bytes
 
 
@@ -55,7 +55,7 @@ class RefitSize:
 
 
 class RefitWork(NamedTuple):
-    """Operations: in the model's own numbers, in wide ones, and on the CPU."""
+    """Operations: in the model's own numbers, in wide ones, and of solving, which rank 0 does alone."""
 
     narrow: float
     wide: float
@@ -90,16 +90,15 @@ def estimate_refit(
     original, cut = models
     weight, hidden, unknowns = original.weight_bytes, original.hidden_size, size.largest_group
     tokens = data.tokens or 0
+    matrices = 1 + FACTORS * bool(machine.gpus)
     per_token = weight * size.inputs + 2 * FLOAT32 * hidden
     gpu = {
         "weights": weight * sum(model.embeddings + 2 * model.largest_layer for model in models),
         "activations": original.activations(batch, data.longest) or 0,
-        "equations": unknowns * (FLOAT64 * (unknowns + 2 * hidden) + weight * size.penalties * hidden),
+        "equations": unknowns * (FLOAT64 * (matrices * unknowns + 2 * hidden) + weight * size.penalties * hidden),
         "tokens": per_token * tokens // machine.ranks + FLOAT32 * size.chunk_tokens * unknowns,
     }
     host = {"hidden states": 2 * weight * hidden * tokens // machine.nodes}
-    if machine.gpus:
-        host["equations"] = machine.gpus * FLOAT64 * unknowns * (unknowns + hidden)
     flops = seconds = None
     if data.tokens is not None:
         work = [group_work(group, tokens, hidden, size) for group in size.turns]
@@ -108,7 +107,8 @@ def estimate_refit(
         narrow += 2.0 * tokens * passes
         flops = narrow + wide + solving
         reading = (original.bytes + 2 * cut.bytes) / DISK_BANDWIDTH
-        seconds = machine.seconds(narrow + wide / WIDE_SHARE, reading + solving / HOST_FLOPS)
+        alone = machine.seconds(solving / WIDE_SHARE, 0.0, gpus=1)
+        seconds = machine.seconds(narrow + wide / WIDE_SHARE, reading + (alone or 0.0))
     on_gpu, in_ram = memory_on(machine, gpu, host)
     return StageEstimate(
         name=name,
@@ -118,5 +118,5 @@ def estimate_refit(
         disk=cut.bytes,
         flops=flops,
         seconds=seconds,
-        notes=(f"systems of {unknowns:,} unknowns are solved on the host, at {HOST_FLOPS / 1e12:.0f} TFLOP/s in float64",),
+        notes=(f"systems of {unknowns:,} unknowns are solved in float64, taken for {WIDE_SHARE:.2g} of a GPU's speed",),
     )

@@ -16,7 +16,7 @@ import torch
 
 from toolkit.moe.residual_writers import ResidualWriter, WriterInputs
 from toolkit.recovery.refit.ridge import NormalEquations
-from toolkit.runtime.distributed import from_main, sum_over_ranks
+from toolkit.runtime.distributed import from_main, on_main, sum_over_ranks
 
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 GROUP_CHANNELS = 8192  # of one Gram matrix: half a GB; one expert that is wider has one of its own
@@ -96,11 +96,8 @@ def _solve_group(group: Sequence[Unit], batches: Sequence[LayerTokens], device: 
     equations.reduce()
     if not equations.scale:
         return None
-    rounded = ((weights_NH + change_NH).to(dtype) for change_NH in equations.solutions(PENALTIES))
-    candidates = [weights.to(weights_NH.dtype) for weights in rounded]
-    del equations
-    for candidate in candidates:
-        from_main(candidate)
+    candidates = _solutions(equations, weights_NH, dtype)
+    del equations  # and its matrix
     errors = torch.zeros(1 + len(candidates), dtype=torch.float64, device=device)
     for batch in batches:
         for _, chunk in batch.chunks(batch.held_out):
@@ -121,6 +118,21 @@ def _solve_group(group: Sequence[Unit], batches: Sequence[LayerTokens], device: 
     for unit in group:
         unit.writer.weight(unit.number).copy_(new_NH[unit.columns])
     return PENALTIES[best - 1]
+
+
+def _solutions(equations: NormalEquations, weights_NH: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
+    """The new weights for each penalty, on every rank. Rank 0 alone solves: ranks of one machine would do the same on the same
+    cores."""
+    found = [torch.empty_like(weights_NH) for _ in PENALTIES]
+
+    def solve() -> None:
+        for weights, change_NH in zip(found, equations.solutions(PENALTIES), strict=True):
+            weights.copy_((weights_NH + change_NH).to(dtype))
+
+    on_main(solve)
+    for weights in found:
+        from_main(weights)
+    return found
 
 
 def _channels(
