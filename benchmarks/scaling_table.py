@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from toolkit.cli.estimate_table import gib, lacking
-from toolkit.estimate import Estimate, StageEstimate, resolve_machine
+from toolkit.estimate import Estimate, Machine, StageEstimate, resolve_machine
+from toolkit.estimate.refit import HOST_FLOPS, WIDE_SHARE
 from toolkit.pipeline.advice import advise
 from toolkit.pipeline.estimator import Estimator
 from toolkit.recipe.file import load_recipe
@@ -20,6 +21,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.runtime.formatting import MISSING, amount
 
 MODELS = {"mixtral-8x7b": "Mixtral-8x7B", "qwen3-235b-a22b": "Qwen3-235B-A22B", "deepseek-v3": "DeepSeek-V3"}
+REFIT_MODELS = {"mixtral-8x7b": "Mixtral-8x7B", "qwen3-30b-a3b": "Qwen3-30B-A3B", "deepseek-v3": "DeepSeek-V3"}
 GPU, RAM = "h100", "2T"  # 80 GiB each; RAM per node of up to eight
 # 128 examples per step everywhere: GPUs -> nodes, ZeRO, examples per micro-batch, micro-batches per step
 MACHINES = {1: (1, "3-offload", 2, 64), 8: (1, "3", 2, 8), 64: (8, "3", 2, 1)}
@@ -53,11 +55,25 @@ GPU GiB is per GPU at the fullest moment, GPU-hours are over all GPUs. Bold: doe
 """
 
 
-def recipe_for(name: str, gpus: int) -> Recipe:
+REFIT = """## Refit beside fine-tuning
+
+The same recipe with `pruning.refit: true` ([Refit](refit.md)): 512 examples go once through the original and three times through
+the pruned model, and each layer's systems of equations are solved. It takes about a tenth of fine-tuning's operations, and one
+layer of each model at a time (two while the next arrives: of DeepSeek-V3 too much for this GPU as well). Hours are of the clock,
+on so many GPUs of one node, and are not fewer: most are spent on the systems of equations, which the node's CPU solves
+({host} TFLOP/s in float64 are assumed) while the GPUs wait; sums in float64 are counted at a {wide}th of a GPU's bfloat16 speed.
+
+| model | GPUs | refit: FLOP | GPU GiB | host GiB | hours | fine-tuning: FLOP | GPU GiB | host GiB | hours |
+|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|
+"""
+
+
+def recipe_for(name: str, gpus: int, refit: bool = False) -> Recipe:
     _, zero, micro_batch, accumulation = MACHINES[gpus]
     trainer = f"per_device_train_batch_size={micro_batch} gradient_accumulation_steps={accumulation}"
     overrides = [f"finetuning.trainer.{setting}" for setting in trainer.split()]
     overrides += [f"model={ROOT / 'benchmarks' / 'scaling' / name}", "pruning.keep=0.5", f"finetuning.zero={zero}"]
+    overrides += ["pruning.refit=true"] * refit
     return load_recipe(ROOT / "recipes" / "math.yaml", overrides)
 
 
@@ -77,14 +93,33 @@ def section(name: str) -> str:
     columns = [f"{gpus} GPU{'s' * (gpus > 1)}: GPU GiB | host GiB | GPU-hours" for gpus in MACHINES]
     table = [f"| stage | FLOP | {' | '.join(columns)} |", "|---|" + "---:|" * (1 + 3 * len(MACHINES))]
     for number, stage in enumerate(one.stages):
-        cells = [cell for gpus in MACHINES for cell in _cells(found[gpus], found[gpus].stages[number], gpus)]
+        cells = [cell for gpus in MACHINES for cell in _cells(found[gpus].stages[number], found[gpus].machine, gpus)]
         flops = f"{stage.flops:.1e}" if stage.flops else MISSING
         table.append(f"| {stage.name} | {flops} | {' | '.join(cells)} |")
     return "\n".join([f"## {MODELS[name]}", "", facts, "", *table, "", *lines, ""])
 
 
-def _cells(estimate: Estimate, stage: StageEstimate, gpus: int) -> list[str]:
-    lacks = stage.lacks(estimate.machine)
+def refit_rows(name: str) -> str:
+    """A row for each machine: what refit takes of a model, and what fine-tuning the same pruned model does."""
+    shared, rows = Estimator(resolve_machine(gpu=GPU)), ""
+    for gpus in (1, 8):
+        estimator, recipe = shared.on(resolve_machine(gpus, 1, GPU, cpu_memory=RAM)), recipe_for(name, gpus, refit=True)
+        found = [estimator.stage(recipe, stage).estimate(estimator.machine) for stage in ("refit", "recover")]
+        cells = [cell for estimate in found if estimate for cell in _refit_cells(estimate, estimator.machine)]
+        rows += f"| {REFIT_MODELS[name]} | {gpus} | {' | '.join(cells)} |\n"
+    return rows
+
+
+def refit_head() -> str:
+    return REFIT.format(host=f"{HOST_FLOPS / 1e12:.0f}", wide=round(1 / WIDE_SHARE))
+
+
+def _refit_cells(stage: StageEstimate, machine: Machine) -> list[str]:
+    return [f"{stage.flops:.1e}" if stage.flops else MISSING, *_cells(stage, machine, gpus=1)]  # hours of the clock
+
+
+def _cells(stage: StageEstimate, machine: Machine, gpus: int) -> list[str]:
+    lacks = stage.lacks(machine)
     memory = [
         f"**{gib(size)}**" if where in lacks else gib(size)
         for where, size in (("GPU", stage.gpu_bytes), ("host", stage.host_bytes))
@@ -117,7 +152,7 @@ def head() -> str:
 
 
 def page() -> str:
-    return "\n".join([head(), *(section(name) for name in MODELS)])
+    return "\n".join([head(), *(section(name) for name in MODELS), refit_head() + "".join(map(refit_rows, REFIT_MODELS))])
 
 
 if __name__ == "__main__":

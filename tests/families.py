@@ -61,17 +61,65 @@ LAYER_NOTES = {
 }
 
 
+OTHER_FORM = "no: no dense family has its attention and norms, and its configuration has no dense layers"
+FACTOR = "no: its blocks multiply what the experts give by a number"
+DENSE_EXCEPTIONS = {
+    "axk1": "no: a norm stands behind each block's experts",
+    "axk2": "no: its layers with experts have other norms than dense ones",
+    "beam": FACTOR,
+    "deepseek_v4": OTHER_FORM,
+    "diffusion_gemma": "no",
+    "ernie4_5_vl_moe": "no: every layer has two sets of experts",
+    "gemma4": "no: its experts stand beside a dense layer, between norms of their own",
+    "gpt_oss": "no: its experts have biases, which a feed-forward layer would add up whatever the token",
+    "hy_v4": "no: its dense layers clamp otherwise than its experts",
+    "inkling": "no: its shared experts are no plain MLP",
+    "inkling2": OTHER_FORM,
+    "kolibri1": OTHER_FORM,
+    "minimax": OTHER_FORM,
+    "minimax_m2": OTHER_FORM,
+    "minimax_m3_vl": FACTOR,
+    "muse_spark": "no: each expert has a norm behind it",
+    "nemotron_h": "no: its experts have no gate",
+    "olmoe": OTHER_FORM,
+    "openai_privacy_filter": "no",
+    "phimoe": OTHER_FORM,
+    "qwen4_exp": OTHER_FORM,
+    "zaya": OTHER_FORM,
+}
+ITSELF = "as itself, every layer dense"
+DENSE_NOTES = {
+    "aria": "as `llama`",
+    "cohere2_moe": "as `cohere2`",
+    "ernie4_5_moe": "as `ernie4_5`",
+    "flex_olmo": "as `olmo2`",
+    "granitemoe": "as `granite`",
+    "granitemoe_swa": "as `granite_swa`",
+    "granitemoeshared": "as `granite`",
+    "hunyuan_v1_moe": "as `hunyuan_v1_dense`",
+    "lfm2_moe": "as `lfm2`",
+    "mixtral": "as `mistral`",
+    "qwen2_moe": "as `qwen2`",
+    "qwen3_5_moe": "as `qwen3_5_text`",
+    "qwen3_moe": "as `qwen3`",
+    "qwen3_vl_moe": "as `qwen3_vl`",
+    "solar_open": "as `llama`",
+}
+
+
 class Column(NamedTuple):
     """A column of the table: families that cannot be cut in a way, and what is to be known of some that can."""
 
     exceptions: dict[str, str]
     notes: dict[str, str]
+    usual: str = ""  # of families without a note
 
 
 COLUMNS = {
     "experts": Column(EXCEPTIONS, NOTES),
     "width": Column(dict.fromkeys(EXCEPTIONS, "no") | WIDTH_EXCEPTIONS, WIDTH_NOTES),
     "layers": Column(dict.fromkeys(EXCEPTIONS, "no") | LAYER_EXCEPTIONS, LAYER_NOTES),
+    "dense": Column(DENSE_EXCEPTIONS, DENSE_NOTES, ITSELF),
 }
 HEAD = """# Families
 
@@ -90,6 +138,10 @@ in proportion.
 **Layers** ({layers} of {all}), in [tests/cuts/test_layer_families.py](../tests/cuts/test_layer_families.py): the same for fewer
 layers, alone and together with fewer experts; generated text is the same with and without a cache. At least one layer with
 experts stays, and one with attention.
+
+**Dense** ({dense} of {all}), in [tests/cuts/test_dense_families.py](../tests/cuts/test_dense_families.py): what stays as a
+[dense model](dense.md), of a dense family or of the same one with every layer dense: the model with fixed gate weights (1e-5),
+written, and reloaded by stock transformers with every tensor filled and none left over.
 
 This page is written by `python tests/families.py > docs/families.md`, and a test keeps it in step.
 """
@@ -194,7 +246,7 @@ def table() -> str:
 
 
 def cell(family: str, column: Column) -> str:
-    return column.exceptions.get(family) or "; ".join(["yes", *filter(None, [column.notes.get(family)])])
+    return column.exceptions.get(family) or "; ".join(["yes", *filter(None, [column.notes.get(family, column.usual)])])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
     statistics = toolkit.calibrate(model, batches)
     plan = toolkit.select(statistics, criterion="reap", keep=4)
-    toolkit.prune(source, plan, target)
+    toolkit.prune(source, plan, target)    # refit=batches: and fitted to the original again
     toolkit.recover(recipe)
     scores = toolkit.evaluate(model, tokenizer, task)
 
@@ -17,7 +17,8 @@ from typing import Any
 _PUBLIC_NAMES = {
     "calibrate": ("toolkit.calibration", "calibrate"),
     "select": ("toolkit.selection", "select"),
-    "prune": ("toolkit.cuts", "prune_checkpoint"),
+    "merge": ("toolkit.calibration", "fit_dense"),
+    "prune": ("toolkit.recovery.prune", "prune"),
     "recover": ("toolkit.recovery.recover", "recover"),
     "skipping_thresholds": ("toolkit.calibration", "skipping_thresholds"),
     "evaluate": ("toolkit.evaluation", "evaluate"),

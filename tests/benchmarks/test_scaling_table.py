@@ -12,3 +12,5 @@ def test_the_page_is_what_the_command_writes() -> None:
     assert page.startswith(scaling_table.head())
     assert scaling_table.section("mixtral-8x7b") in page
     assert all(f"## {name}\n" in page for name in scaling_table.MODELS.values())
+    assert scaling_table.refit_head() + scaling_table.refit_rows("mixtral-8x7b") in page
+    assert all(f"| {name} | 8 |" in page for name in scaling_table.REFIT_MODELS.values())

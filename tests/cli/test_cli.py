@@ -163,9 +163,14 @@ def test_a_verb_runs_the_pipeline_as_far_as_its_stage(pollard, recipe: str, verb
     monkeypatch.setattr(screen, "last_screen", lambda *what: None)
     monkeypatch.setattr(pipeline, "run", lambda recipe, **how: called.update(how, keep=recipe.pruning.keep))
     for arguments in (["pruning.keep=2", "--fresh"], ["--fresh", "pruning.keep=2"]):
-        assert pollard(verb, recipe, *arguments)[0] == 0
+        assert pollard(verb, recipe, "pruning.refit=true", *arguments)[0] == 0
         assert called == {"fresh": True, "until": running.LAST_STAGES[verb], "keep": 2}
         called.clear()
+
+
+def test_the_verb_of_a_stage_that_the_recipe_lacks_runs_nothing(pollard, recipe: str) -> None:
+    status, out, _ = pollard("refit", recipe)
+    assert status == 1 and "pruning.refit=true" in out and not Path("runs").exists()
 
 
 # The launcher puts --local_rank before the verb: deepspeed --module toolkit.cli sweep …

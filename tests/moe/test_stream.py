@@ -8,7 +8,7 @@ from families import tiny_family
 from safetensors.torch import load_file, save_file
 
 from toolkit.calibration import calibrate
-from toolkit.moe import CannotStream, StreamedModel, load_model
+from toolkit.moe import StreamedModel, load_model
 
 
 def saved(folder: Path, family: str = "mixtral", **changes: object) -> Path:
@@ -86,12 +86,17 @@ def test_missing_and_wrong_tensors_and_files_are_told(tmp_path: Path) -> None:
         StreamedModel(str(tmp_path))
 
 
-def test_a_dense_model_is_refused_as_ever(tmp_path: Path) -> None:
+@torch.no_grad()
+def test_a_dense_model_is_streamed_as_well(tmp_path: Path) -> None:
     from conftest import SMALL
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model("llama", **{k: v for k, v in SMALL.items() if "moe" not in k and "experts" not in k})
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    with raises("model.no-moe", "llama") as error:
-        StreamedModel(str(tmp_path))
-    assert not isinstance(error.value, CannotStream)
+    whole = AutoModelForCausalLM.from_config(config)
+    whole.save_pretrained(tmp_path)
+    streamed = StreamedModel(str(tmp_path))
+    hidden = torch.randn(1, 5, config.hidden_size)
+    places = whole.model.rotary_emb(hidden, torch.arange(5)[None])
+    for number, layer in enumerate(whole.model.layers):
+        with streamed.layer(number) as ours:
+            assert torch.equal(ours(hidden, position_embeddings=places), layer(hidden, position_embeddings=places))

@@ -13,6 +13,7 @@ from toolkit.estimate import Estimate, Machine, resolve_machine
 from toolkit.pipeline.advice import Advice, advise
 from toolkit.pipeline.estimator import Estimator
 from toolkit.pipeline.relief import change
+from toolkit.recipe.refit import RefitRecipe
 from toolkit.recipe.schema import Recipe
 
 PLAYGROUND_MODEL = str(PLAYGROUND / "model")
@@ -97,3 +98,11 @@ def test_where_no_change_helps_it_is_told_by_how_much(config_only: str) -> None:
     _, advice, lines = on_playground(machine, evaluation={"models": ["pruned"]})
     assert not advice.combined and "No change of the recipe suffices: calibrate lacks " in lines[-1]
     assert " MiB of host memory (" in lines[-1]
+
+
+def test_a_key_of_a_section_that_is_said_in_short_can_be_changed() -> None:
+    recipe = recipe_of(PLAYGROUND_MODEL, task="playground/sorting", pruning={"keep": 4, "refit": True})
+    changed = change("pruning.refit.examples", 64).applied_to(recipe)
+    assert changed.pruning.refit == RefitRecipe(examples=64) and changed.evaluation == recipe.evaluation
+    without = (change("pruning.refit", False) | change("evaluation.models", ["pruned"])).applied_to(recipe)
+    assert without.pruning.refit is False

@@ -99,3 +99,25 @@ def test_a_name_that_the_hub_does_not_take_is_one_message(run: RunDirectory, mon
     monkeypatch.setattr(push_module, "get_token", lambda: "hf_secret")
     with raises("push.refused", "a/b/c"):
         push_module.push(str(run.path), "a/b/c")
+
+
+def test_a_run_that_ends_with_its_refit_pushes_that(tmp_path: Path, hub: list) -> None:
+    run = make_run(tmp_path, roles=("original", "pruned"), pruning={"keep": 2, "refit": True})
+    run.refitted.mkdir()
+    (run.refitted / "config.json").write_text("{}")
+    run.finish("refit", "refit", 1.0, examples=8, tokens=100, held_out=20)
+    write_report(run.path)
+    push_module.push(str(run.path), "me/small")
+    assert hub[1][1]["folder_path"] == run.refitted
+
+
+def test_what_an_earlier_recipe_refit_keeps_nothing_from_being_pushed(tmp_path: Path, hub: list) -> None:
+    run = make_run(tmp_path, roles=("original", "pruned"))
+    run.pruned.mkdir()
+    (run.pruned / "config.json").write_text("{}")
+    run.refitted.mkdir()
+    run.finish("refit", "refit", 1.0)
+    run.open(*("path/of/model", "playground/logic"), run.recipe.read_text(), ["refit"], ["prune"])
+    write_report(run.path)
+    push_module.push(str(run.path), "me/small")
+    assert hub[1][1]["folder_path"] == run.pruned

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from conftest import raises
 
 from toolkit.pipeline.sweep_grid import load_grid
 from toolkit.runtime.errors import PollardError
@@ -54,6 +55,28 @@ def test_a_list_of_layers_is_one_value(recipe: Path) -> None:
     assert load_grid(recipe, ["pruning.layers=[0, 3]", "pruning.keep=4,2"]).recipe.pruning.layers == [0, 3]
 
 
+def test_compressions_are_an_axis_of_which_one_value_is_enough(recipe: Path) -> None:
+    grid = load_grid(recipe, ["pruning.keep=null,4", "sweep.compression=null,low_rank:0.50,2:4"])
+    assert [(cell.recipe.pruning.keep, cell.compression, cell.label) for cell in grid.cells] == [
+        (None, "low_rank:0.5", "low_rank:0.5"), (None, "2:4", "2:4"),
+        (4, None, "weighted_ean"), (4, "low_rank:0.5", "weighted_ean, low_rank:0.5"), (4, "2:4", "weighted_ean, 2:4"),
+    ]  # fmt: skip
+    alone = load_grid(recipe, ["sweep.compression=2:4"])  # all experts stay where nobody says how many
+    assert [(cell.recipe.pruning.keep, cell.label) for cell in alone.cells] == [(None, "2:4")]
+    assert alone.recipe.sweep.compression is None and grid.left_out == alone.left_out == 0
+
+
+def test_compression_together_with_other_cuts_is_left_out_and_counted(recipe: Path) -> None:
+    grid = load_grid(recipe, ["pruning.width=null,0.5", "pruning.layers=null,3", "sweep.compression=null,2:4"])
+    assert [cell.label for cell in grid.cells] == [
+        "2:4",
+        "dev_loss, layers 3",
+        "energy, width 0.5",
+        "energy + dev_loss, width 0.5, layers 3",
+    ]
+    assert grid.left_out == 3
+
+
 def test_what_is_said_twice_is_one_cell(recipe: Path) -> None:
     assert len(load_grid(recipe, ["pruning.keep=4,4,2"]).cells) == 2
 
@@ -75,9 +98,22 @@ def test_commas_elsewhere_are_no_lists(recipe: Path) -> None:
         ),
         (["pruning.kep=4,2"], "`pruning.kep` is not a key of a recipe. Did you mean `keep`?"),
         (["pruning.keep=4,2", "seed=0,-1"], "command line (seed=-1): `seed`"),
+        (["sweep.compression=low_rank,2:4"], "`sweep.compression`: 2:4, or low_rank with the share"),
+        (["sweep.compression=low_rank:1.5"], "in (0, 1): low_rank:0.5"),
+        (["sweep.compression=1:4"], "`sweep.compression`: 2:4, or low_rank with the share"),
     ],
 )
 def test_mistakes_are_told_as_a_recipes_are(recipe: Path, overrides: list[str], said: str) -> None:
     with pytest.raises(PollardError) as caught:
         load_grid(recipe, overrides)
     assert said in str(caught.value)
+
+
+def test_a_sweep_refits_nothing_and_refuses_to_compare_it(recipe: Path) -> None:
+    grid = load_grid(recipe, ["pruning.keep=6,4", "pruning.refit=true"])
+    plain = load_grid(recipe, ["pruning.keep=6,4"])
+    assert [cell.recipe.pruning for cell in grid.cells] == [cell.recipe.pruning for cell in plain.cells]
+    assert grid.recipe.pruning.refit is True  # of the run itself
+    for override in ("pruning.refit=true,false", "pruning.refit.examples=64,128"):
+        with raises("sweep.refit", override.partition("=")[0]):
+            load_grid(recipe, [override])

@@ -119,3 +119,6 @@ def test_a_sweep_of_another_shape_says_nothing_of_this_model(tmp_path: Path) -> 
         cell = SweepRow.model_validate(row("weighted_ean", 2, 50, off=9, **mine).model_dump() | cuts)
         table = tabulate([row("original", 4, 95, off=90), cell])
         assert (off_task_cost(report.model_copy(update={"sweep": table})) is not None) == found
+        compressed = SweepRow.model_validate(cell.model_dump() | {"compression": "2:4", "not_written": "no reader"})
+        table = tabulate([row("original", 4, 95, off=90), compressed])
+        assert off_task_cost(report.model_copy(update={"sweep": table})) is None

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from test_sweep_table import ROWS, SHAPES, N
+from test_sweep_table import COMPRESSED, ROWS, SHAPES, N
 
 from toolkit.recipe.roles import Role
 from toolkit.report import tabulate
@@ -158,3 +158,10 @@ def test_a_sweep_of_shapes_is_drawn_over_the_share_of_the_parameters() -> None:
     assert lines["reap + random"][0][1] == 35.0  # the mean of two seeds
     titles = [title for line in curve.lines for *_, title in line.dots]
     assert titles[-1].startswith("reap + random, 4 experts, 1,024 channels, seed 1: 40.0 %")
+
+
+def test_a_sweep_with_compressed_cells_is_drawn_over_the_share_of_the_bytes() -> None:
+    curve = keep_curve(tabulate(COMPRESSED))
+    assert curve is not None and curve.axis == "bytes, of the original's"
+    lines = {line.label: points(line.points) for line in curve.lines}
+    assert lines["low_rank:0.1"] == [(0.0, 97.0), (100.0, 5.0)] and lines["low_rank:0.5"] == [(50.0, 5.0), (100.0, 5.0)]

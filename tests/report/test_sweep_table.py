@@ -113,6 +113,54 @@ def test_where_no_shape_holds_the_best_of_each_size_is_named() -> None:
     assert "Best of each: 4 experts, 1,024 channels reap + random 40.0 %; 8 experts, 512 channels energy 60.0 %." in said
 
 
+def compressed(label: str, compression: str, correct: int, size: int, keep: int = 8) -> SweepRow:
+    found = shape(label, correct, size // 4, keep).model_dump()
+    return SweepRow.model_validate(found | {"bytes": size, "compression": compression, "not_written": f"No {compression[:3]}"})
+
+
+def sized(row: SweepRow) -> SweepRow:
+    return SweepRow.model_validate(row.model_dump() | {"bytes": 4 * (row.parameters or 0)})
+
+
+COMPRESSED = [
+    *(sized(row) for row in SHAPES[:4]),
+    compressed("low_rank:0.5", "low_rank:0.5", 95, 2200), compressed("low_rank:0.1", "low_rank:0.1", 3, 400),
+    compressed("2:4", "2:4", 40, 2300), compressed("reap, 2:4", "2:4", 91, 1300, keep=4),
+]  # fmt: skip
+
+
+def test_what_cannot_be_written_is_never_recommended_however_good_it_is() -> None:
+    table = tabulate(COMPRESSED)
+    assert table.by_bytes and table.holding == {
+        "reap": 2400, "energy": 2360, "low_rank:0.5": 2200, "low_rank:0.1": None, "2:4": None, "reap, 2:4": 1300,
+    }  # fmt: skip
+    said = table.recommendation
+    assert said.startswith("8 experts, 1,024 channels by energy (0.0 MiB, 59.0 % of the original's): the fewest bytes with which")
+    assert "Smallest that hold: reap: 4 experts; energy: 8 experts, 1,024 channels." in said
+    assert (
+        "Measured only, and holding: 8 experts, low_rank:0.5 (55.0 % of the bytes, 95.0 %); 4 experts, 2:4 (32.5 % of the bytes, "
+        "91.0 %). No 2:4. No low. These models" in said
+    )
+
+
+def test_where_only_what_cannot_be_written_holds_nothing_is_recommended() -> None:
+    said = tabulate([COMPRESSED[0], COMPRESSED[3], COMPRESSED[4]]).recommendation
+    assert (
+        said.startswith("No criterion holds: ") and "Best of each: 8 experts, 512 channels energy 60.0 %. Measured only" in said
+    )
+    alone = tabulate([COMPRESSED[0], COMPRESSED[4]]).recommendation
+    assert alone.startswith("Nothing can be recommended") and "8 experts, low_rank:0.5 (55.0 % of the bytes, 95.0 %)" in alone
+    failed = tabulate([COMPRESSED[0], COMPRESSED[3], COMPRESSED[6]]).recommendation
+    assert "Measured only" not in failed and "No 2:4." in failed
+
+
+def test_the_terminal_shows_bytes_where_some_cells_are_compressed(capsys: pytest.CaptureFixture[str]) -> None:
+    show_sweep(tabulate(COMPRESSED))
+    out = capsys.readouterr().out
+    assert "bytes" in out and "MiB" in out and "layers" not in out.partition("\n\n")[0] and "…" not in out
+    assert sum(line.startswith(("original", "reap", "energy", "low_rank", "2:4")) for line in out.splitlines()) == len(COMPRESSED)
+
+
 def test_the_terminal_shows_every_shape_with_its_size(capsys: pytest.CaptureFixture[str]) -> None:
     show_sweep(tabulate(SHAPES))
     out = capsys.readouterr().out

@@ -17,7 +17,8 @@ Shape legend: T tokens of a batch (its sequences flattened), K experts per token
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -52,6 +53,24 @@ class Observer(ABC):
 
     def on_layer_end(self) -> None:  # noqa: B027  a hook
         """All batches have passed the layer. Called on every rank."""
+
+
+class ProgressiveObserver(Observer):
+    """An observer that decides how every layer is cut, and also sees the model as it has cut it so far: beside each forward pass
+    of the original runs one of that model."""
+
+    @abstractmethod
+    def on_pruned_batch(self, activations: BlockActivations, batch: ObservedBatch) -> None:
+        """The same block and batch, on what the model as cut so far passes on, before this layer is cut."""
+
+    @contextmanager
+    def undecided_layer(self) -> Iterator[None]:
+        """The layer's blocks as `on_pruned_batch` sees them: as they are, unless it says otherwise."""
+        yield
+
+    @abstractmethod
+    def pruned_layer(self) -> AbstractContextManager[None]:
+        """The layer's blocks as decided, after `on_layer_end`."""
 
 
 class StatisticsObserver(Observer):

@@ -14,8 +14,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from toolkit.calibration.observer import Observer
-from toolkit.calibration.reconstruction import ProgressiveSearch
+from toolkit.calibration.observer import Observer, ProgressiveObserver
 from toolkit.cuts.statistics import PARTS, TokenCounts
 from toolkit.moe import (
     ActivationOffload,
@@ -58,9 +57,9 @@ class _Dispatch:
 
     def __init__(self) -> None:
         self.observers: Sequence[Observer] = ()
-        self.search: ProgressiveSearch | None = None
+        self.search: ProgressiveObserver | None = None
 
-    def begin(self, batch: ObservedBatch, observers: Sequence[Observer], search: ProgressiveSearch | None = None) -> None:
+    def begin(self, batch: ObservedBatch, observers: Sequence[Observer], search: ProgressiveObserver | None = None) -> None:
         """`search`: what sees the batch in the model as pruned so far, where that is at work."""
         self.batch, self.observers, self.search = batch, observers, search
 
@@ -94,7 +93,7 @@ def observe(model: PreTrainedModel, batches: Iterable[Batch], observers: Sequenc
 
 
 def layerwise_pass(
-    model: PreTrainedModel | StreamedModel, sources: Sequence[ObservedSource], search: ProgressiveSearch | None = None
+    model: PreTrainedModel | StreamedModel, sources: Sequence[ObservedSource], search: ProgressiveObserver | None = None
 ) -> list[TokenCounts]:
     """Runs the model layer after layer, each over the batches of all sources; returns how many tokens of each source this
     rank's observers saw. A progressive `search` observes too, with a second forward pass per batch."""
@@ -134,13 +133,14 @@ def layerwise_pass(
     return counts
 
 
-def _run_layer(turn: _Turn, dispatch: _Dispatch, search: ProgressiveSearch | None, has_blocks: bool) -> None:
+def _run_layer(turn: _Turn, dispatch: _Dispatch, search: ProgressiveObserver | None, has_blocks: bool) -> None:
     observers = (*turn.observers, search) if search else turn.observers
     dispatch.begin(turn.batch, observers)
     turn.original.resume(turn.original.output())
     if search and turn.pruned and has_blocks:
         dispatch.begin(turn.batch, (), search)
-        turn.pruned.output()  # it goes on only when the search has chosen
+        with search.undecided_layer():
+            turn.pruned.output()  # it goes on only when the layer is decided
         turn.pruned.offload()
 
 

@@ -16,7 +16,7 @@ import torch
 
 from toolkit.calibration.exhaustive_search import ExhaustiveSubsetSearch, routes_by_rank
 from toolkit.calibration.greedy_search import GreedySubsetSearch
-from toolkit.calibration.observer import Observer
+from toolkit.calibration.observer import Observer, ProgressiveObserver
 from toolkit.cuts.statistics import BlockSearchResult
 from toolkit.moe import BlockActivations, MoEBlock, ObservedBatch, Rerouter, restricted
 from toolkit.runtime.distributed import gather
@@ -77,7 +77,7 @@ class LayerwiseSearch(Observer):
         return {name: search.result(searchable_keeps(search.block)) for name, search in self.searches.items()}
 
 
-class ProgressiveSearch(Observer):
+class ProgressiveSearch(ProgressiveObserver):
     """Chooses `keep` experts of each block before the pruned model's passes go on to the next layer. A layerwise pass with
     it calls `on_pruned_batch` and `pruned_layer`, too."""
 

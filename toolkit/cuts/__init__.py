@@ -7,11 +7,14 @@ from toolkit.cuts.apply import apply_plan, check_plan, masked
 from toolkit.cuts.checkpoint import check_whole, complete_checkpoint, prune_checkpoint, write_checkpoint
 from toolkit.cuts.compose import compose
 from toolkit.cuts.cut import Cut
+from toolkit.cuts.dense import DenseBlock, merged_model, with_fixed_gates
+from toolkit.cuts.dense_twins import DenseTwin, dense_twin
+from toolkit.cuts.dense_writer import check_dense
 from toolkit.cuts.experts import BlockPlan, ExpertsCut
 from toolkit.cuts.layers import LayersCut
 from toolkit.cuts.model_summary import ModelSummary, model_summary
 from toolkit.cuts.plan import KINDS, Plan
-from toolkit.cuts.shape import ModelShape, ShapeSize, shape_of, shaped_meta_model, sizes_after_cuts, without_last
+from toolkit.cuts.shape import ModelShape, ShapeSize, plan_of_shape, shape_of, shaped_meta_model, sizes_after_cuts, without_last
 from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.cuts.width import WidthCut
 
@@ -19,6 +22,8 @@ __all__ = [
     "KINDS",
     "BlockPlan",
     "Cut",
+    "DenseBlock",
+    "DenseTwin",
     "ExpertStatistics",
     "ExpertsCut",
     "LayersCut",
@@ -28,16 +33,21 @@ __all__ = [
     "ShapeSize",
     "WidthCut",
     "apply_plan",
+    "check_dense",
     "check_plan",
     "check_whole",
     "complete_checkpoint",
     "compose",
+    "dense_twin",
     "masked",
+    "merged_model",
     "model_summary",
+    "plan_of_shape",
     "prune_checkpoint",
     "shape_of",
     "shaped_meta_model",
     "sizes_after_cuts",
+    "with_fixed_gates",
     "without_last",
     "write_checkpoint",
 ]

@@ -12,20 +12,29 @@ from transformers import PreTrainedModel
 
 from toolkit.cuts.apply import apply_plan, masked
 from toolkit.cuts.cut import ConfigFile, UnknownLayoutError
+from toolkit.cuts.dense_writer import check_dense, write_dense
 from toolkit.cuts.plan import KINDS, Plan
 from toolkit.cuts.verify import TOLERANCE, sampled_blocks, verification_failed, verify
-from toolkit.cuts.writer import PruneJob, plan_prune, write_pruned
+from toolkit.cuts.writer import PruneJob, plan_prune, source_fingerprint, write_pruned
 from toolkit.moe.load import DEQUANTIZED, checkpoint_folder, load_config, load_model, quantization_of
 from toolkit.moe.loading_checks import check_opens
-from toolkit.moe.model_files import copy_companions
+from toolkit.moe.model_files import checkpoint_files, copy_companions
 from toolkit.moe.names import MTP_COUNT_KEYS
 from toolkit.moe.tensor_files import stored_tensors
 from toolkit.runtime.distributed import on_all_ranks, on_main, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import write_text
-from toolkit.runtime.signed_folders import check_target, provenance, whole_folder
+from toolkit.runtime.signed_folders import (
+    check_target,
+    provenance,
+    read_provenance,
+    remove_own,
+    sign,
+    whole_folder,
+)
 
 PROBE_TOKENS = 32
+EXPERTS_FOLDER = ".moe"  # added to the name of a dense checkpoint's folder: what it is made of, until it is there
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 # Layers that predict further tokens are no part of the model that transformers loads and saves: written without them,
 # a checkpoint must not promise them
@@ -53,6 +62,9 @@ def prune_checkpoint(
         check_target(target, overwrite)
 
     on_main(check)
+    if plan.form == "dense":
+        _prune_dense(source, folder, plan, target, revision)
+        return
     quantized = quantization_of(load_config(str(folder)))
     facts = provenance("pruned checkpoint", source, revision) | {"plan": plan.summary()}
     try:
@@ -75,6 +87,21 @@ def prune_checkpoint(
         cure = "it cannot be fine-tuned here as it is: train its bfloat16 copy, pruned with the same plan"
         trained = "fine-tuning dequantizes it" if quantized in DEQUANTIZED else cure
         say(f"  it stays quantized ({quantized}) as the original is; {trained}")
+
+
+def _prune_dense(source: str, folder: Path, plan: Plan, target: Path, revision: str | None) -> None:
+    """First what the cuts leave, as a mixture of experts in a folder of its own, then its dense form. Either is resumed."""
+    on_all_ranks(lambda: check_dense(load_config(str(folder)), plan))
+    experts = target.with_name(f"{target.name}{EXPERTS_FOLDER}")
+    stored = on_all_ranks(lambda: stored_tensors(folder) if checkpoint_files(folder).safetensors else {})
+    made_by = source_fingerprint(folder, [plan.without_form.choice(), plan.experts_per_token], stored.values())
+    if not stored or (read_provenance(experts) or {}).get("made_by_choice") != made_by:
+        prune_checkpoint(source, plan.without_form, experts, revision, overwrite=True)
+        on_main(lambda: sign(experts, (read_provenance(experts) or {}) | {"made_by_choice": made_by}))
+    twin = write_dense(experts, plan, target, provenance("pruned checkpoint", source, revision) | {"plan": plan.summary()})
+    on_main(lambda: remove_own(experts))
+    family = "the same family with every layer dense" if twin.is_itself else f"a {twin.model.config.model_type} model"
+    say(f"  dense: {family}, feed-forward layers of {twin.width:,} channels in place of {len(twin.layers)} MoE blocks")
 
 
 def check_apart(folder: Path, target: Path, made: str = "pruned checkpoint", of: str = "original") -> None:

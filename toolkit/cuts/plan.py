@@ -9,6 +9,10 @@
               {"kind": "layers", "criterion": "dev_loss", "layers": 32, "kept": [0, 1, 3, …], "scores": [… 32 …]}],
      "calibration": {"task": "gsm8k", "examples": 512, "tokens": 131072, "fingerprint": "…"}}
 
+A plan that is written in the dense form (toolkit/cuts/dense.py) says so, and how much every kept expert counts:
+
+     "form": "dense", "dense": {"model.layers.0.mlp": {"coefficients": [… 4 …], "shared": 1.0, …}, …}
+
 Any tool may write one; `load` checks it. Format 1, which knew experts only, still loads:
 
     {"format": 1, "model": "…", "criterion": "reap", "mode": null, "tokens": "all", "seed": 0, "keep": 4, "experts_per_token": 2,
@@ -22,12 +26,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import CoreSchema, core_schema
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from toolkit.cuts.cut import Cut
+from toolkit.cuts.dense import DenseBlock
 from toolkit.cuts.experts import BlockPlan, ExpertsCut
 from toolkit.cuts.layers import LayersCut
 from toolkit.cuts.width import WidthCut, checksum
@@ -58,6 +71,10 @@ class Plan(BaseModel):
     experts_per_token: int
     cuts: list[Annotated[Cut, _OneOfKinds()]]
     calibration: dict[str, Any] = {}
+    form: Literal["dense"] | None = None
+    """How what stays is written: as a mixture of experts, or as a dense model, every block's kept experts in one layer."""
+    dense: dict[str, DenseBlock] | None = None
+    """For the dense form: how much each kept expert counts, by block."""
 
     @classmethod
     def of_experts(
@@ -86,6 +103,30 @@ class Plan(BaseModel):
             if isinstance(cut, ExpertsCut) and not 1 <= self.experts_per_token <= cut.keep:
                 raise ValueError(f"experts_per_token must be in 1…{cut.keep} (the experts kept), not {self.experts_per_token}")
         return self
+
+    @model_validator(mode="after")
+    def _dense_form_is_whole(self) -> "Plan":
+        if (self.form is None) != (self.dense is None):
+            raise ValueError('"form": "dense" and the coefficients under "dense" belong together')
+        if self.dense is not None and (cut := self.cut(ExpertsCut)):
+            needed, given = {n: len(k) for n, k in cut.kept.items()}, {n: len(b.coefficients) for n, b in self.dense.items()}
+            if wrong := sorted(name for name in needed.keys() | given.keys() if needed.get(name) != given.get(name)):
+                raise ValueError(
+                    f"{wrong[0]} keeps {needed.get(wrong[0], 0)} experts, and has {given.get(wrong[0], 0)} coefficients for the "
+                    "dense form"
+                )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual_form(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Plans of mixtures of experts are older than the other form."""
+        values: dict[str, object] = dump(self)
+        return values if self.form else {key: value for key, value in values.items() if key not in ("form", "dense")}
+
+    @property
+    def without_form(self) -> "Plan":
+        """The same cuts, written as a mixture of experts."""
+        return self.model_copy(update={"form": None, "dense": None})
 
     def cut(self, kind: type[KindOfCut]) -> KindOfCut | None:
         """The plan's cut of that kind, None where it has none."""
@@ -132,6 +173,8 @@ class Plan(BaseModel):
 
     def summary(self) -> dict[str, object]:
         """What is written into a pruned checkpoint's folder about the plan that it was made by."""
+        if self.form:
+            return {"form": self.form} | self.without_form.summary()
         if [cut.kind for cut in self.cuts] == ["experts"]:
             return {key: getattr(self, key) for key in ("model", "criterion", "keep", "experts_per_token", "seed")}
         cuts = [cut.summary() for cut in self.cuts]
@@ -140,6 +183,8 @@ class Plan(BaseModel):
     def choice(self) -> Any:
         """What decides the pruned weights besides `experts_per_token`, as JSON: for fingerprints. The same for a plan in both
         formats."""
+        if self.dense is not None:
+            return {"dense": {n: b.model_dump() for n, b in self.dense.items()}, "cuts": self.without_form.choice()}
         if [cut.kind for cut in self.cuts] == ["experts"]:
             return self.experts.choice()
         return {cut.kind: cut.choice() for cut in self.cuts}

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from toolkit.cuts.apply import apply_plan
 from toolkit.cuts.cut import Cut
+from toolkit.cuts.dense_twins import dense_twin
 from toolkit.cuts.experts import BlockPlan, ExpertsCut
 from toolkit.cuts.layers import LayersCut
 from toolkit.cuts.plan import Plan
@@ -76,7 +77,8 @@ def shape_size(model: PreTrainedModel) -> ShapeSize:
 
 def sizes_after_cuts(config: Any, plan: Plan) -> dict[str, ShapeSize]:
     """The size of the original, and after each of the plan's cuts, one after the other: by kind, in the order in which people
-    count (layers, experts, width). What cuts nothing is left out. Raises PollardError where the plan is another model's."""
+    count (layers, experts, width), and last as a dense model, where it is written so. What cuts nothing is left out. Raises
+    PollardError where the plan is another model's."""
     left, whole = shape_of(plan), shape_size(meta_model(copy.deepcopy(config)))
     depth = len(left.layers) if left.layers else whole.layers
     shapes: dict[str, ModelShape] = {}
@@ -86,7 +88,11 @@ def sizes_after_cuts(config: Any, plan: Plan) -> dict[str, ShapeSize]:
         shapes["experts"] = left._replace(width=None)
     if left.width not in (None, whole.width):
         shapes["width"] = left
-    return {"original": whole} | {kind: shape_size(shaped_meta_model(config, shape)) for kind, shape in shapes.items()}
+    sizes_left = {kind: shape_size(shaped_meta_model(config, shape)) for kind, shape in shapes.items()}
+    if plan.form == "dense":
+        twin, last = dense_twin(shaped_meta_model(config, left)), [whole, *sizes_left.values()][-1]
+        sizes_left["dense"] = ShapeSize(last.layers, 1, 1, twin.width, *sizes(twin.model))
+    return {"original": whole} | sizes_left
 
 
 def plan_of_shape(model: PreTrainedModel, shape: ModelShape) -> Plan:

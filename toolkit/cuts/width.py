@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import ConfigDict, Field
@@ -108,19 +108,24 @@ class WidthCut(Cut):
 
     @contextmanager
     def masked(self, model: PreTrainedModel, plan: PlanView) -> Iterator[None]:
-        blocks = {block.name: block for block in find_blocks(model)}
         with ExitStack() as stack:
-            for group in self._groups(model, plan):
-                mask = torch.zeros(*self.channels[group.name].shape[:-1], group.width, dtype=torch.bool)
-                mask.scatter_(-1, self.channels[group.name], True)
-                if group.experts is None:
-                    linear = model.get_submodule(group.down.rpartition(".")[0])
-                    stack.callback(linear.register_forward_pre_hook(partial(_mask_inputs, mask)).remove)
-                    continue
-                every = torch.ones(group.experts, group.width, dtype=torch.bool)
-                every[self._kept_experts(group, plan)] = mask
-                stack.enter_context(_masked_experts(blocks[group.name].experts, every))
+            for mask in self.masks(model, plan):
+                stack.enter_context(mask.applied())
             yield
+
+    def masks(self, model: PreTrainedModel, plan: PlanView) -> "list[ChannelMask]":
+        """What `masked` masks, one by one."""
+        blocks, found = {block.name: block for block in find_blocks(model)}, []
+        for group in self._groups(model, plan):
+            mask = torch.zeros(*self.channels[group.name].shape[:-1], group.width, dtype=torch.bool)
+            mask.scatter_(-1, self.channels[group.name], True)
+            if group.experts is None:
+                found.append(ChannelMask(group.name, model.get_submodule(group.down.rpartition(".")[0]), mask))
+                continue
+            every = torch.ones(group.experts, group.width, dtype=torch.bool)
+            every[self._kept_experts(group, plan)] = mask
+            found.append(ChannelMask(group.name, blocks[group.name].experts, every))
+        return found
 
     def takes(self, model: PreTrainedModel, plan: PlanView, tensors: Sequence[AffectedTensor]) -> Mapping[str, Indices]:
         group_of = {name: group for group in self._groups(model, plan) for name in group.tensors}
@@ -196,6 +201,26 @@ def _shorten(model: PreTrainedModel, name: str, axis: ChannelAxis, channels: tor
     else:
         kept = parameter.data.index_select(axis.axis, rows)
     setattr(owner, attribute, nn.Parameter(kept, parameter.requires_grad))
+
+
+class ChannelMask(NamedTuple):
+    """Which channels stay of a block's experts (`mask` [E, W]), or of an MLP whose down projection `module` is ([W])."""
+
+    name: str  # of the group of channels
+    module: nn.Module
+    mask: torch.Tensor
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        if self.mask.ndim > 1:
+            with _masked_experts(self.module, self.mask):
+                yield
+            return
+        handle = self.module.register_forward_pre_hook(partial(_mask_inputs, self.mask))
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 def _mask_inputs(mask: torch.Tensor, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

@@ -7,7 +7,8 @@ The same source and plan give the same bytes on any number of ranks, which share
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from toolkit.moe.quantized_names import QUANTIZATION, RenamedModules
 from toolkit.moe.tensor_files import Piece, StoredTensor, explain_write_errors, stored_tensors, write_file
 from toolkit.runtime.distributed import on_all_ranks, on_main, say, shard
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.files import write_text
+from toolkit.runtime.files import JsonObject, write_text
 from toolkit.runtime.progress import progress
 from toolkit.runtime.signed_folders import begin_folder, is_resumable, partial_path, put_in_place, remove_own, sign
 
@@ -78,24 +79,39 @@ def write_pruned(job: PruneJob, config: ConfigFile, target: Path, verify: Callab
     `verify` looks at the written folder before it gets its name, also on every rank. Raises PollardError where the disk is
     too small or cannot be written; nothing is changed at `target` then.
     """
-    partial = partial_path(target)
+    folder = partial_path(target)
+    steps = WritingSteps(
+        lambda: _open(job, target), lambda: _write(job, folder), lambda: _write_rest(job, folder, config), lambda: verify(folder)
+    )
+    steps.run(target, facts)
 
-    def step(where: Callable[[Callable[[], None]], None], work: Callable[[], None]) -> None:
-        def explained() -> None:  # on the rank that fails, which reports it to the others
-            with explain_write_errors(target):
-                work()
 
-        where(explained)
+class WritingSteps(NamedTuple):
+    """How all ranks write a checkpoint folder, which gets its name and its signature when it is whole and verified."""
 
-    def finish() -> None:
-        sign(partial, facts)
-        put_in_place(partial, target)
+    open: Callable[[], None]  # rank 0: makes the folder, or takes over what an earlier attempt left
+    write: Callable[[], None]  # every rank: its share of the files
+    write_rest: Callable[[], None]  # rank 0
+    verify: Callable[[], None]  # every rank
 
-    step(on_main, lambda: _open(job, target))
-    step(on_all_ranks, lambda: _write(job, partial))
-    step(on_main, lambda: _write_rest(job, partial, config))
-    step(on_all_ranks, lambda: verify(partial))
-    step(on_main, finish)
+    def run(self, target: Path, facts: JsonObject) -> None:
+        """Raises what the steps raise, on every rank, errors of the disk explained."""
+
+        def finish() -> None:
+            sign(partial_path(target), facts)
+            put_in_place(partial_path(target), target)
+
+        for where, work in (
+            (on_main, self.open), (on_all_ranks, self.write), (on_main, self.write_rest), (on_all_ranks, self.verify),
+            (on_main, finish),
+        ):  # fmt: skip
+            where(partial(_explained, work, target))
+
+
+def _explained(work: Callable[[], None], target: Path) -> None:
+    """On the rank that fails, which reports it to the others."""
+    with explain_write_errors(target):
+        work()
 
 
 def _open(job: PruneJob, target: Path) -> None:
@@ -104,28 +120,36 @@ def _open(job: PruneJob, target: Path) -> None:
     partial, identity = partial_path(target), _fingerprint(job)
     if not is_resumable(target, identity):
         begin_folder(target, identity)
-    todo = [pieces for name, pieces in job.shards.items() if not (partial / name).exists()]
-    needed = sum(piece.bytes for pieces in todo for piece in pieces)
-    free = shutil.disk_usage(partial).free
+    check_room(partial, {name: sum(piece.bytes for piece in pieces) for name, pieces in job.shards.items()})
+
+
+def check_room(partial: Path, files: Mapping[str, int]) -> None:
+    """Raises PollardError where those of `files` (their bytes, by name) that are not in the unfinished folder yet do not fit on
+    its disk. Says how many are there already."""
+    todo = [size for name, size in files.items() if not (partial / name).exists()]
+    needed, free = sum(todo), shutil.disk_usage(partial).free
     if needed > free:
-        if len(todo) == len(job.shards):
+        if len(todo) == len(files):
             remove_own(partial)
         raise PollardError(
             f"The pruned checkpoint needs {needed / 1e9:,.1f} GB more in {partial.parent}, where {free / 1e9:,.1f} GB are free. "
             "Make room, or give another place.",
             code="prune.disk-full",
         )
-    if len(todo) < len(job.shards):
-        say(f"  {len(job.shards) - len(todo)} of {len(job.shards)} files are there already: going on")
+    if len(todo) < len(files):
+        say(f"  {len(files) - len(todo)} of {len(files)} files are there already: going on")
 
 
 def _fingerprint(job: PruneJob) -> str:
-    files = sorted({tensor.file for tensor in job.stored.values()})
+    return source_fingerprint(job.folder, [job.plan.choice(), job.plan.experts_per_token, SHARD_BYTES], job.stored.values())
+
+
+def source_fingerprint(folder: Path, decided_by: list[Any], stored: Iterable[StoredTensor]) -> str:
+    """Of what is made of the tensors `stored` in a checkpoint folder, as `decided_by` says."""
+    files = sorted({tensor.file for tensor in stored})
     source = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
-    decided_by = [
-        source, (job.folder / "config.json").read_text(), job.plan.choice(), job.plan.experts_per_token, SHARD_BYTES,
-    ]  # fmt: skip
-    return hashlib.sha256(json.dumps(decided_by).encode()).hexdigest()
+    decisions = [source, (folder / "config.json").read_text(), *decided_by]
+    return hashlib.sha256(json.dumps(decisions).encode()).hexdigest()
 
 
 def _write(job: PruneJob, partial: Path) -> None:

@@ -10,12 +10,14 @@ from toolkit.estimate.machine import GIB, GPUS, Machine, resolve_machine
 from toolkit.estimate.model_size import ModelSize, model_size
 from toolkit.estimate.observation import SearchSize, estimate_observation
 from toolkit.estimate.placement import ModelPlacement, place_model
+from toolkit.estimate.refit import RefitSize, RefitUnit, estimate_refit
 from toolkit.estimate.stage_estimate import DISK_BANDWIDTH, Estimate, StageEstimate, combined_estimate, count, memory_on
 from toolkit.estimate.training_memory import TrainingModel
 
 __all__ = [
     "DISK_BANDWIDTH", "GIB", "GPUS", "DataSize", "DataSizes", "Estimate", "FineTuning", "LogitsPass", "Machine",
-    "ModelPlacement", "ModelSize", "SearchSize", "StageEstimate", "TrainerSettings", "TrainingModel", "cannot_fit",
-    "combined_estimate", "count", "estimate_finetuning", "estimate_generation", "estimate_logits_pass",
-    "estimate_observation", "memory_on", "model_size", "place_model", "resolve_machine", "row_bytes",
+    "ModelPlacement", "ModelSize", "RefitSize", "RefitUnit", "SearchSize", "StageEstimate", "TrainerSettings",
+    "TrainingModel", "cannot_fit", "combined_estimate", "count", "estimate_finetuning", "estimate_generation",
+    "estimate_logits_pass", "estimate_observation", "estimate_refit", "memory_on", "model_size", "place_model",
+    "resolve_machine", "row_bytes",
 ]  # fmt: skip

@@ -6,11 +6,12 @@ for one family.
 
 from toolkit.moe.activation_offload import ActivationOffload
 from toolkit.moe.batches import Batch, ObservedBatch, split_mask
-from toolkit.moe.blocks import MoEBlock, blocks_in, decoder_linears, find_blocks
+from toolkit.moe.blocks import MoEBlock, blocks_in, find_blocks
 from toolkit.moe.channel_observing import ChannelGradient, LinearCall, observing_gradients, observing_linears, tokens_by_expert
 from toolkit.moe.channels import ChannelGroup, block_width, channel_groups, expert_channels, expert_output, expert_width
 from toolkit.moe.expert_skipping import SkipCount, apply_skipping, counting_skips, skipping
 from toolkit.moe.layers import ForwardPass, blocks_by_layer, decoder_layers, hidden_states_of, layers_of, one_layer_at_a_time
+from toolkit.moe.linears import decoder_linears
 from toolkit.moe.load import (
     checkpoint_folder,
     load_config,

@@ -76,7 +76,9 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     if blocks := blocks_in(model):
         return layers_of(model, blocks)
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    decoder: Any = model.get_decoder()  # without the towers of a multimodal model
+    inside = {id(module) for module in (decoder or model).modules()}
+    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count and id(m) in inside]
     if len(lists) != 1:
         raise PollardError(
             f"{model.config.model_type}: {len(lists)} lists of {count} modules: it cannot be told which are its decoder layers.",

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from toolkit.moe.blocks import find_blocks
+from toolkit.moe.blocks import blocks_in
 from toolkit.moe.load import load_config, meta_model, resolve_dtype
 from toolkit.moe.model_files import checkpoint_files
 from toolkit.runtime.errors import PollardError
@@ -18,15 +18,15 @@ class Sizes(NamedTuple):
 
 
 def sizes(model: PreTrainedModel) -> Sizes:
-    """Total and active parameters of a model; tied ones count once."""
+    """Total and active parameters of a model; tied ones count once. Of a dense model all are active."""
     total = sum(p.numel() for p in model.parameters())
-    experts = sum(p.numel() for block in find_blocks(model) for p in block.experts.parameters())
+    experts = sum(p.numel() for block in blocks_in(model) for p in block.experts.parameters())
     return Sizes(total, total - experts + active_expert_parameters(model))
 
 
 def active_expert_parameters(model: PreTrainedModel) -> int:
     """Parameters of the experts that a token activates, summed over all blocks."""
-    blocks = [(block, sum(p.numel() for p in block.experts.parameters())) for block in find_blocks(model)]
+    blocks = [(block, sum(p.numel() for p in block.experts.parameters())) for block in blocks_in(model)]
     return sum(experts * block.experts_per_token // block.expert_count for block, experts in blocks)
 
 

@@ -17,6 +17,7 @@ from toolkit.evaluation.decoding import as_list
 from toolkit.moe import StreamedModel
 from toolkit.moe.placement import shard_batches
 from toolkit.recipe.data import SourceRecipe
+from toolkit.recipe.refit import RefitRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import gather, say
 from toolkit.runtime.errors import PollardError
@@ -39,6 +40,13 @@ class Source:
 def sources_of(recipe: Recipe) -> list[SourceRecipe]:
     """The mix, or the recipe's task alone."""
     return recipe.calibration.data or [SourceRecipe(task=recipe.task)]
+
+
+def refit_recipe(recipe: Recipe) -> Recipe:
+    """The same recipe as if calibration read what refit reads: the same sources, perhaps other numbers of examples."""
+    refit = recipe.pruning.refit
+    number = (refit.examples if isinstance(refit, RefitRecipe) else None) or recipe.calibration.examples
+    return recipe.model_copy(update={"calibration": recipe.calibration.model_copy(update={"examples": number})})
 
 
 def check_source(source: SourceRecipe, data: DataCache) -> None:
@@ -88,9 +96,10 @@ def read_source(
 
 
 def read_sources(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: DataCache, model: PreTrainedModel | StreamedModel
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, data: DataCache, model: PreTrainedModel | StreamedModel | None = None
 ) -> list[Source]:
-    """All sources of the recipe, each reported in a line; `model` answers the prompts itself where the recipe says so."""
+    """All sources of the recipe, each reported in a line; `model` answers the prompts itself where the recipe says so (a loaded
+    one can)."""
     answering = model if isinstance(model, PreTrainedModel) and recipe.calibration.self_generated else None
     sources = [read_source(source, recipe, tokenizer, data, answering) for source in sources_of(recipe)]
     for source in sources:

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.cuts import shaped_meta_model
+from toolkit.cuts import check_dense, plan_of_shape, shaped_meta_model
 from toolkit.evaluation.harness import check_harness
 from toolkit.pipeline.budget import Budget, check_shrinking
 from toolkit.pipeline.calibration_data import check_self_generated, check_source, read_source, sources_of
@@ -21,6 +21,7 @@ from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.data_checks import limit_checks, rendering_checks
 from toolkit.pipeline.layer_search import check_dev_slice
 from toolkit.pipeline.rounds import early_rounds, trains
+from toolkit.pipeline.stages.refit import check_refit
 from toolkit.pipeline.stages.skip import check_skipping
 from toolkit.recipe.pruning import PruningRecipe
 from toolkit.recipe.schema import Recipe
@@ -52,6 +53,7 @@ def _checked(context: RunContext, mistakes: Mistakes, variants: Sequence[RunCont
     if config is not None:
         for each in (context, *variants):
             _check_numbers(each, mistakes)
+            mistakes.collect(partial(check_refit, each))
     mistakes.collect(lambda: _check_dtype(recipe))
     readable = [_is_readable(context, split, mistakes) for split in ("train", recipe.evaluation.split)]
     for source in recipe.calibration.data or ():
@@ -94,6 +96,8 @@ def _possible_budget(context: RunContext, pruning: PruningRecipe) -> Budget:
     budget = context.budget_of(pruning)
     if budget.width or budget.layers:
         shaped_meta_model(context.config, budget.shape)  # made by the cuts, which say what they cannot do
+    if pruning.form == "dense":
+        check_dense(context.config, plan_of_shape(context.meta_model, budget.shape))
     return budget
 
 

@@ -9,11 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.pipeline.run_directory import RunDirectory
-from toolkit.pipeline.run_status import why_model_stale
+from toolkit.pipeline.run_status import BEST_FIRST, why_model_stale
 from toolkit.pipeline.stage_list import STAGES
 from toolkit.recipe.roles import Role
 from toolkit.runtime.errors import PollardError, did_you_mean
-from toolkit.runtime.run_files import RUN_FILE_PATTERNS, SHARD_PATTERN, bytes_of, files_below, matching_files, remove_files
+from toolkit.runtime.run_files import (
+    RESUMED_FOLDERS,
+    RUN_FILE_PATTERNS,
+    SHARD_PATTERN,
+    bytes_of,
+    files_below,
+    matching_files,
+    remove_files,
+)
 from toolkit.runtime.signed_folders import foreign_files, own_files
 
 _OUTPUTS = {slot.stage.output: slot for slot in reversed(STAGES) if slot.stage.output}
@@ -73,6 +81,11 @@ def remove(found: Removable) -> list[Path]:
     return [path for folder in found.folders for path in remove_files([p for p in found.files if folder in p.parents], folder)]
 
 
+def _is_current(run: RunDirectory, role: Role) -> bool:
+    """Whether the run has a model of this role, made as its recipe says."""
+    return (run.path / role / "config.json").exists() and not why_model_stale(run, role)
+
+
 def _rounds(run: RunDirectory) -> list[RunDirectory]:
     folders = sorted(path for path in run.rounds.glob("*") if (path / "manifest.json").exists())
     return [RunDirectory(folder.name, run.rounds) for folder in folders]
@@ -80,7 +93,7 @@ def _rounds(run: RunDirectory) -> list[RunDirectory]:
 
 def _folders(run: RunDirectory, part: str) -> list[Path]:
     if part == "unfinished":
-        return [run.path / "pruned.tmp", *run.evaluation.glob("*.answers")]
+        return [*(run.path / name for name in RESUMED_FOLDERS), *run.evaluation.glob("*.answers")]
     if part == "sweep":
         return [run.sweep / "calibration", run.sweep / "original"]
     return [folder for folder in (run.path / part,) if folder.is_dir()]
@@ -89,13 +102,14 @@ def _folders(run: RunDirectory, part: str) -> list[Path]:
 def _files(run: RunDirectory, part: str, folder: Path) -> list[Path]:
     if part in RUN_FILE_PATTERNS and part != "sweep":
         return matching_files(folder, RUN_FILE_PATTERNS[part])
-    if folder.name == "pruned.tmp":
+    if folder.name in RESUMED_FOLDERS:
         return files_below(folder) if folder.is_dir() and not foreign_files(folder) else []
     if part == "unfinished":
         return matching_files(folder, r"\d+\.jsonl")
     if part == "sweep":
         inside = {path for path in matching_files(run.sweep, RUN_FILE_PATTERNS["sweep"]) if folder in path.parents}
         return sorted(inside | set(matching_files(folder, SHARD_PATTERN) if folder.name == "original" else ()))
-    if part == Role.PRUNED and (why_model_stale(run, Role.RECOVERED) or not (run.recovered / "config.json").exists()):
+    better = BEST_FIRST[: BEST_FIRST.index(Role(part))] if part in (Role.PRUNED, Role.REFITTED) else ()
+    if better and not any(_is_current(run, role) for role in better):
         return []  # it is what the run has made so far
     return own_files(folder)

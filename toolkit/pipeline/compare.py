@@ -14,7 +14,13 @@ from toolkit.report.narrative import verdict
 from toolkit.report.questions import Correctness, compare_paired, correctness
 from toolkit.runtime.errors import PollardError
 
-PREFERRED = (Role.RECOVERED, Role.PRUNED, Role.CONTROL, Role.ORIGINAL)  # the model that a run is named for, if none is
+PREFERRED = (
+    Role.RECOVERED,
+    Role.REFITTED,
+    Role.PRUNED,
+    Role.CONTROL,
+    Role.ORIGINAL,
+)  # the model that a run is named for, if none is
 
 
 class EvaluatedModel(NamedTuple):

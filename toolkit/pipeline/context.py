@@ -99,7 +99,7 @@ class RunContext:
         keep = None if pruning.keep is None else cuts.keep
         multiple = own_multiple(self.meta_model, pruning) if cuts.width else None
         step = StepRecipe.model_construct(keep=keep, width=cuts.width, layers=cuts.layer_count)
-        return pruning.of_step(step, skipping=None, width_multiple=multiple)
+        return pruning.of_step(step, skipping=None, width_multiple=multiple, form=pruning.form)
 
     @property
     def config(self) -> Any:

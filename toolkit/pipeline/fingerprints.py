@@ -1,6 +1,6 @@
 """What decides each stage's result, as fingerprints: where one changes, its stage and those after it are done again.
 
-original ─► (rounds ─►) calibrate ─► select = pruned ─► recovered        each covers those before it
+original ─► (rounds ─►) calibrate ─► select = pruned ─► (refitted ─►) recovered      each covers those before it
 teaching, reference logits, harness, scoring                             cover the data and settings that measuring reads
 """
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from toolkit.evaluation.fidelity import FORMAT
 from toolkit.pipeline.budget import Budget
-from toolkit.pipeline.calibration_data import sources_of
+from toolkit.pipeline.calibration_data import refit_recipe, sources_of
 from toolkit.pipeline.rounds import early_rounds
 from toolkit.recipe.data import SourceRecipe, TaskRecipe
 from toolkit.recipe.pruning import StepRecipe
@@ -25,6 +25,10 @@ from toolkit.tasks.scorers import scorer_file
 SCORING_RULES = 2
 """The rules by which answers are taken out of what was written, and judged: under others a finished evaluation is done
 again."""
+
+
+NOT_CHOOSING = {"schedule", "skipping", "form"}
+"""The keys of `pruning` that decide nothing of what a plan keeps, nor of a round before the last."""
 
 
 class Teaching(NamedTuple):
@@ -52,6 +56,7 @@ class Fingerprints:
     layers: LayerFingerprints | None  # None where all layers stay
     calibrate: str
     select: str
+    merge: str
     models: dict[Role, str]  # of the models of a run that are checkpoints
     scoring: str  # the questions, how they are answered and judged; with a model's fingerprint it decides the score
     reference_logits: str  # fidelity: the original's distributions over the gold answers
@@ -75,40 +80,49 @@ def fingerprints_of(
     own_data = fingerprint_of(settings, splits["train"])
     teaching = teaching or _teaching(recipe, data, model, own_data, splits["test"])
     budget, cuts = budgets()
-    observing, choosing = _observing(recipe, data, budget), recipe.pruning.model_dump(exclude={"schedule", "skipping"})
+    observing = _observing(recipe, data, budget)
+    choosing = recipe.pruning.model_dump(exclude={*NOT_CHOOSING, "refit"})
     training = [teaching, recipe.finetuning.model_dump(), recipe.seed, recipe.model.dtype, *_selecting(recipe)]
     rounds, source = {}, model  # the source of the last round; without a schedule it is the only one
     for step in early_rounds(recipe):
-        of_step = recipe.pruning.of_step(step).model_dump(exclude={"schedule", "skipping"})
+        of_step = recipe.pruning.of_step(step).model_dump(exclude=NOT_CHOOSING)
         source = rounds[step] = fingerprint_of(source, observing, of_step, training)
     layers = None if cuts.layers is None else _layers(recipe, cuts.layers, source, observing, own_data)
     calibrate = fingerprint_of(source, *observing, *([layers.choice] if layers else []), *_channels(recipe, cuts))
     select = fingerprint_of(calibrate, choosing, recipe.seed)
-    prune = fingerprint_of(select)
+    merge = fingerprint_of(select, "dense")
+    prune = fingerprint_of(merge if recipe.pruning.form == "dense" else select)
+    refitted = fingerprint_of("refit", prune, *_examples_read(refit_recipe(recipe), data)) if recipe.pruning.refit else prune
     models = {
         Role.ORIGINAL: model,
         Role.PRUNED: prune,
-        Role.RECOVERED: fingerprint_of(prune, *training),
+        **({Role.REFITTED: refitted} if recipe.pruning.refit else {}),
+        Role.RECOVERED: fingerprint_of(refitted, *training),
         Role.CONTROL: fingerprint_of(model, *training),
     }
-    calibration = [_calibration_data(recipe, data), recipe.calibration.model_dump(), recipe.seed]
     return Fingerprints(
         teaching=teaching,
         rounds=rounds,
         layers=layers,
         calibrate=calibrate,
         select=select,
+        merge=merge,
         models=models,
         scoring=fingerprint_of(settings, split, evaluation, recipe.model.dtype, *_scoring(recipe.task, data)),
         reference_logits=_reference_logits(recipe, model, split),
         harness=_harness(recipe),
-        skip=fingerprint_of(models[last_role(recipe)], [*calibration, recipe.pruning.skipping]),
+        skip=fingerprint_of(models[last_role(recipe)], [*_examples_read(recipe, data), recipe.pruning.skipping]),
     )
 
 
 def last_role(recipe: Recipe) -> Role:
     """The model that the run ends with."""
-    return Role.RECOVERED if Role.RECOVERED in recipe.evaluation.models else Role.PRUNED
+    return Role.RECOVERED if Role.RECOVERED in recipe.evaluation.models else role_before_recovery(recipe)
+
+
+def role_before_recovery(recipe: Recipe) -> Role:
+    """The model that fine-tuning starts from."""
+    return Role.REFITTED if recipe.pruning.refit else Role.PRUNED
 
 
 def own_scorer_identity(recipe: TaskRecipe) -> list[Any]:
@@ -149,7 +163,7 @@ def _observing(recipe: Recipe, data: DataCache, budget: Budget) -> list[Any]:
     routing = [budget.experts_per_token] if budget.fewer_active else []
     search = subset_search(recipe)
     searching = search.identity if search else []
-    return [_calibration_data(recipe, data), recipe.calibration.model_dump(), recipe.seed, *routing, *searching]
+    return [*_examples_read(recipe, data), *routing, *searching]
 
 
 def _layers(recipe: Recipe, wanted: int | tuple[int, ...], source: str, observing: list[Any], own_data: str) -> LayerFingerprints:
@@ -167,6 +181,11 @@ def _channels(recipe: Recipe, cuts: Budget) -> list[list[str]]:
     """How calibration observes channels, where it does; which criterion reads them is decided later."""
     found = observed_channels(recipe, cuts)
     return [["channels", *(["gradients"] if found == "gradients" else [])]] if found else []
+
+
+def _examples_read(recipe: Recipe, data: DataCache) -> list[Any]:
+    """What a pass over the calibration's examples reads."""
+    return [_calibration_data(recipe, data), recipe.calibration.model_dump(), recipe.seed]
 
 
 def _calibration_data(recipe: Recipe, data: DataCache) -> list[Any]:

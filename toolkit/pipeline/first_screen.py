@@ -58,6 +58,8 @@ def pruning_lines(context: RunContext) -> dict[str, str]:
         return " → ".join(map(str, dict.fromkeys([there, *(number or there for number in after)])))
 
     experts, active = counts(blocks[0].expert_count, (b.keep for b in budgets)), f"{budget.experts_per_token} active per token"
+    if pruning.form == "dense":
+        active = "all of these for every token, as one layer"
     lines = {"experts": f"{experts} in each of {len(blocks)} blocks, {active}, by {pruning.criterion}"}
     if budget.keep == blocks[0].expert_count:
         lines["experts"] = f"all {experts} stay in each of {len(blocks)} blocks, {active}"

@@ -11,13 +11,14 @@ from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.run_facts import short_reason
 from toolkit.pipeline.run_status import BEST_FIRST, stale_message
 from toolkit.pipeline.stage_names import MADE_BY
+from toolkit.recipe.roles import Role
 from toolkit.report import RunFacts, card
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.signed_folders import PROVENANCE
 
 
 def push(where: str, repository: str, public: bool = False) -> str:
-    """Uploads runs/NAME/recovered (pruned, where nothing was recovered) and returns its address.
+    """Uploads runs/NAME/recovered (refitted or pruned, where nothing was recovered) and returns its address.
 
     A new repository is private unless `public`; one that is there keeps its visibility. Raises PollardError where there is
     nothing to upload, for an adapter or a damaged index in the folder, for want of a login, and for what the hub answers.
@@ -25,7 +26,9 @@ def push(where: str, repository: str, public: bool = False) -> str:
     path = Path(where)
     run = RunDirectory(path.name, path.parent)
     report = _read_report(run)
-    for role in BEST_FIRST:
+    for role in BEST_FIRST[: BEST_FIRST.index(report.result) + 1]:  # the result, and what would be a better one
+        if role is Role.REFITTED and MADE_BY[role] not in run.read_manifest().get("planned", ()):
+            continue  # left by an earlier recipe, which refit
         if (run.path / role).is_dir() and run.why_stale(MADE_BY[role]):
             message = stale_message(run, str(run.path / role), MADE_BY[role])
             raise PollardError(f"{message}Nothing was uploaded.", code="push.stale")

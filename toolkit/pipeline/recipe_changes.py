@@ -12,6 +12,7 @@ TRAINING = (*ALWAYS, "finetuning")
 DECIDING = {
     Role.ORIGINAL: ALWAYS,
     Role.PRUNED: PRUNING,
+    Role.REFITTED: PRUNING,
     Role.RECOVERED: (*PRUNING, "finetuning"),
     Role.SKIPPING: (*PRUNING, "finetuning"),
     Role.CONTROL: TRAINING,

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from toolkit.cuts import ModelShape, shaped_meta_model
+from toolkit.cuts import ModelShape, dense_twin, shaped_meta_model
 from toolkit.estimate import (
     DataSize,
     FineTuning,
@@ -74,7 +74,15 @@ class RecipeOnMachine:
         return self._shaped(shape._replace(layers=self.context.budget.shape.layers), self.dtype)
 
     def pruned(self, dtype: torch.dtype | None = None) -> ModelSize:
-        """The pruned model, in the dtype it is loaded in unless given."""
+        """The pruned model, in the form that it is written in and the dtype it is loaded in unless given."""
+        if self.recipe.pruning.form == "moe":
+            return self.pruned_experts(dtype)
+        config, shape, dtype = self.context.config, self.context.budget.shape, dtype or self.dtype
+        key = ("dense", *self._checkpoint, shape, dtype)
+        return self.context.once(key, lambda: model_size(dense_twin(shaped_meta_model(config, shape)).model, dtype))
+
+    def pruned_experts(self, dtype: torch.dtype | None = None) -> ModelSize:
+        """The pruned model as a mixture of experts."""
         return self._shaped(self.context.budget.shape, dtype or self.dtype)
 
     def _shaped(self, shape: ModelShape, dtype: torch.dtype) -> ModelSize:

@@ -33,6 +33,8 @@ class Change:
             *sections, last = key.split(".")
             inner = values
             for section in sections:
+                if not isinstance(inner.get(section), dict):  # `refit: true`, of which one of its keys is changed
+                    inner[section] = {}
                 inner = inner[section]
             inner[last] = value
         return Recipe.model_validate(values)

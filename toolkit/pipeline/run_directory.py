@@ -12,6 +12,7 @@ from toolkit.recipe.file import read_values
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import JsonObject, fingerprint_of, set_aside, write_text
 from toolkit.runtime.run_files import (
+    RESUMED_FOLDERS,
     RUN_FILE_PATTERNS,
     foreign_entries,
     free_name,
@@ -21,6 +22,7 @@ from toolkit.runtime.run_files import (
     remove_matching,
 )
 from toolkit.runtime.run_paths import RunPaths
+from toolkit.runtime.signed_folders import foreign_files, remove_own
 
 
 class RunDirectory(RunPaths, Manifest):
@@ -152,11 +154,14 @@ class RunDirectory(RunPaths, Manifest):
             self._write(manifest)
 
     def forget(self, resumed: Iterable[str]) -> None:
-        """Empties the folders `resumed`, from whose files stages would go on instead of beginning again. What lies there and is
-        somebody else's stays."""
+        """Removes half-written checkpoints, and empties the folders `resumed`: stages would go on from what they hold instead of
+        beginning again. What lies there and is somebody else's stays."""
         resumed = list(resumed)
         for name in resumed:
             remove_matching(self.path / name, RUN_FILE_PATTERNS[name])
+        for name in RESUMED_FOLDERS:
+            if (partial := self.path / name).is_dir() and not foreign_files(partial):
+                remove_own(partial)
         for log in self.evaluation.glob("*.answers"):
             self.clear(log.relative_to(self.path).as_posix())
         for folder in self.rounds.glob("*"):

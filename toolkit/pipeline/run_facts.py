@@ -19,14 +19,15 @@ from toolkit.pipeline.cut_facts_of_run import cut_facts
 from toolkit.pipeline.manifest import SWEEP
 from toolkit.pipeline.provenance import provenance_of_run
 from toolkit.pipeline.run_directory import RunDirectory
-from toolkit.pipeline.run_status import stale_parts
-from toolkit.pipeline.stage_names import CALIBRATE, EVALUATE, MADE_BY, REPORT, SELECT, stage_name
+from toolkit.pipeline.run_status import BEST_FIRST, stale_parts
+from toolkit.pipeline.stage_names import CALIBRATE, EVALUATE, MADE_BY, MERGE, REPORT, SELECT, stage_name
 from toolkit.recipe.file import load_recipe, read_values
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.report.blocks import block_facts, criteria_agreement, pruning_facts
 from toolkit.report.facts import (
     CalibrationFacts,
+    DenseFacts,
     ModelResult,
     RunFacts,
     StaleFiles,
@@ -35,6 +36,7 @@ from toolkit.report.facts import (
 from toolkit.report.measurements import Fidelity, HarnessRow, HarnessScore, SpeedTable, SweepTable
 from toolkit.report.narrative import with_sentences
 from toolkit.report.questions import Answer, changed_answers, compare_all
+from toolkit.report.refit_facts import RefitFacts, RefitLayerFacts
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import JsonObject
 
@@ -47,6 +49,7 @@ SIZES = ("parameters", "active_parameters", "checkpoint_bytes")
 ALWAYS_EVALUATED = (Role.ORIGINAL, Role.PRUNED, Role.RECOVERED)
 TRAINING_KEYS = ("steps", "examples", "left_out", "repeating", "beyond_context", "selected_step")
 CALIBRATION_KEYS = ("examples", "left_out", "beyond_context")
+REFIT_KEYS = ("examples", "tokens", "held_out")
 
 
 class HarnessTask(BaseModel):
@@ -77,6 +80,10 @@ class Results(NamedTuple):
     left_out: list[str]
 
 
+def _dense(stages: Mapping[str, Mapping[str, Any]]) -> DenseFacts | None:
+    return DenseFacts(**stages[MERGE]) if MERGE in stages else None
+
+
 def read_run_facts(path: str | Path) -> RunFacts:
     """The facts of the run in `path`. Raises PollardError for a file that is there but damaged."""
     path = Path(path)
@@ -93,8 +100,8 @@ def read_run_facts(path: str | Path) -> RunFacts:
     models, left_out = _results(run, recipe, stages, manifest.get("failed", {}))
     evaluated = {role: result for role, result in models.items() if result}
     answers = {role: read_answers(run.evaluation / f"{role}.predictions.jsonl") for role in evaluated}
-    last_model = next((role for role in (Role.RECOVERED, Role.PRUNED) if role in evaluated), None)
-    recovery, control = MADE_BY[Role.RECOVERED], MADE_BY[Role.CONTROL]
+    last_model = next((role for role in BEST_FIRST if role in evaluated), None)
+    refit, recovery, control = MADE_BY[Role.REFITTED], MADE_BY[Role.RECOVERED], MADE_BY[Role.CONTROL]
     latest = list(stages.values())[-1] if stages else {}
     facts = RunFacts(
         format=1,
@@ -103,9 +110,10 @@ def read_run_facts(path: str | Path) -> RunFacts:
         task=manifest.get("task"),
         origin=provenance_of_run(run, recipe),
         seed=recipe.seed if recipe else None,
-        pruning=pruning_facts(whole, schedule) if whole else None,
+        pruning=pruning_facts(whole, schedule, _dense(stages)) if whole else None,
         cuts=cut_facts(run, stages, (plan, whole), statistics, (asked.width, asked.layers)) if plan and whole else None,
         calibration=_calibration(stages[CALIBRATE], statistics) if CALIBRATE in stages else None,
+        refit=_refit(run, stages[refit]) if refit in stages else None,
         models=models,
         ratios=_ratios(evaluated),
         pairs=compare_all(evaluated, answers),
@@ -179,6 +187,12 @@ def _calibration(entry: Mapping[str, Any], statistics: ExpertStatistics | None) 
     return CalibrationFacts(**{key: entry.get(key) for key in CALIBRATION_KEYS}, tokens=tokens)
 
 
+def _refit(run: RunDirectory, entry: JsonObject) -> RefitFacts:
+    """From the stage's entry, and what refit.json says of the layers."""
+    layers = read_file(run.refit, lambda text: [RefitLayerFacts.model_validate(b) for b in json.loads(text)["blocks"]])
+    return RefitFacts(**{key: entry.get(key) for key in REFIT_KEYS}, layers=layers or [])
+
+
 def _bad_lines(stages: Entries) -> dict[str, int]:
     """Lines of the data that could not be used, by what they were read for; only what is not 0."""
     purposes = {CALIBRATE: "calibration", MADE_BY[Role.RECOVERED]: "training"}
@@ -207,7 +221,10 @@ def _results(run: RunDirectory, recipe: Recipe | None, stages: Entries, failed: 
         else:
             models[role] = result
     # Without an extra nothing is missing
-    return Results({role: models.get(role) for role in Role if role not in extras or role in asked}, left_out)
+    absent = {role for role, on in extras.items() if not on} | (
+        {Role.REFITTED} if not (recipe and recipe.pruning.refit) else set()
+    )
+    return Results({role: models.get(role) for role in Role if role not in absent}, left_out)
 
 
 def _ratios(models: Mapping[Role, ModelResult]) -> dict[Role, dict[str, float]]:

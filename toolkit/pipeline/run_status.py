@@ -12,7 +12,7 @@ from toolkit.pipeline.stage_names import EVALUATE, MADE_BY, REPORT, SELECT, stag
 from toolkit.recipe.roles import Role
 from toolkit.runtime.errors import PollardError
 
-BEST_FIRST = (Role.RECOVERED, Role.PRUNED)
+BEST_FIRST = (Role.RECOVERED, Role.REFITTED, Role.PRUNED)
 """What a run has made for its task: the most useful model first."""
 
 

@@ -19,9 +19,11 @@ from toolkit.pipeline.manifest import SWEEP
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.stage import Stage
 from toolkit.pipeline.stage_list import STAGES, stages_of
+from toolkit.pipeline.sweep_compression import check_writable
 from toolkit.pipeline.write_report import write_report
 from toolkit.recipe.evaluation import ROLES
 from toolkit.recipe.file import dump_recipe
+from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import barrier, check_shared, is_main, on_main, say, world_size
 from toolkit.runtime.errors import ItemsFailed, Mistakes, PollardError
@@ -52,6 +54,7 @@ def run_context(context: RunContext, fresh: bool = False, until: str | None = No
     directory, recipe = context.directory, context.recipe
     mistakes, notes = Mistakes(), []
     mistakes.collect(lambda: on_main(lambda: directory.check_owner(recipe.model.path, recipe.task.name)))
+    mistakes.collect(lambda: check_writable(recipe))
     planned = mistakes.collect(lambda: stages_of(context)) or []
     why = on_main(lambda: reasons(planned, entries_of(planned, directory), fresh))
     if mistakes or any(why.values()):
@@ -119,7 +122,8 @@ class _Work:
         if not self._others():
             return []
         recipe = self.context.recipe
-        evaluation = recipe.evaluation.model_copy(update={"models": list(ROLES[:3])})
+        models = [role for role in ROLES if role is not Role.CONTROL and (role is not Role.REFITTED or recipe.pruning.refit)]
+        evaluation = recipe.evaluation.model_copy(update={"models": models})
         return stages_of(self.context.variant(recipe.model_copy(update={"evaluation": evaluation, "control": True})))
 
     def _no_longer_asked_for(self, known: Mapping[str, Stage]) -> set[str]:

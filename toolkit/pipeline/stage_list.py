@@ -1,8 +1,11 @@
 """Every stage, in order. A new one is a file in stages/ and a line here.
 
-(rounds/… ─►) (layers ─►) calibrate ─► select ─► prune ─► (answers ─► teacher ─►) recover ─► (control ─►) report
-    evaluate/original                 └ evaluate/pruned            └ evaluate/recovered └ evaluate/control
-                                                                   └ skip ─► evaluate/skipping (or after prune)
+(rounds/… ─►) (layers ─►) calibrate ─► select (─► merge) ─► prune (─► refit)
+    evaluate/original                                              └ evaluate/pruned └ evaluate/refitted
+
+(─► answers ─► teacher) ─► recover (─► control) ─► report
+                                └ evaluate/recovered └ evaluate/control
+                                └ skip ─► evaluate/skipping (or of the model before)
 
 A model's score comes last of what is measured of it, so that `pollard evaluate` ends with everything.
 """
@@ -18,9 +21,11 @@ from toolkit.pipeline.stages.evaluate_skipping import EvaluateSkipping
 from toolkit.pipeline.stages.fidelity import Fidelity
 from toolkit.pipeline.stages.harness import Harness
 from toolkit.pipeline.stages.layers import Layers
+from toolkit.pipeline.stages.merge import Merge
 from toolkit.pipeline.stages.prune import Prune
 from toolkit.pipeline.stages.recover import Recover
 from toolkit.pipeline.stages.reference_logits import ReferenceLogits
+from toolkit.pipeline.stages.refit import Refit
 from toolkit.pipeline.stages.report import Report
 from toolkit.pipeline.stages.round import Round
 from toolkit.pipeline.stages.select import Select
@@ -41,11 +46,14 @@ STAGES: tuple[Slot, ...] = (
     Slot(Layers),
     Slot(Calibrate),
     Slot(Select),
+    Slot(Merge),
     Slot(Prune),
     Slot(ReferenceLogits, Role.ORIGINAL),
     Slot(Harness, Role.ORIGINAL),
     Slot(Evaluate, Role.ORIGINAL),
     *measurements(Role.PRUNED),
+    Slot(Refit),
+    *measurements(Role.REFITTED),
     *TEACHING,
     Slot(Recover),
     *measurements(Role.RECOVERED),

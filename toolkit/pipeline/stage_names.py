@@ -2,9 +2,9 @@
 
 from toolkit.recipe.roles import Role
 
-LAYERS, CALIBRATE, SELECT, EVALUATE, REPORT = "layers", "calibrate", "select", "evaluate", "report"
+LAYERS, CALIBRATE, SELECT, MERGE, EVALUATE, REPORT = "layers", "calibrate", "select", "merge", "evaluate", "report"
 
-MADE_BY = {Role.PRUNED: "prune", Role.RECOVERED: "recover", Role.CONTROL: "control"}
+MADE_BY = {Role.PRUNED: "prune", Role.REFITTED: "refit", Role.RECOVERED: "recover", Role.CONTROL: "control"}
 """The stage that makes the model of a role."""
 
 

@@ -35,6 +35,7 @@ from toolkit.pipeline.stage import Stage
 from toolkit.pipeline.stages.calibrate import Calibrate
 from toolkit.pipeline.stages.layers import Layers
 from toolkit.pipeline.sweep_choice import SweepChoice
+from toolkit.pipeline.sweep_compression import check_compressions, compressed_as, observe_inputs, with_all_experts
 from toolkit.pipeline.sweep_grid import Grid
 from toolkit.pipeline.write_report import write_report
 from toolkit.recipe.data import DataRecipe
@@ -57,6 +58,7 @@ def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> SweepTable:
     """
     recipe = grid.recipe
     directory = RunDirectory(recipe.name, root)
+    grid = with_all_experts(grid, RunContext(recipe, directory))
     owner = recipe.model.path, recipe.task.name
     on_main(lambda: directory.check_owner(*owner))
     _check(grid, directory)
@@ -88,7 +90,11 @@ def _check(grid: Grid, directory: RunDirectory) -> None:
     notes = mistakes.collect(partial(check, cells[0], variants=cells[1:]))
     if other := grid.recipe.sweep.off_task:
         mistakes.collect(lambda: check_probe(other, context.data))
+    mistakes.collect(lambda: check_compressions(grid, context))
     mistakes.raise_all()
+    if grid.left_out:
+        why = "compression is measured with fewer experts, not with other cuts"
+        say(f"[bold]note[/] {grid.left_out} combination{'s' * (grid.left_out > 1)} left out: {why}")
     for note in notes or ():
         say(f"[bold]note[/] {escape(note)}")
 
@@ -153,12 +159,13 @@ def _choose(grid: Grid, context: RunContext, places: list[RunDirectory]) -> list
         fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}), recipe.task.model_dump(),
         context.data.task_fingerprint(recipe.task, "train"), recipe.calibration.max_length,
         [recipe.evaluation.examples, recipe.evaluation.max_new_tokens, recipe.evaluation.fidelity],
-        recipe.sweep.model_dump(), _off_task_source(context),
+        recipe.sweep.model_dump(exclude={"compression"}), _off_task_source(context),
         *own_scorer_identity(recipe.task),
     ]  # fmt: skip
 
-    def file_of(plan: Plan) -> str:
-        return f"keep{plan.keep}-{fingerprint_of(judged, plan.choice(), plan.experts_per_token)}.json"
+    def file_of(plan: Plan, *compression: str) -> str:
+        """`compression`: it, and what identifies the calibration that it looks at."""
+        return f"keep{plan.keep}-{fingerprint_of(judged, plan.choice(), plan.experts_per_token, *compression)}.json"
 
     blocks = find_blocks(context.meta_model)
     count = blocks[0].expert_count
@@ -170,10 +177,12 @@ def _choose(grid: Grid, context: RunContext, places: list[RunDirectory]) -> list
     loaded = {place.path: ExpertStatistics.load(place.statistics) for place in places}
     for cell, place in zip(grid.cells, places, strict=True):
         statistics = loaded[place.path]
-        plan = choose_plan(context.variant(cell.recipe, place), statistics, cell.seed)
-        if file_of(plan) != file_of(original):  # all of everything
+        own = context.variant(cell.recipe, place)
+        plan = choose_plan(own, statistics, cell.seed)
+        file = file_of(plan, cell.compression, own.fingerprints.calibrate) if cell.compression else file_of(plan)
+        if file != file_of(original):  # all of everything
             unobserved = kept_unobserved(statistics, plan)
-            choices[cell.label, shape_of(plan), cell.seed] = SweepChoice(cell, plan, unobserved, file_of(plan))
+            choices[cell.label, shape_of(plan), cell.seed] = SweepChoice(cell, plan, unobserved, file)
     return list(choices.values())
 
 
@@ -203,9 +212,10 @@ def _measure(context: RunContext, choices: list[SweepChoice], folder: Path) -> N
         on_main(lambda: remove_matching(said, SHARD_PATTERN))
         if gold:
             write_reference(model, gold, said, "")
+        inputs = observe_inputs(context, model, choices)
         for number, choice in enumerate(choices, start=1):
             started = time.monotonic()
-            with masked(model, choice.plan):
+            with compressed_as(choice, model, inputs), masked(model, choice.plan):
                 found = {
                     name: probe and measure_probe(model, tokenizer, recipe, probe).to_json() for name, probe in probes.items()
                 }
@@ -236,11 +246,12 @@ def _finish(context: RunContext, choices: list[SweepChoice]) -> SweepTable:
     """Puts the cells' files together and writes the table, then the stage's entry."""
     directory, recipe = context.directory, context.recipe
     rows, seconds = [], {}
-    only_experts = all(len(choice.plan.cuts) == 1 for choice in choices)
+    some_compressed = any(choice.compression for choice in choices)
+    with_sizes = some_compressed or any(len(choice.plan.cuts) > 1 for choice in choices)
     for choice in choices:
         found = json.loads((directory.sweep / choice.file).read_text())
         seconds[choice.file] = found["seconds"]
-        rows.append(choice.row(context, found, with_sizes=not only_experts))
+        rows.append(choice.row(context, found, with_sizes, some_compressed))
     table = tabulate(rows)
     write_text(directory.sweep / "table.json", json.dumps(table.as_json(), indent=1) + "\n")
     fingerprint = fingerprint_of(table.as_json())

@@ -3,8 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from toolkit.cuts import LayersCut, Plan, WidthCut, shape_of, shaped_meta_model
+from toolkit.cuts.compression import CompressedSizes, Compression, compressed_sizes, compression_of
 from toolkit.moe import sizes
+from toolkit.moe.load import resolve_dtype
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.sweep_grid import Cell
 from toolkit.recipe.pruning import COUNTED
@@ -26,6 +30,10 @@ class SweepChoice:
         return self.cell.label if self.cell else "original"
 
     @property
+    def compression(self) -> Compression | None:
+        return compression_of(self.cell.compression) if self.cell and self.cell.compression else None
+
+    @property
     def name(self) -> str:
         """For people."""
         drawn = f", seed {self.cell.seed}" if self.cell and "random" in self.cell.recipe.pruning.criteria else ""
@@ -35,17 +43,31 @@ class SweepChoice:
         """What its file says of the plan; of channels and layers only where they are cut."""
         width, layers = self.plan.cut(WidthCut), self.plan.cut(LayersCut)
         facts = {"keep": self.plan.keep, "experts_per_token": self.plan.experts_per_token, "kept": self.plan.choice()}
-        return facts | ({"width": width.keep} if width else {}) | ({"layers": layers.kept} if layers else {})
+        facts |= ({"width": width.keep} if width else {}) | ({"layers": layers.kept} if layers else {})
+        return facts | ({"compression": str(self.compression)} if self.compression else {})
 
-    def row(self, context: RunContext, found: JsonObject, with_sizes: bool) -> SweepRow:
-        """From what its file holds. `with_sizes`: in a table of cells that cut more than experts."""
+    def row(self, context: RunContext, found: JsonObject, with_sizes: bool, with_bytes: bool = False) -> SweepRow:
+        """From what its file holds. `with_sizes`: in a table of cells that cut more than experts; `with_bytes`: where some are
+        compressed."""
         pruning = self.cell.recipe.pruning.model_dump(exclude={*COUNTED, "skipping"}) if self.cell else {}
         values: dict[str, Any] = {"label": self.label, "keep": found["keep"]}
         values |= _sizes(context, self.plan) if with_sizes else {}
+        values |= self._bytes(context) if with_bytes else {}
         values |= {**pruning, "seed": self.cell.seed if self.cell else None, "kept_unobserved": self.unobserved}
         for key in ("task", "off_task"):
             values[key] = found[key] and {k: v for k, v in found[key].items() if k != "right"}
         return SweepRow.model_validate(values | {"fidelity": found["fidelity"], "file": self.file})
+
+    def _bytes(self, context: RunContext) -> dict[str, Any]:
+        """Of the pruned model in the checkpoint's dtype, as it is compressed; and how many numbers that are."""
+        compression, shape = self.compression, shape_of(self.plan)
+        model = context.once(("shaped", context.recipe.model, shape), lambda: shaped_meta_model(context.config, shape))
+        whole, dtype = sizes(model), resolve_dtype("checkpoint", context.config) or torch.float32
+        found = CompressedSizes(*whole, whole.parameters * dtype.itemsize)
+        if compression:
+            found = compressed_sizes(model, whole, compression, dtype)
+        reason = {"compression": str(compression), "not_written": compression.not_written} if compression else {}
+        return {**found._asdict(), **reason}
 
 
 def _sizes(context: RunContext, plan: Plan) -> dict[str, int | None]:

@@ -2,6 +2,7 @@
 
 pollard sweep recipes/playground.yaml pruning.keep=8,6,4,2 pruning.criterion=random,frequency,reap seed=0,1,2
 pollard sweep recipes/playground.yaml pruning.keep=null,4 pruning.width=null,0.5 "pruning.layers=3,[0,1]"
+pollard sweep recipes/playground.yaml pruning.keep=null,6,4 sweep.compression=null,low_rank:0.5,2:4
 """
 
 import re
@@ -16,8 +17,9 @@ from toolkit.recipe.schema import Recipe
 from toolkit.runtime.errors import PollardError
 
 # A label need not repeat the first, which has a column of its own, and begins with the others
-AXES = ("pruning.keep", "pruning.criterion", "pruning.width_criterion", "pruning.layer_criterion")
-CUTS = ("pruning.keep", "pruning.width", "pruning.layers")
+COMPRESSION = "sweep.compression"
+AXES = ("pruning.keep", "pruning.criterion", "pruning.width_criterion", "pruning.layer_criterion", COMPRESSION)
+CUTS = ("pruning.keep", "pruning.width", "pruning.layers", COMPRESSION)
 COMMA = re.compile(r",(?![^\[{]*[\]}])")  # not inside of a list
 
 
@@ -32,21 +34,27 @@ class Cell:
     seed: int
     label: str
 
+    @property
+    def compression(self) -> str | None:
+        return self.recipe.sweep.compression
+
 
 @dataclass(frozen=True)
 class Grid:
-    """`recipe` is the recipe itself, with every override that is no list."""
+    """`recipe` is the recipe itself, with every override that is no list. `left_out`: combinations that are no cells."""
 
     recipe: Recipe
     cells: list[Cell]
+    left_out: int = 0
 
 
 def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
-    """The recipe and its cells; lists may be given for `seed` and every `pruning.` key.
+    """The recipe and its cells; lists may be given for `seed`, every `pruning.` key and `sweep.compression` (one value of which
+    is a list, too).
 
     Only `random` looks at the seed, so only it has a cell for each. What cuts nothing is the original, which every sweep has.
-    Raises PollardError as `load_recipe` does, and where
-    there is nothing to compare.
+    Compression goes with fewer experts; together with other cuts it is left out. Raises PollardError as `load_recipe` does, and
+    where there is nothing to compare.
     """
     fixed: dict[str, str] = {}
     lists: dict[str, list[str]] = {}
@@ -54,14 +62,15 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
         key, _, value = override.partition("=")
         fixed.pop(key, None)
         lists.pop(key, None)
-        options = COMMA.split(value) if key == "seed" or key.startswith("pruning.") else [value]
+        listed = key in ("seed", COMPRESSION) or key.startswith("pruning.")
+        options = COMMA.split(value) if listed else [value]
         if len(options) > 1 and not all(options):
             raise PollardError(
                 f"`{override}` has nothing between two commas: say what to compare, e.g. "
                 f"{key}={','.join(filter(None, options))}.",
                 code="sweep.empty-value",
             )
-        if len(options) > 1:
+        if len(options) > 1 or key == COMPRESSION:
             lists[key] = options
         else:
             fixed[key] = override
@@ -76,19 +85,41 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
             "A sweep masks the original, and a schedule prunes what rounds before have recovered: say pruning.schedule=null.",
             code="sweep.schedule",
         )
+    if compared := next((key for key in lists if key.startswith("pruning.refit")), None):
+        raise PollardError(
+            f"A sweep masks the original, and a refit changes weights: {compared} makes no difference there. Compare runs that "
+            "are refit and runs that are not (`pollard compare`).",
+            code="sweep.refit",
+        )
+    if recipe.pruning.form == "dense" or "pruning.form" in lists:
+        raise PollardError(
+            "A sweep masks the original and lets its routers choose, and the dense form has none: say pruning.form=moe, and run "
+            "the best cell with pruning.form=dense.",
+            code="sweep.dense",
+        )
     seeds = [load_recipe(path, [*fixed.values(), f"seed={seed}"]).seed for seed in lists.pop("seed", [str(recipe.seed)])]
     if not lists.keys().isdisjoint(CUTS[1:]) and "pruning.keep" not in lists and not _says_keep(recipe):
         fixed["pruning.keep"] = "pruning.keep=null"  # also where a cell leaves out the other cuts
-    cells = []
+    cells, left_out = [], 0
     for values in product(*lists.values()):
         chosen = _with_defaults(dict(zip(lists, values, strict=True)))
-        varied = load_recipe(path, [*fixed.values(), *(f"{key}={value}" for key, value in chosen.items())])
-        criteria = varied.pruning.criteria
+        varied = _without_refit(load_recipe(path, [*fixed.values(), *(f"{key}={value}" for key, value in chosen.items())]))
+        criteria, compression = varied.pruning.criteria, varied.sweep.compression
+        if compression and (varied.pruning.width is not None or varied.pruning.layers is not None):
+            left_out += 1
+            continue
         others = [f"{key.removeprefix('pruning.')} {value}" for key, value in chosen.items() if key not in AXES]
-        label = ", ".join(filter(None, [" + ".join(criteria), *(other for other in others if not other.endswith(" null"))]))
+        swept = [other for other in others if not other.endswith(" null")]
+        label = ", ".join(filter(None, [" + ".join(criteria), *swept, compression]))
         drawn = seeds if "random" in criteria else [recipe.seed]
-        cells += [Cell(varied, seed, label) for seed in drawn if criteria or varied.pruning.layers]
-    return Grid(recipe, list({(cell.recipe.pruning.model_dump_json(), cell.seed): cell for cell in cells}.values()))
+        cells += [Cell(varied, seed, label) for seed in drawn if criteria or varied.pruning.layers or compression]
+    each = {(cell.recipe.pruning.model_dump_json(), cell.compression, cell.seed): cell for cell in cells}
+    return Grid(recipe, list(each.values()), left_out)
+
+
+def _without_refit(recipe: Recipe) -> Recipe:
+    """A cell is the original, masked: no checkpoint is written that could be refit."""
+    return recipe.model_copy(update={"pruning": recipe.pruning.model_copy(update={"refit": False})})
 
 
 def _with_defaults(chosen: dict[str, str]) -> dict[str, str]:

@@ -12,8 +12,9 @@ from toolkit.runtime.signed_folders import write_own_file
 
 
 def write_report(run_path: str | Path) -> RunFacts:
-    """Writes report.json, report.html and the model card (README.md, into the recovered model's folder as well); returns what
-    report.json holds.
+    """Writes report.json, report.html and the model card (README.md, into the folder of the recovered or refitted model as well).
+
+    Returns what report.json holds.
 
     What the run has not done yet is reported as not done, and what is stale is named. Raises PollardError for a file that is
     there but damaged.
@@ -25,6 +26,6 @@ def write_report(run_path: str | Path) -> RunFacts:
     write_text(run_path / "report.json", json.dumps(facts.as_json(), indent=1, allow_nan=False) + "\n")
     write_text(run_path / "report.html", page)
     RunDirectory(run_path.name, run_path.parent).write_editable(run_path / "README.md", readme)
-    if facts.result == Role.RECOVERED and result.is_dir():  # pruned/ is the original's folder, smaller: with the original's card
+    if facts.result != Role.PRUNED and result.is_dir():  # pruned/ is the original's folder, smaller: with the original's card
         write_own_file(result, "README.md", readme)
     return facts

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from toolkit.recipe.data import Section
 from toolkit.recipe.roles import Role
 
-ModelRole = Literal["original", "pruned", "recovered"]
+ModelRole = Literal["original", "pruned", "refitted", "recovered"]
 
 
 class ServerRecipe(Section):
@@ -26,6 +26,8 @@ class ServersRecipe(Section):
     """Server of the original model."""
     pruned: ServerRecipe | None = None
     """Server of the pruned model: start it when the run has written that model."""
+    refitted: ServerRecipe | None = Field(default=None, exclude_if=lambda server: server is None)
+    """Server of the refitted model."""
     recovered: ServerRecipe | None = None
     """Server of the recovered model."""
     control: ServerRecipe | None = None
@@ -47,7 +49,7 @@ class ServersRecipe(Section):
         return values | roles
 
 
-ROLES = (Role.ORIGINAL, Role.PRUNED, Role.RECOVERED, Role.CONTROL)  # that have a checkpoint of their own
+ROLES = (Role.ORIGINAL, Role.PRUNED, Role.REFITTED, Role.RECOVERED, Role.CONTROL)  # that have a checkpoint of their own
 # Keys that the result of one model does not depend on, for `fingerprint_values`
 NOT_IN_FINGERPRINT: Any = {
     "models": True, "batch_size": True, "servers": {"concurrency", "timeout"},
@@ -59,7 +61,8 @@ class EvaluationRecipe(Section):
     """Evaluation on the task's test set, with the same prompts for every model. Decoding is greedy if `temperature` is 0."""
 
     models: list[ModelRole] = Field(default=["original", "pruned", "recovered"])
-    """Models to evaluate. The control is added when `control: true`."""
+    """Models to evaluate. The refitted one is among them by default where `pruning.refit` is set; the control is added when
+    `control: true`."""
     examples: int | None = Field(default=None, ge=1)
     """Number of test examples, from the beginning of the test set. Default: all."""
     split: Literal["test", "dev"] = "test"
@@ -83,6 +86,17 @@ class EvaluationRecipe(Section):
     harness_tasks: str | None = None
     """A folder with your own tasks in lm-eval's YAML format."""
 
+    @property
+    def without_server(self) -> str:
+        """What is wrong where a server is to run a model and none is named; else empty."""
+        missing = [role for role in self.models if getattr(self.servers, role) is None] if self.backend == "server" else []
+        if not missing:
+            return ""
+        return (
+            f"no server is named for {', '.join(missing)}: say servers: {{{missing[0]}: http://localhost:8000/v1}}, "
+            "or leave models out (models: […])"
+        )
+
     def fingerprint_values(self) -> dict[str, Any]:
         """The values that decide the result of one model, for its evaluation's fingerprint."""
         always = {"split": self.split, "max_new_tokens": self.max_new_tokens}
@@ -101,12 +115,8 @@ class EvaluationRecipe(Section):
             raise ValueError(f"{self.samples} samples at temperature 0 would all be the same: say temperature: 0.7")
         if self.temperature and self.backend == "continuous":
             raise ValueError("continuous batching answers greedily here (what it draws cannot be repeated): say temperature: 0")
-        missing = [role for role in self.models if getattr(self.servers, role) is None] if self.backend == "server" else []
-        if missing:
-            raise ValueError(
-                f"no server is named for {', '.join(missing)}: say servers: {{{missing[0]}: http://localhost:8000/v1}}, "
-                "or leave models out (models: […])"
-            )
+        if self.without_server:
+            raise ValueError(self.without_server)
         if self.backend != "server" and self.servers != ServersRecipe():
             raise ValueError(f"servers are asked by the backend server, and backend is {self.backend}: say backend: server")
         return self

@@ -5,6 +5,7 @@ pruning: {width: 0.5}                          narrower experts, all of them
 pruning: {keep: 6, width: 0.5, layers: 0.75}   all three in one plan
 pruning:
   schedule: [{keep: 6}, {keep: 6, width: 0.5}] one after the other, with a recovery in between
+pruning: {keep: 4, form: dense}                what stays as one feed-forward layer per block: no router, no experts
 """
 
 from contextlib import suppress
@@ -25,6 +26,7 @@ from pydantic_core import CoreSchema
 
 from toolkit.recipe.choices import CRITERIA_ON_ALL_TOKENS, Criterion, LayerCriterion, WidthCriterion
 from toolkit.recipe.data import Section
+from toolkit.recipe.refit import RefitRecipe, check_refit
 
 COUNTED = {"keep": "experts", "width": "channels of an expert", "layers": "decoder layers"}
 """The keys that say how much stays, and of what."""
@@ -128,6 +130,13 @@ class PruningRecipe(Section):
     """Tokens whose statistics are used."""
     mode: Literal["layerwise", "progressive"] = "layerwise"
     """For `reconstruction`: choose every block by itself (layerwise), or each on the outputs of the pruned blocks before it."""
+    form: Literal["moe", "dense"] = "moe"
+    """How the result is written: as a mixture of experts, or dense: the kept experts of every block become one feed-forward layer
+    that every token passes, in a stock dense model (docs/dense.md). Of a schedule, the last step's result."""
+    refit: bool | RefitRecipe = Field(default=False, exclude_if=lambda refit: refit is False)
+    """After pruning, compute anew the linear maps by which each layer adds to the residual stream, so that it comes close to the
+    original's: least squares on training examples, no gradients (docs/refit.md). true: on as many examples as calibration
+    reads."""
     skipping: Literal["median"] | float | None = None
     """Skip unimportant experts at inference: about half of each token's experts after the first (median, as published), or a
     share in (0, 1). Thresholds are calibrated on the run's last model, which is then evaluated with and without skipping."""
@@ -149,8 +158,8 @@ class PruningRecipe(Section):
         return list(dict.fromkeys(found))
 
     def of_step(self, step: StepRecipe, **changes: Any) -> Self:
-        """The same pruning in one step, to what `step` says."""
-        return self.model_copy(update={"schedule": None, **dict(step), **changes})
+        """The same pruning in one step, to what `step` says; it leaves a mixture of experts, which can be cut further."""
+        return self.model_copy(update={"schedule": None, "form": "moe", **dict(step), **changes})
 
     @model_validator(mode="before")
     @classmethod
@@ -178,6 +187,11 @@ class PruningRecipe(Section):
             raise ValueError("layers as a list names those that stay, counted from 0, ascending and each once: [0, 1, 3]")
         return layers
 
+    @field_validator("refit", mode="before")
+    @classmethod
+    def _refit_makes_sense(cls, refit: Any) -> Any:
+        return check_refit(refit)
+
     @field_validator("skipping", mode="before")
     @classmethod
     def _skipping_makes_sense(cls, skipping: Any) -> Any:
@@ -203,6 +217,10 @@ class PruningRecipe(Section):
             raise ValueError(f"experts_per_token {self.experts_per_token} is more than the {self.keep} experts kept")
         if self.skipping and 1 in (self.keep, self.experts_per_token) and not isinstance(self.keep, float):
             raise ValueError("with one expert per token there is none to skip: leave skipping out")
+        if self.form == "dense" and self.skipping:
+            raise ValueError(
+                "skipping leaves out experts that routers choose, and in the dense form there are none: leave one out"
+            )
         if self.criterion in CRITERIA_ON_ALL_TOKENS and self.tokens != "all":
             raise ValueError(f"{self.criterion} compares the block's output on all tokens: say tokens: all")
         return self
@@ -226,7 +244,7 @@ class PruningRecipe(Section):
         for cut, keys in BELONGING.items():
             if getattr(self, cut) is None:
                 values = {key: value for key, value in values.items() if key not in (cut, *keys)}
-        return values
+        return values if self.form != "moe" else {key: value for key, value in values.items() if key != "form"}
 
 
 def _counts_of(step: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ class Role(StrEnum):
 
     ORIGINAL = "original"
     PRUNED = "pruned"
+    REFITTED = "refitted"  # the pruned model, fitted to the original layer by layer
     RECOVERED = "recovered"
     SKIPPING = "skipping"  # the last of those, once more, leaving out experts while it runs
     CONTROL = "control"  # the original, fine-tuned as the pruned model is

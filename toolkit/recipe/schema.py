@@ -5,15 +5,26 @@ tasks, scorers) come from a generated file, toolkit/recipe/choices.py.
 """
 
 import re
-from typing import Any, Literal, Self
+from typing import Any, Literal, LiteralString, Self, cast
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from toolkit.recipe.choices import METHODS_WITH_ADAPTERS, Method
 from toolkit.recipe.data import DataRecipe, Section, SourceRecipe, TaskRecipe, TrainingSourceRecipe, all_weights_or_none
 from toolkit.recipe.evaluation import EvaluationRecipe
 from toolkit.recipe.pruning import PruningRecipe
+from toolkit.recipe.roles import Role
 
+MODELS_WITH_REFIT = ["original", "pruned", "refitted", "recovered"]
+"""What is evaluated by default where the pruned model is refit."""
 ZERO_PRESETS = (0, 1, 2, 3, "3-offload")
 
 
@@ -128,6 +139,24 @@ class SweepRecipe(Section):
 
     off_task: DataRecipe | None = None
     """A second task or text to measure the pruned models on: what pruning for one task costs on another."""
+    compression: str | None = None
+    """Compress the kept experts' weights as well, by what no stock reader loads, so that it is measured and never written:
+    low_rank:0.5 (two factors with that share of the numbers) or 2:4 (two of four neighbours are zero) (docs/pruning.md)."""
+
+    @field_validator("compression", mode="after")
+    @classmethod
+    def _is_known(cls, value: str | None) -> str | None:
+        if value in (None, "2:4"):
+            return value
+        kind, _, share = value.partition(":")
+        if kind == "low_rank" and re.fullmatch(r"0?\.\d+", share) and float(share):
+            return f"low_rank:{float(share):g}"
+        raise ValueError("2:4, or low_rank with the share of the experts' numbers that it leaves, in (0, 1): low_rank:0.5")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_asked_for(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Recipes of before do not have the key."""
+        return {key: value for key, value in dump(self).items() if key != "compression" or value is not None}
 
 
 class Recipe(Section):
@@ -153,6 +182,33 @@ class Recipe(Section):
             raise ValueError("no server is named for the control: say evaluation.servers.control, or leave control out")
         return self
 
+    @model_validator(mode="after")
+    def _method_has_experts(self) -> Self:
+        if self.pruning.form == "dense" and self.finetuning.method in METHODS_OF_EXPERTS:
+            raise ValueError(
+                f"finetuning.method {self.finetuning.method} works on experts, and with pruning.form dense there are none: say "
+                "method: full, or lora"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _refitted_model_is_evaluated(self) -> Self:
+        """By default, where there is one. Set in place: pydantic wants the model back that it gave."""
+        evaluation, refit = self.evaluation, self.pruning.refit
+        if refit and "models" not in evaluation.model_fields_set:
+            object.__setattr__(self, "evaluation", evaluation.model_copy(update={"models": MODELS_WITH_REFIT}))
+        if Role.REFITTED in evaluation.models and not refit:
+            raise self._fault("models", "there is no refitted model without a refit: say pruning.refit: true, or leave it out")
+        if missing := self.evaluation.without_server:
+            raise self._fault("servers", missing)
+        return self
+
+    def _fault(self, key: str, message: str) -> ValidationError:
+        """Of a key of `evaluation` that another section makes wrong: reported where it stands."""
+        kind = PydanticCustomError("value_error", cast(LiteralString, message))
+        fault = InitErrorDetails(type=kind, loc=("evaluation", key), input=self.evaluation.model_dump()[key])
+        return ValidationError.from_exception_data(type(self).__name__, [fault])
+
     @model_validator(mode="before")
     @classmethod
     def _expand_shorthands(cls, values: Any) -> Any:
@@ -172,4 +228,6 @@ class Recipe(Section):
         return name
 
 
+METHODS_OF_EXPERTS = ("router", "experts", "qlora")
+"""Methods of fine-tuning that train, or quantize, experts and routers."""
 SHORTHANDS = {"model": "path", "task": "name"}

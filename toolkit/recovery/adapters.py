@@ -19,10 +19,10 @@ from toolkit.cuts.checkpoint import check_whole, complete_checkpoint, write_chec
 from toolkit.moe import (
     UNFUSED,
     MoEBlock,
+    blocks_in,
     checkpoint_folder,
     decoder_linears,
     expert_weights,
-    find_blocks,
     linear_name,
 )
 from toolkit.recipe.schema import LoraRecipe
@@ -43,7 +43,7 @@ def adapt(model: PreTrainedModel, blocks: list[MoEBlock], linears: Iterable[str]
 def _with_adapters(
     model: PreTrainedModel, blocks: list[MoEBlock], linears: Iterable[str], lora: LoraRecipe, **options: Any
 ) -> PeftModel:
-    modules = adaptable(linears)
+    modules = adaptable(model, blocks, linears)
     parameters = []
     for block in blocks:
         if hasattr(block.experts, UNFUSED):
@@ -86,7 +86,7 @@ def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
 
 def with_adapter(model: PreTrainedModel, lora: LoraRecipe, weights: dict[str, torch.Tensor]) -> PeftModel:
     """The stock `model` with the trained `adapter_weights`, as an adapter of fused experts even where unfused ones trained."""
-    blocks = find_blocks(model)
+    blocks = blocks_in(model)
     adapted = _with_adapters(model, blocks, decoder_linears(model, blocks), lora)
     weights = dict(weights)
     for name, module in adapted.named_modules():

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from toolkit.moe import (
     UNFUSED,
     MoEBlock,
+    blocks_in,
     decoder_linears,
     expert_weights,
     find_blocks,
@@ -50,14 +51,14 @@ class Lora(RecoveryMethod):
         return Reach(experts=2 * weights, router=lora.router)  # a pair of matrices for each weight
 
     def memory(self, model: PreTrainedModel, lora: LoraRecipe) -> TrainedMemory:
-        blocks = find_blocks(model)
+        blocks = blocks_in(model)
         sides = 0  # in + out of every adapted matrix
         for block in blocks:
             for name in expert_weights(block):
                 experts, one, other = getattr(block.experts, name).shape
                 sides += experts * (one + other)
         linears = decoder_linears(model, blocks)
-        sides += sum(linears[name].in_features + linears[name].out_features for name in adaptable(linears))
+        sides += sum(linears[name].in_features + linears[name].out_features for name in adaptable(model, blocks, linears))
         routers = parameters_of([block.router for block in blocks]) if lora.router else 0
         return TrainedMemory(lora.rank * sides + routers, sizes(model).parameters * model.dtype.itemsize)
 

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN  # by which PEFT redirects
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from toolkit.cuts.checkpoint import check_whole, complete_checkpoint, write_checkpoint
 from toolkit.moe import (
     MoEBlock,
+    blocks_in,
     check_loaded,
     checkpoint_folder,
     decoder_linears,
-    find_blocks,
     is_partitioned,
     load_model,
     sizes,
@@ -56,11 +57,13 @@ class Training:
 
 
 def training_of(recipe: Recipe, run: RunPaths, role: Role) -> Training:
-    """The pruned model is trained into `recovered/`; the original, with the same recipe, into `control/`."""
+    """The pruned model, refit where the recipe says so, is trained into `recovered/`; the original, with the same recipe, into
+    `control/`."""
     if role == Role.CONTROL:
         model, checkpoints = recipe.model, run.checkpoints / role
         return Training(model.path, model.revision, run.control, run.control_adapter, checkpoints, run.control_log)
-    return Training(str(run.pruned), None, run.recovered, run.adapter, run.checkpoints / role, run.training_log)
+    start = run.refitted if recipe.pruning.refit else run.pruned
+    return Training(str(start), None, run.recovered, run.adapter, run.checkpoints / role, run.training_log)
 
 
 class Loaded(NamedTuple):
@@ -76,9 +79,11 @@ class Loaded(NamedTuple):
 READ_AS_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 
 
-def adaptable(linears: Iterable[str]) -> list[str]:
-    """Of linear layers, by name, those that PEFT can give adapters."""
-    return [name for name in linears if name.rpartition(".")[2] not in READ_AS_EXPERTS]
+def adaptable(model: PreTrainedModel, blocks: Sequence[MoEBlock], linears: Iterable[str]) -> list[str]:
+    """Of the model's linear layers, by name, those that PEFT can give adapters: in a dense model all, unless its family has
+    experts, too."""
+    redirected = blocks or model.config.model_type in _MODEL_TO_CONVERSION_PATTERN
+    return [name for name in linears if not redirected or name.rpartition(".")[2] not in READ_AS_EXPERTS]
 
 
 class Reach(NamedTuple):
@@ -129,7 +134,7 @@ class RecoveryMethod(ABC):
         """The checkpoint `source`, on every rank; under ZeRO-3 its parameters are partitioned as they load."""
         model = load_model(source, revision, recipe.model.dtype, skipping=False)
         check_loaded(model, source, revision)
-        blocks = find_blocks(model)
+        blocks = blocks_in(model)
         return Loaded(model, blocks, [*decoder_linears(model, blocks)])
 
     def set_up(self, loaded: Loaded, lora: LoraRecipe) -> Any:

@@ -10,11 +10,11 @@ import torch
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import PARTS, ExpertStatistics, Tokens
 from toolkit.report.cut_facts import CriteriaAgreement
-from toolkit.report.facts import BlockFacts, PruningFacts
+from toolkit.report.facts import BlockFacts, DenseFacts, PruningFacts
 
 
-def pruning_facts(plan: Plan, schedule: list[int | str] | None) -> PruningFacts:
-    """The plan in numbers; with a schedule, `plan` is that of all rounds together."""
+def pruning_facts(plan: Plan, schedule: list[int | str] | None, dense: DenseFacts | None = None) -> PruningFacts:
+    """The plan in numbers; with a schedule, `plan` is that of all rounds together. `dense`: of a plan that is written so."""
     experts = next(iter(plan.blocks.values())).experts
     return PruningFacts(
         criterion=plan.criterion,
@@ -26,6 +26,7 @@ def pruning_facts(plan: Plan, schedule: list[int | str] | None) -> PruningFacts:
         experts=experts,
         blocks=len(plan.blocks),
         schedule=schedule,
+        dense=dense,
     )
 
 

@@ -50,7 +50,7 @@ def _metadata(report: RunFacts) -> ModelCardData:
                 metric_name=f"accuracy (%), {result.n} questions",
             )
         ]  # fmt: skip
-    tags = [*TAGS, *_kinds_of_pruning(report), *([origin.family] if origin.family else [])]
+    tags = [*TAGS, *_kinds_of_pruning(report), *(["refit"] if report.refit else []), *([origin.family] if origin.family else [])]
     return ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=tags, **known)
 
 
@@ -72,7 +72,7 @@ def off_task_cost(report: RunFacts) -> OffTaskCost | None:
     original = sweep.rows[0].off_task
     width, layers = (report.cuts.width, report.cuts.layers) if report.cuts else (None, None)
     others = width and width.keep, layers and len(layers.kept)
-    for row in sweep.rows:
+    for row in (row for row in sweep.rows if not row.not_written):
         alike = (row.keep, row.criterion, row.tokens) == (cut.keep, cut.criterion, cut.tokens)
         alike &= (row.width, row.layers) == others and (not width or row.width_criterion == width.criterion)
         if alike and cut.mode in (None, row.mode) and row.off_task and original:

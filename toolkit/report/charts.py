@@ -196,7 +196,7 @@ def keep_curve(sweep: SweepTable | None) -> KeepCurve | None:
         return KeepCurve(lines, ticks, band, "experts kept per block")
     shares = [share for share in nice_ticks(few / all_, 1.0) if few / all_ <= share <= 1]
     ticks = [Tick(place(share * all_, 0)[0], percent(share, 0)) for share in shares]
-    return KeepCurve(lines, ticks, band, "parameters, of the original's")
+    return KeepCurve(lines, ticks, band, f"{'bytes' if sweep.by_bytes else 'parameters'}, of the original's")
 
 
 def _dot_title(row: SweepRow) -> str:

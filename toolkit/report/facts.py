@@ -9,11 +9,12 @@ this package knows where a run keeps its files. Shares, scores and intervals are
 
 from typing import Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, JsonValue
+from pydantic import BaseModel, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
 from toolkit.recipe.roles import Role
 from toolkit.report.cut_facts import CriteriaAgreement, CutFacts
 from toolkit.report.measurements import Facts, Fidelity, HarnessRow, Interval, Number, SpeedTable, SweepTable
+from toolkit.report.refit_facts import RefitFacts
 from toolkit.runtime.intervals import Pair
 
 LoggedLoss = tuple[Number, Number | None]  # step, nats per token; None: it was not finite
@@ -153,6 +154,14 @@ class Provenance(Facts):
     card: dict[str, JsonValue]
 
 
+class DenseFacts(Facts):
+    """The dense form: squared errors of the blocks' outputs on the calibration tokens, relative to the original's, on average
+    over blocks; with the coefficients that were written, and with mean gate weights."""
+
+    error: Number
+    mean_gate_error: Number
+
+
 class PruningFacts(Facts):
     """How the plan was chosen: `keep` of `experts` in each of `blocks`; with a schedule, over all rounds. A step is a number of
     experts, or text where it says more."""
@@ -166,6 +175,12 @@ class PruningFacts(Facts):
     experts: int
     blocks: int
     schedule: list[int | str] | None
+    dense: DenseFacts | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual_form(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        values: dict[str, JsonValue] = dump(self)
+        return values if self.dense else {key: value for key, value in values.items() if key != "dense"}
 
 
 class CalibrationFacts(Facts):
@@ -222,6 +237,7 @@ class RunFacts(Facts):
     pruning: PruningFacts | None
     cuts: CutFacts | None = Field(default=None, exclude_if=lambda cuts: cuts is None)  # where more than experts was cut
     calibration: CalibrationFacts | None
+    refit: RefitFacts | None = Field(default=None, exclude_if=lambda refit: refit is None)  # where there was one
     models: dict[Role, ModelResult | None]
     ratios: dict[Role, dict[str, float]]
     pairs: list[RolePair]
@@ -252,13 +268,14 @@ class RunFacts(Facts):
 
     @property
     def result(self) -> Role:
-        """The model that the run ends with: the recovered one, where there is a recovery."""
-        return Role.RECOVERED if self.training else Role.PRUNED
+        """The model that the run ends with: the recovered one, where there is a recovery, else the refitted one."""
+        before = Role.REFITTED if self.refit else Role.PRUNED
+        return Role.RECOVERED if self.training else before
 
     @property
     def evaluated_result(self) -> Role | None:
-        """The last model of the run that was evaluated: recovered, else pruned."""
-        return next((role for role in (Role.RECOVERED, Role.PRUNED) if self.models.get(role)), None)
+        """The last model of the run that was evaluated: recovered, else refitted, else pruned."""
+        return next((role for role in (Role.RECOVERED, Role.REFITTED, Role.PRUNED) if self.models.get(role)), None)
 
     def pair_of(self, first: Role, second: Role) -> RolePair | None:
         """The comparison of two models; None where they did not answer the same questions."""

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.cuts import Plan, ShapeSize
 from toolkit.cuts.model_summary import CutSizes, ModelSummary
+from toolkit.moe import Sizes
 from toolkit.report.size_table import described_cuts, size_table
 from toolkit.runtime.distributed import console, say
 from toolkit.runtime.formatting import MISSING, amount, ranges, size
@@ -100,6 +101,28 @@ def show_pruned_by(path: str) -> None:
         which = f": {ranges(cut['kept'])}" if "kept" in cut else ""
         text = f"{kept:,}{f' of {of:,}' if of else ''} {WHAT[cut['kind']]} stay, by {cut['criterion']}{which}"
         say(f"[bold]{'':<16}[/]{escape(text)}")
+    if plan.get("form") == "dense":
+        say(f"[bold]{'':<16}[/]written as a dense model: every token passes all experts that stay")
+
+
+def is_dense_form(path: str) -> bool:
+    """Whether a checkpoint is one that Pollard wrote in the dense form, or fine-tuned from one."""
+    facts = read_provenance(Path(path)) or {}
+    plan = facts.get("plan")
+    if isinstance(plan, dict):
+        return plan.get("form") == "dense"
+    source = facts.get("source")
+    return facts.get("what") != "pruned checkpoint" and isinstance(source, str) and source != path and is_dense_form(source)
+
+
+def show_dense_model(sizes: Sizes, family: str, stored: int) -> None:
+    """Prints what there is to say of a model without experts."""
+    for name, value in {
+        "family": f"{family}, dense: no experts to prune",
+        "parameters": f"{amount(sizes.parameters)}, all of them active per token",
+        "checkpoint": size(stored),
+    }.items():
+        say(f"[bold]{name:<16}[/]{value}")
 
 
 def checkpoint_text(summary: ModelSummary) -> str:

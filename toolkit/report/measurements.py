@@ -98,6 +98,9 @@ class SweepRow(FileFacts):
     layers: int | None = None
     parameters: int | None = None  # of the pruned model; None in tables where experts alone are cut, as for active ones
     active_parameters: int | None = None
+    bytes: int | None = None  # of its weights in the checkpoint's dtype; only in tables where some cells are compressed
+    compression: str | None = None
+    not_written: str | None = None  # why there is no checkpoint like it; None: a recipe can have it
     criterion: str | None = None
     width_criterion: str | None = None
     layer_criterion: str | None = None
@@ -119,7 +122,9 @@ class SweepRow(FileFacts):
 
     @property
     def amount(self) -> int:
-        """What is swept: parameters, where these are known, else experts."""
+        """What is swept: bytes or parameters, where these are known, else experts."""
+        if self.bytes is not None:
+            return self.bytes
         return self.keep if self.parameters is None else self.parameters
 
     @property
@@ -129,12 +134,13 @@ class SweepRow(FileFacts):
             return f"keep {self.keep}"
         parts = [f"{self.keep} experts"]
         parts += [f"{self.width:,} channels"] if self.width else []
-        return ", ".join([*parts, *([f"{self.layers} layer{'s' * (self.layers > 1)}"] if self.layers else [])])
+        parts += [f"{self.layers} layer{'s' * (self.layers > 1)}"] if self.layers else []
+        return ", ".join([*parts, *([self.compression] if self.compression else [])])
 
 
 class SweepTable(FileFacts):
     """sweep/table.json; `holding`: per label the fewest experts with which accuracy holds; where widths or layers are swept, too,
-    the fewest parameters."""
+    the fewest parameters; with compressed cells, the fewest bytes."""
 
     format: int
     task: str
@@ -150,6 +156,11 @@ class SweepTable(FileFacts):
     def by_size(self) -> bool:
         """Whether more than experts is swept: cells are compared by their parameters."""
         return self.rows[0].parameters is not None
+
+    @property
+    def by_bytes(self) -> bool:
+        """Whether some cells are compressed: all are compared by their bytes."""
+        return self.rows[0].bytes is not None
 
 
 class SpeedRatios(FileFacts):

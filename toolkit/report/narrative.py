@@ -34,7 +34,7 @@ def headline(facts: RunFacts) -> str:
     cut = _cut(facts, end or Role.PRUNED)
     if end and original:
         after = facts.evaluated[end]
-        alone = " without fine-tuning" * (end == Role.PRUNED)
+        alone = {Role.PRUNED: " without fine-tuning", Role.REFITTED: " by refit, without fine-tuning"}.get(end, "")
         return f"{cut}: {percent(original.score)} -> {percent(after.score)}{alone}{_in_brackets(facts, end)}."
     if not facts.evaluated:
         return f"{cut}; no model has been evaluated."
@@ -78,8 +78,15 @@ def summary(facts: RunFacts) -> str:
         rounds = f", in rounds ({', '.join(map(str, cut.schedule))})" if cut.schedule else ""
         kept = f"{cut.keep} of {cut.experts} experts kept" if cut.keep < cut.experts or not facts.cuts else "All experts kept"
         sentences.append(f"{kept} in each of {cut.blocks} blocks{rounds}.")
+        if cut.dense:
+            sentences.append(
+                "Written as a dense model: every token passes all of them, as one feed-forward layer, whose output was off by "
+                f"{percent(cut.dense.error)} of the original block's before any training (squared)."
+            )
     if facts.cuts:
         sentences += _about_cuts(facts.cuts)
+    if facts.refit:
+        sentences.append(facts.refit.sentence)
     evaluated = facts.evaluated.values()
     if not evaluated:
         return " ".join(sentences)

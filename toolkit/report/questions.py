@@ -14,7 +14,7 @@ from toolkit.report.facts import AnswerChanges, ChangedAnswer, ChangedAnswers, M
 from toolkit.runtime.intervals import Pair, pair
 
 Correctness = dict[tuple[str, str, int], bool]  # question, gold, which of its like -> whether it was answered rightly
-REFERENCES = (Role.ORIGINAL, Role.CONTROL, Role.PRUNED, Role.RECOVERED)  # a model is compared with those before it
+REFERENCES = (Role.ORIGINAL, Role.CONTROL, Role.PRUNED, Role.REFITTED, Role.RECOVERED)  # a model is compared with those before it
 SHOWN = 5  # changed answers of each kind
 LONGEST = 1_500  # characters of a text: an endless answer is not worth more
 

@@ -11,7 +11,7 @@ from toolkit.runtime.formatting import MISSING, amount, percent, ranges
 
 COLUMNS = ("", "layers", "experts", "per token", "width", "parameters", "active", "left")
 
-ROWS = {"original": "original", "layers": "fewer layers", "experts": "fewer experts", "width": "narrower"}
+ROWS = {"original": "original", "layers": "fewer layers", "experts": "fewer experts", "width": "narrower", "dense": "dense"}
 
 
 def size_rows(sizes: Mapping[str, ShapeSize | SizeFacts]) -> list[list[str]]:
@@ -48,4 +48,6 @@ def described_cuts(plan: Plan) -> dict[str, str]:
         lines["experts"] = f"all {of} stay in each of {blocks} blocks" if counts == {experts.keep} else chosen
     if width := plan.cut(WidthCut):
         lines["width"] = f"{width.keep:,} channels of every expert stay, each its own, by {width.criterion}"
+    if plan.form == "dense":
+        lines["form"] = "dense: every token passes all experts that stay, as one feed-forward layer per block"
     return lines

@@ -1,5 +1,6 @@
 """A sweep's table: which numbers of experts hold, what follows from it, and how the terminal shows it. Where widths and layers
-are swept, too, cells are compared by their parameters."""
+are swept, too, cells are compared by their parameters; where some are compressed, by their bytes. What is only measured is
+never recommended."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,9 +10,9 @@ from rich.table import Table
 
 from toolkit.report.measurements import SweepRow, SweepTable, TaskResult
 from toolkit.runtime.distributed import console, is_main, say
-from toolkit.runtime.formatting import amount, interval, loss, percent
+from toolkit.runtime.formatting import amount, interval, loss, percent, size
 
-WIDTH = 120  # of a table in a log file
+WIDTH = 140  # of a table in a log file
 
 
 def tabulate(rows: Sequence[SweepRow]) -> SweepTable:
@@ -54,14 +55,28 @@ def _overlap(row: SweepRow, original: SweepRow) -> bool:
 
 
 def _recommendation(original: SweepRow, cells: Sequence[SweepRow], holding: Mapping[str, int | None]) -> str:
-    only = "These models are only pruned: fine-tuning wins back more, so that fewer experts may do after it."
-    questions = f"{original.task.n:,} dev questions of {original.task.name}"
-    reference = f"the original's ({_score(original.task)}), on {questions}"
+    """Of the cells that a recipe can have; then what is to be known of those that are only measured."""
+    unwritten = {row.label for row in cells if row.not_written}
+    writable = [row for row in cells if not row.not_written]
+    reasons = [f"{reason}." for reason in dict.fromkeys(row.not_written for row in cells if row.not_written)]
     if not original.task.correct:
-        return f"The original itself is right on none of {questions}: by accuracy there is nothing to compare."
+        questions = _questions(original)
+        nothing = f"The original itself is right on none of {questions}: by accuracy there is nothing to compare."
+        return " ".join([nothing, *reasons])
+    advice = _advice(original, writable, {label: least for label, least in holding.items() if label not in unwritten})
+    measured = _measured_only(original, cells, {label: least for label, least in holding.items() if label in unwritten})
+    only_pruned = "These models are only pruned: fine-tuning wins back more, so that fewer experts may do after it."
+    return " ".join([*advice, *measured, *reasons, only_pruned])
+
+
+def _advice(original: SweepRow, cells: Sequence[SweepRow], holding: Mapping[str, int | None]) -> list[str]:
+    """What to prune to, in sentences."""
+    if not cells:
+        return ["Nothing can be recommended: none of these cells can be written."]
+    reference = f"the original's ({_score(original.task)}), on {_questions(original)}"
     chosen = {label: keep for label, keep in holding.items() if keep and not _is_random(label)}
     if not chosen:
-        return f"{_none_holds(original, cells, reference)} {only}"
+        return [_none_holds(original, cells, reference)]
     fewest = min(chosen.values())
     row = max((row for label, keep in chosen.items() if keep == fewest for row in with_amount(cells, label, keep)), key=_quality)
     sentences = [
@@ -82,7 +97,21 @@ def _recommendation(original: SweepRow, cells: Sequence[SweepRow], holding: Mapp
             percent(result.score) if by_score else loss(result.loss) for result in (original.off_task, row.off_task)
         )  # fmt: skip
         sentences.append(f"On {row.off_task.name} it costs: {before} -> {after}.")
-    return " ".join([*sentences, only])
+    return sentences
+
+
+def _measured_only(original: SweepRow, cells: Sequence[SweepRow], holding: Mapping[str, int | None]) -> list[str]:
+    """The sentence about what holds of the cells that cannot be written; none where nothing does. `holding`: of their labels."""
+    found = []
+    for label, least in holding.items():
+        if least:
+            row = max(with_amount(cells, label, least), key=_quality)
+            found.append(f"{row.shape} ({percent(least / original.amount)} of the bytes, {percent(row.task.score)})")
+    return [f"Measured only, and holding: {'; '.join(found)}."] if found else []
+
+
+def _questions(original: SweepRow) -> str:
+    return f"{original.task.n:,} dev questions of {original.task.name}"
 
 
 def _by_size(original: SweepRow) -> bool:
@@ -93,8 +122,9 @@ def _named(row: SweepRow, original: SweepRow) -> str:
     """The cell, and what it is the least of."""
     if not _by_size(original):
         return f"pruning.keep={row.keep} by {row.label}: the fewest experts"
-    share = percent(row.amount / original.amount)
-    return f"{row.shape} by {row.label} ({amount(row.parameters)} parameters, {share} of the original's): the fewest parameters"
+    share, what = percent(row.amount / original.amount), "bytes" if row.bytes is not None else "parameters"
+    how_many = size(row.bytes) if row.bytes is not None else f"{amount(row.parameters)} parameters"
+    return f"{row.shape} by {row.label} ({how_many}, {share} of the original's): the fewest {what}"
 
 
 def _each_that_holds(original: SweepRow, cells: Sequence[SweepRow], holding: Mapping[str, int | None]) -> str:
@@ -137,13 +167,13 @@ def show_sweep(table: SweepTable) -> None:
     fidelity_columns = ("KL", "acceptance") if reference else ()
     off_task_columns = ("off task", "its loss") if table.off_task else ()
     drawn = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
-    size_columns = ("width", "layers", "parameters", "active") if table.by_size else ()
+    sizes = _size_columns(table)
     if table.by_size and not console.is_terminal:
         console.width = max(console.width, WIDTH)
     for column in (
         "criterion",
         "keep",
-        *size_columns,
+        *sizes,
         "seed",
         "accuracy",
         "95 % interval",
@@ -153,7 +183,7 @@ def show_sweep(table: SweepTable) -> None:
     ):
         drawn.add_column(column, justify="left" if column == "criterion" else "right", no_wrap=True)
     for row in table.rows:
-        drawn.add_row(*_cells(row))
+        drawn.add_row(*_cells(row, sizes))
     say()
     console.print(drawn)
     say()
@@ -163,11 +193,22 @@ def show_sweep(table: SweepTable) -> None:
     say(escape(table.recommendation))
 
 
-def _cells(row: SweepRow) -> list[str]:
-    cells = [escape(row.label), str(row.keep)]
-    if row.parameters is not None:
-        width, layers = f"{row.width:,}" if row.width else "all", str(row.layers or "all")
-        cells += [width, layers, amount(row.parameters), amount(row.active_parameters)]
+def _size_columns(table: SweepTable) -> list[str]:
+    """Without what nothing is cut of in any cell."""
+    columns = [name for name in ("width", "layers") if any(getattr(row, name) for row in table.rows)]
+    columns += ["parameters", "active"] if table.by_size else []
+    return [*columns, *(["bytes"] if table.by_bytes else [])]
+
+
+def _cells(row: SweepRow, sizes: Sequence[str]) -> list[str]:
+    found = {
+        "width": f"{row.width:,}" if row.width else "all",
+        "layers": str(row.layers or "all"),
+        "parameters": amount(row.parameters),
+        "active": amount(row.active_parameters),
+        "bytes": size(row.bytes),
+    }
+    cells = [escape(row.label), str(row.keep), *(found[name] for name in sizes)]
     seed = str(row.seed) if row.drawn else ""
     cells += [seed, percent(row.task.score), interval(row.task.interval), loss(row.task.loss)]
     if row.fidelity:

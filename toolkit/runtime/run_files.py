@@ -19,12 +19,16 @@ WRITTEN_BEFORE_MANIFEST = re.compile(r"lock|traceback(-rank\d+)?\.txt|manifest\.
 TEMPORARY = re.compile(r"\.tmp\w*|.+\.(json|jsonl|safetensors|html|md|yaml)\.tmp")
 """Half-written files: Pollard's end in .tmp, those of safetensors begin with it."""
 
-TEMPORARY_RUN_FILE = re.compile(r"(manifest|recipe|layers|plan|alternatives|report|speed|README|\w+_log)\.\w+\.tmp")
+TEMPORARY_RUN_FILE = re.compile(r"(manifest|recipe|layers|plan|refit|alternatives|report|speed|README|\w+_log)\.\w+\.tmp")
 TEMPORARY_CHECKPOINT_FILES = ("README.md.tmp", "skipping.json.tmp")
+
+RESUMED_FOLDERS = ("pruned.tmp", "refitted.tmp")
+"""Half-written checkpoints that their stages go on from."""
 
 SHARD_PATTERN = r"about\.json|\d{5}\.(safetensors|jsonl)"
 RUN_FILE_PATTERNS = {  # folder: its files, as regular expressions of their path in it
     "layers": r"losses\.json|similarities\.safetensors",
+    "dense": r"plan\.(json|safetensors)",
     "calibration": r"statistics\.(safetensors|json)",
     "teacher": SHARD_PATTERN,
     "answers": rf"\d+/({SHARD_PATTERN})",
@@ -91,13 +95,16 @@ def remove_files(paths: Iterable[Path], folder: Path) -> list[Path]:
 
 def remove_half_written(run: Path) -> None:
     """Removes what a killed run left under temporary names. Its rounds are run directories of their own."""
-    for name in RUN_FOLDERS:
+    for name in (*RUN_FOLDERS, "refitted"):
         restore(run / name)
         partial = partial_path(run / name)
-        if name != "pruned" and partial.is_dir() and not foreign_files(partial):  # pruning goes on from what it left
+        if partial.name not in RESUMED_FOLDERS and partial.is_dir() and not foreign_files(partial):
             remove_own(partial)
     below = [
-        path for name in (*RUN_FILE_PATTERNS, "pruned.tmp") for path in files_below(run / name) if TEMPORARY.fullmatch(path.name)
+        path
+        for name in (*RUN_FILE_PATTERNS, *RESUMED_FOLDERS)
+        for path in files_below(run / name)
+        if TEMPORARY.fullmatch(path.name)
     ]
     at_the_top = [path for path in run.glob("*.tmp") if path.is_file() and TEMPORARY_RUN_FILE.fullmatch(path.name)]
     beside_weights = [path for name in TEMPORARY_CHECKPOINT_FILES for path in run.glob(f"*/{name}")]

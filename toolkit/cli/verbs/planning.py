@@ -42,18 +42,24 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_inspect(arguments: argparse.Namespace) -> None:
     """A file is a plan: what it keeps, and the size of its model after each cut."""
-    from toolkit.cuts import Plan, check_plan, sizes_after_cuts
+    from toolkit.cuts import Plan, check_dense, check_plan, sizes_after_cuts
     from toolkit.cuts.model_summary import model_summary
-    from toolkit.moe import load_config, meta_model
-    from toolkit.report.inspection import show_model_summary, show_plan, show_pruned_by
+    from toolkit.moe import checkpoint_bytes, load_config, meta_model, sizes
+    from toolkit.report.inspection import is_dense_form, show_dense_model, show_model_summary, show_plan, show_pruned_by
 
     if not Path(arguments.model).is_file():
         show_pruned_by(arguments.model)
+        if is_dense_form(arguments.model):
+            model = meta_model(load_config(arguments.model))
+            show_dense_model(sizes(model), model.config.model_type, checkpoint_bytes(arguments.model))
+            return
         show_model_summary(model_summary(arguments.model))
         return
     plan = Plan.load(arguments.model)
     config = load_config(plan.model)
     check_plan(meta_model(config), plan)
+    if plan.form == "dense":
+        check_dense(config, plan)
     show_plan(plan, sizes_after_cuts(config, plan))
 
 

@@ -1,4 +1,4 @@
-"""Verbs that run a recipe: `pollard run | calibrate | select | prune | recover | evaluate | report | sweep RECIPE`."""
+"""Verbs that run a recipe: `pollard run | calibrate | select | prune | refit | recover | evaluate | report | sweep RECIPE`."""
 
 import argparse
 import time
@@ -11,6 +11,7 @@ from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.sweep_grid import load_grid
 from toolkit.recipe.file import load_recipe
 from toolkit.runtime.distributed import join
+from toolkit.runtime.errors import PollardError
 from toolkit.runtime.typed_command import command_again
 
 LAST_STAGES = {  # verb: the last stage that it runs; None: all of them
@@ -18,6 +19,7 @@ LAST_STAGES = {  # verb: the last stage that it runs; None: all of them
     "calibrate": "calibrate",
     "select": "select",
     "prune": "prune",
+    "refit": "refit",
     "recover": "recover",
     "evaluate": "evaluate",  # the last of them
     "report": "report",
@@ -27,6 +29,11 @@ LAST_STAGES = {  # verb: the last stage that it runs; None: all of them
 def run_recipe(arguments: argparse.Namespace, until: str | None = None) -> None:
     """Runs the recipe as far as stage `until`, on every rank. Its mistakes are reported before torch is imported."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if until == "refit" and not recipe.pruning.refit:
+        raise PollardError(
+            f"{arguments.recipe} has no refit: say pruning.refit=true, on the command line or in the file.",
+            code="refit.not-asked",
+        )
     started = time.monotonic()
     with resumable(), tracebacks_in(RunDirectory(recipe.name).path):
         join()

@@ -68,7 +68,7 @@ class Calibrate(Stage):
         found = sizes.observation(self.name, model, search, backward=channels == "gradients")
         if recipe.calibration.self_generated:
             prompts = data.evaluation.limited(data.calibration.examples)
-            found = _with_answers(found, sizes.generation("", model, prompts), machine)
+            found = with_answers(found, sizes.generation("", model, prompts), machine)
         work = f"{found.work}, {recipe.pruning.mode} search over every expert" if search else found.work
         work = f"{found.work}, and backward once" if channels == "gradients" else work
         sizes_of = [block.expert_count * (STATISTICS_BYTES + self._channel_bytes(block)) for block in find_blocks(model.model)]
@@ -149,7 +149,7 @@ class Calibrate(Stage):
         return CalibrationFacts(**counts)
 
 
-def _with_answers(observation: StageEstimate, answers: StageEstimate, machine: Machine) -> StageEstimate:
+def with_answers(observation: StageEstimate, answers: StageEstimate, machine: Machine) -> StageEstimate:
     """The model answers the prompts first, then it is observed."""
     gpu, host = observation.gpu, observation.host
     if machine.gpus:

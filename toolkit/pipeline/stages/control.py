@@ -1,6 +1,7 @@
 """Original checkpoint and training examples -> control/: the original, fine-tuned as the pruned model is."""
 
 from toolkit.estimate import FineTuning, Machine
+from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.recipe_changes import DECIDING
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
 from toolkit.pipeline.relief import Relief, change
@@ -15,11 +16,14 @@ from toolkit.recipe.roles import Role
 class Control(Recover):
     kind = MADE_BY[Role.CONTROL]
     sections = DECIDING[Role.CONTROL]
-    needs = TEACHING
     output = "control"
     checkpoints = ("control", "control_adapter")
     scratch = "checkpoints/control"
-    last_screen = Shown(3, "the original, fine-tuned alike")
+    last_screen = Shown(4, "the original, fine-tuned alike")
+
+    def __init__(self, context: RunContext, role: Role | None = None) -> None:
+        super().__init__(context, role)
+        self.needs = TEACHING
 
     def is_asked_for(self) -> bool:
         return self.context.recipe.control

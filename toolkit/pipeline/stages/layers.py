@@ -37,7 +37,7 @@ class Layers(Stage):
     sections = DECIDING[Role.PRUNED]
     output = "layers.json"
     resumes = ("layers",)
-    last_screen = Shown(4, "which layers stay")
+    last_screen = Shown(5, "which layers stay")
 
     def __init__(self, context: RunContext, role: Role | None = None) -> None:
         super().__init__(context, role)

@@ -36,7 +36,7 @@ class Measurement(Stage):
         return recipe.control if self.role is Role.CONTROL else self.role in recipe.evaluation.models
 
     def relief(self, machine: Machine) -> Relief:
-        pruned = self.role in (Role.PRUNED, Role.RECOVERED)
+        pruned = self.role in (Role.PRUNED, Role.REFITTED, Role.RECOVERED)
         fewer = fewer_experts(self.context.recipe, self.context.budget.keep) if pruned else ()
         return replace(super().relief(machine), omission=self.omission(), fewer_experts=fewer)
 

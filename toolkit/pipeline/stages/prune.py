@@ -11,7 +11,7 @@ from toolkit.pipeline.recipe_changes import DECIDING
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
 from toolkit.pipeline.rounds import round_names
 from toolkit.pipeline.stage import Facts, Shown, Stage
-from toolkit.pipeline.stage_names import MADE_BY
+from toolkit.pipeline.stage_names import MADE_BY, MERGE
 from toolkit.pipeline.stages.select import Select
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import say
@@ -33,11 +33,11 @@ class Prune(Stage):
     output = "pruned"
     checkpoints = ("pruned",)
     remaking = "it is cut again from the original, where it is needed"
-    last_screen = Shown(2, "the pruned model")
+    last_screen = Shown(3, "the pruned model")
 
     def __init__(self, context: RunContext, role: Role | None = None) -> None:
         super().__init__(context, role)
-        self.needs = (Select.kind, *round_names(context.recipe)[-1:])
+        self.needs = (Select.kind, MERGE, *round_names(context.recipe)[-1:])
 
     def purpose(self) -> str:
         return "cut the others out of the checkpoint"
@@ -49,22 +49,26 @@ class Prune(Stage):
         """Bytes are copied by the kernel; in memory are the MoE blocks that are checked."""
         sizes = RecipeOnMachine(self.context, machine)
         source, pruned = sizes.observed(), sizes.pruned()
+        between = sizes.pruned_experts().bytes if self.context.recipe.pruning.form == "dense" else 0
         block = round(MERGED * source.weight_bytes * source.largest_block)
         blocks = min(CHECKED_BLOCKS, machine.ranks_per_node) * block
         return StageEstimate(
             self.name,
             work=f"{source.bytes / GIB:,.1f} GiB read, {pruned.bytes / GIB:,.1f} GiB written",
             host={"blocks": blocks, "ranks": machine.ranks_per_node * RANK_BYTES},
-            disk=pruned.bytes,
-            seconds=(source.bytes + pruned.bytes) / DISK_BANDWIDTH,
+            disk=pruned.bytes + between,
+            seconds=(source.bytes + pruned.bytes + 2 * between) / DISK_BANDWIDTH,
         )
 
     def outlook(self) -> str:
+        if self.context.recipe.pruning.form == "dense":
+            return "no forward pass: tensors are copied, then every block's experts put into one layer"
         return "no forward pass: tensors are copied"
 
     def run(self) -> PruningFacts:
         source, run = self.context.source, self.context.directory
-        prune_checkpoint(source.path, Plan.load(run.plan), run.pruned, source.revision, overwrite=True)
+        plan = Plan.load(run.dense if self.context.recipe.pruning.form == "dense" else run.plan)
+        prune_checkpoint(source.path, plan, run.pruned, source.revision, overwrite=True)
         size = checkpoint_bytes(run.pruned)
         say(f"  {run.pruned}: {size / 2**20:,.1f} MiB")
         return PruningFacts(size)

@@ -11,6 +11,7 @@ from toolkit.cuts.plan import Plan
 from toolkit.estimate import FineTuning, Machine, StageEstimate, cannot_fit, estimate_finetuning
 from toolkit.evaluation import evaluate
 from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.fingerprints import role_before_recovery
 from toolkit.pipeline.outlook import training_outlook
 from toolkit.pipeline.recipe_changes import DECIDING
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
@@ -42,7 +43,6 @@ class TrainingFacts(Facts):
 class Recover(Stage):
     kind = MADE_BY[Role.RECOVERED]
     sections = DECIDING[Role.RECOVERED]
-    needs: tuple[str, ...] = (MADE_BY[Role.PRUNED], *TEACHING)
     result = "unique"
     output = "recovered"
     checkpoints = ("recovered", "adapter")
@@ -50,11 +50,16 @@ class Recover(Stage):
     resumes = ("checkpoints",)
     last_screen = Shown(1, "the pruned model, fine-tuned: a stock transformers checkpoint")
 
+    def __init__(self, context: RunContext, role: Role | None = None) -> None:
+        super().__init__(context, role)
+        self.start = role_before_recovery(context.recipe)
+        self.needs = (MADE_BY[self.start], *TEACHING)
+
     def is_asked_for(self) -> bool:
         return Role.RECOVERED in self.context.recipe.evaluation.models
 
     def purpose(self) -> str:
-        return f"fine-tune the pruned model {self._training()}"
+        return f"fine-tune the {self.start} model {self._training()}"
 
     def _training(self) -> str:
         settings = self.context.recipe.finetuning
@@ -88,7 +93,8 @@ class Recover(Stage):
     def run(self) -> TrainingFacts:
         plan = Plan.load(self.context.directory.plan)
         balanced = self.context.recipe.finetuning.trainer.get("router_aux_loss_coef")
-        if plan.experts_per_token == plan.keep and not balanced:
+        dense = self.context.recipe.pruning.form == "dense"
+        if plan.experts_per_token == plan.keep and not balanced and not dense:
             say("  every kept expert serves every token: a load-balancing loss would be constant, and is off")
         return self._train("recovered")
 

@@ -34,7 +34,7 @@ from toolkit.selection import CRITERIA, WIDTH_CRITERIA, WidthChoice, choose_chan
 class Report(Stage):
     kind = REPORT
     always_shows = True
-    last_screen = Shown(5, "the report: one page, for a browser", "report.html")
+    last_screen = Shown(6, "the report: one page, for a browser", "report.html")
 
     def __init__(self, context: RunContext, role: Role | None = None) -> None:
         super().__init__(context, role)

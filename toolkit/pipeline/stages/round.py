@@ -17,6 +17,7 @@ from toolkit.pipeline.stages.calibrate import Calibrate
 from toolkit.pipeline.stages.layers import Layers
 from toolkit.pipeline.stages.prune import Prune
 from toolkit.pipeline.stages.recover import Recover
+from toolkit.pipeline.stages.refit import Refit
 from toolkit.pipeline.stages.teacher import TEACHING
 from toolkit.pipeline.training_changes import LighterTraining, smaller_training
 from toolkit.recipe.pruning import StepRecipe
@@ -61,7 +62,7 @@ class Round(Stage):
 
     def estimate(self, machine: Machine) -> StageEstimate:
         context = self.context.variant(recipe_to(self.context.recipe, self.step, self.before))
-        stages: list[Stage] = [Layers(context), Calibrate(context), Prune(context), Recover(context)]
+        stages: list[Stage] = [Layers(context), Calibrate(context), Prune(context), Refit(context), Recover(context)]
         estimates = [stage.estimate(machine) for stage in stages if stage.is_asked_for()]
         parts = [estimate for estimate in estimates if estimate]
         work = f"to {self.step}: " + "; ".join(part.work for part in parts)

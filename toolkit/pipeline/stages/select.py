@@ -31,7 +31,7 @@ class Select(Stage):
     sections = DECIDING[Role.PRUNED]
     result = "by plan"
     output = "plan.json"
-    last_screen = Shown(4, "what stays")
+    last_screen = Shown(5, "what stays")
 
     def __init__(self, context: RunContext, role: Role | None = None) -> None:
         super().__init__(context, role)

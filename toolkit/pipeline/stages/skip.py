@@ -80,7 +80,8 @@ class Skip(Stage):
 
     def _remove_old(self) -> None:
         """Of this model, or of the one that the run ended with under another recipe."""
-        for folder in (self.context.directory.pruned, self.context.directory.recovered):
+        run = self.context.directory
+        for folder in (run.pruned, run.refitted, run.recovered):
             remove_own_file(folder, SKIPPING_FILE)
 
 

@@ -164,8 +164,8 @@ def _write(folder: Path, model: RefitModel, files: LayerFiles) -> None:
     for number, path in enumerate(files.paths()):
         tensors = revert_weight_conversion(meta_model(load_config(str(folder))), load_file(path))
         own = {name: tensor.to(files.dtype).contiguous() for name, tensor in tensors.items()}
-        save_file(own, target / f"stored-{number:05}.safetensors")
-        replaced |= read_header(target / f"stored-{number:05}.safetensors") if own else {}
+        save_file(own, target / f"stored-{number:05}.refit")
+        replaced |= read_header(target / f"stored-{number:05}.refit") if own else {}
     by_file: dict[Path, list[Piece]] = {}
     for name, tensor in stored.items():
         by_file.setdefault(tensor.file, []).append(Piece(name, replaced.get(name, tensor)))

@@ -17,7 +17,7 @@ from toolkit.moe.residual_writers import ResidualWriter
 from toolkit.recovery.refit.projections import refit_projections
 from toolkit.recovery.refit.ridge import NormalEquations
 from toolkit.recovery.refit.tokens import LayerTokens, Unit, channels_of_group, groups_of
-from toolkit.runtime.distributed import from_main, sum_over_ranks
+from toolkit.runtime.distributed import from_main, on_main, sum_over_ranks
 
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 SWEEPS = 2  # over the groups, where there are several
@@ -72,11 +72,8 @@ def _solve_group(group: Sequence[Unit], batches: Sequence[LayerTokens], device: 
     equations.reduce()
     if not equations.scale:
         return None
-    rounded = ((weights_NH + change_NH).to(dtype) for change_NH in equations.solutions(PENALTIES))
-    candidates = [weights.to(weights_NH.dtype) for weights in rounded]
-    del equations
-    for candidate in candidates:
-        from_main(candidate)
+    candidates = _solutions(equations, weights_NH, dtype)
+    del equations  # and its matrix
     errors = torch.zeros(1 + len(candidates), dtype=torch.float64, device=device)
     for batch in batches:
         for _, chunk in batch.chunks(batch.held_out):
@@ -97,3 +94,18 @@ def _solve_group(group: Sequence[Unit], batches: Sequence[LayerTokens], device: 
     for unit in group:
         unit.writer.weight(unit.number).copy_(new_NH[unit.columns])
     return PENALTIES[best - 1]
+
+
+def _solutions(equations: NormalEquations, weights_NH: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
+    """The new weights for each penalty, on every rank. Rank 0 alone solves: ranks of one machine would do the same on the same
+    cores."""
+    found = [torch.empty_like(weights_NH) for _ in PENALTIES]
+
+    def solve() -> None:
+        for weights, change_NH in zip(found, equations.solutions(PENALTIES), strict=True):
+            weights.copy_((weights_NH + change_NH).to(dtype))
+
+    on_main(solve)
+    for weights in found:
+        from_main(weights)
+    return found

@@ -1,6 +1,6 @@
 """Finished layers of a refit, each in a file of its own, until the checkpoint is written: an interrupted refit goes on from them.
 
-refitted.tmp/layer-00003.safetensors    the weights that were refit, by their names in the model; its metadata says how
+refitted.tmp/layer-00003.refit    the weights that were refit, by their names in the model; its metadata says how
 """
 
 import json
@@ -24,7 +24,7 @@ class LayerFiles:
         self.folder, self.layers_path, self.dtype = folder, layers_path, dtype
 
     def path(self, number: int) -> Path:
-        return self.folder / f"layer-{number:05}.safetensors"
+        return self.folder / f"layer-{number:05}.refit"
 
     def load(self, number: int, layer: nn.Module) -> BlockRefit | None:
         """Puts the weights of a finished layer into `layer`; None where it is not finished."""
@@ -53,8 +53,8 @@ class LayerFiles:
 
     def paths(self) -> list[Path]:
         """Those of finished layers."""
-        return sorted(self.folder.glob("layer-*.safetensors"))
+        return sorted(self.folder.glob("layer-*.refit"))
 
     def remove(self) -> None:
-        for path in [*self.paths(), *self.folder.glob("stored-*.safetensors")]:
+        for path in [*self.paths(), *self.folder.glob("stored-*.refit")]:
             path.unlink()

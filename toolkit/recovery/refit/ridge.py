@@ -55,24 +55,39 @@ class NormalEquations:
         return float(self.gram_NN.diagonal().mean())
 
     def solutions(self, penalties: Sequence[float]) -> Iterator[torch.Tensor]:
-        """D [N, H] for each λ, on the device of the sums."""
-        gram = self.gram_NN.cpu().numpy()
+        """D [N, H] for each λ, on the device of the sums. Raises PollardError where they have no Cholesky factor."""
+        return self._factor_on_gpu(penalties) if self.gram_NN.is_cuda else self._factor_in_place(penalties)
+
+    def _factor_on_gpu(self, penalties: Sequence[float]) -> Iterator[torch.Tensor]:
+        for penalty in penalties:
+            damped_NN = self.gram_NN.clone()
+            damped_NN.diagonal().add_(penalty * self.scale)
+            factor_NN, failed = torch.linalg.cholesky_ex(damped_NN)  # reads the lower triangle
+            _check_factor(int(failed), penalty)
+            yield torch.cholesky_solve(self.cross_NH, factor_NN)
+
+    def _factor_in_place(self, penalties: Sequence[float]) -> Iterator[torch.Tensor]:
+        gram = self.gram_NN.numpy()
         diagonal = gram.diagonal().copy()
-        cross = self.cross_NH.cpu().numpy()
+        cross = self.cross_NH.numpy()
         for penalty in penalties:
             _mirror_lower(gram)
             gram.flat[:: len(gram) + 1] = diagonal + penalty * diagonal.mean()
             # The transposed view is in LAPACK's order, and its lower triangle is this one's upper
             _, failed = lapack.dpotrf(gram.T, lower=1, clean=0, overwrite_a=1)
-            if failed:
-                raise PollardError(
-                    f"Refit cannot factor the sums over its tokens with λ = {penalty}: they are not finite, or not of full rank "
-                    "in float64. Give it more examples (pruning.refit.examples).",
-                    code="refit.singular",
-                )
+            _check_factor(failed, penalty)
             found, _ = lapack.dpotrs(gram.T, cross, lower=1)
-            yield torch.from_numpy(found).to(self.gram_NN.device)
+            yield torch.from_numpy(found)
         gram.flat[:: len(gram) + 1] = diagonal
+
+
+def _check_factor(failed: int, penalty: float) -> None:
+    if failed:
+        raise PollardError(
+            f"Refit cannot factor the sums over its tokens with λ = {penalty}: in float64 they are not of full rank. Give it "
+            "more examples (pruning.refit.examples).",
+            code="refit.singular",
+        )
 
 
 def _mirror_lower(gram: npt.NDArray[np.float64]) -> None:
