@@ -21,7 +21,7 @@ from toolkit.runtime.distributed import from_main, on_main, sum_over_ranks
 
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 SWEEPS = 2  # over the groups, where there are several
-ROUNDS = 1  # of the experts' projections, and the down projections after them
+ROUNDS = 2  # of the experts' projections, and the down projections after them
 
 
 class Solved(NamedTuple):

@@ -6,8 +6,9 @@ With the down projections as they are, a change dP of an expert's projection mov
 
 which is exact in the up projection of a gated expert. The least-squares problem J dP = R has V · H unknowns per expert, too many
 for a Gram matrix, so conjugate gradients take a few steps at it, each one pass over the tokens, preconditioned by the moments of
-x and by the diagonal of the rest. Held-out tokens say when to stop, which is all the damping that it needs; whether it stays, and
-how much of it, is decided by the error of the weights as they will be stored, with nothing linearised.
+x (each token with its mean S²) and by the diagonal of the rest. Held-out tokens say when to stop, which is all the damping that
+it needs; whether it stays, and how much of it, is decided by the error of the weights as they will be stored, with nothing
+linearised.
 
 Shape legend: R tokens, W width (channels of an expert), V numbers that they are made of, H hidden size.
 """
@@ -34,7 +35,7 @@ def refit_projections(group: Sequence[Unit], batches: Sequence[LayerTokens], dev
     units = [unit for unit in group if isinstance(unit.writer, ExpertsWriter)]
     if not units:
         return 0
-    changes, steps = _conjugate_gradients(_Problem(units, batches, device))
+    changes, steps = _conjugate_gradients(Linearised(units, batches, device))
     if not steps:
         return 0
     before, error = [_projection(unit).clone() for unit in units], held_out_error(batches, device)
@@ -69,7 +70,7 @@ def _add_written(units: Sequence[Unit], batches: Sequence[LayerTokens], device: 
                 batch.lacking_RH[rows[tokens]] += sign * wrote_RH.to(batch.lacking_RH)
 
 
-def _conjugate_gradients(problem: "_Problem") -> tuple[Matrices, int]:
+def _conjugate_gradients(problem: "Linearised") -> tuple[Matrices, int]:
     """The change of every expert's projection, and after how many steps: as long as the held-out error falls."""
     lacking = problem.batches
     batches = [LayerTokens(batch.inputs, batch.lacking_RH.clone(), batch.held_out_R) for batch in lacking]
@@ -119,7 +120,7 @@ class _Preconditioner:
         ]
 
 
-class _Problem:
+class Linearised:
     """J over the tokens of all batches; sums are over those that are not held out, of all ranks."""
 
     def __init__(self, units: Sequence[Unit], batches: Sequence[LayerTokens], device: torch.device) -> None:
@@ -137,8 +138,9 @@ class _Problem:
                 slopes = self._slopes(chunk)
                 self._add_back(gradients, slopes, chunk.lacking_RH.to(self.device))
                 for unit, mine, diagonal_V in zip(self.units, slopes, diagonals, strict=True):
-                    moments_HH += (mine.hidden_RH.T @ mine.hidden_RH).double()
-                    diagonal_V += mine.slope_RV.double().square().sum(0) * self._down(unit).double().square().sum(1)
+                    squares_RV = mine.slope_RV.square()
+                    moments_HH += (mine.hidden_RH.T @ (squares_RV.mean(1, True) * mine.hidden_RH)).double()
+                    diagonal_V += squares_RV.double().sum(0) * self._down(unit).double().square().sum(1)
         for total in (*gradients, moments_HH, *diagonals):
             sum_over_ranks(total)
         return gradients, _Preconditioner(moments_HH, diagonals)
