@@ -46,6 +46,7 @@ from toolkit.runtime.distributed import gather, sum_over_ranks
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.progress import progress
 
+HOST = torch.device("cpu")  # where the inputs of all tokens wait; their channels are made on the device, some at a time
 HELD_OUT = 5  # one sequence of so many
 
 
@@ -220,10 +221,9 @@ def _refit_layer(cut: RefitModel, layer: _Layer, turns: Sequence[_Turn]) -> Bloc
         written_RH = sum(gain * calls_of[writer.name].output_TH[turn.rows].float() for writer, gain in layer.writers)
         now_RH = output[turn.rows] if layer.target == "residual" else calls_of[writers[0].name].output_TH[turn.rows]
         lacking_RH = _wide(turn.target_RH) - _wide(now_RH)
-        held = turn.held_out_R
-        asked += (lacking_RH + written_RH)[held].double().square().sum()
-        inputs = {name: call.inputs.rows(turn.rows) for name, call in calls_of.items()}
-        batches.append(LayerTokens(inputs, lacking_RH, held))
+        asked += (lacking_RH + written_RH)[turn.held_out_R].double().square().sum()
+        inputs = {name: call.inputs.rows(turn.rows).to(HOST) for name, call in calls_of.items()}
+        batches.append(LayerTokens(inputs, lacking_RH.to(HOST), turn.held_out_R.to(HOST)))
     before = _error(batches, cut.device)
     kept_weights = [writer.weight(unit).clone() for writer in writers for unit in range(writer.units)]
     penalties = solve_layer(layer.writers, batches, cut.device, cut.stored_dtype)
