@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 from toolkit.cli.estimate_table import gib, lacking
 from toolkit.estimate import Estimate, Machine, StageEstimate, resolve_machine
-from toolkit.estimate.refit import HOST_FLOPS, WIDE_SHARE
+from toolkit.estimate.refit import WIDE_SHARE
 from toolkit.pipeline.advice import advise
 from toolkit.pipeline.estimator import Estimator
 from toolkit.recipe.file import load_recipe
@@ -60,8 +60,8 @@ REFIT = """## Refit beside fine-tuning
 The same recipe with `pruning.refit: true` ([Refit](refit.md)): 512 examples go once through the original and three times through
 the pruned model, and each layer's systems of equations are solved. It takes about a tenth of fine-tuning's operations, and one
 layer of each model at a time (two while the next arrives: of DeepSeek-V3 too much for this GPU as well). Hours are of the clock,
-on so many GPUs of one node, and are not fewer: most are spent on the systems of equations, which the node's CPU solves
-({host} TFLOP/s in float64 are assumed) while the GPUs wait; sums in float64 are counted at a {wide}th of a GPU's bfloat16 speed.
+on so many GPUs of one node. The systems of equations are solved by rank 0 alone, on its GPU, while the others wait; sums and
+solutions in float64 are counted at a {wide}th of a GPU's bfloat16 speed (H100, A100; cards for games are slower).
 
 | model | GPUs | refit: FLOP | GPU GiB | host GiB | hours | fine-tuning: FLOP | GPU GiB | host GiB | hours |
 |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|
@@ -111,7 +111,7 @@ def refit_rows(name: str) -> str:
 
 
 def refit_head() -> str:
-    return REFIT.format(host=f"{HOST_FLOPS / 1e12:.0f}", wide=round(1 / WIDE_SHARE))
+    return REFIT.format(wide=round(1 / WIDE_SHARE))
 
 
 def _refit_cells(stage: StageEstimate, machine: Machine) -> list[str]:

@@ -53,7 +53,8 @@ def test_memory_is_two_layers_of_each_model_one_system_and_the_tokens() -> None:
     ranks = CPU.ranks
     assert found.host["weights"] == ranks * 4 * 2 * (model.embeddings + 2 * model.largest_layer)
     assert found.host["equations"] == ranks * (8 * 64 * (64 + 2 * H) + 4 * 64 * 3 * H)
-    assert found.host["tokens"] == ranks * ((4 * H + 2 * 4 * H) * TOKENS // ranks + 4 * 100 * 64)
+    assert found.host["channels"] == ranks * 4 * 100 * 64
+    assert found.host["tokens"] == (4 * H + 2 * 4 * H) * TOKENS
     assert found.host["hidden states"] == 2 * 4 * H * TOKENS
     assert not found.gpu and found.disk == model.bytes
 

@@ -85,8 +85,8 @@ def estimate_refit(
     name: str, machine: Machine, models: tuple[ModelSize, ModelSize], data: DataSize, batch: int, size: RefitSize
 ) -> StageEstimate:
     """`models`: the one that was cut, and what is left of it. Per rank in memory: the embeddings and two layers of each model
-    (one at work, one arriving), one system of equations with its solutions, and of the rank's tokens what went into the weights
-    and what the layer lacks; in RAM both models' hidden states of all tokens."""
+    (one at work, one arriving), one system of equations with its solutions, and the channels of some tokens; in RAM of all tokens
+    both models' hidden states, what went into the weights, and what the layer lacks."""
     original, cut = models
     weight, hidden, unknowns = original.weight_bytes, original.hidden_size, size.largest_group
     tokens = data.tokens or 0
@@ -96,9 +96,9 @@ def estimate_refit(
         "weights": weight * sum(model.embeddings + 2 * model.largest_layer for model in models),
         "activations": original.activations(batch, data.longest) or 0,
         "equations": unknowns * (FLOAT64 * (matrices * unknowns + 2 * hidden) + weight * size.penalties * hidden),
-        "tokens": per_token * tokens // machine.ranks + FLOAT32 * size.chunk_tokens * unknowns,
+        "channels": FLOAT32 * size.chunk_tokens * unknowns,
     }
-    host = {"hidden states": 2 * weight * hidden * tokens // machine.nodes}
+    host = {"hidden states": 2 * weight * hidden * tokens // machine.nodes, "tokens": per_token * tokens // machine.nodes}
     flops = seconds = None
     if data.tokens is not None:
         work = [group_work(group, tokens, hidden, size) for group in size.turns]

@@ -67,7 +67,7 @@ def _add_written(units: Sequence[Unit], batches: Sequence[LayerTokens], device: 
             Z_RN, blocks = channels_of_group(units, chunk, device)
             for unit, (columns, tokens) in zip(units, blocks, strict=True):
                 wrote_RH = Z_RN[tokens][:, columns] @ unit.writer.weight(unit.number).to(Z_RN.dtype)
-                batch.lacking_RH[rows[tokens]] += sign * wrote_RH.to(batch.lacking_RH)
+                batch.lacking_RH[rows[tokens.to(rows.device)]] += sign * wrote_RH.to(batch.lacking_RH)
 
 
 def _conjugate_gradients(problem: "Linearised") -> tuple[Matrices, int]:
