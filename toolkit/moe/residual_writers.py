@@ -125,6 +125,11 @@ class ExpertsWriter(ResidualWriter):
     def _projection(self) -> str:
         return "gate_up_proj" if self.experts.has_gate else "up_proj"
 
+    @property
+    def numbers(self) -> int:
+        """V."""
+        return self.width * (2 if self.experts.has_gate else 1)
+
     @cached_property
     def channel_of_row(self) -> torch.Tensor:
         """[V], of what the projection gives: the channel that each number moves."""
