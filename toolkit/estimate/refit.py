@@ -42,7 +42,7 @@ class RefitSize:
     layers: Sequence[Sequence[Sequence[RefitUnit]]]
     inputs: int
     penalties: int
-    sweeps: int  # over the groups of a layer, where there are several
+    sweeps: int  # over the groups of a layer, where there are several, the first time
     held_out: float  # share of the tokens
     chunk_tokens: int  # whose channels are in memory at a time
     rounds: int = 0  # of what makes the experts' channels; after each, the groups are solved once more
@@ -58,7 +58,7 @@ class RefitSize:
         """Every group, as often as it is solved."""
         for layer in self.layers:
             for group in layer:
-                yield from [group] * (1 + self.rounds) * (self.sweeps if len(layer) > 1 else 1)
+                yield from [group] * (self.rounds + (self.sweeps if len(layer) > 1 else 1))
 
     @property
     def numbers(self) -> float:

@@ -20,7 +20,7 @@ from toolkit.recovery.refit.tokens import LayerTokens, Unit, channels_of_group, 
 from toolkit.runtime.distributed import from_main, on_main, sum_over_ranks
 
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-SWEEPS = 2  # over the groups, where there are several
+SWEEPS = 2  # over the groups, where there are several, the first time
 ROUNDS = 2  # of the experts' projections, and the down projections after them
 
 
@@ -40,26 +40,28 @@ def solve_layer(
     """Changes the weights of `writers` in place, on every rank alike, to numbers of `dtype`. Every rank must call it, with its
     own batches."""
     groups = groups_of(writers)
-    penalties = _solve_groups(groups, batches, device, dtype)
+    penalties: list[float | None] = [None] * len(groups)
+    for _ in range(SWEEPS if len(groups) > 1 else 1):
+        penalties = _solve_groups(groups, penalties, batches, device, dtype)
     steps = [0] * len(groups)
     for _ in range(ROUNDS):
         taken = [refit_projections(group, batches, device, dtype) for group in groups]
         if not any(taken):
             break
         steps = [sum(pair) for pair in zip(steps, taken, strict=True)]
-        again = _solve_groups(groups, batches, device, dtype)
-        penalties = [new or old for new, old in zip(again, penalties, strict=True)]
+        penalties = _solve_groups(groups, penalties, batches, device, dtype)
     return Solved(penalties, steps)
 
 
 def _solve_groups(
-    groups: Sequence[Sequence[Unit]], batches: Sequence[LayerTokens], device: torch.device, dtype: torch.dtype
+    groups: Sequence[Sequence[Unit]],
+    penalties: Sequence[float | None],
+    batches: Sequence[LayerTokens],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> list[float | None]:
-    chosen: list[float | None] = [None] * len(groups)
-    for _ in range(SWEEPS if len(groups) > 1 else 1):
-        for number, group in enumerate(groups):
-            chosen[number] = _solve_group(group, batches, device, dtype) or chosen[number]
-    return chosen
+    """Each once; `penalties` with those of the groups that changed."""
+    return [_solve_group(group, batches, device, dtype) or penalty for group, penalty in zip(groups, penalties, strict=True)]
 
 
 def _solve_group(group: Sequence[Unit], batches: Sequence[LayerTokens], device: torch.device, dtype: torch.dtype) -> float | None:
