@@ -33,7 +33,7 @@ from toolkit.cuts.experts import BlockPlan
 from toolkit.cuts.plan import Plan
 from toolkit.moe import find_blocks, load_config, meta_model
 from toolkit.recovery.refit import refit_checkpoint
-from toolkit.recovery.refit.layer import GROUP_CHANNELS
+from toolkit.recovery.refit.tokens import GROUP_CHANNELS
 
 EXPERTS, TOP_K, HEADS = 8, 2, 8
 KEPT = [0, 2, 5, 7]

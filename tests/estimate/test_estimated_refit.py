@@ -1,5 +1,6 @@
 """Memory and operations of a refit follow hand arithmetic on a tiny model."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -46,6 +47,16 @@ def test_channels_in_two_groups_are_swept_over_and_share_one_matrix() -> None:
     assert split.largest_group == 32 and len([*split.turns]) == 2 * 2 * LAYERS
     assert len([*SIZE.turns]) == LAYERS
     assert estimated(split).host["equations"] < estimated().host["equations"]
+
+
+def test_rounds_of_what_makes_the_channels_add_their_steps_and_solve_once_more() -> None:
+    experts = tuple(unit._replace(numbers=32) for unit in EXPERTS)
+    size = replace(SIZE, layers=[[experts]] * LAYERS, rounds=2, steps=6)
+    once = sum(group_work(EXPERTS, TOKENS, H, SIZE))
+    steps = 2 * (6 * 5 + 3) * 2 * TOKENS * (4 * 0.5 * 32) * H
+    plain, whole = estimated().flops, estimated(size).flops
+    assert plain and whole and whole - plain == pytest.approx(LAYERS * (2 * once + steps))
+    assert estimated(size).host["projections"] == CPU.ranks * 4 * 6 * (4 * 32) * H
 
 
 def test_memory_is_two_layers_of_each_model_one_system_and_the_tokens() -> None:

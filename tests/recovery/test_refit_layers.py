@@ -9,7 +9,7 @@ from families import EXCEPTIONS, families, text_logits, tiny_family
 from refit_cases import cut_copy, drawn_batches
 
 from toolkit.moe import find_blocks
-from toolkit.recovery.refit import layer, refit_model
+from toolkit.recovery.refit import refit_model, tokens
 
 TARGETS = {
     "mixtral": "residual",
@@ -90,11 +90,12 @@ def test_groups_that_are_solved_one_after_another_come_near_to_one_group(monkeyp
     model, batches = tiny_family("mixtral"), drawn_batches()
     errors = []
     for channels in (8192, 16):  # the second: an expert at a time
-        monkeypatch.setattr(layer, "GROUP_CHANNELS", channels)
+        monkeypatch.setattr(tokens, "GROUP_CHANNELS", channels)
         result = refit_model(model, cut_copy(model), batches)
         errors.append(result.blocks[0])
     assert len(errors[0].penalties) == 1 and len(errors[1].penalties) == 4
-    assert errors[0].error_after < errors[1].error_after < 0.6 * errors[0].error_before
+    assert errors[1].error_after < 0.6 * errors[0].error_before
+    assert errors[1].error_after == pytest.approx(errors[0].error_after, rel=0.2)
 
 
 def test_the_batches_that_sequences_stand_in_do_not_matter() -> None:
@@ -107,6 +108,23 @@ def test_the_batches_that_sequences_stand_in_do_not_matter() -> None:
     results = [refit_model(model, cut, batches) for cut, batches in zip(found, batched, strict=True)]
     assert (results[0].tokens, results[0].held_out) == (results[1].tokens, results[1].held_out)
     assert (logits_of(found[0]) - logits_of(found[1])).abs().max() < 1e-7
+
+
+def test_tokens_of_answers_count_more() -> None:
+    """What is told to be an answer comes nearer to the original than with all tokens alike."""
+    model, batches = tiny_family("mixtral"), drawn_batches()
+    answers = [batch | {"completion_mask": batch["attention_mask"] * (batch["input_ids"] < 20)} for batch in batches]
+    gaps = []
+    for told in (batches, answers):
+        cut = cut_copy(model)
+        refit_model(model, cut, told)
+        gaps.append(
+            sum(
+                float((cut(**batch).logits - model(**batch).logits)[answer["completion_mask"].bool()].square().sum())
+                for batch, answer in zip(batches, answers, strict=True)
+            )
+        )
+    assert gaps[1] < 0.99 * gaps[0]
 
 
 def test_too_few_sequences_are_refused() -> None:

@@ -1,10 +1,11 @@
 """Refit: memory, operations and time, from the configurations of two models alone.
 
 Both models go over all tokens side by side, one decoder layer at a time. Of each layer, the channels Z that its refit weights are
-multiplied with are computed, group of channels by group; ZᵀZ and ZᵀR are summed, solved for every
-penalty, and the solutions compared on held-out tokens.
+multiplied with are computed, group of channels by group; ZᵀZ and ZᵀR are summed, solved for every penalty, and the solutions
+compared on held-out tokens. Between two such turns what makes the experts' channels takes a few steps of conjugate gradients,
+each a pass over the tokens.
 
-Shape legend: T tokens, N channels of a group, W width of a unit, H hidden size.
+Shape legend: T tokens, N channels of a group, W width of a unit, V numbers that an expert's channels are made of, H hidden size.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,13 +21,17 @@ ORIGINAL_PASSES, CUT_PASSES = 1, 3  # of every layer; the cut model's before it 
 WIDE_SHARE = 1 / 16  # of a GPU's speed with bfloat16, reached with float32 and float64, in which the sums are made
 FACTORS = 2  # copies of a Gram matrix on a GPU while it is factored; on a CPU it is factored in place
 FLOAT32, FLOAT64 = 4, 8  # bytes
+STATE = 6  # matrices as large as a group's projections, in float32: gradient, direction, its image, steepest, change, old weights
+STEP_PRODUCTS, START_PRODUCTS = 5, 3  # of V · H per token that an expert has: one computes what its channels are made of
 
 
 class RefitUnit(NamedTuple):
-    """An expert or a linear layer whose weights are refit. `share`: of the tokens, those that have its channels."""
+    """An expert or a linear layer whose weights are refit. `share`: of the tokens, those that have its channels. `numbers`: V, of
+    an expert."""
 
     width: int
     share: float
+    numbers: int = 0
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class RefitSize:
     sweeps: int  # over the groups of a layer, where there are several
     held_out: float  # share of the tokens
     chunk_tokens: int  # whose channels are in memory at a time
+    rounds: int = 0  # of what makes the experts' channels; after each, the groups are solved once more
+    steps: int = 0  # of conjugate gradients in each
 
     @property
     def largest_group(self) -> int:
@@ -51,7 +58,17 @@ class RefitSize:
         """Every group, as often as it is solved."""
         for layer in self.layers:
             for group in layer:
-                yield from [group] * (self.sweeps if len(layer) > 1 else 1)
+                yield from [group] * (1 + self.rounds) * (self.sweeps if len(layer) > 1 else 1)
+
+    @property
+    def numbers(self) -> float:
+        """Σ V of all experts, each times its share of the tokens."""
+        return sum(unit.share * unit.numbers for layer in self.layers for group in layer for unit in group)
+
+    @property
+    def most_numbers(self) -> int:
+        """Σ V of a group at most."""
+        return max((sum(unit.numbers for unit in group) for layer in self.layers for group in layer), default=0)
 
 
 class RefitWork(NamedTuple):
@@ -96,6 +113,7 @@ def estimate_refit(
         "weights": weight * sum(model.embeddings + 2 * model.largest_layer for model in models),
         "activations": original.activations(batch, data.longest) or 0,
         "equations": unknowns * (FLOAT64 * (matrices * unknowns + 2 * hidden) + weight * size.penalties * hidden),
+        "projections": FLOAT32 * STATE * size.most_numbers * hidden,
         "channels": FLOAT32 * size.chunk_tokens * unknowns,
     }
     host = {"hidden states": 2 * weight * hidden * tokens // machine.nodes, "tokens": per_token * tokens // machine.nodes}
@@ -103,6 +121,8 @@ def estimate_refit(
     if data.tokens is not None:
         work = [group_work(group, tokens, hidden, size) for group in size.turns]
         narrow, wide, solving = (sum(part) for part in zip(*work, strict=True))
+        products = size.rounds * (size.steps * STEP_PRODUCTS + START_PRODUCTS)
+        wide += products * 2.0 * tokens * size.numbers * hidden
         passes = ORIGINAL_PASSES * (original.active - original.head) + CUT_PASSES * (cut.active - cut.head)
         narrow += 2.0 * tokens * passes
         flops = narrow + wide + solving

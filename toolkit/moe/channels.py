@@ -211,11 +211,22 @@ def channel_of_row(experts: nn.Module, width: int) -> torch.Tensor:
 
 def expert_channels(experts: nn.Module, hidden_TH: torch.Tensor, expert: int) -> torch.Tensor:
     """a [T, W]: what the down projection of one expert reads, by the definition of transformers' experts interface."""
+    return channels_of(experts, expert_projected(experts, hidden_TH, expert))
+
+
+def expert_projected(experts: nn.Module, hidden_TH: torch.Tensor, expert: int) -> torch.Tensor:
+    """[T, 2 W], or [T, W] of experts without a gate: what the channels of one expert are made of."""
     module: Any = experts
     name = "gate_up_proj" if module.has_gate else "up_proj"
     bias = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
-    projected = _linear(module, hidden_TH, getattr(module, name)[expert], bias)
-    return module._apply_gate(projected) if module.has_gate else module.act_fn(projected)
+    return _linear(module, hidden_TH, getattr(module, name)[expert], bias)
+
+
+def channels_of(experts: nn.Module, projected: torch.Tensor) -> torch.Tensor:
+    """a [T, W] of `expert_projected`."""
+    module: Any = experts
+    channels: torch.Tensor = module._apply_gate(projected) if module.has_gate else module.act_fn(projected)
+    return channels
 
 
 def expert_output(experts: nn.Module, channels_TW: torch.Tensor, expert: int) -> torch.Tensor:

@@ -7,13 +7,14 @@ A unit is one expert, or the linear layer. Whether a writer has such a path, and
 is found by running the layer once more with the writer's output doubled: only where the layer's output moves by one constant
 times that output is the path linear (a norm behind the block, or a block behind the attention, is none).
 
-Shape legend: T tokens of a batch, R of them, K experts per token, W width (channels of a unit), H hidden size.
+Shape legend: T tokens of a batch, R of them, K experts per token, W width (channels of a unit), V numbers that they are made of
+(gate and up: 2 W), H hidden size.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -22,7 +23,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from toolkit.moe.blocks import MoEBlock
-from toolkit.moe.channels import block_width, expert_channels
+from toolkit.moe.channels import block_width, channel_of_row, channels_of, expert_channels, expert_projected
 from toolkit.runtime.errors import PollardError
 
 IMPLEMENTATION = "pollard_residual_writers"
@@ -32,11 +33,18 @@ AGREEING = 0.9  # of the numbers that rounding leaves comparable must move by th
 
 class WriterInputs(NamedTuple):
     """What a writer was called with, for R tokens: experts hidden states [R, H] and the routing [R, K], a linear layer its
-    channels [R, W]."""
+    channels [R, W]. `scale_R` multiplies every token's channels: what a token weighs in a sum of squares, its square root."""
 
     hidden: torch.Tensor
     index_RK: torch.Tensor | None = None
     gate_RK: torch.Tensor | None = None
+    scale_R: torch.Tensor | None = None
+
+    def scaled(self, channels: torch.Tensor, tokens: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        """`channels` [R', …] of `tokens`."""
+        if self.scale_R is None:
+            return channels
+        return channels * self.scale_R[tokens].view(-1, *[1] * (channels.ndim - 1))
 
     def rows(self, rows: torch.Tensor) -> "WriterInputs":
         """Those of some of the tokens, copied."""
@@ -46,8 +54,8 @@ class WriterInputs(NamedTuple):
         return self._each(lambda tensor: tensor.to(device))
 
     def _each(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "WriterInputs":
-        index_RK, gate_RK = (None if tensor is None else function(tensor) for tensor in self[1:])
-        return WriterInputs(function(self.hidden), index_RK, gate_RK)
+        index_RK, gate_RK, scale_R = (None if tensor is None else function(tensor) for tensor in self[1:])
+        return WriterInputs(function(self.hidden), index_RK, gate_RK, scale_R)
 
 
 class WriterCall(NamedTuple):
@@ -64,12 +72,27 @@ class UnitChannels(NamedTuple):
     channels_RW: torch.Tensor
 
 
+class UnitSlopes(NamedTuple):
+    """How the weighted channels of a unit change with what its projection gives: of V numbers each moves one channel."""
+
+    tokens: torch.Tensor  # [R'], which of the R
+    hidden_RH: torch.Tensor  # what the projection reads
+    slope_RV: torch.Tensor
+
+
 class ResidualWriter(ABC):
-    """`name`: of the weight in the model. `units` of `width` channels each."""
+    """`name`: of the weight in the model. `units` of `width` channels each. `projection_name`: of the weight that makes the
+    channels, where it is known."""
 
     name: str
     units: int
     width: int
+    projection_name: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Of all weights that refit may change."""
+        return [self.name, *([self.projection_name] if self.projection_name else [])]
 
     @abstractmethod
     def channels(self, inputs: WriterInputs, unit: int) -> UnitChannels:
@@ -95,17 +118,51 @@ class ExpertsWriter(ResidualWriter):
                 code="refit.no-linear-path",
             )
         self.name = f"{block.experts_name}.down_proj"
+        self.projection_name = f"{block.experts_name}.{self._projection}"
         self.units, self.width = block.expert_count, block_width(block)
 
+    @property
+    def _projection(self) -> str:
+        return "gate_up_proj" if self.experts.has_gate else "up_proj"
+
+    @property
+    def numbers(self) -> int:
+        """V."""
+        return self.width * (2 if self.experts.has_gate else 1)
+
+    @cached_property
+    def channel_of_row(self) -> torch.Tensor:
+        """[V], of what the projection gives: the channel that each number moves."""
+        return channel_of_row(self.experts, self.width)
+
     def channels(self, inputs: WriterInputs, unit: int) -> UnitChannels:
+        tokens, gate_R = self._routed(inputs, unit)
+        return UnitChannels(tokens, expert_channels(self.experts, inputs.hidden[tokens], unit) * gate_R.unsqueeze(1))
+
+    def slopes(self, inputs: WriterInputs, unit: int, dtype: torch.dtype) -> UnitSlopes:
+        """In `dtype`, by the family's own gate."""
+        tokens, gate_R = self._routed(inputs, unit)
+        hidden_RH = inputs.hidden[tokens]
+        with torch.enable_grad():
+            projected_RV = expert_projected(self.experts, hidden_RH, unit).detach().to(dtype).requires_grad_()
+            channels_RW = channels_of(self.experts, projected_RV)
+            (slope_RV,) = torch.autograd.grad(channels_RW.sum(), projected_RV)
+        return UnitSlopes(tokens, hidden_RH.to(dtype), slope_RV * gate_R.unsqueeze(1).to(dtype))
+
+    def _routed(self, inputs: WriterInputs, unit: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tokens that the expert gets, and their gate weights, scaled."""
         assert inputs.index_RK is not None and inputs.gate_RK is not None
         tokens, places = ((inputs.index_RK == unit) & (inputs.gate_RK != 0)).nonzero(as_tuple=True)
-        channels_RW = expert_channels(self.experts, inputs.hidden[tokens], unit)
-        return UnitChannels(tokens, channels_RW * inputs.gate_RK[tokens, places].unsqueeze(1))
+        return tokens, inputs.scaled(inputs.gate_RK[tokens, places], tokens)
 
     def weight(self, unit: int) -> torch.Tensor:
         down: Any = self.experts.down_proj
         return down.data[unit] if self.experts.is_transposed else down.data[unit].T
+
+    def projection(self, unit: int) -> torch.Tensor:
+        """[V, H], a view of the model's parameter: to be changed in place."""
+        fused: Any = getattr(self.experts, self._projection)
+        return fused.data[unit].T if self.experts.is_transposed else fused.data[unit]
 
 
 class LinearWriter(ResidualWriter):
@@ -116,7 +173,7 @@ class LinearWriter(ResidualWriter):
         self.units, self.width = 1, linear.in_features
 
     def channels(self, inputs: WriterInputs, unit: int) -> UnitChannels:
-        return UnitChannels(torch.arange(len(inputs.hidden), device=inputs.hidden.device), inputs.hidden)
+        return UnitChannels(torch.arange(len(inputs.hidden), device=inputs.hidden.device), inputs.scaled(inputs.hidden))
 
     def weight(self, unit: int) -> torch.Tensor:
         return self.linear.weight.data.T

@@ -32,8 +32,10 @@ from toolkit.pipeline.stage_names import MADE_BY
 from toolkit.pipeline.stages.calibrate import with_answers
 from toolkit.recipe.roles import Role
 from toolkit.recovery.refit import RefitResult, refit_checkpoint
-from toolkit.recovery.refit.layer import CHUNK_TOKENS, PENALTIES, SWEEPS, groups_of
+from toolkit.recovery.refit.layer import PENALTIES, ROUNDS, SWEEPS
 from toolkit.recovery.refit.passes import HELD_OUT
+from toolkit.recovery.refit.projections import STEPS
+from toolkit.recovery.refit.tokens import CHUNK_TOKENS, groups_of
 from toolkit.runtime.distributed import on_main, say, shard
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import write_text
@@ -156,18 +158,28 @@ def refit_size(model: PreTrainedModel) -> RefitSize:
         writers.append(inside or found)
     groups = [groups_of([(writer, 1.0) for writer in mine]) for mine in writers if mine]
     return RefitSize(
-        layers=[[[RefitUnit(u.writer.width, _share(u.writer)) for u in group] for group in layer] for layer in groups],
+        layers=[
+            [[RefitUnit(u.writer.width, _share(u.writer), _numbers(u.writer)) for u in group] for group in layer]
+            for layer in groups
+        ],
         inputs=max(sum(hidden if isinstance(writer, ExpertsWriter) else writer.width for writer in mine) for mine in writers),
         penalties=len(PENALTIES),
         sweeps=SWEEPS,
         held_out=1 / HELD_OUT,
         chunk_tokens=CHUNK_TOKENS,
+        rounds=ROUNDS,
+        steps=STEPS,
     )
 
 
 def _share(writer: ResidualWriter) -> float:
     """Of the tokens, those that have the channels of one of the writer's units: of an expert, if all are chosen alike often."""
     return writer.block.experts_per_token / writer.units if isinstance(writer, ExpertsWriter) else 1.0
+
+
+def _numbers(writer: ResidualWriter) -> int:
+    """What one expert's channels are made of: gate and up."""
+    return writer.numbers if isinstance(writer, ExpertsWriter) else 0
 
 
 def _facts(result: RefitResult, sources: Sequence[Source]) -> RefitFacts:

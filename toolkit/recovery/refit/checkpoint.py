@@ -118,11 +118,13 @@ def _check_pair(original: PreTrainedConfig, pruned: PreTrainedConfig, kept_layer
 
 
 def _identity(batches: Sequence[Batch]) -> int:
-    """Of the sequences of all ranks, however they are batched."""
+    """Of the sequences of all ranks, however they are batched, and of which of their tokens are an answer's."""
     sums = (
-        zlib.crc32(ids[mask.bool()].int().cpu().numpy().tobytes())
+        zlib.crc32(torch.stack([ids, answer])[:, mask.bool()].int().cpu().numpy().tobytes())
         for batch in batches
-        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+        for ids, mask, answer in zip(
+            batch["input_ids"], batch["attention_mask"], batch.get("completion_mask", batch["attention_mask"]), strict=True
+        )
     )
     return sum(gather(sum(sums)))
 
@@ -140,9 +142,10 @@ def _why_whole(folder: Path) -> str | None:
     cut = RefitModel(model)
     parameters = dict(model.named_parameters())
     names = [
-        writer.name
+        name
         for number, layer in enumerate(cut.layers)
         for writer in writers_in(f"{cut.path}.{number}", layer, cut.blocks[number], cut.hidden_size)
+        for name in writer.names
     ]
     written = revert_weight_conversion(model, {name: parameters[name].data for name in names})
     unknown = [name for name, tensor in written.items() if name not in stored or stored[name].shape != tensor.shape]

@@ -40,14 +40,16 @@ from toolkit.moe.residual_writers import (
     writer_calls,
     writers_in,
 )
-from toolkit.recovery.refit.layer import LayerTokens, solve_layer
+from toolkit.recovery.refit.layer import solve_layer
 from toolkit.recovery.refit.results import BlockRefit, RefitResult, Target
+from toolkit.recovery.refit.tokens import LayerTokens, held_out_error
 from toolkit.runtime.distributed import gather, sum_over_ranks
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.progress import progress
 
 HOST = torch.device("cpu")  # where the inputs of all tokens wait; their channels are made on the device, some at a time
 HELD_OUT = 5  # one sequence of so many
+COMPLETION_WEIGHT = 4.0
 
 
 class LayerStore(Protocol):
@@ -90,6 +92,7 @@ class _Turn:
     cut: ForwardPass
     rows: torch.Tensor  # [R], the tokens that count, of the batch's T
     held_out_R: torch.Tensor
+    completion_R: torch.Tensor  # all, where the batch does not say
     target_RH: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
 
@@ -157,7 +160,7 @@ def _start(batch: Batch, original: LayerRunner, cut: LayerRunner, device: torch.
     )
     rows = observed.real.nonzero().flatten()
     held_out_T = held_out_B.to(device).repeat_interleave(inputs["input_ids"].shape[1])
-    return _Turn(original.start(inputs), cut.start(inputs), rows, held_out_T[rows])
+    return _Turn(original.start(inputs), cut.start(inputs), rows, held_out_T[rows], observed.completion[rows])
 
 
 def _is_held_out(token_ids: torch.Tensor) -> bool:
@@ -221,25 +224,25 @@ def _refit_layer(cut: RefitModel, layer: _Layer, turns: Sequence[_Turn]) -> Bloc
         written_RH = sum(gain * calls_of[writer.name].output_TH[turn.rows].float() for writer, gain in layer.writers)
         now_RH = output[turn.rows] if layer.target == "residual" else calls_of[writers[0].name].output_TH[turn.rows]
         lacking_RH = _wide(turn.target_RH) - _wide(now_RH)
-        asked += (lacking_RH + written_RH)[turn.held_out_R].double().square().sum()
-        inputs = {name: call.inputs.rows(turn.rows).to(HOST) for name, call in calls_of.items()}
-        batches.append(LayerTokens(inputs, lacking_RH.to(HOST), turn.held_out_R.to(HOST)))
-    before = _error(batches, cut.device)
-    kept_weights = [writer.weight(unit).clone() for writer in writers for unit in range(writer.units)]
-    penalties = solve_layer(layer.writers, batches, cut.device, cut.stored_dtype)
+        scale_R = _scale(turn, layer)
+        asked += ((lacking_RH + written_RH) * scale_R.unsqueeze(1))[turn.held_out_R].double().square().sum()
+        inputs = {name: call.inputs.rows(turn.rows)._replace(scale_R=scale_R).to(HOST) for name, call in calls_of.items()}
+        batches.append(LayerTokens(inputs, (lacking_RH * scale_R.unsqueeze(1)).to(HOST), turn.held_out_R.to(HOST)))
+    before = held_out_error(batches, cut.device)
+    parameters = [cut.whole.get_parameter(name).data for writer in writers for name in writer.names]
+    kept_weights = [parameter.clone() for parameter in parameters]
+    solved = solve_layer(layer.writers, batches, cut.device, cut.stored_dtype)
     del batches
     after = _measured_error(cut, layer, turns)
     if not after <= before:
-        units = [(writer, unit) for writer in writers for unit in range(writer.units)]
-        for (writer, unit), weight in zip(units, kept_weights, strict=True):
-            writer.weight(unit).copy_(weight)
-        penalties, after = [None] * len(penalties), before
+        for parameter, weight in zip(parameters, kept_weights, strict=True):
+            parameter.copy_(weight)
+        solved, after = solved.undone(), before
     sum_over_ranks(asked)
     channels = sum(writer.units * writer.width for writer in writers)
     scale = float(asked) or 1.0
-    return BlockRefit(
-        layer.name, [writer.name for writer in writers], layer.target, channels, penalties, before / scale, after / scale
-    )
+    names = [name for writer in writers for name in (writer.names if any(solved.steps) else [writer.name])]
+    return BlockRefit(layer.name, names, layer.target, channels, solved.penalties, before / scale, after / scale, solved.steps)
 
 
 def _measured_error(cut: RefitModel, layer: _Layer, turns: Sequence[_Turn]) -> float:
@@ -252,17 +255,20 @@ def _measured_error(cut: RefitModel, layer: _Layer, turns: Sequence[_Turn]) -> f
         turn.cut.offload()
         now_TH = output if layer.target == "residual" else calls.calls[writers[0].name][0].output_TH
         held = turn.held_out_R
-        batches.append(LayerTokens({}, _wide(turn.target_RH[held]) - _wide(now_TH[turn.rows[held]]), held[held]))
-    return _error(batches, cut.device)
+        lacking_RH = _wide(turn.target_RH[held]) - _wide(now_TH[turn.rows[held]])
+        batches.append(LayerTokens({}, lacking_RH * _scale(turn, layer)[held].unsqueeze(1), held[held]))
+    return held_out_error(batches, cut.device)
 
 
-def _error(batches: Sequence[LayerTokens], device: torch.device) -> float:
-    """Over the held-out tokens of all ranks."""
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for batch in batches:
-        total += batch.lacking_RH[batch.held_out_R].double().square().sum()
-    sum_over_ranks(total)
-    return float(total)
+def _scale(turn: _Turn, layer: _Layer) -> torch.Tensor:
+    """[R], by which a token's error is multiplied before it is squared. The norms that read the stream divide by its size, so
+    errors count relative to that: without it a few tokens of large states would be all that counts. Tokens of the answers count
+    COMPLETION_WEIGHT times as much as those of the prompts."""
+    target_RH = _wide(turn.target_RH)
+    weight_R = torch.where(turn.completion_R, COMPLETION_WEIGHT, 1.0).to(target_RH)
+    if layer.target == "residual":
+        weight_R = weight_R / target_RH.square().mean(1).clamp_min(torch.finfo(torch.float32).tiny)
+    return weight_R.sqrt()
 
 
 def _flat(output: object) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """What a refit did, layer by layer: for the manifest and the report."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 Target = Literal["residual", "output"]
@@ -25,10 +25,12 @@ class BlockRefit:
     """Squared error of the target on held-out tokens, over the squared size of what was asked of the weights."""
     error_after: float
     """Never above `error_before`."""
+    steps: list[int] = field(default_factory=list)
+    """Of conjugate gradients, for the experts' gate and up projections, of each group; 0: they stayed."""
 
     @property
     def changed(self) -> bool:
-        return any(penalty is not None for penalty in self.penalties)
+        return any(penalty is not None for penalty in self.penalties) or any(self.steps)
 
 
 @dataclass(frozen=True)
