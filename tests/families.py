@@ -107,6 +107,17 @@ DENSE_NOTES = {
 }
 
 
+REFIT_EXCEPTIONS = {"muse_spark": "no: each expert's output is normalised behind its down projection"}
+OWN_OUTPUT = "to each block's own output"
+REFIT_NOTES = dict.fromkeys(
+    (
+        "afmoe", "axk1", "beam", "deepseek_v4", "flex_olmo", "gemma4", "glm5_next", "hy_v4", "inkling", "inkling2", "kolibri1",
+        "qwen4_exp", "zaya",
+    ),
+    OWN_OUTPUT,
+)  # fmt: skip
+
+
 class Column(NamedTuple):
     """A column of the table: families that cannot be cut in a way, and what is to be known of some that can."""
 
@@ -120,6 +131,7 @@ COLUMNS = {
     "width": Column(dict.fromkeys(EXCEPTIONS, "no") | WIDTH_EXCEPTIONS, WIDTH_NOTES),
     "layers": Column(dict.fromkeys(EXCEPTIONS, "no") | LAYER_EXCEPTIONS, LAYER_NOTES),
     "dense": Column(DENSE_EXCEPTIONS, DENSE_NOTES, ITSELF),
+    "refit": Column(dict.fromkeys(EXCEPTIONS, "no") | REFIT_EXCEPTIONS, REFIT_NOTES),
 }
 HEAD = """# Families
 
@@ -142,6 +154,10 @@ experts stays, and one with attention.
 **Dense** ({dense} of {all}), in [tests/cuts/test_dense_families.py](../tests/cuts/test_dense_families.py): what stays as a
 [dense model](dense.md), of a dense family or of the same one with every layer dense: the model with fixed gate weights (1e-5),
 written, and reloaded by stock transformers with every tensor filled and none left over.
+
+**Refit** ({refit} of {all}), in [tests/recovery/test_refit_layers.py](../tests/recovery/test_refit_layers.py): with half of the
+experts, every layer comes nearer to the original's residual stream, or, where the layer does not add the block's output as it is,
+the block to the original block's own output ([refit](refit.md)).
 
 This page is written by `python tests/families.py > docs/families.md`, and a test keeps it in step.
 """

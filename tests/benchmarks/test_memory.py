@@ -1,6 +1,7 @@
 """Laws of the memory benchmark: its checkpoint is one that transformers reads, its arithmetic is the files', it can fail."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_sizes_are_those_of_the_model_that_transformers_reads(checkpoint: Path) -> None:
     model = load_model(str(checkpoint))
-    parts = {TINY.layer: model.model.layers[1], TINY.embeddings: model.model.embed_tokens}
+    parts = {TINY.layer(): model.model.layers[1], TINY.embeddings: model.model.embed_tokens}
     assert all(size == sum(p.nbytes for p in part.parameters()) for size, part in parts.items())
     written = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
     assert sum(p.nbytes for p in model.parameters()) <= written <= 1.02 * sum(p.nbytes for p in model.parameters()) + 10_000
@@ -36,12 +37,16 @@ def test_sizes_are_those_of_the_model_that_transformers_reads(checkpoint: Path) 
 def test_a_piece_of_work_is_measured(
     work: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for made in ("pruned", "refitted"):
+        shutil.rmtree(checkpoint.with_name(made), ignore_errors=True)
+    if work == "refit":
+        memory.prune(str(checkpoint), TINY)
     size = [f"--{name}={value}" for name, value in TINY._asdict().items()]
     monkeypatch.setattr(sys, "argv", ["memory.py", *size, "--measure", work, str(checkpoint)])
     memory.main()
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert memory.show(work, TINY, 1, found, memory.bounds(checkpoint, TINY)[work])
-    assert not list(checkpoint.parent.glob("*/pruned"))
+    assert (checkpoint.with_name("refitted") / "config.json").exists() == (work == "refit")
 
 
 def test_memory_that_is_taken_is_seen_and_a_broken_bound_is_said(
