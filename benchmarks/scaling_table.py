@@ -57,12 +57,13 @@ GPU GiB is per GPU at the fullest moment, GPU-hours are over all GPUs. Bold: doe
 
 REFIT = """## Refit beside fine-tuning
 
-The same recipe with `pruning.refit: true` ([Refit](refit.md)): 512 examples go once through the original and three times through
-the pruned model; each layer's systems of equations are solved, and its experts' projections take their steps. That is a quarter to
-four tenths of fine-tuning's operations, with one layer of each model in memory (two while the next arrives: of DeepSeek-V3 too much
-for this GPU as well). But most of them are in float32 and float64, counted at a {wide}th of a GPU's bfloat16 speed (H100, A100; cards
-for games are slower), and rank 0 alone solves the systems, on its GPU, while the others wait: in hours of the clock, on so many GPUs
-of one node, it takes longer than fine-tuning where that fits. On one GPU fine-tuning is offloaded, and its hours are too few.
+The same recipe with `pruning.refit: true` ([Refit](refit.md)): 512 examples go once through the original and three times
+through the pruned model; each layer's systems of equations are solved, and its experts' projections take their steps. That
+is a quarter to four tenths of fine-tuning's operations, with one layer of each model in memory (two while the next arrives:
+of DeepSeek-V3 too much for this GPU as well). But most of them are in float32 and float64, counted at a {wide}th of a GPU's
+bfloat16 speed (H100, A100; cards for games are slower), and rank 0 alone solves the systems, on its GPU, while the others
+wait: in hours of the clock, on so many GPUs of one node, it takes longer than fine-tuning where that fits. On one GPU
+fine-tuning is offloaded, and its hours are too few.
 
 | model | GPUs | refit: FLOP | GPU GiB | host GiB | hours | fine-tuning: FLOP | GPU GiB | host GiB | hours |
 |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|
