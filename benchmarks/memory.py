@@ -142,22 +142,28 @@ def anonymous() -> int:
 
 def measure(work: str, folder: str, size: Size) -> dict[str, float]:
     """In this process: the seconds that the work takes, and the most that it adds to what the imports take."""
-    before, peak, done = anonymous(), 0, threading.Event()
+    before, started = anonymous(), time.perf_counter()
+    peak = peak_during(lambda: WORK[work](folder, size), anonymous, SAMPLES_PER_SECOND)
+    return {"peak": peak - before, "seconds": time.perf_counter() - started}
+
+
+def peak_during(work: Callable[[], object], held: Callable[[], int], per_second: int) -> int:
+    """The most bytes that were `held` while `work` ran, sampled."""
+    peak, done = 0, threading.Event()
 
     def sample() -> None:
         nonlocal peak
-        while not done.wait(1 / SAMPLES_PER_SECOND):
-            peak = max(peak, anonymous())
+        while not done.wait(1 / per_second):
+            peak = max(peak, held())
 
     sampler = threading.Thread(target=sample)
     sampler.start()
-    started = time.perf_counter()
     try:
-        WORK[work](folder, size)
+        work()
     finally:
         done.set()
         sampler.join()
-    return {"peak": peak - before, "seconds": time.perf_counter() - started}
+    return peak
 
 
 def bounds(folder: Path, size: Size) -> dict[str, int]:

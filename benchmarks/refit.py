@@ -10,11 +10,11 @@ stages' own. Memory is the most that all of a launch's processes held (unique se
 
 import argparse
 import json
-import threading
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+from memory import peak_during
 from study import launch
 
 from toolkit.pipeline.run_directory import RunDirectory
@@ -34,21 +34,12 @@ class Measured(NamedTuple):
 
 def measure(verb: str, stage: str, role: str, arguments: list[str]) -> Measured:
     """Launches a verb whose last stage is new, then asks the model that it leaves."""
-    peak, done = 0, threading.Event()
 
-    def sample() -> None:
-        nonlocal peak
-        while not done.wait(1 / SAMPLES_PER_SECOND):
-            peak = max(peak, held_by_children())
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    try:
+    def work() -> None:
         if not launch(1, ["--module", "toolkit.cli", verb, RECIPE], arguments):
             raise SystemExit(f"{verb} failed")
-    finally:
-        done.set()
-        sampler.join()
+
+    peak = peak_during(work, held_by_children, SAMPLES_PER_SECOND)
     if not launch(1, ["--module", "toolkit.cli", "evaluate", RECIPE], arguments):
         raise SystemExit("evaluate failed")
     run = RunDirectory(NAME)

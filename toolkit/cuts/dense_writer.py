@@ -32,7 +32,7 @@ from toolkit.cuts.writer import WritingSteps, check_room, source_fingerprint
 from toolkit.moe.blocks import EXPERT_KEYS, TOP_K_KEYS
 from toolkit.moe.load import load_config, meta_model, quantization_of
 from toolkit.moe.loading_checks import check_opens
-from toolkit.moe.model_files import INDEX, SINGLE, copy_companions
+from toolkit.moe.model_files import copy_companions, file_names, write_index
 from toolkit.moe.names import NameResolver
 from toolkit.moe.partition import layer_prefix
 from toolkit.moe.stream import StreamedModel
@@ -83,8 +83,8 @@ def plan_dense(folder: Path, blocks: Mapping[str, DenseBlock]) -> DenseJob:
         if packed[-1] and sum(sizes[each] for each in packed[-1]) + size > FILE_BYTES:
             packed.append([])
         packed[-1].append(prefix)
-    names = [f"model-{n:05}-of-{len(packed):05}.safetensors" for n in range(1, len(packed) + 1)] if packed[1:] else [SINGLE]
-    return DenseJob(folder, model, twin, blocks, stored_tensors(folder), dict(zip(names, packed, strict=True)), sizes)
+    files = dict(zip(file_names(len(packed)), packed, strict=True))
+    return DenseJob(folder, model, twin, blocks, stored_tensors(folder), files, sizes)
 
 
 def _saved(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -182,9 +182,7 @@ def _write_file(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 def _write_rest(job: DenseJob, partial_folder: Path) -> None:
     """Index and configuration, and the companion files."""
     if len(job.files) > 1:
-        written = stored_files(partial_folder, list(job.files))
-        index = {"metadata": {"total_size": sum(job.sizes.values())}, "weight_map": written}
-        write_text(partial_folder / INDEX, json.dumps(index, indent=2) + "\n")
+        write_index(partial_folder, sum(job.sizes.values()), stored_files(partial_folder, list(job.files)))
     write_text(partial_folder / "config.json", json.dumps(dense_config(job), indent=2) + "\n")
     copy_companions(job.folder, partial_folder)
 

@@ -19,7 +19,7 @@ from toolkit.cuts.cut import ConfigFile, UnknownLayoutError
 from toolkit.cuts.layout import pieces_of
 from toolkit.cuts.plan import Plan
 from toolkit.moe.load import load_config, meta_model
-from toolkit.moe.model_files import INDEX, SINGLE, checkpoint_files, copy_companions
+from toolkit.moe.model_files import SINGLE, checkpoint_files, copy_companions, file_names, write_index
 from toolkit.moe.quantized_names import QUANTIZATION, RenamedModules
 from toolkit.moe.tensor_files import Piece, StoredTensor, explain_write_errors, stored_tensors, write_file
 from toolkit.runtime.distributed import on_all_ranks, on_main, say, shard
@@ -68,9 +68,7 @@ def _packed(pieces: list[Piece]) -> dict[str, list[Piece]]:
             size = 0
         shards[-1].append(piece)
         size += piece.bytes
-    if len(shards) == 1:
-        return {SINGLE: shards[0]}
-    return {f"model-{n:05}-of-{len(shards):05}.safetensors": shard for n, shard in enumerate(shards, 1)}
+    return dict(zip(file_names(len(shards)), shards, strict=True))
 
 
 def write_pruned(job: PruneJob, config: ConfigFile, target: Path, verify: Callable[[Path], None], facts: dict[str, Any]) -> None:
@@ -164,7 +162,7 @@ def _write_rest(job: PruneJob, partial: Path, config: ConfigFile) -> None:
     if len(job.shards) > 1:
         total = sum(piece.bytes for pieces in job.shards.values() for piece in pieces)
         where = {piece.name: file for file, pieces in job.shards.items() for piece in pieces}
-        write_text(partial / INDEX, json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2) + "\n")
+        write_index(partial, total, where)
     write_text(partial / "config.json", json.dumps(config, indent=2) + "\n")
     files = checkpoint_files(job.folder)
     read = {path.relative_to(job.folder).parts[0] for path in (*files.weights, *([files.index_file] if files.index_file else []))}

@@ -20,7 +20,7 @@ and of Python packages.
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +41,7 @@ from transformers.utils.hub import get_checkpoint_shard_files
 from toolkit.moe.expert_skipping import SKIPPING_FILE
 from toolkit.runtime.distributed import say
 from toolkit.runtime.errors import PollardError
+from toolkit.runtime.files import write_text
 from toolkit.runtime.signed_folders import PROVENANCE
 
 SINGLE, INDEX = SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME
@@ -112,6 +113,17 @@ def read_index(path: Path) -> dict[str, str]:
         return found
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise PollardError(f"{path} is damaged ({error!r}). Fetch it again.", code="checkpoint.damaged-index") from None
+
+
+def file_names(count: int) -> list[str]:
+    """What transformers calls the safetensors files of a checkpoint of so many."""
+    return [f"model-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)] if count > 1 else [SINGLE]
+
+
+def write_index(folder: Path, total_bytes: int, weight_map: Mapping[str, str]) -> None:
+    """Writes which file holds which tensor, for a checkpoint of several."""
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(weight_map)}
+    write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def is_weights(name: str) -> bool:

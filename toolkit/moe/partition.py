@@ -6,7 +6,6 @@ of tensors (`save_pretrained` wants all tensors at once).
 """
 
 import gc
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,9 +21,8 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
 from toolkit.moe.load import load_config, load_model, resolve_dtype
-from toolkit.moe.model_files import INDEX, SINGLE
+from toolkit.moe.model_files import file_names, write_index
 from toolkit.runtime.distributed import is_main, on_main
-from toolkit.runtime.files import write_text
 
 
 def is_partitioned(model: nn.Module) -> bool:
@@ -136,11 +134,10 @@ class ShardWriter:
         """Gives the files their names, which hold how many there are, and writes an index for several."""
         self._write()
         count = len(self.written)
-        names = [f"model-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)] if count > 1 else [SINGLE]
+        names = file_names(count)
         for number, name in enumerate(names):
             self._partial(number).rename(self.folder / name)
         if count > 1:
             weight_map = {tensor: name for name, tensors in zip(names, self.written, strict=True) for tensor in tensors}
             total = sum(size for tensors in self.written for size in tensors.values())
-            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-            write_text(self.folder / INDEX, json.dumps(index, indent=2) + "\n")
+            write_index(self.folder, total, dict(sorted(weight_map.items())))

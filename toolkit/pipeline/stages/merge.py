@@ -1,6 +1,7 @@
 """Plan and calibration data -> dense/plan.json: how much every kept expert counts where all of them serve every token."""
 
 from dataclasses import dataclass
+from statistics import fmean
 
 from transformers import PreTrainedModel
 
@@ -64,10 +65,8 @@ class Merge(Stage):
         in_one_piece = "the dense form is weighed by copies of the routers"
         with_layers(recipe, source.path, source.revision, self._weigh, why_loaded, in_one_piece)
         blocks = (Plan.load(run.dense).dense or {}).values()
-        error, mean_gate_error = (
-            sum(numbers) / len(numbers)
-            for numbers in ([block.error or 0.0 for block in blocks], [block.mean_gate_error or 0.0 for block in blocks])
-        )
+        error = fmean(block.error or 0.0 for block in blocks)
+        mean_gate_error = fmean(block.mean_gate_error or 0.0 for block in blocks)
         say(
             f"  each block's output is off by {error:.1%} of the original's (squared, on average over {len(blocks)} blocks); "
             f"with mean gate weights it would be {mean_gate_error:.1%}"

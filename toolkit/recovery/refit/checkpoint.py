@@ -76,7 +76,12 @@ def refit_checkpoint(
     identity = fingerprint_of(
         fingerprint_of_path(source), fingerprint_of_path(folder), _identity(batches), kept, str(after.whole.dtype)
     )
-    on_main(lambda: None if is_resumable(target, identity) else begin_folder(target, identity) and None)
+
+    def begin() -> None:
+        if not is_resumable(target, identity):
+            begin_folder(target, identity)
+
+    on_main(begin)
     files = LayerFiles(partial_path(target), after.path, after.stored_dtype)
     if finished := len(on_main(files.paths)):
         say(f"  {finished} of {len(after.layers)} layers are refit already: going on")
@@ -161,10 +166,10 @@ def _write(folder: Path, model: RefitModel, files: LayerFiles) -> None:
         complete_checkpoint(folder, target, model.whole.config)
         files.remove()
         return
-    stored = stored_tensors(folder)
+    stored, described = stored_tensors(folder), meta_model(load_config(str(folder)))
     replaced: dict[str, StoredTensor] = {}
     for number, path in enumerate(files.paths()):
-        tensors = revert_weight_conversion(meta_model(load_config(str(folder))), load_file(path))
+        tensors = revert_weight_conversion(described, load_file(path))
         own = {name: tensor.to(files.dtype).contiguous() for name, tensor in tensors.items()}
         save_file(own, target / f"stored-{number:05}.refit")
         replaced |= read_header(target / f"stored-{number:05}.refit") if own else {}
