@@ -1,0 +1,86 @@
+"""The key `pruning.fit` (a part of toolkit/recipe/pruning.py): limits that the best shape is searched under, instead of a shape.
+
+pruning: {fit: {bytes: 12G}}                            whatever is best for the task in 12 GiB
+pruning: {fit: {active: 3B, cuts: [experts, width]}}    at most so many parameters active per token, all layers
+pruning: {fit: {gpu: 24G, context: 4096, batch: 8}}     what answers on such a GPU
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from toolkit.recipe.data import Section
+from toolkit.recipe.refit import RefitRecipe, check_refit
+from toolkit.runtime.amounts import bytes_in, parameters_in
+
+CutName = Literal["experts", "width", "layers", "dense"]
+CUTS: tuple[CutName, ...] = ("experts", "width", "layers")
+LIMITS = ("bytes", "parameters", "active", "gpu")
+
+
+def _amount() -> Any:
+    return Field(default=None, exclude_if=lambda value: value is None)
+
+
+class FitRecipe(Section):
+    """Limits, and how the shape that is best under them is searched (docs/fit.md)."""
+
+    bytes: int | None = _amount()
+    """Of the weights on disk: 12G (12 · 2^30) or 12GB (12 · 10^9)."""
+    parameters: int | None = _amount()
+    """In all: 7B."""
+    active: int | None = _amount()
+    """Parameters active per token: 3B."""
+    gpu: int | None = _amount()
+    """Memory of the GPU that is to answer: 24G. Weights, cache and workspace share it."""
+    context: int = Field(default=4096, ge=1, exclude_if=lambda context: context == 4096)
+    """With gpu: tokens of a prompt and its answer."""
+    batch: int = Field(default=1, ge=1, exclude_if=lambda batch: batch == 1)
+    """With gpu: answers at the same time."""
+    dtype: Literal["checkpoint", "bfloat16", "float16", "float32"] = "checkpoint"
+    """The numbers in which bytes are counted. Default: those of the original's files."""
+    cuts: list[CutName] = Field(default=list(CUTS), min_length=1)
+    """What may be cut: experts, width, layers; dense: shapes in the dense form (docs/dense.md) are measured as well."""
+    metric: Literal["dev_loss", "accuracy", "fidelity"] = "dev_loss"
+    """By which the shapes that are measured are ranked, on the dev slice: the loss, the share of right answers, or how close the
+    answers' distributions are to the original's."""
+    refit: bool | RefitRecipe = False
+    """Refit every shape that is measured first (docs/refit.md), as the run then does with the chosen one."""
+    measured: int = Field(default=8, ge=1)
+    """So many of the shapes that look best are measured, beside the best that cut one thing only."""
+    allocation: Literal["uniform", "measured"] = Field(default="uniform", exclude_if=lambda value: value == "uniform")
+    """measured: what other numbers of experts in each layer would give at the same size is measured as well (docs/fit.md)."""
+
+    @field_validator("bytes", "gpu", mode="before")
+    @classmethod
+    def _is_a_number_of_bytes(cls, value: Any) -> Any:
+        return None if value is None else bytes_in(value)
+
+    @field_validator("parameters", "active", mode="before")
+    @classmethod
+    def _is_a_number_of_parameters(cls, value: Any) -> Any:
+        return None if value is None else parameters_in(value)
+
+    @field_validator("refit", mode="before")
+    @classmethod
+    def _refit_makes_sense(cls, refit: Any) -> Any:
+        return check_refit(refit)
+
+    @field_validator("cuts")
+    @classmethod
+    def _each_cut_once(cls, cuts: list[CutName]) -> list[CutName]:
+        if len(set(cuts)) < len(cuts):
+            raise ValueError("cuts names something twice")
+        return cuts
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> "FitRecipe":
+        if all(getattr(self, key) is None for key in LIMITS):
+            raise ValueError(f"fit needs a limit: {', '.join(LIMITS)}, e.g. bytes: 12G")
+        if self.gpu is None and {"context", "batch"} & self.model_fields_set:
+            raise ValueError("context and batch say how a GPU is used: say gpu: 24G as well, or leave them out")
+        if self.parameters and self.active and self.active > self.parameters:
+            raise ValueError(f"active {self.active:,} is more than parameters {self.parameters:,}: it limits nothing")
+        if self.cuts == ["dense"]:
+            raise ValueError("dense is a way of writing what experts, width and layers leave: name one of them, too")
+        return self
