@@ -68,8 +68,10 @@ class Fingerprints:
 
 
 class FitFingerprints(NamedTuple):
-    """Of what is known of shapes without training, and of the choice."""
+    """Of the questions and losses by which shapes are compared, which serve any limits; of what is known of those within the
+    limits without training; and of the choice."""
 
+    asked: str
     measured: str
     choice: str
 
@@ -80,8 +82,9 @@ def fit_fingerprints(recipe: Recipe, data: DataCache) -> FitFingerprints:
     settings, train = recipe.task.model_dump(), data.task_fingerprint(recipe.task, "train")
     pruning = recipe.pruning.model_dump(exclude={"skipping"})
     judging = [recipe.evaluation.max_new_tokens, *_scoring(recipe.task, data)]
-    measured = fingerprint_of("fit", model, settings, train, *_examples_read(recipe, data), pruning, judging)
-    return FitFingerprints(measured, fingerprint_of(measured, recipe.finetuning.model_dump(), trains(recipe)))
+    asked = fingerprint_of("fit", model, settings, train, recipe.calibration.model_dump(), judging)
+    measured = fingerprint_of(asked, *_examples_read(recipe, data), pruning)
+    return FitFingerprints(asked, measured, fingerprint_of(measured, recipe.finetuning.model_dump(), trains(recipe)))
 
 
 def fingerprints_of(
