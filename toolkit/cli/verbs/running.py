@@ -37,8 +37,8 @@ def run_recipe(arguments: argparse.Namespace, until: str | None = None) -> None:
         )
     if until == LAST_STAGES["fit"] and recipe.pruning.fit is None:
         raise PollardError(
-            f"{arguments.recipe} says which shape the model gets: give limits instead, e.g. pruning.fit.bytes=12G and no keep, width "
-            "or layers.",
+            f"{arguments.recipe} says which shape the model gets: give limits instead, e.g. pruning.fit.bytes=12G, and no keep, "
+            "width or layers.",
             code="fit.not-asked",
         )
     started = time.monotonic()
