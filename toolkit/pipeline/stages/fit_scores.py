@@ -30,6 +30,7 @@ class ScoresFacts(Facts):
 class FitScores(FitStage):
     kind = FIT_SCORES
     batch_section = "calibration"
+    resumes = ("fit",)
 
     def __init__(self, context: RunContext, role: Role | None = None) -> None:
         super().__init__(context, role)
