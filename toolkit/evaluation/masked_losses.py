@@ -38,9 +38,9 @@ def masked_losses(
 ) -> list[Loss]:
     """The `completion_loss` of `model` as if cut by each of `plans`, in their order; None: the original's.
 
-    `model`: loaded (not in parts over ranks), or streamed, of which each rank holds one layer at a time. A plan in the dense form is
-    measured in that form. Every rank calls it with all batches, does its share, and returns the same. `on_measured` is called on
-    every rank, with a plan's number and its loss as soon as that is known.
+    `model`: loaded (not in parts over ranks), or streamed, of which each rank holds one layer at a time. A plan in the dense form
+    is measured in that form. Every rank calls it with all batches, does its share, and returns the same. `on_measured` is called
+    on every rank, with the number of a plan and its loss, as soon as that is known.
 
     Raises PollardError for a plan that does not fit the model, before anything is measured.
     """
