@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from toolkit.moe.placement import with_model
+from toolkit.moe import StreamedModel
+from toolkit.moe.placement import with_layers
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.fit_axes import axes_of, axis_shapes
 from toolkit.pipeline.fit_evidence import FitEvidence
@@ -52,13 +53,14 @@ class FitScores(FitStage):
         shapes = [shape for found in axis_shapes(evidence.space, list(evidence.kept_layers)).values() for shape in found]
         plans = [None, *(evidence.plan(shape) for shape in shapes)]
 
-        def measure(model: PreTrainedModel) -> None:
+        def measure(model: PreTrainedModel | StreamedModel) -> None:
             losses.measure(model, plans, probe.batches)
 
         if missing := losses.missing(plans):
             say(f"  {len(missing)} of {len(plans)} losses are measured")
             source = self.context.source
-            with_model(self.context.asked, source.path, source.revision, measure, "cuts are masked in a whole model")
+            why_whole = "routers are masked, which are whole then"
+            with_layers(self.context.asked, source.path, source.revision, measure, why_whole=why_whole)
         axes = on_main(lambda: axes_of(evidence, losses))
         deltas, result = Deltas.of(axes), self.load()
         records = [record_of(candidate) for candidate in self.context.fit_space.candidates(evidence.kept_layers)]
