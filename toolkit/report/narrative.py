@@ -8,7 +8,8 @@ from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.report.cautions import warnings
 from toolkit.report.cut_facts import CutFacts, WidthFacts
-from toolkit.report.facts import PairedComparison, RunFacts
+from toolkit.report.facts import RunFacts
+from toolkit.report.paired import PairedComparison
 from toolkit.runtime.formatting import amount, p_value, percent, points, ranges
 
 SHARES = {Fraction(1, 2): "half", Fraction(1, 4): "a quarter", Fraction(3, 4): "three quarters"}
