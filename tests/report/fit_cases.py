@@ -84,7 +84,8 @@ def fit_case(**changes: Any) -> FitResult:
             Axis(cut=cut, original=max(of), points=[AxisPoint(value=value, delta=delta) for value, delta in of.items()])  # type: ignore[arg-type]
             for cut, of in DELTAS.items()
         ],
-        "shapes": shapes, "chosen": 3, "seconds": {"fit/shapes": 0.4, "fit/scores": 21.0, "fit/measure": 12.25, "fit/choose": 130.0},
+        "shapes": shapes, "chosen": 3,
+        "seconds": {"fit/shapes": 0.4, "fit/scores": 21.0, "fit/measure": 12.25, "fit/choose": 130.0},
         "reason": "4 layers of 6 experts answered best after 60 steps of fine-tuning.",
     }  # fmt: skip
     return FitResult.model_validate(values | changes)

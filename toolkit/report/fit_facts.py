@@ -18,6 +18,10 @@ from toolkit.runtime.formatting import amount, loss, p_value, percent, points, s
 SizeField = Literal["bytes", "parameters", "active_parameters"]
 NOT_FINITE = "not finite"
 AGREEMENT = 0.5  # rank correlation below which the prediction is called a poor guide
+SINGLE_CUTS = {"experts": "experts alone", "width": "width alone", "layers": "layers alone", "dense": "dense"}
+AXIS_NAMES = {
+    "experts": "experts per block", "width": "channels per expert", "layers": "layers", "experts_per_token": "active experts"
+}  # fmt: skip
 SIZE_NAMES: dict[SizeField, str] = {
     "bytes": "size on disk", "parameters": "parameters", "active_parameters": "parameters active per token"
 }  # fmt: skip
@@ -91,10 +95,10 @@ class FitShapeFacts(SizedShape):
 
 
 class FitFacts(Facts):
-    """`considered`: all shapes, `refused` ones by reason; `others` meet the limits and looked worse, the best of them by
-    `best_other` nats. `shapes`: those measured; before anything is, the few that look best. Places in `shapes`: `chosen`, and
-    `frontier`, those that no smaller one beats. `runner_up`: the first shape against the second, question by question.
-    `rank_correlation`: Spearman's, of predicted and measured losses. `seconds`: by stage."""
+    """`considered`: all shapes; `refused`: those without a measurement, by reason; `others` meet the limits and looked worse, the
+    best of them by `best_other` nats. `shapes`: those measured; before anything is, the few that look best. Places in `shapes`:
+    `chosen`, and `frontier`, those that no smaller one beats. `runner_up`: the first shape against the second, question by
+    question. `rank_correlation`: Spearman's, of predicted and measured losses. `seconds`: by stage."""
 
     limits: dict[str, int]
     dtype: str
@@ -125,6 +129,14 @@ class FitFacts(Facts):
     @property
     def tried(self) -> list[FitShapeFacts]:
         return [shape for shape in self.shapes if shape.trial]
+
+    @property
+    def has_accuracy(self) -> bool:
+        return any(shape.measured and shape.measured.score is not None for shape in self.shapes)
+
+    @property
+    def has_kl(self) -> bool:
+        return any(shape.measured and shape.measured.kl is not None for shape in self.shapes)
 
     @property
     def limit_text(self) -> str:

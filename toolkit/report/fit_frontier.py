@@ -22,6 +22,7 @@ def fit_facts(result: FitResult, shown: int = SHOWN) -> FitFacts:
     by_prediction = sorted((shape for shape in result.shapes if not shape.refused), key=_prediction)
     listed = _ordered(result) or by_prediction[:shown]
     places = {id(shape) for shape in listed}
+    unlisted = [shape for shape in result.shapes if id(shape) not in places]
     others = [shape for shape in by_prediction if id(shape) not in places]
     shapes = [_shape_facts(shape, original) for shape in listed]
     size_by = _size_field(result.limits)
@@ -32,7 +33,7 @@ def fit_facts(result: FitResult, shown: int = SHOWN) -> FitFacts:
         metric=result.metric,
         size_by=size_by,
         considered=len(result.shapes),
-        refused=dict(Counter(shape.refused for shape in result.shapes if shape.refused).most_common()),
+        refused=dict(Counter(shape.refused for shape in unlisted if shape.refused).most_common()),
         others=len(others),
         best_other=_finite(others[0].predicted) if others else None,
         original=FitOriginal.model_validate(result.original.model_dump() | {"measured": _answers(original, original)}),

@@ -1,4 +1,4 @@
-"""What a fit found, in the terminal and as rows of the model card: the original, every shape that was measured, what was refused."""
+"""What a fit found, in the terminal and as rows of the model card: the original, every shape measured, what was refused."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from toolkit.cuts.fit_result import FitResult
-from toolkit.report.fit_facts import FitAnswers, FitFacts, FitShapeFacts, SizedShape, delta_text
+from toolkit.report.fit_facts import SINGLE_CUTS, FitAnswers, FitFacts, FitShapeFacts, SizedShape, delta_text
 from toolkit.report.fit_frontier import SHOWN, fit_facts
 from toolkit.runtime.distributed import console, is_main, say
 from toolkit.runtime.formatting import MISSING, amount, interval, loss, percent, signed_loss, size
@@ -24,7 +24,7 @@ RESULT_COLUMNS = (
     "after\ntrial",
     "its 95 %\ninterval",
 )
-SINGLE_CUTS = {"experts": "experts alone", "width": "width alone", "layers": "layers alone", "dense": "dense"}
+METRICS = {"dev_loss": "the loss on the dev slice", "accuracy": "dev accuracy", "fidelity": "likeness to the original (KL)"}
 
 Columns = dict[str, list[str]]  # heading -> a cell per row: the original's, then each shape's
 
@@ -50,9 +50,6 @@ def show_fit(result: FitResult, top: int = SHOWN) -> None:
     say()
     for line in fit_lines(fit):
         say(escape(line))
-
-
-METRICS = {"dev_loss": "the loss on the dev slice", "accuracy": "dev accuracy", "fidelity": "likeness to the original (KL)"}
 
 
 def fit_columns(fit: FitFacts) -> Columns:
@@ -136,10 +133,13 @@ def rest_lines(fit: FitFacts) -> list[str]:
     """Of the shapes that were not measured: how many met the limits, and how many were refused for which reason."""
     lines = []
     if fit.others:
-        best = "" if fit.best_other is None else f" The best of them is predicted to lose {signed_loss(fit.best_other)} nats."
-        lines.append(f"{_shapes(fit.others)} more met the limits and {'were' if fit.measured else 'are'} not measured.{best}")
+        best = "" if fit.best_other is None else f"; the best of them is predicted to add {signed_loss(fit.best_other)} nats"
+        meets, were = ("meets", "was") if fit.others == 1 else ("meet", "were")
+        lines.append(f"{fit.others:,} more shape{'s' * (fit.others > 1)} {meets} the limits and {were} not measured{best}.")
+    measured = ((i, shape.refused) for i, shape in enumerate(fit.shapes, start=1) if shape.refused)
+    lines += [f"Refused after it was measured: {i}: {reason}." for i, reason in measured]
     reasons = list(fit.refused.items())
-    lines += [f"Refused: {_shapes(count)}: {reason}" for reason, count in reasons[:REASONS]]
+    lines += [f"Refused: {_shapes(count)}: {reason}." for reason, count in reasons[:REASONS]]
     if rest := sum(count for _, count in reasons[REASONS:]):
         lines.append(f"Refused: {_shapes(rest)} for {len(reasons) - REASONS} other reasons (fit.json).")
     return lines

@@ -84,6 +84,8 @@ def summary(facts: RunFacts) -> str:
                 "Written as a dense model: every token passes all of them, as one feed-forward layer, whose output was off by "
                 f"{percent(cut.dense.error)} of the original block's before any training (squared)."
             )
+    if facts.fit:
+        sentences.append(facts.fit.sentence)
     if facts.cuts:
         sentences += _about_cuts(facts.cuts)
     if facts.refit:
