@@ -176,15 +176,16 @@ def result_text(answers: FitAnswers) -> str:
 
 
 def _limit_texts(limits: Mapping[str, int]) -> list[str]:
+    found = dict(limits)
+    context, batch = found.pop("context", None), found.pop("batch", None)
+    use = ", ".join([*([f"context {context:,}"] if context else []), *([f"batch {batch:,}"] if batch else [])])
     texts = {
         "bytes": lambda number: f"{size(number)} on disk",
         "parameters": lambda number: f"{amount(number)} parameters",
         "active": lambda number: f"{amount(number)} parameters active per token",
-        "gpu": lambda number: f"a GPU of {size(number)}",
-        "context": lambda number: f"a context of {number:,} tokens",
-        "batch": lambda number: f"{number:,} answer{'s' * (number > 1)} at the same time",
+        "gpu": lambda number: f"a GPU of {size(number)}" + (f" ({use})" if use else ""),
     }
-    return [texts[key](number) if key in texts else f"{key} {number:,}" for key, number in limits.items()]
+    return [texts[key](number) if key in texts else f"{key} {number:,}" for key, number in found.items()]
 
 
 def fit_warnings(fit: FitFacts | None) -> Sequence[str]:

@@ -137,12 +137,16 @@ def rest_lines(fit: FitFacts) -> list[str]:
         meets, were = ("meets", "was") if fit.others == 1 else ("meet", "were")
         lines.append(f"{fit.others:,} more shape{'s' * (fit.others > 1)} {meets} the limits and {were} not measured{best}.")
     measured = ((i, shape.refused) for i, shape in enumerate(fit.shapes, start=1) if shape.refused)
-    lines += [f"Refused after it was measured: {i}: {reason}." for i, reason in measured]
+    lines += [f"Refused after it was measured: {i}: {_clause(reason)}." for i, reason in measured]
     reasons = list(fit.refused.items())
-    lines += [f"Refused: {_shapes(count)}: {reason}." for reason, count in reasons[:REASONS]]
+    lines += [f"Refused: {_shapes(count)}: {_clause(reason)}." for reason, count in reasons[:REASONS]]
     if rest := sum(count for _, count in reasons[REASONS:]):
         lines.append(f"Refused: {_shapes(rest)} for {len(reasons) - REASONS} other reasons (fit.json).")
     return lines
+
+
+def _clause(reason: str) -> str:
+    return reason.removesuffix(".")
 
 
 def _shapes(count: int) -> str:
