@@ -1,7 +1,7 @@
 """report.html: one page that stands alone, rendered from `RunFacts` and nothing else."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,7 +122,7 @@ def render(report: RunFacts) -> str:
     )  # fmt: skip
 
 
-def _fit_drawings(report: RunFacts) -> dict[str, Any]:
+def _fit_drawings(report: RunFacts) -> Mapping[str, object]:
     """What fit.html.j2 shows beside report.json."""
     if not report.fit:
         return {}
