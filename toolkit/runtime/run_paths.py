@@ -17,6 +17,8 @@ class RunPaths:
         self.plan = self.path / "plan.json"
         self.dense = self.path / "dense" / "plan.json"
         self.refit = self.path / "refit.json"
+        self.fit_result = self.path / "fit.json"
+        self.fit = self.path / "fit"
         self.alternatives = self.path / "alternatives.json"
         self.pruned = self.path / "pruned"
         self.refitted = self.path / "refitted"
