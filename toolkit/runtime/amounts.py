@@ -17,7 +17,9 @@ def bytes_in(text: str | int) -> int:
     size = DECIMAL_BYTES.get(unit) or BYTES.get(unit.removesuffix("IB"))
     if not found or not size:
         number = found[1] if found else "12"
-        raise ValueError(f"{text} is no number of bytes: write a number and its unit, e.g. {number}G (GiB; also M, T) or {number}GB")
+        raise ValueError(
+            f"{text} is no number of bytes: write a number and its unit, e.g. {number}G (GiB; also M, T) or {number}GB"
+        )
     return _positive(int(float(found[1]) * size), text)
 
 
