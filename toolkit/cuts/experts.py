@@ -45,9 +45,9 @@ class BlockPlan(BaseModel):
 
 
 def _counts(cut: "ExpertsCut") -> str:
-    """ "5, 3, 4, 4"; "5, 3 (2, 1 active)"."""
+    """ "5, 3, 4, 4 experts"; "5, 3 experts (2, 1 active)"."""
     active = ", ".join(map(str, cut.experts_per_token.values()))
-    return ", ".join(str(len(kept)) for kept in cut.kept.values()) + (f" ({active} active)" if active else "")
+    return ", ".join(str(len(kept)) for kept in cut.kept.values()) + " experts" + (f" ({active} active)" if active else "")
 
 
 def _check_choice(experts: int, kept: Sequence[int], scores: Sequence[float] | None) -> None:
@@ -166,7 +166,7 @@ class ExpertsCut(Cut):
     def apply(self, model: PreTrainedModel, plan: PlanView) -> None:
         if self.per_block:
             raise PollardError(
-                f"The plan keeps {_counts(self)} experts in its blocks, which can be masked and measured only. "
+                f"The plan keeps {_counts(self)} in its blocks, which can be masked and measured only. "
                 f"{why_not_per_layer(model.config)}. Keep {self.keep} in every block.",
                 code="plan.counts-per-layer",
             )

@@ -51,14 +51,19 @@ class AllocationCache:
             write_text(self.path, json.dumps({"fingerprint": self.fingerprint, "losses": self.losses}) + "\n")
 
 
-def check_allocatable(plan: Plan) -> None:
-    """Raises PollardError for a plan whose criterion does not choose every number of experts, and for blocks that differ."""
-    if CRITERIA[plan.criterion].searched and plan.mode == "progressive":
+def check_criterion(criterion: str, mode: str | None) -> None:
+    """Raises PollardError for a criterion that does not choose every number of experts."""
+    if CRITERIA[criterion].searched and mode == "progressive":
         raise PollardError(
             "The progressive reconstruction search knows sets of one size only, and an allocation needs sets of every size: say "
             "pruning.mode=layerwise, or choose another criterion.",
             code="allocation.progressive",
         )
+
+
+def check_allocatable(plan: Plan) -> None:
+    """Raises PollardError as `check_criterion` does, and for blocks that differ."""
+    check_criterion(plan.criterion, plan.mode)
     if len(set(plan.experts.experts.values())) > 1:
         raise PollardError(
             f"The blocks have {sorted(set(plan.experts.experts.values()))} experts: other numbers in each are measured only "
@@ -130,6 +135,15 @@ def measure_allocation(
         measurements=allocated.found.measurements, seconds=round(time.monotonic() - started, 1),
         not_written=why_not_per_layer(model.config),
     )  # fmt: skip
+
+
+def allocation_facts(plan: Plan) -> dict[str, list[int]]:
+    """How many experts the blocks of `plan` keep and activate, in their order."""
+    cut = plan.experts
+    return {
+        "experts": [len(kept) for kept in cut.kept.values()],
+        "active": [cut.active(name, plan) for name in cut.kept],
+    }
 
 
 def compared_answers(first: str, second: str) -> Pair | None:
