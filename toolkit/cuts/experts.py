@@ -192,7 +192,9 @@ class ExpertsCut(Cut):
             set_config_values(config, TOP_K_KEYS, plan.experts_per_token)
 
     def masks(self, model: PreTrainedModel, plan: PlanView) -> "list[RouterMask]":
-        return [RouterMask(b.name, b, self.kept[b.name], self.active(b.name, plan)) for b in self._named(model)]
+        return [
+            RouterMask(b.name, b, self.kept[b.name], self.active(b.name, plan)) for b in find_blocks(model) if b.name in self.kept
+        ]
 
     def takes(self, model: PreTrainedModel, plan: PlanView, tensors: Sequence[AffectedTensor]) -> Mapping[str, Indices]:
         pruned = meta_model(copy.deepcopy(model.config))
