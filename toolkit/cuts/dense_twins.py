@@ -127,7 +127,8 @@ def dense_twin(model: PreTrainedModel) -> DenseTwin:
     gates = {block.name: _shared_gate(block) for block in blocks}
     layouts = {name: _layout(model, model, name, blocks[0]) for names in shared.values() for name in names}
     own_widths = {
-        block.name: block.expert_count * block_width(block) + sum(_width(model, name, layouts[name]) for name in shared[block.name])
+        block.name: block.expert_count * block_width(block)
+        + sum(_width(model, name, layouts[name]) for name in shared[block.name])
         for block in blocks
     }
     replaced = (*(block.name for block in blocks), *layouts)

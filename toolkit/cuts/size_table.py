@@ -9,7 +9,7 @@ Of a checkpoint on this machine the bytes are those of its files' tensors, whate
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import product
 from operator import mul
@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from transformers import PreTrainedModel
 
-from toolkit.cuts.apply import apply_plan
+from toolkit.cuts.apply import apply_plan, check_plan
 from toolkit.cuts.cut import UnknownLayoutError
 from toolkit.cuts.dense_twins import dense_twin
 from toolkit.cuts.fit_result import FitShape
@@ -27,7 +26,7 @@ from toolkit.cuts.plan import Plan
 from toolkit.cuts.shape import ModelShape, plan_of_shape
 from toolkit.cuts.writer import plan_prune
 from toolkit.moe.blocks import blocks_in, find_blocks
-from toolkit.moe.channels import expert_width
+from toolkit.moe.channels import expert_width, narrowed
 from toolkit.moe.layers import decoder_layers
 from toolkit.moe.load import meta_model, resolve_dtype
 from toolkit.moe.masking import fewest_experts
@@ -35,14 +34,6 @@ from toolkit.moe.model_files import checkpoint_files
 from toolkit.moe.names import NameResolver
 
 REST = -1  # what is in no decoder layer
-
-
-class PartSize(NamedTuple):
-    """Of a model, or of a part of one."""
-
-    parameters: int = 0
-    experts: int = 0  # parameters of all routed experts
-    bytes: int = 0
 
 
 class FitSize(NamedTuple):
@@ -54,10 +45,12 @@ class FitSize(NamedTuple):
 
 
 class Corner(NamedTuple):
-    """The sizes of one shape with all layers; by decoder layer, and REST."""
+    """One shape with all layers: by decoder layer, and REST."""
 
-    parts: Mapping[int, PartSize]
-    channels: Mapping[int, int]  # in the dense form: of a feed-forward layer, had it no other beside it
+    parameters: Counter[int]
+    experts: Counter[int]  # parameters of routed experts
+    bytes: Counter[int]
+    channels: Counter[int]  # in the dense form: of a feed-forward layer, had it no other beside it
 
 
 class SizeTable:
@@ -75,7 +68,8 @@ class SizeTable:
         `narrower`: whether shapes have narrower experts, which not every model can have."""
         self.config, self.form = config, form
         self.itemsize = (resolve_dtype(dtype, config) or torch.float32).itemsize
-        self.folder = Path(folder) if folder is not None and dtype == "checkpoint" and form == "moe" else None
+        stored = folder is not None and dtype == "checkpoint" and form == "moe" and checkpoint_files(Path(folder)).safetensors
+        self.folder = Path(folder) if folder is not None and stored else None
         model = meta_model(config)
         blocks, self.width, self.depth = find_blocks(model), expert_width(model), len(decoder_layers(model)[1])
         self.experts, self.active, self.groups = blocks[0].expert_count, blocks[0].experts_per_token, blocks[0].groups or 1
@@ -83,34 +77,36 @@ class SizeTable:
         few = max(self.fewest_experts, self.experts // 2 // self.groups * self.groups)
         self._experts = sorted({min(few, self.experts), self.experts})
         self._widths = sorted({max(1, self.width // 2), self.width}) if narrower else [self.width]
+        if narrower:
+            check_plan(model, plan_of_shape(model, ModelShape(width=self._widths[0])))
         self._corners = [self._corner(*counts) for counts in product(self._experts, self._widths)]
-        self._sums = lru_cache(maxsize=None)(self._sums_over)
+        self._sums, self._rows = lru_cache(maxsize=None)(self._sums_over), lru_cache(maxsize=None)(self._rows_over)
 
     def size(self, shape: FitShape, kept_layers: Sequence[int]) -> FitSize:
         """Of the shape, whose layers are these of the original's."""
-        sums = self._sums(tuple(kept_layers))
+        kept, weights = tuple(kept_layers), self._corner_weights(shape)
+        sums = self._sums(kept)
         if self.form == "dense":
-            ends = self._corners[0], self._corners[-1]
-            narrow, wide = (max(corner.channels.values()) for corner in ends)
-            weights = _weights([narrow, wide], self._channels(shape, kept_layers))
-            parameters, _, size = _mean([sums[0], sums[-1]][-len(weights) :], weights)
+            channels = max(_mean(zip(each), weights)[0] for each in self._rows(kept, "channels"))
+            narrow, wide = (max(self._corners[place].channels.values()) for place in (0, -1))
+            weights = _weights([narrow, wide], channels)
+            parameters, size = _mean([sums[0], sums[-1]][-len(weights) :], weights)
             return FitSize(parameters, parameters, size)
-        parameters, experts, size = _mean(sums, self._corner_weights(shape))
-        return FitSize(parameters, parameters - experts + experts * shape.experts_per_token // shape.experts, size)
+        parameters, size = _mean(sums, weights)
+        active = parameters
+        for each, layers in self._rows(kept, "experts").items():
+            experts = _mean(zip(each), weights)[0]
+            active -= layers * (experts - experts * shape.experts_per_token // shape.experts)
+        return FitSize(parameters, active, size)
 
-    def _sums_over(self, kept_layers: tuple[int, ...]) -> list[PartSize]:
-        """Of the model with these layers, at every corner."""
+    def _sums_over(self, kept_layers: tuple[int, ...]) -> list[tuple[int, int]]:
+        """Parameters and bytes of the model with these layers, at every corner."""
         parts = (REST, *kept_layers)
-        return [
-            PartSize(*map(sum, zip(*(corner.parts.get(part, PartSize()) for part in parts), strict=True)))
-            for corner in self._corners
-        ]
+        return [(sum(c.parameters[part] for part in parts), sum(c.bytes[part] for part in parts)) for c in self._corners]
 
-    def _channels(self, shape: FitShape, kept_layers: Sequence[int]) -> int:
-        """Of every feed-forward layer in the dense form: as many as the widest needs."""
-        weights = self._corner_weights(shape)
-        needed = {tuple(corner.channels.get(layer, 0) for corner in self._corners) for layer in kept_layers}
-        return max(_mean([[value] for value in values], weights)[0] for values in needed)
+    def _rows_over(self, kept_layers: tuple[int, ...], key: Literal["experts", "channels"]) -> Counter[tuple[int, ...]]:
+        """What a layer has of it at every corner; how many layers have the same."""
+        return Counter(tuple(getattr(corner, key)[layer] for corner in self._corners) for layer in kept_layers)
 
     def _corner_weights(self, shape: FitShape) -> list[int]:
         along_experts, along_width = _weights(self._experts, shape.experts), _weights(self._widths, shape.width)
@@ -124,33 +120,35 @@ class SizeTable:
             inside = name.startswith(f"{path}.")
             return int(name.removeprefix(f"{path}.").partition(".")[0]) if inside else REST
 
-        plan = plan_of_shape(model, ModelShape(experts, None if width == self.width else width))
-        apply_plan(model, plan)
-        parameters, in_experts, channels = Counter[int](), Counter[int](), dict[int, int]()
+        shape = ModelShape(experts, None if width == self.width else width)
+        stored = self._stored(plan_of_shape(model, shape), part_of) if self.folder else None
+        if shape.width:  # as the cut leaves it, and faster
+            model = narrowed(model, width)[1]
+        apply_plan(model, plan_of_shape(model, ModelShape(experts)))
+        corner = Corner(Counter(), Counter(), Counter(), Counter())
         for block in blocks_in(model):
-            in_experts[part_of(block.experts_name)] += sum(p.numel() for p in block.experts.parameters())
+            corner.experts[part_of(block.experts_name)] += sum(p.numel() for p in block.experts.parameters())
         if self.form == "dense":
             twin = dense_twin(model)
-            channels, model = {part_of(name): width for name, width in twin.own_widths.items()}, twin.model
+            model = twin.model
+            corner.channels.update({part_of(name): own for name, own in twin.own_widths.items()})
         for name, parameter in model.named_parameters():
-            parameters[part_of(name)] += parameter.numel()
-        stored = self._stored(model, plan, part_of) or {part: self.itemsize * number for part, number in parameters.items()}
-        parts = {part: PartSize(parameters[part], in_experts[part], stored[part]) for part in parameters}
-        return Corner(parts, channels)
+            corner.parameters[part_of(name)] += parameter.numel()
+            corner.bytes[part_of(name)] += parameter.numel() * self.itemsize
+        return corner._replace(bytes=stored) if stored else corner
 
-    def _stored(self, model: PreTrainedModel, plan: Plan, part_of: Callable[[str], int]) -> Counter[int] | None:
-        """Bytes of the tensors that the pruned checkpoint of `model`, to which `plan` was applied, has, by part; None where there
-        are no files to copy tensors of."""
-        if self.folder is None or not checkpoint_files(self.folder).safetensors:
-            return None
+    def _stored(self, plan: Plan, part_of: Callable[[str], int]) -> Counter[int] | None:
+        """Bytes of the tensors that `plan` leaves of the files, by part; None where transformers writes them, every parameter in
+        the model's own numbers."""
+        assert self.folder
         try:
             job = plan_prune(self.folder, plan)
-        except UnknownLayoutError:  # transformers writes it then: every parameter, in the model's own numbers
+        except UnknownLayoutError:
             return None
-        names, found = NameResolver(model), Counter[int]()
+        names, found = NameResolver(job.pruned), Counter[int]()
         for piece in (piece for pieces in job.shards.values() for piece in pieces):
-            destination = names.resolve(piece.name)
-            found[part_of(destination[1].parameters[0]) if destination else REST] += piece.bytes
+            resolved = names.resolve(piece.name)
+            found[part_of(resolved[1].parameters[0]) if resolved else REST] += piece.bytes
         return found
 
 
@@ -160,7 +158,7 @@ def _weights(ends: Sequence[int], at: int) -> list[int]:
     return [1] if low == high else [high - at, at - low]
 
 
-def _mean(rows: Sequence[Sequence[int]], weights: Sequence[int]) -> list[int]:
-    """Column by column; whole numbers where the columns are linear."""
+def _mean(rows: Iterable[Sequence[int]], weights: Sequence[int]) -> list[int]:
+    """Column by column; of what is linear whole numbers."""
     total = sum(weights)
     return [sum(map(mul, column, weights)) // total for column in zip(*rows, strict=True)]
