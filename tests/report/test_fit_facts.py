@@ -212,15 +212,15 @@ def test_limits_are_written_as_people_do(limits: dict[str, int], text: str) -> N
 def test_a_run_tells_its_fit_when_a_stage_of_it_is_done(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     assert "fit" not in read_run_facts(run.path).as_json()
-    fit_case().save(run.fit)
+    fit_case().save(run.fit_result)
     assert read_run_facts(run.path).fit is None  # the entry is what says that it is whole
     run.finish("fit/measure", "fit", 1.0, seed=7, ranks=1)
     report = read_run_facts(run.path)
     assert report.fit == fit_facts(fit_case())
     assert RunFacts.model_validate_json(json.dumps(report.as_json())) == report
     assert report.fit and report.fit.sentence in report.summary and set(fit_warnings(report.fit)) <= set(report.warnings)
-    run.fit.write_text("{")
-    with raises("fit.unreadable", run.fit):
+    run.fit_result.write_text("{")
+    with raises("fit.unreadable", run.fit_result):
         read_run_facts(run.path)
 
 

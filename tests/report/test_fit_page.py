@@ -25,7 +25,7 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.wh
 
 def make_fit_run(folder: Path, **changes: object) -> RunDirectory:
     run = make_run(folder)
-    fit_case(**changes).save(run.fit)
+    fit_case(**changes).save(run.fit_result)
     run.finish("fit/choose", "fit", 1.0, seed=7, ranks=1)
     return run
 

@@ -19,8 +19,8 @@ Entries = Mapping[str, Mapping[str, Any]]  # the manifest's, by stage
 
 def fit_facts_of_run(run: RunDirectory, stages: Entries) -> FitFacts | None:
     """As far as the stages of the fit have come; None where none of them is done."""
-    found = any(name.startswith("fit/") for name in stages) and run.fit.exists()
-    return fit_facts(FitResult.load(run.fit)) if found else None
+    found = any(name.startswith("fit/") for name in stages) and run.fit_result.exists()
+    return fit_facts(FitResult.load(run.fit_result)) if found else None
 
 
 def cut_facts(
