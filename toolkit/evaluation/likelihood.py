@@ -104,7 +104,7 @@ class Loss(NamedTuple):
 
 
 @torch.no_grad()
-def completion_loss(model: PreTrainedModel, batches: Sequence[dict[str, torch.Tensor]]) -> Loss:
+def completion_loss(model: PreTrainedModel, batches: Sequence[Mapping[str, torch.Tensor]]) -> Loss:
     """Mean cross entropy over the completion tokens of all `batches` (as `tasks.padded_batches` makes them).
 
     Ranks take whole batches in turn; every rank returns the mean over the tokens of all. NaN without completion tokens.

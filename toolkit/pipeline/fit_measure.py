@@ -83,12 +83,12 @@ class ShapeMeasurements:
         if shape.form == "dense":
             pruned = self.trial(shape).directory.pruned
             return checkpoint_bytes(pruned) if pruned.exists() else None
-        return planned_bytes(self.evidence.space.folder, self.evidence.plan(shape))
+        return planned_bytes(self.evidence.space.folder, self.evidence.plans.plan(shape))
 
     def trial(self, shape: FitShape, **changes: object) -> RunContext:
         """The run of its own in which a shape is written; `changes` of the recipe, by section."""
         space = self.evidence.space
-        recipe = recipe_of_shape(self.recipe, shape, space.original, self.evidence.kept_layers[shape.layers])
+        recipe = recipe_of_shape(self.recipe, shape, space.original, self.evidence.plans.kept_layers[shape.layers])
         role = self._last_role
         evaluation = recipe.evaluation.model_copy(
             update={"models": [role], "split": "dev", "examples": self.fit.examples, "fidelity": None, "harness": None}
@@ -116,7 +116,7 @@ class ShapeMeasurements:
             if shape is None:
                 found = self._ask(model, said if gold else None)
             else:
-                with masked(model, self.evidence.plan(shape)):
+                with masked(model, self.evidence.plans.plan(shape)):
                     found = self._ask(model, said if gold else None)
             self._keep(shape, found, refit=False, started=started)
         on_main(lambda: remove_matching(said, SHARD_PATTERN))
@@ -125,7 +125,7 @@ class ShapeMeasurements:
         """Cut, and refit where that is asked for; then loaded and asked."""
         started, role = time.monotonic(), self._last_role
         pruning = recipe_of_shape(
-            self.recipe, shape, self.evidence.space.original, self.evidence.kept_layers[shape.layers]
+            self.recipe, shape, self.evidence.space.original, self.evidence.plans.kept_layers[shape.layers]
         ).pruning
         trial = self.trial(shape, pruning=pruning.model_copy(update={"refit": self.fit.refit}))
         assert self.context.run_stages, "a trial is run by what runs stages"
@@ -157,10 +157,10 @@ class ShapeMeasurements:
             return self.folder / f"{ORIGINAL}-{fingerprint_of(self._judged())}.json"
         if self._is_written(shape):
             pruning = self.recipe.pruning.model_dump(exclude={"fit", "skipping"})
-            layers = self.evidence.kept_layers[shape.layers]
+            layers = self.evidence.plans.kept_layers[shape.layers]
             identity: object = [pruning, layers, self.fit.model_dump(include={"refit"}), self.evidence.recipe.seed]
         else:
-            plan = self.evidence.plan(shape)
+            plan = self.evidence.plans.plan(shape)
             identity = [plan.choice(), plan.experts_per_token]
         return self.folder / f"{name_of(shape)}-{fingerprint_of(self._judged(), identity)}.json"
 

@@ -27,6 +27,7 @@ class MeasureFacts(Facts):
 class FitMeasure(FitStage):
     kind = FIT_MEASURE
     batch_section = "evaluation"
+    resumes = ("fit",)
 
     def __init__(self, context: RunContext, role: Role | None = None) -> None:
         super().__init__(context, role)
