@@ -56,6 +56,27 @@ class TrialRecovery(Answered):
     seconds: float = 0.0
 
 
+class AllocationRecord(_Record):
+    """What other numbers of experts in each block would give at the same size, by block name; measured on the dev slice, on whose
+    loss they were also chosen, and never written.
+
+    `difference`: of the shares of right answers, measured minus uniform, question by question, with its 95 % interval and
+    McNemar's p; None without questions. `measurements`: losses that the search measured.
+    """
+
+    keep: int
+    experts: dict[str, int]
+    experts_per_token: dict[str, int]
+    uniform: Answered
+    measured: Answered
+    difference: float | None
+    interval: tuple[float, float] | None
+    p: float | None
+    measurements: int
+    seconds: float = 0.0
+    not_written: str
+
+
 class AxisPoint(_Record):
     """One kind of cut alone: so much stays, and so much greater is the loss than the original's (None: not finite)."""
 
@@ -125,6 +146,7 @@ class FitResult(_Record):
     shapes: list[ShapeRecord] = []
     chosen: int | None = None  # its place in `shapes`
     reason: str = ""
+    allocation: AllocationRecord | None = None  # of the chosen shape, where it is asked for
     seconds: dict[str, float] = {}  # by stage
 
     @property

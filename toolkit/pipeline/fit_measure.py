@@ -15,12 +15,13 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from toolkit.cuts import masked
-from toolkit.cuts.fit_result import Answered, FitShape, MeasuredShape
+from toolkit.cuts.fit_result import AllocationRecord, Answered, FitShape, MeasuredShape
 from toolkit.cuts.writer import planned_bytes
 from toolkit.evaluation import measure_fidelity, write_reference
 from toolkit.evaluation.probe import Probe, measure_probe, read_probe
 from toolkit.moe import checkpoint_bytes
 from toolkit.moe.placement import with_model
+from toolkit.pipeline.allocation import AllocationCache, measure_allocation
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.fit_choice import recipe_of_shape
 from toolkit.pipeline.fit_evidence import FitEvidence
@@ -35,6 +36,7 @@ from toolkit.runtime.formatting import loss, percent
 from toolkit.runtime.run_files import SHARD_PATTERN, remove_matching
 
 ORIGINAL = "original"
+WHY_WHOLE = "shapes are measured by masking the routers of a whole model"
 
 
 def name_of(shape: FitShape) -> str:
@@ -68,8 +70,7 @@ class ShapeMeasurements:
         in_memory = [shape for shape in missing if shape is None or not self._is_written(shape)]
         if in_memory:
             source = self.context.source
-            why_whole = "shapes are measured by masking the routers of a whole model"
-            with_model(self.recipe, source.path, source.revision, lambda model: self._masked(model, in_memory), why_whole)
+            with_model(self.recipe, source.path, source.revision, lambda model: self._masked(model, in_memory), WHY_WHOLE)
             barrier()
         for shape in missing:
             if shape is not None and self._is_written(shape):
@@ -96,6 +97,17 @@ class ShapeMeasurements:
         update = {"name": name_of(shape), "control": False, "evaluation": evaluation, **changes}
         directory = RunDirectory(name_of(shape), self.context.directory.fit / "trials")
         return self.context.variant(recipe.model_copy(update=update), directory, self.context.fingerprints.teaching)
+
+    def allocation(self, shape: FitShape) -> AllocationRecord:
+        """What other numbers of experts in each block would give at the size of `shape`, masked."""
+        plan, fit, source = self.evidence.plans.plan(shape), self.context.directory.fit, self.context.source
+        cache = AllocationCache(fit / "allocation.json", fingerprint_of(self._judged(), plan.choice(), plan.experts_per_token))
+
+        def measure(model: PreTrainedModel) -> AllocationRecord:
+            statistics, tokenizer = self.evidence.plans.statistics, self.context.tokenizer
+            return measure_allocation(model, plan, statistics, self.probe, tokenizer, self.recipe, cache)
+
+        return with_model(self.recipe, source.path, source.revision, measure, WHY_WHOLE)
 
     @property
     def _last_role(self) -> Role:

@@ -32,7 +32,7 @@ class FitSpace:
         be cut in a way that `fit.cuts` names."""
         assert pruning.fit, "the recipe says its shape"
         self.config, self.fit = config, pruning.fit
-        self.folder = Path(path) if Path(path).is_dir() else None
+        self.folder = Path(path) if path and Path(path).is_dir() else None
         self.forms: tuple[Form, ...] = ("moe", "dense") if "dense" in self.fit.cuts else ("moe",)
         self.tables = {form: SizeTable(config, form, self.fit.dtype, self.folder) for form in self.forms}
         self.model = meta_model(config)

@@ -142,6 +142,9 @@ class SweepRecipe(Section):
     compression: str | None = None
     """Compress the kept experts' weights as well, by what no stock reader loads, so that it is measured and never written:
     low_rank:0.5 (two factors with that share of the numbers) or 2:4 (two of four neighbours are zero) (docs/pruning.md)."""
+    allocation: Literal["uniform", "measured"] = Field(default="uniform", exclude_if=lambda value: value == "uniform")
+    """measured: every cell that keeps fewer experts is measured with other numbers of them in each block as well, searched on the
+    dev loss at the same size, which no stock reader loads (docs/pruning.md)."""
 
     @field_validator("compression", mode="after")
     @classmethod

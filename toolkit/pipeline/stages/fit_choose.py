@@ -20,6 +20,7 @@ from toolkit.pipeline.stage_names import EVALUATE, FIT_CHOOSE, FIT_MEASURE, stag
 from toolkit.pipeline.stages.fit import FitStage
 from toolkit.pipeline.stages.teacher import TEACHING
 from toolkit.recipe.roles import Role
+from toolkit.report.fit_table import show_fit
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.formatting import p_value, percent, points
 from toolkit.runtime.intervals import pair_of
@@ -74,7 +75,7 @@ class FitChoose(FitStage):
         else:
             result.chosen = tried[0]
         self.save(result)
-        say(f"  {described(result.choice.shape)}: {result.reason}")
+        show_fit(result)
         return ChoiceFacts(*result.choice.shape)
 
     def _try(self, measurements: ShapeMeasurements, shape: FitShape) -> TrialRecovery:

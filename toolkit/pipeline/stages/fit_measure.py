@@ -27,6 +27,7 @@ class MeasureFacts(Facts):
 class FitMeasure(FitStage):
     kind = FIT_MEASURE
     batch_section = "evaluation"
+    resumes = ("fit",)
 
     def __init__(self, context: RunContext, role: Role | None = None) -> None:
         super().__init__(context, role)
@@ -63,8 +64,11 @@ class FitMeasure(FitStage):
         result.chosen, result.fingerprint = best[0], self.fingerprint()
         measured = sum(record.measured is not None for record in result.shapes)
         result.reason = f"{METRICS[self.fit.metric]} of {measured} shapes that were measured"
+        shape = result.choice.shape
+        if self.fit.allocation == "measured" and shape.experts < result.original.experts and shape.form == "moe":
+            result.allocation = measurements.allocation(shape)
         self.save(result)
-        say(f"  best: {described(result.choice.shape)}, {size(result.choice.bytes)}: {result.reason}")
+        say(f"  best: {described(shape)}, {size(result.choice.bytes)}: {result.reason}")
         return MeasureFacts(measured)
 
 
