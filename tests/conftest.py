@@ -97,8 +97,8 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 SLOW = {
-    "benchmarks/test_gpu.py", "benchmarks/test_scaling_table.py", "benchmarks/test_small_benchmarks.py",
-    "benchmarks/test_training_benchmark.py", "calibration/test_exhaustive_search.py", "calibration/test_greedy_search.py",
+    "benchmarks/test_allocation_benchmark.py", "benchmarks/test_gpu.py", "benchmarks/test_scaling_table.py",
+    "benchmarks/test_small_benchmarks.py", "benchmarks/test_training_benchmark.py", "calibration/test_exhaustive_search.py", "calibration/test_greedy_search.py",
     "calibration/test_passes.py", "cli/test_chat.py", "cli/test_cli.py", "cli/test_interrupt.py",
     "cli/test_looking_at_models.py", "cuts/test_dense_families.py", "cuts/test_families.py", "cuts/test_layer_families.py",
     "data/test_playground_generate.py", "docs/test_code_blocks.py", "docs/test_site.py", "evaluation/test_decoding.py",
