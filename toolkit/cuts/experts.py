@@ -11,9 +11,9 @@ Shape legend: E experts, H hidden size.
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -191,12 +191,10 @@ class ExpertsCut(Cut):
             set_config_values(config, EXPERT_KEYS, self.keep)
             set_config_values(config, TOP_K_KEYS, plan.experts_per_token)
 
-    @contextmanager
-    def masked(self, model: PreTrainedModel, plan: PlanView) -> Iterator[None]:
-        with ExitStack() as stack:
-            for block in self._named(model):
-                stack.enter_context(restricted(block, self.kept[block.name], self.active(block.name, plan)))
-            yield
+    def masks(self, model: PreTrainedModel, plan: PlanView) -> "list[RouterMask]":
+        return [
+            RouterMask(b.name, b, self.kept[b.name], self.active(b.name, plan)) for b in find_blocks(model) if b.name in self.kept
+        ]
 
     def takes(self, model: PreTrainedModel, plan: PlanView, tensors: Sequence[AffectedTensor]) -> Mapping[str, Indices]:
         pruned = meta_model(copy.deepcopy(model.config))
@@ -243,9 +241,17 @@ class ExpertsCut(Cut):
     def summary(self) -> dict[str, object]:
         return self.model_dump(include={"kind", "criterion", "keep"}) | {"experts": max(self.experts.values())}
 
-    def _named(self, model: PreTrainedModel) -> list[MoEBlock]:
-        """The blocks of the model that the cut is for: of layers that another cut drops there are none."""
-        return [block for block in find_blocks(model) if block.name in self.kept]
-
     def _block_of(self, parameter: str) -> str | None:
         return next((name for name in self.kept if parameter.startswith(f"{name}.")), None)
+
+
+class RouterMask(NamedTuple):
+    """A block whose router chooses among kept experts only."""
+
+    name: str  # of the block
+    block: MoEBlock
+    kept: list[int]
+    experts_per_token: int
+
+    def applied(self) -> AbstractContextManager[None]:
+        return restricted(self.block, self.kept, self.experts_per_token)

@@ -21,7 +21,7 @@ from toolkit.cuts.plan import Plan
 from toolkit.moe.load import load_config, meta_model
 from toolkit.moe.model_files import SINGLE, checkpoint_files, copy_companions, file_names, write_index
 from toolkit.moe.quantized_names import QUANTIZATION, RenamedModules
-from toolkit.moe.tensor_files import Piece, StoredTensor, explain_write_errors, stored_tensors, write_file
+from toolkit.moe.tensor_files import Piece, StoredTensor, explain_write_errors, file_bytes, stored_tensors, write_file
 from toolkit.runtime.distributed import on_all_ranks, on_main, say, shard
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import JsonObject, write_text
@@ -56,6 +56,11 @@ def plan_prune(folder: Path, plan: Plan) -> PruneJob:
     renamed = {piece.source.name: piece.name for piece in pieces}
     modules = RenamedModules(renamed, stored.keys() - renamed.keys())
     return PruneJob(folder, plan, stored, model, pruned, _packed(pieces), left_out, modules)
+
+
+def planned_bytes(folder: Path, plan: Plan) -> int:
+    """Of the weights' files that `plan` leaves of the checkpoint, exactly. Raises as `plan_prune` does."""
+    return sum(file_bytes(pieces) for pieces in plan_prune(folder, plan).shards.values())
 
 
 def _packed(pieces: list[Piece]) -> dict[str, list[Piece]]:

@@ -23,6 +23,7 @@ from toolkit.moe.model_files import SINGLE, checkpoint_files, read_index
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import RESUME_ADVICE, explain_full_disk
 
+LENGTH_BYTES = 8  # of the number that a file begins with
 SHORT_RUN = 4096  # bytes: below, reading what lies between costs less than a system call for each
 GATHERED = 2**25  # bytes that are read at once of what lies in short runs
 
@@ -157,10 +158,18 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def write_file(path: Path, pieces: Iterable[Piece]) -> None:
-    """Writes one file under a temporary name that it loses when it is whole and on the disk; the kernel copies the bytes."""
-    # Wide numbers first, and a header of whole words: every tensor is aligned to its type for those who map the file
-    ordered = sorted(pieces, key=lambda piece: -piece.bytes / max(math.prod(piece.shape), 1))
+def file_bytes(pieces: Iterable[Piece]) -> int:
+    """The size of the file that `write_file` makes of them."""
+    ordered = _in_order(pieces)
+    return LENGTH_BYTES + len(_header(ordered)) + sum(piece.bytes for piece in ordered)
+
+
+def _in_order(pieces: Iterable[Piece]) -> list[Piece]:
+    """Wide numbers first: with a header of whole words, every tensor is aligned to its type for those who map the file."""
+    return sorted(pieces, key=lambda piece: -piece.bytes / max(math.prod(piece.shape), 1))
+
+
+def _header(ordered: Sequence[Piece]) -> bytes:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for piece in ordered:
@@ -170,10 +179,16 @@ def write_file(path: Path, pieces: Iterable[Piece]) -> None:
             "data_offsets": [at, at := at + piece.bytes],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    return text + b" " * (-len(text) % 8)
+
+
+def write_file(path: Path, pieces: Iterable[Piece]) -> None:
+    """Writes one file under a temporary name that it loses when it is whole and on the disk; the kernel copies the bytes."""
+    ordered = _in_order(pieces)
+    text = _header(ordered)
     partial = path.with_name(path.name + ".tmp")
     with ExitStack() as stack, partial.open("wb", buffering=0) as target:
-        target.write(len(text).to_bytes(8, "little") + text)
+        target.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
         sources: dict[Path, IO[bytes]] = {}
         for piece in ordered:
             file = piece.source.file

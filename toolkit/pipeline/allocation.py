@@ -24,7 +24,7 @@ from toolkit.runtime.distributed import is_main, on_main, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import write_text
 from toolkit.runtime.formatting import loss as nats
-from toolkit.runtime.intervals import Pair, pair
+from toolkit.runtime.intervals import Pair, pair_of
 from toolkit.selection import CRITERIA, WidthChoice, choose_channels
 from toolkit.selection.allocation import Allocation, AllocationBounds, FoundAllocation, find_allocation
 from toolkit.selection.criteria import Choice
@@ -148,8 +148,7 @@ def allocation_facts(plan: Plan) -> dict[str, list[int]]:
 
 def compared_answers(first: str, second: str) -> Pair | None:
     """The paired comparison of two models' answers, a digit per question; None where there are none."""
-    counts = [sum(a == x and b == y for a, b in zip(first, second, strict=True)) for x, y in ("11", "10", "01", "00")]
-    return pair(*counts) if any(counts) else None
+    return pair_of(first, second) if first else None
 
 
 def _answered(result: ProbeResult) -> Answered:

@@ -17,6 +17,8 @@ from toolkit.moe import load_config, load_tokenizer, meta_model
 from toolkit.pipeline.budget import COUNTING_KEYS, Budget, budget_of, own_multiple
 from toolkit.pipeline.data_sizes import data_sizes
 from toolkit.pipeline.fingerprints import Fingerprints, Teaching, fingerprints_of, last_role
+from toolkit.pipeline.fit_choice import chosen_recipe, provisional_recipe
+from toolkit.pipeline.fit_space import FitSpace
 from toolkit.pipeline.rounds import early_rounds, model_after
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.recipe.pruning import PruningRecipe, StepRecipe
@@ -38,7 +40,10 @@ class RunContext:
     """One run, or one round of it."""
 
     recipe: Recipe
-    """`recipe.model` is the model that these stages start from: the original, or in a round what the round before left."""
+    """`recipe.model` is the model that these stages start from: the original, or in a round what the round before left. Where the
+    shape is searched, it says the numbers of the one that was chosen; until then, of the largest within the limits."""
+    asked: Recipe
+    """As it was given, perhaps with limits (`pruning.fit`) instead of a shape."""
     directory: RunDirectory
     original: ModelRecipe
     """The model that the whole run began with: it is evaluated, teaches, and is trained as the control."""
@@ -54,20 +59,35 @@ class RunContext:
         original: ModelRecipe | None = None,
         teaching: Teaching | None = None,
         run_stages: "Callable[[RunContext, str], object] | None" = None,
+        sharing: "RunContext | None" = None,
     ) -> None:
         """`directory`: runs/<name> unless given. `run_stages` runs the stages of another context, as far as one kind: what a
-        stage needs that is a run of its own."""
-        self.recipe, self.directory = recipe, directory or RunDirectory(recipe.name)
+        stage needs that is a run of its own. `sharing`: whose data and counts serve this one, too. Raises PollardError for
+        limits that no shape meets."""
+        self.asked, self.directory = recipe, directory or RunDirectory(recipe.name)
         self.original, self.teaching, self.run_stages = original or recipe.model, teaching, run_stages
-        self.source = model_after(recipe, self.directory, early_rounds(recipe))
-        self.data = DataCache()
-        self._known: dict[Hashable, Any] = {}
+        self.data: DataCache = sharing.data if sharing else DataCache()
+        self._known: dict[Hashable, Any] = sharing._known if sharing else {}
+        self.recipe = self._with_shape(recipe)
+        self.source = model_after(self.recipe, self.directory, early_rounds(self.recipe))
 
     def variant(self, recipe: Recipe, directory: RunDirectory | None = None, teaching: Teaching | None = None) -> "RunContext":
         """The same run with another recipe: what does not depend on the difference is not counted or read again."""
-        other = RunContext(recipe, directory or self.directory, self.original, teaching or self.teaching, self.run_stages)
-        other.data, other._known = self.data, self._known
-        return other
+        where = directory or self.directory
+        return RunContext(recipe, where, self.original, teaching or self.teaching, self.run_stages, sharing=self)
+
+    def _with_shape(self, recipe: Recipe) -> Recipe:
+        if recipe.pruning.fit is None:
+            return recipe
+        return chosen_recipe(recipe, self.directory) or provisional_recipe(recipe, self.fit_space)
+
+    @property
+    def fit_space(self) -> FitSpace:
+        """What the limits of the recipe, as it was given, leave to choose from. Raises PollardError for a model that cannot be
+        cut as they say."""
+        model, pruning = self.asked.model, self.asked.pruning
+        key = ("fit space", model, pruning.model_dump_json(include={"fit", "width_multiple"}))
+        return self.once(key, lambda: FitSpace(self.config_of(model), pruning, model.path))
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` returns, made once for a key, also for variants. Errors are not kept."""

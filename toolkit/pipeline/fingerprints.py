@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from toolkit.evaluation.fidelity import FORMAT
 from toolkit.pipeline.budget import Budget
 from toolkit.pipeline.calibration_data import refit_recipe, sources_of
-from toolkit.pipeline.rounds import early_rounds
+from toolkit.pipeline.rounds import early_rounds, trains
 from toolkit.recipe.data import SourceRecipe, TaskRecipe
 from toolkit.recipe.pruning import StepRecipe
 from toolkit.recipe.roles import Role
@@ -27,7 +27,7 @@ SCORING_RULES = 2
 again."""
 
 
-NOT_CHOOSING = {"schedule", "skipping", "form"}
+NOT_CHOOSING = {"schedule", "skipping", "form", "fit"}
 """The keys of `pruning` that decide nothing of what a plan keeps, nor of a round before the last."""
 
 
@@ -65,6 +65,26 @@ class Fingerprints:
 
     def scores_of(self, role: Role) -> str:
         return fingerprint_of(self.models[role], self.scoring)
+
+
+class FitFingerprints(NamedTuple):
+    """Of the questions and losses by which shapes are compared, which serve any limits; of what is known of those within the
+    limits without training; and of the choice."""
+
+    asked: str
+    measured: str
+    choice: str
+
+
+def fit_fingerprints(recipe: Recipe, data: DataCache) -> FitFingerprints:
+    """`recipe`: as it was given, with limits. Raises PollardError for sources that are not there."""
+    model = fingerprint_of(fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}))
+    settings, train = recipe.task.model_dump(), data.task_fingerprint(recipe.task, "train")
+    pruning = recipe.pruning.model_dump(exclude={"skipping"})
+    judging = [recipe.evaluation.max_new_tokens, *_scoring(recipe.task, data)]
+    asked = fingerprint_of("fit", model, settings, train, recipe.calibration.model_dump(), judging)
+    measured = fingerprint_of(asked, *_examples_read(recipe, data), pruning)
+    return FitFingerprints(asked, measured, fingerprint_of(measured, recipe.finetuning.model_dump(), trains(recipe)))
 
 
 def fingerprints_of(

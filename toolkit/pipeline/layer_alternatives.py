@@ -8,7 +8,8 @@ from toolkit.cuts.layer_similarities import LayerSimilarities
 from toolkit.moe import meta_model
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.layer_choice import ChosenLayers
-from toolkit.pipeline.layer_search import read_losses, refusal_of
+from toolkit.pipeline.layer_refusal import refusal_of
+from toolkit.pipeline.layer_search import read_losses
 from toolkit.runtime.errors import PollardError
 from toolkit.selection import LayerEvidence
 from toolkit.selection.layer_criteria import LAYER_CRITERIA

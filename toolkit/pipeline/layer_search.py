@@ -15,7 +15,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from toolkit.calibration.layer_similarity import layer_similarities
-from toolkit.cuts import LayersCut, Plan, check_plan, masked
+from toolkit.cuts import masked
 from toolkit.cuts.layer_similarities import LayerSimilarities
 from toolkit.evaluation import Loss, completion_loss, evaluate
 from toolkit.evaluation.probe import check_probe, read_probe
@@ -25,9 +25,9 @@ from toolkit.pipeline.calibration_data import batches_of_sources, read_sources
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.fingerprints import LayerFingerprints
 from toolkit.pipeline.layer_choice import ChosenLayers, DevAnswers
+from toolkit.pipeline.layer_refusal import plan_of_layers, refusal_of
 from toolkit.recipe.data import DataRecipe
 from toolkit.runtime.distributed import is_main, on_main, say
-from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import write_text
 from toolkit.runtime.formatting import loss as nats
 from toolkit.runtime.formatting import ranges
@@ -36,8 +36,6 @@ from toolkit.tasks import Task
 
 DEV_QUESTIONS = 32  # that a task whose answers are written is asked, with all layers and with those that stay
 IN_ONE_PIECE = "decoder layers are left out of a whole model"
-
-Refusal = Callable[[Sequence[int]], str | None]
 
 
 class LayerSearch:
@@ -170,25 +168,6 @@ def check_dev_slice(context: RunContext) -> None:
     """Raises PollardError where the layers are chosen by the dev loss, and there is no dev slice."""
     if context.cuts.layers is not None and LayerSearch(context).needs == "dev loss":
         check_probe(DataRecipe(task=context.recipe.task), context.data)
-
-
-def plan_of_layers(model: PreTrainedModel, kept: Sequence[int]) -> Plan:
-    """A plan that drops layers and nothing else."""
-    cut = LayersCut.of(model, kept, "being chosen")
-    return Plan(model=model.config._name_or_path, experts_per_token=find_blocks(model)[0].experts_per_token, cuts=[cut])
-
-
-def refusal_of(model: PreTrainedModel) -> Refusal:
-    """A function that says why `model`, which may be without weights, cannot be left with some layers only; None where it can."""
-
-    def refusal(kept: Sequence[int]) -> str | None:
-        try:
-            check_plan(model, plan_of_layers(model, kept))
-        except PollardError as error:
-            return str(error)
-        return None
-
-    return refusal
 
 
 def is_generative(task: Task) -> bool:

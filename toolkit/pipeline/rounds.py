@@ -7,6 +7,7 @@ runs/<name>/            the last round, of rounds/4/recovered: the run's own cal
 runs/<name>/rounds/plan.json   all rounds' choices in one: what stays of the original, in its numbering
 """
 
+import os
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
@@ -69,9 +70,13 @@ def composed_plan(recipe: Recipe, run: RunPaths) -> Plan:
 
 def share_teaching(run: RunPaths, step: StepRecipe) -> None:
     """Links the run's own answers and teacher's cache, which are of the original, into the folder of a round."""
-    folder = folder_of_round(run, step)
+    link_teaching(run, folder_of_round(run, step))
+
+
+def link_teaching(run: RunPaths, folder: Path) -> None:
+    """The same for the folder of any run inside of this one."""
     folder.mkdir(parents=True, exist_ok=True)
     for made in (run.answers, run.teacher):
         link = folder / made.name
         if made.exists() and not link.exists():
-            link.symlink_to(Path("..", "..", made.name))
+            link.symlink_to(Path(os.path.relpath(made, folder)))

@@ -1,7 +1,7 @@
 """The whole recipe in order: what is done already is skipped, what a changed key affects is done again."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -19,6 +19,7 @@ from toolkit.pipeline.manifest import SWEEP
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.stage import Stage
 from toolkit.pipeline.stage_list import STAGES, stages_of
+from toolkit.pipeline.stage_names import FIT_CHOOSE, FIT_MEASURE, FIT_SCORES, FIT_SHAPES
 from toolkit.pipeline.sweep_compression import check_writable
 from toolkit.pipeline.write_report import write_report
 from toolkit.recipe.evaluation import ROLES
@@ -29,6 +30,8 @@ from toolkit.runtime.distributed import barrier, check_shared, is_main, on_main,
 from toolkit.runtime.errors import ItemsFailed, Mistakes, PollardError
 from toolkit.runtime.files import JsonObject, explain_full_disk, fingerprint_of
 from toolkit.runtime.signed_folders import check_target
+
+FIT_STAGES = (FIT_SHAPES, FIT_SCORES, FIT_MEASURE, FIT_CHOOSE)
 
 
 def plan_stages(recipe: Recipe) -> list[Stage]:
@@ -50,13 +53,23 @@ def _run_round(context: RunContext, until: str) -> RunDirectory:
 
 
 def run_context(context: RunContext, fresh: bool = False, until: str | None = None) -> RunDirectory:
-    """As `run`, for a context; one that another run teaches is a round of that run, which has shown what will happen."""
+    """As `run`, for a context; one that another run teaches is a round of that run, which has shown what will happen.
+
+    Where limits are given instead of a shape, the shape is chosen first, by stages that come before all others."""
+    if context.asked.pruning.fit is None or until in FIT_STAGES:
+        return _run_stages(context, fresh, until)
+    _run_stages(context, fresh, FIT_STAGES[-1])
+    return _run_stages(context.variant(context.asked), fresh, until, done=FIT_STAGES)
+
+
+def _run_stages(context: RunContext, fresh: bool, until: str | None, done: Collection[str] = ()) -> RunDirectory:
+    """`done`: stages that this very command has just done."""
     directory, recipe = context.directory, context.recipe
     mistakes, notes = Mistakes(), []
     mistakes.collect(lambda: on_main(lambda: directory.check_owner(recipe.model.path, recipe.task.name)))
     mistakes.collect(lambda: check_writable(recipe))
     planned = mistakes.collect(lambda: stages_of(context)) or []
-    why = on_main(lambda: reasons(planned, entries_of(planned, directory), fresh))
+    why = on_main(lambda: reasons(planned, entries_of(planned, directory), fresh)) | dict.fromkeys(done, "")
     if mistakes or any(why.values()):
         notes = check(context, mistakes)
     on_main(directory.lock)
@@ -104,7 +117,7 @@ class _Work:
         known = {stage.name: stage for stage in (*self._possible(), *self.planned)}
         todo = {name for name, reason in self.why.items() if reason} | self._no_longer_asked_for(known)
         decided_by = {name: stage.sections for name, stage in known.items()}
-        model, text = context.recipe.model.path, dump_recipe(context.recipe)
+        model, text = context.recipe.model.path, dump_recipe(context.asked)
         self.directory.open(model, context.recipe.task.name, text, todo, names, decided_by)
         if fresh:
             self.directory.begin(*names)

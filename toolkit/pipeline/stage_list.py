@@ -1,5 +1,6 @@
 """Every stage, in order. A new one is a file in stages/ and a line here.
 
+(fit/shapes ─► fit/scores ─► fit/measure ─► fit/choose ─►)
 (rounds/… ─►) (layers ─►) calibrate ─► select (─► merge) ─► prune (─► refit)
     evaluate/original                                              └ evaluate/pruned └ evaluate/refitted
 
@@ -19,6 +20,10 @@ from toolkit.pipeline.stages.control import Control
 from toolkit.pipeline.stages.evaluate import Evaluate
 from toolkit.pipeline.stages.evaluate_skipping import EvaluateSkipping
 from toolkit.pipeline.stages.fidelity import Fidelity
+from toolkit.pipeline.stages.fit_choose import FitChoose
+from toolkit.pipeline.stages.fit_measure import FitMeasure
+from toolkit.pipeline.stages.fit_scores import FitScores
+from toolkit.pipeline.stages.fit_shapes import FitShapes
 from toolkit.pipeline.stages.harness import Harness
 from toolkit.pipeline.stages.layers import Layers
 from toolkit.pipeline.stages.merge import Merge
@@ -42,6 +47,10 @@ def measurements(role: Role) -> tuple[Slot, ...]:
 
 
 STAGES: tuple[Slot, ...] = (
+    Slot(FitShapes),
+    Slot(FitScores),
+    Slot(FitMeasure),
+    Slot(FitChoose),
     Slot(Round),
     Slot(Layers),
     Slot(Calibrate),
@@ -68,7 +77,7 @@ STAGES: tuple[Slot, ...] = (
 def stages_of(context: RunContext) -> list[Stage]:
     """The stages that the recipe asks for. Raises PollardError where what decides their results cannot be read."""
     slots = STAGES
-    if early_rounds(context.recipe):  # the original teaches in every round, so it does so before the first
+    if early_rounds(context.recipe) or context.asked.pruning.fit:  # the original teaches before the first training
         slots = (*TEACHING, *(slot for slot in STAGES if slot not in TEACHING))
     planned: list[Stage] = []
     for slot in slots:

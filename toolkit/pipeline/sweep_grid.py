@@ -98,6 +98,12 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
             "A sweep masks the original, and a schedule prunes what rounds before have recovered: say pruning.schedule=null.",
             code="sweep.schedule",
         )
+    if recipe.pruning.fit or any(key.startswith("pruning.fit") for key in lists):
+        raise PollardError(
+            "A sweep compares what you list, and a fit finds the shape itself: say pruning.fit=null and what to compare, or "
+            "`pollard fit`, which measures shapes beside each other.",
+            code="sweep.fit",
+        )
     if compared := next((key for key in lists if key.startswith("pruning.refit")), None):
         raise PollardError(
             f"A sweep masks the original, and a refit changes weights: {compared} makes no difference there. Compare runs that "

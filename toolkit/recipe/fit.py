@@ -48,6 +48,8 @@ class FitRecipe(Section):
     """Refit every shape that is measured first (docs/refit.md), as the run then does with the chosen one."""
     measured: int = Field(default=8, ge=1)
     """So many of the shapes that look best are measured, beside the best that cut one thing only."""
+    examples: int = Field(default=500, ge=1)
+    """So many dev examples are read for the loss, and asked."""
     allocation: Literal["uniform", "measured"] = Field(default="uniform", exclude_if=lambda value: value == "uniform")
     """measured: what other numbers of experts in each layer would give at the same size is measured as well (docs/fit.md)."""
 

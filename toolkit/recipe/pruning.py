@@ -6,6 +6,7 @@ pruning: {keep: 6, width: 0.5, layers: 0.75}   all three in one plan
 pruning:
   schedule: [{keep: 6}, {keep: 6, width: 0.5}] one after the other, with a recovery in between
 pruning: {keep: 4, form: dense}                what stays as one feed-forward layer per block: no router, no experts
+pruning: {fit: {bytes: 12G}}                   whatever is best within these limits (recipe/fit.py)
 """
 
 from contextlib import suppress
@@ -26,10 +27,13 @@ from pydantic_core import CoreSchema
 
 from toolkit.recipe.choices import CRITERIA_ON_ALL_TOKENS, Criterion, LayerCriterion, WidthCriterion
 from toolkit.recipe.data import Section
+from toolkit.recipe.fit import FitRecipe
 from toolkit.recipe.refit import RefitRecipe, check_refit
 
 COUNTED = {"keep": "experts", "width": "channels of an expert", "layers": "decoder layers"}
 """The keys that say how much stays, and of what."""
+CHOSEN_BY_FIT = ("keep", "width", "layers", "schedule", "experts_per_token", "form")
+"""The keys whose values a fit finds."""
 BELONGING = {"width": ("width_criterion", "width_multiple"), "layers": ("layer_criterion",)}
 """Keys that say how something is cut, by the key without which it is not."""
 
@@ -123,6 +127,9 @@ class PruningRecipe(Section):
     schedule: list[StepRecipe] | None = Field(default=None, min_length=2)
     """Prune in rounds, with recovery and calibration in each: [6, 4, 2], or steps of several keys: [{keep: 4}, {keep: 4,
     width: 0.5}]. Every step says all that stays of the original. `keep`, `width` and `layers` are then those of the last."""
+    fit: FitRecipe | None = Field(default=None, exclude_if=lambda fit: fit is None)
+    """Limits on the size, under which the shape that is best for the task is searched, instead of `keep`, `width`, `layers`,
+    `experts_per_token` and `form` (docs/fit.md)."""
     experts_per_token: int | None = Field(default=None, ge=1)
     """Experts that the pruned model activates per token, at most as many as the original does. Default: as the original, or
     `keep` if that is less."""
@@ -164,9 +171,12 @@ class PruningRecipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _what_stays_follows(cls, values: Any) -> Any:
-        """Of a schedule from its last step; all experts where something else is cut."""
+        """Of a schedule from its last step; all experts where something else is cut, and where a fit chooses."""
         if not isinstance(values, dict):
             return values
+        if (fit := values.get("fit")) is not None:
+            refit = fit.get("refit") if isinstance(fit, dict) else getattr(fit, "refit", None)
+            return {"keep": None, **({"refit": refit} if refit else {})} | values
         if isinstance(schedule := values.get("schedule"), list) and schedule:
             return _counts_of(schedule[-1]) | values
         if values.get("width") is not None or values.get("layers") is not None:
@@ -226,8 +236,27 @@ class PruningRecipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _fit_chooses(self) -> Self:
+        if self.fit is None:
+            return self
+        chosen = [key for key in CHOSEN_BY_FIT if getattr(self, key) not in (None, "moe")]
+        if chosen:
+            raise ValueError(f"fit chooses {', '.join(CHOSEN_BY_FIT[:-1])} and {CHOSEN_BY_FIT[-1]}: leave {chosen[0]} out")
+        if self.criterion in CRITERIA_ON_ALL_TOKENS:
+            raise ValueError(
+                f"{self.criterion} searches a set for one number of experts, and fit compares many: take a criterion that scores"
+            )
+        if self.layer_criterion == "angular":
+            raise ValueError(
+                "fit drops one layer after the other, and angular chooses runs of them: take another layer_criterion"
+            )
+        if self.fit.refit and not self.refit and "refit" in self.model_fields_set:
+            raise ValueError("fit.refit measures refitted shapes, and refit is false: the run would leave another model")
+        return self
+
+    @model_validator(mode="after")
     def _every_key_has_a_cut(self) -> Self:
-        for cut, keys in BELONGING.items():
+        for cut, keys in BELONGING.items() if self.fit is None else ():
             for key in keys:
                 if getattr(self, cut) is None and getattr(self, key) != type(self).model_fields[key].default:
                     raise ValueError(f"{key} belongs to {cut}, and {cut} is not set: say {cut}: 0.5, or leave {key} out")
@@ -241,6 +270,8 @@ class PruningRecipe(Section):
     def _without_what_is_not_cut(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Recipes and fingerprints of runs that cut experts only are older than the other cuts' keys."""
         values = dump(self)
+        if self.fit is not None:
+            return {key: value for key, value in values.items() if key not in CHOSEN_BY_FIT}
         for cut, keys in BELONGING.items():
             if getattr(self, cut) is None:
                 values = {key: value for key, value in values.items() if key not in (cut, *keys)}

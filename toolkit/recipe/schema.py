@@ -187,7 +187,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _method_has_experts(self) -> Self:
-        if self.pruning.form == "dense" and self.finetuning.method in METHODS_OF_EXPERTS:
+        dense = self.pruning.form == "dense" or (self.pruning.fit is not None and "dense" in self.pruning.fit.cuts)
+        if dense and self.finetuning.method in METHODS_OF_EXPERTS:
             raise ValueError(
                 f"finetuning.method {self.finetuning.method} works on experts, and with pruning.form dense there are none: say "
                 "method: full, or lora"

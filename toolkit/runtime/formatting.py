@@ -49,6 +49,14 @@ def loss(nats: float | None) -> str:
     return MISSING if nats is None else f"{nats:.4f}"
 
 
+def signed_loss(nats: float | None) -> str:
+    """A difference of two losses, with its sign: "+0.3512", "−0.0020"."""
+    if nats is None:
+        return MISSING
+    rounded = round(nats, 4)
+    return f"{rounded:+.4f}".replace("-", "−") if rounded else "0.0000"
+
+
 def with_error(value: float | None, error: float | None) -> str:
     """A value with its standard error, where that is known: "0.5120 ± 0.0130"."""
     return loss(value) + (f" ± {loss(error)}" if error is not None else "")

@@ -1,6 +1,7 @@
 """Shares of right answers, with what chance allows: one model's interval, and two models on the same questions."""
 
 import math
+from collections import Counter
 from typing import NamedTuple
 
 Z = 1.959963984540054  # 97.5th percentile of the normal distribution: a two-sided 95 % interval
@@ -49,6 +50,12 @@ def pair(both: int, only_first: int, only_second: int, neither: int) -> Pair:
     return Pair(
         both, only_first, only_second, neither, (only_first - only_second) / n, interval, mcnemar(only_first, only_second)
     )
+
+
+def pair_of(first: str, second: str) -> Pair:
+    """The comparison of two models from a digit per question, 1 for right, in the same order."""
+    counts = Counter(zip(first, second, strict=True))
+    return pair(counts["1", "1"], counts["1", "0"], counts["0", "1"], counts["0", "0"])
 
 
 def _newcombe(both: int, only_first: int, only_second: int, neither: int) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from toolkit.runtime.typed_command import command_again
 
 LAST_STAGES = {  # verb: the last stage that it runs; None: all of them
     "run": None,
+    "fit": "fit/measure",
     "calibrate": "calibrate",
     "select": "select",
     "prune": "prune",
@@ -34,14 +35,23 @@ def run_recipe(arguments: argparse.Namespace, until: str | None = None) -> None:
             f"{arguments.recipe} has no refit: say pruning.refit=true, on the command line or in the file.",
             code="refit.not-asked",
         )
+    if until == LAST_STAGES["fit"] and recipe.pruning.fit is None:
+        raise PollardError(
+            f"{arguments.recipe} says which shape the model gets: give limits instead, e.g. pruning.fit.bytes=12G, and no keep, "
+            "width or layers.",
+            code="fit.not-asked",
+        )
     started = time.monotonic()
     with resumable(), tracebacks_in(RunDirectory(recipe.name).path):
         join()
         # Imported here for start-up time: both import torch
         from toolkit.cli.last_screen import last_screen
         from toolkit.pipeline import runner as pipeline
+        from toolkit.pipeline.show_fit import show_fit_of
 
         directory = pipeline.run(recipe, fresh=arguments.fresh, until=until)
+        if until == LAST_STAGES["fit"]:
+            show_fit_of(directory)
         again = command_again(*((verb, "run") for verb in LAST_STAGES))  # the stages that are left, whichever verb it was
         last_screen(directory, time.monotonic() - started, again)
 
