@@ -16,13 +16,12 @@ from typing import NamedTuple
 from toolkit.cuts import BlockPlan, ExpertsCut, Plan, masked
 from toolkit.evaluation import evaluate
 from toolkit.moe import find_blocks, load_model, load_tokenizer
-from toolkit.pipeline.allocation import compared_answers
 from toolkit.pipeline.sweep import sweep
 from toolkit.pipeline.sweep_grid import load_grid
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime import distributed
 from toolkit.runtime.formatting import loss, p_value, percent, points
-from toolkit.runtime.intervals import Pair
+from toolkit.runtime.intervals import Pair, pair_of
 from toolkit.tasks import DataCache
 
 RECIPE, SUBJECTS, KEEP = "recipes/playground.yaml", ("arithmetic", "sorting"), "4,2"
@@ -59,11 +58,10 @@ def compared(subject: str, study: str, overrides: Sequence[str]) -> Iterator[lis
     for measured in (row for row in rows if row.allocation):
         uniform = next(row for row in rows if (row.keep, row.label) == (measured.keep, measured.label.rpartition(", ")[0]))
         found = measured.allocation
-        assert found and found.difference is not None and found.interval and found.p is not None
+        assert found
         files = [Path("runs", name, "sweep", str(row.file)) for row in (measured, uniform)]
         asked = [on_test(grid.recipe, file, Path("runs", study, f"{subject}-{file.name}")) for file in files]
-        test = compared_answers(asked[0].right, asked[1].right)
-        assert test
+        test = pair_of(asked[0].right, asked[1].right)
         yield [
             subject, str(measured.keep), ", ".join(map(str, found.experts)), loss(uniform.task.loss), loss(measured.task.loss),
             percent(uniform.task.score), percent(measured.task.score), _difference(found.difference, found.interval, found.p),
