@@ -12,7 +12,7 @@ from toolkit.pipeline.stages.fit import FitStage
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import say
 from toolkit.runtime.formatting import size
-from toolkit.selection.fit import best_measured, to_measure
+from toolkit.selection.fit import TRIED, best_measured, to_measure
 from toolkit.selection.fit.shapes import described
 
 METRICS = {"dev_loss": "the smallest loss on the dev slice", "accuracy": "the most right answers", "fidelity": "the smallest KL"}
@@ -44,12 +44,12 @@ class FitMeasure(FitStage):
         evidence, result = FitEvidence(self.context), self.load()
         measurements = ShapeMeasurements(evidence, self.fingerprints.asked)
         places = to_measure(result.shapes, self.fit.measured)
-        found = measurements.measure([result.shapes[place].shape for place in places])
+        found = measurements.measure([result.shapes[place].shape for place in places], needed=TRIED)
         original = found[None]
         for place in places:
             record = result.shapes[place]
             record.measured = _relative(found[record.shape], original)
-            record.bytes = measurements.bytes_of(record.shape) or record.bytes
+            record.bytes = record.measured.bytes or record.bytes
         result.original.measured = Answered(**original.model_dump(exclude={"refit", "seconds"}))
         result.chosen, result.fingerprint = best_measured(result.shapes, self.fit.metric)[0], self.fingerprint()
         measured = sum(record.measured is not None for record in result.shapes)
