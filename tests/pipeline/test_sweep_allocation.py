@@ -14,7 +14,7 @@ from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.evaluation.probe import read_probe
 from toolkit.moe import load_model, load_tokenizer
 from toolkit.pipeline import allocation as module
-from toolkit.pipeline.allocation import compared_answers, measure_allocation
+from toolkit.pipeline.allocation import measure_allocation
 from toolkit.pipeline.runner import run
 from toolkit.pipeline.sweep import sweep
 from toolkit.pipeline.sweep_grid import load_grid
@@ -110,12 +110,6 @@ def test_a_fit_is_told_the_same_of_a_loaded_model(table: dict) -> None:
     assert record.measured.loss == row["task"]["loss"] and record.uniform.loss == row["allocation"]["uniform_loss"]
     assert record.measured.right == file_of(row)["task"]["right"] and record.measurements == row["allocation"]["measurements"]
     assert (record.difference, record.p) == (row["allocation"]["difference"], row["allocation"]["p"])
-
-
-def test_answers_are_compared_question_by_question() -> None:
-    found = compared_answers("1101", "0100")
-    assert found and found[:4] == (1, 2, 0, 1) and found.difference == 0.5
-    assert compared_answers("", "") is None
 
 
 def test_with_compression_it_is_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

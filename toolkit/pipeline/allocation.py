@@ -24,7 +24,7 @@ from toolkit.runtime.distributed import is_main, on_main, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import write_text
 from toolkit.runtime.formatting import loss as nats
-from toolkit.runtime.intervals import Pair, pair_of
+from toolkit.runtime.intervals import pair_of
 from toolkit.selection import CRITERIA, WidthChoice, choose_channels
 from toolkit.selection.allocation import Allocation, AllocationBounds, FoundAllocation, find_allocation
 from toolkit.selection.criteria import Choice
@@ -126,7 +126,7 @@ def measure_allocation(
         with masked(model, each):
             results.append(measure_probe(model, tokenizer, recipe, probe))
     uniform, measured = map(_answered, results)
-    compared = compared_answers(measured.right, uniform.right)
+    compared = pair_of(measured.right, uniform.right) if measured.right else None
     cut = allocated.plan.experts
     return AllocationRecord(
         keep=plan.keep, experts={name: len(kept) for name, kept in cut.kept.items()},
@@ -144,11 +144,6 @@ def allocation_facts(plan: Plan) -> dict[str, list[int]]:
         "experts": [len(kept) for kept in cut.kept.values()],
         "active": [cut.active(name, plan) for name in cut.kept],
     }
-
-
-def compared_answers(first: str, second: str) -> Pair | None:
-    """The paired comparison of two models' answers, a digit per question; None where there are none."""
-    return pair_of(first, second) if first else None
 
 
 def _answered(result: ProbeResult) -> Answered:
@@ -193,7 +188,10 @@ class _AllocatedPlans:
             return experts
         if isinstance(cut, WidthCut):
             choice = WidthChoice(cut.keep, cut.criterion, cast(Tokens, self.uniform.tokens), self.uniform.seed)
-            return cut.model_copy(update={"channels": choose_channels(self.statistics, choice, experts.kept), "checksum": None})
+            none: dict[str, list[int]] = {name: [] for name in self.statistics.about.blocks}  # whose layers may go
+            channels = choose_channels(self.statistics, choice, none | experts.kept)
+            stay = {name: channels[name] for name in cut.channels}
+            return cut.model_copy(update={"channels": stay, "checksum": None})
         return cut
 
     def _kept(self, block: str, number: int) -> list[int]:

@@ -12,12 +12,13 @@ from toolkit.cuts.compression import CompressedSizes, Compression, compressed_si
 from toolkit.moe import sizes
 from toolkit.moe.layer_counts import why_not_per_layer
 from toolkit.moe.load import resolve_dtype
-from toolkit.pipeline.allocation import allocation_facts, compared_answers
+from toolkit.pipeline.allocation import allocation_facts
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.sweep_grid import Cell
-from toolkit.recipe.pruning import COUNTED
+from toolkit.recipe.step import COUNTED
 from toolkit.report.measurements import SweepRow
 from toolkit.runtime.files import JsonObject
+from toolkit.runtime.intervals import pair_of
 
 
 class UniformCell(NamedTuple):
@@ -78,11 +79,10 @@ class SweepChoice:
         if not self.uniform:
             return {}
         uniform = json.loads((context.directory.sweep / self.uniform.file).read_text())["task"]
-        compared = compared_answers(found["task"]["right"], uniform["right"])
+        compared = pair_of(found["task"]["right"], uniform["right"])
         allocation = {
             **found["allocated"], "measurements": found["measurements"], "uniform_loss": uniform["loss"],
-            "difference": compared and compared.difference, "interval": compared and list(compared.interval),
-            "p": compared and compared.p,
+            "difference": compared.difference, "interval": list(compared.interval), "p": compared.p,
         }  # fmt: skip
         reason = context.once(("why not per layer", context.recipe.model), lambda: why_not_per_layer(context.config))
         return {"allocation": allocation, "not_written": reason}

@@ -1,19 +1,20 @@
 """What a report tells of a fit, typed: fit.json without the shapes that nobody measured.
 
     "fit": {"limits": {"bytes": 3900000}, "metric": "dev_loss", "considered": 212, "refused": {"larger than 3.7 MiB": 120},
-            "original": {…}, "shapes": [{"layers": 4, "experts": 6, …, "measured": {"loss": 0.35, "delta": 0.1, …}, …}, …], …}
+            "original": {…}, "shapes": [{"layers": 4, "experts": 6, …, "measured": {"delta": 0.1, "score": 0.81, …}, …}, …], …}
 
 Shapes stand in the order of their results, the chosen one first: page, card and terminal number them so, from 1. Losses are nats
-per completion token of the dev slice, None where they are not finite; deltas are to the original's.
+per completion token of the dev slice, deltas what is added to the original's; None where they are not finite.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from toolkit.cuts.fit_result import Axis
+from toolkit.report.fit_allocation import FitAllocation
 from toolkit.report.measurements import Facts, Interval, Number
 from toolkit.report.paired import PairedComparison
-from toolkit.runtime.formatting import amount, loss, p_value, percent, points, signed_loss, size
+from toolkit.runtime.formatting import amount, p_value, percent, points, precise_size, signed_loss
 
 SizeField = Literal["bytes", "parameters", "active_parameters"]
 NOT_FINITE = "not finite"
@@ -28,9 +29,8 @@ SIZE_NAMES: dict[SizeField, str] = {
 
 
 class FitAnswers(Facts):
-    """What a model did on the dev slice. `kl`: from the original, where the metric is fidelity."""
+    """What a model did on the dev slice. `delta`: of its loss; `kl`: from the original, where the metric is fidelity."""
 
-    loss: Number | None
     delta: Number | None
     score: Number | None
     n: int
@@ -72,10 +72,13 @@ class SizedShape(Facts):
         )
 
     def size_text(self, by: SizeField) -> str:
-        return size(self.bytes) if by == "bytes" else f"{amount(getattr(self, by))} parameters"
+        return precise_size(self.bytes) if by == "bytes" else f"{amount(getattr(self, by))} parameters"
 
 
 class FitOriginal(SizedShape):
+    """`loss`: the one that deltas are added to."""
+
+    loss: Number | None
     measured: FitAnswers | None
 
 
@@ -98,7 +101,8 @@ class FitFacts(Facts):
     """`considered`: all shapes; `refused`: those without a measurement, by reason; `others` meet the limits and looked worse, the
     best of them by `best_other` nats. `shapes`: those measured; before anything is, the few that look best. Places in `shapes`:
     `chosen`, and `frontier`, those that no smaller one beats. `runner_up`: the first shape against the second, question by
-    question. `rank_correlation`: Spearman's, of predicted and measured losses. `seconds`: by stage."""
+    question. `rank_correlation`: Spearman's, of predicted and measured losses. `seconds`: by stage.
+    `allocation`: of the chosen shape, where other numbers of experts per block were measured."""
 
     limits: dict[str, int]
     dtype: str
@@ -116,6 +120,7 @@ class FitFacts(Facts):
     runner_up: PairedComparison[int] | None
     rank_correlation: Number | None
     axes: list[Axis]
+    allocation: FitAllocation | None
     seconds: dict[str, Number]
 
     @property
@@ -125,6 +130,11 @@ class FitFacts(Facts):
     @property
     def measured(self) -> list[FitShapeFacts]:
         return [shape for shape in self.shapes if shape.measured]
+
+    @property
+    def eligible(self) -> list[FitShapeFacts]:
+        """Measured, and not refused since."""
+        return [shape for shape in self.measured if shape.refused is None]
 
     @property
     def tried(self) -> list[FitShapeFacts]:
@@ -140,12 +150,12 @@ class FitFacts(Facts):
 
     @property
     def limit_text(self) -> str:
-        """ "12.0 GiB on disk"."""
+        """ "12.00 GiB on disk"."""
         return " and ".join(_limit_texts(self.limits)) or "no size"
 
     @property
     def sentence(self) -> str:
-        """ "The shape was found under a limit of 12.0 GiB on disk: the best of 11 measured, of 212 considered."."""
+        """ "The shape was found under a limit of 12.00 GiB on disk: the best of 11 measured, of 212 considered."."""
         under, considered = f"a limit of {self.limit_text}", f"of {self.considered:,} considered"
         if self.chosen is None:
             return f"Under {under} no shape is chosen yet: {len(self.measured):,} measured, {considered}."
@@ -153,26 +163,28 @@ class FitFacts(Facts):
         return f"The shape was found under {under}: the best of {tried}{len(self.measured):,} measured, {considered}."
 
     def predicted_text(self, shape: FitShapeFacts) -> str:
-        """ "+0.3512"; "not finite" where a cut of it alone is; a dash where nothing is predicted."""
-        if shape.predicted is not None:
-            return signed_loss(shape.predicted)
-        values = {axis.cut: getattr(shape, axis.cut) for axis in self.axes}
-        broken = any(point.value == values[axis.cut] and point.delta is None for axis in self.axes for point in axis.points)
-        return NOT_FINITE if broken else signed_loss(None)
+        """ "+0.3512", or "not finite"; a dash before the cuts were measured."""
+        return NOT_FINITE if shape.predicted is None and self.axes else signed_loss(shape.predicted)
+
+    @property
+    def recommendation(self) -> str:
+        """ "Chosen: 4 layers, 6 experts of 152 channels, 2 per token (3.36 MiB): the smallest loss of 8 shapes."."""
+        reason = self.reason.removesuffix(".")
+        if not self.choice:
+            return f"{reason}." if reason else ""
+        return f"Chosen: {self.choice.text} ({self.choice.size_text(self.size_by)}){': ' * bool(reason)}{reason}."
 
 
 def delta_text(answers: FitAnswers | None) -> str:
-    """ "+0.3512" of what was measured, or "not finite"; a dash where nothing was, or the original was not."""
-    if answers and answers.loss is None:
-        return NOT_FINITE
-    return signed_loss(answers.delta if answers else None)
+    """ "+0.3512", or "not finite"; a dash where nothing was measured."""
+    return NOT_FINITE if answers and answers.delta is None else signed_loss(answers.delta if answers else None)
 
 
 def result_text(answers: FitAnswers) -> str:
-    """The accuracy, where it was measured, else the loss: "dev accuracy 81.2 %"."""
+    """The accuracy, where it was measured, else the loss: "dev accuracy 81.2 %", "dev loss +0.3512"."""
     if answers.score is not None:
         return f"dev accuracy {percent(answers.score)}"
-    return f"dev loss {NOT_FINITE if answers.loss is None else loss(answers.loss)}"
+    return f"dev loss {delta_text(answers)}"
 
 
 def _limit_texts(limits: Mapping[str, int]) -> list[str]:
@@ -180,10 +192,10 @@ def _limit_texts(limits: Mapping[str, int]) -> list[str]:
     context, batch = found.pop("context", None), found.pop("batch", None)
     use = ", ".join([*([f"context {context:,}"] if context else []), *([f"batch {batch:,}"] if batch else [])])
     texts = {
-        "bytes": lambda number: f"{size(number)} on disk",
+        "bytes": lambda number: f"{precise_size(number)} on disk",
         "parameters": lambda number: f"{amount(number)} parameters",
         "active": lambda number: f"{amount(number)} parameters active per token",
-        "gpu": lambda number: f"a GPU of {size(number)}" + (f" ({use})" if use else ""),
+        "gpu": lambda number: f"a GPU of {precise_size(number)}" + (f" ({use})" if use else ""),
     }
     return [texts[key](number) if key in texts else f"{key} {number:,}" for key, number in found.items()]
 
@@ -222,8 +234,9 @@ def _about_prediction(fit: FitFacts) -> list[str]:
 
 def _about_largest(fit: FitFacts) -> list[str]:
     """Of those measured, by the size that is limited."""
-    choice, largest = fit.choice, max(fit.measured, key=lambda shape: getattr(shape, fit.size_by))
+    choice = fit.choice
     assert choice is not None
+    largest = max(fit.eligible, key=lambda shape: getattr(shape, fit.size_by), default=choice)
     if getattr(largest, fit.size_by) <= getattr(choice, fit.size_by) or not (largest.measured and choice.measured):
         return []
     pair = (largest.trial, choice.trial) if largest.trial and choice.trial else (largest.measured, choice.measured)
@@ -235,7 +248,7 @@ def _about_largest(fit: FitFacts) -> list[str]:
 
 
 def _about_not_finite(fit: FitFacts) -> list[str]:
-    broken = [number for number, shape in enumerate(fit.shapes, start=1) if shape.measured and shape.measured.loss is None]
+    broken = [number for number, shape in enumerate(fit.shapes, start=1) if shape.measured and shape.measured.delta is None]
     numbers = ", ".join(map(str, broken))
     return (
         [f"The dev loss is not finite for {len(broken)} of {len(fit.measured)} shapes measured (number {numbers})."]

@@ -97,9 +97,9 @@ class MeasuredAllocation(FileFacts):
     active: list[int]
     measurements: int
     uniform_loss: Number | None
-    difference: Number | None
-    interval: Interval | None
-    p: Number | None
+    difference: Number
+    interval: Interval
+    p: Number
 
 
 class SweepRow(FileFacts):

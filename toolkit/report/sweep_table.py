@@ -122,13 +122,11 @@ def _allocations(cells: Sequence[SweepRow]) -> list[str]:
             found.append(f"{cell}: no other numbers per block were found better, of {given.measurements:,}.")
             continue
         numbers = f"{_listed(given.experts)} experts" + f", {_listed(given.active)} active" * (len({*given.active}) > 1)
-        sentence = f"{cell}: {numbers} in the blocks, loss {loss(row.task.loss)} instead of {loss(given.uniform_loss)}"
-        if given.difference is not None and given.interval and given.p is not None:
-            sentence += (
-                f", {points(given.difference)} points of accuracy to the uniform cell of the same size (95 % interval "
-                f"{' to '.join(map(points, given.interval))}, {p_value(given.p)})"
-            )
-        found.append(f"{sentence}.")
+        found.append(
+            f"{cell}: {numbers} in the blocks, loss {loss(row.task.loss)} instead of {loss(given.uniform_loss)}, "
+            f"{points(given.difference)} points of accuracy to the uniform cell of the same size (95 % interval "
+            f"{' to '.join(map(points, given.interval))}, {p_value(given.p)})."
+        )
     return [*found, "Allocations were chosen by the loss on these very questions."] if found else []
 
 
