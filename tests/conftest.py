@@ -101,7 +101,7 @@ SLOW = {
     "benchmarks/test_small_benchmarks.py", "benchmarks/test_training_benchmark.py", "calibration/test_exhaustive_search.py",
     "calibration/test_greedy_search.py", "calibration/test_passes.py", "cli/test_chat.py", "cli/test_cli.py",
     "cli/test_interrupt.py", "cli/test_looking_at_models.py", "cuts/test_dense_families.py", "cuts/test_families.py",
-    "cuts/test_layer_families.py", "data/test_playground_generate.py", "docs/test_code_blocks.py", "docs/test_site.py",
+    "cuts/test_layer_families.py", "cuts/test_size_families.py", "data/test_playground_generate.py", "docs/test_code_blocks.py", "docs/test_site.py",
     "evaluation/test_decoding.py", "evaluation/test_distributions.py", "evaluation/test_generation.py",
     "evaluation/test_server.py", "moe/test_expert_skipping.py", "moe/test_layer_counts.py", "pipeline/test_advice.py",
     "pipeline/test_calibration_data.py", "pipeline/test_context.py", "pipeline/test_cuts_run.py", "pipeline/test_dense_run.py",
