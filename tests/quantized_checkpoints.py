@@ -21,7 +21,7 @@ def in_fp8(folder: Path) -> Path:
 
 
 def in_mxfp4(folder: Path) -> Path:
-    """A checkpoint whose experts are stored in MXFP4, as gpt-oss does: blocks of 32 numbers of four bits, and a scale for each."""
+    """A checkpoint whose experts are stored in MXFP4, as gpt-oss does: 32 numbers of four bits share a scale."""
     model = tiny_model("gpt_oss", torch.bfloat16, intermediate_size=32)
     model.config.quantization_config = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
     model.save_pretrained(folder)

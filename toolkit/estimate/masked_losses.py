@@ -12,6 +12,17 @@ STATES = 2  # that wait for every token and plan: the hidden state, and the embe
 LOGIT_COPIES = 2  # in float32, of the tokens that the loss counts
 
 
+def times_read(machine: Machine, model: ModelSize, data: DataSize, plans: int) -> int:
+    """How often the checkpoint is read: once for every group of plans that there is room for."""
+    room = WAITING_SHARE * USABLE * machine.cpu_memory
+    return max(1, math.ceil(_waiting_bytes(machine, model, data, plans) / room))
+
+
+def _waiting_bytes(machine: Machine, model: ModelSize, data: DataSize, plans: int) -> int:
+    """Of the hidden states of all plans, on each node."""
+    return STATES * model.weight_bytes * model.hidden_size * (data.tokens or 0) * plans // machine.nodes
+
+
 def estimate_masked_losses(
     name: str, machine: Machine, model: ModelSize, data: DataSize, batch: int, plans: int
 ) -> StageEstimate:
@@ -24,9 +35,7 @@ def estimate_masked_losses(
         "activations": model.activations(batch, data.longest) or 0,
         "logits": model.vocabulary * (2 * weight + 4 * LOGIT_COPIES) * tokens,
     }
-    waiting = STATES * weight * model.hidden_size * (data.tokens or 0) * plans // machine.nodes
-    room = int(WAITING_SHARE * USABLE * machine.cpu_memory)
-    groups = max(1, math.ceil(waiting / room))
+    waiting, groups = _waiting_bytes(machine, model, data, plans), times_read(machine, model, data, plans)
     flops = None if data.tokens is None else 2.0 * model.active * data.tokens * plans
     on_gpu, in_ram = memory_on(machine, gpu, {"hidden states": waiting // groups})
     return StageEstimate(
