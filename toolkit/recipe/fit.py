@@ -66,8 +66,10 @@ class FitRecipe(Section):
         if not isinstance(value, str) or value[:1].isdigit():
             return None if value is None else bytes_in(value)
         if value.lower() not in GPUS:
-            known = did_you_mean(value.lower(), list(GPUS)) or f". Known: {', '.join(GPUS)}."
-            raise ValueError(f"{value} is no GPU of the table{known} Or say how much memory it has, e.g. 24G")
+            meant = did_you_mean(value.lower(), list(GPUS))
+            raise ValueError(
+                f"{value} is no GPU of the table{meant} Known: {', '.join(GPUS)}. Or say how much memory it has, e.g. 24G"
+            )
         return GPUS[value.lower()].memory
 
     @field_validator("parameters", "active", mode="before")
