@@ -31,7 +31,7 @@ from toolkit.moe.load import (
     random_model,
 )
 from toolkit.moe.loading_checks import check_loaded
-from toolkit.moe.masking import Rerouter, check_prunable, override_top_k, restricted, same_routing
+from toolkit.moe.masking import Rerouter, check_prunable, fewest_experts, override_top_k, restricted, same_routing
 from toolkit.moe.model_files import CheckpointFiles, checkpoint_files
 from toolkit.moe.model_size import Sizes, active_expert_parameters, checkpoint_bytes, sizes, weight_bytes
 from toolkit.moe.observe import BlockActivations, all_expert_outputs, observing
@@ -81,6 +81,7 @@ __all__ = [
     "expert_output",
     "expert_weights",
     "expert_width",
+    "fewest_experts",
     "find_blocks",
     "hidden_states_of",
     "is_partitioned",
