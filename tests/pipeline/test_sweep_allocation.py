@@ -99,6 +99,21 @@ def test_killed_in_the_search_it_goes_on_and_ends_as_if_undisturbed(table: dict,
     assert swept() == table and not asked
 
 
+def test_another_number_of_experts_goes_on_from_what_is_known(table: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, asked = module.completion_loss, []
+
+    def counted(*arguments: object) -> object:
+        asked.append(arguments)
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "completion_loss", counted)
+    (row,) = [row for row in swept("pruning.keep=3", "pruning.width=null")["rows"] if "allocation" in row]
+    assert 0 < len(asked) < row["allocation"]["measurements"] - 2 * 6  # the tables are there
+    asked.clear()
+    (same,) = [row for row in swept("name=alone", "pruning.keep=3", "pruning.width=null")["rows"] if "allocation" in row]
+    assert same == row and len(asked) == row["allocation"]["measurements"]
+
+
 def test_a_fit_is_told_the_same_of_a_loaded_model(table: dict) -> None:
     recipe, data, tokenizer = load_recipe("r.yaml", ["name=plan", "pruning.keep=4"]), DataCache(), load_tokenizer("original")
     directory, model = run(recipe, until="select"), load_model("original")

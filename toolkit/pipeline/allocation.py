@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.cuts import BlockPlan, Cut, ExpertsCut, ExpertStatistics, Plan, WidthCut, masked
+from toolkit.cuts import BlockPlan, Cut, ExpertsCut, ExpertStatistics, LayersCut, Plan, WidthCut, masked
 from toolkit.cuts.fit_result import AllocationRecord, Answered
 from toolkit.cuts.statistics import SearchMode, Tokens
 from toolkit.evaluation import completion_loss
@@ -70,6 +70,13 @@ def check_allocatable(plan: Plan) -> None:
             "where all begin with the same.",
             code="allocation.blocks-differ",
         )
+
+
+def chooser(plan: Plan) -> list[object]:
+    """What of `plan` decides, as JSON, which experts, channels and layers stay at given numbers of experts per block."""
+    experts, width, layers = plan.experts, plan.cut(WidthCut), plan.cut(LayersCut)
+    of_width = width and [width.keep, width.criterion]
+    return [experts.criterion, experts.mode, experts.tokens, plan.seed, of_width, layers and layers.kept]
 
 
 def allocate(
