@@ -103,7 +103,10 @@ def allocate(
             cache.add(key, found)
         return found
 
-    say(f"  other numbers of experts per block: the dev loss of at most {bounds.most_measurements:,} allocations")
+    if bounds.most_measurements == 1:
+        say("  no other numbers of experts per block are possible: each needs as many as are active per token")
+    else:
+        say(f"  other numbers of experts per block: the dev loss of at most {bounds.most_measurements:,} allocations")
     found = find_allocation(loss, bounds)
     say(f"  {found.measurements:,} measured: {described(found)}, loss {nats(found.uniform_loss)} -> {nats(found.loss)}")
     return AllocatedPlan(plans.of(found.allocation), found)

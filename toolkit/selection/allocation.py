@@ -63,7 +63,10 @@ class AllocationBounds:
 
     @property
     def numbers(self) -> list[int]:
-        """Of experts that a block may keep: those that whole steps lead to from the uniform one."""
+        """Of experts that a block may keep: those that whole steps lead to from the uniform one; that one alone where none may
+        give any, or none can take any."""
+        if self.keep in (self._fewest, self.experts):
+            return [self.keep]
         below = (self.keep - self._fewest) // self.step
         return list(range(self.keep - below * self.step, self.experts + 1, self.step))
 
@@ -74,7 +77,12 @@ class AllocationBounds:
 
     @property
     def most_measurements(self) -> int:
-        return 2 + self.blocks * (len(self.numbers) + len(self.active_numbers)) + MOST_SWAPS
+        """1 where the uniform allocation is the only one."""
+        return (
+            1
+            if len(self.numbers) == len(self.active_numbers) == 1
+            else 2 + self.blocks * (len(self.numbers) + len(self.active_numbers)) + MOST_SWAPS
+        )
 
     @property
     def _fewest(self) -> int:
@@ -98,6 +106,8 @@ def find_allocation(loss: Loss, bounds: AllocationBounds) -> FoundAllocation:
     """The same on every call, where `loss` is. Nothing is measured twice."""
     search = _Search(loss, bounds)
     uniform = bounds.uniform
+    if bounds.most_measurements == 1:
+        return FoundAllocation(uniform, search.measured(uniform), search.measured(uniform), 1)
     best = min((uniform, search.first()), key=search.measured)  # of equals the uniform one
     best = search.swapped(best)
     return FoundAllocation(best, search.measured(best), search.measured(uniform), len(search.known))
