@@ -57,20 +57,27 @@ def trial(loss: float | None, score: float, shift: int = 0) -> TrialRecovery:
     return TrialRecovery.model_validate(answers(loss, score, shift) | {"steps": 60, "seconds": 40.0})
 
 
+def axis(cut: str, deltas: dict[int, float | None]) -> Axis:
+    """Without a point for the original's value, as stages write it."""
+    points = [AxisPoint(value=value, delta=delta) for value, delta in deltas.items() if value < max(deltas)]
+    return Axis.model_validate({"cut": cut, "original": max(deltas), "points": points})
+
+
 def fit_case(**changes: Any) -> FitResult:
-    """Eight shapes measured, three tried, the chosen one at place 3; the last measured one's loss is not finite."""
+    """Eight shapes measured, three tried, the chosen one at place 3; the loss of the last measured one is not finite. The losses
+    of shapes are above the original's 0.3, those of trials include it."""
     whole = shape(4, 8, 256)
     shapes = [
         shape(4, 8, 256, refused=TOO_LARGE),
         shape(4, 8, 192, refused=TOO_LARGE),
-        shape(4, 4, 256, single_cut="experts", measured=measured(0.62, 0.70), trial=trial(0.41, 0.80)),
-        shape(4, 6, 152, predicted=0.22, measured=measured(0.58, 0.74), trial=trial(0.35, 0.86)),
-        shape(4, 8, 112, single_cut="width", predicted=0.3, measured=measured(0.71, 0.66), trial=trial(0.40, 0.82, 30)),
-        shape(4, 6, 128, measured=measured(0.66, 0.69)),
-        shape(3, 6, 192, measured=measured(0.95, 0.52)),
+        shape(4, 4, 256, single_cut="experts", measured=measured(0.32, 0.70), trial=trial(0.41, 0.80)),
+        shape(4, 6, 152, predicted=0.22, measured=measured(0.28, 0.74), trial=trial(0.35, 0.86)),
+        shape(4, 8, 112, single_cut="width", predicted=0.3, measured=measured(0.41, 0.66), trial=trial(0.40, 0.82, 30)),
+        shape(4, 6, 128, measured=measured(0.36, 0.69)),
+        shape(3, 6, 192, measured=measured(0.65, 0.52)),
         shape(2, 8, 256, single_cut="layers", refused="the answers need a layer that is gone"),
-        shape(3, 8, 128, measured=measured(1.02, 0.47)),
-        shape(4, 4, 192, form="dense", per_token=4, single_cut="dense", predicted=None, measured=measured(1.3, 0.38)),
+        shape(3, 8, 128, measured=measured(0.72, 0.47)),
+        shape(4, 4, 192, form="dense", single_cut="dense", measured=measured(1.0, 0.38)),
         shape(4, 8, 64, measured=measured(None, 0.02)),
         shape(4, 4, 128),
         shape(4, 2, 256),
@@ -80,12 +87,9 @@ def fit_case(**changes: Any) -> FitResult:
     values: dict[str, Any] = {
         "fingerprint": "f" * 16, "request": "r" * 16, "limits": {"bytes": LIMIT}, "dtype": "float32", "metric": "dev_loss",
         "original": OriginalSize.model_validate(sizes | {"measured": Answered.model_validate(answers(0.30, 0.92))}),
-        "axes": [
-            Axis(cut=cut, original=max(of), points=[AxisPoint(value=value, delta=delta) for value, delta in of.items()])  # type: ignore[arg-type]
-            for cut, of in DELTAS.items()
-        ],
+        "axes": [axis(cut, of) for cut, of in DELTAS.items()],
         "shapes": shapes, "chosen": 3,
         "seconds": {"fit/shapes": 0.4, "fit/scores": 21.0, "fit/measure": 12.25, "fit/choose": 130.0},
-        "reason": "4 layers of 6 experts answered best after 60 steps of fine-tuning.",
+        "reason": "86.0 % of 500 dev questions right after 60 steps",
     }  # fmt: skip
     return FitResult.model_validate(values | changes)

@@ -77,8 +77,7 @@ def test_the_axis_is_what_is_limited_in_round_numbers(limits: dict[str, int], un
 
 def test_a_shape_lies_on_the_diagonal_where_it_lost_what_was_predicted() -> None:
     shapes = [
-        shape(4, 8, 250 - n, predicted=p, measured=measured(0.3 + m))
-        for n, (p, m) in enumerate([(0.1, 0.1), (0.2, 0.5), (0.8, 0.3)])
+        shape(4, 8, 250 - n, predicted=p, measured=measured(m)) for n, (p, m) in enumerate([(0.1, 0.1), (0.2, 0.5), (0.8, 0.3)])
     ]
     chart = prediction_chart(fit_facts(fit_case(shapes=[*shapes, shape(4, 8, 64, measured=measured(None))], chosen=0)))
     assert chart is not None and chart.undrawn == [4]

@@ -25,7 +25,7 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.wh
 
 def make_fit_run(folder: Path, **changes: object) -> RunDirectory:
     run = make_run(folder)
-    fit_case(**changes).save(run.fit)
+    fit_case(**changes).save(run.fit_result)
     run.finish("fit/choose", "fit", 1.0, seed=7, ranks=1)
     return run
 
@@ -43,12 +43,12 @@ def test_the_page_is_report_json_and_names_every_shape(tmp_path: Path) -> None:
     for i, each in enumerate(report.fit.shapes):
         at = f"fit/shapes/{i}"
         assert {f"{at}/{size}" for size in ("layers", "experts", "width", "bytes", "active_parameters")} <= there
-        assert (f"{at}/measured/delta" in there) == (each.measured.loss is not None)  # type: ignore[union-attr]
+        assert (f"{at}/measured/delta" in there) == (each.measured.delta is not None)  # type: ignore[union-attr]
         assert {f"{at}/measured/score", f"{at}/measured"} <= there and (f"{at}/trial/score" in there) == (each.trial is not None)
-    assert {"fit/original/bytes", "fit/original/measured/score", "fit/rank_correlation", "fit/axes/1/points/2/delta"} <= there
-    assert "fit/axes/1/points/3/delta" not in there  # not finite
+    assert {"fit/original/bytes", "fit/original/measured/score", "fit/rank_correlation", "fit/axes/1/points/1/delta"} <= there
+    assert "fit/axes/1/points/2/delta" not in there  # not finite
     text = re.sub(r"<[^>]+>", "", html.unescape(plain(page)))
-    assert report.fit.sentence in text and report.fit.reason in text and f"2 shapes: {TOO_LARGE}" in text
+    assert report.fit.sentence in text and report.fit.recommendation in text and f"2 shapes: {TOO_LARGE}" in text
     assert text.count("not finite") >= 3 and 'class="chosen"' in page and page.count('<tr class="chosen">') == 1
 
 
@@ -68,7 +68,7 @@ def test_both_drawings_have_a_title_a_description_and_a_mark_per_shape(tmp_path:
     assert [part.get("class") for part in sizes.iter("line")].count("limit") == 1
     assert all(shape.text in described for shape in report.fit.shapes)
     predictions, _ = named["Measured over predicted loss, above the original’s"]
-    assert sum(1 for _ in predictions.iter("circle")) == 6  # the dense one is not predicted, one is not finite
+    assert sum(1 for _ in predictions.iter("circle")) == 7  # one is not finite
 
 
 def test_the_card_has_a_row_per_shape_and_the_page_s_numbers(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_the_card_has_a_row_per_shape_and_the_page_s_numbers(tmp_path: Path) -> 
     for label, each in zip(labels(report.fit)[1:], report.fit.shapes, strict=True):
         [line] = [line for line in lines if line.startswith(f"| {label} | {each.layers} | {each.experts} |")]
         assert each.measured and f" {percent(each.measured.score)} |" in line
-        assert (f" {signed_loss(each.measured.delta)} |" if each.measured.loss is not None else " not finite |") in line
+        assert (f" {signed_loss(each.measured.delta)} |" if each.measured.delta is not None else " not finite |") in line
         assert each.trial is None or f" {percent(each.trial.score)} |" in line
     heading = next(i for i, line in enumerate(lines) if line.startswith("|  | layers | experts |"))
     assert lines[heading].count("|") == lines[heading + 1].count("|") == lines[heading + 2].count("|") and not lines[heading - 1]
@@ -143,4 +143,4 @@ def test_in_a_browser_every_shape_can_be_seen_on_a_phone_and_no_number_leaves_th
     ]
     done = subprocess.run([*command, f"file://{framed}"], capture_output=True, text=True, timeout=120, check=True)
     title = re.search(r"<title>(.*?)</title>", done.stdout)
-    assert title and json.loads(html.unescape(title[1])) == {"wide": 360, "dots": 14, "outside": 0}
+    assert title and json.loads(html.unescape(title[1])) == {"wide": 360, "dots": 15, "outside": 0}

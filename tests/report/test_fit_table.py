@@ -39,7 +39,7 @@ def test_every_measured_shape_has_a_row_with_its_numbers(capsys: pytest.CaptureF
         counts = [str(each.layers), str(each.experts), per_token, str(each.width), form]
         assert cells[:7] == [*counts, size(each.bytes), amount(each.active_parameters)]
         assert each.measured and each.measured.score is not None and each.measured.interval
-        loss = "not finite" if each.measured.loss is None else signed_loss(each.measured.delta)
+        loss = "not finite" if each.measured.delta is None else signed_loss(each.measured.delta)
         after = [percent(each.trial.score), interval(each.trial.interval)] if each.trial and each.trial.interval else ["–", "–"]
         expected = [loss, percent(each.measured.score), interval(each.measured.interval), *after]
         assert cells[7:] == [facts.predicted_text(each), *expected]
@@ -55,7 +55,7 @@ def test_nothing_is_cut_off_however_narrow_the_terminal(
         monkeypatch.setattr(console, "_width", terminal)
     large = {"bytes": 1_400 * 2**30, "parameters": 671 * 10**9, "active_parameters": 37_000_000_000, "width": 18_432}
     shapes = [each.model_copy(update=large) for each in fit_case().shapes]
-    show_fit(fit_case(shapes=shapes))
+    show_fit(fit_case(shapes=shapes, dtype="checkpoint"))
     out = capsys.readouterr().out
     table = [line for line in out.partition("Losses are")[0].splitlines() if line.strip()]
     assert max(map(len, table)) <= min(terminal or 120, 120) and "…" not in "".join(table)
@@ -64,7 +64,7 @@ def test_nothing_is_cut_off_however_narrow_the_terminal(
 
 @pytest.mark.usefixtures("columns")
 def test_what_fits_is_one_table(capsys: pytest.CaptureFixture[str]) -> None:
-    show_fit(fit_case(shapes=[shape(4, 6, 128, measured=measured(0.5))], chosen=0))
+    show_fit(fit_case(shapes=[shape(4, 6, 128, measured=measured(0.2))], chosen=0))
     out = capsys.readouterr().out
     assert out.count("original  ") == 1 and "form" not in out and "KL" not in out and "trial" not in out
     assert rows(out)["→ 1"][-4:] == ["+0.2900", "+0.2000", "–", "–"]  # the accuracy is the original's alone
@@ -72,17 +72,22 @@ def test_what_fits_is_one_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_rest_is_counted_with_reasons_and_the_reason_is_the_last_word() -> None:
     lines = fit_lines(fit_facts(fit_case()))
-    assert f"Refused: 2 shapes: {TOO_LARGE}." in lines and "Refused: 1 shape: the answers need a layer that is gone." in lines
+    assert (
+        f"Not measured: 2 shapes: {TOO_LARGE}." in lines
+        and "Not measured: 1 shape: the answers need a layer that is gone." in lines
+    )
     assert "3 more shapes meet the limits and were not measured; the best of them is predicted to add +0.4600 nats." in lines
     assert "The best that cut one thing only: width alone 2, experts alone 3, dense 7." in lines
-    assert lines[-2:] == ["→ 1: 4 layers, 6 experts of 152 channels, 2 per token, 3.4 MiB.", fit_case().reason]
+    assert lines[-1] == f"Chosen: 4 layers, 6 experts of 152 channels, 2 per token (3.4 MiB): {fit_case().reason}."
 
 
 def test_of_many_reasons_the_most_frequent_are_named() -> None:
     refused = [shape(4, 8, 200 + n, refused=f"reason {n // 2}") for n in range(19)]
     lines = rest_lines(fit_facts(fit_case(shapes=refused, chosen=None)))
     assert (
-        len(lines) == 7 and lines[0] == "Refused: 2 shapes: reason 0." and lines[-1].startswith("Refused: 7 shapes for 4 other")
+        len(lines) == 7
+        and lines[0] == "Not measured: 2 shapes: reason 0."
+        and lines[-1].startswith("Not measured: 7 shapes for 4 other")
     )
     last = fit_case(shapes=[shape(4, 8, 64, measured=measured(1.0), refused="it is odd.")], chosen=None)
     assert rest_lines(fit_facts(last)) == ["Refused after it was measured: 1: it is odd."]
@@ -94,7 +99,7 @@ def test_before_anything_is_measured_the_best_predicted_are_shown(capsys: pytest
     show_fit(fit_case(shapes=shapes, chosen=None, reason=""), top=4)
     found = rows(capsys.readouterr().out)
     assert list(found) == ["original", "1", "2", "3", "4"]
-    assert [cells[6] for cells in list(found.values())[1:]] == ["+0.2100", "+0.2200", "+0.2900", "+0.3000"]
+    assert [cells[7] for cells in list(found.values())[1:]] == ["+0.2100", "+0.2200", "+0.2700", "+0.2900"]
 
 
 def test_likeness_has_a_column_where_it_was_measured(capsys: pytest.CaptureFixture[str]) -> None:

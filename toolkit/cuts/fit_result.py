@@ -43,14 +43,14 @@ class Answered(_Record):
 
 
 class MeasuredShape(Answered):
-    """A shape, as if it were written."""
+    """A shape, as if it were written. `loss`: what is added to the original's, to be compared with what was predicted."""
 
     refit: bool = False
     seconds: float = 0.0
 
 
 class TrialRecovery(Answered):
-    """A shape, written and fine-tuned for a part of the steps."""
+    """A shape, written and fine-tuned for a part of the steps. `loss`: as it is, like the original's."""
 
     steps: int
     seconds: float = 0.0

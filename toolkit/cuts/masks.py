@@ -46,8 +46,7 @@ class LayerwiseMasks:
     def __init__(self, model: PreTrainedModel, plan: Plan | None) -> None:
         self.model, self.plan = model, plan
         path, layers = decoder_layers(model)
-        self.layers = list(range(len(layers)))
-        """The numbers of those that stay."""
+        self.layers = list(range(len(layers)))  # the numbers of those that stay
         self._of_model: list[Mask] = []
         self._of_layer: dict[int, list[Mask]] = {number: [] for number in self.layers}
         if plan is None:

@@ -17,6 +17,7 @@ Shape legend: H hidden size.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
@@ -24,7 +25,7 @@ from transformers import PreTrainedModel
 from toolkit.cuts import LayerwiseMasks, Plan, check_plan, masked_in_form
 from toolkit.evaluation.likelihood import Loss, LossSum, batch_loss, completion_loss, mean_loss
 from toolkit.moe import ActivationOffload, Batch, StreamedModel, base_model_returns, one_layer_at_a_time
-from toolkit.runtime.distributed import gather, say, shard
+from toolkit.runtime.distributed import gather, on_all_ranks, say, shard
 from toolkit.runtime.progress import progress
 
 OnMeasured = Callable[[int, Loss], None]
@@ -64,7 +65,8 @@ def _streamed_losses(
     size = _plans_at_once(model, len(plans), mine) if plans else 1
     for start in range(0, len(plans), size):
         group = [LayerwiseMasks(model.model, plan) for plan in plans[start : start + size]]
-        for ranks in zip(*gather(_group_losses(model, group, mine)), strict=True):
+        sums = on_all_ranks(partial(_group_losses, model, group, mine))
+        for ranks in zip(*gather(sums), strict=True):
             losses.append(mean_loss(ranks))
             on_measured(len(losses) - 1, losses[-1])
     return losses

@@ -30,6 +30,8 @@ Rules that follow from it:
 - `output` may be called several times before `resume` (progressive search: once for the inputs, once pruned).
 - Nothing is replayed or guessed: the state of a family stays in its own stack frames. What a pass holds while it waits may
   be moved away (activation_offload.py) and comes back before its next layer.
+- Logits are made where all passes have ended: each may keep what its base model returned (`keep_output`), and the model's own
+  `forward` goes on from there (`base_model_returns`), in the main thread.
 - Leaving the context aborts the passes that have not ended and gives the layers their `forward` back.
 
 Shape legend: B sequences, S positions.

@@ -8,7 +8,7 @@ from toolkit.cuts.fit_result import FitResult
 from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.pipeline.layer_choice import ChosenLayers
 from toolkit.pipeline.run_directory import RunDirectory
-from toolkit.pipeline.stage_names import LAYERS, SELECT
+from toolkit.pipeline.stage_names import FIT_CHOOSE, FIT_MEASURE, FIT_SCORES, FIT_SHAPES, LAYERS, SELECT
 from toolkit.report.channel_facts import channel_agreement, channel_facts, mlp_facts
 from toolkit.report.cut_facts import CutFacts, DevAnswerFacts, LayersFacts, RemovedLayerFacts, SizeFacts, WidthFacts
 from toolkit.report.fit_facts import FitFacts
@@ -19,8 +19,8 @@ Entries = Mapping[str, Mapping[str, Any]]  # the manifest's, by stage
 
 def fit_facts_of_run(run: RunDirectory, stages: Entries) -> FitFacts | None:
     """As far as the stages of the fit have come; None where none of them is done."""
-    found = any(name.startswith("fit/") for name in stages) and run.fit.exists()
-    return fit_facts(FitResult.load(run.fit)) if found else None
+    found = {FIT_SHAPES, FIT_SCORES, FIT_MEASURE, FIT_CHOOSE} & stages.keys() and run.fit_result.exists()
+    return fit_facts(FitResult.load(run.fit_result)) if found else None
 
 
 def cut_facts(

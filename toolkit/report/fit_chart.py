@@ -94,7 +94,7 @@ def size_chart(fit: FitFacts) -> SizeChart | None:
         limit=across(limit) if limit else None,
         original=(down(original[1]), round(down(original[0]) - down(original[1]), 2)) if original else None,
         undrawn=[i + 1 for i in values if i not in drawn],
-        height=_height_name(fit, by_accuracy),
+        height="dev accuracy" if by_accuracy else "dev loss, above the original's",
         size=SIZE_NAMES[fit.size_by],
     )
 
@@ -127,15 +127,7 @@ def _deltas(shape: FitShapeFacts) -> tuple[float, float] | None:
 def _value(answers: FitAnswers | None, by_accuracy: bool) -> float | None:
     if not answers:
         return None
-    if by_accuracy:
-        return answers.score
-    return answers.loss if answers.delta is None else answers.delta  # without a delta: the original was not measured
-
-
-def _height_name(fit: FitFacts, by_accuracy: bool) -> str:
-    if by_accuracy:
-        return "dev accuracy"
-    return "dev loss, above the original's" if fit.original.measured else "dev loss"
+    return answers.score if by_accuracy else answers.delta
 
 
 def _band(answers: FitAnswers | None, by_accuracy: bool) -> tuple[float, float] | None:

@@ -1,10 +1,10 @@
 """What a report tells of a fit, typed: fit.json without the shapes that nobody measured.
 
     "fit": {"limits": {"bytes": 3900000}, "metric": "dev_loss", "considered": 212, "refused": {"larger than 3.7 MiB": 120},
-            "original": {…}, "shapes": [{"layers": 4, "experts": 6, …, "measured": {"loss": 0.35, "delta": 0.1, …}, …}, …], …}
+            "original": {…}, "shapes": [{"layers": 4, "experts": 6, …, "measured": {"delta": 0.1, "score": 0.81, …}, …}, …], …}
 
 Shapes stand in the order of their results, the chosen one first: page, card and terminal number them so, from 1. Losses are nats
-per completion token of the dev slice, None where they are not finite; deltas are to the original's.
+per completion token of the dev slice, deltas what is added to the original's; None where they are not finite.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from typing import Literal
 from toolkit.cuts.fit_result import Axis
 from toolkit.report.measurements import Facts, Interval, Number
 from toolkit.report.paired import PairedComparison
-from toolkit.runtime.formatting import amount, loss, p_value, percent, points, signed_loss, size
+from toolkit.runtime.formatting import amount, p_value, percent, points, signed_loss, size
 
 SizeField = Literal["bytes", "parameters", "active_parameters"]
 NOT_FINITE = "not finite"
@@ -28,9 +28,8 @@ SIZE_NAMES: dict[SizeField, str] = {
 
 
 class FitAnswers(Facts):
-    """What a model did on the dev slice. `kl`: from the original, where the metric is fidelity."""
+    """What a model did on the dev slice. `delta`: of its loss; `kl`: from the original, where the metric is fidelity."""
 
-    loss: Number | None
     delta: Number | None
     score: Number | None
     n: int
@@ -76,6 +75,9 @@ class SizedShape(Facts):
 
 
 class FitOriginal(SizedShape):
+    """`loss`: the one that deltas are added to."""
+
+    loss: Number | None
     measured: FitAnswers | None
 
 
@@ -153,26 +155,28 @@ class FitFacts(Facts):
         return f"The shape was found under {under}: the best of {tried}{len(self.measured):,} measured, {considered}."
 
     def predicted_text(self, shape: FitShapeFacts) -> str:
-        """ "+0.3512"; "not finite" where a cut of it alone is; a dash where nothing is predicted."""
-        if shape.predicted is not None:
-            return signed_loss(shape.predicted)
-        values = {axis.cut: getattr(shape, axis.cut) for axis in self.axes}
-        broken = any(point.value == values[axis.cut] and point.delta is None for axis in self.axes for point in axis.points)
-        return NOT_FINITE if broken else signed_loss(None)
+        """ "+0.3512", or "not finite"; a dash before the cuts were measured."""
+        return NOT_FINITE if shape.predicted is None and self.axes else signed_loss(shape.predicted)
+
+    @property
+    def recommendation(self) -> str:
+        """ "Chosen: 4 layers, 6 experts of 152 channels, 2 per token (3.4 MiB): the smallest loss of 8 shapes."."""
+        reason = self.reason.removesuffix(".")
+        if not self.choice:
+            return f"{reason}." if reason else ""
+        return f"Chosen: {self.choice.text} ({self.choice.size_text(self.size_by)}){': ' * bool(reason)}{reason}."
 
 
 def delta_text(answers: FitAnswers | None) -> str:
-    """ "+0.3512" of what was measured, or "not finite"; a dash where nothing was, or the original was not."""
-    if answers and answers.loss is None:
-        return NOT_FINITE
-    return signed_loss(answers.delta if answers else None)
+    """ "+0.3512", or "not finite"; a dash where nothing was measured."""
+    return NOT_FINITE if answers and answers.delta is None else signed_loss(answers.delta if answers else None)
 
 
 def result_text(answers: FitAnswers) -> str:
-    """The accuracy, where it was measured, else the loss: "dev accuracy 81.2 %"."""
+    """The accuracy, where it was measured, else the loss: "dev accuracy 81.2 %", "dev loss +0.3512"."""
     if answers.score is not None:
         return f"dev accuracy {percent(answers.score)}"
-    return f"dev loss {NOT_FINITE if answers.loss is None else loss(answers.loss)}"
+    return f"dev loss {delta_text(answers)}"
 
 
 def _limit_texts(limits: Mapping[str, int]) -> list[str]:
@@ -235,7 +239,7 @@ def _about_largest(fit: FitFacts) -> list[str]:
 
 
 def _about_not_finite(fit: FitFacts) -> list[str]:
-    broken = [number for number, shape in enumerate(fit.shapes, start=1) if shape.measured and shape.measured.loss is None]
+    broken = [number for number, shape in enumerate(fit.shapes, start=1) if shape.measured and shape.measured.delta is None]
     numbers = ", ".join(map(str, broken))
     return (
         [f"The dev loss is not finite for {len(broken)} of {len(fit.measured)} shapes measured (number {numbers})."]

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import StatisticsError, correlation
 
-from toolkit.cuts.fit_result import Answered, FitResult, ShapeRecord
+from toolkit.cuts.fit_result import Answered, FitResult, OriginalSize, ShapeRecord
 from toolkit.report.fit_facts import FitFacts, FitOriginal, FitShapeFacts, SizeField
 from toolkit.report.paired import PairedComparison
-from toolkit.runtime.intervals import pair
+from toolkit.runtime.intervals import pair_of
 
 SHOWN = 8  # shapes that look best, where none is measured yet
 FEWEST = 3  # shapes that have an order worth comparing
@@ -36,7 +36,7 @@ def fit_facts(result: FitResult, shown: int = SHOWN) -> FitFacts:
         refused=dict(Counter(shape.refused for shape in unlisted if shape.refused).most_common()),
         others=len(others),
         best_other=_finite(others[0].predicted) if others else None,
-        original=FitOriginal.model_validate(result.original.model_dump() | {"measured": _answers(original, original)}),
+        original=_original_facts(result.original),
         shapes=shapes,
         chosen=chosen,
         reason=result.reason,
@@ -53,7 +53,7 @@ def frontier(shapes: Sequence[FitShapeFacts], size_by: SizeField) -> list[int]:
     by_accuracy, best, found = compares_accuracy(shapes), math.inf, []
     places = [(i, shape, shape.measured) for i, shape in enumerate(shapes) if shape.measured]
     quality = {
-        i: _worse(-measured.score if by_accuracy and measured.score is not None else measured.loss) for i, _, measured in places
+        i: _worse(-measured.score if by_accuracy and measured.score is not None else measured.delta) for i, _, measured in places
     }
     for i, _, _ in sorted(places, key=lambda place: (getattr(place[1], size_by), quality[place[0]])):
         if quality[i] < best:
@@ -110,17 +110,26 @@ def _size_field(limits: dict[str, int]) -> SizeField:
 
 
 def _shape_facts(shape: ShapeRecord, original: Answered | None) -> FitShapeFacts:
-    results = {"measured": _answers(shape.measured, original), "trial": _answers(shape.trial, original)}
+    """Of a trial, the loss is measured as it is, of other shapes above the original's."""
+    measured, trial, before = shape.measured, shape.trial, _finite(original.loss) if original else None
+    after = _finite(trial.loss) if trial else None
+    added = None if after is None or before is None else round(after - before, 6)
+    results = {"measured": _answers(measured, measured.loss if measured else None), "trial": _answers(trial, added)}
     return FitShapeFacts.model_validate(shape.model_dump() | {"predicted": _finite(shape.predicted)} | results)
 
 
-def _answers(answers: Answered | None, original: Answered | None) -> dict[str, object] | None:
+def _original_facts(original: OriginalSize) -> FitOriginal:
+    measured = original.measured
+    loss = _finite(measured.loss) if measured else None
+    results = {"loss": loss, "measured": _answers(measured, None if loss is None else 0.0)}
+    return FitOriginal.model_validate(original.model_dump() | results)
+
+
+def _answers(answers: Answered | None, delta: float | None) -> dict[str, object] | None:
     """What FitAnswers, FitMeasured and FitTrial are made of."""
     if answers is None:
         return None
-    loss, before = _finite(answers.loss), _finite(original.loss) if original else None
-    delta = round(loss - before, 6) if loss is not None and before is not None else None
-    return answers.model_dump(exclude={"right"}) | {"loss": loss, "delta": delta, "kl": _finite(answers.kl)}
+    return answers.model_dump(exclude={"right", "loss"}) | {"delta": _finite(delta), "kl": _finite(answers.kl)}
 
 
 def _runner_up(listed: Sequence[ShapeRecord]) -> PairedComparison[int] | None:
@@ -130,16 +139,15 @@ def _runner_up(listed: Sequence[ShapeRecord]) -> PairedComparison[int] | None:
     first, second = (shape.trial or shape.measured for shape in listed[:2])
     if not first or not second or type(first) is not type(second) or not first.right or len(first.right) != len(second.right):
         return None
-    outcomes = Counter(zip(first.right, second.right, strict=True))
-    return PairedComparison[int].of(0, 1, pair(outcomes["1", "1"], outcomes["1", "0"], outcomes["0", "1"], outcomes["0", "0"]))
+    return PairedComparison[int].of(0, 1, pair_of(first.right, second.right))
 
 
 def _rank_correlation(shapes: Sequence[FitShapeFacts]) -> float | None:
     """Spearman's; None for fewer than three, or where all are equal."""
     known = [
-        (shape.predicted, shape.measured.loss)
+        (shape.predicted, shape.measured.delta)
         for shape in shapes
-        if shape.predicted is not None and shape.measured and shape.measured.loss is not None
+        if shape.predicted is not None and shape.measured and shape.measured.delta is not None
     ]
     if len(known) < FEWEST:
         return None

@@ -38,7 +38,8 @@ def show_fit(result: FitResult, top: int = SHOWN) -> None:
     if not console.is_terminal:
         console.width = max(console.width, WIDTH)
     say()
-    say(f"Under {escape(fit.limit_text)} ({fit.dtype}), by {METRICS[fit.metric]}:")
+    numbers = "" if fit.dtype == "checkpoint" else f" in {fit.dtype}"
+    say(f"Under {escape(fit.limit_text + numbers)}, by {METRICS[fit.metric]}:")
     say()
     whole, width = _table(fit, fit_columns(fit)), min(console.width, WIDTH)
     if console.measure(whole, options=console.options.update(max_width=1000)).maximum <= width:
@@ -114,19 +115,15 @@ def _table(fit: FitFacts, columns: Columns) -> Table:
 def fit_lines(fit: FitFacts) -> list[str]:
     """What the table does not say, in sentences; the recommendation is the last."""
     lines = []
-    if losses := fit.original.measured and fit.original.measured.loss:
-        lines.append(f"Losses are what is added to the original's {loss(losses)} nats per token, on the dev slice.")
+    if fit.original.loss is not None:
+        lines.append(f"Losses are what is added to the original's {loss(fit.original.loss)} nats per token, on the dev slice.")
     singles = [f"{SINGLE_CUTS[shape.single_cut]} {i}" for i, shape in enumerate(fit.shapes, start=1) if shape.single_cut]
     if singles:
         lines.append(f"The best that cut one thing only: {', '.join(singles)}.")
     if trials := fit.tried:
         steps = " or ".join(f"{step:,}" for step in sorted({shape.trial.steps for shape in trials if shape.trial}))
         lines.append(f"Trial: {len(trials)} were cut, fine-tuned for {steps} steps and asked again.")
-    lines += rest_lines(fit)
-    choice = fit.choice
-    if choice:
-        lines.append(f"→ {fit.shapes.index(choice) + 1}: {choice.text}, {choice.size_text(fit.size_by)}.")
-    return [*lines, *([fit.reason] if fit.reason else [])]
+    return [*lines, *rest_lines(fit), *([fit.recommendation] if fit.recommendation else [])]
 
 
 def rest_lines(fit: FitFacts) -> list[str]:
@@ -139,9 +136,9 @@ def rest_lines(fit: FitFacts) -> list[str]:
     measured = ((i, shape.refused) for i, shape in enumerate(fit.shapes, start=1) if shape.refused)
     lines += [f"Refused after it was measured: {i}: {_clause(reason)}." for i, reason in measured]
     reasons = list(fit.refused.items())
-    lines += [f"Refused: {_shapes(count)}: {_clause(reason)}." for reason, count in reasons[:REASONS]]
+    lines += [f"Not measured: {_shapes(count)}: {_clause(reason)}." for reason, count in reasons[:REASONS]]
     if rest := sum(count for _, count in reasons[REASONS:]):
-        lines.append(f"Refused: {_shapes(rest)} for {len(reasons) - REASONS} other reasons (fit.json).")
+        lines.append(f"Not measured: {_shapes(rest)} for {len(reasons) - REASONS} other reasons (fit.json).")
     return lines
 
 

@@ -10,7 +10,6 @@ class RunPaths:
         self.path = Path(root) / name
         self.recipe = self.path / "recipe.yaml"
         self.manifest = self.path / "manifest.json"
-        self.fit = self.path / "fit.json"
         self.layers = self.path / "layers.json"
         self.layer_measurements = self.path / "layers"
         self.statistics = self.path / "calibration"

@@ -51,9 +51,6 @@ class FitMeasure(FitStage):
             record = result.shapes[place]
             record.measured = _relative(found[record.shape], original)
             _check_bytes(record, measurements, result)
-        for record in result.shapes:
-            if record.measured is None and record.refused is None:
-                record.refused = "others look better"
         result.original.measured = Answered(**original.model_dump(exclude={"refit", "seconds"}))
         best = best_measured(result.shapes, self.fit.metric)
         if not best:
