@@ -2,7 +2,7 @@
 loss, then the test set, which says how much of that is more than the choice of questions:
 
     python benchmarks/allocation.py                                # a quarter of an hour on one core
-    python benchmarks/allocation.py --name one-active pruning.experts_per_token=1
+    python benchmarks/allocation.py --name one-active pruning.experts_per_token=1 pruning.keep=2
 
 `key.path=value` goes to every sweep. Killed, the same command goes on. The table of docs/pruning.md is what it prints.
 """
