@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from small_run import small_recipe
 from transformers import PreTrainedModel
 
-from toolkit.cuts import DenseBlock, LayersCut, Plan, apply_plan, merged_model
+from toolkit.cuts import DenseBlock, ExpertsCut, LayersCut, Plan, apply_plan, merged_model
 from toolkit.evaluation import Loss, completion_loss, masked_losses
 from toolkit.moe import ForwardPass, StreamedModel, activation_offload, expert_width, load_model
 from toolkit.moe.placement import with_layers
@@ -124,6 +124,23 @@ def test_fewer_active_experts_are_a_plan_too(mixtral: PreTrainedModel, tmp_path:
     plan = plan_for(mixtral, list(range(8))).model_copy(update={"experts_per_token": 1})
     first, second = masked_losses(StreamedModel(str(tmp_path / "model")), [None, plan], batches())
     assert second == pytest.approx(completion_loss(apply_plan(mixtral, plan), batches())) and abs(first.mean - second.mean) > 1e-4
+
+
+def test_blocks_may_keep_different_numbers_of_experts(mixtral: PreTrainedModel, tmp_path: Path) -> None:
+    even = plan_for(mixtral, [0, 2, 3, 5])
+    kept = {name: list(range(2 + number)) for number, name in enumerate(even.blocks)}
+    cut = ExpertsCut(criterion="by hand", keep=4, experts=dict.fromkeys(kept, 8), kept=kept, allocation="measured")
+    plans = [even, even.model_copy(update={"cuts": [cut]})]
+    streamed = masked_losses(StreamedModel(str(tmp_path / "model")), plans, batches())
+    assert streamed == [pytest.approx(loss) for loss in masked_losses(mixtral, plans, batches())]
+    assert abs(streamed[0].mean - streamed[1].mean) > 1e-4
+
+
+def test_a_dense_model_has_a_loss_as_well(mixtral: PreTrainedModel, tmp_path: Path) -> None:
+    blocks = {name: DenseBlock(coefficients=[0.1] * 8) for name in plan_for(mixtral, [0]).blocks}
+    dense = merged_model(mixtral, blocks)
+    dense.save_pretrained(tmp_path / "dense")
+    assert masked_losses(StreamedModel(str(tmp_path / "dense")), [None], batches()) == [completion_loss(dense, batches())]
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])

@@ -10,11 +10,12 @@ from conftest import raises
 from fit_cases import DELTAS, TOO_LARGE, answers, fit_case, measured, right, shape, trial
 from made_up_run import make_run
 
-from toolkit.cuts.fit_result import Answered, FitResult, ShapeRecord
+from toolkit.cuts.fit_result import AllocationRecord, Answered, FitResult, ShapeRecord
 from toolkit.pipeline.run_facts import read_run_facts
 from toolkit.report.facts import RunFacts
 from toolkit.report.fit_facts import FitFacts, FitShapeFacts, fit_warnings
 from toolkit.report.fit_frontier import fit_facts
+from toolkit.report.fit_table import rest_lines
 
 
 def key(shape: ShapeRecord | FitShapeFacts) -> tuple[object, ...]:
@@ -188,7 +189,7 @@ def test_a_prediction_that_orders_wrongly_is_doubtful() -> None:
 def test_that_the_largest_was_not_chosen_is_told_with_both_results() -> None:
     [said, _] = warnings_of()
     assert said.startswith("The largest shape measured is not the one chosen: 4 layers, 4 experts of 256 channels")
-    assert "dev accuracy 80.0 %; chosen (3.4 MiB), dev accuracy 86.0 %" in said  # both after their trials
+    assert "dev accuracy 80.0 %; chosen (3.36 MiB), dev accuracy 86.0 %" in said  # both after their trials
     losses = [shape(4, 8, 128, measured=measured(0.9), predicted=0.3), shape(4, 6, 128, measured=measured(0.6), predicted=0.2)]
     assert "dev loss +0.9000; chosen" in warnings_of(shapes=losses, chosen=1)[0]
 
@@ -200,9 +201,9 @@ def test_losses_that_are_not_finite_are_counted() -> None:
 @pytest.mark.parametrize(
     ("limits", "text"),
     [
-        ({"bytes": 12 * 2**30}, "12.0 GiB on disk"),
+        ({"bytes": 12 * 2**30}, "12.00 GiB on disk"),
         ({"parameters": 7 * 10**9, "active": 3 * 10**9}, "7.00 B parameters and 3.00 B parameters active per token"),
-        ({"gpu": 24 * 2**30, "context": 4096, "batch": 8}, "a GPU of 24.0 GiB (context 4,096, batch 8)"),
+        ({"gpu": 24 * 2**30, "context": 4096, "batch": 8}, "a GPU of 24.00 GiB (context 4,096, batch 8)"),
         ({"heads": 4}, "heads 4"), ({}, "no size"),
     ],
 )  # fmt: skip
@@ -229,7 +230,7 @@ def test_the_facts_are_smaller_than_the_file() -> None:
     shapes = [shape(4, 8, 255 - n, predicted=n / 100) for n in range(200)]
     facts = fit_facts(fit_case(shapes=[*fit_case().shapes, *shapes]))
     text = json.dumps(facts.as_json())
-    assert len(text) < 6000 and '"right"' not in text and FitFacts.model_validate_json(text) == facts
+    assert len(text) < 6500 and '"right"' not in text and FitFacts.model_validate_json(text) == facts
 
 
 def test_an_original_whose_loss_is_not_finite_has_none() -> None:
@@ -237,3 +238,52 @@ def test_an_original_whose_loss_is_not_finite_has_none() -> None:
     facts = fit_facts(fit_case(original=original))
     assert facts.original.loss is None and facts.original.measured and facts.original.measured.delta is None
     assert all(shape.trial is None or shape.trial.delta is None for shape in facts.shapes)
+
+
+def allocation(numbers: list[int], **about: object) -> AllocationRecord:
+    """Of the chosen shape, which keeps 6 in each block."""
+    values = {
+        "keep": 6, "experts": {f"model.layers.{n}.mlp": number for n, number in enumerate(numbers)},
+        "experts_per_token": {f"model.layers.{n}.mlp": 2 for n in range(len(numbers))},
+        "uniform": answers(0.58, 0.74), "measured": answers(0.55, 0.76), "difference": 0.02, "interval": (-0.01, 0.05), "p": 0.2,
+        "measurements": 40, "not_written": "mixtral reads one number.",
+    }  # fmt: skip
+    return AllocationRecord.model_validate(values | about)
+
+
+def test_other_numbers_of_experts_per_block_are_told_with_their_interval() -> None:
+    facts = fit_facts(fit_case(allocation=allocation([8, 4, 6, 6])))
+    assert facts.allocation is not None and facts.allocation.experts["model.layers.0.mlp"] == 8
+    assert (facts.allocation.score, facts.allocation.uniform_score, facts.allocation.n) == (0.76, 0.74, 500)
+    assert facts.allocation.sentence == (
+        "Other numbers of experts per block at the same size (8, 4, 6, 6 instead of 6 each): loss 0.5500 instead of 0.5800, +2.0 "
+        "points of dev accuracy (95 % interval −1.0 to +5.0, p = 0.20), on the examples by whose loss they were chosen. Not "
+        "written: mixtral reads one number."
+    )
+    assert facts.allocation.sentence in rest_lines(facts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"experts": dict.fromkeys("abcd", 6), "experts_per_token": dict.fromkeys("abcd", 2)}, "none was found better, of 40"),
+        ({"measured": answers(None)}, "loss not finite instead of 0.5800"),
+        ({"experts_per_token": {"a": 1, "b": 3}}, "each; 1, 3 active)"),
+        ({"experts": {str(n): 2 + n % 9 for n in range(48)}}, "(2 to 10 instead of 6 each)"),
+    ],
+)
+def test_an_allocation_claims_no_more_than_its_numbers(changes: dict[str, object], text: str) -> None:
+    found = fit_facts(fit_case(allocation=allocation([8, 4], **changes))).allocation
+    assert found and text in found.sentence
+    undecided = fit_facts(fit_case(allocation=allocation([8, 4], difference=None, interval=None, p=None))).allocation
+    assert undecided and "points" not in undecided.sentence
+
+
+def test_a_shape_that_was_refused_is_no_alternative() -> None:
+    shapes = fit_case().shapes
+    refused = [shape.model_copy(update={"refused": "too large"}) if i in (2, 4) else shape for i, shape in enumerate(shapes)]
+    facts = fit_facts(fit_case(shapes=refused))
+    assert [shape.refused for shape in facts.shapes[-2:]] == ["too large"] * 2
+    assert facts.runner_up is None  # the second shape has no trial
+    assert not {i for i, shape in enumerate(facts.shapes) if shape.refused} & {*facts.frontier}
+    assert not [line for line in fit_warnings(facts) if line.startswith("The largest")]

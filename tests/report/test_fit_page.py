@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from fit_cases import TOO_LARGE, fit_case, measured, shape
-from made_up_run import make_run
+from made_up_run import make_cuts, make_run
 from test_page import Balanced, Facts, drawings, plain, value_at
 
 from toolkit.pipeline.run_directory import RunDirectory
@@ -111,6 +111,18 @@ def test_other_peoples_text_stays_text(tmp_path: Path) -> None:
     page = render(write_report(make_fit_run(tmp_path, reason=evil, shapes=shapes, dtype=evil).path))
     assert "alert(1)</script" not in page and "<b>" not in page
     Balanced(page)
+
+
+def test_layers_are_said_to_be_the_fits_choice(tmp_path: Path) -> None:
+    run = make_fit_run(tmp_path)
+    make_cuts(run, dev_answers=None)
+    run.layers.write_text(json.dumps(json.loads(run.layers.read_text()) | {"criterion": "given"}))
+    report = write_report(run.path)
+    page = render(report)
+    assert "Layers as the fit dropped them." in page and "2 of 3 layers stay (0, 2), as the fit dropped them." in card(
+        report, "here"
+    )
+    assert "as the recipe lists them" not in page and "layer_criterion" not in " ".join(report.warnings)
 
 
 def test_without_a_fit_nothing_is_said_of_one(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from toolkit.report import show_fit
 from toolkit.report.fit_frontier import fit_facts
 from toolkit.report.fit_table import METRICS, fit_lines, labels, rest_lines
 from toolkit.runtime.distributed import console
-from toolkit.runtime.formatting import amount, interval, percent, signed_loss, size
+from toolkit.runtime.formatting import amount, interval, percent, precise_size, signed_loss
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_every_measured_shape_has_a_row_with_its_numbers(capsys: pytest.CaptureF
         per_token = "–" if each.form == "dense" else str(each.experts_per_token)
         form = "dense" if each.form == "dense" else "MoE"
         counts = [str(each.layers), str(each.experts), per_token, str(each.width), form]
-        assert cells[:7] == [*counts, size(each.bytes), amount(each.active_parameters)]
+        assert cells[:7] == [*counts, precise_size(each.bytes), amount(each.active_parameters)]
         assert each.measured and each.measured.score is not None and each.measured.interval
         loss = "not finite" if each.measured.delta is None else signed_loss(each.measured.delta)
         after = [percent(each.trial.score), interval(each.trial.interval)] if each.trial and each.trial.interval else ["–", "–"]
@@ -78,7 +78,7 @@ def test_the_rest_is_counted_with_reasons_and_the_reason_is_the_last_word() -> N
     )
     assert "3 more shapes meet the limits and were not measured; the best of them is predicted to add +0.4600 nats." in lines
     assert "The best that cut one thing only: width alone 2, experts alone 3, dense 7." in lines
-    assert lines[-1] == f"Chosen: 4 layers, 6 experts of 152 channels, 2 per token (3.4 MiB): {fit_case().reason}."
+    assert lines[-1] == f"Chosen: 4 layers, 6 experts of 152 channels, 2 per token (3.36 MiB): {fit_case().reason}."
 
 
 def test_of_many_reasons_the_most_frequent_are_named() -> None:
@@ -90,7 +90,7 @@ def test_of_many_reasons_the_most_frequent_are_named() -> None:
         and lines[-1].startswith("Not measured: 7 shapes for 4 other")
     )
     last = fit_case(shapes=[shape(4, 8, 64, measured=measured(1.0), refused="it is odd.")], chosen=None)
-    assert rest_lines(fit_facts(last)) == ["Refused after it was measured: 1: it is odd."]
+    assert rest_lines(fit_facts(last)) == ["Shape 1 was refused after it was measured: it is odd."]
 
 
 @pytest.mark.usefixtures("columns")

@@ -46,6 +46,7 @@ class MeasuredShape(Answered):
     """A shape, as if it were written. `loss`: what is added to the original's, to be compared with what was predicted."""
 
     refit: bool = False
+    bytes: int | None = None  # of the weights' files, exactly; None where they are counted in another dtype
     seconds: float = 0.0
 
 

@@ -5,13 +5,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from toolkit.cuts import ModelShape, shaped_meta_model
+from toolkit.cuts import ModelShape, plan_of_shape, shaped_meta_model
+from toolkit.cuts.cut import UnknownLayoutError
 from toolkit.cuts.fit_result import FitShape
 from toolkit.cuts.size_table import FitSize, SizeTable
 from toolkit.cuts.width_counts import width_multiple
+from toolkit.cuts.writer import plan_prune
 from toolkit.estimate import ModelSize
 from toolkit.estimate.machine import USABLE
 from toolkit.moe import meta_model
+from toolkit.moe.tensor_files import file_bytes
 from toolkit.pipeline.layer_refusal import refusal_of
 from toolkit.recipe.fit import FitRecipe
 from toolkit.recipe.pruning import PruningRecipe
@@ -63,7 +66,19 @@ class FitSpace:
 
     def size(self, shape: FitShape, kept_layers: Mapping[int, Sequence[int]] | None = None) -> FitSize:
         """`kept_layers`: by how many stay, which; unless given, by position."""
-        return self.tables[shape.form].size(shape, (kept_layers or self.by_position)[shape.layers])
+        found = self.tables[shape.form].size(shape, (kept_layers or self.by_position)[shape.layers])
+        return found._replace(bytes=found.bytes + self._headers)
+
+    @cached_property
+    def _headers(self) -> int:
+        """Bytes of the files' headers, at most: those of the original have more tensors, and longer numbers, than any shape's."""
+        if self.folder is None or self.fit.dtype != "checkpoint":
+            return 0
+        try:
+            job = plan_prune(self.folder, plan_of_shape(self.model, ModelShape()))
+        except UnknownLayoutError:  # transformers writes the files then
+            return 0
+        return sum(file_bytes(pieces) - sum(piece.bytes for piece in pieces) for pieces in job.shards.values())
 
     @cached_property
     def limits(self) -> list[Limit]:

@@ -15,7 +15,7 @@ from toolkit.moe.load import resolve_dtype
 from toolkit.pipeline.allocation import allocation_facts
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.sweep_grid import Cell
-from toolkit.recipe.pruning import COUNTED
+from toolkit.recipe.step import COUNTED
 from toolkit.report.measurements import SweepRow
 from toolkit.runtime.files import JsonObject
 from toolkit.runtime.intervals import pair_of

@@ -74,7 +74,7 @@ class LoraRecipe(Section):
 
     rank: int = Field(default=16, ge=1)
     """Rank of the update of every adapted matrix; each expert has its own."""
-    alpha: float = Field(default=32, gt=0)
+    alpha: int | float = Field(default=32, gt=0)
     """The update is scaled by alpha / rank."""
     router: bool = False
     """Train the routers as well, without adapters, since they are small."""

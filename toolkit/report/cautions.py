@@ -70,6 +70,8 @@ def _about_layers(facts: RunFacts) -> list[str]:
     if answers := layers.dev_answers:
         measured = f"With nothing but layers cut it was right on {answers.after} of {answers.n} dev questions, with all layers on"
         return [f"{text}choice of a label. {measured} {answers.before}."]
+    if facts.fit:  # its chosen shape was asked as a whole
+        return [f"{text}choice of a label."]
     return [
         f"{text}choice of a label. `layer_criterion: dev_loss` would have said on the dev slice what it costs before recovery."
     ]

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from toolkit.cuts.fit_result import Axis
+from toolkit.report.fit_allocation import FitAllocation
 from toolkit.report.measurements import Facts, Interval, Number
 from toolkit.report.paired import PairedComparison
-from toolkit.runtime.formatting import amount, p_value, percent, points, signed_loss, size
+from toolkit.runtime.formatting import amount, p_value, percent, points, precise_size, signed_loss
 
 SizeField = Literal["bytes", "parameters", "active_parameters"]
 NOT_FINITE = "not finite"
@@ -71,7 +72,7 @@ class SizedShape(Facts):
         )
 
     def size_text(self, by: SizeField) -> str:
-        return size(self.bytes) if by == "bytes" else f"{amount(getattr(self, by))} parameters"
+        return precise_size(self.bytes) if by == "bytes" else f"{amount(getattr(self, by))} parameters"
 
 
 class FitOriginal(SizedShape):
@@ -100,7 +101,8 @@ class FitFacts(Facts):
     """`considered`: all shapes; `refused`: those without a measurement, by reason; `others` meet the limits and looked worse, the
     best of them by `best_other` nats. `shapes`: those measured; before anything is, the few that look best. Places in `shapes`:
     `chosen`, and `frontier`, those that no smaller one beats. `runner_up`: the first shape against the second, question by
-    question. `rank_correlation`: Spearman's, of predicted and measured losses. `seconds`: by stage."""
+    question. `rank_correlation`: Spearman's, of predicted and measured losses. `seconds`: by stage.
+    `allocation`: of the chosen shape, where other numbers of experts per block were measured."""
 
     limits: dict[str, int]
     dtype: str
@@ -118,6 +120,7 @@ class FitFacts(Facts):
     runner_up: PairedComparison[int] | None
     rank_correlation: Number | None
     axes: list[Axis]
+    allocation: FitAllocation | None
     seconds: dict[str, Number]
 
     @property
@@ -127,6 +130,11 @@ class FitFacts(Facts):
     @property
     def measured(self) -> list[FitShapeFacts]:
         return [shape for shape in self.shapes if shape.measured]
+
+    @property
+    def eligible(self) -> list[FitShapeFacts]:
+        """Measured, and not refused since."""
+        return [shape for shape in self.measured if shape.refused is None]
 
     @property
     def tried(self) -> list[FitShapeFacts]:
@@ -142,12 +150,12 @@ class FitFacts(Facts):
 
     @property
     def limit_text(self) -> str:
-        """ "12.0 GiB on disk"."""
+        """ "12.00 GiB on disk"."""
         return " and ".join(_limit_texts(self.limits)) or "no size"
 
     @property
     def sentence(self) -> str:
-        """ "The shape was found under a limit of 12.0 GiB on disk: the best of 11 measured, of 212 considered."."""
+        """ "The shape was found under a limit of 12.00 GiB on disk: the best of 11 measured, of 212 considered."."""
         under, considered = f"a limit of {self.limit_text}", f"of {self.considered:,} considered"
         if self.chosen is None:
             return f"Under {under} no shape is chosen yet: {len(self.measured):,} measured, {considered}."
@@ -160,7 +168,7 @@ class FitFacts(Facts):
 
     @property
     def recommendation(self) -> str:
-        """ "Chosen: 4 layers, 6 experts of 152 channels, 2 per token (3.4 MiB): the smallest loss of 8 shapes."."""
+        """ "Chosen: 4 layers, 6 experts of 152 channels, 2 per token (3.36 MiB): the smallest loss of 8 shapes."."""
         reason = self.reason.removesuffix(".")
         if not self.choice:
             return f"{reason}." if reason else ""
@@ -184,10 +192,10 @@ def _limit_texts(limits: Mapping[str, int]) -> list[str]:
     context, batch = found.pop("context", None), found.pop("batch", None)
     use = ", ".join([*([f"context {context:,}"] if context else []), *([f"batch {batch:,}"] if batch else [])])
     texts = {
-        "bytes": lambda number: f"{size(number)} on disk",
+        "bytes": lambda number: f"{precise_size(number)} on disk",
         "parameters": lambda number: f"{amount(number)} parameters",
         "active": lambda number: f"{amount(number)} parameters active per token",
-        "gpu": lambda number: f"a GPU of {size(number)}" + (f" ({use})" if use else ""),
+        "gpu": lambda number: f"a GPU of {precise_size(number)}" + (f" ({use})" if use else ""),
     }
     return [texts[key](number) if key in texts else f"{key} {number:,}" for key, number in found.items()]
 
@@ -226,8 +234,9 @@ def _about_prediction(fit: FitFacts) -> list[str]:
 
 def _about_largest(fit: FitFacts) -> list[str]:
     """Of those measured, by the size that is limited."""
-    choice, largest = fit.choice, max(fit.measured, key=lambda shape: getattr(shape, fit.size_by))
+    choice = fit.choice
     assert choice is not None
+    largest = max(fit.eligible, key=lambda shape: getattr(shape, fit.size_by), default=choice)
     if getattr(largest, fit.size_by) <= getattr(choice, fit.size_by) or not (largest.measured and choice.measured):
         return []
     pair = (largest.trial, choice.trial) if largest.trial and choice.trial else (largest.measured, choice.measured)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from statistics import StatisticsError, correlation
 
 from toolkit.cuts.fit_result import Answered, FitResult, OriginalSize, ShapeRecord
+from toolkit.report.fit_allocation import FitAllocation
 from toolkit.report.fit_facts import FitFacts, FitOriginal, FitShapeFacts, SizeField
 from toolkit.report.paired import PairedComparison
 from toolkit.runtime.intervals import pair_of
@@ -44,6 +45,7 @@ def fit_facts(result: FitResult, shown: int = SHOWN) -> FitFacts:
         runner_up=_runner_up(listed) if chosen == 0 else None,
         rank_correlation=_rank_correlation(shapes),
         axes=result.axes,
+        allocation=FitAllocation.of(result.allocation) if result.allocation else None,
         seconds={stage: round(seconds, 1) for stage, seconds in result.seconds.items()},
     )  # fmt: skip
 
@@ -51,7 +53,7 @@ def fit_facts(result: FitResult, shown: int = SHOWN) -> FitFacts:
 def frontier(shapes: Sequence[FitShapeFacts], size_by: SizeField) -> list[int]:
     """Places of the measured shapes that none of the same size or a smaller one beats, as measured, from the smallest on."""
     by_accuracy, best, found = compares_accuracy(shapes), math.inf, []
-    places = [(i, shape, shape.measured) for i, shape in enumerate(shapes) if shape.measured]
+    places = [(i, shape, shape.measured) for i, shape in enumerate(shapes) if shape.measured and not shape.refused]
     quality = {
         i: _worse(-measured.score if by_accuracy and measured.score is not None else measured.delta) for i, _, measured in places
     }
@@ -69,12 +71,15 @@ def compares_accuracy(shapes: Sequence[FitShapeFacts]) -> bool:
 
 
 def _ordered(result: FitResult) -> list[ShapeRecord]:
-    """Shapes that were measured: the chosen one, those with a trial by their accuracy, the others by the metric of the fit."""
+    """Shapes that were measured: the chosen one, trials by their accuracy, others by the fit's metric, refused ones."""
     measured = [shape for shape in result.shapes if shape.measured or shape.trial]
     chosen = None if result.chosen is None else result.choice
     if chosen is not None and chosen not in measured:
         measured.append(chosen)
-    return sorted(measured, key=lambda shape: (shape is not chosen, shape.trial is None, _rank(shape, result.metric)))
+    return sorted(
+        measured,
+        key=lambda shape: (shape is not chosen, shape.refused is not None, shape.trial is None, _rank(shape, result.metric)),
+    )
 
 
 def _rank(shape: ShapeRecord, metric: str) -> tuple[float, float]:
@@ -134,7 +139,7 @@ def _answers(answers: Answered | None, delta: float | None) -> dict[str, object]
 
 def _runner_up(listed: Sequence[ShapeRecord]) -> PairedComparison[int] | None:
     """The first of these shapes against the second, where both answered the same questions at the same stage."""
-    if len(listed) < 2:
+    if len(listed) < 2 or listed[1].refused:
         return None
     first, second = (shape.trial or shape.measured for shape in listed[:2])
     if not first or not second or type(first) is not type(second) or not first.right or len(first.right) != len(second.right):

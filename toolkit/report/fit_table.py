@@ -10,7 +10,7 @@ from toolkit.cuts.fit_result import FitResult
 from toolkit.report.fit_facts import SINGLE_CUTS, FitAnswers, FitFacts, FitShapeFacts, SizedShape, delta_text
 from toolkit.report.fit_frontier import SHOWN, fit_facts
 from toolkit.runtime.distributed import console, is_main, say
-from toolkit.runtime.formatting import MISSING, amount, interval, loss, percent, signed_loss, size
+from toolkit.runtime.formatting import MISSING, amount, interval, loss, percent, precise_size, signed_loss
 
 WIDTH = 120  # of a table: in a log file, and at most
 REASONS = 6  # that are listed; fit.json has every one
@@ -70,7 +70,15 @@ def _shape_cells(shape: SizedShape) -> tuple[str, ...]:
     """Under SHAPE_COLUMNS. A dense shape has no experts to choose from."""
     per_token = MISSING if shape.form == "dense" else str(shape.experts_per_token)
     width, form = f"{shape.width:,}", "dense" if shape.form == "dense" else "MoE"
-    return str(shape.layers), str(shape.experts), per_token, width, form, size(shape.bytes), amount(shape.active_parameters)
+    return (
+        str(shape.layers),
+        str(shape.experts),
+        per_token,
+        width,
+        form,
+        precise_size(shape.bytes),
+        amount(shape.active_parameters),
+    )
 
 
 def result_columns(fit: FitFacts) -> Columns:
@@ -127,14 +135,15 @@ def fit_lines(fit: FitFacts) -> list[str]:
 
 
 def rest_lines(fit: FitFacts) -> list[str]:
-    """Of the shapes that were not measured: how many met the limits, and how many were refused for which reason."""
-    lines = []
+    """Of the shapes that were not measured: how many met the limits, and how many were refused for which reason. And what was
+    measured beside shapes."""
+    lines = [fit.allocation.sentence] if fit.allocation else []
     if fit.others:
         best = "" if fit.best_other is None else f"; the best of them is predicted to add {signed_loss(fit.best_other)} nats"
         meets, were = ("meets", "was") if fit.others == 1 else ("meet", "were")
         lines.append(f"{fit.others:,} more shape{'s' * (fit.others > 1)} {meets} the limits and {were} not measured{best}.")
     measured = ((i, shape.refused) for i, shape in enumerate(fit.shapes, start=1) if shape.refused)
-    lines += [f"Refused after it was measured: {i}: {_clause(reason)}." for i, reason in measured]
+    lines += [f"Shape {i} was refused after it was measured: {_clause(reason)}." for i, reason in measured]
     reasons = list(fit.refused.items())
     lines += [f"Not measured: {_shapes(count)}: {_clause(reason)}." for reason, count in reasons[:REASONS]]
     if rest := sum(count for _, count in reasons[REASONS:]):

@@ -46,7 +46,7 @@ def measured(score: HarnessScore) -> str:
 FORMATS: dict[str, Callable[[Any], str]] = {
     "percent": formats.percent, "interval": interval, "count": formats.count, "points": formats.points,
     "chance": formats.p_value, "loss": formats.loss, "amount": formats.amount, "size": formats.size, "speed": formats.speed,
-    "duration": formats.duration, "signed_loss": formats.signed_loss,
+    "duration": formats.duration, "precise_size": formats.precise_size, "signed_loss": formats.signed_loss,
     "correlation": "{:.2f}".format, "kl": kl, "acceptance": acceptance, "measured": measured,
 }  # fmt: skip
 """How a number is written, by the name that the page gives in `data-format`."""

@@ -86,6 +86,14 @@ def size(count: int | None) -> str:
     return f"{count / 2**30:,.1f} GiB" if count >= 10 * 2**30 else f"{count / 2**20:,.1f} MiB"
 
 
+def precise_size(count: int) -> str:
+    """Bytes where sizes are close to each other: 3_712_345 -> "3.54 MiB", 12_800_000_000 -> "11.92 GiB"."""
+    for unit, bytes_ in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
+        if count >= bytes_:
+            return f"{count / bytes_:,.2f} {unit}"
+    return f"{count / 2**10:,.2f} KiB"
+
+
 def speed(tokens_per_second: float | None) -> str:
     return MISSING if tokens_per_second is None else f"{tokens_per_second:,.0f}"
 
