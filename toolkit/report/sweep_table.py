@@ -12,6 +12,7 @@ from toolkit.report.measurements import SweepRow, SweepTable, TaskResult
 from toolkit.runtime.distributed import console, is_main, say
 from toolkit.runtime.formatting import amount, interval, loss, p_value, percent, points, size
 
+LISTED = 12  # blocks: of more, the fewest and the most experts are told
 WIDTH = 140  # of a table in a log file
 
 
@@ -135,7 +136,7 @@ def _allocations(cells: Sequence[SweepRow]) -> list[str]:
 
 
 def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
+    return ", ".join(map(str, numbers)) if len(numbers) <= LISTED else f"{min(numbers)} to {max(numbers)}"
 
 
 def _what(row: SweepRow) -> str:
