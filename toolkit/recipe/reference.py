@@ -121,7 +121,8 @@ NAMES = {str: "text", int: "integer", float: "number", bool: "true | false", typ
 def _named(kind: Any) -> str:
     inner = get_args(kind)
     if get_origin(kind) is Annotated:  # with what may be written instead, as the schema says it
-        written = [json for note in kind.__metadata__ if isinstance(note, WithJsonSchema) for json in (note.json_schema or {})["type"]]
+        notes = [note.json_schema or {} for note in kind.__metadata__ if isinstance(note, WithJsonSchema)]
+        written = [name for note in notes for name in note["type"]]
         return " | ".join({"integer": "integer", "string": "text"}[name] for name in written) or _named(inner[0])
     if get_origin(kind) is Literal:
         return " | ".join(map(str, inner))
