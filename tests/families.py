@@ -216,20 +216,20 @@ def text_logits(model: PreTrainedModel) -> torch.Tensor:
 
 
 @contextmanager
-def minus_infinity(model: PreTrainedModel, kept: list[int]) -> Iterator[None]:
-    """Every linear layer of a router gives −inf for pruned experts, and so does every bias that enters the choice."""
-    pruned = [expert for expert in range(EXPERTS) if expert not in kept]
-    blocks = find_blocks(model)
-    linear, before = nn.functional.linear, {id(block.router): block.router.forward for block in blocks}
+def minus_infinity(model: PreTrainedModel, kept: list[int] | dict[str, list[int]]) -> Iterator[None]:
+    """Every linear layer of a router gives −inf for pruned experts, and so does every bias that enters the choice. `kept`: in
+    every block, or by block."""
+    blocks, linear = find_blocks(model), nn.functional.linear
+    before = {id(block.router): block.router.forward for block in blocks}
     rows = {EXPERTS} | {getattr(blocks[0].router, name, EXPERTS) for name in ("n_total_experts", "num_router_classes")}
 
-    def router_linear(*args: Any, **kwargs: Any) -> torch.Tensor:
-        out = linear(*args, **kwargs).clone()
-        if out.shape[-1] in rows:
-            out[..., pruned] = -torch.inf
-        return out
+    def within(router: nn.Module, pruned: list[int]) -> Any:
+        def router_linear(*args: Any, **kwargs: Any) -> torch.Tensor:
+            out = linear(*args, **kwargs).clone()
+            if out.shape[-1] in rows:
+                out[..., pruned] = -torch.inf
+            return out
 
-    def within(router: nn.Module) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             with mock.patch.object(nn.functional, "linear", router_linear):
                 return before[id(router)](*args, **kwargs)
@@ -238,7 +238,9 @@ def minus_infinity(model: PreTrainedModel, kept: list[int]) -> Iterator[None]:
 
     saved = []
     for block in blocks:
-        block.router.forward = within(block.router)
+        stay = kept[block.name] if isinstance(kept, dict) else kept
+        pruned = [expert for expert in range(EXPERTS) if expert not in stay]
+        block.router.forward = within(block.router, pruned)
         holders = [block.module, *block.router.modules()]
         own = [pair for m in holders for pair in [*m.named_parameters(recurse=False), *m.named_buffers(recurse=False)]]
         for name, tensor in own:

@@ -3,7 +3,7 @@
     import toolkit
 
     statistics = toolkit.calibrate(model, batches)
-    plan = toolkit.select(statistics, criterion="reap", keep=4)
+    plan = toolkit.select(statistics, criterion="reap", keep=4)    # or toolkit.fit(model, batches, bytes="12G")
     toolkit.prune(source, plan, target)    # refit=batches: and fitted to the original again
     toolkit.recover(recipe)
     scores = toolkit.evaluate(model, tokenizer, task)
@@ -17,6 +17,7 @@ from typing import Any
 _PUBLIC_NAMES = {
     "calibrate": ("toolkit.calibration", "calibrate"),
     "select": ("toolkit.selection", "select"),
+    "fit": ("toolkit.pipeline.fit_model", "fit"),
     "merge": ("toolkit.calibration", "fit_dense"),
     "prune": ("toolkit.recovery.prune", "prune"),
     "recover": ("toolkit.recovery.recover", "recover"),

@@ -23,7 +23,9 @@ def test_steps_are_added_until_fine_tuning_is_as_good_and_nothing_finished_is_me
     monkeypatch.setattr(sys, "argv", ["refit.py", *SMALL])
     refit.main()
     shown = capsys.readouterr().out
-    lines = re.findall(r"^(refit|\d+ steps of fine-tuning) +(\d+\.\d) s +(\d+\.\d\d) GB +(\d+\.\d) % of 4 on the dev", shown, re.M)
+    lines = re.findall(
+        r"^(refit|\d+ steps of fine-tuning) +(\d+\.\d) s +(\d+\.\d\d) GB +(\d+\.\d) % of 4 on the dev", shown, re.M
+    )
     assert [what for what, *_ in lines][:2] == ["refit", "1 steps of fine-tuning"]
     scores = [float(score) for *_, score in lines]
     assert len(lines) == (2 if scores[1] >= scores[0] else 3)

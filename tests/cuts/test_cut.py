@@ -3,10 +3,11 @@
 For both, alone and with a cut of experts: masked ≡ applied ≡ written and reloaded by stock transformers.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
@@ -20,10 +21,21 @@ from toolkit.cuts.cut import AffectedTensor, Indices, PlanView, Shape
 from toolkit.moe.completeness import Source
 
 
+class PlainMask(NamedTuple):
+    name: str
+    applied: Callable[[], AbstractContextManager[None]]
+
+
 class PlainCut(Cut):
     """What the two have in common: they refuse and check nothing."""
 
     def check(self, model: PreTrainedModel, plan: PlanView) -> None: ...
+
+    def without(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        raise NotImplementedError
+
+    def masks(self, model: PreTrainedModel, plan: PlanView) -> list[PlainMask]:
+        return [PlainMask("", partial(self.without, model))]
 
     def refuses(self, name: str) -> str | None:
         return None
@@ -56,7 +68,7 @@ class WithoutFirstLayers(PlainCut):
             layer.self_attn.layer_idx = number
 
     @contextmanager
-    def masked(self, model: PreTrainedModel, plan: PlanView) -> Iterator[None]:
+    def without(self, model: PreTrainedModel) -> Iterator[None]:
         for layer in model.model.layers[: self.gone]:
             layer.forward = lambda hidden, *args, **kwargs: hidden
         yield
@@ -94,7 +106,7 @@ class Narrower(PlainCut):
         return [*self.kept, *(self.width + channel for channel in self.kept)]
 
     @contextmanager
-    def masked(self, model: PreTrainedModel, plan: PlanView) -> Iterator[None]:
+    def without(self, model: PreTrainedModel) -> Iterator[None]:
         before = [layer.mlp.experts.down_proj.data for layer in model.model.layers]
         for layer in model.model.layers:
             down = layer.mlp.experts.down_proj

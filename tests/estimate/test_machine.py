@@ -2,7 +2,7 @@ import pytest
 from conftest import raises
 
 from toolkit.estimate import GPUS, Machine, resolve_machine
-from toolkit.estimate.machine import _kind_of, parse_bytes
+from toolkit.estimate.machine import _kind_of
 
 G = 2**30
 

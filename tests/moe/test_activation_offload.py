@@ -54,3 +54,13 @@ def test_the_models_own_tensors_stay() -> None:
     place.free_bytes["cpu"] = 0
     OffloadedTensors(place).offload((weight,))
     assert not on_disk(weight)
+
+
+# A pass needs its bytes twice, once of them where the model is.
+def test_capacity_is_what_fits_before_the_disk() -> None:
+    place = ActivationOffload(torch.device("cpu"))
+    place.free_bytes = {"cpu": 1000}
+    assert [place.capacity(needed) for needed in (100, 250, 501)] == [5, 2, 0]
+    place.free_bytes = {"cuda:0": 300, "cpu": 1000}
+    assert [place.capacity(needed) for needed in (100, 301)] == [3, 0]
+    assert place.capacity(0) is None and ActivationOffload().capacity(10**15) is None

@@ -5,7 +5,7 @@ import torch
 from conftest import raises, tiny_model
 from families import tiny_family
 
-from toolkit.moe import ForwardPass, blocks_by_layer, find_blocks, layers_of, one_layer_at_a_time
+from toolkit.moe import ForwardPass, base_model_returns, blocks_by_layer, find_blocks, layers_of, one_layer_at_a_time
 
 
 def batches_of(count: int) -> list[dict[str, torch.Tensor]]:
@@ -40,6 +40,28 @@ def test_all_batches_through_one_layer_after_another_is_the_model(family: str) -
             for one in passes:
                 one.resume(one.output())
     assert all(torch.equal(end, whole) for end, whole in zip(ends, expected, strict=True))
+    assert nothing_is_left(model)
+
+
+# What stands behind the base model is the family's own: scaled, capped, cast, tied.
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "gemma4", "granitemoe", "cohere2_moe", "inkling"])
+def test_logits_come_from_what_a_pass_keeps(family: str) -> None:
+    model = tiny_family(family)
+    layers = layers_of(model, find_blocks(model))[1]
+    batches = batches_of(3)
+    expected = [model(**batch, use_cache=False).logits for batch in batches]
+    with one_layer_at_a_time(model, layers) as at:
+        passes = [at.start(batch, keep_output=True) for batch in batches]
+        for number in range(len(layers)):
+            at.check(number)
+            for one in passes:
+                one.resume(one.output())
+        at.check(None)
+        for one, batch, logits in zip(passes, batches, expected, strict=True):
+            with base_model_returns(model, one.take_output()):
+                assert torch.equal(model(**batch, use_cache=False).logits, logits)
+            assert one.take_output() is None
     assert nothing_is_left(model)
 
 
@@ -104,3 +126,5 @@ def test_layers_that_a_model_does_not_call_in_order_are_refused() -> None:
         at.start(batches_of(1)[0])
         with raises("layers.out-of-order", "MixtralForCausalLM", "layer 0"):
             at.check(0)
+        with raises("layers.out-of-order", "MixtralForCausalLM", "the end"):
+            at.check(None)

@@ -32,6 +32,36 @@ def test_a_layer_is_there_inside_its_context_only(family: str, tmp_path: Path) -
     assert streamed.model.lm_head.weight.is_meta  # nobody asks for logits
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("both", [False, True], ids=["one tensor", "two tensors"])
+@pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied"])
+def test_the_head_is_there_inside_its_context_only(tied: bool, both: bool, tmp_path: Path) -> None:
+    model = tiny_model("mixtral", tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path)
+    if tied and both:  # as some publish it
+        file = tmp_path / "model.safetensors"
+        embedding = model.model.embed_tokens.weight.detach()
+        save_file(load_file(file) | {"lm_head.weight": embedding.clone()}, file, {"format": "pt"})
+    streamed, hidden = StreamedModel(str(tmp_path)), torch.randn(1, 5, 32)
+    for _ in range(2):
+        with streamed.head() as whole:
+            assert (whole.lm_head.weight is whole.model.embed_tokens.weight) == tied
+            assert torch.equal(whole.lm_head(hidden), model.lm_head(hidden))
+        assert streamed.model.lm_head.weight.is_meta
+        assert torch.equal(streamed.model.model.embed_tokens.weight, model.model.embed_tokens.weight)
+
+
+def test_files_without_a_head_do_where_no_logits_are_wanted(tmp_path: Path) -> None:
+    tiny_model("mixtral").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file({key: tensor for key, tensor in load_file(file).items() if key != "lm_head.weight"}, file, {"format": "pt"})
+    streamed = StreamedModel(str(tmp_path))
+    with streamed.layer(1):
+        pass
+    with raises("checkpoint.tensors-missing", str(tmp_path), "lm_head.weight"), streamed.head():
+        pass
+
+
 # Some parameters stay in float32 whatever the model's dtype; buffers that no file holds are computed.
 @pytest.mark.parametrize("family", ["deepseek_v3", "qwen3_next", "gemma4"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -8,7 +8,7 @@ from conftest import ROOT, raises
 
 from toolkit.cli.choices import choices
 from toolkit.recipe.file import dump_recipe, dump_values, load_recipe, read_values
-from toolkit.recipe.pruning import StepRecipe
+from toolkit.recipe.step import StepRecipe
 from toolkit.runtime.errors import PollardError
 from toolkit.tasks import PRESETS
 

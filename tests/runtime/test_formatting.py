@@ -14,6 +14,12 @@ from toolkit.runtime import formatting as formats
         (formats.amount(46_702_792_704), "46.70 B"),
         (formats.size(16 * 2**20), "16.0 MiB"),
         (formats.size(90 * 2**30), "90.0 GiB"),
+        (formats.precise_size(280_000), "273.44 KiB"),
+        (formats.precise_size(3_900_000), "3.72 MiB"),
+        (formats.precise_size(12 * 10**9), "11.18 GiB"),
+        (formats.signed_loss(0.35124), "+0.3512"),
+        (formats.signed_loss(-0.002), "−0.0020"),
+        (formats.signed_loss(-0.00001), "0.0000"),
         (formats.duration(5.23), "5.2 s"),
         (formats.duration(59.97), "1 min 0 s"),
         (formats.duration(200), "3 min 20 s"),
@@ -25,5 +31,5 @@ def test_numbers_are_written_to_be_read(written: str, expected: str) -> None:
 
 
 def test_what_is_not_known_is_a_dash() -> None:
-    writers = (formats.percent, formats.amount, formats.size, formats.speed, formats.duration)
+    writers = (formats.percent, formats.amount, formats.size, formats.speed, formats.duration, formats.signed_loss)
     assert {write(None) for write in writers} == {formats.MISSING}  # type: ignore[operator]

@@ -71,10 +71,10 @@ class Axis(NamedTuple):
 
 def _axis_to_try(run: RunDirectory) -> Axis | None:
     """Three quarters, half and a quarter: of the experts, or of what is cut where all of them stay. Only what the model can do;
-    None where a sweep cannot be."""
+    None where a sweep cannot be, or a fit has compared more."""
     recipe = load_recipe(run.recipe)
     pruning, context = recipe.pruning, RunContext(recipe)
-    if pruning.schedule:
+    if pruning.schedule or pruning.fit:
         return None
     experts = next(iter(Plan.load(run.plan).blocks.values())).experts
     if pruning.keep is not None:

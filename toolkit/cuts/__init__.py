@@ -12,6 +12,7 @@ from toolkit.cuts.dense_twins import DenseTwin, dense_twin
 from toolkit.cuts.dense_writer import check_dense
 from toolkit.cuts.experts import BlockPlan, ExpertsCut
 from toolkit.cuts.layers import LayersCut
+from toolkit.cuts.masks import LayerwiseMasks, masked_in_form
 from toolkit.cuts.model_summary import ModelSummary, model_summary
 from toolkit.cuts.plan import KINDS, Plan
 from toolkit.cuts.shape import ModelShape, ShapeSize, plan_of_shape, shape_of, shaped_meta_model, sizes_after_cuts, without_last
@@ -27,6 +28,7 @@ __all__ = [
     "ExpertStatistics",
     "ExpertsCut",
     "LayersCut",
+    "LayerwiseMasks",
     "ModelShape",
     "ModelSummary",
     "Plan",
@@ -40,6 +42,7 @@ __all__ = [
     "compose",
     "dense_twin",
     "masked",
+    "masked_in_form",
     "merged_model",
     "model_summary",
     "plan_of_shape",

@@ -8,8 +8,8 @@ The law for every kind, family and combination: masked ≡ applied ≡ written a
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -50,6 +50,17 @@ class PlanView(Protocol):
     def cuts(self) -> Sequence["Cut"]: ...
 
 
+class Mask(Protocol):
+    """A part of a model that answers as if cut, for itself."""
+
+    @property
+    def name(self) -> str:
+        """Of the module that it changes, as in `named_modules()`; empty where that is the model as a whole."""
+
+    def applied(self) -> AbstractContextManager[None]:
+        """Inside the context it is masked. It is entered where its module has weights."""
+
+
 class Cut(BaseModel, ABC):
     """One entry of a plan's `cuts`. All indices are the original's."""
 
@@ -66,8 +77,17 @@ class Cut(BaseModel, ABC):
         """Removes what does not stay from a checked `model`, in place, also on the meta device."""
 
     @abstractmethod
-    def masked(self, model: PreTrainedModel, plan: PlanView) -> AbstractContextManager[None]:
-        """Inside the context a checked `model` answers as if cut; weights are neither copied nor removed."""
+    def masks(self, model: PreTrainedModel, plan: PlanView) -> Sequence[Mask]:
+        """What has to be masked for a checked `model` to answer as if cut, one by one, in the order in which they are entered;
+        weights are neither copied nor removed. The model may be without weights until then."""
+
+    @contextmanager
+    def masked(self, model: PreTrainedModel, plan: PlanView) -> Iterator[None]:
+        """Inside the context a checked `model` answers as if cut."""
+        with ExitStack() as stack:
+            for mask in self.masks(model, plan):
+                stack.enter_context(mask.applied())
+            yield
 
     @abstractmethod
     def takes(self, model: PreTrainedModel, plan: PlanView, tensors: Sequence[AffectedTensor]) -> Mapping[str, Indices]:

@@ -94,7 +94,12 @@ class DenseTwin:
     mlps: tuple[str, ...]  # of layers that are dense already; their channels are filled up with zeros
     layout: MlpLayout  # of all of these
     shared_layouts: Mapping[str, MlpLayout]  # by the shared expert's name
-    width: int
+    own_widths: Mapping[str, int]  # by the name of a block, or of a dense layer's MLP: as wide as it would be alone
+
+    @property
+    def width(self) -> int:
+        """Of every feed-forward layer: that of the widest."""
+        return max(self.own_widths.values())
 
     @property
     def is_itself(self) -> bool:
@@ -121,23 +126,24 @@ def dense_twin(model: PreTrainedModel) -> DenseTwin:
     shared = {block.name: _shared_experts(model, block) for block in blocks}
     gates = {block.name: _shared_gate(block) for block in blocks}
     layouts = {name: _layout(model, model, name, blocks[0]) for names in shared.values() for name in names}
-    width = max(
-        block.expert_count * block_width(block) + sum(_width(model, name, layouts[name]) for name in shared[block.name])
+    own_widths = {
+        block.name: block.expert_count * block_width(block)
+        + sum(_width(model, name, layouts[name]) for name in shared[block.name])
         for block in blocks
-    )
+    }
     replaced = (*(block.name for block in blocks), *layouts)
     stays = {
         name: tuple(t.shape) for name, t in model.state_dict().items() if not name.startswith(tuple(f"{r}." for r in replaced))
     }
-    twin = _built(model, width)
+    twin = _built(model, max(own_widths.values()))
     mlp_of, relative = _mlps_of_blocks(model, twin, blocks, stays)
     layout = _layout(model, twin, mlp_of[blocks[0].name], blocks[0])
     dense = tuple(name for name, _ in model.named_modules() if _is_dense_mlp(name, blocks, relative))
-    width = max([width, *(_width(model, name, layout) for name in dense)])
-    twin = _sized(model, width, f"{mlp_of[blocks[0].name]}.{layout.down}")
+    own_widths |= {name: _width(model, name, layout) for name in dense}
+    twin = _sized(model, max(own_widths.values()), f"{mlp_of[blocks[0].name]}.{layout.down}")
     _check_rest(model, twin, stays, (*mlp_of.values(), *dense))
     layers = tuple(DenseLayer(b.name, shared[b.name], gates[b.name], mlp_of[b.name]) for b in blocks)
-    return DenseTwin(model.config.model_type, twin, layers, dense, layout, layouts, width)
+    return DenseTwin(model.config.model_type, twin, layers, dense, layout, layouts, own_widths)
 
 
 def _check_block(model: PreTrainedModel, block: MoEBlock) -> None:

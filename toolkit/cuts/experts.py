@@ -1,4 +1,5 @@
-"""Fewer experts: of every MoE block the same number stays, renumbered 0, 1, … in the order of the original.
+"""Fewer experts: of every MoE block the same number stays, renumbered 0, 1, … in the order of the original. Other numbers in each
+block can be masked and measured (`allocation`); no stock reader loads them.
 
     model.layers.3.block_sparse_moe.experts.7.w1.weight            one expert's: stays under a new number, or goes
     model.layers.3.block_sparse_moe.experts.7.w1.weight_scale_inv  so does what belongs to it
@@ -10,9 +11,9 @@ Shape legend: E experts, H hidden size.
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel
 from toolkit.cuts.cut import AffectedTensor, ConfigFile, Cut, Indices, PlanView, Shape, UnknownLayoutError
 from toolkit.moe.blocks import EXPERT_KEYS, TOP_K_KEYS, MoEBlock, find_blocks, set_config_values
 from toolkit.moe.completeness import EXPERT_NUMBER, Source, check_experts
+from toolkit.moe.layer_counts import why_not_per_layer
 from toolkit.moe.load import meta_model
 from toolkit.moe.masking import check_prunable, kept_rows, restricted, slice_router, slice_tensors
 from toolkit.moe.tensor_files import row_axis
@@ -42,6 +44,12 @@ class BlockPlan(BaseModel):
         return self
 
 
+def _counts(cut: "ExpertsCut") -> str:
+    """ "5, 3, 4, 4 experts"; "5, 3 experts (2, 1 active)"."""
+    active = ", ".join(map(str, cut.experts_per_token.values()))
+    return ", ".join(str(len(kept)) for kept in cut.kept.values()) + " experts" + (f" ({active} active)" if active else "")
+
+
 def _check_choice(experts: int, kept: Sequence[int], scores: Sequence[float] | None) -> None:
     if not kept or sorted(set(kept)) != kept:
         raise ValueError(f"kept must be ascending and without duplicates, not {kept}")
@@ -56,6 +64,8 @@ class ExpertsCut(Cut):
 
     `experts`: how many the original has, per block; may be left out of a file that has every block's scores.
     `scores`: every expert's, per block; empty where the criterion has none. `mode`, `tokens`: as in `toolkit.select`.
+    With an `allocation` blocks may keep other numbers than `keep`, which is then the uniform number that it is compared with, and
+    activate other numbers per token than the plan says (`experts_per_token`, per block; empty: as the plan).
     """
 
     kind: Literal["experts"] = "experts"
@@ -65,6 +75,8 @@ class ExpertsCut(Cut):
     experts: dict[str, int]
     kept: dict[str, list[int]]
     scores: dict[str, list[float]] = Field(default_factory=dict)
+    allocation: Literal["measured"] | None = Field(default=None, exclude_if=lambda value: value is None)
+    experts_per_token: dict[str, int] = Field(default_factory=dict, exclude_if=lambda value: not value)
 
     @classmethod
     def of(cls, blocks: Mapping[str, BlockPlan], **settings: Any) -> "ExpertsCut":
@@ -104,9 +116,21 @@ class ExpertsCut(Cut):
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         uneven = {name: len(kept) for name, kept in self.kept.items() if len(kept) != self.keep}
-        if uneven:
+        if uneven and not self.allocation:
             raise ValueError(f"every block must keep {self.keep} experts (a checkpoint has one count for all), but: {uneven}")
+        if self.experts_per_token and (not self.allocation or self.experts_per_token.keys() != self.kept.keys()):
+            raise ValueError("experts_per_token of a cut belongs to an allocation, and names every block")
         return self
+
+    @property
+    def per_block(self) -> bool:
+        """Whether blocks keep or activate numbers of their own."""
+        counts = {len(kept) for kept in self.kept.values()} | {self.keep}
+        return len(counts) > 1 or bool(self.experts_per_token)
+
+    def active(self, block: str, plan: PlanView) -> int:
+        """How many experts `block` activates per token."""
+        return self.experts_per_token.get(block, plan.experts_per_token)
 
     def check(self, model: PreTrainedModel, plan: PlanView) -> None:
         blocks = find_blocks(model)
@@ -126,7 +150,8 @@ class ExpertsCut(Cut):
                     f"The plan says {self.experts[name]} experts in {name}; the model has {block.expert_count}.",
                     code="plan.other-expert-count",
                 )
-        check_prunable(blocks, self.keep, plan.experts_per_token)
+        for name, block in there.items():
+            check_prunable([block], len(self.kept[name]), self.active(name, plan))
         for name, block in there.items():
             groups = block.groups or 1
             in_group = Counter(expert * groups // block.expert_count for expert in self.kept[name])
@@ -134,11 +159,17 @@ class ExpertsCut(Cut):
             if len(set(counts)) > 1:
                 raise PollardError(
                     f"The plan keeps {counts} experts in the {groups} groups of {name}: its router ranks groups of equal size, "
-                    f"so keep {self.keep // groups} in each.",
+                    f"so keep {len(self.kept[name]) // groups} in each.",
                     code="plan.uneven-groups",
                 )
 
     def apply(self, model: PreTrainedModel, plan: PlanView) -> None:
+        if self.per_block:
+            raise PollardError(
+                f"The plan keeps {_counts(self)} in its blocks, which can be masked and measured only. "
+                f"{why_not_per_layer(model.config)}. Keep {self.keep} in every block.",
+                code="plan.counts-per-layer",
+            )
         blocks = find_blocks(model)
         for block in blocks:
             # In a layer that another cut drops it does not matter which: until then the model stays that of its configuration
@@ -160,12 +191,10 @@ class ExpertsCut(Cut):
             set_config_values(config, EXPERT_KEYS, self.keep)
             set_config_values(config, TOP_K_KEYS, plan.experts_per_token)
 
-    @contextmanager
-    def masked(self, model: PreTrainedModel, plan: PlanView) -> Iterator[None]:
-        with ExitStack() as stack:
-            for block in self._named(model):
-                stack.enter_context(restricted(block, self.kept[block.name], plan.experts_per_token))
-            yield
+    def masks(self, model: PreTrainedModel, plan: PlanView) -> "list[RouterMask]":
+        return [
+            RouterMask(b.name, b, self.kept[b.name], self.active(b.name, plan)) for b in find_blocks(model) if b.name in self.kept
+        ]
 
     def takes(self, model: PreTrainedModel, plan: PlanView, tensors: Sequence[AffectedTensor]) -> Mapping[str, Indices]:
         pruned = meta_model(copy.deepcopy(model.config))
@@ -206,15 +235,23 @@ class ExpertsCut(Cut):
         values = {key: getattr(config, key, None) for key in EXPERT_KEYS + TOP_K_KEYS}
         return {key: value for key, value in values.items() if isinstance(value, int | list)}
 
-    def choice(self) -> dict[str, list[int]]:
-        return self.kept
+    def choice(self) -> Any:
+        return {"kept": self.kept, "experts_per_token": self.experts_per_token} if self.experts_per_token else self.kept
 
     def summary(self) -> dict[str, object]:
         return self.model_dump(include={"kind", "criterion", "keep"}) | {"experts": max(self.experts.values())}
 
-    def _named(self, model: PreTrainedModel) -> list[MoEBlock]:
-        """The blocks of the model that the cut is for: of layers that another cut drops there are none."""
-        return [block for block in find_blocks(model) if block.name in self.kept]
-
     def _block_of(self, parameter: str) -> str | None:
         return next((name for name in self.kept if parameter.startswith(f"{name}.")), None)
+
+
+class RouterMask(NamedTuple):
+    """A block whose router chooses among kept experts only."""
+
+    name: str  # of the block
+    block: MoEBlock
+    kept: list[int]
+    experts_per_token: int
+
+    def applied(self) -> AbstractContextManager[None]:
+        return restricted(self.block, self.kept, self.experts_per_token)

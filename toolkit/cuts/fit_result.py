@@ -43,17 +43,39 @@ class Answered(_Record):
 
 
 class MeasuredShape(Answered):
-    """A shape, as if it were written."""
+    """A shape, as if it were written. `loss`: what is added to the original's, to be compared with what was predicted."""
 
     refit: bool = False
+    bytes: int | None = None  # of the weights' files, exactly; None where they are counted in another dtype
     seconds: float = 0.0
 
 
 class TrialRecovery(Answered):
-    """A shape, written and fine-tuned for a part of the steps."""
+    """A shape, written and fine-tuned for a part of the steps. `loss`: as it is, like the original's."""
 
     steps: int
     seconds: float = 0.0
+
+
+class AllocationRecord(_Record):
+    """What other numbers of experts in each block would give at the same size, by block name; measured on the dev slice, on whose
+    loss they were also chosen, and never written.
+
+    `difference`: of the shares of right answers, measured minus uniform, question by question, with its 95 % interval and
+    McNemar's p; None without questions. `measurements`: losses that the search measured.
+    """
+
+    keep: int
+    experts: dict[str, int]
+    experts_per_token: dict[str, int]
+    uniform: Answered
+    measured: Answered
+    difference: float | None
+    interval: tuple[float, float] | None
+    p: float | None
+    measurements: int
+    seconds: float = 0.0
+    not_written: str
 
 
 class AxisPoint(_Record):
@@ -125,6 +147,7 @@ class FitResult(_Record):
     shapes: list[ShapeRecord] = []
     chosen: int | None = None  # its place in `shapes`
     reason: str = ""
+    allocation: AllocationRecord | None = None  # of the chosen shape, where it is asked for
     seconds: dict[str, float] = {}  # by stage
 
     @property

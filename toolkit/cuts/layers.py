@@ -10,7 +10,7 @@ must be the original's layer kept[i], or stock transformers would make another m
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError, model_validator
 from torch import nn
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from toolkit.cuts.cut import AffectedTensor, ConfigFile, Cut, Indices, PlanView, Shape, UnknownLayoutError
 from toolkit.moe.blocks import find_blocks
 from toolkit.moe.completeness import Source
-from toolkit.moe.layer_change import layer_change
+from toolkit.moe.layer_change import LayerChange, layer_change
 from toolkit.moe.layer_config import COUNT
 from toolkit.moe.layer_file import layer_settings, update_layer_settings
 from toolkit.moe.layer_list import drop_layers, only_layers
@@ -92,14 +92,10 @@ class LayersCut(Cut):
             layer_change(model, self.path, self.kept).apply(model)
             drop_layers(model, self.path, self.kept)
 
-    @contextmanager
-    def masked(self, model: PreTrainedModel, plan: PlanView) -> Iterator[None]:
+    def masks(self, model: PreTrainedModel, plan: PlanView) -> "list[LayersMask]":
         if len(self.kept) == self.layers:
-            yield
-            return
-        change = layer_change(model, self.path, self.kept)
-        with change.applied(model), only_layers(model, self.path, self.kept):
-            yield
+            return []
+        return [LayersMask("", model, self.path, self.kept, layer_change(model, self.path, self.kept))]
 
     def takes(self, model: PreTrainedModel, plan: PlanView, tensors: Sequence[AffectedTensor]) -> Mapping[str, Indices]:
         return {}
@@ -143,6 +139,21 @@ class LayersCut(Cut):
 
     def summary(self) -> dict[str, object]:
         return self.model_dump(include={"kind", "criterion", "layers", "kept"})
+
+
+class LayersMask(NamedTuple):
+    """A model without some of its layers: nobody need know what a layer hands on that is not there."""
+
+    name: str  # empty
+    model: PreTrainedModel
+    path: str
+    kept: list[int]
+    change: LayerChange
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        with self.change.applied(self.model), only_layers(self.model, self.path, self.kept):
+            yield
 
 
 def _first(blocks: Sequence[Any]) -> str:

@@ -9,6 +9,12 @@
               {"kind": "layers", "criterion": "dev_loss", "layers": 32, "kept": [0, 1, 3, …], "scores": [… 32 …]}],
      "calibration": {"task": "gsm8k", "examples": 512, "tokens": 131072, "fingerprint": "…"}}
 
+A plan that is only measured may keep other numbers of experts in each block, and activate other numbers ("keep" is then the
+uniform number that it is compared with):
+
+    {"kind": "experts", "allocation": "measured", "keep": 4, "kept": {"model.layers.0.mlp": [0, 2, 5], …},
+     "experts_per_token": {"model.layers.0.mlp": 1, …}, …}
+
 A plan that is written in the dense form (toolkit/cuts/dense.py) says so, and how much every kept expert counts:
 
      "form": "dense", "dense": {"model.layers.0.mlp": {"coefficients": [… 4 …], "shared": 1.0, …}, …}
@@ -99,9 +105,12 @@ class Plan(BaseModel):
         kinds = [cut.kind for cut in self.cuts]
         if not kinds or len(set(kinds)) < len(kinds):
             raise ValueError(f"a plan needs cuts, of each kind one at most, not {kinds}")
-        for cut in self.cuts:
-            if isinstance(cut, ExpertsCut) and not 1 <= self.experts_per_token <= cut.keep:
+        if cut := self.cut(ExpertsCut):
+            if not 1 <= self.experts_per_token <= cut.keep:
                 raise ValueError(f"experts_per_token must be in 1…{cut.keep} (the experts kept), not {self.experts_per_token}")
+            for name, kept in cut.kept.items() if cut.allocation else ():
+                if not 1 <= cut.active(name, self) <= len(kept):
+                    raise ValueError(f"{name} keeps {len(kept)} experts, and cannot activate {cut.active(name, self)} per token")
         return self
 
     @model_validator(mode="after")
@@ -109,6 +118,8 @@ class Plan(BaseModel):
         if (self.form is None) != (self.dense is None):
             raise ValueError('"form": "dense" and the coefficients under "dense" belong together')
         if self.dense is not None and (cut := self.cut(ExpertsCut)):
+            if cut.per_block:
+                raise ValueError("the dense form has one width for all layers, and this plan other numbers of experts in each")
             needed, given = {n: len(k) for n, k in cut.kept.items()}, {n: len(b.coefficients) for n, b in self.dense.items()}
             if wrong := sorted(name for name in needed.keys() | given.keys() if needed.get(name) != given.get(name)):
                 raise ValueError(

@@ -1,54 +1,56 @@
 """The size of every stock shape of a model, exactly, from a few models without weights.
 
-With all else equal, every tensor grows linearly with the number of experts, and with their width. So four corners (few and all
-experts, narrow and wide) decide the sizes between them, part by part: each decoder layer, and the rest. A fifth shape is counted
-to see that it is so; where it is not, every shape that is asked for is built.
+With all else equal, every tensor grows linearly with the number of experts, and with their width. So the corners (few and all
+experts, narrow and wide ones) decide the sizes between them, part by part: each decoder layer, and the rest. In the dense form
+all feed-forward layers have one width, which grows so, too, and their tensors grow linearly with it.
 
 Of a checkpoint on this machine the bytes are those of its files' tensors, whatever their types: quantized weights and scales.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from itertools import product
+from operator import mul
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from transformers import PreTrainedModel
 
+from toolkit.cuts.apply import apply_plan, check_plan
 from toolkit.cuts.cut import UnknownLayoutError
 from toolkit.cuts.dense_twins import dense_twin
 from toolkit.cuts.fit_result import FitShape
-from toolkit.cuts.shape import ModelShape, plan_of_shape, shape_size, shaped_meta_model, without_last
+from toolkit.cuts.plan import Plan
+from toolkit.cuts.shape import ModelShape, plan_of_shape
 from toolkit.cuts.writer import plan_prune
-from toolkit.moe.blocks import blocks_in
-from toolkit.moe.channels import expert_width
+from toolkit.moe.blocks import blocks_in, find_blocks
+from toolkit.moe.channels import expert_width, narrowed
 from toolkit.moe.layers import decoder_layers
 from toolkit.moe.load import meta_model, resolve_dtype
+from toolkit.moe.masking import fewest_experts
 from toolkit.moe.model_files import checkpoint_files
 from toolkit.moe.names import NameResolver
-from toolkit.runtime.errors import PollardError
 
 REST = -1  # what is in no decoder layer
 
 
-class PartSize(NamedTuple):
-    """Of a model, or of a part of one."""
-
-    parameters: int = 0
-    experts: int = 0  # parameters of all routed experts
-    bytes: int = 0
-
-    def plus(self, other: "PartSize") -> "PartSize":
-        return PartSize(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
-
-
 class FitSize(NamedTuple):
+    """Of a shape."""
+
     parameters: int
     active_parameters: int  # per token
     bytes: int  # of the tensors on disk
 
 
-Parts = Mapping[int, PartSize]  # by decoder layer; REST
+class Corner(NamedTuple):
+    """One shape with all layers: by decoder layer, and REST."""
+
+    parameters: Counter[int]
+    experts: Counter[int]  # parameters of routed experts
+    bytes: Counter[int]
+    channels: Counter[int]  # in the dense form: of a feed-forward layer, had it no other beside it
 
 
 class SizeTable:
@@ -60,125 +62,103 @@ class SizeTable:
         form: Literal["moe", "dense"] = "moe",
         dtype: str = "checkpoint",
         folder: str | Path | None = None,
+        narrower: bool = True,
     ) -> None:
-        """`dtype`: in which bytes are counted, as in `FitRecipe`. `folder`: the checkpoint's, where it is on this machine."""
+        """`dtype`: in which bytes are counted, as in `FitRecipe`. `folder`: the checkpoint's, where it is on this machine.
+        `narrower`: whether shapes have narrower experts, which not every model can have."""
         self.config, self.form = config, form
-        number = resolve_dtype(dtype, config) or torch.float32
-        self.itemsize, stored = number.itemsize, dtype == "checkpoint" and form == "moe" and folder is not None
-        self.folder = Path(folder) if stored and folder and checkpoint_files(Path(folder)).safetensors else None
+        self.itemsize = (resolve_dtype(dtype, config) or torch.float32).itemsize
+        stored = folder is not None and dtype == "checkpoint" and form == "moe" and checkpoint_files(Path(folder)).safetensors
+        self.folder = Path(folder) if folder is not None and stored else None
         model = meta_model(config)
-        whole = shape_size(model)
-        self.groups = blocks_in(model)[0].groups or 1
-        self.depth, self.experts, self.active = whole.layers, whole.experts, whole.experts_per_token
-        self.width = expert_width(model)
-        self._built: dict[FitShape, FitSize] = {}
-        few, narrow = max(self.groups, self.experts // 2 // self.groups * self.groups), max(1, self.width // 2)
-        self._few, self._narrow = min(few, self.experts), narrow
-        self._corners = {(e, w): self._parts(e, w) for e in {self._few, self.experts} for w in {narrow, self.width}}
-        self.is_linear = self._agrees()
+        blocks, self.width, self.depth = find_blocks(model), expert_width(model), len(decoder_layers(model)[1])
+        self.experts, self.active, self.groups = blocks[0].expert_count, blocks[0].experts_per_token, blocks[0].groups or 1
+        self.fewest_experts = fewest_experts(blocks)
+        few = max(self.fewest_experts, self.experts // 2 // self.groups * self.groups)
+        self._experts = sorted({min(few, self.experts), self.experts})
+        self._widths = sorted({max(1, self.width // 2), self.width}) if narrower else [self.width]
+        if narrower:
+            check_plan(model, plan_of_shape(model, ModelShape(width=self._widths[0])))
+        self._corners = [self._corner(*counts) for counts in product(self._experts, self._widths)]
+        self._sums, self._rows = lru_cache(maxsize=None)(self._sums_over), lru_cache(maxsize=None)(self._rows_over)
 
     def size(self, shape: FitShape, kept_layers: Sequence[int]) -> FitSize:
         """Of the shape, whose layers are these of the original's."""
-        if not self.is_linear:
-            return self._build(shape, kept_layers)
-        return self._counted(shape, kept_layers)
-
-    def _counted(self, shape: FitShape, kept_layers: Sequence[int]) -> FitSize:
-        parts = [self._between(part, shape.experts, shape.width) for part in (REST, *kept_layers)]
-        total = PartSize()
-        for part in parts:
-            total = total.plus(part)
-        chosen = sum(part.experts * shape.experts_per_token // shape.experts for part in parts)
-        active = total.parameters if self.form == "dense" else total.parameters - total.experts + chosen
-        return FitSize(total.parameters, active, total.bytes)
-
-    def _between(self, part: int, experts: int, width: int) -> PartSize:
-        """By bilinear interpolation in whole numbers."""
-        few, narrow, corners = self._few, self._narrow, self._corners
-        e_step, w_step = self.experts - few, self.width - narrow
-
-        def along_width(at: int) -> list[tuple[int, int]]:
-            """Numerators and their denominator."""
-            low, high = corners[at, narrow].get(part, PartSize()), corners[at, self.width].get(part, PartSize())
-            if not w_step:
-                return [(value, 1) for value in high]
-            return [(a * (self.width - width) + b * (width - narrow), w_step) for a, b in zip(low, high, strict=True)]
-
-        upper = along_width(self.experts)
-        if not e_step:
-            return PartSize(*(value // by for value, by in upper))
-        lower = along_width(few)
-        return PartSize(
-            *(
-                (a * (self.experts - experts) + b * (experts - few)) // (by * e_step)
-                for (a, by), (b, _) in zip(lower, upper, strict=True)
-            )
-        )
-
-    def _parts(self, experts: int, width: int) -> Parts:
-        """Of the model with all layers, so many experts and so wide."""
-        shape = ModelShape(experts, width if width < self.width else None, None, min(self.active, experts))
-        model = shaped_meta_model(self.config, shape)
+        kept, weights = tuple(kept_layers), self._corner_weights(shape)
+        sums = self._sums(kept)
         if self.form == "dense":
-            model = dense_twin(model).model
-        path, _ = decoder_layers(model)
+            channels = max(_mean(zip(each), weights)[0] for each in self._rows(kept, "channels"))
+            narrow, wide = (max(self._corners[place].channels.values()) for place in (0, -1))
+            weights = _weights([narrow, wide], channels)
+            parameters, size = _mean([sums[0], sums[-1]][-len(weights) :], weights)
+            return FitSize(parameters, parameters, size)
+        parameters, size = _mean(sums, weights)
+        active = parameters
+        for each, layers in self._rows(kept, "experts").items():
+            experts = _mean(zip(each), weights)[0]
+            active -= layers * (experts - experts * shape.experts_per_token // shape.experts)
+        return FitSize(parameters, active, size)
+
+    def _sums_over(self, kept_layers: tuple[int, ...]) -> list[tuple[int, int]]:
+        """Parameters and bytes of the model with these layers, at every corner."""
+        parts = (REST, *kept_layers)
+        return [(sum(c.parameters[part] for part in parts), sum(c.bytes[part] for part in parts)) for c in self._corners]
+
+    def _rows_over(self, kept_layers: tuple[int, ...], key: Literal["experts", "channels"]) -> Counter[tuple[int, ...]]:
+        """What a layer has of it at every corner; how many layers have the same."""
+        return Counter(tuple(getattr(corner, key)[layer] for corner in self._corners) for layer in kept_layers)
+
+    def _corner_weights(self, shape: FitShape) -> list[int]:
+        along_experts, along_width = _weights(self._experts, shape.experts), _weights(self._widths, shape.width)
+        return [one * other for one in along_experts for other in along_width]
+
+    def _corner(self, experts: int, width: int) -> Corner:
+        model = meta_model(copy.deepcopy(self.config))
+        path = decoder_layers(model)[0]
 
         def part_of(name: str) -> int:
-            return int(name.removeprefix(f"{path}.").partition(".")[0]) if name.startswith(f"{path}.") else REST
+            inside = name.startswith(f"{path}.")
+            return int(name.removeprefix(f"{path}.").partition(".")[0]) if inside else REST
 
-        found: dict[int, PartSize] = defaultdict(PartSize)
-        for name, parameter in model.named_parameters():
-            part, number = part_of(name), parameter.numel()
-            found[part] = found[part].plus(PartSize(number, 0, 0 if self.folder else number * self.itemsize))
+        shape = ModelShape(experts, None if width == self.width else width)
+        stored = self._stored(plan_of_shape(model, shape), part_of) if self.folder else None
+        if shape.width:  # as the cut leaves it, and faster
+            model = narrowed(model, width)[1]
+        apply_plan(model, plan_of_shape(model, ModelShape(experts)))
+        corner = Corner(Counter(), Counter(), Counter(), Counter())
         for block in blocks_in(model):
-            part, number = part_of(f"{block.name}."), sum(p.numel() for p in block.experts.parameters())
-            found[part] = found[part].plus(PartSize(0, number, 0))
-        for part, size in self._stored(model, shape, part_of).items():
-            found[part] = found[part].plus(PartSize(0, 0, size))
-        return dict(found)
+            corner.experts[part_of(block.experts_name)] += sum(p.numel() for p in block.experts.parameters())
+        if self.form == "dense":
+            twin = dense_twin(model)
+            model = twin.model
+            corner.channels.update({part_of(name): own for name, own in twin.own_widths.items()})
+        for name, parameter in model.named_parameters():
+            corner.parameters[part_of(name)] += parameter.numel()
+            corner.bytes[part_of(name)] += parameter.numel() * self.itemsize
+        return corner._replace(bytes=stored) if stored else corner
 
-    def _stored(self, model: PreTrainedModel, shape: ModelShape, part_of: Callable[[str], int]) -> dict[int, int]:
-        """Bytes of the tensors that a pruned checkpoint of that shape has, by part; none where they are not counted so."""
-        if self.folder is None:
-            return {}
+    def _stored(self, plan: Plan, part_of: Callable[[str], int]) -> Counter[int] | None:
+        """Bytes of the tensors that `plan` leaves of the files, by part; None where transformers writes them, every parameter in
+        the model's own numbers."""
+        assert self.folder
         try:
-            job = plan_prune(self.folder, plan_of_shape(meta_model(self.config), shape))
-        except UnknownLayoutError:  # written by transformers then, one number per parameter
-            return {part_of(name): 0 for name, _ in model.named_parameters()} | _summed(
-                (part_of(name), p.numel() * self.itemsize) for name, p in model.named_parameters()
-            )
-        names = NameResolver(model)
-        places = ((piece, names.resolve(piece.name)) for pieces in job.shards.values() for piece in pieces)
-        return _summed((part_of(found[1].parameters[0]) if found else REST, piece.bytes) for piece, found in places)
-
-    def _agrees(self) -> bool:
-        """Whether a shape that is no corner, with fewer layers where the model can do with them, is as large as it is counted."""
-        layers = list(without_last(max(1, self.depth // 2), self.depth))
-        experts = max(self.groups, self._few // 2 // self.groups * self.groups)
-        shape = FitShape(len(layers), experts, max(1, self._narrow // 2), min(self.active, experts), self.form)
-        try:
-            built = self._build(shape, layers)
-        except PollardError:  # it cannot do with these layers, or so narrow: shapes that are no shapes are refused elsewhere
-            return True
-        counted = self._counted(shape, layers)
-        return built[:2] == counted[:2]
-
-    def _build(self, shape: FitShape, kept_layers: Sequence[int]) -> FitSize:
-        if shape not in self._built:
-            layers = None if len(kept_layers) == self.depth else tuple(kept_layers)
-            wanted = ModelShape(shape.experts, shape.width if shape.width < self.width else None, layers, shape.experts_per_token)
-            model = shaped_meta_model(self.config, wanted)
-            if self.form == "dense":
-                model = dense_twin(model).model
-            found = shape_size(model) if self.form == "moe" else None
-            parameters = sum(p.numel() for p in model.parameters())
-            active = found.active_parameters if found else parameters
-            self._built[shape] = FitSize(parameters, active, parameters * self.itemsize)
-        return self._built[shape]
+            job = plan_prune(self.folder, plan)
+        except UnknownLayoutError:
+            return None
+        names, found = NameResolver(job.pruned), Counter[int]()
+        for piece in (piece for pieces in job.shards.values() for piece in pieces):
+            resolved = names.resolve(piece.name)
+            found[part_of(resolved[1].parameters[0]) if resolved else REST] += piece.bytes
+        return found
 
 
-def _summed(pairs: Any) -> dict[int, int]:
-    found: dict[int, int] = defaultdict(int)
-    for part, size in pairs:
-        found[part] += size
-    return dict(found)
+def _weights(ends: Sequence[int], at: int) -> list[int]:
+    """Of the values at `ends` (one or two numbers), in proportion, for the value on their line at `at`."""
+    low, high = ends[0], ends[-1]
+    return [1] if low == high else [high - at, at - low]
+
+
+def _mean(rows: Iterable[Sequence[int]], weights: Sequence[int]) -> list[int]:
+    """Column by column; of what is linear whole numbers."""
+    total = sum(weights)
+    return [sum(map(mul, column, weights)) // total for column in zip(*rows, strict=True)]

@@ -12,7 +12,7 @@ experts.) Shape legend: E experts, W width (channels), H hidden size.
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -106,15 +106,7 @@ class WidthCut(Cut):
             if getattr(config, key, None) == now:
                 setattr(config, key, self.keep)
 
-    @contextmanager
-    def masked(self, model: PreTrainedModel, plan: PlanView) -> Iterator[None]:
-        with ExitStack() as stack:
-            for mask in self.masks(model, plan):
-                stack.enter_context(mask.applied())
-            yield
-
     def masks(self, model: PreTrainedModel, plan: PlanView) -> "list[ChannelMask]":
-        """What `masked` masks, one by one."""
         blocks, found = {block.name: block for block in find_blocks(model)}, []
         for group in self._groups(model, plan):
             mask = torch.zeros(*self.channels[group.name].shape[:-1], group.width, dtype=torch.bool)

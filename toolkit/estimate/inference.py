@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from toolkit.estimate.data_size import DataSize
 from toolkit.estimate.machine import Machine
+from toolkit.estimate.model_size import ModelSize
 from toolkit.estimate.placement import ModelPlacement
 from toolkit.estimate.stage_estimate import BANDWIDTH_SHARE, DISK_BANDWIDTH, StageEstimate, count, memory_on
 
@@ -15,15 +16,21 @@ def row_bytes(placement: ModelPlacement, length: int) -> int:
     return length * model.cache_per_token // placement.parts + (model.activations(1, length) or 0) + 20 * model.vocabulary
 
 
+def answering_memory(model: ModelSize, batch: int, prompt: int, length: int, parts: int = 1) -> dict[str, int]:
+    """Bytes on each of the `parts` GPUs that share a model and its cache, beside the weights: `batch` prompts of `prompt` tokens
+    are read at once, and answered up to `length` tokens."""
+    return {
+        "cache": -(-batch * length * model.cache_per_token // parts),
+        "activations": (model.activations(batch, prompt) or 0) + 4 * batch * model.vocabulary,
+    }
+
+
 def estimate_generation(
     name: str, machine: Machine, placement: ModelPlacement, prompts: DataSize, new_tokens: int, batch: int
 ) -> StageEstimate:
     """Answers of at most `new_tokens` tokens to all prompts, `batch` at a time."""
-    model, length, parts = placement.model, prompts.longest + new_tokens, placement.parts
-    gpu = placement.gpu | {
-        "cache": -(-batch * length * model.cache_per_token // parts),
-        "activations": (model.activations(batch, prompts.longest) or 0) + 4 * batch * model.vocabulary,
-    }
+    model, length = placement.model, prompts.longest + new_tokens
+    gpu = placement.gpu | answering_memory(model, batch, prompts.longest, length, placement.parts)
     flops = seconds = None
     if prompts.examples is not None:
         flops = 2.0 * model.active * prompts.examples * (prompts.mean + new_tokens)

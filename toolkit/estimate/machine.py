@@ -6,40 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
+from toolkit.runtime.amounts import bytes_in
 from toolkit.runtime.errors import PollardError, did_you_mean
+from toolkit.runtime.gpus import GPU, GPUS
 
-GIB = 2**30
 CPU_RANKS = 2  # what launch.sh starts where there is no GPU
 UTILISATION = 0.3  # of a GPU's peak FLOP/s: the rest is lost to communication, padding, small products and Python
 USABLE = 0.92  # of a GPU's or a host's memory: the rest is taken by CUDA, the system and fragmentation
-UNITS = {"M": 2**20, "G": 2**30, "T": 2**40}
-
-
-@dataclass(frozen=True)
-class GPU:
-    """One kind of GPU, from its vendor's data sheet."""
-
-    name: str
-    memory: int  # bytes
-    flops: float  # per second: peak of dense bfloat16 (float16 on V100, which has no bfloat16)
-    bandwidth: float  # bytes per second
-
-
-GPUS = {
-    gpu.name: gpu
-    for gpu in (
-        GPU("v100", 32 * GIB, 125e12, 0.90e12),
-        GPU("rtx3090", 24 * GIB, 71e12, 0.94e12),
-        GPU("rtx4090", 24 * GIB, 165e12, 1.01e12),
-        GPU("l4", 24 * GIB, 121e12, 0.30e12),
-        GPU("a10", 24 * GIB, 125e12, 0.60e12),
-        GPU("l40s", 48 * GIB, 362e12, 0.86e12),
-        GPU("a100", 80 * GIB, 312e12, 2.04e12),
-        GPU("h100", 80 * GIB, 989e12, 3.35e12),
-        GPU("h200", 141 * GIB, 989e12, 4.80e12),
-        GPU("b200", 180 * GIB, 2250e12, 8.00e12),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -98,31 +71,23 @@ def resolve_machine(
     elif present:
         kind = _kind_of(torch.cuda.get_device_name())
         memory = torch.cuda.get_device_properties(0).total_memory
-    memory = parse_bytes("--gpu-memory", gpu_memory) if gpu_memory is not None else memory
+    memory = _bytes_of("--gpu-memory", gpu_memory) if gpu_memory is not None else memory
     if gpus and not memory:
         raise PollardError(
             "This machine has no GPU to look at: say what to plan for, --gpu h100 (with hours) or --gpu-memory 80G (without). "
             f"Known: {', '.join(GPUS)}.",
             code="estimate.no-gpu",
         )
-    host = parse_bytes("--cpu-memory", cpu_memory) if cpu_memory is not None else usable_host_memory()
+    host = _bytes_of("--cpu-memory", cpu_memory) if cpu_memory is not None else usable_host_memory()
     return Machine(gpus, nodes, memory if gpus else 0, host, kind if gpus else None)
 
 
-def parse_bytes(option: str, text: str) -> int:
-    """ "80G" -> 80 * 2**30. Raises PollardError, which names `option`, without a unit and for what is no size."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    unit = found[2].upper().removesuffix("IB").removesuffix("B") if found else ""
-    if not found or unit not in UNITS:
-        number = found[1] if found and not unit else "80"
-        raise PollardError(
-            f"{option} {text}: write a number and its unit (M, G or T), e.g. {option} {number}G.",
-            code="estimate.memory-size",
-        )
-    size = int(float(found[1]) * UNITS[unit])
-    if not size:
-        raise PollardError(f"{option} {text} is no memory at all.", code="estimate.no-memory")
-    return size
+def _bytes_of(option: str, text: str) -> int:
+    """Raises PollardError, which names `option`, for what is no number of bytes."""
+    try:
+        return bytes_in(text)
+    except ValueError as error:
+        raise PollardError(f"{option}: {error}.", code="estimate.memory-size") from None
 
 
 def usable_host_memory() -> int:

@@ -7,6 +7,7 @@ from toolkit.evaluation.fidelity import Fidelity, measure_fidelity, write_refere
 from toolkit.evaluation.generation import generate_shard
 from toolkit.evaluation.judging import judge
 from toolkit.evaluation.likelihood import Loss, completion_loss
+from toolkit.evaluation.masked_losses import masked_losses
 from toolkit.evaluation.memory import batch_size_for
 from toolkit.evaluation.scores import EvaluationFacts, Item, Scores
 
@@ -29,6 +30,7 @@ __all__ = [
     "generate_shard",
     "greedy",
     "judge",
+    "masked_losses",
     "measure_fidelity",
     "sampled",
     "write_reference",

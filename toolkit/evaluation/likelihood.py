@@ -7,7 +7,7 @@ correctly. Shape legend: B rows (an item and one of its choices) or sequences, S
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -104,21 +104,39 @@ class Loss(NamedTuple):
 
 
 @torch.no_grad()
-def completion_loss(model: PreTrainedModel, batches: Sequence[dict[str, torch.Tensor]]) -> Loss:
+def completion_loss(model: PreTrainedModel, batches: Sequence[Mapping[str, torch.Tensor]]) -> Loss:
     """Mean cross entropy over the completion tokens of all `batches` (as `tasks.padded_batches` makes them).
 
     Ranks take whole batches in turn; every rank returns the mean over the tokens of all. NaN without completion tokens.
     """
-    total, tokens = 0.0, 0
+    total = LossSum(0.0, 0)
     mine = shard(batches)
     sizes = [len(batch["input_ids"]) for batch in mine]
     for batch in progress(mine, "loss", sizes, sum(len(batch["input_ids"]) for batch in batches)):
-        ids_BS, mask_BS = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
-        logits_BSV = model(ids_BS, attention_mask=mask_BS, use_cache=False).logits[:, :-1]
-        counted_BS = batch["completion_mask"].to(model.device)[:, 1:].bool()
-        losses = torch.nn.functional.cross_entropy(logits_BSV[counted_BS].float(), ids_BS[:, 1:][counted_BS], reduction="none")
-        total += losses.double().sum().item()
-        tokens += int(counted_BS.sum())
-    every = gather((total, tokens))
-    counted = sum(tokens for _, tokens in every)
-    return Loss(math.fsum(total for total, _ in every) / counted if counted else math.nan, counted)
+        total = total.plus(batch_loss(model, batch, model.device))
+    return mean_loss(gather(total))
+
+
+class LossSum(NamedTuple):
+    """What a rank has added up."""
+
+    nats: float
+    tokens: int
+
+    def plus(self, other: "LossSum") -> "LossSum":
+        return LossSum(self.nats + other.nats, self.tokens + other.tokens)
+
+
+def mean_loss(ranks: Sequence[LossSum]) -> Loss:
+    tokens = sum(one.tokens for one in ranks)
+    return Loss(math.fsum(one.nats for one in ranks) / tokens if tokens else math.nan, tokens)
+
+
+@torch.no_grad()
+def batch_loss(model: PreTrainedModel, batch: Mapping[str, torch.Tensor], device: torch.device) -> LossSum:
+    """Over the completion tokens of one batch. `device`: the model's."""
+    ids_BS, mask_BS = batch["input_ids"].to(device), batch["attention_mask"].to(device)
+    logits_BSV = model(ids_BS, attention_mask=mask_BS, use_cache=False).logits[:, :-1]
+    counted_BS = batch["completion_mask"].to(device)[:, 1:].bool()
+    losses = torch.nn.functional.cross_entropy(logits_BSV[counted_BS].float(), ids_BS[:, 1:][counted_BS], reduction="none")
+    return LossSum(losses.double().sum().item(), int(counted_BS.sum()))

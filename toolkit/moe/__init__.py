@@ -10,7 +10,15 @@ from toolkit.moe.blocks import MoEBlock, blocks_in, find_blocks
 from toolkit.moe.channel_observing import ChannelGradient, LinearCall, observing_gradients, observing_linears, tokens_by_expert
 from toolkit.moe.channels import ChannelGroup, block_width, channel_groups, expert_channels, expert_output, expert_width
 from toolkit.moe.expert_skipping import SkipCount, apply_skipping, counting_skips, skipping
-from toolkit.moe.layers import ForwardPass, blocks_by_layer, decoder_layers, hidden_states_of, layers_of, one_layer_at_a_time
+from toolkit.moe.layers import (
+    ForwardPass,
+    base_model_returns,
+    blocks_by_layer,
+    decoder_layers,
+    hidden_states_of,
+    layers_of,
+    one_layer_at_a_time,
+)
 from toolkit.moe.linears import decoder_linears
 from toolkit.moe.load import (
     checkpoint_folder,
@@ -23,7 +31,7 @@ from toolkit.moe.load import (
     random_model,
 )
 from toolkit.moe.loading_checks import check_loaded
-from toolkit.moe.masking import Rerouter, check_prunable, override_top_k, restricted, same_routing
+from toolkit.moe.masking import Rerouter, check_prunable, fewest_experts, override_top_k, restricted, same_routing
 from toolkit.moe.model_files import CheckpointFiles, checkpoint_files
 from toolkit.moe.model_size import Sizes, active_expert_parameters, checkpoint_bytes, sizes, weight_bytes
 from toolkit.moe.observe import BlockActivations, all_expert_outputs, observing
@@ -55,6 +63,7 @@ __all__ = [
     "active_expert_parameters",
     "all_expert_outputs",
     "apply_skipping",
+    "base_model_returns",
     "block_width",
     "blocks_by_layer",
     "blocks_in",
@@ -72,6 +81,7 @@ __all__ = [
     "expert_output",
     "expert_weights",
     "expert_width",
+    "fewest_experts",
     "find_blocks",
     "hidden_states_of",
     "is_partitioned",

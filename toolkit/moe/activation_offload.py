@@ -31,6 +31,14 @@ class ActivationOffload:
             ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
             self.free_bytes["cpu"] = MEMORY_SHARE * psutil.virtual_memory().available / ranks
 
+    def capacity(self, needed: int) -> int | None:
+        """How many passes that hold `needed` bytes each can wait before one goes to disk; None: any number. The frames of a pass
+        hold its embeddings besides, and these stay on the device."""
+        if not self.free_bytes or not needed:
+            return None
+        nearest, *_ = self.free_bytes.values()
+        return int(min(sum(self.free_bytes.values()) // (2 * needed), nearest // needed))
+
     def reserve(self, needed: int) -> str | None:
         """The nearest place with `needed` bytes left, which are then taken; None: the tensors stay where they are."""
         for place, free in self.free_bytes.items():
@@ -49,13 +57,15 @@ class OffloadedTensors:
     def __init__(self, budget: ActivationOffload) -> None:
         self.budget = budget
         self.place: str | None = None
+        self.nbytes = 0  # of all that waits, moved or not
         self.moved: list[tuple[torch.Tensor, torch.device]] = []  # and the device each came from
 
     def offload(self, held: Any) -> None:
         """Moves the tensors in `held` (nested tuples, lists and mappings) away until `fetch`."""
         tensors = {id(tensor): tensor for tensor in _tensors(held) if id(tensor) not in self.budget.excluded}
         if self.place is None:
-            self.place = self.budget.reserve(sum(tensor.nbytes for tensor in tensors.values()))
+            self.nbytes = sum(tensor.nbytes for tensor in tensors.values())
+            self.place = self.budget.reserve(self.nbytes)
         for tensor in tensors.values():
             device = tensor.device
             if self.place == DISK and tensor.untyped_storage().filename is None:  # masks and positions may lie there already

@@ -30,6 +30,8 @@ Rules that follow from it:
 - `output` may be called several times before `resume` (progressive search: once for the inputs, once pruned).
 - Nothing is replayed or guessed: the state of a family stays in its own stack frames. What a pass holds while it waits may
   be moved away (activation_offload.py) and comes back before its next layer.
+- Logits are made where all passes have ended: each may keep what its base model returned (`keep_output`), and the model's own
+  `forward` goes on from there (`base_model_returns`), in the main thread.
 - Leaving the context aborts the passes that have not ended and gives the layers their `forward` back.
 
 Shape legend: B sequences, S positions.
@@ -125,10 +127,11 @@ class ForwardPassAborted(BaseException):
 class ForwardPass(Thread):
     """One batch's forward pass; `call` is the layer call at which it is held, None once it has ended."""
 
-    def __init__(self, runner: "LayerRunner", forward: Callable[[], object]) -> None:
+    def __init__(self, runner: "LayerRunner", forward: Callable[[], object], keep_output: bool = False) -> None:
         super().__init__(daemon=True)
         self.runner, self.forward, self.context = runner, forward, copy_context()
         self.call: LayerCall | None = None
+        self.keep_output, self._final_output = keep_output, None
         self.offloaded = OffloadedTensors(runner.offload)
         self._calls: SimpleQueue[Any] = SimpleQueue()
         self._outputs: SimpleQueue[Any] = SimpleQueue()
@@ -161,6 +164,15 @@ class ForwardPass(Thread):
         """Moves what the pass holds out of the way: another pass is next."""
         if self.call:
             self.offloaded.offload((self.call.args, self.call.kwargs))
+        elif self.keep_output:
+            self.offloaded.offload(self._final_output)
+
+    def take_output(self) -> Any:
+        """What the base model returned, of a pass that has ended and was to keep it; the pass keeps it no longer."""
+        assert self.call is None and self.keep_output
+        self.offloaded.fetch()
+        output, self._final_output = self._final_output, None
+        return output
 
     def abort(self) -> None:
         self._outputs.put(ForwardPassAborted)
@@ -191,7 +203,9 @@ class ForwardPass(Thread):
         torch.set_num_threads(1)
         if torch.cuda.is_available():
             torch.cuda.set_device(self.runner.cuda_device)
-        self.forward()
+        output: Any = self.forward()
+        if self.keep_output:
+            self._final_output = output
 
     def wait_for_output(self, call: LayerCall) -> Any:
         self._calls.put(call)
@@ -210,22 +224,24 @@ class LayerRunner:
         self.passes: list[ForwardPass] = []
         self.cuda_device = torch.cuda.current_device() if torch.cuda.is_available() else None
 
-    def start(self, batch: Mapping[str, torch.Tensor]) -> ForwardPass:
-        """Starts a forward pass of the base model (logits are not needed) over `input_ids` and `attention_mask` [B, S]; it
-        is held before the first layer."""
+    def start(self, batch: Mapping[str, torch.Tensor], keep_output: bool = False) -> ForwardPass:
+        """Starts a forward pass of the base model over `input_ids` and `attention_mask` [B, S]; it is held before the first
+        layer. `keep_output`: what the base model returns is kept until `take_output`, for logits (`base_model_returns`)."""
         ids, mask = batch["input_ids"], batch["attention_mask"]
-        self.passes.append(ForwardPass(self, lambda: self.model.base_model(ids, attention_mask=mask, use_cache=False)))
+        base: Any = self.model.base_model
+        self.passes.append(ForwardPass(self, lambda: base(ids, attention_mask=mask, use_cache=False), keep_output))
         return self.passes[-1]
 
-    def check(self, number: int) -> None:
-        """Raises PollardError unless every pass is held before layer `number`."""
-        for forward_pass in self.passes:
-            where = forward_pass.call.layer if forward_pass.call else "the end"
+    def check(self, number: int | None, passes: Sequence[ForwardPass] | None = None) -> None:
+        """Raises PollardError unless every pass (or all of `passes`) is held before layer `number`; None: has ended."""
+        for forward_pass in self.passes if passes is None else passes:
+            where = forward_pass.call.layer if forward_pass.call else None
             if where != number:
+                wanted, found = ("the end" if at is None else f"layer {at}" for at in (number, where))
                 raise PollardError(
-                    f"{type(self.model).__name__} does not call its decoder layers in order (layer {number} was next, it wants "
-                    f"{where}): this family cannot be calibrated layer by layer. Load the model and call toolkit.calibrate "
-                    "with it, without progressive mode.",
+                    f"{type(self.model).__name__} does not call its decoder layers in order ({wanted} was next, it wants "
+                    f"{found}): this family cannot be run layer by layer. Load the whole model; toolkit.calibrate takes it, too, "
+                    "without progressive mode.",
                     code="layers.out-of-order",
                 )
 
@@ -260,3 +276,18 @@ def one_layer_at_a_time(
             del layer.forward
             if forward is not None:
                 layer.forward = forward
+
+
+@contextmanager
+def base_model_returns(model: PreTrainedModel, output: Any) -> Iterator[None]:
+    """Inside the context the base model returns `output` instead of running: a call of `model` then is what its own `forward`
+    does behind the base model, such as the head, and the scaling and capping of logits."""
+    base = model.base_model
+    before = vars(base).get("forward")
+    base.forward = lambda *args, **kwargs: output
+    try:
+        yield
+    finally:
+        del base.forward
+        if before is not None:
+            base.forward = before

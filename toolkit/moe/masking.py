@@ -128,6 +128,15 @@ def check_top_k(name: str, router: nn.Module, out: tuple[Any, ...]) -> None:
         )
 
 
+def fewest_experts(blocks: Sequence[MoEBlock]) -> int:
+    """Per block: of which the routers can choose as many for a token as now, or all where that is more."""
+    return max(_fewest_in_groups(block, block.experts_per_token) for block in blocks)
+
+
+def _fewest_in_groups(block: MoEBlock, experts_per_token: int) -> int:
+    return block.groups * max(2, -(-experts_per_token // block.groups_per_token)) if block.groups else 1
+
+
 def check_prunable(blocks: Sequence[MoEBlock], keep: int, experts_per_token: int) -> None:
     """Raises PollardError unless these blocks can be routed with `keep` experts each, `experts_per_token` at a time."""
     for block in blocks:
@@ -139,8 +148,7 @@ def check_prunable(blocks: Sequence[MoEBlock], keep: int, experts_per_token: int
             )
         if block.groups is None:
             continue
-        groups, each = block.groups, keep // block.groups
-        needed = groups * max(2, -(-experts_per_token // block.groups_per_token))
+        groups, each, needed = block.groups, keep // block.groups, _fewest_in_groups(block, experts_per_token)
         problem = f"{keep} experts cannot be kept: {block.name} routes within {groups} group{'s' * (groups > 1)} of experts"
         if keep % groups:
             raise PollardError(f"{problem} of equal size. Give a multiple of {groups}.", code="plan.uneven-groups")

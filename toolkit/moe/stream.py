@@ -32,7 +32,7 @@ from toolkit.moe.open_errors import explained
 from toolkit.runtime.distributed import device, say
 from toolkit.runtime.errors import PollardError
 
-REST, UNUSED = -1, -2  # parts of the model that are no decoder layer
+REST, HEAD = -1, -2  # parts of the model that are no decoder layer: of the base model, and behind it
 
 
 class CannotStream(PollardError):
@@ -43,7 +43,8 @@ class CannotStream(PollardError):
 
 
 class StreamedModel:
-    """`model` has everything its base model needs but the decoder layers, which are there inside `layer(number)` only.
+    """`model` has everything its base model needs but the decoder layers, which are there inside `layer(number)` only. What makes
+    logits is there inside `head()` only.
 
     Raises CannotStream where transformers must see the whole checkpoint to load it.
     """
@@ -62,13 +63,16 @@ class StreamedModel:
         except PollardError as error:
             raise CannotStream("its decoder layers do not stand in one list") from error
         self.conversions: list[Any] = get_model_conversion_mapping(self.model)
+        self.unmade: set[str] = set()  # parameters that come from no file,
+        self.missing_head: list[str] = []  # and those of them that are behind the base model and tied to no other
         self.keys = self._keys_by_layer()
         self.owners: dict[int, PreTrainedModel] = {}  # each module's innermost model
         for model in self.model.modules():
             if isinstance(model, PreTrainedModel):
                 self.owners |= {id(module): model for module in model.modules()}
-        inside = {id(module) for module in self.layers.modules()}
+        inside, base = ({id(module) for module in part.modules()} for part in (self.layers, self.model.base_model))
         self._load(REST, [module for module in self.model.base_model.modules() if id(module) not in inside])
+        self.head_modules = [module for module in self.model.modules() if id(module) not in base]
 
     @contextmanager
     def layer(self, which: int | nn.Module) -> Iterator[nn.Module]:
@@ -82,18 +86,40 @@ class StreamedModel:
         finally:
             layer.to("meta")
 
+    @contextmanager
+    def head(self) -> Iterator[PreTrainedModel]:
+        """`model` with what stands behind its base model (the head, tied to the embeddings or not) on the device; dropped
+        afterwards. Raises PollardError as `check_head` does."""
+        self.check_head()
+        try:
+            self._load(HEAD, self.head_modules)
+            yield self.model
+        finally:
+            for module in self.head_modules:
+                module._apply(lambda tensor: tensor.to("meta"), recurse=False)  # the embeddings stay, also where they are tied
+
+    def check_head(self) -> None:
+        """Raises PollardError where the files lack a part of the head."""
+        if self.missing_head:
+            raise PollardError(
+                f"{self.path} lacks {self.missing_head[0]} (and {len(self.missing_head) - 1} more tensors behind its decoder "
+                "layers), without which there are no logits. Is a file of it missing? Fetch or write the checkpoint again.",
+                code="checkpoint.tensors-missing",
+            )
+
     def _first_dtype(self) -> torch.dtype:
         """The dtype of the first floating-point tensor, for a checkpoint whose configuration names none."""
         tensors = (file.get_tensor(key) for file in self.files for key in file.keys())  # noqa: SIM118
         return next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
 
     def _keys_by_layer(self) -> dict[int, list[tuple[Any, str]]]:
-        """Per layer the tensors of the files (file, key) that become its parameters; REST: the rest of the base model's.
+        """Per layer the tensors of the files (file, key) that become its parameters; REST: the rest of the base model's; HEAD:
+        the others.
 
         Raises CannotStream where a parameter of the base model comes from none.
         """
         names = NameResolver(self.model)
-        keys: dict[int, list[tuple[Any, str]]] = {number: [] for number in range(REST, len(self.layers))}
+        keys: dict[int, list[tuple[Any, str]]] = {number: [] for number in range(HEAD, len(self.layers))}
         made: set[str] = set()
         for file in self.files:
             for key in file.keys():  # noqa: SIM118
@@ -103,19 +129,21 @@ class StreamedModel:
                 if part in keys:
                     keys[part].append((file, key))
         names.check_layers(key for file in self.files for key in file.keys())  # noqa: SIM118
-        needed = [name for name, _ in self.model.named_parameters() if self._part(name) != UNUSED]
-        missing = [name for name in needed if name not in made]
+        self.unmade = {name for name, _ in self.model.named_parameters(remove_duplicate=False)} - made
+        without = [name for name, _ in self.model.named_parameters() if name in self.unmade]
+        missing = [name for name in without if self._part(name) != HEAD]
+        self.missing_head = [name for name in without if self._part(name) == HEAD]
         if missing:
             raise CannotStream(f"its files hold no {missing[0]} (and {len(missing) - 1} more parameters)")
         return keys
 
     def _part(self, name: str) -> int:
         """The number of the layer that a parameter belongs to (one past the last: layers that predict further tokens, which
-        transformers does without), REST, or UNUSED: the head."""
+        transformers does without), REST or HEAD."""
         if name.startswith(f"{self.layers_path}."):
             return int(name.removeprefix(f"{self.layers_path}.").partition(".")[0])
         base = "" if self.model.base_model is self.model else f"{self.model.base_model_prefix}."
-        return REST if name.startswith(base) else UNUSED
+        return REST if name.startswith(base) else HEAD
 
     @torch.no_grad()
     def _load(self, part: int, modules: list[nn.Module]) -> None:
@@ -128,7 +156,7 @@ class StreamedModel:
         with without_progress_bars():
             load = partial(convert_and_load_state_dict_in_model, self.model, slices, settings)
             info, _ = explained(load, self.path, "weights")
-        where = "outside its layers" if part == REST else f"in layer {part}"
+        where = {REST: "outside its layers", HEAD: "of its head"}.get(part, f"in layer {part}")
         if info.mismatched_keys:
             name, stored, described = min(info.mismatched_keys)
             raise PollardError(
@@ -140,6 +168,8 @@ class StreamedModel:
                 f"{self.path}: tensors {where} are not those of its configuration: {', '.join(map(str, broken[:3]))}.",
                 code="checkpoint.shape-mismatch",
             )
+        if part == HEAD:
+            self.model.tie_weights(missing_keys=set(self.unmade), recompute_mapping=False)  # as transformers does after loading
         missing = [name for module in modules for name, p in module.named_parameters(recurse=False) if p.is_meta]
         if missing:
             raise PollardError(

@@ -55,8 +55,8 @@ class Removable:
 
 
 def removable(run: RunDirectory, parts: list[str] | None = None) -> list[Removable]:
-    """What can be removed of a run and of its rounds: everything that can be made again, or `parts`. Parts without files are
-    left out. Raises PollardError for a part that is none."""
+    """What can be removed of a run and of the runs inside of it: everything that can be made again, or `parts`. Parts without
+    files are left out. Raises PollardError for a part that is none."""
     for part in parts or ():
         if part not in AGAIN | COSTLY:
             known = [*AGAIN, *COSTLY]
@@ -64,7 +64,7 @@ def removable(run: RunDirectory, parts: list[str] | None = None) -> list[Removab
                 f"`{part}` is no part of a run{did_you_mean(part, known)} Parts: {', '.join(known)}.", code="clean.unknown-part"
             )
     found = []
-    for directory in (run, *_rounds(run)):
+    for directory in (run, *run.inner_runs()):
         for part in parts or AGAIN:
             folders = _folders(directory, part)
             files = [path for folder in folders for path in _files(directory, part, folder)]
@@ -84,11 +84,6 @@ def remove(found: Removable) -> list[Path]:
 def _is_current(run: RunDirectory, role: Role) -> bool:
     """Whether the run has a model of this role, made as its recipe says."""
     return (run.path / role / "config.json").exists() and not why_model_stale(run, role)
-
-
-def _rounds(run: RunDirectory) -> list[RunDirectory]:
-    folders = sorted(path for path in run.rounds.glob("*") if (path / "manifest.json").exists())
-    return [RunDirectory(folder.name, run.rounds) for folder in folders]
 
 
 def _folders(run: RunDirectory, part: str) -> list[Path]:

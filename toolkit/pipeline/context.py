@@ -21,9 +21,10 @@ from toolkit.pipeline.fit_choice import chosen_recipe, provisional_recipe
 from toolkit.pipeline.fit_space import FitSpace
 from toolkit.pipeline.rounds import early_rounds, model_after
 from toolkit.pipeline.run_directory import RunDirectory
-from toolkit.recipe.pruning import PruningRecipe, StepRecipe
+from toolkit.recipe.pruning import PruningRecipe
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import ModelRecipe, Recipe
+from toolkit.recipe.step import StepRecipe
 from toolkit.tasks import DataCache, Task
 
 T = TypeVar("T")

@@ -1,17 +1,26 @@
-"""From a run directory to the report's facts of its cuts of width and layers."""
+"""From a run directory to the report's facts of its cuts of width and layers, and of the search for its shape."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from toolkit.cuts import LayersCut, Plan, WidthCut
+from toolkit.cuts.fit_result import FitResult
 from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.pipeline.layer_choice import ChosenLayers
 from toolkit.pipeline.run_directory import RunDirectory
-from toolkit.pipeline.stage_names import LAYERS, SELECT
+from toolkit.pipeline.stage_names import FIT_CHOOSE, FIT_MEASURE, FIT_SCORES, FIT_SHAPES, LAYERS, SELECT
 from toolkit.report.channel_facts import channel_agreement, channel_facts, mlp_facts
 from toolkit.report.cut_facts import CutFacts, DevAnswerFacts, LayersFacts, RemovedLayerFacts, SizeFacts, WidthFacts
+from toolkit.report.fit_facts import FitFacts
+from toolkit.report.fit_frontier import fit_facts
 
 Entries = Mapping[str, Mapping[str, Any]]  # the manifest's, by stage
+
+
+def fit_facts_of_run(run: RunDirectory, stages: Entries) -> FitFacts | None:
+    """As far as the stages of the fit have come; None where none of them is done."""
+    found = {FIT_SHAPES, FIT_SCORES, FIT_MEASURE, FIT_CHOOSE} & stages.keys() and run.fit_result.exists()
+    return fit_facts(FitResult.load(run.fit_result)) if found else None
 
 
 def cut_facts(

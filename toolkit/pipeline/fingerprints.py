@@ -13,9 +13,9 @@ from toolkit.pipeline.budget import Budget
 from toolkit.pipeline.calibration_data import refit_recipe, sources_of
 from toolkit.pipeline.rounds import early_rounds, trains
 from toolkit.recipe.data import SourceRecipe, TaskRecipe
-from toolkit.recipe.pruning import StepRecipe
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
+from toolkit.recipe.step import StepRecipe
 from toolkit.recovery.training_data import training_sources
 from toolkit.runtime.files import fingerprint_of, fingerprint_of_source
 from toolkit.selection import CRITERIA, WIDTH_CRITERIA, SearchRequest

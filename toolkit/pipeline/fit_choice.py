@@ -11,8 +11,6 @@ from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import fingerprint_of
 from toolkit.runtime.run_paths import RunPaths
 
-TRIAL_SHARE = 10  # a trial does one step of so many
-
 
 def request_of(recipe: Recipe) -> str:
     """Identifies what decides a fit, as far as the recipe says it."""

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from toolkit.cuts import Plan, masked
-from toolkit.evaluation import completion_loss
+from toolkit.cuts import Plan
+from toolkit.evaluation import Loss, masked_losses
+from toolkit.moe import StreamedModel
 from toolkit.runtime.distributed import is_main, on_main, say
 from toolkit.runtime.files import fingerprint_of, write_text
 from toolkit.runtime.formatting import loss as nats
@@ -36,19 +37,22 @@ class PlanLosses:
         """Each once."""
         return list({key: plan for plan in plans if (key := key_of(plan)) not in self.known}.values())
 
-    def measure(self, model: PreTrainedModel, plans: Sequence[Plan | None], batches: Sequence[dict[str, torch.Tensor]]) -> None:
+    def measure(
+        self,
+        model: PreTrainedModel | StreamedModel,
+        plans: Sequence[Plan | None],
+        batches: Sequence[dict[str, torch.Tensor]],
+    ) -> None:
         """Of the plans that are missing (None: the original), on every rank; each is kept as soon as it is known."""
         todo = self.missing(plans)
-        for number, plan in enumerate(todo, start=1):
-            if plan is None:
-                found = completion_loss(model, batches)
-            else:
-                with masked(model, plan):
-                    found = completion_loss(model, batches)
-            self.known[key_of(plan)] = found.finite
+
+        def keep(number: int, found: Loss) -> None:
+            self.known[key_of(todo[number])] = found.finite
             if is_main():
                 write_text(self.path, json.dumps({"fingerprint": self.fingerprint, "losses": self.known}) + "\n")
-            say(f"  {number}/{len(todo)} loss {nats(found.finite)}")
+            say(f"  {number + 1}/{len(todo)} loss {nats(found.finite)}")
+
+        masked_losses(model, todo, batches, keep)
 
 
 def key_of(plan: Plan | None) -> str:

@@ -5,23 +5,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from toolkit.cuts import ModelShape, shaped_meta_model
+from toolkit.cuts import ModelShape, plan_of_shape, without_last
+from toolkit.cuts.cut import UnknownLayoutError
 from toolkit.cuts.fit_result import FitShape
 from toolkit.cuts.size_table import FitSize, SizeTable
 from toolkit.cuts.width_counts import width_multiple
-from toolkit.estimate import ModelSize
-from toolkit.estimate.machine import USABLE
+from toolkit.cuts.writer import plan_prune
 from toolkit.moe import meta_model
+from toolkit.moe.tensor_files import file_bytes
+from toolkit.pipeline.fit_memory import AnsweringMemory
 from toolkit.pipeline.layer_refusal import refusal_of
-from toolkit.recipe.fit import FitRecipe
 from toolkit.recipe.pruning import PruningRecipe
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.formatting import amount, size
-from toolkit.selection import LayerEvidence, choose_layers
 from toolkit.selection.fit import AxisValues, Candidate, Limit, axis_values, check_possible, shapes_within
 
 Form = Literal["moe", "dense"]
-LAYERS_BY_POSITION = "top"  # which layers go, until it is measured: of most models all are of one size
 
 
 class FitSpace:
@@ -32,43 +31,74 @@ class FitSpace:
         be cut in a way that `fit.cuts` names."""
         assert pruning.fit, "the recipe says its shape"
         self.config, self.fit = config, pruning.fit
-        self.folder = Path(path) if Path(path).is_dir() else None
+        self.folder = Path(path) if path and Path(path).is_dir() else None
         self.forms: tuple[Form, ...] = ("moe", "dense") if "dense" in self.fit.cuts else ("moe",)
-        self.tables = {form: SizeTable(config, form, self.fit.dtype, self.folder) for form in self.forms}
         self.model = meta_model(config)
+        self.tables = self._tables()
         self.multiple = pruning.width_multiple or width_multiple(self.tables["moe"].width)
         self.by_position = self._layers_by_position()
         self.values = self._values()
-        self._caches: dict[int, int] = {}
+        self.memory = AnsweringMemory(config, self.fit)
+
+    def _tables(self) -> dict[Form, SizeTable]:
+        fit, narrower = self.fit, "width" in self.fit.cuts
+        try:
+            return {form: SizeTable(self.config, form, fit.dtype, self.folder, narrower) for form in self.forms}
+        except PollardError as error:
+            kind = error.code.partition(".")[0]
+            if kind not in fit.cuts:
+                raise
+            others = ", ".join(cut for cut in fit.cuts if cut != kind)
+            raise PollardError(
+                f"pruning.fit.cuts names {kind}, and this model cannot be cut so: {error} Of the others: "
+                f"pruning.fit.cuts=[{others}].",
+                code="fit.cut-refused",
+            ) from None
 
     def _values(self) -> AxisValues:
         table, cuts = self.tables["moe"], self.fit.cuts
         layers = axis_values(table.depth, least=min(self.by_position)) if "layers" in cuts else [table.depth]
-        experts = axis_values(table.experts, table.groups) if "experts" in cuts else [table.experts]
+        experts = axis_values(table.experts, table.groups, table.fewest_experts) if "experts" in cuts else [table.experts]
         width = [*range(self.multiple, table.width, self.multiple), table.width] if "width" in cuts else [table.width]
         active = list(range(1, table.active + 1)) if self.fit.active else [table.active]
         return AxisValues(layers, experts, width, active)
 
     def _layers_by_position(self) -> Mapping[int, Sequence[int]]:
         """By how many layers stay, which: the last ones before the final one go first, where the model can do without them."""
-        depth = self.tables["moe"].depth
-        found: dict[int, Sequence[int]] = {depth: list(range(depth))}
-        evidence = LayerEvidence(depth, refusal_of(self.model))
-        for number in range(depth - 1, 0, -1) if "layers" in self.fit.cuts else ():
-            try:
-                found[number] = choose_layers(LAYERS_BY_POSITION, number, evidence).kept
-            except PollardError:  # too few can go
-                break
+        depth, refusal = self.tables["moe"].depth, refusal_of(self.model)
+        kept = list(range(depth))
+        found: dict[int, Sequence[int]] = {depth: kept}
+        if "layers" not in self.fit.cuts:
+            return found
+        numbers = axis_values(depth)[:-1]
+        if not any(refusal(without_last(number, depth)) for number in numbers):
+            return {number: without_last(number, depth) for number in numbers} | found
+        removable: int | None = depth
+        while removable is not None:  # one by one, past those that must stay
+            found[len(kept)] = kept = [layer for layer in kept if layer != removable]
+            others = ((layer, [each for each in kept if each != layer]) for layer in reversed(kept[:-1]))
+            removable = next((layer for layer, rest in others if refusal(rest) is None), None)
         return found
 
     def size(self, shape: FitShape, kept_layers: Mapping[int, Sequence[int]] | None = None) -> FitSize:
         """`kept_layers`: by how many stay, which; unless given, by position."""
-        return self.tables[shape.form].size(shape, (kept_layers or self.by_position)[shape.layers])
+        found = self.tables[shape.form].size(shape, (kept_layers or self.by_position)[shape.layers])
+        return found._replace(bytes=found.bytes + self._headers)
+
+    @cached_property
+    def _headers(self) -> int:
+        """Bytes of the files' headers, at most: those of the original have more tensors, and longer numbers, than any shape's."""
+        if self.folder is None or self.fit.dtype != "checkpoint":
+            return 0
+        try:
+            job = plan_prune(self.folder, plan_of_shape(self.model, ModelShape()))
+        except UnknownLayoutError:  # transformers writes the files then
+            return 0
+        return sum(file_bytes(pieces) - sum(piece.bytes for piece in pieces) for pieces in job.shards.values())
 
     @cached_property
     def limits(self) -> list[Limit]:
-        """Raises PollardError where the cache alone does not fit a GPU."""
-        fit, found = self.fit, []
+        fit, found = self.fit, list[Limit]()
         if fit.bytes is not None:
             found.append(Limit("bytes", fit.bytes, lambda _, sizes: sizes.bytes, size))
         if fit.parameters is not None:
@@ -76,18 +106,11 @@ class FitSpace:
         if fit.active is not None:
             found.append(Limit("active", fit.active, lambda _, sizes: sizes.active_parameters, amount))
         if fit.gpu is not None:
-            found.append(Limit("gpu", int(USABLE * fit.gpu), lambda shape, sizes: sizes.bytes + self._beside(shape, fit), size))
+            found.append(Limit("gpu", fit.gpu, self._gpu_memory, size))
         return found
 
-    def _beside(self, shape: FitShape, fit: FitRecipe) -> int:
-        """Bytes on the GPU beside the weights: the cache of keys and values, and the workspace of one forward pass."""
-        if shape.layers not in self._caches:
-            kept = self.by_position[shape.layers]
-            layers = None if len(kept) == self.tables["moe"].depth else tuple(kept)
-            model = ModelSize(shaped_meta_model(self.config, ModelShape(layers=layers)))
-            cache = fit.batch * fit.context * model.cache_per_token
-            self._caches[shape.layers] = cache + (model.activations(fit.batch, fit.context) or 0)
-        return self._caches[shape.layers]
+    def _gpu_memory(self, shape: FitShape, sizes: FitSize) -> int:
+        return self.memory.needed(shape, self.by_position[shape.layers], sizes.parameters)
 
     def candidates(self, kept_layers: Mapping[int, Sequence[int]] | None = None) -> list[Candidate]:
         """Of every form. Raises PollardError where there is none, or nothing to cut."""

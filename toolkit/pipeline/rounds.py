@@ -13,8 +13,9 @@ from functools import reduce
 from pathlib import Path
 
 from toolkit.cuts import Plan, compose
-from toolkit.recipe.pruning import PruningRecipe, StepRecipe
+from toolkit.recipe.pruning import PruningRecipe
 from toolkit.recipe.schema import ModelRecipe, Recipe
+from toolkit.recipe.step import StepRecipe
 from toolkit.runtime.run_paths import RunPaths
 
 ROUNDS = "rounds"

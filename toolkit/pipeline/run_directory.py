@@ -164,10 +164,15 @@ class RunDirectory(RunPaths, Manifest):
                 remove_own(partial)
         for log in self.evaluation.glob("*.answers"):
             self.clear(log.relative_to(self.path).as_posix())
-        for folder in self.rounds.glob("*"):
-            if (earlier := RunDirectory(folder.name, self.rounds)).manifest.exists():
-                earlier.begin(*earlier.entries())
-                earlier.forget(resumed)
+        for inner in self.inner_runs():
+            inner.begin(*inner.entries())
+            inner.forget(resumed)
+
+    def inner_runs(self) -> list["RunDirectory"]:
+        """Runs of their own that this one has in its folder: rounds, and what a fit observes and tries."""
+        folders = [self.rounds, self.fit, self.fit / "trials"]
+        found = sorted(path for folder in folders for path in folder.glob("*") if (path / "manifest.json").exists())
+        return [RunDirectory(path.name, path.parent) for path in found]
 
     def clear(self, scratch: str) -> None:
         """Removes of a folder that a stage needed what is ours, and the one it stands in where nothing else does."""

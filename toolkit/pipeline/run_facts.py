@@ -15,7 +15,7 @@ from pydantic import BaseModel, RootModel, ValidationError
 
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import ExpertStatistics
-from toolkit.pipeline.cut_facts_of_run import cut_facts
+from toolkit.pipeline.cut_facts_of_run import cut_facts, fit_facts_of_run
 from toolkit.pipeline.manifest import SWEEP
 from toolkit.pipeline.provenance import provenance_of_run
 from toolkit.pipeline.run_directory import RunDirectory
@@ -110,6 +110,7 @@ def read_run_facts(path: str | Path) -> RunFacts:
         task=manifest.get("task"),
         origin=provenance_of_run(run, recipe),
         seed=recipe.seed if recipe else None,
+        fit=fit_facts_of_run(run, stages),
         pruning=pruning_facts(whole, schedule, _dense(stages)) if whole else None,
         cuts=cut_facts(run, stages, (plan, whole), statistics, (asked.width, asked.layers)) if plan and whole else None,
         calibration=_calibration(stages[CALIBRATE], statistics) if CALIBRATE in stages else None,

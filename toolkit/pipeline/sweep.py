@@ -8,6 +8,8 @@ with the same choice share one file, and a finished file is never measured again
 
 import json
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from toolkit.evaluation import measure_fidelity, write_reference
 from toolkit.evaluation.probe import check_probe, measure_probe, read_probe
 from toolkit.moe import find_blocks
 from toolkit.moe.placement import with_model
+from toolkit.pipeline.allocation import AllocationCache, allocate, check_criterion, chooser
 from toolkit.pipeline.checks import check
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.fingerprints import own_scorer_identity
@@ -34,9 +37,9 @@ from toolkit.pipeline.runner import do_stage
 from toolkit.pipeline.stage import Stage
 from toolkit.pipeline.stages.calibrate import Calibrate
 from toolkit.pipeline.stages.layers import Layers
-from toolkit.pipeline.sweep_choice import SweepChoice
+from toolkit.pipeline.sweep_choice import SweepChoice, UniformCell
 from toolkit.pipeline.sweep_compression import check_compressions, compressed_as, observe_inputs, with_all_experts
-from toolkit.pipeline.sweep_grid import Grid
+from toolkit.pipeline.sweep_grid import MEASURED, Grid
 from toolkit.pipeline.write_report import write_report
 from toolkit.recipe.data import DataRecipe
 from toolkit.recipe.file import dump_recipe
@@ -91,9 +94,11 @@ def _check(grid: Grid, directory: RunDirectory) -> None:
     if other := grid.recipe.sweep.off_task:
         mistakes.collect(lambda: check_probe(other, context.data))
     mistakes.collect(lambda: check_compressions(grid, context))
+    for pruning in [cell.recipe.pruning for cell in grid.cells if cell.allocated]:
+        mistakes.collect(partial(check_criterion, pruning.criterion, pruning.mode))
     mistakes.raise_all()
     if grid.left_out:
-        why = "compression is measured with fewer experts, not with other cuts"
+        why = "compression is measured with fewer experts, not with other cuts or a measured allocation"
         say(f"[bold]note[/] {grid.left_out} combination{'s' * (grid.left_out > 1)} left out: {why}")
     for note in notes or ():
         say(f"[bold]note[/] {escape(note)}")
@@ -159,13 +164,13 @@ def _choose(grid: Grid, context: RunContext, places: list[RunDirectory]) -> list
         fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}), recipe.task.model_dump(),
         context.data.task_fingerprint(recipe.task, "train"), recipe.calibration.max_length,
         [recipe.evaluation.examples, recipe.evaluation.max_new_tokens, recipe.evaluation.fidelity],
-        recipe.sweep.model_dump(exclude={"compression"}), _off_task_source(context),
+        recipe.sweep.model_dump(exclude={"compression", "allocation"}), _off_task_source(context),
         *own_scorer_identity(recipe.task),
     ]  # fmt: skip
 
-    def file_of(plan: Plan, *compression: str) -> str:
-        """`compression`: it, and what identifies the calibration that it looks at."""
-        return f"keep{plan.keep}-{fingerprint_of(judged, plan.choice(), plan.experts_per_token, *compression)}.json"
+    def file_of(plan: Plan, *further: str) -> str:
+        """`further`: what more is done, and what identifies the calibration that it looks at."""
+        return f"keep{plan.keep}-{fingerprint_of(judged, plan.choice(), plan.experts_per_token, *further)}.json"
 
     blocks = find_blocks(context.meta_model)
     count = blocks[0].expert_count
@@ -179,10 +184,17 @@ def _choose(grid: Grid, context: RunContext, places: list[RunDirectory]) -> list
         statistics = loaded[place.path]
         own = context.variant(cell.recipe, place)
         plan = choose_plan(own, statistics, cell.seed)
-        file = file_of(plan, cell.compression, own.fingerprints.calibrate) if cell.compression else file_of(plan)
-        if file != file_of(original):  # all of everything
-            unobserved = kept_unobserved(statistics, plan)
-            choices[cell.label, shape_of(plan), cell.seed] = SweepChoice(cell, plan, unobserved, file)
+        uniform = file_of(plan)
+        if uniform == file_of(original) and not cell.compression:  # all of everything
+            continue
+        further = cell.compression or (MEASURED if cell.allocated else "")
+        file = file_of(plan, further, own.fingerprints.calibrate) if further else uniform
+        beside = None
+        if cell.allocated:
+            losses = fingerprint_of(judged, own.fingerprints.calibrate, *chooser(plan))
+            beside = UniformCell(uniform, place.statistics, f"allocation-{losses}.json")
+        unobserved = kept_unobserved(statistics, plan)
+        choices[cell.label, shape_of(plan), cell.seed] = SweepChoice(cell, plan, unobserved, file, beside)
     return list(choices.values())
 
 
@@ -203,9 +215,8 @@ def _measured(path: Path) -> JsonObject | None:
 def _measure(context: RunContext, choices: list[SweepChoice], folder: Path) -> None:
     """One file per choice, written as soon as it is measured."""
     recipe, tokenizer = context.recipe, context.tokenizer
-    probes = {"task": read_probe(DataRecipe(task=recipe.task), recipe, tokenizer, context.data), "off_task": None}
-    if recipe.sweep.off_task:
-        probes["off_task"] = read_probe(recipe.sweep.off_task, recipe, tokenizer, context.data)
+    task, other = read_probe(DataRecipe(task=recipe.task), recipe, tokenizer, context.data), recipe.sweep.off_task
+    probes = {"task": task, "off_task": other and read_probe(other, recipe, tokenizer, context.data)}
     gold, said = _gold(context), folder / "original"  # what the original says of them, until all cells are measured
 
     def measure(model: PreTrainedModel) -> None:
@@ -215,22 +226,36 @@ def _measure(context: RunContext, choices: list[SweepChoice], folder: Path) -> N
         inputs = observe_inputs(context, model, choices)
         for number, choice in enumerate(choices, start=1):
             started = time.monotonic()
+            choice, search = _searched(choice, model, task.batches, folder)
             with compressed_as(choice, model, inputs), masked(model, choice.plan):
                 found = {
                     name: probe and measure_probe(model, tokenizer, recipe, probe).to_json() for name, probe in probes.items()
                 }
                 found["fidelity"] = measure_fidelity(model, gold, said, "").to_json() if gold else None
             seconds = round(time.monotonic() - started, 1)
-            facts = {"format": 2, **choice.facts(), **found, "seconds": seconds, "ranks": world_size()}
+            facts = {"format": 2, **choice.facts(), **search, **found, "seconds": seconds, "ranks": world_size()}
             if is_main():
                 write_text(folder / choice.file, json.dumps(facts) + "\n")
-            task: Any = found["task"]
-            result = f"{percent(task['score'])}, loss {loss(task['loss'])}"
+            on_task: Any = found["task"]
+            result = f"{percent(on_task['score'])}, loss {loss(on_task['loss'])}"
             say(f"  {number}/{len(choices)} {choice.name}: {result} [dim]{seconds} s[/]")
 
     with_model(recipe, recipe.model.path, recipe.model.revision, measure, why_whole="a sweep masks the routers of a whole model")
     barrier()
     on_main(lambda: remove_matching(said, SHARD_PATTERN))
+
+
+def _searched(
+    choice: SweepChoice, model: PreTrainedModel, batches: Sequence[dict[str, torch.Tensor]], folder: Path
+) -> tuple[SweepChoice, JsonObject]:
+    """A cell with a measured allocation, with what the search on `batches` has found, and what its file says of the search; other
+    cells as they are."""
+    if not choice.uniform:
+        return choice, {}
+    statistics = ExpertStatistics.load(choice.uniform.statistics)
+    cache = AllocationCache(folder / choice.uniform.losses, choice.uniform.losses)
+    allocated = allocate(model, choice.plan, statistics, batches, cache)
+    return replace(choice, plan=allocated.plan), {"measurements": allocated.found.measurements}
 
 
 def _gold(context: RunContext) -> list[dict[str, torch.Tensor]]:

@@ -1,19 +1,33 @@
 """What one cell of a sweep keeps, its file, and its row in the table."""
 
+import json
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
 from toolkit.cuts import LayersCut, Plan, WidthCut, shape_of, shaped_meta_model
 from toolkit.cuts.compression import CompressedSizes, Compression, compressed_sizes, compression_of
 from toolkit.moe import sizes
+from toolkit.moe.layer_counts import why_not_per_layer
 from toolkit.moe.load import resolve_dtype
+from toolkit.pipeline.allocation import allocation_facts
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.sweep_grid import Cell
-from toolkit.recipe.pruning import COUNTED
+from toolkit.recipe.step import COUNTED
 from toolkit.report.measurements import SweepRow
 from toolkit.runtime.files import JsonObject
+from toolkit.runtime.intervals import pair_of
+
+
+class UniformCell(NamedTuple):
+    """What a cell with a measured allocation is compared with, and what chooses its experts. `losses`: the file of what its
+    search measures, which serves cells that keep other numbers as well."""
+
+    file: str
+    statistics: Path
+    losses: str
 
 
 @dataclass(frozen=True)
@@ -24,6 +38,8 @@ class SweepChoice:
     plan: Plan
     unobserved: int
     file: str
+    uniform: "UniformCell | None" = None
+    """Of a cell with a measured allocation, whose `plan` is the uniform one until it is searched."""
 
     @property
     def label(self) -> str:
@@ -44,6 +60,7 @@ class SweepChoice:
         width, layers = self.plan.cut(WidthCut), self.plan.cut(LayersCut)
         facts = {"keep": self.plan.keep, "experts_per_token": self.plan.experts_per_token, "kept": self.plan.choice()}
         facts |= ({"width": width.keep} if width else {}) | ({"layers": layers.kept} if layers else {})
+        facts |= {"allocated": allocation_facts(self.plan)} if self.uniform else {}
         return facts | ({"compression": str(self.compression)} if self.compression else {})
 
     def row(self, context: RunContext, found: JsonObject, with_sizes: bool, with_bytes: bool = False) -> SweepRow:
@@ -56,7 +73,21 @@ class SweepChoice:
         values |= {**pruning, "seed": self.cell.seed if self.cell else None, "kept_unobserved": self.unobserved}
         for key in ("task", "off_task"):
             values[key] = found[key] and {k: v for k, v in found[key].items() if k != "right"}
+        values |= self._allocation(context, found)
         return SweepRow.model_validate(values | {"fidelity": found["fidelity"], "file": self.file})
+
+    def _allocation(self, context: RunContext, found: JsonObject) -> JsonObject:
+        """Of a cell with a measured allocation: it, and how it compares with the uniform cell, question by question."""
+        if not self.uniform:
+            return {}
+        uniform = json.loads((context.directory.sweep / self.uniform.file).read_text())["task"]
+        compared = pair_of(found["task"]["right"], uniform["right"])
+        allocation = {
+            **found["allocated"], "measurements": found["measurements"], "uniform_loss": uniform["loss"],
+            "difference": compared.difference, "interval": list(compared.interval), "p": compared.p,
+        }  # fmt: skip
+        reason = context.once(("why not per layer", context.recipe.model), lambda: why_not_per_layer(context.config))
+        return {"allocation": allocation, "not_written": reason}
 
     def _bytes(self, context: RunContext) -> dict[str, Any]:
         """Of the pruned model in the checkpoint's dtype, as it is compressed; and how many numbers that are."""

@@ -32,6 +32,12 @@ def check_writable(recipe: Recipe) -> None:
             "sweep.compression=null for this run.",
             code="compression.not-written",
         )
+    if recipe.sweep.allocation == "measured":
+        raise PollardError(
+            "sweep.allocation is measured, which only `pollard sweep` does: other numbers of experts in each block are measured "
+            "and never written, for no stock reader loads them. Say sweep.allocation=uniform for this run.",
+            code="allocation.not-written",
+        )
 
 
 def with_all_experts(grid: Grid, context: RunContext) -> Grid:

@@ -3,6 +3,7 @@
 pollard sweep recipes/playground.yaml pruning.keep=8,6,4,2 pruning.criterion=random,frequency,reap seed=0,1,2
 pollard sweep recipes/playground.yaml pruning.keep=null,4 pruning.width=null,0.5 "pruning.layers=3,[0,1]"
 pollard sweep recipes/playground.yaml pruning.keep=null,6,4 sweep.compression=null,low_rank:0.5,2:4
+pollard sweep recipes/playground.yaml pruning.keep=4,2 sweep.allocation=measured
 """
 
 import re
@@ -17,9 +18,10 @@ from toolkit.recipe.schema import Recipe
 from toolkit.runtime.errors import PollardError
 
 # A label need not repeat the first, which has a column of its own, and begins with the others
-COMPRESSION = "sweep.compression"
-AXES = ("pruning.keep", "pruning.criterion", "pruning.width_criterion", "pruning.layer_criterion", COMPRESSION)
+COMPRESSION, ALLOCATION = "sweep.compression", "sweep.allocation"
+AXES = ("pruning.keep", "pruning.criterion", "pruning.width_criterion", "pruning.layer_criterion", COMPRESSION, ALLOCATION)
 CUTS = ("pruning.keep", "pruning.width", "pruning.layers", COMPRESSION)
+MEASURED = "measured allocation"
 COMMA = re.compile(r",(?![^\[{]*[\]}])")  # not inside of a list
 
 
@@ -38,6 +40,11 @@ class Cell:
     def compression(self) -> str | None:
         return self.recipe.sweep.compression
 
+    @property
+    def allocated(self) -> bool:
+        """Whether blocks keep numbers of experts of their own."""
+        return self.recipe.sweep.allocation == "measured"
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -49,12 +56,13 @@ class Grid:
 
 
 def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
-    """The recipe and its cells; lists may be given for `seed`, every `pruning.` key and `sweep.compression` (one value of which
-    is a list, too).
+    """The recipe and its cells; lists may be given for `seed`, every `pruning.` key, `sweep.compression` (one value of which is
+    a list, too) and `sweep.allocation`.
 
     Only `random` looks at the seed, so only it has a cell for each. What cuts nothing is the original, which every sweep has.
-    Compression goes with fewer experts; together with other cuts it is left out. Raises PollardError as `load_recipe` does, and
-    where there is nothing to compare.
+    Compression goes with fewer experts; together with other cuts, or with a measured allocation, it is left out. A cell with a
+    measured allocation stands beside its uniform one. Raises PollardError as `load_recipe` does, and where there is nothing to
+    compare.
     """
     fixed: dict[str, str] = {}
     lists: dict[str, list[str]] = {}
@@ -62,7 +70,7 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
         key, _, value = override.partition("=")
         fixed.pop(key, None)
         lists.pop(key, None)
-        listed = key in ("seed", COMPRESSION) or key.startswith("pruning.")
+        listed = key in ("seed", COMPRESSION, ALLOCATION) or key.startswith("pruning.")
         options = COMMA.split(value) if listed else [value]
         if len(options) > 1 and not all(options):
             raise PollardError(
@@ -70,11 +78,16 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
                 f"{key}={','.join(filter(None, options))}.",
                 code="sweep.empty-value",
             )
+        if key == ALLOCATION and "measured" in options:
+            options = list(dict.fromkeys(["uniform", *options]))
         if len(options) > 1 or key == COMPRESSION:
             lists[key] = options
         else:
             fixed[key] = override
     recipe = load_recipe(path, list(fixed.values()))
+    if recipe.sweep.allocation == "measured":  # in the recipe's file
+        lists.setdefault(ALLOCATION, ["uniform", "measured"])
+        recipe = recipe.model_copy(update={"sweep": recipe.sweep.model_copy(update={"allocation": "uniform"})})
     if not lists:
         raise PollardError(
             "A sweep needs something to compare: e.g. pruning.keep=6,4,2 pruning.criterion=random,reap.",
@@ -84,6 +97,12 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
         raise PollardError(
             "A sweep masks the original, and a schedule prunes what rounds before have recovered: say pruning.schedule=null.",
             code="sweep.schedule",
+        )
+    if recipe.pruning.fit or any(key.startswith("pruning.fit") for key in lists):
+        raise PollardError(
+            "A sweep compares what you list, and a fit finds the shape itself: say pruning.fit=null and what to compare, or "
+            "`pollard fit`, which measures shapes beside each other.",
+            code="sweep.fit",
         )
     if compared := next((key for key in lists if key.startswith("pruning.refit")), None):
         raise PollardError(
@@ -105,15 +124,18 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
         chosen = _with_defaults(dict(zip(lists, values, strict=True)))
         varied = _without_refit(load_recipe(path, [*fixed.values(), *(f"{key}={value}" for key, value in chosen.items())]))
         criteria, compression = varied.pruning.criteria, varied.sweep.compression
-        if compression and (varied.pruning.width is not None or varied.pruning.layers is not None):
+        allocated = varied.sweep.allocation == "measured"
+        if allocated and varied.pruning.keep is None:  # all experts stay
+            continue
+        if compression and (allocated or varied.pruning.width is not None or varied.pruning.layers is not None):
             left_out += 1
             continue
         others = [f"{key.removeprefix('pruning.')} {value}" for key, value in chosen.items() if key not in AXES]
         swept = [other for other in others if not other.endswith(" null")]
-        label = ", ".join(filter(None, [" + ".join(criteria), *swept, compression]))
+        label = ", ".join(filter(None, [" + ".join(criteria), *swept, compression, MEASURED * allocated]))
         drawn = seeds if "random" in criteria else [recipe.seed]
         cells += [Cell(varied, seed, label) for seed in drawn if criteria or varied.pruning.layers or compression]
-    each = {(cell.recipe.pruning.model_dump_json(), cell.compression, cell.seed): cell for cell in cells}
+    each = {(cell.recipe.pruning.model_dump_json(), cell.compression, cell.allocated, cell.seed): cell for cell in cells}
     return Grid(recipe, list(each.values()), left_out)
 
 

@@ -37,7 +37,7 @@ class ServersRecipe(Section):
     tokens), or chat (the messages, which the server renders)."""
     concurrency: int = Field(default=16, ge=1)
     """Requests in flight, over all ranks."""
-    timeout: float = Field(default=600, gt=0, allow_inf_nan=False)
+    timeout: int | float = Field(default=600, gt=0, allow_inf_nan=False)
     """Time limit for one answer, in seconds."""
 
     @model_validator(mode="before")

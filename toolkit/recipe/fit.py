@@ -12,6 +12,8 @@ from pydantic import Field, field_validator, model_validator
 from toolkit.recipe.data import Section
 from toolkit.recipe.refit import RefitRecipe, check_refit
 from toolkit.runtime.amounts import bytes_in, parameters_in
+from toolkit.runtime.errors import did_you_mean
+from toolkit.runtime.gpus import GPUS
 
 CutName = Literal["experts", "width", "layers", "dense"]
 CUTS: tuple[CutName, ...] = ("experts", "width", "layers")
@@ -32,7 +34,7 @@ class FitRecipe(Section):
     active: int | None = _amount()
     """Parameters active per token: 3B."""
     gpu: int | None = _amount()
-    """Memory of the GPU that is to answer: 24G. Weights, cache and workspace share it."""
+    """The GPU that is to answer, by its memory (24G) or its name (rtx4090). Weights, cache and workspace share it."""
     context: int = Field(default=4096, ge=1, exclude_if=lambda context: context == 4096)
     """With gpu: tokens of a prompt and its answer."""
     batch: int = Field(default=1, ge=1, exclude_if=lambda batch: batch == 1)
@@ -53,10 +55,20 @@ class FitRecipe(Section):
     allocation: Literal["uniform", "measured"] = Field(default="uniform", exclude_if=lambda value: value == "uniform")
     """measured: what other numbers of experts in each layer would give at the same size is measured as well (docs/fit.md)."""
 
-    @field_validator("bytes", "gpu", mode="before")
+    @field_validator("bytes", mode="before")
     @classmethod
     def _is_a_number_of_bytes(cls, value: Any) -> Any:
         return None if value is None else bytes_in(value)
+
+    @field_validator("gpu", mode="before")
+    @classmethod
+    def _is_a_gpu(cls, value: Any) -> Any:
+        if not isinstance(value, str) or value[:1].isdigit():
+            return None if value is None else bytes_in(value)
+        if value.lower() not in GPUS:
+            known = did_you_mean(value.lower(), list(GPUS)) or f". Known: {', '.join(GPUS)}."
+            raise ValueError(f"{value} is no GPU of the table{known} Or say how much memory it has, e.g. 24G")
+        return GPUS[value.lower()].memory
 
     @field_validator("parameters", "active", mode="before")
     @classmethod

@@ -74,7 +74,7 @@ class LoraRecipe(Section):
 
     rank: int = Field(default=16, ge=1)
     """Rank of the update of every adapted matrix; each expert has its own."""
-    alpha: float = Field(default=32, gt=0)
+    alpha: int | float = Field(default=32, gt=0)
     """The update is scaled by alpha / rank."""
     router: bool = False
     """Train the routers as well, without adapters, since they are small."""
@@ -142,6 +142,9 @@ class SweepRecipe(Section):
     compression: str | None = None
     """Compress the kept experts' weights as well, by what no stock reader loads, so that it is measured and never written:
     low_rank:0.5 (two factors with that share of the numbers) or 2:4 (two of four neighbours are zero) (docs/pruning.md)."""
+    allocation: Literal["uniform", "measured"] = Field(default="uniform", exclude_if=lambda value: value == "uniform")
+    """measured: every cell that keeps fewer experts is measured with other numbers of them in each block as well, searched on the
+    dev loss at the same size, which no stock reader loads (docs/pruning.md)."""
 
     @field_validator("compression", mode="after")
     @classmethod

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.report.facts import RunFacts
+from toolkit.report.fit_facts import fit_warnings
 from toolkit.report.refit_facts import refit_warnings
 
 COUNTED_ANSWERS = (
@@ -28,9 +29,9 @@ def warnings(facts: RunFacts, recipe: Recipe | None, bad_lines: Mapping[str, int
     """One sentence for each thing that makes a number doubtful; `recipe` is the run's, `bad_lines` counts lines of its data that
     could not be used, by what they were read for."""
     return [
-        *_about_selection(facts), *_about_width(facts), *_about_layers(facts), *refit_warnings(facts.refit),
-        *_about_data(facts, recipe, bad_lines), *_about_training(facts), *_about_answers(facts, recipe), *_about_context(facts),
-        *_about_likeness(facts), *_about_versions(facts),
+        *fit_warnings(facts.fit), *_about_selection(facts), *_about_width(facts), *_about_layers(facts),
+        *refit_warnings(facts.refit), *_about_data(facts, recipe, bad_lines), *_about_training(facts),
+        *_about_answers(facts, recipe), *_about_context(facts), *_about_likeness(facts), *_about_versions(facts),
     ]  # fmt: skip
 
 
@@ -69,6 +70,8 @@ def _about_layers(facts: RunFacts) -> list[str]:
     if answers := layers.dev_answers:
         measured = f"With nothing but layers cut it was right on {answers.after} of {answers.n} dev questions, with all layers on"
         return [f"{text}choice of a label. {measured} {answers.before}."]
+    if facts.fit:  # its chosen shape was asked as a whole
+        return [f"{text}choice of a label."]
     return [
         f"{text}choice of a label. `layer_criterion: dev_loss` would have said on the dev slice what it costs before recovery."
     ]

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from toolkit.recipe.roles import Role
-from toolkit.report.facts import CriteriaAgreement, PairedComparison, TrainingFacts
+from toolkit.report.cut_facts import CriteriaAgreement
+from toolkit.report.facts import TrainingFacts
 from toolkit.report.heat import Tick, labels_of
 from toolkit.report.measurements import Number, SweepRow, SweepTable
+from toolkit.report.paired import PairedComparison
 from toolkit.runtime.formatting import interval, percent
 
 SPREAD = 30  # losses that reach over more than this factor are drawn on a logarithmic scale

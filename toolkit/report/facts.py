@@ -7,19 +7,18 @@ the keys. None stands for what the run has not done. `toolkit/pipeline/run_facts
 this package knows where a run keeps its files. Shares, scores and intervals are fractions in [0, 1].
 """
 
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
 from toolkit.recipe.roles import Role
 from toolkit.report.cut_facts import CriteriaAgreement, CutFacts
+from toolkit.report.fit_facts import FitFacts
 from toolkit.report.measurements import Facts, Fidelity, HarnessRow, Interval, Number, SpeedTable, SweepTable
+from toolkit.report.paired import PairedComparison
 from toolkit.report.refit_facts import RefitFacts
-from toolkit.runtime.intervals import Pair
 
 LoggedLoss = tuple[Number, Number | None]  # step, nats per token; None: it was not finite
-Side = TypeVar("Side")
-SIGNIFICANT = 0.05  # p below it
 
 
 class ModelResult(Facts):
@@ -62,29 +61,6 @@ class ModelResult(Facts):
     samples: int | None = None
     mean_score: Number | None = None
     task: str | None = Field(default=None, exclude=True)  # report.json names it once, for all models
-
-
-class PairedComparison(Facts, Generic[Side]):
-    """Two models on the same questions. The counts are of questions; `difference` is the share that the first answers rightly
-    minus the second's, with its 95 % interval (Newcombe); `p` is McNemar's."""
-
-    first: Side
-    second: Side
-    both: int
-    only_first: int
-    only_second: int
-    neither: int
-    difference: Number
-    interval: Interval
-    p: Number
-    n: int
-    significant: bool
-
-    @classmethod
-    def of(cls, first: Side, second: Side, statistics: Pair) -> Self:
-        """The comparison of `first` and `second` with these counts, difference and p."""
-        significant = statistics.p < SIGNIFICANT
-        return cls(first=first, second=second, **statistics._asdict(), n=statistics.n, significant=significant)
 
 
 class RolePair(PairedComparison[Role]):
@@ -234,6 +210,7 @@ class RunFacts(Facts):
     task: str | None
     origin: Provenance
     seed: int | None
+    fit: FitFacts | None = Field(default=None, exclude_if=lambda fit: fit is None)  # where the shape was searched
     pruning: PruningFacts | None
     cuts: CutFacts | None = Field(default=None, exclude_if=lambda cuts: cuts is None)  # where more than experts was cut
     calibration: CalibrationFacts | None

@@ -89,6 +89,19 @@ class TaskResult(OffTaskResult):
     interval: Interval
 
 
+class MeasuredAllocation(FileFacts):
+    """Numbers of experts of a cell's blocks, in their order, searched on the loss; `difference`, of the share of right answers,
+    to the uniform cell of the same size, with its 95 % interval and McNemar's p. `measurements`: losses of the search."""
+
+    experts: list[int]
+    active: list[int]
+    measurements: int
+    uniform_loss: Number | None
+    difference: Number
+    interval: Interval
+    p: Number
+
+
 class SweepRow(FileFacts):
     """A cell of a sweep, or the original: the first row, without a criterion."""
 
@@ -100,6 +113,7 @@ class SweepRow(FileFacts):
     active_parameters: int | None = None
     bytes: int | None = None  # of its weights in the checkpoint's dtype; only in tables where some cells are compressed
     compression: str | None = None
+    allocation: MeasuredAllocation | None = None
     not_written: str | None = None  # why there is no checkpoint like it; None: a recipe can have it
     criterion: str | None = None
     width_criterion: str | None = None
@@ -131,8 +145,8 @@ class SweepRow(FileFacts):
     def shape(self) -> str:
         """ "keep 4"; "4 experts, 128 channels, 3 layers", without those of which all stay."""
         if self.parameters is None:
-            return f"keep {self.keep}"
-        parts = [f"{self.keep} experts"]
+            return f"keep {self.keep}{' on average' if self.allocation else ''}"
+        parts = [f"{self.keep} experts{' on average' if self.allocation else ''}"]
         parts += [f"{self.width:,} channels"] if self.width else []
         parts += [f"{self.layers} layer{'s' * (self.layers > 1)}"] if self.layers else []
         return ", ".join([*parts, *([self.compression] if self.compression else [])])

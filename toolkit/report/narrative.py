@@ -8,7 +8,8 @@ from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.report.cautions import warnings
 from toolkit.report.cut_facts import CutFacts, WidthFacts
-from toolkit.report.facts import PairedComparison, RunFacts
+from toolkit.report.facts import RunFacts
+from toolkit.report.paired import PairedComparison
 from toolkit.runtime.formatting import amount, p_value, percent, points, ranges
 
 SHARES = {Fraction(1, 2): "half", Fraction(1, 4): "a quarter", Fraction(3, 4): "three quarters"}
@@ -83,6 +84,8 @@ def summary(facts: RunFacts) -> str:
                 "Written as a dense model: every token passes all of them, as one feed-forward layer, whose output was off by "
                 f"{percent(cut.dense.error)} of the original block's before any training (squared)."
             )
+    if facts.fit:
+        sentences.append(facts.fit.sentence)
     if facts.cuts:
         sentences += _about_cuts(facts.cuts)
     if facts.refit:

@@ -1,7 +1,7 @@
 """report.html: one page that stands alone, rendered from `RunFacts` and nothing else."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,14 +15,17 @@ from toolkit.report import size_table, speed_table
 from toolkit.report.charts import agreement, forest, keep_curve, loss_curve
 from toolkit.report.cut_charts import channels_in_common, layer_marks, layer_strip, width_map
 from toolkit.report.facts import ModelResult, RunFacts, look_up
+from toolkit.report.fit_chart import prediction_chart, size_chart
+from toolkit.report.fit_facts import AXIS_NAMES, SINGLE_CUTS, FitAnswers
+from toolkit.report.fit_table import markdown_rows, rest_lines
 from toolkit.report.heat import heat_map
 from toolkit.report.measurements import Fidelity, HarnessScore, TaskResult
 from toolkit.runtime import formatting as formats
 
 
-def interval(result: ModelResult | TaskResult) -> str:
+def interval(result: ModelResult | TaskResult | FitAnswers) -> str:
     """ "94.1–97.6 %"."""
-    return formats.interval(result.interval)
+    return formats.interval(result.interval) if result.interval else formats.MISSING
 
 
 def kl(fidelity: Fidelity) -> str:
@@ -43,7 +46,8 @@ def measured(score: HarnessScore) -> str:
 FORMATS: dict[str, Callable[[Any], str]] = {
     "percent": formats.percent, "interval": interval, "count": formats.count, "points": formats.points,
     "chance": formats.p_value, "loss": formats.loss, "amount": formats.amount, "size": formats.size, "speed": formats.speed,
-    "duration": formats.duration, "kl": kl, "acceptance": acceptance, "measured": measured,
+    "duration": formats.duration, "precise_size": formats.precise_size, "signed_loss": formats.signed_loss,
+    "correlation": "{:.2f}".format, "kl": kl, "acceptance": acceptance, "measured": measured,
 }  # fmt: skip
 """How a number is written, by the name that the page gives in `data-format`."""
 
@@ -106,6 +110,7 @@ def render(report: RunFacts) -> str:
         speed_columns=speed_table.COLUMNS,
         speed_explanation=speed_table.explanation(report.speed) if report.speed else "",
         forest=forest(report.pairs),
+        **_fit_drawings(report),
         **_cut_drawings(report),
         heat=heat_map(report.blocks, report.pruning.tokens if report.pruning else "all"),
         agreed=agreement(report.criteria),
@@ -115,6 +120,18 @@ def render(report: RunFacts) -> str:
         recipe=recipe_text(report),
         command=f"./launch.sh --ranks {ranks} {shlex.quote(report.recipe_path)} --fresh",
     )  # fmt: skip
+
+
+def _fit_drawings(report: RunFacts) -> Mapping[str, object]:
+    """What fit.html.j2 shows beside report.json."""
+    if not report.fit:
+        return {}
+    return {
+        "fit_sizes": size_chart(report.fit),
+        "fit_predictions": prediction_chart(report.fit),
+        "single_cuts": SINGLE_CUTS,
+        "axis_names": AXIS_NAMES,
+    }
 
 
 def _cut_drawings(report: RunFacts) -> dict[str, Any]:
@@ -167,7 +184,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= FORMATS | {"typeset": typeset, "last_line": last_line, "ranges": formats.ranges}
-    made.globals |= {"formats": FORMATS, "size_names": size_table.ROWS}
+    made.globals |= {"formats": FORMATS, "size_names": size_table.ROWS, "markdown_rows": markdown_rows, "rest_lines": rest_lines}
     return made
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from toolkit.report.measurements import SweepRow, SweepTable, TaskResult
 from toolkit.runtime.distributed import console, is_main, say
-from toolkit.runtime.formatting import amount, interval, loss, percent, size
+from toolkit.runtime.formatting import amount, interval, loss, p_value, percent, points, size
 
 WIDTH = 140  # of a table in a log file
 
@@ -62,11 +62,11 @@ def _recommendation(original: SweepRow, cells: Sequence[SweepRow], holding: Mapp
     if not original.task.correct:
         questions = _questions(original)
         nothing = f"The original itself is right on none of {questions}: by accuracy there is nothing to compare."
-        return " ".join([nothing, *reasons])
+        return " ".join([nothing, *_allocations(cells), *reasons])
     advice = _advice(original, writable, {label: least for label, least in holding.items() if label not in unwritten})
     measured = _measured_only(original, cells, {label: least for label, least in holding.items() if label in unwritten})
     only_pruned = "These models are only pruned: fine-tuning wins back more, so that fewer experts may do after it."
-    return " ".join([*advice, *measured, *reasons, only_pruned])
+    return " ".join([*advice, *measured, *_allocations(cells), *reasons, only_pruned])
 
 
 def _advice(original: SweepRow, cells: Sequence[SweepRow], holding: Mapping[str, int | None]) -> list[str]:
@@ -106,8 +106,41 @@ def _measured_only(original: SweepRow, cells: Sequence[SweepRow], holding: Mappi
     for label, least in holding.items():
         if least:
             row = max(with_amount(cells, label, least), key=_quality)
-            found.append(f"{row.shape} ({percent(least / original.amount)} of the bytes, {percent(row.task.score)})")
+            found.append(f"{row.shape} ({percent(least / original.amount)} of the {_what(row)}, {percent(row.task.score)})")
     return [f"Measured only, and holding: {'; '.join(found)}."] if found else []
+
+
+def _allocations(cells: Sequence[SweepRow]) -> list[str]:
+    """A sentence for every cell with a measured allocation: what it gives beside the uniform one of the same size."""
+    found = []
+    for row in cells:
+        if not row.allocation:
+            continue
+        cell = f"{row.label} with {row.shape}{f', seed {row.seed}' if row.drawn else ''}"
+        given = row.allocation
+        if given.measurements == 1:
+            found.append(f"{cell}: no other numbers per block are possible, for each needs as many as are active per token.")
+            continue
+        if len({*given.experts}) == len({*given.active}) == 1:
+            found.append(f"{cell}: no other numbers per block were found better, of {given.measurements:,}.")
+            continue
+        numbers = f"{_listed(given.experts)} experts" + f", {_listed(given.active)} active" * (len({*given.active}) > 1)
+        found.append(
+            f"{cell}: {numbers} in the blocks, loss {loss(row.task.loss)} instead of {loss(given.uniform_loss)}, "
+            f"{points(given.difference)} points of accuracy to the uniform cell of the same size (95 % interval "
+            f"{' to '.join(map(points, given.interval))}, {p_value(given.p)})."
+        )
+    chosen = any(row.allocation and row.allocation.measurements > 1 for row in cells)
+    return [*found, *["Allocations were chosen by the loss on these very questions."] * chosen]
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _what(row: SweepRow) -> str:
+    """What `row.amount` is a number of."""
+    return "experts" if row.parameters is None else "parameters" if row.bytes is None else "bytes"
 
 
 def _questions(original: SweepRow) -> str:
@@ -122,7 +155,7 @@ def _named(row: SweepRow, original: SweepRow) -> str:
     """The cell, and what it is the least of."""
     if not _by_size(original):
         return f"pruning.keep={row.keep} by {row.label}: the fewest experts"
-    share, what = percent(row.amount / original.amount), "bytes" if row.bytes is not None else "parameters"
+    share, what = percent(row.amount / original.amount), _what(row)
     how_many = size(row.bytes) if row.bytes is not None else f"{amount(row.parameters)} parameters"
     return f"{row.shape} by {row.label} ({how_many}, {share} of the original's): the fewest {what}"
 

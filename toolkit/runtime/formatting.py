@@ -49,6 +49,14 @@ def loss(nats: float | None) -> str:
     return MISSING if nats is None else f"{nats:.4f}"
 
 
+def signed_loss(nats: float | None) -> str:
+    """A difference of two losses, with its sign: "+0.3512", "−0.0020"."""
+    if nats is None:
+        return MISSING
+    rounded = round(nats, 4)
+    return f"{rounded:+.4f}".replace("-", "−") if rounded else "0.0000"
+
+
 def with_error(value: float | None, error: float | None) -> str:
     """A value with its standard error, where that is known: "0.5120 ± 0.0130"."""
     return loss(value) + (f" ± {loss(error)}" if error is not None else "")
@@ -76,6 +84,14 @@ def size(count: int | None) -> str:
     if count is None:
         return MISSING
     return f"{count / 2**30:,.1f} GiB" if count >= 10 * 2**30 else f"{count / 2**20:,.1f} MiB"
+
+
+def precise_size(count: int) -> str:
+    """Bytes where sizes are close to each other: 3_712_345 -> "3.54 MiB", 12_800_000_000 -> "11.92 GiB"."""
+    for unit, bytes_ in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
+        if count >= bytes_:
+            return f"{count / bytes_:,.2f} {unit}"
+    return f"{count / 2**10:,.2f} KiB"
 
 
 def speed(tokens_per_second: float | None) -> str:

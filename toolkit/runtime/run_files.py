@@ -19,7 +19,7 @@ WRITTEN_BEFORE_MANIFEST = re.compile(r"lock|traceback(-rank\d+)?\.txt|manifest\.
 TEMPORARY = re.compile(r"\.tmp\w*|.+\.(json|jsonl|safetensors|html|md|yaml)\.tmp")
 """Half-written files: Pollard's end in .tmp, those of safetensors begin with it."""
 
-TEMPORARY_RUN_FILE = re.compile(r"(manifest|recipe|layers|plan|refit|alternatives|report|speed|README|\w+_log)\.\w+\.tmp")
+TEMPORARY_RUN_FILE = re.compile(r"(manifest|recipe|layers|fit|plan|refit|alternatives|report|speed|README|\w+_log)\.\w+\.tmp")
 TEMPORARY_CHECKPOINT_FILES = ("README.md.tmp", "skipping.json.tmp")
 
 RESUMED_FOLDERS = ("pruned.tmp", "refitted.tmp")
@@ -35,7 +35,8 @@ RUN_FILE_PATTERNS = {  # folder: its files, as regular expressions of their path
     "fidelity": SHARD_PATTERN,
     "checkpoints": r"(recovered|control)/checkpoint-\d+/.+",
     "evaluation": r"\w+\.(json|predictions\.jsonl|fidelity\.json|harness\.json)|\w+\.answers/\d+\.jsonl",
-    "sweep": r"table\.json|keep\d+-[0-9a-f]+\.json|original/(" + SHARD_PATTERN + r")"
+    "fit": rf"(losses|allocation)\.json|measured/[\w-]+\.json|reference/({SHARD_PATTERN})",
+    "sweep": r"table\.json|(keep\d+|allocation)-[0-9a-f]+\.json|original/(" + SHARD_PATTERN + r")"
     r"|layers/(losses\.json|similarities\.safetensors)"
     r"|calibration/[0-9a-f]+/(manifest\.json|lock|layers\.json|calibration/statistics\.(safetensors|json))",
 }

@@ -47,8 +47,11 @@ def run_recipe(arguments: argparse.Namespace, until: str | None = None) -> None:
         # Imported here for start-up time: both import torch
         from toolkit.cli.last_screen import last_screen
         from toolkit.pipeline import runner as pipeline
+        from toolkit.pipeline.show_fit import show_fit_of
 
         directory = pipeline.run(recipe, fresh=arguments.fresh, until=until)
+        if until == LAST_STAGES["fit"]:
+            show_fit_of(directory)
         again = command_again(*((verb, "run") for verb in LAST_STAGES))  # the stages that are left, whichever verb it was
         last_screen(directory, time.monotonic() - started, again)
 

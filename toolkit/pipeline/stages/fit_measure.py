@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from toolkit.cuts.fit_result import Answered, FitResult, MeasuredShape, ShapeRecord
+from toolkit.cuts.fit_result import Answered, MeasuredShape
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.fit_evidence import FitEvidence
 from toolkit.pipeline.fit_measure import ShapeMeasurements
@@ -11,9 +11,8 @@ from toolkit.pipeline.stage_names import FIT_MEASURE, FIT_SCORES
 from toolkit.pipeline.stages.fit import FitStage
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import say
-from toolkit.runtime.errors import PollardError
 from toolkit.runtime.formatting import size
-from toolkit.selection.fit import best_measured, to_measure
+from toolkit.selection.fit import TRIED, best_measured, to_measure
 from toolkit.selection.fit.shapes import described
 
 METRICS = {"dev_loss": "the smallest loss on the dev slice", "accuracy": "the most right answers", "fidelity": "the smallest KL"}
@@ -27,6 +26,7 @@ class MeasureFacts(Facts):
 class FitMeasure(FitStage):
     kind = FIT_MEASURE
     batch_section = "evaluation"
+    resumes = ("fit",)
 
     def __init__(self, context: RunContext, role: Role | None = None) -> None:
         super().__init__(context, role)
@@ -44,27 +44,21 @@ class FitMeasure(FitStage):
         evidence, result = FitEvidence(self.context), self.load()
         measurements = ShapeMeasurements(evidence, self.fingerprints.asked)
         places = to_measure(result.shapes, self.fit.measured)
-        found = measurements.measure([result.shapes[place].shape for place in places])
+        found = measurements.measure([result.shapes[place].shape for place in places], needed=TRIED)
         original = found[None]
         for place in places:
             record = result.shapes[place]
             record.measured = _relative(found[record.shape], original)
-            _check_bytes(record, measurements, result)
-        for record in result.shapes:
-            if record.measured is None and record.refused is None:
-                record.refused = "others look better"
-        result.original.measured = Answered(**original.model_dump(exclude={"refit", "seconds"}))
-        best = best_measured(result.shapes, self.fit.metric)
-        if not best:
-            raise PollardError(
-                "None of the shapes that were measured is within the limits to the last byte: give a slightly greater limit.",
-                code="fit.none-within-limits",
-            )
-        result.chosen, result.fingerprint = best[0], self.fingerprint()
+            record.bytes = record.measured.bytes or record.bytes
+        result.original.measured = Answered(**original.model_dump(include={*Answered.model_fields}))
+        result.chosen, result.fingerprint = best_measured(result.shapes, self.fit.metric)[0], self.fingerprint()
         measured = sum(record.measured is not None for record in result.shapes)
         result.reason = f"{METRICS[self.fit.metric]} of {measured} shapes that were measured"
+        shape = result.choice.shape
+        if self.fit.allocation == "measured" and shape.experts < result.original.experts and shape.form == "moe":
+            result.allocation = measurements.allocation(shape)
         self.save(result)
-        say(f"  best: {described(result.choice.shape)}, {size(result.choice.bytes)}: {result.reason}")
+        say(f"  best: {described(shape)}, {size(result.choice.bytes)}: {result.reason}")
         return MeasureFacts(measured)
 
 
@@ -73,13 +67,3 @@ def _relative(found: MeasuredShape, original: MeasuredShape) -> MeasuredShape:
     if found.loss is None or original.loss is None:
         return found
     return found.model_copy(update={"loss": found.loss - original.loss})
-
-
-def _check_bytes(record: ShapeRecord, measurements: ShapeMeasurements, result: FitResult) -> None:
-    """Of files, with their headers: the tensors alone may have been within the limit."""
-    exact = measurements.bytes_of(record.shape)
-    if exact is None:
-        return
-    record.bytes = exact
-    if (most := result.limits.get("bytes")) is not None and exact > most:
-        record.refused = f"{exact - most:,} bytes above the limit, counting its files' headers"

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from toolkit.moe.placement import with_model
+from toolkit.moe import StreamedModel
+from toolkit.moe.placement import with_layers
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.fit_axes import axes_of, axis_shapes
 from toolkit.pipeline.fit_evidence import FitEvidence
@@ -30,6 +31,7 @@ class ScoresFacts(Facts):
 class FitScores(FitStage):
     kind = FIT_SCORES
     batch_section = "calibration"
+    resumes = ("fit",)
 
     def __init__(self, context: RunContext, role: Role | None = None) -> None:
         super().__init__(context, role)
@@ -54,13 +56,14 @@ class FitScores(FitStage):
         shapes = [None, *(shape for found in by_axis.values() for shape in found)]
         plans = {shape: shape and evidence.plans.plan(shape) for shape in shapes}
 
-        def measure(model: PreTrainedModel) -> None:
+        def measure(model: PreTrainedModel | StreamedModel) -> None:
             losses.measure(model, list(plans.values()), probe.batches)
 
         if missing := losses.missing(list(plans.values())):
             say(f"  {len(missing)} of {len(plans)} losses are measured")
             source = self.context.source
-            with_model(self.context.asked, source.path, source.revision, measure, "cuts are masked in a whole model")
+            why_whole = "routers are masked, which are whole then"
+            with_layers(self.context.asked, source.path, source.revision, measure, why_whole=why_whole)
         axes = axes_of(by_axis, space.original, lambda shape: losses.get(plans[shape]))
         deltas, result = Deltas.of(axes), self.load()
         records = [record_of(candidate) for candidate in space.candidates(kept_layers)]

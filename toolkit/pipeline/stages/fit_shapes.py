@@ -7,6 +7,7 @@ from toolkit.pipeline.fit_choice import request_of
 from toolkit.pipeline.stage import Facts
 from toolkit.pipeline.stage_names import FIT_SHAPES
 from toolkit.pipeline.stages.fit import FitStage
+from toolkit.recipe.fit import LIMITS
 from toolkit.runtime.distributed import say
 from toolkit.runtime.formatting import amount, size
 from toolkit.selection.fit import Candidate
@@ -31,7 +32,8 @@ class FitShapes(FitStage):
         space, fit = self.context.fit_space, self.fit
         candidates = space.candidates()
         original, sizes = space.original, space.size(space.original)
-        limits = {key: value for key in ("bytes", "parameters", "active", "gpu") if (value := getattr(fit, key)) is not None}
+        limits = {key: value for key in LIMITS if (value := getattr(fit, key)) is not None}
+        limits |= {"context": fit.context, "batch": fit.batch} if fit.gpu is not None else {}
         result = FitResult(
             fingerprint=self.fingerprint(), request=request_of(self.context.asked), limits=limits, dtype=fit.dtype,
             metric=fit.metric, original=OriginalSize.model_validate(_counts(original) | sizes._asdict()),

@@ -20,8 +20,8 @@ from toolkit.pipeline.stages.recover import Recover
 from toolkit.pipeline.stages.refit import Refit
 from toolkit.pipeline.stages.teacher import TEACHING
 from toolkit.pipeline.training_changes import LighterTraining, smaller_training
-from toolkit.recipe.pruning import StepRecipe
 from toolkit.recipe.roles import Role
+from toolkit.recipe.step import StepRecipe
 from toolkit.runtime.distributed import on_main
 
 

@@ -12,8 +12,8 @@ from toolkit.pipeline.rounds import composed_plan, early_rounds, round_names
 from toolkit.pipeline.stage import Facts, Shown, Stage
 from toolkit.pipeline.stage_names import LAYERS, SELECT
 from toolkit.pipeline.stages.calibrate import Calibrate
-from toolkit.recipe.pruning import COUNTED
 from toolkit.recipe.roles import Role
+from toolkit.recipe.step import COUNTED
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
 from toolkit.selection import kept_unobserved

@@ -3,10 +3,11 @@
 
 from toolkit.selection.fit.deltas import Deltas
 from toolkit.selection.fit.limits import Limit
-from toolkit.selection.fit.ranking import best_measured, paired_choice, to_measure
+from toolkit.selection.fit.ranking import TRIED, best_measured, paired_choice, to_measure
 from toolkit.selection.fit.shapes import AxisValues, Candidate, axis_values, check_possible, shapes_within
 
 __all__ = [
+    "TRIED",
     "AxisValues",
     "Candidate",
     "Deltas",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from toolkit.cuts.fit_result import Answered, ShapeRecord
 
 DENSE = "dense"
+TRIED = 3  # of the shapes that were measured, the best of which are fine-tuned for some steps
 
 
 def to_measure(shapes: Sequence[ShapeRecord], number: int) -> list[int]:
