@@ -40,7 +40,7 @@ from toolkit.pipeline.stages.layers import Layers
 from toolkit.pipeline.sweep_choice import SweepChoice, UniformCell
 from toolkit.pipeline.sweep_compression import check_compressions, compressed_as, observe_inputs, with_all_experts
 from toolkit.pipeline.sweep_grid import MEASURED, Grid
-from toolkit.pipeline.write_report import write_report
+from toolkit.pipeline.write_report import write_report_on_main
 from toolkit.recipe.data import DataRecipe
 from toolkit.recipe.file import dump_recipe
 from toolkit.recipe.schema import Recipe
@@ -78,7 +78,7 @@ def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> SweepTable:
             _measure(context, list({choice.file: choice for choice in missing}.values()), directory.sweep)
         table = on_main(lambda: _finish(context, choices))
         show_sweep(table)
-        on_main(lambda: write_report(directory.path))
+        write_report_on_main(directory.path)
         say(f"Report: {directory.path / 'report.html'}")
     finally:
         directory.unlock()
