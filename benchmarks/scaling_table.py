@@ -11,6 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+import scaling_fit
+
 from toolkit.cli.estimate_table import gib, lacking
 from toolkit.estimate import Estimate, Machine, StageEstimate, resolve_machine
 from toolkit.estimate.refit import WIDE_SHARE
@@ -145,6 +147,10 @@ def _verdict(estimator: Estimator, recipe: Recipe, estimate: Estimate, gpus: int
     return where + f"{', '.join(fits)} fit. Not: {'; '.join(needed)}. With `{advice.combined}`{rest}."
 
 
+def fit_machine() -> Machine:
+    return resolve_machine(8, 1, GPU, cpu_memory=RAM)
+
+
 def head() -> str:
     time, disk = "", ""
     for assumption in Estimator(resolve_machine(gpu=GPU)).assumptions():
@@ -154,7 +160,8 @@ def head() -> str:
 
 
 def page() -> str:
-    return "\n".join([head(), *(section(name) for name in MODELS), refit_head() + "".join(map(refit_rows, REFIT_MODELS))])
+    parts = [head(), *(section(name) for name in MODELS), refit_head() + "".join(map(refit_rows, REFIT_MODELS))]
+    return "\n".join([*parts, scaling_fit.section(fit_machine())])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FAMILIES, plan_for, raises, tiny_model
-from safetensors.torch import load_file, save_file
+from quantized_checkpoints import in_fp8
 from transformers import AutoConfig
 
 from toolkit.cuts.apply import apply_plan
@@ -52,19 +52,6 @@ def test_sizes_are_those_of_a_model_that_is_pruned() -> None:
     model = tiny_model("qwen2_moe")
     expected = summary_of(model.config).cuts["experts"].sizes[4]
     assert sizes(apply_plan(model, plan_for(model, [0, 2, 3, 7]))) == expected
-
-
-def in_fp8(folder: Path) -> Path:
-    """A checkpoint whose experts are stored in FP8, as DeepSeek does; its configuration says bfloat16."""
-    model = tiny_model("mixtral", torch.bfloat16)
-    model.config.quantization_config = {"quant_method": "fp8", "weight_block_size": [128, 128]}
-    model.save_pretrained(folder)
-    tensors = {}
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        tensors[name] = tensor.to(torch.float8_e4m3fn) if ".experts." in name else tensor
-        tensors |= {f"{name}_scale_inv": torch.ones(1, 1)} if ".experts." in name else {}
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    return folder
 
 
 # The configuration of an FP8 checkpoint says in what it is computed, not in what it is stored.

@@ -26,6 +26,8 @@ def show_estimate(estimate: Estimate, advice: Advice) -> None:
     say()
     for assumption in estimate.assumptions:
         say(f"[dim]assumed: {escape(assumption)}[/]")
+    if estimate.at_most:
+        say("[bold]note[/] no shape is chosen yet: the pruned model is the largest within the limits (pruning.fit)")
     for line in verdict(estimate, advice):
         say(escape(line))
 
@@ -38,12 +40,13 @@ def _summary(estimate: Estimate) -> dict[str, str]:
     counts = (("experts per block", estimate.experts), ("channels per expert", estimate.width), ("layers", estimate.layers))
     cut = [(of, count) for of, count in counts if count and count[0] != count[1]] or counts[:1]
     kept = ", ".join(f"{count[1]:,} of {count[0]:,} {of}" for of, count in cut if count)
+    most = "at most " * estimate.at_most
     steps = MISSING if estimate.steps is None else f"{estimate.steps:,}"
     return {
         "Estimates, not measurements": "",
         "machine": f"{nodes}{gpus}, {gib(machine.cpu_memory)} GiB of RAM; {machine.ranks} ranks",
-        "parameters": f"{amount(estimate.parameters[0])} -> {amount(estimate.parameters[1])} ({kept})",
-        "active": f"{amount(estimate.active[0])} -> {amount(estimate.active[1])} per token",
+        "parameters": f"{amount(estimate.parameters[0])} -> {most}{amount(estimate.parameters[1])} ({kept})",
+        "active": f"{amount(estimate.active[0])} -> {most}{amount(estimate.active[1])} per token",
         "training": f"{steps} steps of {estimate.tokens_per_step:,} tokens",
         "disk": f"{gib(estimate.disk)} GiB in all",
     }

@@ -1,7 +1,7 @@
 """An estimate: bytes, floating-point operations and seconds of each stage, and whether they fit on a machine."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from toolkit.estimate.machine import USABLE, Machine
 
@@ -50,6 +50,7 @@ class Estimate:
     assumptions: list[str]
     width: tuple[int, int] | None = None  # channels per expert: original, pruned; None where they stay
     layers: tuple[int, int] | None = None  # decoder layers: original, pruned; None where they stay
+    at_most: bool = False  # the pruned model is the largest shape within limits, for none is chosen yet
 
     @property
     def disk(self) -> int:
@@ -74,6 +75,12 @@ def combined_estimate(name: str, work: str, parts: Sequence[StageEstimate]) -> S
         seconds=None if None in seconds else sum(seconds),
         notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
     )
+
+
+def repeated(estimate: StageEstimate, times: int) -> StageEstimate:
+    """The same, one time after the other: as much memory, and as much written, for so many times the work."""
+    flops, seconds = (None if value is None else times * value for value in (estimate.flops, estimate.seconds))
+    return replace(estimate, flops=flops, seconds=seconds)
 
 
 def memory_on(machine: Machine, gpu: dict[str, int], host: dict[str, int]) -> tuple[dict[str, int], dict[str, int]]:

@@ -58,10 +58,10 @@ def _find_remedies(estimator: Estimator, recipe: Recipe, name: str) -> list[Chan
     machine, stage = estimator.machine, estimator.stage(recipe, name)
 
     def fits(change: Change) -> bool:
-        changed = stage.with_context(estimator.context(change.applied_to(recipe)))
         try:
+            changed = stage.with_context(estimator.context(change.applied_to(recipe)))
             estimate = None if changed.cannot_fit(machine) else changed.estimate(machine)
-        except PollardError:  # fewer experts than its routers can serve
+        except PollardError:  # fewer experts than its routers can serve, or no shape within a limit
             return False
         return estimate is not None and not estimate.lacks(machine)
 
@@ -71,5 +71,5 @@ def _find_remedies(estimator: Estimator, recipe: Recipe, name: str) -> list[Chan
         remedies = [relief.omission]
     remedies += filter(fits, relief.placements)
     if not remedies:
-        remedies += islice(filter(fits, relief.fewer_experts), 1)
+        remedies += islice(filter(fits, relief.smaller_models), 1)
     return remedies[:SHOWN]

@@ -45,6 +45,8 @@ class RunContext:
     shape is searched, it says the numbers of the one that was chosen; until then, of the largest within the limits."""
     asked: Recipe
     """As it was given, perhaps with limits (`pruning.fit`) instead of a shape."""
+    is_provisional = False
+    """Whether `recipe` says the largest shape within the limits, until one is chosen: sizes are at most these."""
     directory: RunDirectory
     original: ModelRecipe
     """The model that the whole run began with: it is evaluated, teaches, and is trained as the control."""
@@ -80,7 +82,9 @@ class RunContext:
     def _with_shape(self, recipe: Recipe) -> Recipe:
         if recipe.pruning.fit is None:
             return recipe
-        return chosen_recipe(recipe, self.directory) or provisional_recipe(recipe, self.fit_space)
+        chosen = chosen_recipe(recipe, self.directory)
+        self.is_provisional = chosen is None
+        return chosen or provisional_recipe(recipe, self.fit_space)
 
     @property
     def fit_space(self) -> FitSpace:

@@ -51,6 +51,7 @@ class Estimator:
             tokens_per_step=round(sizes.trainer.examples_per_step(ranks) * data.training.mean),
             steps=sizes.trainer.steps(data.training.examples, ranks),
             stages=[estimate for estimate in estimates if estimate is not None],
+            at_most=context.is_provisional,
             assumptions=[f"lengths: {'those of a sample of the data' if data.all_measured else lengths}", *self.assumptions()],
         )
 

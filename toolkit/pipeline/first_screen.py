@@ -27,10 +27,12 @@ def first_screen(context: RunContext, planned: Sequence[Stage], reasons: Mapping
     """`reasons`: by a stage's name why it must run, empty where it is done. Prints on rank 0; call it on every rank."""
     recipe, config, model = context.recipe, context.config, context.meta_model
     before, after = sizes(model), sizes(shaped_meta_model(config, context.budget.shape))
+    most, least = ("at most ", "at least ") if context.is_provisional else ("", "")
     facts = {
-        "model": f"{recipe.model.path} ({config.model_type}): {amount(before.parameters)} → {amount(after.parameters)} "
-        f"parameters, {before.parameters / after.parameters:.2f} times smaller",
+        "model": f"{recipe.model.path} ({config.model_type}): {amount(before.parameters)} → {most}{amount(after.parameters)} "
+        f"parameters, {least}{before.parameters / after.parameters:.2f} times smaller",
         **pruning_lines(context),
+        **({"fit": "no shape is chosen yet: the numbers are those of the largest within the limits"} if most else {}),
         "task": recipe.task.name,
         "machine": machine(recipe, config),
         "versions": versions(),

@@ -12,6 +12,7 @@ from toolkit.cuts import ModelShape, dense_twin, shaped_meta_model
 from toolkit.estimate import (
     DataSize,
     FineTuning,
+    LogitsPass,
     Machine,
     ModelPlacement,
     ModelSize,
@@ -20,9 +21,12 @@ from toolkit.estimate import (
     TrainerSettings,
     TrainingModel,
     estimate_generation,
+    estimate_logits_pass,
+    estimate_masked_losses,
     estimate_observation,
     model_size,
     place_model,
+    repeated,
     row_bytes,
 )
 from toolkit.evaluation.memory import CPU_BATCH_SIZE, rows_that_fit
@@ -34,6 +38,8 @@ from toolkit.recipe.step import StepRecipe
 from toolkit.recovery.methods import METHODS
 from toolkit.recovery.teacher import TOKENS_AT_ONCE
 from toolkit.recovery.trainer_defaults import trainer_defaults
+
+LOGIT_COPIES = 2  # in float32, of the tokens that a loss counts
 
 
 class RecipeOnMachine:
@@ -114,6 +120,26 @@ class RecipeOnMachine:
         loaded = replace(loaded, notes=(note, *loaded.notes))
         return estimate_observation(name, self.machine, model, data, batch, search, loaded, backward)
 
+    def dev(self, most: int) -> DataSize:
+        """At most so many examples of the dev slice, with their answers; as long as the training examples."""
+        return replace(self.context.data_sizes.calibration, examples=dev_examples(self.context, most))
+
+    def loss(self, name: str, model: ModelSize, dev: DataSize) -> StageEstimate:
+        """Of a whole model, once."""
+        batch = self.recipe.calibration.batch_size
+        reading = LogitsPass(batch, LOGIT_COPIES, batch * dev.longest, 0)
+        return estimate_logits_pass(name, self.machine, self.place(model, whole=True), dev, reading)
+
+    def masked_losses(self, name: str, dev: DataSize, plans: int) -> StageEstimate:
+        """Of so many plans, masked in the original: all in one pass over its layers, or each in the whole model where its weights
+        are quantized."""
+        model = self.original()
+        if quantization_of(model.model.config):
+            return replace(
+                repeated(self.loss(name, model, dev), plans), work=f"{plans} times {dev.examples or 'all'} dev examples"
+            )
+        return estimate_masked_losses(name, self.machine, model, dev, self.recipe.calibration.batch_size, plans)
+
     def generation(self, name: str, model: ModelSize, prompts: DataSize, whole: bool = False) -> StageEstimate:
         """Answers to all prompts, in batches as evaluation makes them."""
         placement, settings = self.place(model, whole), self.recipe.evaluation
@@ -128,6 +154,13 @@ class RecipeOnMachine:
     @property
     def _checkpoint(self) -> tuple[str, str | None]:
         return self.recipe.model.path, self.recipe.model.revision
+
+
+def dev_examples(context: RunContext, most: int) -> int | None:
+    """How many examples of the dev slice are read, of `most`; None where that is not known before they are fetched."""
+    task = context.task
+    size = len(task.examples("dev")) if task.is_local("train") else task.known_size("dev")
+    return None if size is None else min(size, most)
 
 
 def trainer_settings(recipe: Recipe, on_gpu: bool) -> TrainerSettings:

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from toolkit.estimate import Machine, StageEstimate
+from toolkit.estimate import GIB, Machine, StageEstimate
+from toolkit.recipe.fit import LIMITS, FitRecipe
 from toolkit.recipe.schema import Recipe
 
 Value = int | str | bool | list[str] | None
@@ -47,7 +48,7 @@ class Relief:
     changes: Iterable[Change] = ()  # the same work in less memory, or less that is trained
     omission: Change | None = None  # to do without what the stage measures
     placements: Iterable[Change] = ()  # to hold the model elsewhere, partly on the host: slower
-    fewer_experts: Iterable[Change] = ()  # another pruned model
+    smaller_models: Iterable[Change] = ()  # another pruned model
 
 
 def change(key: str, value: Value) -> Change:
@@ -61,10 +62,20 @@ def halves(number: int) -> Iterator[int]:
         yield number
 
 
-def fewer_experts(recipe: Recipe, keep: int) -> Iterator[Change]:
-    """Of a model that is pruned once, to `keep` experts."""
-    if not recipe.pruning.schedule:
+def smaller_models(asked: Recipe, keep: int) -> Iterator[Change]:
+    """Of a recipe that prunes once, to `keep` experts, or to the best shape within limits."""
+    if asked.pruning.fit:
+        yield from smaller_limits(asked.pruning.fit)
+    elif not asked.pruning.schedule:
         yield from (change("pruning.keep", fewer) for fewer in halves(keep))
+
+
+def smaller_limits(fit: FitRecipe) -> Iterator[Change]:
+    """Half of the first limit, and half of that, …: whether a shape meets it is tried like every change."""
+    key = next(key for key in LIMITS if getattr(fit, key))
+    unit, letter = (10**9, "B") if key in ("parameters", "active") else (GIB, "G")
+    for share in (2, 4, 8, 16):
+        yield change(f"pruning.fit.{key}", f"{getattr(fit, key) / share / unit:.3g}{letter}")
 
 
 def other_placements(recipe: Recipe, machine: Machine) -> Iterator[Change]:

@@ -44,11 +44,11 @@ class LighterTraining:
     def changes(self) -> list[Change]:
         return [*self.single, *self.combined]
 
-    def with_fewer_experts(self, fewer: Iterable[Change]) -> Iterator[Change]:
-        """`fewer`: the changes of `pruning.keep`."""
-        for keep in fewer:
-            yield keep
-            yield from (keep | each for each in [*self.single, *self.combined[-4:]])
+    def with_smaller_models(self, smaller: Iterable[Change]) -> Iterator[Change]:
+        """`smaller`: changes that prune to a smaller model."""
+        for model in smaller:
+            yield model
+            yield from (model | each for each in [*self.single, *self.combined[-4:]])
 
 
 def _with_batch(trainer: TrainerSettings, size: int) -> Change:

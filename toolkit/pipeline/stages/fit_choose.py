@@ -3,20 +3,28 @@
 Without fine-tuning in the recipe what was measured decides.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from toolkit.cuts.fit_result import FitResult, ShapeRecord
+from toolkit.estimate import Machine, StageEstimate, combined_estimate, repeated
 from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.fit_estimates import dev_questions, trial_of_largest
 from toolkit.pipeline.fit_evidence import FitEvidence
 from toolkit.pipeline.fit_measure import ShapeMeasurements
-from toolkit.pipeline.fit_trials import ShapeTrials
+from toolkit.pipeline.fit_trials import ShapeTrials, shorter_training
 from toolkit.pipeline.recipe_changes import DECIDING
+from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
+from toolkit.pipeline.relief import Relief
 from toolkit.pipeline.rounds import trains
-from toolkit.pipeline.stage import Facts, Shown
+from toolkit.pipeline.stage import Facts, Shown, Stage
 from toolkit.pipeline.stage_names import FIT_CHOOSE, FIT_MEASURE
 from toolkit.pipeline.stages.fit import FitStage
+from toolkit.pipeline.stages.prune import Prune
+from toolkit.pipeline.stages.recover import Recover
+from toolkit.pipeline.stages.refit import Refit
 from toolkit.pipeline.stages.teacher import TEACHING
+from toolkit.pipeline.training_changes import LighterTraining, smaller_training
 from toolkit.recipe.roles import Role
 from toolkit.report.fit_table import show_fit
 from toolkit.runtime.distributed import on_main
@@ -57,6 +65,26 @@ class FitChoose(FitStage):
 
     def outlook(self) -> str:
         return f"{TRIED} short recoveries" if self._trains else "nothing is run"
+
+    def estimate(self, machine: Machine) -> StageEstimate:
+        """As if the shapes that are tried were as large as the largest."""
+        if not self._trains:
+            return StageEstimate(self.name, "nothing is run", seconds=0.0)
+        recipe = self.context.recipe
+        finetuning = recipe.finetuning.model_copy(update={"trainer": shorter_training(recipe)})
+        trial = trial_of_largest(self.context, {}, finetuning)
+        sizes = RecipeOnMachine(self.context, machine)
+        stages: list[Stage] = [Prune(trial), *([Refit(trial)] if recipe.pruning.refit else []), Recover(trial)]
+        once = [part for stage in stages if (part := stage.estimate(machine))] + dev_questions(sizes, sizes.pruned(), self.fit)
+        work = f"{TRIED} shapes: a tenth of the steps, and the answers to {self.fit.examples:,} dev examples"
+        found = combined_estimate(self.name, work, [repeated(part, TRIED) for part in once])
+        return replace(found, disk=TRIED * found.disk)
+
+    def relief(self, machine: Machine) -> Relief:
+        return Relief(LighterTraining(self.context.recipe, machine).changes())
+
+    def smaller(self) -> str:
+        return smaller_training(self.context.recipe)
 
     def run(self) -> ChoiceFacts:
         result, evidence = self.load(), FitEvidence(self.context)

@@ -1,14 +1,21 @@
 """The shapes that look best, each as a whole, on the dev slice -> fit.json: their losses and answers, and the best of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
 from toolkit.cuts.fit_result import Answered, MeasuredShape
+from toolkit.estimate import Machine, StageEstimate, combined_estimate, repeated
 from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.fit_estimates import dev_questions, trial_of_largest
 from toolkit.pipeline.fit_evidence import FitEvidence
 from toolkit.pipeline.fit_measure import ShapeMeasurements
-from toolkit.pipeline.stage import Facts
+from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
+from toolkit.pipeline.relief import Relief, other_placements, smaller_batches
+from toolkit.pipeline.stage import Facts, Stage
 from toolkit.pipeline.stage_names import FIT_MEASURE, FIT_SCORES
 from toolkit.pipeline.stages.fit import FitStage
+from toolkit.pipeline.stages.prune import Prune
+from toolkit.pipeline.stages.refit import Refit
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import say
 from toolkit.runtime.formatting import size
@@ -39,6 +46,34 @@ class FitMeasure(FitStage):
     def outlook(self) -> str:
         how = "each is cut, refit and asked" if self.fit.refit else "each is masked and asked"
         return f"{how}: {self.fit.examples:,} dev examples"
+
+    @property
+    def shapes(self) -> int:
+        """That are measured, at most: those that look best, and for every cut the best that cuts nothing else."""
+        return self.fit.measured + len(self.fit.cuts)
+
+    def estimate(self, machine: Machine) -> StageEstimate:
+        """As if every shape were as large as the largest, and as slow as the original where it is masked."""
+        sizes, fit, passes = RecipeOnMachine(self.context, machine), self.fit, 1 + (self.fit.metric == "fidelity")
+        written = self.shapes if fit.refit else int("dense" in fit.cuts)
+        masked = self.shapes - written
+        parts = [repeated(part, 1 + masked) for part in dev_questions(sizes, sizes.original(), fit, passes)]
+        if written:
+            changes = {"refit": fit.refit} if fit.refit else {"refit": False, "form": "dense"}
+            trial = trial_of_largest(self.context, changes, self.context.recipe.finetuning)
+            stages: list[Stage] = [Prune(trial), *([Refit(trial)] if fit.refit else [])]
+            once = [stage.estimate(machine) for stage in stages] + dev_questions(sizes, sizes.pruned(), fit, passes)
+            parts += [repeated(part, written) for part in once if part]
+        work = f"{1 + masked} masked" * bool(masked) + "; " * bool(masked and written) + f"{written} written" * bool(written)
+        found = combined_estimate(self.name, f"{work}: the loss and the answers to {fit.examples:,} dev examples", parts)
+        return replace(found, disk=min(written, 1 + TRIED) * found.disk)
+
+    def relief(self, machine: Machine) -> Relief:
+        """Losses are read in batches of calibration, answers written in those of evaluation."""
+        estimate, recipe = self.estimate(machine), self.context.recipe
+        batches = [smaller_batches(recipe, section, estimate, machine) for section in ("calibration", "evaluation")]
+        spread = (each for each in other_placements(recipe, machine) if each.overrides == {"model.placement": "spread"})
+        return Relief(chain(*batches), placements=spread)
 
     def run(self) -> MeasureFacts:
         evidence, result = FitEvidence(self.context), self.load()

@@ -1,22 +1,27 @@
 """The whole model, observed once, and masked in one way at a time -> fit.json: what each kind of cut costs alone, and what the
 sum of these says of every shape."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
 from toolkit.cuts.fit_result import FitShape
+from toolkit.estimate import Machine, StageEstimate, combined_estimate
 from toolkit.moe import StreamedModel
 from toolkit.moe.placement import with_layers
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.fit_axes import axes_of, axis_shapes
-from toolkit.pipeline.fit_evidence import FitEvidence
+from toolkit.pipeline.fit_evidence import FitEvidence, calibration_recipe, layers_recipe
 from toolkit.pipeline.fit_losses import PlanLosses
 from toolkit.pipeline.fit_measure import ShapeMeasurements
+from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
+from toolkit.pipeline.relief import Relief
 from toolkit.pipeline.stage import Facts
 from toolkit.pipeline.stage_names import FIT_SCORES, FIT_SHAPES
+from toolkit.pipeline.stages.calibrate import Calibrate
 from toolkit.pipeline.stages.fit import FitStage
 from toolkit.pipeline.stages.fit_shapes import record_of
+from toolkit.pipeline.stages.layers import Layers
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import say
 from toolkit.runtime.formatting import loss
@@ -41,11 +46,30 @@ class FitScores(FitStage):
     def purpose(self) -> str:
         return f"what does each of {', '.join(self.fit.cuts)} cost alone?"
 
-    def outlook(self) -> str:
+    @property
+    def passes(self) -> int:
+        """Over the dev examples: of the original, and of every shape that cuts one thing only."""
         values = self.context.fit_space.values
-        shapes = axis_shapes(values, values.layers)
-        alone = sum(len(found) for found in shapes.values())
-        return f"one calibration, the order of layers, and {1 + alone} passes over {self.fit.examples:,} dev examples"
+        return 1 + sum(len(found) for found in axis_shapes(values, values.layers).values())
+
+    def outlook(self) -> str:
+        return f"one calibration, the order of layers, and {self.passes} passes over {self.fit.examples:,} dev examples"
+
+    def parts(self, machine: Machine) -> dict[str, StageEstimate]:
+        """By what is done: "calibration", "layers" where they may go, "axes"."""
+        context, space, asked = self.context, self.context.fit_space, self.context.asked
+        parts = {"calibration": Calibrate(context.variant(calibration_recipe(asked, space))).estimate(machine)}
+        if len(space.values.layers) > 1:
+            parts["layers"] = Layers(context.variant(layers_recipe(asked, space))).estimate(machine)
+        sizes = RecipeOnMachine(context, machine)
+        return parts | {"axes": sizes.masked_losses(self.name, sizes.dev(self.fit.examples), self.passes)}
+
+    def estimate(self, machine: Machine) -> StageEstimate:
+        parts = self.parts(machine)
+        return combined_estimate(self.name, "; ".join(f"{what}: {part.work}" for what, part in parts.items()), [*parts.values()])
+
+    def relief(self, machine: Machine) -> Relief:
+        return replace(super().relief(machine), placements=())  # one layer at a time wherever the model lies
 
     def run(self) -> ScoresFacts:
         evidence = FitEvidence(self.context)

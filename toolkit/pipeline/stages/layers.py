@@ -7,21 +7,19 @@ will be.
 import time
 from dataclasses import dataclass, replace
 
-from toolkit.estimate import DataSize, LogitsPass, Machine, StageEstimate, estimate_logits_pass
+from toolkit.estimate import Machine, StageEstimate, repeated
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.layer_choice import ChosenLayers
 from toolkit.pipeline.layer_search import LayerSearch, is_generative
 from toolkit.pipeline.outlook import observation_outlook
 from toolkit.pipeline.recipe_changes import DECIDING
-from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
+from toolkit.pipeline.recipe_on_machine import RecipeOnMachine, dev_examples
 from toolkit.pipeline.rounds import round_names
 from toolkit.pipeline.stage import Facts, Shown, Stage
 from toolkit.pipeline.stage_names import LAYERS
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.formatting import loss, ranges
-
-LOGIT_COPIES = 2  # in float32, of the tokens that the loss counts
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,8 @@ class Layers(Stage):
             return observation_outlook(self.context)
         if search.needs == "nothing":
             return "nothing is measured"
-        return f"the loss on {self._dev_size() or 'all'} dev examples, up to {search.measurements:,} times"
+        most = self.context.recipe.calibration.examples
+        return f"the loss on {dev_examples(self.context, most) or 'all'} dev examples, up to {search.measurements:,} times"
 
     def estimate(self, machine: Machine) -> StageEstimate:
         search, sizes = LayerSearch(self.context), RecipeOnMachine(self.context, machine)
@@ -71,18 +70,9 @@ class Layers(Stage):
             return StageEstimate(self.name, "nothing is measured", seconds=0.0)
         if search.needs == "similarities":
             return sizes.observation(self.name, sizes.observed())
-        data, batch, times = self.context.data_sizes.calibration, self.context.recipe.calibration.batch_size, search.measurements
-        dev = DataSize(self._dev_size(), data.mean, data.longest, data.measured, data.completion)
-        reading = LogitsPass(batch, LOGIT_COPIES, batch * dev.longest, 0)
-        once = estimate_logits_pass(self.name, machine, sizes.place(sizes.observed(), whole=True), dev, reading)
-        flops, seconds = (None if value is None else times * value for value in (once.flops, once.seconds))
-        return replace(once, work=f"up to {times:,} times {dev.examples or 'all'} dev examples", flops=flops, seconds=seconds)
-
-    def _dev_size(self) -> int | None:
-        """How many dev examples the loss is measured on; None where that is not known before they are fetched."""
-        task, most = self.context.task, self.context.recipe.calibration.examples
-        size = len(task.examples("dev")) if task.is_local("train") else task.known_size("dev")
-        return None if size is None else min(size, most)
+        times, dev = search.measurements, sizes.dev(self.context.recipe.calibration.examples)
+        once = repeated(sizes.loss(self.name, sizes.observed(), dev), times)
+        return replace(once, work=f"up to {times:,} times {dev.examples or 'all'} dev examples")
 
     def run(self) -> LayerFacts:
         started = time.monotonic()

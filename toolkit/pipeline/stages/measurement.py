@@ -8,7 +8,7 @@ from toolkit.estimate import Machine, ModelSize
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.recipe_changes import DECIDING
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
-from toolkit.pipeline.relief import BatchSection, Change, Relief, fewer_experts
+from toolkit.pipeline.relief import BatchSection, Change, Relief, smaller_models
 from toolkit.pipeline.stage import Stage
 from toolkit.pipeline.stage_names import MADE_BY
 from toolkit.recipe.roles import Role
@@ -37,8 +37,8 @@ class Measurement(Stage):
 
     def relief(self, machine: Machine) -> Relief:
         pruned = self.role in (Role.PRUNED, Role.REFITTED, Role.RECOVERED)
-        fewer = fewer_experts(self.context.recipe, self.context.budget.keep) if pruned else ()
-        return replace(super().relief(machine), omission=self.omission(), fewer_experts=fewer)
+        smaller = smaller_models(self.context.asked, self.context.budget.keep) if pruned else ()
+        return replace(super().relief(machine), omission=self.omission(), smaller_models=smaller)
 
     def omission(self) -> Change | None:
         """To do without the measurement; None where the recipe cannot."""

@@ -15,7 +15,7 @@ from toolkit.pipeline.fingerprints import role_before_recovery
 from toolkit.pipeline.outlook import training_outlook
 from toolkit.pipeline.recipe_changes import DECIDING
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
-from toolkit.pipeline.relief import Relief, fewer_experts
+from toolkit.pipeline.relief import Relief, smaller_models
 from toolkit.pipeline.stage import Facts, Shown, Stage
 from toolkit.pipeline.stage_names import MADE_BY
 from toolkit.pipeline.stages.teacher import TEACHING
@@ -80,8 +80,8 @@ class Recover(Stage):
     def relief(self, machine: Machine) -> Relief:
         recipe = self.context.recipe
         lighter = LighterTraining(recipe, machine)
-        fewer = lighter.with_fewer_experts(fewer_experts(recipe, self.context.budget.keep))
-        return Relief(chain(lighter.changes(), fewer))
+        smaller = lighter.with_smaller_models(smaller_models(self.context.asked, self.context.budget.keep))
+        return Relief(chain(lighter.changes(), smaller))
 
     def smaller(self) -> str:
         return smaller_training(self.context.recipe)
