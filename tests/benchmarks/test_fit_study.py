@@ -21,7 +21,7 @@ from toolkit.recipe.file import load_recipe
 
 SMALL = [
     "evaluation.examples=4", "calibration.examples=4", "finetuning.trainer.max_steps=2", "evaluation.max_new_tokens=4",
-    "pruning.fit.examples=4", "pruning.width_multiple=128", "calibration.batch_size=4", "pruning.fit.refit.examples=4",
+    "pruning.fit.examples=4", "pruning.width_multiple=128", "pruning.fit.cuts=[experts,width]", "pruning.fit.refit.examples=4",
 ]  # fmt: skip
 WHOLE = [4, 8, 256, 2, "moe"]
 
