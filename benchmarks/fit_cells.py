@@ -11,7 +11,7 @@ from study import Answers, PipelineCell, answers_of
 
 from toolkit.cuts.fit_result import FitResult, FitShape, ShapeRecord
 from toolkit.moe import checkpoint_bytes
-from toolkit.pipeline.fit_measure import name_of
+from toolkit.pipeline.fit_trials import name_of
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.recipe.file import load_recipe
 from toolkit.runtime.files import fingerprint_of, write_text
@@ -163,12 +163,14 @@ class CutCell(PipelineCell):
             return f"{self.name}: its search is not finished"
         shape = shape_of(every, self.cut)
         if shape is None:
-            return self._keep(study, {"shape": None, "seconds": {}, "models": {}}, _asked([f"seed={self.seed}", *overrides]))
+            self._keep(study, {"shape": None, "seconds": {}, "models": {}}, _asked([f"seed={self.seed}", *overrides]))
+            return None
         cell = CutCell(self.subject, self.size, self.seed, self.cut, shape, numbers_of(shape, every))
         if list(shape) == fit["chosen"]:  # the fit's run went on with just this recipe
             models = {role: fit["models"][role] for role in self.roles}
             asked = _asked([f"name={cell.run(study)}", *cell.overrides(), *overrides])
-            return self._keep(study, {"shape": list(shape), "seconds": fit["seconds"], "models": models}, asked)
+            self._keep(study, {"shape": list(shape), "seconds": fit["seconds"], "models": models}, asked)
+            return None
         return super(CutCell, cell).do(study, overrides)
 
     def _keep(self, study: str, result: CutResult, asked: str) -> None:

@@ -121,7 +121,7 @@ def _shapes(subject: str, places: Places) -> list[str]:
         own = [place for at, place in places.items() if at[1] == size]
         body = []
         for row, title in ROWS.items():
-            found = [each for place in own if (each := place.found(row))]
+            found = [shape for place in own if (shape := place.found(row))]
             answers = [[each for place in own if (each := place.answers(row, role))] for role in ROLES]
             if found or any(answers):
                 shapes = ", ".join(dict.fromkeys(_counts(each) for each in found)) or MISSING

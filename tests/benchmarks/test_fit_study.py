@@ -20,8 +20,8 @@ from toolkit.cuts.fit_result import FitShape
 from toolkit.recipe.file import load_recipe
 
 SMALL = [
-    "evaluation.examples=4", "calibration.examples=4", "finetuning.trainer.max_steps=2", "evaluation.max_new_tokens=4",
-    "pruning.fit.examples=4", "pruning.width_multiple=128", "calibration.batch_size=4", "pruning.fit.refit.examples=4",
+    "evaluation.examples=4", "calibration.examples=8", "finetuning.trainer.max_steps=2", "evaluation.max_new_tokens=4",
+    "pruning.fit.examples=4", "pruning.width_multiple=128", "pruning.fit.cuts=[experts,width]", "pruning.fit.refit.examples=8",
 ]  # fmt: skip
 WHOLE = [4, 8, 256, 2, "moe"]
 
