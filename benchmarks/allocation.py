@@ -2,7 +2,7 @@
 loss, then the test set, which says how much of that is more than the choice of questions:
 
     python benchmarks/allocation.py                                # a quarter of an hour on one core
-    python benchmarks/allocation.py pruning.criterion=reap evaluation.examples=100
+    python benchmarks/allocation.py --name one-active pruning.experts_per_token=1 pruning.keep=2
 
 `key.path=value` goes to every sweep. Killed, the same command goes on. The table of docs/pruning.md is what it prints.
 """
@@ -26,7 +26,7 @@ from toolkit.tasks import DataCache
 
 RECIPE, SUBJECTS, KEEP = "recipes/playground.yaml", ("arithmetic", "sorting"), "4,2"
 HEAD = (
-    "task", "8 →", "experts", "dev loss, uniform", "measured", "dev accuracy, uniform", "measured",
+    "task", "8 →", "experts (active)", "dev loss, uniform", "measured", "dev accuracy, uniform", "measured",
     "difference (95 % interval, p)", "difference on the test set",
 )  # fmt: skip
 
@@ -59,11 +59,15 @@ def compared(subject: str, study: str, overrides: Sequence[str]) -> Iterator[lis
         uniform = next(row for row in rows if (row.keep, row.label) == (measured.keep, measured.label.rpartition(", ")[0]))
         found = measured.allocation
         assert found
+        numbers = f"{', '.join(map(str, found.experts))} ({', '.join(map(str, found.active))})"
+        if found.measurements == 1:
+            yield [subject, str(measured.keep), f"{numbers}: the only ones", loss(uniform.task.loss), *["–"] * 5]
+            continue
         files = [Path("runs", name, "sweep", str(row.file)) for row in (measured, uniform)]
         asked = [on_test(grid.recipe, file, Path("runs", study, f"{subject}-{file.name}")) for file in files]
         test = pair_of(asked[0].right, asked[1].right)
         yield [
-            subject, str(measured.keep), ", ".join(map(str, found.experts)), loss(uniform.task.loss), loss(measured.task.loss),
+            subject, str(measured.keep), numbers, loss(uniform.task.loss), loss(measured.task.loss),
             percent(uniform.task.score), percent(measured.task.score), _difference(found.difference, found.interval, found.p),
             f"{_of(test)}: {percent(asked[1].score)} → {percent(asked[0].score)}",
         ]  # fmt: skip
@@ -83,8 +87,10 @@ def on_test(recipe: Recipe, cell: Path, path: Path) -> Asked:
 
 def plan_of(cell: dict, experts: dict[str, int]) -> Plan:
     """What a cell's file says that it keeps."""
-    blocks = {name: BlockPlan(experts=experts[name], kept=kept) for name, kept in cell["kept"].items()}
-    cut = ExpertsCut.of(blocks, criterion="a cell's", keep=cell["keep"], allocation="measured")
+    kept = cell["kept"].get("kept", cell["kept"])  # with the active ones beside it, where these differ
+    blocks = {name: BlockPlan(experts=experts[name], kept=stay) for name, stay in kept.items()}
+    active = dict(zip(kept, cell["allocated"]["active"], strict=True)) if "allocated" in cell else {}
+    cut = ExpertsCut.of(blocks, criterion="a cell's", keep=cell["keep"], allocation="measured", experts_per_token=active)
     return Plan(model="", experts_per_token=cell["experts_per_token"], cuts=[cut])
 
 

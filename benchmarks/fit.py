@@ -75,8 +75,8 @@ def _scores(shapes: Sequence[ShapeRecord], metric: str) -> dict[FitShape, float]
 def comparison(tables: Sequence[ScoreTable]) -> str:
     """Means over the tables, per limit; the last column over all."""
     found = {part: [outcomes(table, limit) for table in tables for limit in table.limits if limit.part == part] for part in PARTS}
-    head = ["search", "shapes measured", *(f"{sign}: nats" for sign in SIGNS.values())]
-    head += [f"{sign}: points" for sign in SIGNS.values()] + ["by accuracy: points", "worst: points"]
+    head = ["search", "shapes measured", *(f"{SIGNS[part]}: nats" for part in PARTS)]
+    head += [f"{SIGNS[part]}: points" for part in PARTS] + ["by accuracy: points", "worst: points"]
     body = []
     for name in SEARCHES:
         mine = {part: [each[name] for each in found[part]] for part in PARTS}

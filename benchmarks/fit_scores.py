@@ -25,6 +25,7 @@ from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.runner import run_context
 from toolkit.pipeline.stage_names import FIT_SCORES
 from toolkit.recipe.file import load_recipe
+from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import say
 from toolkit.runtime.files import fingerprint_of, write_text
 
@@ -95,7 +96,7 @@ def measure_table(name: str, subject: str, seed: int, overrides: Sequence[str], 
     evidence, started = FitEvidence(context), time.monotonic()
     measurements = ShapeMeasurements(evidence, fit_fingerprints(context.asked, context.data).asked)
     say(f"{subject}, seed {seed}: {len(wanted)} shapes are measured")
-    found = measurements.measure(list(wanted))
+    found = measurements.measure(list(wanted), needed=0)  # masked: no weights are written
     kept = evidence.plans.kept_layers
     shapes = [
         ShapeRecord.model_validate(
@@ -120,7 +121,7 @@ def widest_shapes(space: FitSpace, kept_layers: dict[int, list[int]], most: int)
             yield widest
 
 
-def _context(recipe) -> RunContext:  # type: ignore[no-untyped-def]
+def _context(recipe: Recipe) -> RunContext:
     return RunContext(recipe, RunDirectory(recipe.name), run_stages=lambda context, until: run_context(context, until=until))
 
 

@@ -17,14 +17,16 @@ def test_both_plans_are_asked_the_test_set_once(tmp_path: Path, monkeypatch: pyt
     for folder in ("recipes", "data", "toolkit"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
-    for name, value in {"SUBJECTS": ("sorting",), "KEEP": "4"}.items():
+    for name, value in {"SUBJECTS": ("sorting",), "KEEP": "4,2"}.items():
         monkeypatch.setattr(allocation, name, value)
     monkeypatch.setattr(allocation, "evaluate", _first_questions)
     monkeypatch.setattr(sys, "argv", ["allocation.py", *SMALL])
     allocation.main()
-    (line,) = re.findall(r"^\| sorting \| 4 \| (.+) \|$", capsys.readouterr().out, re.MULTILINE)
+    out = capsys.readouterr().out
+    (line,) = re.findall(r"^\| sorting \| 4 \| (.+) \|$", out, re.MULTILINE)
+    assert "| sorting | 2 | 2, 2, 2, 2 (2, 2, 2, 2): the only ones |" in out
     experts, uniform, measured, *_ = line.split(" | ")
-    assert sum(map(int, experts.split(", "))) == 16 and float(measured) <= float(uniform)
+    assert sum(map(int, experts.partition(" (")[0].split(", "))) == 16 and float(measured) <= float(uniform)
     assert len(list(Path("runs/allocation").iterdir())) == 2
     monkeypatch.setattr(allocation, "evaluate", None)  # nothing is asked again
     allocation.main()

@@ -8,6 +8,8 @@ import pytest
 from conftest import PLAYGROUND, ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import fit
+import fit_scores
 import gold_answers
 import search
 import selection
@@ -75,6 +77,45 @@ def test_a_checkpoint_is_asked_with_every_rule(tmp_path: Path, monkeypatch: pyte
     skipping_study.main()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
     assert [row.split(" | ")[1] for row in rows] == ["no", "median", "0.25", "0.75"]
+
+
+def test_searches_are_compared_on_measured_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Shapes that are measured already are not measured again, and a finished table is not opened."""
+    for folder in ("recipes", "data"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    for split in ("train", "test"):  # the task itself has thousands of examples, all of which a run looks at
+        lines = (PLAYGROUND / "sorting" / f"{split}.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / f"{split}.jsonl").write_text("".join(lines[:40]))
+    task = "{train: train.jsonl, test: test.jsonl, prompt: '{question}', completion: '{answer}', scorer: exact}"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fit, "DRAWS", 2)
+    monkeypatch.setattr(fit, "PARTS", (4,))
+    monkeypatch.setattr(fit_scores, "PARTS", (4,))
+    small = ["calibration.examples=4", "pruning.fit.examples=2", "evaluation.max_new_tokens=2", "pruning.width_multiple=128",
+             f"task={task}"]  # fmt: skip
+    document, file = tmp_path / "study.md", tmp_path / "scores.json"
+    arguments = ["fit.py", *small, "--tasks", "sorting", "--seeds", "0", "--file", str(file), "--document", str(document)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert fit.main() == 0
+    table = fit_scores.ScoreTables.load(file).tables["sorting-seed0"]
+    rows = [line for line in document.read_text().splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0][2:] for row in rows[2:]] == list(fit.SEARCHES)
+    assert all(record.measured and record.measured.n == 2 for record in table.shapes)
+    for limit in table.limits:
+        within = [record.shape for record in table.shapes if record.bytes <= limit.bytes]
+        assert {record.shape for record in limit.candidates} <= set(within)
+        assert limit.bytes <= table.original_bytes / limit.part
+    exhaustive = rows[2].split(" | ")
+    assert exhaustive[2:5] == ["0.0000", "0.0", "0.0"]
+    assert capsys.readouterr().out.count("measured already") == 0
+    whole_way = fit_scores.run_context
+    monkeypatch.setattr(fit_scores, "run_context", None)
+    assert fit.main() == 0
+    file.unlink()
+    monkeypatch.setattr(fit_scores, "run_context", whole_way)
+    assert fit.main() == 0
+    assert "have been measured already" in capsys.readouterr().out
+    assert fit_scores.ScoreTables.load(file).tables["sorting-seed0"].shapes == table.shapes
 
 
 def test_gold_answers_are_found_right_and_others_wrong(tmp_path: Path, capsys) -> None:

@@ -34,6 +34,7 @@ SHORT = {
     "finetuning": {"examples": 8, "zero": 0},
     "evaluation": {"examples": 4, "max_new_tokens": 4},
 }
+FIT_BYTES = 280_000  # of the 330 KiB that a model has
 TRAINER = {"max_steps": 2, "per_device_train_batch_size": 2, "eval_strategy": "steps", "eval_steps": 2, "logging_steps": 1}
 STANDS_IN = {  # for the programs that launch.sh calls
     "python": "echo 0",  # GPUs, and a free port
@@ -89,6 +90,8 @@ def short(values: dict[str, Any]) -> dict[str, Any]:
     for section, changes in SHORT.items():
         values[section] = {**(values.get(section) or {}), **changes}
     values["finetuning"]["trainer"] = TRAINER
+    if fit := values.get("pruning", {}).get("fit"):
+        values["pruning"] |= {"width_multiple": 4, "fit": fit | {"bytes": FIT_BYTES, "refit": {"examples": 8}, "measured": 1}}
     if values["task"] == "gsm8k":
         samples = {split: str(ROOT / "tests" / "samples" / f"gsm8k_{split}.jsonl") for split in ("train", "test")}
         values["task"] = {"name": "gsm8k", **samples}

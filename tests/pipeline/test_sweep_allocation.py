@@ -2,11 +2,14 @@
 They leave no trace in other cells, and nothing writes them."""
 
 import json
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import raises
+from conftest import ROOT, raises
+from rank_launcher import ranks
 from small_run import small_folder, small_recipe, small_values
 
 from toolkit.cuts import Plan
@@ -99,6 +102,21 @@ def test_killed_in_the_search_it_goes_on_and_ends_as_if_undisturbed(table: dict,
     assert swept() == table and not asked
 
 
+def test_another_number_of_experts_goes_on_from_what_is_known(table: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, asked = module.completion_loss, []
+
+    def counted(*arguments: object) -> object:
+        asked.append(arguments)
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "completion_loss", counted)
+    (row,) = [row for row in swept("pruning.keep=3", "pruning.width=null")["rows"] if "allocation" in row]
+    assert 0 < len(asked) < row["allocation"]["measurements"] - 2 * 6  # the tables are there
+    asked.clear()
+    (same,) = [row for row in swept("name=alone", "pruning.keep=3", "pruning.width=null")["rows"] if "allocation" in row]
+    assert same == row and len(asked) == row["allocation"]["measurements"]
+
+
 def test_a_fit_is_told_the_same_of_a_loaded_model(table: dict) -> None:
     recipe, data, tokenizer = load_recipe("r.yaml", ["name=plan", "pruning.keep=4"]), DataCache(), load_tokenizer("original")
     directory, model = run(recipe, until="select"), load_model("original")
@@ -128,3 +146,15 @@ def test_a_criterion_that_knows_one_size_is_refused_before_anything_starts(folde
     with raises("allocation.progressive", "pruning.mode=layerwise"):
         swept("name=odd", "pruning.criterion=reconstruction", "pruning.mode=progressive", "pruning.tokens=all")
     assert not Path("runs/odd").exists()
+
+
+@pytest.mark.launcher
+def test_two_ranks_find_what_one_finds(table: dict) -> None:
+    command = ranks(2, "--module", "toolkit.cli", "sweep", "r.yaml", *LISTS, "name=two")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    two = json.loads(Path("runs/two/sweep/table.json").read_text())
+    for one, other in zip(table["rows"], two["rows"], strict=True):
+        assert one["label"] == other["label"] and file_of(one)["kept"] == file_of(other, "two")["kept"]
+        assert one["task"]["loss"] == pytest.approx(other["task"]["loss"], rel=1e-5)

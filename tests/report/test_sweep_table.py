@@ -154,6 +154,32 @@ def test_where_only_what_cannot_be_written_holds_nothing_is_recommended() -> Non
     assert "Measured only" not in failed and "No 2:4." in failed
 
 
+def allocated(label: str, keep: int, correct: int, experts: list[int], measurements: int = 30) -> SweepRow:
+    found = row(f"{label}, measured allocation", keep, correct, loss=0.25).model_dump() | {"not_written": "No reader"}
+    numbers = {"experts": experts, "active": [2] * len(experts), "measurements": measurements, "uniform_loss": 0.5}
+    return SweepRow.model_validate(
+        found | {"allocation": numbers | {"difference": 0.3, "interval": [0.2, 0.4], "p": 0.0001}}
+    )  # fmt: skip
+
+
+def test_what_other_numbers_per_block_give_is_said_and_never_recommended() -> None:
+    uniform = [row("original", 8, 95), row("reap", 4, 60), row("reap", 2, 1)]
+    said = tabulate([*uniform, allocated("reap", 4, 90, [6, 2]), allocated("reap", 2, 1, [2, 2], 1)]).recommendation
+    assert (
+        said.startswith("No criterion holds") and "Measured only, and holding: keep 4 on average (50.0 % of the experts" in said
+    )
+    for told in (
+        "reap, measured allocation with keep 4 on average: 6, 2 experts in the blocks, loss 0.2500 instead of 0.5000, +30.0",
+        "(95 % interval +20.0 to +40.0, p < 0.001)", "with keep 2 on average: no other numbers per block are possible",
+        "chosen by the loss on these very questions", "No reader.",
+    ):  # fmt: skip
+        assert told in said
+    searched = tabulate([*uniform, allocated("reap", 4, 60, [4, 4])]).recommendation
+    assert "no other numbers per block were found better, of 30" in searched
+    alone = tabulate([*uniform, allocated("reap", 2, 1, [2, 2], 1)]).recommendation
+    assert "very questions" not in alone and "measured allocation" not in tabulate(uniform).recommendation
+
+
 def test_the_terminal_shows_bytes_where_some_cells_are_compressed(capsys: pytest.CaptureFixture[str]) -> None:
     show_sweep(tabulate(COMPRESSED))
     out = capsys.readouterr().out

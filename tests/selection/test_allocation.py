@@ -50,6 +50,15 @@ def best_of_all(loss) -> float:
     return min(loss(Allocation(each, (2,) * 4)) for each in product(range(2, 9), repeat=4) if sum(each) == 16)
 
 
+@pytest.mark.parametrize("keep", [2, 8])
+def test_where_no_other_allocation_is_possible_nothing_is_searched(keep: int) -> None:
+    bounds = AllocationBounds(blocks=4, experts=8, keep=keep, active=2, original_active=2)
+    found = find_allocation(needy, bounds)
+    assert found.allocation == bounds.uniform and found.measurements == bounds.most_measurements == 1
+    freer = AllocationBounds(blocks=4, experts=8, keep=keep, active=1, original_active=2)
+    assert find_allocation(needy, freer).measurements > 1
+
+
 def test_an_additive_loss_of_falling_gains_is_solved() -> None:
     found = find_allocation(needy, BOUNDS)
     assert found.allocation.experts == (3, 7, 2, 4) and found.loss == best_of_all(needy) < found.uniform_loss

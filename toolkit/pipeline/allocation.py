@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.cuts import BlockPlan, Cut, ExpertsCut, ExpertStatistics, Plan, WidthCut, masked
+from toolkit.cuts import BlockPlan, Cut, ExpertsCut, ExpertStatistics, LayersCut, Plan, WidthCut, masked
 from toolkit.cuts.fit_result import AllocationRecord, Answered
 from toolkit.cuts.statistics import SearchMode, Tokens
 from toolkit.evaluation import completion_loss
@@ -72,6 +72,13 @@ def check_allocatable(plan: Plan) -> None:
         )
 
 
+def chooser(plan: Plan) -> list[object]:
+    """What of `plan` decides, as JSON, which experts, channels and layers stay at given numbers of experts per block."""
+    experts, width, layers = plan.experts, plan.cut(WidthCut), plan.cut(LayersCut)
+    of_width = width and [width.keep, width.criterion]
+    return [experts.criterion, experts.mode, experts.tokens, plan.seed, of_width, layers and layers.kept]
+
+
 def allocate(
     model: PreTrainedModel,
     plan: Plan,
@@ -96,7 +103,10 @@ def allocate(
             cache.add(key, found)
         return found
 
-    say(f"  other numbers of experts per block: the dev loss of at most {bounds.most_measurements:,} allocations")
+    if bounds.most_measurements == 1:
+        say("  no other numbers of experts per block are possible: each needs as many as are active per token")
+    else:
+        say(f"  other numbers of experts per block: the dev loss of at most {bounds.most_measurements:,} allocations")
     found = find_allocation(loss, bounds)
     say(f"  {found.measurements:,} measured: {described(found)}, loss {nats(found.uniform_loss)} -> {nats(found.loss)}")
     return AllocatedPlan(plans.of(found.allocation), found)

@@ -1,7 +1,7 @@
 """The dev loss of plans, as if they were cut: measured once, and kept in a file that serves every limit."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -40,17 +40,18 @@ class PlanLosses:
     def measure(
         self,
         model: PreTrainedModel | StreamedModel,
-        plans: Sequence[Plan | None],
+        plans: Mapping[str, Plan | None],
         batches: Sequence[dict[str, torch.Tensor]],
     ) -> None:
-        """Of the plans that are missing (None: the original), on every rank; each is kept as soon as it is known."""
-        todo = self.missing(plans)
+        """Of the plans that are missing (None: the original), by their names for people, on every rank; each is kept as soon as
+        it is known."""
+        todo, names = self.missing(list(plans.values())), {key_of(plan): name for name, plan in plans.items()}
 
         def keep(number: int, found: Loss) -> None:
             self.known[key_of(todo[number])] = found.finite
             if is_main():
                 write_text(self.path, json.dumps({"fingerprint": self.fingerprint, "losses": self.known}) + "\n")
-            say(f"  {number + 1}/{len(todo)} loss {nats(found.finite)}")
+            say(f"  {number + 1}/{len(todo)} {names[key_of(todo[number])]}: loss {nats(found.finite)}")
 
         masked_losses(model, todo, batches, keep)
 

@@ -17,16 +17,17 @@ from transformers import PreTrainedModel
 from toolkit.cuts import masked
 from toolkit.cuts.fit_result import AllocationRecord, Answered, FitShape, MeasuredShape, TrialRecovery
 from toolkit.cuts.writer import planned_bytes
-from toolkit.evaluation import completion_loss, measure_fidelity, write_reference
+from toolkit.evaluation import Loss, completion_loss, masked_losses, measure_fidelity, write_reference
 from toolkit.evaluation.probe import Probe, measure_probe, read_probe
-from toolkit.moe import checkpoint_bytes
-from toolkit.moe.placement import with_model
+from toolkit.moe import StreamedModel, checkpoint_bytes, load_config, weight_bytes
+from toolkit.moe.placement import automatic_placement, with_layers, with_model
 from toolkit.pipeline.allocation import AllocationCache, measure_allocation
 from toolkit.pipeline.fit_evidence import FitEvidence
 from toolkit.pipeline.fit_trials import ShapeTrials, name_of
 from toolkit.recipe.data import DataRecipe
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import barrier, is_main, on_main, say
+from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import fingerprint_of, write_text
 from toolkit.runtime.formatting import loss, percent
 from toolkit.runtime.run_files import SHARD_PATTERN, remove_matching
@@ -62,7 +63,11 @@ class ShapeMeasurements:
         written = [shape for shape in missing if shape is not None and self._is_written(shape)]
         if in_memory or (written and self._compares):
             source = self.context.source
-            with_model(self.recipe, source.path, source.revision, lambda model: self._masked(model, in_memory), WHY_WHOLE)
+            if self._fits():
+                with_model(self.recipe, source.path, source.revision, lambda model: self._masked(model, in_memory), WHY_WHOLE)
+            else:
+                measure = partial(self._losses_alone, shapes=in_memory)
+                with_layers(self.recipe, source.path, source.revision, measure)
             barrier()
         for shape in written:
             self._written(shape)
@@ -115,6 +120,33 @@ class ShapeMeasurements:
             if folder := self._counted_folder:
                 size = on_main(partial(planned_bytes, folder, plan))
             self._keep(shape, MeasuredShape(**found.model_dump(), bytes=size), started)
+
+    def _fits(self) -> bool:
+        """Whether the original is loaded whole somewhere, so that it can answer; else its losses alone are measured, layer by
+        layer, where these decide. Raises PollardError where they do not."""
+        placement, source = self.recipe.model.placement, self.context.source
+        try:
+            size = weight_bytes(load_config(source.path, source.revision), self.recipe.model.dtype)
+            placement = automatic_placement(size) if placement == "auto" else placement
+        except PollardError:
+            placement = "zero3"
+        if placement != "zero3" or self.fit.metric != "dev_loss":
+            return True
+        say("  the original is nowhere whole: the losses of shapes are measured layer by layer, and no answers")
+        return False
+
+    def _losses_alone(self, model: PreTrainedModel | StreamedModel, shapes: Sequence[FitShape | None]) -> None:
+        """In one pass over the checkpoint for all shapes."""
+        plans = [shape and self.evidence.plans.plan(shape) for shape in shapes]
+
+        def keep(number: int, found: Loss) -> None:
+            plan, size = plans[number], None
+            if plan and (folder := self._counted_folder):
+                size = on_main(partial(planned_bytes, folder, plan))
+            self._keep(shapes[number], MeasuredShape(loss=found.finite, bytes=size), started)
+
+        started = time.monotonic()
+        masked_losses(model, plans, self.probe.batches, keep)
 
     def _written(self, shape: FitShape) -> None:
         started, trial = time.monotonic(), self.trials.write(shape)

@@ -90,9 +90,10 @@ def _settings(limits: dict[str, object], pruning: dict[str, object]) -> PruningR
         given = {key: value for key, value in limits.items() if value is not None}
         return PruningRecipe.model_validate({"fit": given, **pruning})
     except ValidationError as error:
-        places = {e["msg"].removeprefix("Value error, "): ".".join(map(str, e["loc"][1:])) for e in error.errors()}
-        faults = "; ".join(f"{place}: {fault}" if place else fault for fault, place in places.items())
-        raise PollardError(f"toolkit.fit: {faults}.", code="fit.settings") from None
+        faults = [(e["msg"].removeprefix("Value error, "), [str(part) for part in e["loc"]]) for e in error.errors()]
+        places = {fault: ".".join(where[1:] if where[:1] == ["fit"] else where) for fault, where in faults}
+        text = "; ".join(f"{place}: {fault}" if place else fault for fault, place in places.items())
+        raise PollardError(f"toolkit.fit: {text}.", code="fit.settings") from None
 
 
 def _split(batches: Sequence[Batch]) -> tuple[Sequence[Batch], Sequence[Batch]]:

@@ -56,10 +56,20 @@ def run_context(context: RunContext, fresh: bool = False, until: str | None = No
     """As `run`, for a context; one that another run teaches is a round of that run, which has shown what will happen.
 
     Where limits are given instead of a shape, the shape is chosen first, by stages that come before all others."""
-    if context.asked.pruning.fit is None or until in FIT_STAGES:
+    if context.asked.pruning.fit is None or until in FIT_STAGES or not (fresh or _shape_is_open(context)):
         return _run_stages(context, fresh, until)
     _run_stages(context, fresh, FIT_STAGES[-1])
     return _run_stages(context.variant(context.asked), fresh, until, done=FIT_STAGES)
+
+
+def _shape_is_open(context: RunContext) -> bool:
+    """Whether the shape is yet to be chosen, as far as that can be told: what is wrong is reported by who runs the stages."""
+    try:
+        planned = stages_of(context)
+        why = on_main(lambda: reasons(planned, entries_of(planned, context.directory)))
+    except PollardError:
+        return True
+    return any(why[name] for name in FIT_STAGES)
 
 
 def _run_stages(context: RunContext, fresh: bool, until: str | None, done: Collection[str] = ()) -> RunDirectory:

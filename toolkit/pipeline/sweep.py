@@ -26,7 +26,7 @@ from toolkit.evaluation import measure_fidelity, write_reference
 from toolkit.evaluation.probe import check_probe, measure_probe, read_probe
 from toolkit.moe import find_blocks
 from toolkit.moe.placement import with_model
-from toolkit.pipeline.allocation import AllocationCache, allocate, check_criterion
+from toolkit.pipeline.allocation import AllocationCache, allocate, check_criterion, chooser
 from toolkit.pipeline.checks import check
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.fingerprints import own_scorer_identity
@@ -40,7 +40,7 @@ from toolkit.pipeline.stages.layers import Layers
 from toolkit.pipeline.sweep_choice import SweepChoice, UniformCell
 from toolkit.pipeline.sweep_compression import check_compressions, compressed_as, observe_inputs, with_all_experts
 from toolkit.pipeline.sweep_grid import MEASURED, Grid
-from toolkit.pipeline.write_report import write_report
+from toolkit.pipeline.write_report import write_report_on_main
 from toolkit.recipe.data import DataRecipe
 from toolkit.recipe.file import dump_recipe
 from toolkit.recipe.schema import Recipe
@@ -78,7 +78,7 @@ def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> SweepTable:
             _measure(context, list({choice.file: choice for choice in missing}.values()), directory.sweep)
         table = on_main(lambda: _finish(context, choices))
         show_sweep(table)
-        on_main(lambda: write_report(directory.path))
+        write_report_on_main(directory.path)
         say(f"Report: {directory.path / 'report.html'}")
     finally:
         directory.unlock()
@@ -189,7 +189,10 @@ def _choose(grid: Grid, context: RunContext, places: list[RunDirectory]) -> list
             continue
         further = cell.compression or (MEASURED if cell.allocated else "")
         file = file_of(plan, further, own.fingerprints.calibrate) if further else uniform
-        beside = UniformCell(uniform, place.statistics) if cell.allocated else None
+        beside = None
+        if cell.allocated:
+            losses = fingerprint_of(judged, own.fingerprints.calibrate, *chooser(plan))
+            beside = UniformCell(uniform, place.statistics, f"allocation-{losses}.json")
         unobserved = kept_unobserved(statistics, plan)
         choices[cell.label, shape_of(plan), cell.seed] = SweepChoice(cell, plan, unobserved, file, beside)
     return list(choices.values())
@@ -250,7 +253,7 @@ def _searched(
     if not choice.uniform:
         return choice, {}
     statistics = ExpertStatistics.load(choice.uniform.statistics)
-    cache = AllocationCache(folder / f"allocation-{choice.file}", choice.file)
+    cache = AllocationCache(folder / choice.uniform.losses, choice.uniform.losses)
     allocated = allocate(model, choice.plan, statistics, batches, cache)
     return replace(choice, plan=allocated.plan), {"measurements": allocated.found.measurements}
 

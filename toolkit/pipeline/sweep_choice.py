@@ -22,10 +22,12 @@ from toolkit.runtime.intervals import pair_of
 
 
 class UniformCell(NamedTuple):
-    """What a cell with a measured allocation is compared with, and what chooses its experts."""
+    """What a cell with a measured allocation is compared with, and what chooses its experts. `losses`: the file of what its
+    search measures, which serves cells that keep other numbers as well."""
 
     file: str
     statistics: Path
+    losses: str
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.run_facts import read_run_facts
 from toolkit.recipe.roles import Role
 from toolkit.report import RunFacts, card, render
+from toolkit.runtime.distributed import on_main
 from toolkit.runtime.files import write_text
 from toolkit.runtime.signed_folders import write_own_file
 
@@ -29,3 +30,12 @@ def write_report(run_path: str | Path) -> RunFacts:
     if facts.result != Role.PRUNED and result.is_dir():  # pruned/ is the original's folder, smaller: with the original's card
         write_own_file(result, "README.md", readme)
     return facts
+
+
+def write_report_on_main(run_path: str | Path) -> None:
+    """The same by rank 0; call it on every rank."""
+
+    def write() -> None:
+        write_report(run_path)  # what it returns does not travel to other ranks
+
+    on_main(write)

@@ -5,9 +5,9 @@ pruning: {fit: {active: 3B, cuts: [experts, width]}}    at most so many paramete
 pruning: {fit: {gpu: 24G, context: 4096, batch: 8}}     what answers on such a GPU
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from toolkit.recipe.data import Section
 from toolkit.recipe.refit import RefitRecipe, check_refit
@@ -20,20 +20,36 @@ CUTS: tuple[CutName, ...] = ("experts", "width", "layers")
 LIMITS = ("bytes", "parameters", "active", "gpu")
 
 
-def _amount() -> Any:
+def _limit() -> Any:
     return Field(default=None, exclude_if=lambda value: value is None)
+
+
+def _gpu_memory(value: Any) -> int:
+    """Of a GPU, by its memory or its name. Raises ValueError for one that is not known."""
+    if not isinstance(value, str) or value[:1].isdigit():
+        return bytes_in(value)
+    if value.lower() not in GPUS:
+        meant = did_you_mean(value.lower(), list(GPUS))
+        raise ValueError(f"{value} is no GPU of the table{meant} Known: {', '.join(GPUS)}. Or say its memory, e.g. 24G")
+    return GPUS[value.lower()].memory
+
+
+AMOUNT = WithJsonSchema({"type": ["integer", "string"]})  # what an editor lets people write
+Bytes = Annotated[int, BeforeValidator(bytes_in), AMOUNT]
+Parameters = Annotated[int, BeforeValidator(parameters_in), AMOUNT]
+GpuMemory = Annotated[int, BeforeValidator(_gpu_memory), AMOUNT]
 
 
 class FitRecipe(Section):
     """Limits, and how the shape that is best under them is searched (docs/fit.md)."""
 
-    bytes: int | None = _amount()
+    bytes: Bytes | None = _limit()
     """Of the weights on disk: 12G (12 · 2^30) or 12GB (12 · 10^9)."""
-    parameters: int | None = _amount()
+    parameters: Parameters | None = _limit()
     """In all: 7B."""
-    active: int | None = _amount()
+    active: Parameters | None = _limit()
     """Parameters active per token: 3B."""
-    gpu: int | None = _amount()
+    gpu: GpuMemory | None = _limit()
     """The GPU that is to answer, by its memory (24G) or its name (rtx4090). Weights, cache and workspace share it."""
     context: int = Field(default=4096, ge=1, exclude_if=lambda context: context == 4096)
     """With gpu: tokens of a prompt and its answer."""
@@ -54,28 +70,6 @@ class FitRecipe(Section):
     """So many dev examples are read for the loss, and asked."""
     allocation: Literal["uniform", "measured"] = Field(default="uniform", exclude_if=lambda value: value == "uniform")
     """measured: what other numbers of experts in each layer would give at the same size is measured as well (docs/fit.md)."""
-
-    @field_validator("bytes", mode="before")
-    @classmethod
-    def _is_a_number_of_bytes(cls, value: Any) -> Any:
-        return None if value is None else bytes_in(value)
-
-    @field_validator("gpu", mode="before")
-    @classmethod
-    def _is_a_gpu(cls, value: Any) -> Any:
-        if not isinstance(value, str) or value[:1].isdigit():
-            return None if value is None else bytes_in(value)
-        if value.lower() not in GPUS:
-            meant = did_you_mean(value.lower(), list(GPUS))
-            raise ValueError(
-                f"{value} is no GPU of the table{meant} Known: {', '.join(GPUS)}. Or say how much memory it has, e.g. 24G"
-            )
-        return GPUS[value.lower()].memory
-
-    @field_validator("parameters", "active", mode="before")
-    @classmethod
-    def _is_a_number_of_parameters(cls, value: Any) -> Any:
-        return None if value is None else parameters_in(value)
 
     @field_validator("refit", mode="before")
     @classmethod

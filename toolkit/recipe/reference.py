@@ -3,9 +3,10 @@
 import json
 import re
 import textwrap
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import WithJsonSchema
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -119,6 +120,10 @@ NAMES = {str: "text", int: "integer", float: "number", bool: "true | false", typ
 
 def _named(kind: Any) -> str:
     inner = get_args(kind)
+    if get_origin(kind) is Annotated:  # with what may be written instead, as the schema says it
+        notes = [note.json_schema or {} for note in kind.__metadata__ if isinstance(note, WithJsonSchema)]
+        written = [name for note in notes for name in note["type"]]
+        return " | ".join({"integer": "integer", "string": "text"}[name] for name in written) or _named(inner[0])
     if get_origin(kind) is Literal:
         return " | ".join(map(str, inner))
     if get_origin(kind) is list:

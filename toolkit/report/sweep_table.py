@@ -12,6 +12,7 @@ from toolkit.report.measurements import SweepRow, SweepTable, TaskResult
 from toolkit.runtime.distributed import console, is_main, say
 from toolkit.runtime.formatting import amount, interval, loss, p_value, percent, points, size
 
+LISTED = 12  # blocks: of more, the fewest and the most experts are told
 WIDTH = 140  # of a table in a log file
 
 
@@ -118,6 +119,9 @@ def _allocations(cells: Sequence[SweepRow]) -> list[str]:
             continue
         cell = f"{row.label} with {row.shape}{f', seed {row.seed}' if row.drawn else ''}"
         given = row.allocation
+        if given.measurements == 1:
+            found.append(f"{cell}: no other numbers per block are possible, for each needs as many as are active per token.")
+            continue
         if len({*given.experts}) == len({*given.active}) == 1:
             found.append(f"{cell}: no other numbers per block were found better, of {given.measurements:,}.")
             continue
@@ -127,11 +131,12 @@ def _allocations(cells: Sequence[SweepRow]) -> list[str]:
             f"{points(given.difference)} points of accuracy to the uniform cell of the same size (95 % interval "
             f"{' to '.join(map(points, given.interval))}, {p_value(given.p)})."
         )
-    return [*found, "Allocations were chosen by the loss on these very questions."] if found else []
+    chosen = any(row.allocation and row.allocation.measurements > 1 for row in cells)
+    return [*found, *["Allocations were chosen by the loss on these very questions."] * chosen]
 
 
 def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
+    return ", ".join(map(str, numbers)) if len(numbers) <= LISTED else f"{min(numbers)} to {max(numbers)}"
 
 
 def _what(row: SweepRow) -> str:

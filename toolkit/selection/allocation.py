@@ -23,6 +23,8 @@ TRIES = 16
 """Swaps in a row that do not help, after which the search ends."""
 MOST_SWAPS = 64
 """Measured in all."""
+ROUNDING = 1e-6
+"""Of a loss: less is no difference, so that the number of ranks, which adds in another order, does not decide."""
 NOT_FINITE = 1e6
 """Stands for a loss that is not finite, in nats."""
 
@@ -63,7 +65,10 @@ class AllocationBounds:
 
     @property
     def numbers(self) -> list[int]:
-        """Of experts that a block may keep: those that whole steps lead to from the uniform one."""
+        """Of experts that a block may keep: those that whole steps lead to from the uniform one; that one alone where none may
+        give any, or none can take any."""
+        if self.keep in (self._fewest, self.experts):
+            return [self.keep]
         below = (self.keep - self._fewest) // self.step
         return list(range(self.keep - below * self.step, self.experts + 1, self.step))
 
@@ -74,7 +79,12 @@ class AllocationBounds:
 
     @property
     def most_measurements(self) -> int:
-        return 2 + self.blocks * (len(self.numbers) + len(self.active_numbers)) + MOST_SWAPS
+        """1 where the uniform allocation is the only one."""
+        return (
+            1
+            if len(self.numbers) == len(self.active_numbers) == 1
+            else 2 + self.blocks * (len(self.numbers) + len(self.active_numbers)) + MOST_SWAPS
+        )
 
     @property
     def _fewest(self) -> int:
@@ -98,8 +108,10 @@ def find_allocation(loss: Loss, bounds: AllocationBounds) -> FoundAllocation:
     """The same on every call, where `loss` is. Nothing is measured twice."""
     search = _Search(loss, bounds)
     uniform = bounds.uniform
-    best = min((uniform, search.first()), key=search.measured)  # of equals the uniform one
-    best = search.swapped(best)
+    if bounds.most_measurements == 1:
+        return FoundAllocation(uniform, search.measured(uniform), search.measured(uniform), 1)
+    first = search.first()
+    best = search.swapped(first if search.is_better(first, uniform) else uniform)
     return FoundAllocation(best, search.measured(best), search.measured(uniform), len(search.known))
 
 
@@ -116,6 +128,10 @@ class _Search:
             loss = self.loss(allocation)
             self.known[allocation] = loss if math.isfinite(loss) else NOT_FINITE
         return self.known[allocation]
+
+    def is_better(self, one: Allocation, other: Allocation) -> bool:
+        loss = self.measured(other)
+        return self.measured(one) < loss - ROUNDING * abs(loss)
 
     def first(self) -> Allocation:
         """The allocation that the tables, which it fills, speak for."""
@@ -141,7 +157,7 @@ class _Search:
             new = next((swap for swap in self._swaps(best) if swap not in self.known), None)
             if new is None or failed == TRIES:
                 break
-            if self.measured(new) < self.measured(best):
+            if self.is_better(new, best):
                 best, failed = new, 0
             else:
                 failed += 1

@@ -85,7 +85,7 @@ class FitMeasure(FitStage):
             record = result.shapes[place]
             record.measured = _relative(found[record.shape], original)
             record.bytes = record.measured.bytes or record.bytes
-        result.original.measured = Answered(**original.model_dump(exclude={"refit", "seconds"}))
+        result.original.measured = Answered(**original.model_dump(include={*Answered.model_fields}))
         result.chosen, result.fingerprint = best_measured(result.shapes, self.fit.metric)[0], self.fingerprint()
         measured = sum(record.measured is not None for record in result.shapes)
         result.reason = f"{METRICS[self.fit.metric]} of {measured} shapes that were measured"

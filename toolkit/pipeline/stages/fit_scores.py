@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
+from toolkit.cuts.fit_result import FitShape
 from toolkit.estimate import Machine, StageEstimate, combined_estimate
 from toolkit.moe import StreamedModel
 from toolkit.moe.placement import with_layers
@@ -81,7 +82,7 @@ class FitScores(FitStage):
         plans = {shape: shape and evidence.plans.plan(shape) for shape in shapes}
 
         def measure(model: PreTrainedModel | StreamedModel) -> None:
-            losses.measure(model, list(plans.values()), probe.batches)
+            losses.measure(model, {_name(shape, space.original): plan for shape, plan in plans.items()}, probe.batches)
 
         if missing := losses.missing(list(plans.values())):
             say(f"  {len(missing)} of {len(plans)} losses are measured")
@@ -101,3 +102,12 @@ class FitScores(FitStage):
         update = {"fingerprint": self.fingerprint(), "axes": axes, "shapes": records, "kept_layers": kept, "chosen": None}
         self.save(result.model_copy(update=update))
         return ScoresFacts(len(records), len(plans))
+
+
+def _name(shape: FitShape | None, original: FitShape) -> str:
+    """ "6 experts": what of the original is changed."""
+    if shape is None:
+        return "original"
+    changed = next(key for key in shape._fields if getattr(shape, key) != getattr(original, key))
+    words = {"width": "channels", "experts_per_token": "active experts"}
+    return f"{getattr(shape, changed)} {words.get(changed, changed)}"
