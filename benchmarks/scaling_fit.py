@@ -32,8 +32,8 @@ HEAD = """## Fit: shapes within a limit
 Where a recipe gives a limit instead of a shape ([recipes/math.yaml](../recipes/math.yaml) with
 `pruning: {fit: {bytes: 24G}}`), the shapes within it are listed from the configuration alone: layers × experts per block ×
 channels per expert, at most 16 values of the first two, every multiple of 128 channels (64 of gpt-oss), as many experts per
-token as before, and only shapes that no other contains. For DeepSeek-V3 that takes 8 seconds on two CPU cores, for
-Mixtral-8x7B 2: models without weights are built. Limits are GiB of bfloat16 weights; gpt-oss-120b is published in MXFP4, and
+token as before, and only shapes that no other contains. For DeepSeek-V3 that takes 3 seconds on a CPU core, for
+Mixtral-8x7B 1: models without weights are built. Limits are GiB of bfloat16 weights; gpt-oss-120b is published in MXFP4, and
 its bfloat16 copy is counted. The largest shape is what an estimate counts until one is chosen; the others are the largest that
 cut one thing only. A dash: no such shape is within the limit.
 
