@@ -74,9 +74,8 @@ class ScoreTables(BaseModel):
 
 def measure_table(name: str, subject: str, seed: int, overrides: Sequence[str], known: ScoreTable | None) -> ScoreTable:
     """Through the pipeline's own stages and classes, in this process. `known` is returned where it answers the same recipe."""
-    arguments = [f"name={name}-{subject}-seed{seed}", f"task=playground/{subject}", f"seed={seed}", *MASKED, *overrides]
-    recipe = load_recipe(RECIPE, arguments)
-    asked = fingerprint_of(recipe.model_dump(mode="json", exclude_unset=True))
+    recipe = recipe_of(name, subject, seed, overrides)
+    asked = asked_of(recipe)
     if known and known.asked == asked:
         return known
     whole = RunContext(recipe).fit_space
@@ -108,6 +107,16 @@ def measure_table(name: str, subject: str, seed: int, overrides: Sequence[str], 
         asked=asked, original=whole.original, original_bytes=original_bytes, measured=_without_answers(found[None]), axes=axes,
         limits=limits, shapes=shapes, seconds=round(time.monotonic() - started, 1),
     )  # fmt: skip
+
+
+def recipe_of(name: str, subject: str, seed: int, overrides: Sequence[str] = ()) -> Recipe:
+    named = [f"name={name}-{subject}-seed{seed}", f"task=playground/{subject}", f"seed={seed}"]
+    return load_recipe(RECIPE, [*named, *MASKED, *overrides])
+
+
+def asked_of(recipe: Recipe) -> str:
+    """Of what the recipe says, without defaults: keys that the toolkit learns later leave finished tables alone."""
+    return fingerprint_of(recipe.model_dump(mode="json", exclude_unset=True))
 
 
 def widest_shapes(space: FitSpace, kept_layers: dict[int, list[int]], most: int) -> Iterator[FitShape]:

@@ -10,7 +10,9 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import fit
 import fit_cells
+import fit_scores
 import fit_study
 import fit_tables
 import study
@@ -157,6 +159,20 @@ def test_the_results_in_the_repository_are_of_the_recipes_that_the_study_runs(ch
     for cell in every_search([0, 1, 2]):
         asked = cell.asked([f"name={cell.run(fit_study.STUDY)}", *cell.overrides()])
         assert results.get(cell.name, {}).get("asked", asked) == asked, cell.name
+
+
+def test_the_tables_in_the_repository_are_of_the_recipes_that_are_compared(checkout: Path, monkeypatch: Any) -> None:
+    """Otherwise shapes would be measured anew in every checkout."""
+    monkeypatch.setattr(fit, "DRAWS", 1)
+    tables = fit_scores.ScoreTables.load(fit.FILE).tables
+    assert tables
+    for key, table in tables.items():
+        subject, seed = key.split("-seed")
+        assert table.asked == fit_scores.asked_of(fit_scores.recipe_of(fit.NAME, subject, int(seed)))
+        assert [limit.part for limit in table.limits] == list(fit_scores.PARTS)
+        for limit in table.limits:
+            exhaustive, found = (fit.outcomes(table, limit)[name] for name in ("exhaustive", "fit"))
+            assert exhaustive.nats == exhaustive.points == exhaustive.by_accuracy == 0 <= found.nats
 
 
 @pytest.mark.launcher

@@ -13,7 +13,7 @@ from toolkit.moe import checkpoint_bytes
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.recipe.file import dump_values
 
-KILLED = ROOT / "tests" / "pipeline" / "killed_in_fit.py"
+KILLED = [str(ROOT / "tests" / "killed_run.py"), "toolkit.pipeline.fit_measure:ShapeMeasurements._keep"]
 FIT = {"measured": 2, "examples": 6, "cuts": ["experts", "width"], "refit": {"examples": 12}}
 
 
@@ -33,7 +33,7 @@ def test_killed_or_not_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
         evaluation={"examples": 2, "max_new_tokens": 2, "batch_size": 2, "models": ["refitted"]},
     )
     (tmp_path / "r.yaml").write_text(dump_values(values))
-    output_of(tmp_path, 2, str(KILLED), "2", "r.yaml", fails=True)
+    output_of(tmp_path, 2, *KILLED, "2", "fit", "r.yaml", fails=True)
     killed = RunDirectory("small", tmp_path / "runs")
     assert "fit/scores" in killed.done() and "fit/measure" not in killed.done()
     resumed = output_of(tmp_path, 2, "--module", "toolkit.cli", "fit", "r.yaml")

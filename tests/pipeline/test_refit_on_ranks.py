@@ -14,7 +14,8 @@ from small_run import make_small, small_values
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.recipe.file import dump_values
 
-TRAIN, KILLED = ROOT / "toolkit" / "train.py", ROOT / "tests" / "pipeline" / "killed_in_refit.py"
+TRAIN = str(ROOT / "toolkit" / "train.py")
+KILLED = [str(ROOT / "tests" / "killed_run.py"), "toolkit.recovery.refit.layer_files:LayerFiles.save"]
 TRAINER = {"max_steps": 1, "per_device_train_batch_size": 2, "eval_strategy": "no"}
 VALUES = small_values(
     pruning={"keep": 4, "refit": True},
@@ -24,8 +25,8 @@ VALUES = small_values(
 )
 
 
-def output_of(folder: Path, number: int, script: Path, *arguments: str, fails: bool = False) -> str:
-    command = ranks(number, str(script), *arguments)
+def output_of(folder: Path, number: int, *arguments: str, fails: bool = False) -> str:
+    command = ranks(number, *arguments)
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500, check=False)
     assert (done.returncode != 0) == fails, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
@@ -39,7 +40,7 @@ def refitted(folder: Path, name: str) -> dict[str, torch.Tensor]:
 def test_killed_or_not_two_ranks_leave_the_same_refitted_model(tmp_path: Path) -> None:
     make_small(tmp_path)
     (tmp_path / "r.yaml").write_text(dump_values(VALUES))
-    output_of(tmp_path, 2, KILLED, "1", "r.yaml", fails=True)
+    output_of(tmp_path, 2, *KILLED, "1", "run", "r.yaml", fails=True)
     killed = RunDirectory("small", tmp_path / "runs")
     assert "prune" in killed.done() and "refit" not in killed.done() and not killed.refitted.exists()
     resumed = output_of(tmp_path, 2, TRAIN, "r.yaml")

@@ -25,7 +25,7 @@ def limit_checks(context: RunContext) -> list[Callable[[], list[str]]]:
     """Each returns sentences about its own part, or raises PollardError: where the data has tokens without an embedding, and
     where all of what one stage reads is longer than the model's context."""
     recipe = context.recipe
-    checks: list[Callable[[], list[str]]] = [partial(_vocabulary, context)]
+    checks: list[Callable[[], list[str]]] = [_once(context, "vocabulary", partial(_vocabulary, context))]
     most = context_length(context.config, context.tokenizer)
     if most is None:
         return checks
@@ -123,9 +123,18 @@ def rendering_checks(context: RunContext) -> list[Callable[[], list[str]]]:
     sources = [*(recipe.calibration.data or ()), *(recipe.finetuning.data or ())]
     others = {source.task.model_dump_json(): source.task for source in sources if source.task and source.task != recipe.task}
     return [
-        *(partial(_notes, tokenizer, context.task, split) for split in own),
+        *(_once(context, f"rendering of {split}", partial(_notes, tokenizer, context.task, split)) for split in own),
         *(partial(_notes_of, context, other) for other in others.values()),
     ]
+
+
+def _once(context: RunContext, what: str, check: Callable[[], list[str]]) -> Callable[[], list[str]]:
+    """The check, made once for all runs that a run has inside of it: they read the same data."""
+    recipe = context.recipe
+    data = (recipe.calibration.data or []) + (recipe.finetuning.data or [] if trains(recipe) else [])
+    sources = [source.model_dump_json() for source in data]
+    key = (what, recipe.model.path, recipe.evaluation.split, recipe.task.model_dump_json(), *sources)
+    return lambda: context.once(key, check)
 
 
 def _notes(tokenizer: PreTrainedTokenizerBase, task: Task, split: Split) -> list[str]:
