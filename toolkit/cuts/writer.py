@@ -58,9 +58,13 @@ def plan_prune(folder: Path, plan: Plan) -> PruneJob:
     return PruneJob(folder, plan, stored, model, pruned, _packed(pieces), left_out, modules)
 
 
-def planned_bytes(folder: Path, plan: Plan) -> int:
-    """Of the weights' files that `plan` leaves of the checkpoint, exactly. Raises as `plan_prune` does."""
-    return sum(file_bytes(pieces) for pieces in plan_prune(folder, plan).shards.values())
+def planned_bytes(folder: Path, plan: Plan) -> int | None:
+    """Of the weights' files that `plan` leaves of the checkpoint, exactly; None where they are not copied but written by
+    transformers. Raises PollardError as `plan_prune` does."""
+    try:
+        return sum(file_bytes(pieces) for pieces in plan_prune(folder, plan).shards.values())
+    except UnknownLayoutError:
+        return None
 
 
 def _packed(pieces: list[Piece]) -> dict[str, list[Piece]]:
