@@ -73,11 +73,17 @@ def test_every_fifth_batch_is_kept_for_the_loss_and_the_same_batches_give_the_sa
         ({"bytes": "1M", "cuts": ["dense"]}, "fit.dense-in-memory", "pruning.fit"),
         ({"bytes": "1M", "keep": 4}, "fit.settings", "leave keep out"),
         ({"bytes": "1M", "criterion": "reepp"}, "fit.settings", "criterion"),
+        ({"bytes": "1M", "layer_criterion": "influence"}, "fit.settings", "layer_criterion"),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_model_runs(model: PreTrainedModel, settings: dict, code: str, named: str) -> None:
     with raises(code, named):
         toolkit.fit(model, [], **settings)
+
+
+def test_channels_may_be_chosen_by_gradients(model: PreTrainedModel, batches: list[dict[str, torch.Tensor]]) -> None:
+    plan = toolkit.fit(model, batches, parameters=limit_of(model), cuts=["width"], width_multiple=4, width_criterion="taylor")
+    assert (shape_of(plan).width or 16) < 16
 
 
 def test_one_batch_is_too_few_to_compare_on(model: PreTrainedModel, batches: list[dict[str, torch.Tensor]]) -> None:

@@ -228,6 +228,8 @@ def test_without_a_dev_slice_there_is_no_dev_loss() -> None:
     with raises("sweep.no-dev"):
         check(RunContext(recipe(2, task=task)))
     check(RunContext(recipe(2, "influence", task=task)))
+    with raises("sweep.no-dev"):  # where a shape is searched, it is measured there
+        check(RunContext(small_recipe(pruning={"fit": {"bytes": 350_000}}, task=task)))
 
 
 @pytest.mark.launcher

@@ -55,6 +55,7 @@ def test_shapes_that_are_refit_are_measured_so_and_the_run_is_refit_too(tmp_path
         ({"fit": {"bytes": "1G", "cuts": ["width", "width"]}}, "twice"),
         ({"fit": {"bytes": "1G", "cuts": ["dense"]}}, "name one of them"),
         ({"fit": {"bytes": "1G", "refit": True}, "refit": False}, "refit is false"),
+        ({"fit": {"bytes": "1G", "cuts": ["experts", "dense"]}, "skipping": "median"}, "skipping leaves out experts"),
         ({"fit": {"bytes": "1G"}, "criterion": "reconstruction"}, "reconstruction"),
         ({"fit": {"bytes": "1G"}, "layer_criterion": "angular"}, "angular"),
     ],

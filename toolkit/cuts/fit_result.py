@@ -46,7 +46,7 @@ class MeasuredShape(Answered):
     """A shape, as if it were written. `loss`: what is added to the original's, to be compared with what was predicted."""
 
     refit: bool = False
-    bytes: int | None = None  # of the weights' files, exactly; None where they are counted in another dtype
+    bytes: int | None = None  # of the weights' files, exactly; None where the original's are not on this machine
     seconds: float = 0.0
 
 
@@ -137,7 +137,7 @@ class FitResult(_Record):
 
     format: Literal[1] = 1
     fingerprint: str
-    request: str  # identifies the keys of the recipe that it answers
+    request: str = ""  # identifies the keys of the recipe that it answers
     limits: dict[str, int]
     dtype: str
     metric: Literal["dev_loss", "accuracy", "fidelity"]
@@ -148,7 +148,7 @@ class FitResult(_Record):
     chosen: int | None = None  # its place in `shapes`
     reason: str = ""
     allocation: AllocationRecord | None = None  # of the chosen shape, where it is asked for
-    seconds: dict[str, float] = {}  # by stage
+    seconds: dict[str, float] = {}  # by stage; not in the file: the manifest has them
 
     @property
     def choice(self) -> ShapeRecord:

@@ -135,7 +135,7 @@ def measure_allocation(
     for each in (plan, allocated.plan):
         with masked(model, each):
             results.append(measure_probe(model, tokenizer, recipe, probe))
-    uniform, measured = map(_answered, results)
+    uniform, measured = map(answered, results)
     compared = pair_of(measured.right, uniform.right) if measured.right else None
     cut = allocated.plan.experts
     return AllocationRecord(
@@ -156,7 +156,7 @@ def allocation_facts(plan: Plan) -> dict[str, list[int]]:
     }
 
 
-def _answered(result: ProbeResult) -> Answered:
+def answered(result: ProbeResult) -> Answered:
     interval = (result.interval[0], result.interval[1]) if result.interval else None
     return Answered(loss=result.loss, score=result.score, n=result.n or 0, interval=interval, right=result.right or "")
 

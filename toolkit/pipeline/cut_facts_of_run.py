@@ -19,8 +19,12 @@ Entries = Mapping[str, Mapping[str, Any]]  # the manifest's, by stage
 
 def fit_facts_of_run(run: RunDirectory, stages: Entries) -> FitFacts | None:
     """As far as the stages of the fit have come; None where none of them is done."""
-    found = {FIT_SHAPES, FIT_SCORES, FIT_MEASURE, FIT_CHOOSE} & stages.keys() and run.fit_result.exists()
-    return fit_facts(FitResult.load(run.fit_result)) if found else None
+    done = [stage for stage in (FIT_SHAPES, FIT_SCORES, FIT_MEASURE, FIT_CHOOSE) if stage in stages]
+    if not done or not run.fit_result.exists():
+        return None
+    result = FitResult.load(run.fit_result)
+    result.seconds = {stage: stages[stage]["seconds"] for stage in done}
+    return fit_facts(result)
 
 
 def cut_facts(

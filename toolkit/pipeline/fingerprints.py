@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from toolkit.evaluation.fidelity import FORMAT
 from toolkit.pipeline.budget import Budget
 from toolkit.pipeline.calibration_data import refit_recipe, sources_of
-from toolkit.pipeline.rounds import early_rounds, trains
+from toolkit.pipeline.rounds import early_rounds
 from toolkit.recipe.data import SourceRecipe, TaskRecipe
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
@@ -82,9 +82,13 @@ def fit_fingerprints(recipe: Recipe, data: DataCache) -> FitFingerprints:
     settings, train = recipe.task.model_dump(), data.task_fingerprint(recipe.task, "train")
     pruning = recipe.pruning.model_dump(exclude={"skipping"})
     judging = [recipe.evaluation.max_new_tokens, *_scoring(recipe.task, data)]
-    asked = fingerprint_of("fit", model, settings, train, recipe.calibration.model_dump(), judging)
+    # What a mix holds, of which the recipe's keys say names only
+    observed = [_calibration_data(recipe, data)] if recipe.calibration.data else []
+    taught = [_sources(recipe, training_sources(recipe), data)] if recipe.finetuning.data else []
+    asked = fingerprint_of("fit", model, settings, train, recipe.calibration.model_dump(), judging, *observed)
     measured = fingerprint_of(asked, *_examples_read(recipe, data), pruning)
-    return FitFingerprints(asked, measured, fingerprint_of(measured, recipe.finetuning.model_dump(), trains(recipe)))
+    trains = Role.RECOVERED in recipe.evaluation.models
+    return FitFingerprints(asked, measured, fingerprint_of(measured, recipe.finetuning.model_dump(), trains, *taught))
 
 
 def fingerprints_of(

@@ -105,7 +105,7 @@ def replaced_models(context: RunContext, to_do: Iterable[Stage]) -> list[str]:
         if not there:
             continue
         entry = entries.get(stage.name, {})
-        settings = described(run.made_with(stage.name, dump_recipe(context.recipe)), stage.sections) or "the same settings"
+        settings = described(run.made_with(stage.name, dump_recipe(context.asked)), stage.sections) or "the same settings"
         took = f" in {duration(entry['seconds'])}" if "seconds" in entry else ""
         lines.append(
             f"{' and '.join(there)} will be replaced: trained{took} with {settings}. To keep it, stop now (Ctrl-C) and give this "

@@ -21,7 +21,7 @@ from toolkit.evaluation import Loss, completion_loss, masked_losses, measure_fid
 from toolkit.evaluation.probe import Probe, measure_probe, read_probe
 from toolkit.moe import StreamedModel, checkpoint_bytes, load_config, weight_bytes
 from toolkit.moe.placement import automatic_placement, with_layers, with_model
-from toolkit.pipeline.allocation import AllocationCache, measure_allocation
+from toolkit.pipeline.allocation import AllocationCache, answered, measure_allocation
 from toolkit.pipeline.fit_evidence import FitEvidence
 from toolkit.pipeline.fit_trials import ShapeTrials, name_of
 from toolkit.recipe.data import DataRecipe
@@ -71,7 +71,7 @@ class ShapeMeasurements:
             barrier()
         for shape in written:
             self._written(shape)
-            self._drop_all_but([each for each in shapes if self._is_written(each)], needed)
+            self._drop_weights(shapes, needed)
         on_main(lambda: remove_matching(self.reference, SHARD_PATTERN))
         return {shape: on_main(partial(self._known, shape)) for shape in wanted}
 
@@ -117,7 +117,7 @@ class ShapeMeasurements:
             plan, size = self.evidence.plans.plan(shape), None
             with masked(model, plan):
                 found = self._ask(model)
-            if folder := self._counted_folder:
+            if folder := self.evidence.space.folder:
                 size = on_main(partial(planned_bytes, folder, plan))
             self._keep(shape, MeasuredShape(**found.model_dump(), bytes=size), started)
 
@@ -141,7 +141,7 @@ class ShapeMeasurements:
 
         def keep(number: int, found: Loss) -> None:
             plan, size = plans[number], None
-            if plan and (folder := self._counted_folder):
+            if plan and (folder := self.evidence.space.folder):
                 size = on_main(partial(planned_bytes, folder, plan))
             self._keep(shapes[number], MeasuredShape(loss=found.finite, bytes=size), started)
 
@@ -151,30 +151,23 @@ class ShapeMeasurements:
     def _written(self, shape: FitShape) -> None:
         started, trial = time.monotonic(), self.trials.write(shape)
         found = with_model(self.recipe, trial.checkpoint(self.trials.measured_role).path, None, self._ask)
-        size = on_main(lambda: checkpoint_bytes(trial.directory.pruned)) if self._counted_folder else None
+        size = on_main(lambda: checkpoint_bytes(trial.directory.pruned)) if self.evidence.space.folder else None
         self._keep(shape, MeasuredShape(**found.model_dump(), refit=bool(self.fit.refit), bytes=size), started)
 
-    def _drop_all_but(self, shapes: Sequence[FitShape], needed: int) -> None:
-        """Of the written shapes that are measured so far."""
+    def _drop_weights(self, shapes: Sequence[FitShape], needed: int) -> None:
+        """Of all written shapes but the best that are measured so far."""
 
         def drop() -> None:
-            known = {shape: found for shape in shapes if (found := self._read(shape))}
-            for shape in sorted(known, key=lambda shape: badness(known[shape], self.fit.metric))[needed:]:
-                self.trials.drop_weights(shape)
+            known = {shape: found for shape in shapes if self._is_written(shape) and (found := self._read(shape))}
+            best = sorted(known, key=lambda shape: badness(known[shape], self.fit.metric))[:needed]
+            self.trials.drop_weights(best)
 
         on_main(drop)
 
     def _ask(self, model: PreTrainedModel) -> Answered:
         found = measure_probe(model, self.context.tokenizer, self.recipe, self.probe)
         kl = measure_fidelity(model, self.probe.batches, self.reference, self.judged).kl if self._compares else None
-        interval = (found.interval[0], found.interval[1]) if found.interval else None
-        answers = {"score": found.score, "n": found.n or 0, "interval": interval, "right": found.right or ""}
-        return Answered.model_validate(answers | {"loss": found.loss, "kl": kl})
-
-    @property
-    def _counted_folder(self) -> Path | None:
-        """The checkpoint whose files' bytes are counted; None where another dtype's are."""
-        return self.evidence.space.folder if self.fit.dtype == "checkpoint" else None
+        return answered(found).model_copy(update={"kl": kl})
 
     def _keep(self, shape: FitShape | None, record: MeasuredShape, started: float) -> None:
         record.seconds = round(time.monotonic() - started, 1)
@@ -196,7 +189,9 @@ class ShapeMeasurements:
         return self.folder / f"{name_of(shape)}-{fingerprint_of(self.judged, *identity)}.json"
 
     def _trial_path(self, shape: FitShape) -> Path:
-        decided_by = self._decided_by(shape, refit=False), self.recipe.finetuning.model_dump()
+        finetuning = self.recipe.finetuning
+        mix = [self.context.fingerprints.teaching.data] if finetuning.data else []  # what its files hold
+        decided_by = self._decided_by(shape, refit=False), finetuning.model_dump(), *mix
         return self.folder / f"{name_of(shape)}-trial-{fingerprint_of(self.judged, *decided_by)}.json"
 
     def _decided_by(self, shape: FitShape, refit: bool) -> list[object]:

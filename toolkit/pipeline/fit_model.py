@@ -20,9 +20,10 @@ from toolkit.recipe.fit import CutName
 from toolkit.recipe.pruning import PruningRecipe
 from toolkit.runtime.distributed import gather
 from toolkit.runtime.errors import PollardError
-from toolkit.selection import LayerEvidence, choose_layers, evidence_needed
+from toolkit.selection import WIDTH_CRITERIA, LayerEvidence, choose_layers, evidence_needed
 from toolkit.selection.fit import Deltas
 
+IDLE = ("refit", "skipping")  # keys of a recipe's section that a masked model has no use for
 HELD_OUT = 5  # of so many batches one is kept for the loss, unless they are given
 
 
@@ -59,7 +60,8 @@ def fit(
     space = FitSpace(model.config, settings, "")
     space.candidates()  # limits that cannot be met are found before anything runs
     dev, rest = (dev_batches, batches) if dev_batches is not None else _split(batches)
-    statistics = calibrate(model, rest, channels=len(space.values.width) > 1)
+    gradients = WIDTH_CRITERIA[settings.width_criterion].gradients
+    statistics = calibrate(model, rest, channels=len(space.values.width) > 1 and ("gradients" if gradients else True))
     known: dict[FitShape | None, float | None] = {None: completion_loss(model, dev).finite}
 
     removed = _removed_layers(model, space, settings, rest, dev) if len(space.values.layers) > 1 else []
@@ -97,6 +99,11 @@ def _removed_layers(
 
 
 def _settings(limits: dict[str, object], pruning: dict[str, object]) -> PruningRecipe:
+    if idle := [key for key in IDLE if key in pruning]:
+        raise PollardError(
+            f"toolkit.fit: {idle[0]} decides nothing here, where nothing is written: leave it out.",
+            code="fit.settings",
+        )
     try:
         given = {key: value for key, value in limits.items() if value is not None}
         return PruningRecipe.model_validate({"fit": given, **pruning})

@@ -17,7 +17,7 @@ from toolkit.pipeline.fit_memory import AnsweringMemory
 from toolkit.pipeline.layer_refusal import refusal_of
 from toolkit.recipe.pruning import PruningRecipe
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.formatting import amount, size
+from toolkit.runtime.formatting import amount, precise_size
 from toolkit.selection.fit import AxisValues, Candidate, Limit, axis_values, check_possible, shapes_within
 
 Form = Literal["moe", "dense"]
@@ -100,13 +100,13 @@ class FitSpace:
     def limits(self) -> list[Limit]:
         fit, found = self.fit, list[Limit]()
         if fit.bytes is not None:
-            found.append(Limit("bytes", fit.bytes, lambda _, sizes: sizes.bytes, size))
+            found.append(Limit("bytes", fit.bytes, lambda _, sizes: sizes.bytes, precise_size))
         if fit.parameters is not None:
             found.append(Limit("parameters", fit.parameters, lambda _, sizes: sizes.parameters, amount))
         if fit.active is not None:
             found.append(Limit("active", fit.active, lambda _, sizes: sizes.active_parameters, amount))
         if fit.gpu is not None:
-            found.append(Limit("gpu", fit.gpu, self._gpu_memory, size))
+            found.append(Limit("gpu", fit.gpu, self._gpu_memory, precise_size))
         return found
 
     def _gpu_memory(self, shape: FitShape, sizes: FitSize) -> int:

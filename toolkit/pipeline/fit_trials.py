@@ -1,6 +1,7 @@
 """Shapes that are written, in runs of their own: fit/trials/<shape>/. Weights stay only as long as they may be needed."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.cuts.fit_result import FitShape, TrialRecovery
@@ -10,6 +11,7 @@ from toolkit.pipeline.fit_evidence import FitEvidence
 from toolkit.pipeline.rounds import link_teaching
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.stage_names import EVALUATE, MADE_BY, stage_name
+from toolkit.recipe.evaluation import EvaluationRecipe
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import on_main, say
@@ -31,7 +33,7 @@ class ShapeTrials:
         self.evidence, self.context, self.recipe = evidence, evidence.context, evidence.recipe
         fit = self.recipe.pruning.fit
         assert fit, "the recipe says its shape"
-        self.fit = fit
+        self.fit, self.folder = fit, evidence.context.directory.fit / "trials"
 
     @property
     def measured_role(self) -> Role:
@@ -54,8 +56,10 @@ class ShapeTrials:
 
     def _recipe(self, shape: FitShape, role: Role) -> Recipe:
         recipe = recipe_of_shape(self.recipe, shape, self.evidence.space.original, self.evidence.plans.kept_layers[shape.layers])
-        asked = {"models": [role], "split": "dev", "examples": self.fit.examples, "fidelity": None, "harness": None}
-        evaluation = recipe.evaluation.model_copy(update=asked)
+        settings = recipe.evaluation
+        asked = {"models": [role], "split": "dev", "examples": self.fit.examples}
+        same = settings.model_dump(include={"batch_size", "max_new_tokens"})
+        evaluation = EvaluationRecipe.model_validate(asked | same)  # greedy, and here: no server has its model
         return recipe.model_copy(update={"name": name_of(shape), "control": False, "evaluation": evaluation})
 
     def _run(self, shape: FitShape, recipe: Recipe, until: str) -> RunContext:
@@ -68,21 +72,24 @@ class ShapeTrials:
         return trial
 
     def directory(self, shape: FitShape) -> RunDirectory:
-        return RunDirectory(name_of(shape), self.context.directory.fit / "trials")
+        return RunDirectory(name_of(shape), self.folder)
 
-    def drop_weights(self, shape: FitShape) -> None:
-        """They can be made again; what was measured of them stays."""
-        run = self.directory(shape)
-        for role in (Role.PRUNED, Role.REFITTED, Role.RECOVERED):
-            folder = run.path / role
-            if folder.is_dir():
-                remove_own(folder)
-                run.note_removed(MADE_BY[role])
+    def drop_weights(self, needed: Sequence[FitShape] = ()) -> None:
+        """Of all shapes but these, also of those of other limits. They can be made again; what was measured of them stays."""
+        stays = {self.directory(shape).path for shape in needed}
+        trials = [run for run in self.context.directory.inner_runs() if run.path.parent == self.folder]
+        for run in (run for run in trials if run.path not in stays):
+            for role in (Role.PRUNED, Role.REFITTED, Role.RECOVERED):
+                if (run.path / role).is_dir():
+                    run.note_removed(MADE_BY[role])  # first: what a kill leaves of it is not taken for whole
+                    remove_own(run.path / role)
 
 
 def shorter_training(recipe: Recipe) -> dict[str, object]:
     """The trainer's settings for one step of SHARE."""
     trainer = dict(recipe.finetuning.trainer)
+    if (warmup := float(trainer.get("warmup_steps", 0))) >= 1:  # below, a part of all steps
+        trainer["warmup_steps"] = max(1, int(warmup) // SHARE)
     if (steps := int(trainer.get("max_steps", -1))) > 0:
         return trainer | {"max_steps": max(1, steps // SHARE)}
     return trainer | {"num_train_epochs": float(trainer.get("num_train_epochs", 3)) / SHARE}

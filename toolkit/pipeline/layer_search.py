@@ -165,8 +165,9 @@ def read_losses(path: Path, fingerprint: str) -> dict[str, float | None]:
 
 
 def check_dev_slice(context: RunContext) -> None:
-    """Raises PollardError where the layers are chosen by the dev loss, and there is no dev slice."""
-    if context.cuts.layers is not None and LayerSearch(context).needs == "dev loss":
+    """Raises PollardError where the layers, or the shape, are chosen on the dev slice, and there is none."""
+    by_loss = context.cuts.layers is not None and LayerSearch(context).needs == "dev loss"
+    if by_loss or context.asked.pruning.fit:
         check_probe(DataRecipe(task=context.recipe.task), context.data)
 
 

@@ -59,7 +59,13 @@ def run_context(context: RunContext, fresh: bool = False, until: str | None = No
     if context.asked.pruning.fit is None or until in FIT_STAGES or not (fresh or _shape_is_open(context)):
         return _run_stages(context, fresh, until)
     _run_stages(context, fresh, FIT_STAGES[-1])
-    return _run_stages(context.variant(context.asked), fresh, until, done=FIT_STAGES)
+    chosen = context.variant(context.asked)
+    if chosen.is_provisional:
+        raise PollardError(
+            f"{chosen.directory.fit_result} has no chosen shape although its stages are done: run the recipe with --fresh.",
+            code="fit.not-chosen",
+        )
+    return _run_stages(chosen, fresh, until, done=FIT_STAGES)
 
 
 def _shape_is_open(context: RunContext) -> bool:
@@ -69,7 +75,7 @@ def _shape_is_open(context: RunContext) -> bool:
         why = on_main(lambda: reasons(planned, entries_of(planned, context.directory)))
     except PollardError:
         return True
-    return any(why[name] for name in FIT_STAGES)
+    return context.is_provisional or any(why[name] for name in FIT_STAGES)
 
 
 def _run_stages(context: RunContext, fresh: bool, until: str | None, done: Collection[str] = ()) -> RunDirectory:
@@ -91,7 +97,7 @@ def _run_stages(context: RunContext, fresh: bool, until: str | None, done: Colle
             first_screen(context, work.asked, why)
             for note in notes:
                 say(f"[bold]note[/] {escape(note)}")
-        on_main(lambda: work.open(fresh))
+        on_main(lambda: work.open(fresh and not done))  # what was done a moment ago is not to be forgotten
         work.do()
     finally:
         directory.unlock()

@@ -78,7 +78,9 @@ def stages_of(context: RunContext) -> list[Stage]:
     """The stages that the recipe asks for. Raises PollardError where what decides their results cannot be read."""
     slots = STAGES
     if early_rounds(context.recipe) or context.asked.pruning.fit:  # the original teaches before the first training
-        slots = (*TEACHING, *(slot for slot in STAGES if slot not in TEACHING))
+        others = [slot for slot in STAGES if slot not in TEACHING]
+        first = others.index(Slot(FitChoose))
+        slots = (*others[:first], *TEACHING, *others[first:])
     planned: list[Stage] = []
     for slot in slots:
         planned += slot.stage.planned(context, slot.role, planned)

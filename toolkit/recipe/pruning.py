@@ -172,6 +172,8 @@ class PruningRecipe(Section):
         chosen = [key for key in CHOSEN_BY_FIT if getattr(self, key) not in (None, "moe")]
         if chosen:
             raise ValueError(f"fit chooses {', '.join(CHOSEN_BY_FIT[:-1])} and {CHOSEN_BY_FIT[-1]}: leave {chosen[0]} out")
+        if self.skipping and "dense" in self.fit.cuts:
+            raise ValueError("skipping leaves out experts, and fit may choose a dense shape, which has none: leave one out")
         if self.criterion in CRITERIA_ON_ALL_TOKENS:
             raise ValueError(
                 f"{self.criterion} searches a set for one number of experts, and fit compares many: take a criterion that scores"

@@ -69,7 +69,8 @@ def _stage_verb(name: str, until: str | None) -> Verb:
     purpose = (
         f"run the recipe as far as `{until}`, skipping what is done" if until else "run the whole recipe, skipping what is done"
     )
-    example = f"pollard {name} recipes/playground.yaml pruning.keep=2"
+    what = "fit.yaml pruning.fit.bytes=6M" if name == "fit" else "playground.yaml pruning.keep=2"
+    example = f"pollard {name} recipes/{what}"
     return Verb(name, purpose, example, partial(run_recipe, until=until), add_run_arguments)
 
 

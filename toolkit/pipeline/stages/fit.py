@@ -3,15 +3,19 @@
 from toolkit.cuts.fit_result import FitResult
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.fingerprints import FitFingerprints, fit_fingerprints
+from toolkit.pipeline.fit_choice import request_of
 from toolkit.pipeline.recipe_changes import DECIDING
+from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.stage import Stage
 from toolkit.recipe.fit import FitRecipe
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import on_main
+from toolkit.runtime.errors import PollardError
 
 
 class FitStage(Stage):
-    """Only where the recipe gives limits instead of a shape."""
+    """Only where the recipe gives limits instead of a shape. Each is done again after the one before it (`inside`), which has
+    written the file anew; what was measured is not measured again."""
 
     sections = DECIDING[Role.PRUNED]
     output = "fit.json"
@@ -42,4 +46,13 @@ class FitStage(Stage):
         return on_main(lambda: FitResult.load(self.context.directory.fit_result))
 
     def save(self, result: FitResult) -> None:
+        """As the answer to the recipe as it is now: keys that concern a later stage may have changed since the first."""
+        result.request = request_of(self.context.asked)
         on_main(lambda: result.save(self.context.directory.fit_result))
+
+    def is_gone(self, directory: RunDirectory) -> bool:
+        """Also where the file is damaged, or of other limits."""
+        try:
+            return FitResult.load(directory.fit_result).fingerprint != self.fingerprints.measured
+        except PollardError:
+            return True

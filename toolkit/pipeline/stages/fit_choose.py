@@ -4,7 +4,6 @@ Without fine-tuning in the recipe what was measured decides.
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 from toolkit.cuts.fit_result import FitResult, ShapeRecord
 from toolkit.estimate import Machine, StageEstimate, combined_estimate, repeated
@@ -16,10 +15,10 @@ from toolkit.pipeline.fit_trials import ShapeTrials, shorter_training
 from toolkit.pipeline.recipe_changes import DECIDING
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
 from toolkit.pipeline.relief import Relief
-from toolkit.pipeline.rounds import trains
 from toolkit.pipeline.stage import Facts, Shown, Stage
 from toolkit.pipeline.stage_names import FIT_CHOOSE, FIT_MEASURE
 from toolkit.pipeline.stages.fit import FitStage
+from toolkit.pipeline.stages.fit_measure import reason_of_measured
 from toolkit.pipeline.stages.prune import Prune
 from toolkit.pipeline.stages.recover import Recover
 from toolkit.pipeline.stages.refit import Refit
@@ -44,6 +43,7 @@ class ChoiceFacts(Facts):
 
 class FitChoose(FitStage):
     kind = FIT_CHOOSE
+    inside = FIT_MEASURE
     sections = DECIDING[Role.RECOVERED]
     last_screen = Shown(5, "the shapes that were compared")
 
@@ -61,7 +61,7 @@ class FitChoose(FitStage):
 
     @property
     def _trains(self) -> bool:
-        return trains(self.context.asked)
+        return Role.RECOVERED in self.context.asked.evaluation.models
 
     def outlook(self) -> str:
         return f"{TRIED} short recoveries" if self._trains else "nothing is run"
@@ -88,7 +88,10 @@ class FitChoose(FitStage):
 
     def run(self) -> ChoiceFacts:
         result, evidence = self.load(), FitEvidence(self.context)
+        evidence.observe()  # somebody may have removed what was observed
         tried = best_measured(result.shapes, self.fit.metric, TRIED)
+        for record in result.shapes:
+            record.trial = None  # of settings of before
         if self._trains and len(tried) > 1:
             measurements = ShapeMeasurements(evidence, self.fingerprints.asked)
             for place in tried:
@@ -96,11 +99,9 @@ class FitChoose(FitStage):
             result.chosen = paired_choice(result.shapes, tried)
             result.reason = _reason(result, [result.shapes[place] for place in tried])
         else:
-            result.chosen = tried[0]
+            result.chosen, result.reason = tried[0], reason_of_measured(result)
         self.save(result)
-        trials = ShapeTrials(evidence)
-        for place in tried:
-            on_main(partial(trials.drop_weights, result.shapes[place].shape))
+        on_main(ShapeTrials(evidence).drop_weights)
         show_fit(result)
         return ChoiceFacts(*result.choice.shape)
 

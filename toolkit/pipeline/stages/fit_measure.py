@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from toolkit.cuts.fit_result import Answered, MeasuredShape
+from toolkit.cuts.fit_result import Answered, FitResult, MeasuredShape
 from toolkit.estimate import Machine, StageEstimate, combined_estimate, repeated
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.fit_estimates import dev_questions, trial_of_largest
@@ -34,6 +34,7 @@ class FitMeasure(FitStage):
     kind = FIT_MEASURE
     batch_section = "evaluation"
     resumes = ("fit",)
+    inside = FIT_SCORES
 
     def __init__(self, context: RunContext, role: Role | None = None) -> None:
         super().__init__(context, role)
@@ -77,6 +78,7 @@ class FitMeasure(FitStage):
 
     def run(self) -> MeasureFacts:
         evidence, result = FitEvidence(self.context), self.load()
+        evidence.observe()  # somebody may have removed what was observed
         measurements = ShapeMeasurements(evidence, self.fingerprints.asked)
         places = to_measure(result.shapes, self.fit.measured)
         found = measurements.measure([result.shapes[place].shape for place in places], needed=TRIED)
@@ -84,17 +86,23 @@ class FitMeasure(FitStage):
         for place in places:
             record = result.shapes[place]
             record.measured = _relative(found[record.shape], original)
-            record.bytes = record.measured.bytes or record.bytes
+            if self.fit.dtype == "checkpoint":
+                record.bytes = record.measured.bytes or record.bytes
         result.original.measured = Answered(**original.model_dump(include={*Answered.model_fields}))
         result.chosen, result.fingerprint = best_measured(result.shapes, self.fit.metric)[0], self.fingerprint()
-        measured = sum(record.measured is not None for record in result.shapes)
-        result.reason = f"{METRICS[self.fit.metric]} of {measured} shapes that were measured"
+        result.reason = reason_of_measured(result)
         shape = result.choice.shape
         if self.fit.allocation == "measured" and shape.experts < result.original.experts and shape.form == "moe":
             result.allocation = measurements.allocation(shape)
         self.save(result)
         say(f"  best: {described(shape)}, {size(result.choice.bytes)}: {result.reason}")
-        return MeasureFacts(measured)
+        return MeasureFacts(len(places))
+
+
+def reason_of_measured(result: FitResult) -> str:
+    """ "the smallest loss on the dev slice of 11 shapes that were measured"."""
+    measured = sum(record.measured is not None for record in result.shapes)
+    return f"{METRICS[result.metric]} of {measured} shapes that were measured"
 
 
 def _relative(found: MeasuredShape, original: MeasuredShape) -> MeasuredShape:

@@ -38,6 +38,7 @@ class FitScores(FitStage):
     kind = FIT_SCORES
     batch_section = "calibration"
     resumes = ("fit",)
+    inside = FIT_SHAPES
 
     def __init__(self, context: RunContext, role: Role | None = None) -> None:
         super().__init__(context, role)

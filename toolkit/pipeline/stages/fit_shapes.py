@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from toolkit.cuts.fit_result import FitResult, FitShape, OriginalSize, ShapeRecord
-from toolkit.pipeline.fit_choice import request_of
 from toolkit.pipeline.stage import Facts
 from toolkit.pipeline.stage_names import FIT_SHAPES
 from toolkit.pipeline.stages.fit import FitStage
@@ -35,8 +34,8 @@ class FitShapes(FitStage):
         limits = {key: value for key in LIMITS if (value := getattr(fit, key)) is not None}
         limits |= {"context": fit.context, "batch": fit.batch} if fit.gpu is not None else {}
         result = FitResult(
-            fingerprint=self.fingerprint(), request=request_of(self.context.asked), limits=limits, dtype=fit.dtype,
-            metric=fit.metric, original=OriginalSize.model_validate(_counts(original) | sizes._asdict()),
+            fingerprint=self.fingerprint(), limits=limits, dtype=fit.dtype, metric=fit.metric,
+            original=OriginalSize.model_validate(_counts(original) | sizes._asdict()),
             kept_layers={number: list(kept) for number, kept in space.by_position.items()},
             shapes=[record_of(candidate) for candidate in candidates],
         )  # fmt: skip

@@ -175,7 +175,8 @@ def _count(turns: Sequence[_Turn]) -> tuple[int, int]:
     if not (fitted and held_out):
         raise PollardError(
             f"Refit fits the weights to {HELD_OUT - 1} of {HELD_OUT} examples and chooses by the others: {fitted:,} and "
-            f"{held_out:,} tokens are too few for that. Give more examples (pruning.refit.examples).",
+            f"{held_out:,} tokens are too few for that. Give more examples (pruning.refit.examples; while shapes are measured, "
+            "pruning.fit.refit.examples).",
             code="refit.too-few-examples",
         )
     return fitted, held_out

@@ -85,7 +85,7 @@ def _check_factor(failed: int, penalty: float) -> None:
     if failed:
         raise PollardError(
             f"Refit cannot factor the sums over its tokens with λ = {penalty}: in float64 they are not of full rank. Give it "
-            "more examples (pruning.refit.examples).",
+            "more examples (pruning.refit.examples; while shapes are measured, pruning.fit.refit.examples).",
             code="refit.singular",
         )
 
