@@ -11,7 +11,7 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
@@ -179,7 +179,11 @@ def do_groups(
     before = signal.signal(signal.SIGTERM, end)
     pool = ThreadPoolExecutor(at_once)
     try:
-        return [failure for failures in pool.map(do_group, groups) for failure in failures]
+        futures, failed = [pool.submit(do_group, group) for group in groups], False
+        while not failed and wait(futures, timeout=1, return_when=FIRST_EXCEPTION).not_done:
+            # Looks up every second: a signal that falls just before the wait would be heard only when a group is done
+            failed = any(future.done() and future.exception() for future in futures)
+        return [failure for future in futures for failure in future.result()]
     finally:
         stopping.set()
         pool.shutdown(cancel_futures=True)

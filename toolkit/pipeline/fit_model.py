@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 from transformers import PreTrainedModel
 
-from toolkit.calibration import calibrate
+from toolkit.calibration import CalibrationSource, calibrate
+from toolkit.calibration.layer_similarity import layer_similarities
 from toolkit.cuts import Plan, masked
 from toolkit.cuts.fit_result import FitShape
 from toolkit.evaluation import completion_loss
@@ -19,10 +20,10 @@ from toolkit.recipe.fit import CutName
 from toolkit.recipe.pruning import PruningRecipe
 from toolkit.runtime.distributed import gather
 from toolkit.runtime.errors import PollardError
-from toolkit.selection import WIDTH_CRITERIA, LayerEvidence, choose_layers
+from toolkit.selection import WIDTH_CRITERIA, LayerEvidence, choose_layers, evidence_needed
 from toolkit.selection.fit import Deltas
 
-IDLE = ("layer_criterion", "refit", "skipping")  # keys of a recipe's section that a masked model has no use for
+IDLE = ("refit", "skipping")  # keys of a recipe's section that a masked model has no use for
 HELD_OUT = 5  # of so many batches one is kept for the loss, unless they are given
 
 
@@ -63,14 +64,7 @@ def fit(
     statistics = calibrate(model, rest, channels=len(space.values.width) > 1 and ("gradients" if gradients else True))
     known: dict[FitShape | None, float | None] = {None: completion_loss(model, dev).finite}
 
-    def layers_loss(kept: Sequence[int]) -> float:
-        with masked(model, plan_of_layers(model, kept)):
-            return completion_loss(model, dev).mean
-
-    removed = []
-    if len(space.values.layers) > 1:
-        evidence = LayerEvidence(space.original.layers, refusal_of(model), loss=layers_loss, tokens=settings.tokens)
-        removed = [each.layer for each in choose_layers("dev_loss", space.values.layers[0], evidence).removed]
+    removed = _removed_layers(model, space, settings, rest, dev) if len(space.values.layers) > 1 else []
     plans = ShapePlans(model, statistics, nested_layers(space.original.layers, removed), space.original, settings)
 
     def loss(shape: FitShape | None) -> float | None:
@@ -87,10 +81,27 @@ def fit(
     return plans.plan(min(losses, key=lambda shape: (losses[shape], shape)))
 
 
+def _removed_layers(
+    model: PreTrainedModel, space: FitSpace, settings: PruningRecipe, batches: Sequence[Batch], dev: Sequence[Batch]
+) -> list[int]:
+    """In the order in which they go."""
+
+    def loss(kept: Sequence[int]) -> float:
+        with masked(model, plan_of_layers(model, kept)):
+            return completion_loss(model, dev).mean
+
+    criterion, number, depth = settings.layer_criterion, space.values.layers[0], space.original.layers
+    similarities = None
+    if evidence_needed(criterion, number, depth) == "similarities":
+        similarities = layer_similarities(model, [CalibrationSource("batches", batches)])
+    evidence = LayerEvidence(depth, refusal_of(model), similarities, loss, settings.tokens)
+    return [each.layer for each in choose_layers(criterion, number, evidence).removed]
+
+
 def _settings(limits: dict[str, object], pruning: dict[str, object]) -> PruningRecipe:
     if idle := [key for key in IDLE if key in pruning]:
         raise PollardError(
-            f"toolkit.fit: {idle[0]} decides nothing here, where layers go by the dev loss and nothing is written: leave it out.",
+            f"toolkit.fit: {idle[0]} decides nothing here, where nothing is written: leave it out.",
             code="fit.settings",
         )
     try:

@@ -52,7 +52,8 @@ class PruningRecipe(Section):
     layers: int | float | list[int] | None = None
     """Decoder layers kept: a number, a fraction in (0, 1), or a list of those that stay, counted from 0. Default: all."""
     layer_criterion: LayerCriterion = "dev_loss"
-    """The rule that chooses the layers where `layers` is no list."""
+    """The rule that chooses the layers where `layers` is no list. Default with `fit`: influence, which takes one pass however
+    deep a model is."""
     schedule: list[StepRecipe] | None = Field(default=None, min_length=2)
     """Prune in rounds, with recovery and calibration in each: [6, 4, 2], or steps of several keys: [{keep: 4}, {keep: 4,
     width: 0.5}]. Every step says all that stays of the original. `keep`, `width` and `layers` are then those of the last."""
@@ -105,7 +106,7 @@ class PruningRecipe(Section):
             return values
         if (fit := values.get("fit")) is not None:
             refit = fit.get("refit") if isinstance(fit, dict) else getattr(fit, "refit", None)
-            return {"keep": None, **({"refit": refit} if refit else {})} | values
+            return {"keep": None, "layer_criterion": "influence", **({"refit": refit} if refit else {})} | values
         if isinstance(schedule := values.get("schedule"), list) and schedule:
             return _counts_of(schedule[-1]) | values
         if values.get("width") is not None or values.get("layers") is not None:
