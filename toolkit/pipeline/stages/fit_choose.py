@@ -17,6 +17,7 @@ from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
 from toolkit.pipeline.relief import Relief
 from toolkit.pipeline.stage import Facts, Shown, Stage
 from toolkit.pipeline.stage_names import FIT_CHOOSE, FIT_MEASURE
+from toolkit.pipeline.stages.calibrate import Calibrate
 from toolkit.pipeline.stages.fit import FitStage
 from toolkit.pipeline.stages.fit_measure import reason_of_measured
 from toolkit.pipeline.stages.prune import Prune
@@ -74,7 +75,8 @@ class FitChoose(FitStage):
         finetuning = recipe.finetuning.model_copy(update={"trainer": shorter_training(recipe)})
         trial = trial_of_largest(self.context, {}, finetuning)
         sizes = RecipeOnMachine(self.context, machine)
-        stages: list[Stage] = [Prune(trial), *([Refit(trial)] if recipe.pruning.refit else []), Recover(trial)]
+        refit = [Refit(trial)] if recipe.pruning.refit else []
+        stages: list[Stage] = [Calibrate(trial), Prune(trial), *refit, Recover(trial)]
         once = [part for stage in stages if (part := stage.estimate(machine))] + dev_questions(sizes, sizes.pruned(), self.fit)
         work = f"{TRIED} shapes: a tenth of the steps, and the answers to {self.fit.examples:,} dev examples"
         found = combined_estimate(self.name, work, [repeated(part, TRIED) for part in once])

@@ -13,6 +13,7 @@ from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
 from toolkit.pipeline.relief import Relief, other_placements, smaller_batches
 from toolkit.pipeline.stage import Facts, Stage
 from toolkit.pipeline.stage_names import FIT_MEASURE, FIT_SCORES
+from toolkit.pipeline.stages.calibrate import Calibrate
 from toolkit.pipeline.stages.fit import FitStage
 from toolkit.pipeline.stages.prune import Prune
 from toolkit.pipeline.stages.refit import Refit
@@ -62,7 +63,7 @@ class FitMeasure(FitStage):
         if written:
             changes = {"refit": fit.refit} if fit.refit else {"refit": False, "form": "dense"}
             trial = trial_of_largest(self.context, changes, self.context.recipe.finetuning)
-            stages: list[Stage] = [Prune(trial), *([Refit(trial)] if fit.refit else [])]
+            stages: list[Stage] = [Calibrate(trial), Prune(trial), *([Refit(trial)] if fit.refit else [])]
             once = [stage.estimate(machine) for stage in stages] + dev_questions(sizes, sizes.pruned(), fit, passes)
             parts += [repeated(part, written) for part in once if part]
         work = f"{1 + masked} masked" * bool(masked) + "; " * bool(masked and written) + f"{written} written" * bool(written)

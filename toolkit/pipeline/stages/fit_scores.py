@@ -45,7 +45,7 @@ class FitScores(FitStage):
         self.needs = (FIT_SHAPES,)
 
     def purpose(self) -> str:
-        return f"what does each of {', '.join(self.fit.cuts)} cost alone?"
+        return f"what does each of {', '.join(cut for cut in self.fit.cuts if cut != 'dense')} cost alone?"
 
     @property
     def passes(self) -> int:
