@@ -46,7 +46,7 @@ def test_scores_are_a_calibration_the_order_of_layers_and_a_pass_for_every_value
     passes = 2.0 * found.active[0] * 100 * 1024 * (1 + values)
     assert stages["fit/scores"].flops == pytest.approx(2 * observed.flops + passes)  # type: ignore[operator]
     assert f"{1 + values} passes over 100 dev examples" in stages["fit/scores"].work
-    by_loss = estimated(recipe_for(model))[1]["fit/scores"]
+    by_loss = estimated(recipe_for(model, layer_criterion="dev_loss"))[1]["fit/scores"]
     turns = 1 + 3 + 2  # with all three layers, without each, and of the two that are left without each
     whole = 2.0 * found.active[0] * 500 * 1024 * turns  # as many dev examples as are calibrated on, at most the slice
     assert by_loss.flops - stages["fit/scores"].flops == pytest.approx(whole - observed.flops, rel=0.3)  # type: ignore[operator]

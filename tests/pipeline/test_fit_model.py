@@ -73,7 +73,7 @@ def test_every_fifth_batch_is_kept_for_the_loss_and_the_same_batches_give_the_sa
         ({"bytes": "1M", "cuts": ["dense"]}, "fit.dense-in-memory", "pruning.fit"),
         ({"bytes": "1M", "keep": 4}, "fit.settings", "leave keep out"),
         ({"bytes": "1M", "criterion": "reepp"}, "fit.settings", "criterion"),
-        ({"bytes": "1M", "layer_criterion": "influence"}, "fit.settings", "layer_criterion"),
+        ({"bytes": "1M", "refit": True}, "fit.settings", "refit"),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_model_runs(model: PreTrainedModel, settings: dict, code: str, named: str) -> None:
