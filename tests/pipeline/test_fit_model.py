@@ -73,6 +73,7 @@ def test_every_fifth_batch_is_kept_for_the_loss_and_the_same_batches_give_the_sa
         ({"bytes": "1M", "cuts": ["dense"]}, "fit.dense-in-memory", "pruning.fit"),
         ({"bytes": "1M", "keep": 4}, "fit.settings", "leave keep out"),
         ({"bytes": "1M", "criterion": "reepp"}, "fit.settings", "criterion"),
+        ({"bytes": "1M", "refit": True}, "fit.settings", "refit"),
         ({"bytes": "1M", "skipping": 0.5}, "fit.settings", "skipping"),
     ],
 )
