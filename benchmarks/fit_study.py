@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fit_cells import BEST, CUTS, SIZES, SUBJECTS, CutCell, SearchCell
 from fit_tables import write_tables
-from study import StudyResults, conclude, do_groups, study_parser
+from study import StudyResults, conclude, run_cells, study_parser
 
 STUDY = "fit"
 """The name of the study itself; others are trials."""
@@ -46,17 +46,8 @@ def main() -> int:
     parser.add_argument("--tasks", type=lambda text: text.split(","), default=SUBJECTS)
     parser.add_argument("--sizes", type=lambda text: text.split(","), default=tuple(SIZES))
     given = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    groups, failed = groups_of(given.seeds, given.tasks, given.sizes), []
-    own = given.name == STUDY
-    collect = RESULTS.collect if own else lambda: None
-    if own:
-        RESULTS.restore()
-    try:
-        if not given.tables:
-            failed = do_groups(groups, given.at_once, lambda cell: cell.do(given.name, given.overrides), collect)
-    finally:
-        collect()
+    groups = groups_of(given.seeds, given.tasks, given.sizes)
+    failed = run_cells(groups, given, RESULTS)
     cells = [cell for group in groups for cell in group]
     missing = write_tables(given.document, given.name, groups)
     return conclude(given.document, missing, f"{len(cells)} cells", failed)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from refit_cells import SHAPES, STEPS, SUBJECTS, RefitCell
 from refit_tables import write_tables
-from study import StudyResults, conclude, do_groups, study_parser
+from study import StudyResults, conclude, run_cells, study_parser
 
 STUDY = "refit"
 """The name of the study itself; others are trials."""
@@ -40,17 +40,8 @@ def main() -> int:
     parser = study_parser(__doc__, STUDY, "docs/cuts-study.md")
     parser.add_argument("--at-once", type=int, default=os.cpu_count(), help="cells at the same time, each with one core")
     given = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    groups, failed = groups_of(given.seeds), []
-    own = given.name == STUDY
-    collect = RESULTS.collect if own else lambda: None
-    if own:
-        RESULTS.restore()
-    try:
-        if not given.tables:
-            failed = do_groups(groups, given.at_once, lambda cell: cell.do(given.name, given.overrides), collect)
-    finally:
-        collect()
+    groups = groups_of(given.seeds)
+    failed = run_cells(groups, given, RESULTS)
     cells = [cell for group in groups for cell in group]
     missing = write_tables(given.document, given.name, cells)
     return conclude(given.document, missing, f"{len(cells)} cells", failed)

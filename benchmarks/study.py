@@ -190,6 +190,22 @@ def do_groups(
         signal.signal(signal.SIGTERM, before)
 
 
+def run_cells(groups: Sequence[Sequence[PipelineCell]], given: argparse.Namespace, results: StudyResults) -> list[str]:
+    """Those that are not finished, unless the arguments only ask for tables; what failed. The study's own are kept in the
+    repository, those of trials are not."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    own = given.name == results.folder.name
+    collect = results.collect if own else lambda: None
+    if own:
+        results.restore()
+    try:
+        if given.tables:
+            return []
+        return do_groups(groups, given.at_once, lambda cell: cell.do(given.name, given.overrides), collect)
+    finally:
+        collect()
+
+
 def put_between(document: Path, begin: str, end: str, parts: Iterable[str]) -> None:
     """Replaces what stands between two marks in `document`; without them they are put at its end."""
     text = document.read_text(encoding="utf-8") if document.exists() else ""

@@ -96,6 +96,15 @@ def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, in which recipes run as in the repository, and leave nothing there."""
+    for folder in ("recipes", "data", "toolkit"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 SLOW = {
     "benchmarks/test_allocation_benchmark.py", "benchmarks/test_gpu.py", "benchmarks/test_scaling_table.py",
     "benchmarks/test_small_benchmarks.py", "benchmarks/test_training_benchmark.py", "calibration/test_exhaustive_search.py",

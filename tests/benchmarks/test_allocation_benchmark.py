@@ -13,10 +13,7 @@ import allocation
 SMALL = ["calibration.examples=16", "calibration.batch_size=4", "evaluation.examples=4", "evaluation.max_new_tokens=4"]
 
 
-def test_both_plans_are_asked_the_test_set_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    for folder in ("recipes", "data", "toolkit"):
-        (tmp_path / folder).symlink_to(ROOT / folder)
-    monkeypatch.chdir(tmp_path)
+def test_both_plans_are_asked_the_test_set_once(checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     for name, value in {"SUBJECTS": ("sorting",), "KEEP": "4,2"}.items():
         monkeypatch.setattr(allocation, name, value)
     monkeypatch.setattr(allocation, "evaluate", _first_questions)

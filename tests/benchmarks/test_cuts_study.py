@@ -24,15 +24,6 @@ from toolkit.recipe.file import load_recipe
 SMALL = ["evaluation.examples=4", "calibration.examples=4", "finetuning.trainer.max_steps=2", "evaluation.max_new_tokens=4"]
 
 
-@pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which a study can run."""
-    for folder in ("recipes", "data", "toolkit"):
-        (tmp_path / folder).symlink_to(ROOT / folder)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def test_every_cell_is_a_recipe_of_its_own_on_the_dev_slice(checkout: Path) -> None:
     cells = [cell for group in cuts_study.groups_of([0, 1, 2]) for cell in group]
     assert len({(cell.subject, cell.criterion, cell.width, cell.seed) for cell in cells}) == 2 * 5 * 3 * 3 == len(cells)

@@ -28,15 +28,6 @@ SMALL = [
 WHOLE = [4, 8, 256, 2, "moe"]
 
 
-@pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which a study can run."""
-    for folder in ("recipes", "data", "toolkit"):
-        (tmp_path / folder).symlink_to(ROOT / folder)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def every_search(seeds: list[int]) -> list[SearchCell]:
     return [cell for group in fit_study.groups_of(seeds) for cell in group if isinstance(cell, SearchCell)]
 

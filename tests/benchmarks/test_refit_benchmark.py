@@ -14,11 +14,8 @@ SMALL = ["calibration.examples=32", "calibration.batch_size=4", "evaluation.exam
 
 
 def test_steps_are_added_until_fine_tuning_is_as_good_and_nothing_finished_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for folder in ("recipes", "data", "toolkit"):
-        (tmp_path / folder).symlink_to(ROOT / folder)
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(refit, "STEPS", (1, 2))
     monkeypatch.setattr(sys, "argv", ["refit.py", *SMALL])
     refit.main()

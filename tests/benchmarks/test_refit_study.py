@@ -27,15 +27,6 @@ SMALL = ["evaluation.examples=4", "calibration.examples=4", "finetuning.trainer.
 REFIT_IS_KNOWN, DENSE_IS_KNOWN = ("refit" in PruningRecipe.model_fields, "form" in PruningRecipe.model_fields)
 
 
-@pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which a study can run."""
-    for folder in ("recipes", "data", "toolkit"):
-        (tmp_path / folder).symlink_to(ROOT / folder)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def every_cell(seeds: list[int]) -> list[RefitCell]:
     return [cell for group in refit_study.groups_of(seeds) for cell in group]
 
