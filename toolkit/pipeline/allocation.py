@@ -1,11 +1,8 @@
 """What would other numbers of experts in each block give, at the same size? Searched on the dev loss of a loaded model, masked,
 and compared with the uniform plan on the same questions. Nothing is written: no stock reader loads such a model."""
 
-import json
-import math
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
@@ -18,11 +15,10 @@ from toolkit.evaluation import completion_loss
 from toolkit.evaluation.probe import Probe, ProbeResult, measure_probe
 from toolkit.moe import find_blocks
 from toolkit.moe.layer_counts import why_not_per_layer
-from toolkit.pipeline.layer_search import read_losses
+from toolkit.pipeline.loss_file import LossFile
 from toolkit.recipe.schema import Recipe
-from toolkit.runtime.distributed import is_main, on_main, say
+from toolkit.runtime.distributed import say
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.files import write_text
 from toolkit.runtime.formatting import loss as nats
 from toolkit.runtime.intervals import pair_of
 from toolkit.selection import CRITERIA, WidthChoice, choose_channels
@@ -35,20 +31,6 @@ class AllocatedPlan(NamedTuple):
 
     plan: Plan
     found: FoundAllocation
-
-
-class AllocationCache:
-    """Losses that a search has measured, kept in a file: one that was killed goes on from them. `fingerprint`: of everything that
-    decides them."""
-
-    def __init__(self, path: Path, fingerprint: str) -> None:
-        self.path, self.fingerprint = path, fingerprint
-        self.losses = on_main(lambda: read_losses(path, fingerprint))
-
-    def add(self, allocation: str, loss: float) -> None:
-        self.losses[allocation] = loss if math.isfinite(loss) else None
-        if is_main():
-            write_text(self.path, json.dumps({"fingerprint": self.fingerprint, "losses": self.losses}) + "\n")
 
 
 def check_criterion(criterion: str, mode: str | None) -> None:
@@ -84,7 +66,7 @@ def allocate(
     plan: Plan,
     statistics: ExpertStatistics,
     batches: Sequence[dict[str, torch.Tensor]],
-    cache: AllocationCache | None = None,
+    cache: LossFile | None = None,
 ) -> AllocatedPlan:
     """Searches, on every rank, for the numbers of experts per block with which `model`, masked, has a low loss on `batches` (of
     the dev slice), with as many in all as the uniform `plan` keeps. Which experts stay of a block is what the plan's criterion
@@ -95,8 +77,7 @@ def allocate(
     def loss(allocation: Allocation) -> float:
         key = "/".join(",".join(map(str, numbers)) for numbers in allocation)
         if cache and key in cache.losses:
-            known = cache.losses[key]
-            return math.nan if known is None else known
+            return cache.get(key)
         with masked(model, plans.of(allocation)):
             found = completion_loss(model, batches).mean
         if cache:
@@ -126,7 +107,7 @@ def measure_allocation(
     probe: Probe,
     tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
-    cache: AllocationCache | None = None,
+    cache: LossFile | None = None,
 ) -> AllocationRecord:
     """The same, with the answers of both to the questions of `probe`, the dev slice, compared one by one."""
     started = time.monotonic()

@@ -8,22 +8,23 @@ What is known of a shape lies in fit/measured/<shape>-<fingerprint>.json and is 
 
 import time
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
 from transformers import PreTrainedModel
 
-from toolkit.cuts import masked
+from toolkit.cuts import Plan, masked
 from toolkit.cuts.fit_result import AllocationRecord, Answered, FitShape, MeasuredShape, TrialRecovery
 from toolkit.cuts.writer import planned_bytes
 from toolkit.evaluation import Loss, completion_loss, masked_losses, measure_fidelity, write_reference
 from toolkit.evaluation.probe import Probe, measure_probe, read_probe
 from toolkit.moe import StreamedModel, checkpoint_bytes, load_config, weight_bytes
 from toolkit.moe.placement import automatic_placement, with_layers, with_model
-from toolkit.pipeline.allocation import AllocationCache, answered, measure_allocation
+from toolkit.pipeline.allocation import answered, measure_allocation
 from toolkit.pipeline.fit_evidence import FitEvidence
 from toolkit.pipeline.fit_trials import ShapeTrials, name_of
+from toolkit.pipeline.loss_file import LossFile
 from toolkit.recipe.data import DataRecipe
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import barrier, is_main, on_main, say
@@ -46,6 +47,7 @@ class ShapeMeasurements:
         self.fit, self.folder = self.trials.fit, evidence.context.directory.fit / "measured"
         self.reference = evidence.context.directory.fit / "reference"  # the original's distributions, until all are measured
         self.judged = fingerprint_of(fingerprint, self.fit.examples, self.fit.metric == "fidelity")
+        self._path = cache(self._path_of)  # a plan is made for each
 
     @cached_property
     def probe(self) -> Probe:
@@ -89,7 +91,7 @@ class ShapeMeasurements:
     def allocation(self, shape: FitShape) -> AllocationRecord:
         """What other numbers of experts in each block would give at the size of `shape`, masked."""
         plan, fit, source = self.evidence.plans.plan(shape), self.context.directory.fit, self.context.source
-        cache = AllocationCache(fit / "allocation.json", fingerprint_of(self.judged, plan.choice(), plan.experts_per_token))
+        cache = LossFile(fit / "allocation.json", fingerprint_of(self.judged, plan.choice(), plan.experts_per_token))
 
         def measure(model: PreTrainedModel) -> AllocationRecord:
             statistics, tokenizer = self.evidence.plans.statistics, self.context.tokenizer
@@ -114,12 +116,10 @@ class ShapeMeasurements:
             if shape is None:
                 self._keep(None, MeasuredShape(**self._ask(model).model_dump()), started)
                 continue
-            plan, size = self.evidence.plans.plan(shape), None
+            plan = self.evidence.plans.plan(shape)
             with masked(model, plan):
                 found = self._ask(model)
-            if folder := self.evidence.space.folder:
-                size = on_main(partial(planned_bytes, folder, plan))
-            self._keep(shape, MeasuredShape(**found.model_dump(), bytes=size), started)
+            self._keep(shape, MeasuredShape(**found.model_dump(), bytes=self._planned_bytes(plan)), started)
 
     def _fits(self) -> bool:
         """Whether the original is loaded whole somewhere, so that it can answer; else its losses alone are measured, layer by
@@ -140,13 +140,16 @@ class ShapeMeasurements:
         plans = [shape and self.evidence.plans.plan(shape) for shape in shapes]
 
         def keep(number: int, found: Loss) -> None:
-            plan, size = plans[number], None
-            if plan and (folder := self.evidence.space.folder):
-                size = on_main(partial(planned_bytes, folder, plan))
+            size = self._planned_bytes(plan) if (plan := plans[number]) else None
             self._keep(shapes[number], MeasuredShape(loss=found.finite, bytes=size), started)
 
         started = time.monotonic()
         masked_losses(model, plans, self.probe.batches, keep)
+
+    def _planned_bytes(self, plan: Plan) -> int | None:
+        """Of the files that the plan leaves; None where they are not told by those of this machine."""
+        folder = self.evidence.space.folder
+        return on_main(partial(planned_bytes, folder, plan)) if folder else None
 
     def _written(self, shape: FitShape) -> None:
         started, trial = time.monotonic(), self.trials.write(shape)
@@ -180,12 +183,15 @@ class ShapeMeasurements:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_text(path, record.model_dump_json() + "\n")
 
-    def _path(self, shape: FitShape | None) -> Path:
+    def _path_of(self, shape: FitShape | None) -> Path:
         """What is masked is told by the plan; what is written, by the recipe of its run."""
         if shape is None:
             return self.folder / f"original-{self.judged}.json"
-        plan = self.evidence.plans.plan(shape)
-        identity = [self._decided_by(shape, refit=True)] if self._is_written(shape) else [plan.choice(), plan.experts_per_token]
+        if self._is_written(shape):
+            identity: list[object] = [self._decided_by(shape, refit=True)]
+        else:
+            plan = self.evidence.plans.plan(shape)
+            identity = [plan.choice(), plan.experts_per_token]
         return self.folder / f"{name_of(shape)}-{fingerprint_of(self.judged, *identity)}.json"
 
     def _trial_path(self, shape: FitShape) -> Path:

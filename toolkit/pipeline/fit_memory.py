@@ -33,12 +33,12 @@ class AnsweringMemory:
 
     def _cache_of(self, kept_layers: tuple[int, ...]) -> int:
         whole = kept_layers == tuple(range(self.config.get_text_config().num_hidden_layers))
-        return self._beside(ModelShape(layers=None if whole else kept_layers))["cache"]
+        return self._cache_and_workspace(ModelShape(layers=None if whole else kept_layers))["cache"]
 
     def _workspace_of(self, form: Literal["moe", "dense"], experts: int | None, width: int | None) -> int:
-        return self._beside(ModelShape(experts, width), form)["activations"]
+        return self._cache_and_workspace(ModelShape(experts, width), form)["activations"]
 
-    def _beside(self, shape: ModelShape, form: Literal["moe", "dense"] = "moe") -> dict[str, int]:
+    def _cache_and_workspace(self, shape: ModelShape, form: Literal["moe", "dense"] = "moe") -> dict[str, int]:
         model = shaped_meta_model(self.config, shape)
         size: ModelSize = model_size(dense_twin(model).model if form == "dense" else model, self.dtype)
         return answering_memory(size, self.fit.batch, self.fit.context, self.fit.context)

@@ -9,7 +9,7 @@ from toolkit.moe import meta_model
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.layer_choice import ChosenLayers
 from toolkit.pipeline.layer_refusal import refusal_of
-from toolkit.pipeline.layer_search import read_losses
+from toolkit.pipeline.loss_file import read_losses
 from toolkit.runtime.errors import PollardError
 from toolkit.selection import LayerEvidence
 from toolkit.selection.layer_criteria import LAYER_CRITERIA

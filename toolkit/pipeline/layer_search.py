@@ -6,8 +6,6 @@
 Both serve every number of layers, and a search that was killed goes on from them.
 """
 
-import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,9 +24,9 @@ from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.fingerprints import LayerFingerprints
 from toolkit.pipeline.layer_choice import ChosenLayers, DevAnswers
 from toolkit.pipeline.layer_refusal import plan_of_layers, refusal_of
+from toolkit.pipeline.loss_file import LossFile
 from toolkit.recipe.data import DataRecipe
-from toolkit.runtime.distributed import is_main, on_main, say
-from toolkit.runtime.files import write_text
+from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.formatting import loss as nats
 from toolkit.runtime.formatting import ranges
 from toolkit.selection import LayerChoice, LayerEvidence, choose_layers, evidence_needed
@@ -135,33 +133,18 @@ class DevLosses:
 
     def __init__(self, path: Path, fingerprint: str, measure: Callable[[Sequence[int]], Loss], most: int) -> None:
         """`fingerprint`: of the model and of what the loss is measured on; `most`: how many measurements there are to be."""
-        self.path, self.fingerprint, self.measure, self.most = path, fingerprint, measure, most
-        self.known = on_main(lambda: read_losses(path, fingerprint))
-        self.asked = 0
-        if self.known:
-            say(f"  {len(self.known):,} losses have been measured already")
+        self.file, self.measure, self.most, self.asked = LossFile(path, fingerprint), measure, most, 0
+        if known := len(self.file.losses):
+            say(f"  {known:,} losses have been measured already")
 
     def __call__(self, kept: Sequence[int]) -> float:
         key, started = ",".join(map(str, kept)), time.monotonic()
         self.asked += 1
-        if key not in self.known:
-            self.known[key] = self.measure(kept).finite
-            if is_main():
-                write_text(self.path, json.dumps({"fingerprint": self.fingerprint, "losses": self.known}) + "\n")
+        if key not in self.file.losses:
+            self.file.add(key, self.measure(kept).mean)
             seconds = time.monotonic() - started
-            say(f"  {self.asked}/{self.most} layers {ranges(kept)}: loss {nats(self.known[key])} [dim]{seconds:.1f} s[/]")
-        loss = self.known[key]
-        return math.nan if loss is None else loss
-
-
-def read_losses(path: Path, fingerprint: str) -> dict[str, float | None]:
-    """losses.json, by the layers that are there ("0,1,3"; None: not finite); empty where it holds those of another model or other
-    examples, or nothing that can be read."""
-    try:
-        found = json.loads(path.read_text())
-        return found["losses"] if found["fingerprint"] == fingerprint else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+            say(f"  {self.asked}/{self.most} layers {ranges(kept)}: loss {nats(self.file.losses[key])} [dim]{seconds:.1f} s[/]")
+        return self.file.get(key)
 
 
 def check_dev_slice(context: RunContext) -> None:

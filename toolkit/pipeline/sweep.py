@@ -26,10 +26,11 @@ from toolkit.evaluation import measure_fidelity, write_reference
 from toolkit.evaluation.probe import check_probe, measure_probe, read_probe
 from toolkit.moe import find_blocks
 from toolkit.moe.placement import with_model
-from toolkit.pipeline.allocation import AllocationCache, allocate, check_criterion, chooser
+from toolkit.pipeline.allocation import allocate, check_criterion, chooser
 from toolkit.pipeline.checks import check
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.fingerprints import own_scorer_identity
+from toolkit.pipeline.loss_file import LossFile
 from toolkit.pipeline.manifest import SWEEP
 from toolkit.pipeline.plan_choice import choose_plan
 from toolkit.pipeline.run_directory import RunDirectory
@@ -253,7 +254,7 @@ def _searched(
     if not choice.uniform:
         return choice, {}
     statistics = ExpertStatistics.load(choice.uniform.statistics)
-    cache = AllocationCache(folder / choice.uniform.losses, choice.uniform.losses)
+    cache = LossFile(folder / choice.uniform.losses, choice.uniform.losses)
     allocated = allocate(model, choice.plan, statistics, batches, cache)
     return replace(choice, plan=allocated.plan), {"measurements": allocated.found.measurements}
 
