@@ -23,6 +23,7 @@ from toolkit.pipeline.layer_search import check_dev_slice
 from toolkit.pipeline.rounds import early_rounds, trains
 from toolkit.pipeline.stages.refit import check_refit
 from toolkit.pipeline.stages.skip import check_skipping
+from toolkit.pipeline.stages.teacher import check_seams
 from toolkit.recipe.pruning import PruningRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.training_data import check_training_source, training_sources
@@ -74,6 +75,8 @@ def _checked(context: RunContext, mistakes: Mistakes, variants: Sequence[RunCont
     if all(readable) and trains(recipe) and recipe.finetuning.data is None:  # a mix leaves them out
         notes += _repetitions(context)
     if trains(recipe):
+        if config is not None:
+            mistakes.collect(partial(check_seams, context))
         _check_training(context, tokenizer, mistakes)
     if tokenizer is not None and all(readable):
         for check_part in limit_checks(context):

@@ -102,9 +102,14 @@ def fingerprints_of(
     split = splits["train" if recipe.evaluation.split == "dev" else "test"]
     evaluation = [recipe.evaluation.fingerprint_values(), *([recipe.seed] if recipe.evaluation.temperature else [])]
     own_data = fingerprint_of(settings, splits["train"])
-    teaching = teaching or _teaching(recipe, data, model, own_data, splits["test"])
     budget, cuts = budgets()
     observing = _observing(recipe, data, budget)
+    seams = []
+    if (
+        recipe.finetuning.distillation.hidden and cuts.layers is not None
+    ):  # in one round: the layers are chosen before the teacher is asked
+        seams = ["hidden", _layers(recipe, cuts.layers, model, observing, own_data).choice]
+    teaching = teaching or _teaching(recipe, data, model, own_data, splits["test"], seams)
     choosing = recipe.pruning.model_dump(exclude={*NOT_CHOOSING, "refit"})
     training = [teaching, recipe.finetuning.model_dump(), recipe.seed, recipe.model.dtype, *_selecting(recipe)]
     rounds, source = {}, model  # the source of the last round; without a schedule it is the only one
@@ -168,8 +173,9 @@ def observed_channels(recipe: Recipe, cuts: Budget) -> bool | Literal["gradients
     return "gradients" if WIDTH_CRITERIA[recipe.pruning.width_criterion].gradients else True
 
 
-def _teaching(recipe: Recipe, data: DataCache, model: str, own_data: str, test_data: Any) -> Teaching:
-    """`own_data`, `test_data`: fingerprints of the task's two files."""
+def _teaching(recipe: Recipe, data: DataCache, model: str, own_data: str, test_data: Any, seams: Sequence[str]) -> Teaching:
+    """`own_data`, `test_data`: fingerprints of the task's two files. `seams`: what decides where hidden states are compared; none
+    where they are not."""
     finetuning, mix = recipe.finetuning, training_sources(recipe)
     # A mix leaves out what overlaps with the test set, so it depends on that, too
     others = [_sources(recipe, mix, data), test_data] if finetuning.data else []
@@ -178,7 +184,7 @@ def _teaching(recipe: Recipe, data: DataCache, model: str, own_data: str, test_d
     if any(source.self_generated for source in mix):
         answers = fingerprint_of(model, examples, recipe.evaluation.max_new_tokens, recipe.model.dtype)
     if finetuning.teacher:
-        teacher = fingerprint_of(model, examples, answers, finetuning.distillation.temperature)
+        teacher = fingerprint_of(model, examples, answers, finetuning.distillation.temperature, *seams)
     return Teaching(examples, answers, teacher)
 
 
