@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.cuts import check_dense, plan_of_shape, shaped_meta_model
 from toolkit.evaluation.harness import check_harness
+from toolkit.moe import check_some_inactive
 from toolkit.pipeline.budget import Budget, check_shrinking
 from toolkit.pipeline.calibration_data import check_self_generated, check_source, read_source, sources_of
 from toolkit.pipeline.context import RunContext
@@ -104,6 +105,13 @@ def _possible_budget(context: RunContext, pruning: PruningRecipe) -> Budget:
     return budget
 
 
+def _check_router_gradient(context: RunContext) -> None:
+    """What a fit keeps is not known yet: then training says it."""
+    pruning = context.recipe.pruning
+    if context.recipe.finetuning.router_gradient == "all" and pruning.fit is None and pruning.form != "dense":
+        check_some_inactive(context.budget.keep, context.budget.experts_per_token)
+
+
 def _check_dtype(recipe: Recipe) -> None:
     if recipe.model.dtype in ("bfloat16", "float16") and not torch.cuda.is_available():
         raise PollardError(
@@ -144,5 +152,6 @@ def _check_training(context: RunContext, tokenizer: PreTrainedTokenizerBase | No
 
     for source in training_sources(context.recipe):
         mistakes.collect(partial(check_training_source, context.recipe, source, tokenizer, context.data))
+    mistakes.collect(lambda: _check_router_gradient(context))
     for check_part in finetuning_checks(context.recipe, context.directory.checkpoints, context.data):
         mistakes.collect(check_part)

@@ -96,6 +96,9 @@ class FinetuningRecipe(Section):
     """What is trained. full: all parameters; lora: adapters on experts and attention; qlora: the same on a 4-bit base; router:
     the routers; experts: experts and routers (docs/recovery.md)."""
     lora: LoraRecipe = LoraRecipe()
+    router_gradient: Literal["active", "all"] = Field(default="active", exclude_if=lambda value: value == "active")
+    """Which experts tell a router what it should have chosen. active: those that were; all: every kept expert, each of which then
+    computes every token in the backward pass. For full, experts and router (docs/recovery.md)."""
     zero: int | str = 2
     """ZeRO stage (0, 1, 2, 3, 3-offload), or the path of a DeepSpeed JSON file."""
     max_length: int = Field(default=1024, ge=2)
@@ -201,6 +204,10 @@ class Recipe(Section):
             raise ValueError(
                 f"finetuning.method {self.finetuning.method} works on experts, and with pruning.form dense there are none: say "
                 "method: full, or lora"
+            )
+        if dense and self.finetuning.router_gradient == "all":
+            raise ValueError(
+                "finetuning.router_gradient is for routers, and with pruning.form dense there are none: leave it out"
             )
         return self
 
