@@ -15,6 +15,7 @@ from toolkit.recipe.roles import Role
 from toolkit.report.cut_facts import CriteriaAgreement, CutFacts
 from toolkit.report.fit_facts import FitFacts
 from toolkit.report.measurements import Facts, Fidelity, HarnessRow, Interval, Number, SpeedTable, SweepTable
+from toolkit.report.off_task_facts import OffTaskLoss
 from toolkit.report.paired import PairedComparison
 from toolkit.report.refit_facts import RefitFacts
 
@@ -29,6 +30,7 @@ class ModelResult(Facts):
     correct: int
     n: int
     interval: Interval  # 95 %, Wilson
+    chance: Number | None = None  # the score of guessing, where there are choices
     flexible_score: Number | None = None
     flexible_correct: int | None = None
     split: str | None = None
@@ -41,7 +43,11 @@ class ModelResult(Facts):
     likelihood_correct: int | None = None
     generated_tokens: int | None = None
     seconds: Number | None = None
+    logged: int | None = None  # answers that `seconds` are not of
     tokens_per_second: Number | None = None
+    tokens_per_answer: Number | None = None
+    truncated_share: Number | None = None
+    seconds_per_right: Number | None = None  # seconds for all answers, per right one
     peak_memory_bytes: int | None = None
     parameters: int | None = None
     active_parameters: Number | None = None  # an average, where experts are skipped
@@ -225,6 +231,7 @@ class RunFacts(Facts):
     control_training: TrainingFacts | None
     sweep: SweepTable | None
     fidelity: dict[Role, Fidelity]
+    off_task: dict[Role, OffTaskLoss]
     speed: SpeedTable | None
     harness: list[HarnessRow]
     stale: list[StaleFiles]

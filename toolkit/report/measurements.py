@@ -239,4 +239,14 @@ class HarnessRow(Facts):
     task: str
     metric: str
     n: int | None
+    output_type: str | None = None  # lm-eval's: multiple_choice, generate_until, …
     models: dict[Role, HarnessScore]
+
+    @property
+    def label(self) -> str:
+        """The task, and whether the right answer is only to be found among choices."""
+        return f"{self.task} (choices)" if self.is_multiple_choice else self.task
+
+    @property
+    def is_multiple_choice(self) -> bool:
+        return self.output_type == "multiple_choice"
