@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -26,6 +26,7 @@ from toolkit.recipe.data import OffTaskRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import gather
 from toolkit.runtime.errors import PollardError
+from toolkit.runtime.files import JsonObject
 from toolkit.tasks import DataCache, padded_batches
 
 EXAMPLES = 64
@@ -52,7 +53,7 @@ class OffTaskLoss:
     tokens: int
     texts: int
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         return asdict(self)
 
 

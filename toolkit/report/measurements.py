@@ -10,6 +10,7 @@ from typing import Any, Self
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     ModelWrapValidatorHandler,
     PrivateAttr,
     SerializerFunctionWrapHandler,
@@ -239,7 +240,8 @@ class HarnessRow(Facts):
     task: str
     metric: str
     n: int | None
-    output_type: str | None = None  # lm-eval's: multiple_choice, generate_until, …
+    # lm-eval's: multiple_choice, generate_until, …
+    output_type: str | None = Field(default=None, exclude_if=lambda kind: kind is None)
     models: dict[Role, HarnessScore]
 
     @property
