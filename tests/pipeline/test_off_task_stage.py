@@ -58,11 +58,10 @@ def test_every_evaluated_model_is_measured_before_its_score_unless_it_is_switche
     assert names == [
         "calibrate", "select", "prune", "off_task/original", "evaluate/original", "off_task/pruned", "evaluate/pruned", "report",
     ]  # fmt: skip
-    every = like(evaluation__models=["original", "pruned", "recovered"], control=True, pruning={"keep": 4, "refit": True})
-    every = Recipe.model_validate(every.model_dump() | {"evaluation": every.evaluation.model_dump() | {"models": [
-        "original", "pruned", "refitted", "recovered"]}})  # fmt: skip
+    models = ["original", "pruned", "refitted", "recovered"]
+    every = like(evaluation__models=models, control=True, pruning={"keep": 4, "refit": True})
     measured = [stage.name for stage in plan_stages(every) if stage.kind == "off_task"]
-    assert measured == [f"off_task/{role}" for role in ("original", "pruned", "refitted", "recovered", "control")]
+    assert measured == [f"off_task/{role}" for role in (*models, "control")]
     assert not any(stage.kind == "off_task" for stage in plan_stages(like(evaluation__off_task=False)))
 
 

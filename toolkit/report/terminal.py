@@ -81,7 +81,7 @@ def _further_table(report: RunFacts) -> Table | None:
         columns |= {
             "tokens/answer": lambda role: mean_count(results[role].tokens_per_answer) if role in results else MISSING,
             "cut off": lambda role: percent(results[role].truncated_share) if role in results else MISSING,
-            "per right": lambda role: seconds_each(results[role].seconds_per_right) if role in results else MISSING,
+            "time/right": lambda role: seconds_each(results[role].seconds_per_right) if role in results else MISSING,
         }
     if off_task:
         columns |= {
