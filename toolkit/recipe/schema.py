@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from toolkit.recipe.choices import METHODS_WITH_ADAPTERS, Method
-from toolkit.recipe.data import DataRecipe, Section, SourceRecipe, TaskRecipe, TrainingSourceRecipe, all_weights_or_none
+from toolkit.recipe.data import OffTaskData, Section, SourceRecipe, TaskRecipe, TrainingSourceRecipe, all_weights_or_none
 from toolkit.recipe.evaluation import EvaluationRecipe
 from toolkit.recipe.pruning import PruningRecipe
 from toolkit.recipe.roles import Role
@@ -149,8 +149,9 @@ class FinetuningRecipe(Section):
 class SweepRecipe(Section):
     """Settings of `pollard sweep`, which compares prunings. The prunings are given on the command line."""
 
-    off_task: DataRecipe | None = None
-    """A second task or text to measure the pruned models on: what pruning for one task costs on another."""
+    off_task: OffTaskData = None
+    """A second task or text to measure the pruned models on: what pruning for one task costs on another. true: the texts that
+    come with Pollard, as for `evaluation.off_task`."""
     compression: str | None = None
     """Compress the kept experts' weights as well, by what no stock reader loads, so that it is measured and never written:
     low_rank:0.5 (two factors with that share of the numbers) or 2:4 (two of four neighbours are zero) (docs/pruning.md)."""
