@@ -15,6 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.cuts import check_dense, plan_of_shape, shaped_meta_model
 from toolkit.evaluation.harness import check_harness
+from toolkit.evaluation.off_task import read_off_task
+from toolkit.evaluation.probe import check_probe
+from toolkit.moe import check_some_inactive
 from toolkit.pipeline.budget import Budget, check_shrinking
 from toolkit.pipeline.calibration_data import check_self_generated, check_source, read_source, sources_of
 from toolkit.pipeline.context import RunContext
@@ -64,7 +67,7 @@ def _checked(context: RunContext, mistakes: Mistakes, variants: Sequence[RunCont
         for each in (context, *variants):
             mistakes.collect(partial(check_dev_slice, each))
     _check_packages(recipe, mistakes)
-    notes: list[str] = []
+    notes = _check_off_task(context, tokenizer, mistakes)
     if tokenizer is not None and all(readable):
         rendered = [mistakes.collect(check_part) for check_part in rendering_checks(context)]
         notes += [note for found in rendered for note in found or ()]
@@ -104,6 +107,13 @@ def _possible_budget(context: RunContext, pruning: PruningRecipe) -> Budget:
     return budget
 
 
+def _check_router_gradient(context: RunContext) -> None:
+    """What a fit keeps is not known yet: then training says it."""
+    pruning = context.recipe.pruning
+    if context.recipe.finetuning.router_gradient == "all" and pruning.fit is None and pruning.form != "dense":
+        check_some_inactive(context.budget.keep, context.budget.experts_per_token)
+
+
 def _check_dtype(recipe: Recipe) -> None:
     if recipe.model.dtype in ("bfloat16", "float16") and not torch.cuda.is_available():
         raise PollardError(
@@ -138,11 +148,29 @@ def _check_packages(recipe: Recipe, mistakes: Mistakes) -> None:
         mistakes.collect(check_client)
 
 
+def _check_off_task(context: RunContext, tokenizer: PreTrainedTokenizerBase | None, mistakes: Mistakes) -> list[str]:
+    """The data that models are measured on beside their task."""
+    evaluation = context.recipe.evaluation
+    if data := evaluation.measured_off_task:
+        if tokenizer is None:
+            mistakes.collect(partial(check_probe, data.source, context.data))
+        else:
+            mistakes.collect(partial(read_off_task, data, context.recipe, tokenizer, context.data))
+        return []
+    if not evaluation.off_task:
+        return []
+    return [
+        "What the models lost beside their task is not measured: servers return no probabilities. With data in "
+        "evaluation.off_task the models are loaded here for it; false leaves this line out."
+    ]
+
+
 def _check_training(context: RunContext, tokenizer: PreTrainedTokenizerBase | None, mistakes: Mistakes) -> None:
     """`tokenizer`: None where the rendering is wrong already, so that lengths would say nothing."""
     from toolkit.recovery.settings import finetuning_checks  # takes seconds; a run that is done needs none of it
 
     for source in training_sources(context.recipe):
         mistakes.collect(partial(check_training_source, context.recipe, source, tokenizer, context.data))
+    mistakes.collect(lambda: _check_router_gradient(context))
     for check_part in finetuning_checks(context.recipe, context.directory.checkpoints, context.data):
         mistakes.collect(check_part)

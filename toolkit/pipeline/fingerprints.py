@@ -60,6 +60,7 @@ class Fingerprints:
     models: dict[Role, str]  # of the models of a run that are checkpoints
     scoring: str  # the questions, how they are answered and judged; with a model's fingerprint it decides the score
     reference_logits: str  # fidelity: the original's distributions over the gold answers
+    off_task: str | None  # the texts beside the task, and the original where models are compared with it; None: not measured
     harness: str  # the questions of lm-evaluation-harness
     skip: str
 
@@ -139,6 +140,7 @@ def fingerprints_of(
         models=models,
         scoring=fingerprint_of(settings, split, evaluation, recipe.model.dtype, *_scoring(recipe.task, data)),
         reference_logits=_reference_logits(recipe, model, split),
+        off_task=_off_task(recipe, data, model),
         harness=_harness(recipe),
         skip=fingerprint_of(models[last_role(recipe)], [*_examples_read(recipe, data), recipe.pruning.skipping]),
     )
@@ -247,6 +249,17 @@ def _reference_logits(recipe: Recipe, model: str, split: Any) -> str:
     settings = recipe.evaluation.model_dump(include={"fidelity", "split"})
     batches = recipe.calibration.model_dump(include={"batch_size", "max_length"})
     return fingerprint_of(FORMAT, model, recipe.task.model_dump(), split, settings, batches, recipe.model.dtype)
+
+
+def _off_task(recipe: Recipe, data: DataCache, model: str) -> str | None:
+    texts = recipe.evaluation.measured_off_task
+    if texts is None:
+        return None
+    original = model if Role.ORIGINAL in recipe.evaluation.models else None
+    source = data.source_fingerprint(texts.source, recipe.task)
+    batches = recipe.calibration.model_dump(include={"batch_size", "max_length"})
+    read = [texts.name, texts.examples, source, *([texts.task.model_dump()] if texts.task else [])]
+    return fingerprint_of("off task", FORMAT, original, read, batches, recipe.model.dtype)
 
 
 def _harness(recipe: Recipe) -> str:

@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from toolkit.recipe.choices import METHODS_WITH_ADAPTERS, Method
-from toolkit.recipe.data import DataRecipe, Section, SourceRecipe, TaskRecipe, TrainingSourceRecipe, all_weights_or_none
+from toolkit.recipe.data import OffTaskData, Section, SourceRecipe, TaskRecipe, TrainingSourceRecipe, all_weights_or_none
 from toolkit.recipe.evaluation import EvaluationRecipe
 from toolkit.recipe.pruning import PruningRecipe
 from toolkit.recipe.roles import Role
@@ -96,6 +96,9 @@ class FinetuningRecipe(Section):
     """What is trained. full: all parameters; lora: adapters on experts and attention; qlora: the same on a 4-bit base; router:
     the routers; experts: experts and routers (docs/recovery.md)."""
     lora: LoraRecipe = LoraRecipe()
+    router_gradient: Literal["active", "all"] = Field(default="active", exclude_if=lambda value: value == "active")
+    """Which experts tell a router what it should have chosen. active: those that were; all: every kept expert, each of which then
+    computes every token in the backward pass. For full, experts and router (docs/recovery.md)."""
     zero: int | str = 2
     """ZeRO stage (0, 1, 2, 3, 3-offload), or the path of a DeepSpeed JSON file."""
     max_length: int = Field(default=1024, ge=2)
@@ -146,8 +149,9 @@ class FinetuningRecipe(Section):
 class SweepRecipe(Section):
     """Settings of `pollard sweep`, which compares prunings. The prunings are given on the command line."""
 
-    off_task: DataRecipe | None = None
-    """A second task or text to measure the pruned models on: what pruning for one task costs on another."""
+    off_task: OffTaskData = None
+    """A second task or text to measure the pruned models on: what pruning for one task costs on another. true: the texts that
+    come with Pollard, as for `evaluation.off_task`."""
     compression: str | None = None
     """Compress the kept experts' weights as well, by what no stock reader loads, so that it is measured and never written:
     low_rank:0.5 (two factors with that share of the numbers) or 2:4 (two of four neighbours are zero) (docs/pruning.md)."""
@@ -201,6 +205,10 @@ class Recipe(Section):
             raise ValueError(
                 f"finetuning.method {self.finetuning.method} works on experts, and with pruning.form dense there are none: say "
                 "method: full, or lora"
+            )
+        if dense and self.finetuning.router_gradient == "all":
+            raise ValueError(
+                "finetuning.router_gradient is for routers, and with pruning.form dense there are none: leave it out"
             )
         return self
 
