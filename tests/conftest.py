@@ -118,7 +118,7 @@ SLOW = {
     "pipeline/test_dense_run.py", "pipeline/test_estimator.py", "pipeline/test_evaluate_stage.py",
     "pipeline/test_failed_items.py", "pipeline/test_fidelity_harness.py", "pipeline/test_fit_run.py",
     "pipeline/test_new_stage.py", "pipeline/test_off_task_stage.py", "pipeline/test_own_answers.py",
-    "pipeline/test_refit_stage.py", "pipeline/test_rounds.py", "pipeline/test_runner.py",
+    "pipeline/test_refit_stage.py", "pipeline/test_rounds.py", "pipeline/test_runner.py", "pipeline/test_seams_run.py",
     "pipeline/test_skip_stage.py", "pipeline/test_stale_runs.py", "pipeline/test_sweep.py",
     "pipeline/test_sweep_allocation.py", "pipeline/test_sweep_compression.py", "pipeline/test_sweep_cuts.py",
     "recipes/test_every_recipe.py", "recipes/test_my_data.py", "recovery/test_trainer.py", "report/test_browser.py",

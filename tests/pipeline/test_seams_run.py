@@ -78,7 +78,7 @@ def test_another_weight_asks_nobody_again_and_other_layers_do(finished: RunDirec
 
 def test_a_dense_student_that_was_refit_learns_by_it_too(folder: Path) -> None:
     pruning = GAP | {"form": "dense", "refit": True}
-    done = run(recipe_of("dense", pruning=pruning), until="recover")
+    done = run(recipe_of("dense", pruning=pruning, calibration={"examples": 40, "batch_size": 4}), until="recover")
     assert json.loads((done.recovered / "config.json").read_text())["model_type"] == "mistral"
     assert all(line["seam"] > 0 for line in log_of(done.training_log) if "loss" in line)
 
