@@ -1,0 +1,51 @@
+"""Which experts of the original join those that another checkpoint has already: in every block the best of the others.
+
+    held [0, 2, 5, 7], scores of the second task  →  best others 1, 4  →  kept [0, 2, 5, 7, 1, 4]
+"""
+
+from collections.abc import Sequence
+
+from toolkit.cuts.experts import BlockPlan, ExpertsCut, Origin
+from toolkit.cuts.plan import Plan
+from toolkit.cuts.statistics import ExpertStatistics
+from toolkit.runtime.errors import PollardError
+from toolkit.selection.criteria import CRITERIA, Choice, ScoreCriterion, best_of_each_group
+from toolkit.selection.select import select
+
+
+def grown_plan(
+    statistics: ExpertStatistics, criterion: str, choice: Choice, first: Plan, onto: str, experts_per_token: int
+) -> Plan:
+    """The plan that grows the checkpoint in the folder `onto`, which the plan `first` has left, to `choice.keep` experts per block.
+
+    With router groups each group gets equally many, for ranking compares groups of equal size; in each the new experts stand behind
+    those that are there. Raises PollardError as `select` does, and for a criterion that scores no single experts.
+    """
+    rule, about = CRITERIA.get(criterion), statistics.about
+    if rule is not None and not isinstance(rule, ScoreCriterion):
+        raise PollardError(
+            f"{criterion} searches whole sets, without regard to the experts that are there already: take a criterion that scores "
+            "experts.",
+            code="grow.criterion",
+        )
+    plan = select(statistics, criterion, choice.keep, choice.tokens, seed=choice.seed, experts_per_token=experts_per_token)
+    blocks = {}
+    for name, block in plan.blocks.items():
+        held, groups = first.experts.kept[name], about.blocks[name].groups
+        order = rule.order(statistics, name, choice) if rule else []
+        others = [expert for expert in order if expert not in held]
+        new = best_of_each_group([*others, *held], choice.keep - len(held), groups)
+        kept, origin = _in_groups(held, new, block.experts // groups)
+        blocks[name] = BlockPlan(experts=block.experts, kept=kept, scores=block.scores, origin=origin)
+    cut = ExpertsCut.of(blocks, criterion=plan.criterion, tokens=plan.tokens, keep=choice.keep, onto=onto)
+    return plan.model_copy(update={"cuts": [cut]})
+
+
+def _in_groups(held: Sequence[int], new: Sequence[int], size: int) -> tuple[list[int], list[Origin]]:
+    """The experts in the order in which they are written, and where each is from; `size`: experts of the original per group."""
+    groups = sorted({expert // size for expert in held})
+    found: list[tuple[int, Origin]] = []
+    for group in groups:
+        found += [(expert, "onto") for expert in held if expert // size == group]
+        found += [(expert, "model") for expert in new if expert // size == group]
+    return [expert for expert, _ in found], [origin for _, origin in found]
