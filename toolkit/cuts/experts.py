@@ -51,6 +51,13 @@ class BlockPlan(BaseModel):
         _check_choice(self.experts, self.kept, self.scores, self.origin)
         return self
 
+    @property
+    def chosen(self) -> list[int]:
+        """The kept experts that were chosen among all; where a plan grows, the new ones."""
+        if self.origin is None:
+            return self.kept
+        return [expert for expert, where in zip(self.kept, self.origin, strict=True) if where == "model"]
+
 
 def _counts(cut: "ExpertsCut") -> str:
     """ "5, 3, 4, 4 experts"; "5, 3 experts (2, 1 active)"."""
@@ -122,7 +129,7 @@ class ExpertsCut(Cut):
         """Where the plan grows: what the checkpoint holds that it grows onto."""
         there = {name: [at for at, where in enumerate(origin) if where == "onto"] for name, origin in self.origin.items()}
         kept = {name: [self.kept[name][at] for at in places] for name, places in there.items()}
-        origin = {name: ["onto"] * len(places) for name, places in there.items()}
+        origin: dict[str, list[Origin]] = {name: ["onto"] * len(places) for name, places in there.items()}
         keep = len(next(iter(kept.values())))
         return ExpertsCut(criterion=self.criterion, keep=keep, experts=self.experts, kept=kept, onto=self.onto, origin=origin)
 

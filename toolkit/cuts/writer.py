@@ -21,7 +21,15 @@ from toolkit.cuts.plan import Plan
 from toolkit.moe.load import load_config, meta_model
 from toolkit.moe.model_files import SINGLE, checkpoint_files, copy_companions, file_names, write_index
 from toolkit.moe.quantized_names import QUANTIZATION, RenamedModules
-from toolkit.moe.tensor_files import JoinedPiece, Piece, StoredTensor, explain_write_errors, file_bytes, stored_tensors, write_file
+from toolkit.moe.tensor_files import (
+    JoinedPiece,
+    Piece,
+    StoredTensor,
+    explain_write_errors,
+    file_bytes,
+    stored_tensors,
+    write_file,
+)
 from toolkit.runtime.distributed import on_all_ranks, on_main, say, shard
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import JsonObject, write_text

@@ -117,7 +117,7 @@ class RunContext:
     def first_run(self) -> FirstRun | None:
         """Whose model grows, where the recipe says so. Raises PollardError where it cannot."""
         grow, model = self.recipe.pruning.grow, self.original
-        return grow and self.once(("first run", grow.onto, model), lambda: first_run(grow.onto, model))
+        return self.once(("first run", grow.onto, model), lambda: first_run(grow.onto, model)) if grow else None
 
     @property
     def cuts(self) -> Budget:

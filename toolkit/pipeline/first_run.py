@@ -1,8 +1,8 @@
 """The run that a recipe grows (`pruning.grow.onto: runs/sorting/recovered`): found by its checkpoint, with its plan and recipe.
 
-    runs/sorting/recovered/     what grows
-    runs/sorting/plan.json      which experts of the original it holds (with a schedule: rounds/plan.json)
-    runs/sorting/recipe.yaml    its task, by which the report says what growing has cost it
+runs/sorting/recovered/     what grows
+runs/sorting/plan.json      which experts of the original it holds (with a schedule: rounds/plan.json)
+runs/sorting/recipe.yaml    its task, by which the report says what growing has cost it
 """
 
 from pathlib import Path

@@ -63,7 +63,12 @@ def pruning_lines(context: RunContext) -> dict[str, str]:
     if pruning.form == "dense":
         active = "all of these for every token, as one layer"
     lines = {"experts": f"{experts} in each of {len(blocks)} blocks, {active}, by {pruning.criterion}"}
-    if budget.keep == blocks[0].expert_count:
+    if first := context.first_run:
+        added = f"{first.plan.keep} of {first.onto} and {budget.keep - first.plan.keep} more"
+        lines["experts"] = (
+            f"{added} of {blocks[0].expert_count} in each of {len(blocks)} blocks, {active}, by {pruning.criterion}"
+        )
+    elif budget.keep == blocks[0].expert_count:
         lines["experts"] = f"all {experts} stay in each of {len(blocks)} blocks, {active}"
     if budget.width:
         widths = counts(expert_width(context.meta_model), (b.width for b in budgets))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.report.facts import RunFacts
+from toolkit.report.first_task import first_task_warnings
 from toolkit.report.fit_facts import fit_warnings
 from toolkit.report.refit_facts import refit_warnings
 
@@ -30,7 +31,7 @@ def warnings(facts: RunFacts, recipe: Recipe | None, bad_lines: Mapping[str, int
     could not be used, by what they were read for."""
     return [
         *fit_warnings(facts.fit), *_about_selection(facts), *_about_width(facts), *_about_layers(facts),
-        *refit_warnings(facts.refit), *_about_data(facts, recipe, bad_lines), *_about_training(facts),
+        *refit_warnings(facts.refit), *first_task_warnings(facts.first_task), *_about_data(facts, recipe, bad_lines), *_about_training(facts),
         *_about_answers(facts, recipe), *_about_context(facts), *_about_likeness(facts), *_about_versions(facts),
     ]  # fmt: skip
 

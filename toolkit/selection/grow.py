@@ -1,6 +1,6 @@
 """Which experts of the original join those that another checkpoint has already: in every block the best of the others.
 
-    held [0, 2, 5, 7], scores of the second task  →  best others 1, 4  →  kept [0, 2, 5, 7, 1, 4]
+held [0, 2, 5, 7], scores of the second task  →  best others 1, 4  →  kept [0, 2, 5, 7, 1, 4]
 """
 
 from collections.abc import Sequence
@@ -31,21 +31,22 @@ def grown_plan(
     plan = select(statistics, criterion, choice.keep, choice.tokens, seed=choice.seed, experts_per_token=experts_per_token)
     blocks = {}
     for name, block in plan.blocks.items():
-        held, groups = first.experts.kept[name], about.blocks[name].groups
         order = rule.order(statistics, name, choice) if rule else []
-        others = [expert for expert in order if expert not in held]
-        new = best_of_each_group([*others, *held], choice.keep - len(held), groups)
-        kept, origin = _in_groups(held, new, block.experts // groups)
-        blocks[name] = BlockPlan(experts=block.experts, kept=kept, scores=block.scores, origin=origin)
-    cut = ExpertsCut.of(blocks, criterion=plan.criterion, tokens=plan.tokens, keep=choice.keep, onto=onto)
-    return plan.model_copy(update={"cuts": [cut]})
+        blocks[name] = grown_block(block, first.experts.kept[name], order, choice.keep, about.blocks[name].groups)
+    return plan.model_copy(
+        update={"cuts": [ExpertsCut.of(blocks, criterion=criterion, tokens=plan.tokens, keep=choice.keep, onto=onto)]}
+    )
 
 
-def _in_groups(held: Sequence[int], new: Sequence[int], size: int) -> tuple[list[int], list[Origin]]:
-    """The experts in the order in which they are written, and where each is from; `size`: experts of the original per group."""
-    groups = sorted({expert // size for expert in held})
+def grown_block(block: BlockPlan, held: Sequence[int], order: Sequence[int], keep: int, groups: int) -> BlockPlan:
+    """`held` and the first others of `order` (all experts, the best first), up to `keep`; of each router group equally many, in
+    which the new ones stand behind those that are there."""
+    others = [expert for expert in order if expert not in held]
+    new = best_of_each_group([*others, *held], keep - len(held), groups)
+    size = block.experts // groups
     found: list[tuple[int, Origin]] = []
-    for group in groups:
+    for group in range(groups):
         found += [(expert, "onto") for expert in held if expert // size == group]
         found += [(expert, "model") for expert in new if expert // size == group]
-    return [expert for expert, _ in found], [origin for _, origin in found]
+    kept, origin = [expert for expert, _ in found], [where for _, where in found]
+    return BlockPlan(experts=block.experts, kept=kept, scores=block.scores, origin=origin)
