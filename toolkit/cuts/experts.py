@@ -7,8 +7,8 @@ block can be masked and measured (`allocation`); no stock reader loads them.
     model.layers.3.block_sparse_moe.gate.weight [E, H]             the router's: rows stay
 
 A plan that grows names experts in the order in which they are written: within each of the router's groups first those that
-another checkpoint has already (`onto`), in its order, then the new ones. Written from the original alone, as `masked` and `apply` do,
-it is the original without the experts that it does not name.
+another checkpoint has already (`onto`), in its order, then the new ones. `masked` and `apply`, which know the original alone,
+take its experts for all of them.
 
 Shape legend: E experts, H hidden size.
 """
@@ -31,7 +31,6 @@ from toolkit.moe.load import meta_model
 from toolkit.moe.masking import check_prunable, kept_rows, restricted, slice_router, slice_tensors
 from toolkit.moe.tensor_files import row_axis
 from toolkit.runtime.errors import PollardError
-
 
 Origin = Literal["onto", "model"]  # of an expert where a plan grows: the checkpoint that grows, or the original
 

@@ -8,8 +8,8 @@
     …experts.4.w1.weight            the original's …experts.1.w1.weight
     …experts.gate_up_proj [6, …]    rows of both, as is …gate.weight [6, H]
 
-What of the original the checkpoint `onto` has is what the plan that made it leaves (layout.py): which tensors hold a row per expert,
-and under which name and number each of its experts lies, is read off from there, and no family is named.
+What `onto` has of the original is what the plan that made it leaves (layout.py): which tensors hold a row per expert, and under
+which name and number each of its experts lies, is read off from there, and no family is named.
 """
 
 import json
@@ -35,7 +35,7 @@ from toolkit.moe.loading_checks import check_opens
 from toolkit.moe.model_files import copy_companions, write_index
 from toolkit.moe.names import NameResolver
 from toolkit.moe.tensor_files import FLOATS, JoinedPiece, Piece, StoredTensor, row_axis, stored_tensors, write_file
-from toolkit.runtime.distributed import is_main, on_all_ranks, shard
+from toolkit.runtime.distributed import is_main, shard
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import JsonObject, write_text
 from toolkit.runtime.signed_folders import begin_folder, is_resumable, partial_path
@@ -67,8 +67,8 @@ def plan_growth(folder: Path, plan: Plan) -> GrowJob:
     for path, what in ((folder, "the original"), (onto, "the checkpoint that grows")):
         if quantized := quantization_of(load_config(str(path))):
             raise PollardError(
-                f"{path}, {what}, is quantized ({quantized}), and what grows is trained as plain numbers: start from a plain copy "
-                "(bfloat16).",
+                f"{path}, {what}, is quantized ({quantized}), and what grows is trained as plain numbers: start from a plain "
+                "copy (bfloat16).",
                 code="grow.quantized",
             )
     active = min(plan.experts_per_token, first.keep)
@@ -101,8 +101,8 @@ def _check_same_model(onto: Path, stored: Mapping[str, StoredTensor], there: Map
     for name, piece in there.items():
         if name not in stored and (piece.indices or EXPERT_NUMBER.search(name)):
             raise PollardError(
-                f"{onto} stores its experts otherwise than {base.folder} (it has no {name}): their tensors cannot be joined. Save "
-                "the original anew with transformers (save_pretrained), and prune and grow that.",
+                f"{onto} stores its experts otherwise than {base.folder} (it has no {name}): their tensors cannot be joined. "
+                "Save the original anew with transformers (save_pretrained), and prune and grow that.",
                 code="grow.other-layout",
             )
         if name in stored and stored[name].shape != piece.shape:

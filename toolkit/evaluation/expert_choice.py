@@ -26,18 +26,20 @@ class ExpertChoice(NamedTuple):
 
 @torch.no_grad()
 def tokens_choosing(model: PreTrainedModel, batches: Sequence[Batch], experts: Mapping[str, Sequence[int]]) -> ExpertChoice:
-    """Reads the batches (`input_ids`, `attention_mask` [B, S]), shared out over the ranks, and counts, without padding, the tokens
-    that choose one of `experts` (by block). Call it on every rank."""
-    mine: list[int] = shard_in_step(list(range(len(batches))), -1) if is_partitioned(model) else shard(list(range(len(batches))))
+    """Reads the batches (`input_ids`, `attention_mask` [B, S]), shared out over the ranks, and counts, without padding, the
+    tokens that choose one of `experts` (by block). Call it on every rank."""
+    numbers = list(range(len(batches)))
+    mine: list[int] = shard_in_step(numbers, -1) if is_partitioned(model) else shard(numbers)
     found: Counter[str] = Counter()
     tokens = 0
     for number in progress(mine, "choices of experts"):
         batch = batches[max(number, 0)]
         inputs = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
         counts: Counter[str] = Counter()
+        counted_T = inputs["attention_mask"].reshape(-1).bool()
         with ExitStack() as stack:
             for block in find_blocks(model):
-                count = partial(_count, counts, block.name, list(experts[block.name]), inputs["attention_mask"].reshape(-1).bool())
+                count = partial(_count, counts, block.name, list(experts[block.name]), counted_T)
                 stack.callback(block.experts.register_forward_pre_hook(count, with_kwargs=True).remove)
             model(**inputs, use_cache=False)
         if number >= 0:  # the others run to keep step

@@ -43,14 +43,14 @@ def first_run(onto: str, model: ModelRecipe) -> FirstRun:
     role = next((role for role in BEST_FIRST if role == folder.name), None)
     if role is None or not directory.plan.exists() or not directory.recipe.exists():
         raise PollardError(
-            f"pruning.grow.onto is {onto}, and no plan.json and recipe.yaml lie beside that folder that say which experts it holds: "
-            "name the pruned, refitted or recovered folder of a run directory (runs/sorting/recovered).",
+            f"pruning.grow.onto is {onto}, and no plan.json and recipe.yaml beside that folder say which experts it holds: name "
+            "the pruned, refitted or recovered folder of a run directory (runs/sorting/recovered).",
             code="grow.no-plan",
         )
     if why := why_model_stale(directory, role):
         raise PollardError(
-            f"{onto} is not what {directory.recipe} asks for by now ({why}), so it is not known which experts it holds. `pollard run "
-            f"{directory.recipe}` makes it anew.",
+            f"{onto} is not what {directory.recipe} asks for by now ({why}), so it is not known which experts it holds. "
+            f"`pollard run {directory.recipe}` makes it anew.",
             code="grow.stale",
         )
     recipe = load_recipe(directory.recipe)
@@ -65,8 +65,8 @@ def _no_checkpoint(onto: str, folder: Path) -> str:
     if there:
         return f"pruning.grow.onto is {onto}, a run: which of its models grows? Did you mean {folder / there[0]}?"
     return (
-        f"pruning.grow.onto is {onto}, and no checkpoint is there (it has no config.json). It is made by a first run: `pollard run` "
-        "of a recipe with the same model and the first task; its recovered model is then runs/<name>/recovered."
+        f"pruning.grow.onto is {onto}, and no checkpoint is there (it has no config.json). A first run makes it: `pollard run` "
+        "of a recipe with the same model and the first task, whose recovered model is then runs/<name>/recovered."
     )
 
 
@@ -76,7 +76,7 @@ def _check_cuts(onto: str, plan: Plan) -> None:
         what = "written in the dense form" if plan.form else f"cut by {' and '.join(kinds)}"
         what = "cut to other numbers of experts in each block" if kinds == ["experts"] and not plan.form else what
         raise PollardError(
-            f"{onto} is {what}: experts of the original fit only into a model that has its layers and width, and experts. Grow the "
+            f"{onto} is {what}: experts of the original fit only into a model with its layers, its width, and experts. Grow the "
             "model of a run that cuts experts alone.",
             code="grow.other-cuts",
         )

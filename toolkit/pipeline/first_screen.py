@@ -44,7 +44,7 @@ def first_screen(context: RunContext, planned: Sequence[Stage], reasons: Mapping
     say()
     for stage in planned:
         work = stage.outlook() if reasons[stage.name] else "done already"
-        say(f"{'' if reasons[stage.name] else '[dim]'}  {stage.name:<20}{escape(work)}".rstrip())
+        say(f"{'' if reasons[stage.name] else '[dim]'}  {stage.name:<19} {escape(work)}".rstrip())
     for line in replaced_models(context, [stage for stage in planned if reasons[stage.name]]):
         say(f"\n[bold yellow]note:[/] {escape(line)}")
     say()

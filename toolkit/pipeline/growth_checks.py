@@ -13,14 +13,14 @@ from toolkit.selection import grown_block
 
 
 def check_growth(context: RunContext) -> None:
-    """Raises PollardError where the first run is not there, is this one, or its checkpoint and the original do not fit together."""
+    """Raises PollardError where the first run is not there, is this one, or its checkpoint does not fit the original."""
     first = context.first_run
     if first is None:
         return
     if first.directory.path.resolve() == context.directory.path.resolve():
         raise PollardError(
-            f"pruning.grow.onto is {first.onto}, in the directory of this very run, which would replace it: give this run another "
-            f"name ({context.directory.another_name}).",
+            f"pruning.grow.onto is {first.onto}, in the directory of this very run, which would replace it: give this run "
+            f"another name ({context.directory.another_name}).",
             code="grow.own-run",
         )
     budget, model = context.budget, context.recipe.model
@@ -47,8 +47,8 @@ def growth_notes(context: RunContext) -> list[str]:
     method = context.recipe.finetuning.method
     if trains(context.recipe) and method != "new":
         notes.append(
-            f"finetuning.method {method} changes the tensors of {first.onto} as well, and with them what it does for its own task: "
-            "finetuning.method new trains the new experts alone."
+            f"finetuning.method {method} changes the tensors of {first.onto} as well, and with them what it does for its own "
+            "task: finetuning.method new trains the new experts alone."
         )
     return notes
 

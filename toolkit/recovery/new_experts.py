@@ -5,8 +5,8 @@
     everything else                      frozen
 
 A fused parameter is one tensor to the optimizer, so a hook zeroes the gradient of its old rows. An optimizer that treats each
-number by itself, without weight decay, then leaves them where they are, to the last bit; which is looked at before they are saved,
-and what is saved are the old checkpoint's own.
+number by itself, without weight decay, then leaves them where they are, to the last bit. Saving looks whether that is so, and
+writes the old checkpoint's own.
 
 Shape legend: E experts, H hidden size, W width.
 """
@@ -81,7 +81,8 @@ def new_experts_of(source: str) -> Mapping[str, Sequence[int]]:
 
 
 class NewExperts(RecoveryMethod):
-    name, meaning, reference = "new", "the experts that pruning.grow has added, and their rows of the routers", "arXiv 2408.03511"
+    name, meaning = "new", "the experts that pruning.grow has added, and their rows of the routers"
+    reference = "arXiv 2408.03511"
     saves_frozen_weights = True
 
     def check(self, recipe: Recipe) -> None:
@@ -91,14 +92,14 @@ class NewExperts(RecoveryMethod):
         decay, optimizer = trainer.get("weight_decay", 0.0), str(trainer.get("optim", "adamw_torch"))
         if decay:
             raise PollardError(
-                f"finetuning.trainer.weight_decay {decay} would shrink the first task's experts, which lie in the same tensors: with "
-                "finetuning.method new leave it out.",
+                f"finetuning.trainer.weight_decay {decay} would shrink the first task's experts, which lie in the same tensors: "
+                "with finetuning.method new leave it out.",
                 code="recovery.moves-old",
             )
         if not optimizer.startswith(NUMBER_BY_NUMBER):
             raise PollardError(
-                f"finetuning.trainer.optim {optimizer} mixes a tensor's rows, so that it would move the first task's experts: with "
-                "finetuning.method new say optim: adamw_torch, or adamw_bnb_8bit.",
+                f"finetuning.trainer.optim {optimizer} mixes a tensor's rows, so that it would move the first task's experts: "
+                "with finetuning.method new say optim: adamw_torch, or adamw_bnb_8bit.",
                 code="recovery.moves-old",
             )
 
@@ -150,7 +151,7 @@ def _only_rows(axis: int, new: Sequence[int], gradient: torch.Tensor) -> torch.T
 
 
 def _result_dtype(source: str, trained: torch.dtype) -> str:
-    """ "checkpoint" where its numbers and those that were trained both fit into the checkpoint's own types; else the wider type."""
+    """ "checkpoint" where the numbers that were trained fit into the checkpoint's own types; else the wider type."""
     stored = load_config(source).dtype or torch.float32
     wider = torch.promote_types(stored, trained)
     return "checkpoint" if wider == stored else str(wider).removeprefix("torch.")
@@ -166,8 +167,8 @@ def _put_rows(row: RowParameter, trained: torch.Tensor | None) -> None:
     before, after = (tensor.index_select(row.axis, rest).to(trained.dtype) for tensor in (row.parameter, trained))
     if not torch.equal(before, after):
         raise PollardError(
-            f"Training has moved rows of {row.name} that are not new, by up to {(before - after).abs().max():.3g}. Does a DeepSpeed "
-            "configuration of your own name an optimizer, or a weight decay? Leave these out: finetuning.zero=2.",
+            f"Training has moved rows of {row.name} that are not new, by up to {(before - after).abs().max():.3g}. Does a "
+            "DeepSpeed configuration of your own name an optimizer, or a weight decay? Leave these out: finetuning.zero=2.",
             code="recovery.old-moved",
         )
     row.parameter.index_copy_(row.axis, index, trained.index_select(row.axis, index).to(row.parameter.dtype))

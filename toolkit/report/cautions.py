@@ -31,7 +31,8 @@ def warnings(facts: RunFacts, recipe: Recipe | None, bad_lines: Mapping[str, int
     could not be used, by what they were read for."""
     return [
         *fit_warnings(facts.fit), *_about_selection(facts), *_about_width(facts), *_about_layers(facts),
-        *refit_warnings(facts.refit), *first_task_warnings(facts.first_task), *_about_data(facts, recipe, bad_lines), *_about_training(facts),
+        *refit_warnings(facts.refit), *first_task_warnings(facts.first_task), *_about_data(facts, recipe, bad_lines),
+        *_about_training(facts),
         *_about_answers(facts, recipe), *_about_context(facts), *_about_likeness(facts), *_about_versions(facts),
     ]  # fmt: skip
 

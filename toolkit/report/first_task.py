@@ -7,6 +7,8 @@
 Where the first task's data cannot be read: {"task": …, "onto": …, "missing": "why"}.
 """
 
+from pydantic import Field
+
 from toolkit.report.measurements import Facts, Interval, Number
 from toolkit.report.paired import PairedComparison
 from toolkit.runtime.formatting import percent
@@ -36,7 +38,7 @@ class FirstTaskFacts(Facts):
     after: FirstTaskScore | None = None
     pair: FirstTaskPair | None = None
     tokens: int = 0
-    choosing: dict[str, int] = {}
+    choosing: dict[str, int] = Field(default_factory=dict)
 
     @property
     def shares(self) -> dict[str, float]:

@@ -11,6 +11,6 @@ from toolkit.selection.width import WIDTH_CRITERIA, WidthChoice, WidthCriterion,
 __all__ = [
     "CRITERIA", "LAYER_CRITERIA", "WIDTH_CRITERIA", "Choice", "Criterion", "LayerChoice", "LayerCriterion", "LayerEvidence",
     "RemovedLayer", "ScoreCriterion", "SearchRequest", "WidthChoice", "WidthCriterion", "channels_to_keep", "choose_channels",
-    "choose_layers", "evidence_needed", "experts_to_activate", "experts_to_keep", "grown_block", "grown_plan", "kept_unobserved", "layers_to_keep",
-    "select", "width_multiple",
+    "choose_layers", "evidence_needed", "experts_to_activate", "experts_to_keep", "grown_block", "grown_plan",
+    "kept_unobserved", "layers_to_keep", "select", "width_multiple",
 ]  # fmt: skip

@@ -16,16 +16,13 @@ from toolkit.selection.select import select
 def grown_plan(
     statistics: ExpertStatistics, criterion: str, choice: Choice, first: Plan, onto: str, experts_per_token: int
 ) -> Plan:
-    """The plan that grows the checkpoint in the folder `onto`, which the plan `first` has left, to `choice.keep` experts per block.
-
-    With router groups each group gets equally many, for ranking compares groups of equal size; in each the new experts stand behind
-    those that are there. Raises PollardError as `select` does, and for a criterion that scores no single experts.
-    """
+    """The plan that grows the checkpoint in the folder `onto`, which the plan `first` has left, to `choice.keep` experts in every
+    block. Raises PollardError as `select` does, and for a criterion that scores no single experts."""
     rule, about = CRITERIA.get(criterion), statistics.about
     if rule is not None and not isinstance(rule, ScoreCriterion):
         raise PollardError(
-            f"{criterion} searches whole sets, without regard to the experts that are there already: take a criterion that scores "
-            "experts.",
+            f"{criterion} searches whole sets, without regard to the experts that are there already: take a criterion that "
+            "scores experts.",
             code="grow.criterion",
         )
     plan = select(statistics, criterion, choice.keep, choice.tokens, seed=choice.seed, experts_per_token=experts_per_token)

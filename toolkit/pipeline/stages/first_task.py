@@ -12,8 +12,8 @@ from toolkit.evaluation import AnswerLog, Scores, evaluate, tokens_choosing
 from toolkit.moe.placement import with_model
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.data_sizes import data_sizes
-from toolkit.pipeline.first_run import FirstRun
 from toolkit.pipeline.fingerprints import scoring_of
+from toolkit.pipeline.first_run import FirstRun
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
 from toolkit.pipeline.stage import Facts
 from toolkit.pipeline.stages.measurement import Measurement
