@@ -22,6 +22,7 @@ from toolkit.pipeline.budget import Budget, check_shrinking
 from toolkit.pipeline.calibration_data import check_self_generated, check_source, read_source, sources_of
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.data_checks import limit_checks, rendering_checks
+from toolkit.pipeline.growth_checks import check_growth, growth_notes
 from toolkit.pipeline.layer_search import check_dev_slice
 from toolkit.pipeline.rounds import early_rounds, trains
 from toolkit.pipeline.stages.refit import check_refit
@@ -58,6 +59,7 @@ def _checked(context: RunContext, mistakes: Mistakes, variants: Sequence[RunCont
         for each in (context, *variants):
             _check_numbers(each, mistakes)
             mistakes.collect(partial(check_refit, each))
+            mistakes.collect(partial(check_growth, each))
     mistakes.collect(lambda: _check_dtype(recipe))
     readable = [_is_readable(context, split, mistakes) for split in ("train", recipe.evaluation.split)]
     for source in recipe.calibration.data or ():
@@ -68,6 +70,7 @@ def _checked(context: RunContext, mistakes: Mistakes, variants: Sequence[RunCont
             mistakes.collect(partial(check_dev_slice, each))
     _check_packages(recipe, mistakes)
     notes = _check_off_task(context, tokenizer, mistakes)
+    notes += mistakes.collect(lambda: growth_notes(context)) or []
     if tokenizer is not None and all(readable):
         rendered = [mistakes.collect(check_part) for check_part in rendering_checks(context)]
         notes += [note for found in rendered for note in found or ()]

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from toolkit.evaluation.fidelity import FORMAT
 from toolkit.pipeline.budget import Budget
 from toolkit.pipeline.calibration_data import refit_recipe, sources_of
+from toolkit.pipeline.first_run import first_run
 from toolkit.pipeline.rounds import early_rounds
 from toolkit.recipe.data import SourceRecipe, TaskRecipe
 from toolkit.recipe.roles import Role
@@ -101,7 +102,6 @@ def fingerprints_of(
     model = fingerprint_of(fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}))
     splits = {split: data.task_fingerprint(recipe.task, split) for split in task.sources()}
     split = splits["train" if recipe.evaluation.split == "dev" else "test"]
-    evaluation = [recipe.evaluation.fingerprint_values(), *([recipe.seed] if recipe.evaluation.temperature else [])]
     own_data = fingerprint_of(settings, splits["train"])
     budget, cuts = budgets()
     observing = _observing(recipe, data, budget)
@@ -119,7 +119,8 @@ def fingerprints_of(
         source = rounds[step] = fingerprint_of(source, observing, of_step, training)
     layers = None if cuts.layers is None else _layers(recipe, cuts.layers, source, observing, own_data)
     calibrate = fingerprint_of(source, *observing, *([layers.choice] if layers else []), *_channels(recipe, cuts))
-    select = fingerprint_of(calibrate, choosing, recipe.seed)
+    growing = [first_run(recipe.pruning.grow.onto, recipe.model).identity] if recipe.pruning.grow else []
+    select = fingerprint_of(calibrate, choosing, recipe.seed, *growing)
     merge = fingerprint_of(select, "dense")
     prune = fingerprint_of(merge if recipe.pruning.form == "dense" else select)
     refitted = fingerprint_of("refit", prune, *_examples_read(refit_recipe(recipe), data)) if recipe.pruning.refit else prune
@@ -138,7 +139,7 @@ def fingerprints_of(
         select=select,
         merge=merge,
         models=models,
-        scoring=fingerprint_of(settings, split, evaluation, recipe.model.dtype, *_scoring(recipe.task, data)),
+        scoring=scoring_of(recipe, data),
         reference_logits=_reference_logits(recipe, model, split),
         off_task=_off_task(recipe, data, model),
         harness=_harness(recipe),
@@ -236,6 +237,13 @@ def _selecting(recipe: Recipe) -> list[Any]:
     if recipe.finetuning.select_by != "dev_accuracy":
         return []
     return [recipe.evaluation.max_new_tokens, *own_scorer_identity(recipe.task)]
+
+
+def scoring_of(recipe: Recipe, data: DataCache) -> str:
+    """The questions, how they are answered and judged. Raises PollardError for sources that are not there."""
+    split = data.task_fingerprint(recipe.task, "train" if recipe.evaluation.split == "dev" else "test")
+    evaluation = [recipe.evaluation.fingerprint_values(), *([recipe.seed] if recipe.evaluation.temperature else [])]
+    return fingerprint_of(recipe.task.model_dump(), split, evaluation, recipe.model.dtype, *_scoring(recipe.task, data))
 
 
 def _scoring(recipe: TaskRecipe, data: DataCache) -> list[Any]:

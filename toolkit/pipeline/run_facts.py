@@ -34,6 +34,7 @@ from toolkit.report.facts import (
     StaleFiles,
     TrainingFacts,
 )
+from toolkit.report.first_task import FirstTaskFacts
 from toolkit.report.measurements import Fidelity, HarnessRow, HarnessScore, SpeedTable, SweepTable
 from toolkit.report.narrative import with_sentences
 from toolkit.report.off_task_facts import OffTaskLoss
@@ -118,6 +119,7 @@ def read_run_facts(path: str | Path) -> RunFacts:
         cuts=cut_facts(run, stages, (plan, whole), statistics, (asked.width, asked.layers)) if plan and whole else None,
         calibration=_calibration(stages[CALIBRATE], statistics) if CALIBRATE in stages else None,
         refit=_refit(run, stages[refit]) if refit in stages else None,
+        first_task=_by_role(run, "first_task", stages, FirstTaskFacts).get(Role.RECOVERED),
         models=with_costs(models),
         ratios=_ratios(evaluated),
         pairs=compare_all(evaluated, answers),

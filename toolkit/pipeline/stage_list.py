@@ -6,6 +6,7 @@
 
 (─► answers ─► teacher) ─► recover (─► control) ─► report
                                 └ evaluate/recovered └ evaluate/control
+                                └ first_task/recovered (of a grown model)
                                 └ skip ─► evaluate/skipping (or of the model before)
 
 A model's score comes last of what is measured of it, so that `pollard evaluate` ends with everything.
@@ -20,6 +21,7 @@ from toolkit.pipeline.stages.control import Control
 from toolkit.pipeline.stages.evaluate import Evaluate
 from toolkit.pipeline.stages.evaluate_skipping import EvaluateSkipping
 from toolkit.pipeline.stages.fidelity import Fidelity
+from toolkit.pipeline.stages.first_task import FirstTask
 from toolkit.pipeline.stages.fit_choose import FitChoose
 from toolkit.pipeline.stages.fit_measure import FitMeasure
 from toolkit.pipeline.stages.fit_scores import FitScores
@@ -67,6 +69,7 @@ STAGES: tuple[Slot, ...] = (
     *measurements(Role.REFITTED),
     *TEACHING,
     Slot(Recover),
+    Slot(FirstTask, Role.RECOVERED),
     *measurements(Role.RECOVERED),
     Slot(Skip),
     Slot(EvaluateSkipping, Role.SKIPPING),

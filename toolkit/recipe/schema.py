@@ -94,7 +94,7 @@ class FinetuningRecipe(Section):
 
     method: Method = "full"
     """What is trained. full: all parameters; lora: adapters on experts and attention; qlora: the same on a 4-bit base; router:
-    the routers; experts: experts and routers (docs/recovery.md)."""
+    the routers; experts: experts and routers; new: the experts that pruning.grow adds, alone (docs/recovery.md)."""
     lora: LoraRecipe = LoraRecipe()
     router_gradient: Literal["active", "all"] = Field(default="active", exclude_if=lambda value: value == "active")
     """Which experts tell a router what it should have chosen. active: those that were; all: every kept expert, each of which then
@@ -231,6 +231,22 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _new_experts_are_there(self) -> Self:
+        if self.finetuning.method != "new":
+            return self
+        if self.pruning.grow is None:
+            raise ValueError(
+                "finetuning.method new trains the experts that pruning.grow adds, and there is no pruning.grow: say method: "
+                "experts, or full"
+            )
+        if self.control:
+            raise ValueError(
+                "the control is the original trained alike, and finetuning.method new trains what was added to another model: "
+                "leave control out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _refitted_model_is_evaluated(self) -> Self:
         """By default, where there is one. Set in place: pydantic wants the model back that it gave."""
         evaluation, refit = self.evaluation, self.pruning.refit
@@ -267,6 +283,6 @@ class Recipe(Section):
         return name
 
 
-METHODS_OF_EXPERTS = ("router", "experts", "qlora")
+METHODS_OF_EXPERTS = ("router", "experts", "qlora", "new")
 """Methods of fine-tuning that train, or quantize, experts and routers."""
 SHORTHANDS = {"model": "path", "task": "name"}

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, JsonValue, SerializerFunctionWrapHandler,
 
 from toolkit.recipe.roles import Role
 from toolkit.report.cut_facts import CriteriaAgreement, CutFacts
+from toolkit.report.first_task import FirstTaskFacts
 from toolkit.report.fit_facts import FitFacts
 from toolkit.report.measurements import Facts, Fidelity, HarnessRow, Interval, Number, SpeedTable, SweepTable
 from toolkit.report.off_task_facts import OffTaskLoss
@@ -163,6 +164,10 @@ class PruningFacts(Facts):
     blocks: int
     schedule: list[int | str] | None
     dense: DenseFacts | None = None
+    onto: str | None = Field(default=None, exclude_if=lambda onto: onto is None)
+    """The checkpoint that has grown."""
+    held: int | None = Field(default=None, exclude_if=lambda held: held is None)
+    """How many of `keep` that one has."""
 
     @model_serializer(mode="wrap")
     def _without_the_usual_form(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
@@ -226,6 +231,7 @@ class RunFacts(Facts):
     cuts: CutFacts | None = Field(default=None, exclude_if=lambda cuts: cuts is None)  # where more than experts was cut
     calibration: CalibrationFacts | None
     refit: RefitFacts | None = Field(default=None, exclude_if=lambda refit: refit is None)  # where there was one
+    first_task: FirstTaskFacts | None = Field(default=None, exclude_if=lambda first: first is None)  # of a model that has grown
     models: dict[Role, ModelResult | None]
     ratios: dict[Role, dict[str, float]]
     pairs: list[RolePair]
