@@ -1,10 +1,11 @@
 """Training data -> teacher/: the original model's logits on every completion token."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from toolkit.estimate import LogitsPass, Machine, StageEstimate, count, estimate_logits_pass
+from toolkit.estimate import DataSize, LogitsPass, Machine, StageEstimate, count, estimate_logits_pass
 from toolkit.moe.placement import with_model
 from toolkit.pipeline.outlook import tokens_read
 from toolkit.pipeline.recipe_changes import DECIDING
@@ -16,6 +17,7 @@ from toolkit.recipe.roles import Role
 from toolkit.recovery.teacher import TOKENS_AT_ONCE, bytes_per_token, cache_logits
 from toolkit.recovery.training_data import read_training_data
 from toolkit.runtime.distributed import say
+from toolkit.tasks import Encoded
 
 COPIES = 3  # of a part of the logits in float32: offsets, the rest, at the temperature
 
@@ -47,7 +49,7 @@ class Teacher(Stage):
         return str(self.context.fingerprints.teaching.teacher)
 
     def estimate(self, machine: Machine) -> StageEstimate:
-        sizes, data = RecipeOnMachine(self.context, machine), self.context.data_sizes.training
+        sizes, data = RecipeOnMachine(self.context, machine), self._size
         placement = sizes.place(sizes.original(), whole=True)
         tokens, each = round((data.examples or 0) * data.completion_tokens), bytes_per_token(placement.model.vocabulary)
         counted = count(None if data.examples is None else tokens)
@@ -61,20 +63,32 @@ class Teacher(Stage):
         )
 
     def outlook(self) -> str:
-        return tokens_read(self.context.data_sizes.training)
+        return tokens_read(self._size)
+
+    @property
+    def _size(self) -> DataSize:
+        return self.context.data_sizes.shared
+
+    @property
+    def _folder(self) -> Path:
+        return self.context.directory.teacher
+
+    def _encoded(self) -> list[Encoded]:
+        context = self.context
+        return read_training_data(context.recipe, context.tokenizer, context.directory.answers, context.data).encoded
 
     def run(self) -> TeacherFacts:
-        recipe, run, tokenizer = self.context.recipe, self.context.directory, self.context.tokenizer
-        training = read_training_data(recipe, tokenizer, run.answers, self.context.data)
+        recipe, folder, tokenizer = self.context.recipe, self._folder, self.context.tokenizer
+        encoded = self._encoded()
         temperature, batch_size = recipe.finetuning.distillation.temperature, recipe.calibration.batch_size
 
         def ask(model: PreTrainedModel) -> TeacherFacts:
             pad = int(tokenizer.pad_token_id)
-            made = cache_logits(model, training.encoded, run.teacher, temperature, batch_size, pad, self.fingerprint())
+            made = cache_logits(model, encoded, folder, temperature, batch_size, pad, self.fingerprint())
             return TeacherFacts(**made._asdict())
 
         facts = with_model(recipe, *self.context.checkpoint(Role.ORIGINAL), ask, EACH_RANK_ITS_OWN)
-        say(f"  {facts.tokens:,} tokens of {facts.examples:,} examples in {run.teacher}")
+        say(f"  {facts.tokens:,} tokens of {facts.examples:,} examples in {folder}")
         return facts
 
 
