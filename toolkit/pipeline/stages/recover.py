@@ -61,7 +61,9 @@ class Recover(Stage):
         return Role.RECOVERED in self.context.recipe.evaluation.models
 
     def purpose(self) -> str:
-        return f"fine-tune the {self.start} model {self._training()}"
+        rounds = self.context.recipe.finetuning.student_rounds
+        start = f"model that round {rounds - 1} has left" if rounds > 1 else f"{self.start} model"
+        return f"fine-tune the {start} {self._training()}"
 
     def _training(self) -> str:
         settings = self.context.recipe.finetuning

@@ -211,7 +211,8 @@ class StudentTraining(StudentStage, Recover):
         self.needs = (*needs_of_training(context.recipe, number), *TEACHING)
 
     def purpose(self) -> str:
-        return f"fine-tune that model {self._training()}{self._round}"
+        start = f"model that round {self.number - 1} has left" if self.number > 1 else f"{self.start} model"
+        return f"fine-tune the {start} {self._training()}{self._round}"
 
     def fingerprint(self) -> str:
         return self.context.fingerprints.student[self.number - 1].model
