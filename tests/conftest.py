@@ -119,7 +119,7 @@ SLOW = {
     "pipeline/test_failed_items.py", "pipeline/test_fidelity_harness.py", "pipeline/test_fit_run.py",
     "pipeline/test_new_stage.py", "pipeline/test_own_answers.py", "pipeline/test_refit_stage.py",
     "pipeline/test_rounds.py", "pipeline/test_runner.py",
-    "pipeline/test_skip_stage.py", "pipeline/test_stale_runs.py", "pipeline/test_sweep.py",
+    "pipeline/test_skip_stage.py", "pipeline/test_stale_runs.py", "pipeline/test_student_stage.py", "pipeline/test_sweep.py",
     "pipeline/test_sweep_allocation.py", "pipeline/test_sweep_compression.py", "pipeline/test_sweep_cuts.py",
     "recipes/test_every_recipe.py", "recipes/test_my_data.py", "recovery/test_trainer.py", "report/test_browser.py",
     "tasks/test_math_scorer.py", "test_new_criterion_and_method.py", "test_python_face.py", "test_tiers.py",
