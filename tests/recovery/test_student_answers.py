@@ -3,6 +3,8 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from toolkit.moe import load_tokenizer
 from toolkit.recipe.schema import DistillationRecipe, Recipe
 from toolkit.recovery.distillation import DIVERGENCE_ONLY, Batch, DistilledTrainer
 from toolkit.recovery.recover import _rows
+from toolkit.recovery.seam_columns import SeamColumns, TeacherStates
 from toolkit.recovery.student_answers import JoinedCaches, MixedData, mixed_data, read_student_answers
 from toolkit.recovery.teacher import TeacherCache, cache_logits, predicted_tokens
 from toolkit.recovery.training_data import TrainingData, read_training_data
@@ -124,6 +127,25 @@ def test_joined_caches_number_their_examples_on(caches: JoinedCaches) -> None:
     for number, encoded in enumerate([*SHARED, *STUDENT]):
         assert len(caches.rows(number).tail_N) == predicted_tokens(encoded)
     assert torch.equal(caches.rows(3).offset_NK, caches.caches[1].rows(0).offset_NK)
+
+
+def test_joined_caches_hold_hidden_states_in_one_form() -> None:
+    """Where the disk had room for one cache's states whole, and not for another's, all are read as projections."""
+    whole, projected = SeamColumns((1, 3), 16), SeamColumns((1, 3), 16, seed=5)
+    states = {number: torch.randn(7, 16, generator=torch.Generator().manual_seed(number)).bfloat16() for number in (1, 3)}
+
+    def holding(columns: SeamColumns) -> Any:
+        hidden, *length = columns.stored(states)
+        found = TeacherStates.of(hidden, length[0] if length else None)
+        return SimpleNamespace(columns=columns, states=lambda example: found)
+
+    alike = JoinedCaches([holding(whole), holding(whole)], [1, 1])
+    assert alike.columns == whole and alike.states(1).hidden_NGD.shape == (7, 2, 16)
+    mixed = JoinedCaches([holding(whole), holding(projected)], [1, 1])
+    assert mixed.columns == projected
+    for mine, other in zip(mixed.states(0), mixed.states(1), strict=True):
+        assert mine.dtype == other.dtype
+        torch.testing.assert_close(mine, other)
 
 
 def wish(*sources: dict, **finetuning: object) -> Recipe:

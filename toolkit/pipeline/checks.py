@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.cuts import check_dense, plan_of_shape, shaped_meta_model
 from toolkit.evaluation.harness import check_harness
+from toolkit.moe import check_some_inactive
 from toolkit.pipeline.budget import Budget, check_shrinking
 from toolkit.pipeline.calibration_data import check_self_generated, check_source, read_source, sources_of
 from toolkit.pipeline.context import RunContext
@@ -23,6 +24,7 @@ from toolkit.pipeline.layer_search import check_dev_slice
 from toolkit.pipeline.rounds import early_rounds, trains
 from toolkit.pipeline.stages.refit import check_refit
 from toolkit.pipeline.stages.skip import check_skipping
+from toolkit.pipeline.stages.teacher import check_seams
 from toolkit.recipe.pruning import PruningRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.training_data import check_training_source, training_sources
@@ -74,6 +76,8 @@ def _checked(context: RunContext, mistakes: Mistakes, variants: Sequence[RunCont
     if all(readable) and trains(recipe) and recipe.finetuning.data is None:  # a mix leaves them out
         notes += _repetitions(context)
     if trains(recipe):
+        if config is not None:
+            mistakes.collect(partial(check_seams, context))
         _check_training(context, tokenizer, mistakes)
     if tokenizer is not None and all(readable):
         for check_part in limit_checks(context):
@@ -99,6 +103,13 @@ def _possible_budget(context: RunContext, pruning: PruningRecipe) -> Budget:
     if pruning.form == "dense":
         check_dense(context.config, plan_of_shape(context.meta_model, budget.shape))
     return budget
+
+
+def _check_router_gradient(context: RunContext) -> None:
+    """What a fit keeps is not known yet: then training says it."""
+    pruning = context.recipe.pruning
+    if context.recipe.finetuning.router_gradient == "all" and pruning.fit is None and pruning.form != "dense":
+        check_some_inactive(context.budget.keep, context.budget.experts_per_token)
 
 
 def _check_dtype(recipe: Recipe) -> None:
@@ -141,5 +152,6 @@ def _check_training(context: RunContext, tokenizer: PreTrainedTokenizerBase | No
 
     for source in training_sources(context.recipe):
         mistakes.collect(partial(check_training_source, context.recipe, source, tokenizer, context.data))
+    mistakes.collect(lambda: _check_router_gradient(context))
     for check_part in finetuning_checks(context.recipe, context.directory.checkpoints, context.data):
         mistakes.collect(check_part)

@@ -114,9 +114,14 @@ def fingerprints_of(
     split = splits["train" if recipe.evaluation.split == "dev" else "test"]
     evaluation = [recipe.evaluation.fingerprint_values(), *([recipe.seed] if recipe.evaluation.temperature else [])]
     own_data = fingerprint_of(settings, splits["train"])
-    teaching = teaching or _teaching(recipe, data, model, own_data, splits["test"])
     budget, cuts = budgets()
     observing = _observing(recipe, data, budget)
+    seams = []
+    if (
+        recipe.finetuning.distillation.hidden and cuts.layers is not None
+    ):  # in one round: the layers are chosen before the teacher is asked
+        seams = ["hidden", _layers(recipe, cuts.layers, model, observing, own_data).choice]
+    teaching = teaching or _teaching(recipe, data, model, own_data, splits["test"], seams)
     choosing = recipe.pruning.model_dump(exclude={*NOT_CHOOSING, "refit"})
     shared, written = _shared_training(recipe, teaching), _student_data(recipe, data, own_data, splits["test"])
     training = [*_training(recipe, recipe.finetuning, teaching), *written]
@@ -130,7 +135,7 @@ def fingerprints_of(
     merge = fingerprint_of(select, "dense")
     prune = fingerprint_of(merge if recipe.pruning.form == "dense" else select)
     refitted = fingerprint_of("refit", prune, *_examples_read(refit_recipe(recipe), data)) if recipe.pruning.refit else prune
-    student = _student(recipe, refitted, training, teaching, written)
+    student = _student(recipe, refitted, training, [teaching, recipe.finetuning.distillation.temperature, *seams], written)
     models = {
         Role.ORIGINAL: model,
         Role.PRUNED: prune,
@@ -183,8 +188,9 @@ def observed_channels(recipe: Recipe, cuts: Budget) -> bool | Literal["gradients
     return "gradients" if WIDTH_CRITERIA[recipe.pruning.width_criterion].gradients else True
 
 
-def _teaching(recipe: Recipe, data: DataCache, model: str, own_data: str, test_data: Any) -> Teaching:
-    """`own_data`, `test_data`: fingerprints of the task's two files."""
+def _teaching(recipe: Recipe, data: DataCache, model: str, own_data: str, test_data: Any, seams: Sequence[str]) -> Teaching:
+    """`own_data`, `test_data`: fingerprints of the task's two files. `seams`: what decides where hidden states are compared; none
+    where they are not."""
     finetuning, mix = recipe.finetuning, [*sources_without_student(recipe).values()]
     # A mix leaves out what overlaps with the test set, so it depends on that, too
     others = [_sources(recipe, mix, data), test_data] if finetuning.data else []
@@ -193,7 +199,7 @@ def _teaching(recipe: Recipe, data: DataCache, model: str, own_data: str, test_d
     if any(source.self_generated for source in mix):
         answers = fingerprint_of(model, examples, recipe.evaluation.max_new_tokens, recipe.model.dtype)
     if finetuning.teacher and mix:
-        teacher = fingerprint_of(model, examples, answers, finetuning.distillation.temperature)
+        teacher = fingerprint_of(model, examples, answers, finetuning.distillation.temperature, *seams)
     return Teaching(examples, answers, teacher)
 
 
@@ -218,14 +224,13 @@ def _student_data(recipe: Recipe, data: DataCache, own_data: str, test_data: Any
     return [[own_data, sources, test_data, *settings]]
 
 
-def _student(
-    recipe: Recipe, start: str, training: list[Any], teaching: Teaching, written: list[Any]
-) -> list[StudentFingerprints]:
-    """`start`: of the model before recovery; every later training starts from what the one before has left."""
+def _student(recipe: Recipe, start: str, training: list[Any], asking: list[Any], written: list[Any]) -> list[StudentFingerprints]:
+    """`start`: of the model before recovery; every later training starts from what the one before has left. `asking`: how the
+    teacher is asked, beside what about."""
     found: list[StudentFingerprints] = []
     for number in range(1, recipe.finetuning.student_rounds + 1):
         answers = fingerprint_of("student", number, start, written)
-        teacher = fingerprint_of(answers, teaching, recipe.finetuning.distillation.temperature)
+        teacher = fingerprint_of(answers, *asking)
         start = fingerprint_of(start, *training, number)
         found.append(StudentFingerprints(answers, teacher, start))
     return found

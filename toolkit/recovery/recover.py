@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTConfig
 
+from toolkit.cuts.plan import Plan
 from toolkit.moe import load_tokenizer
 from toolkit.moe.tokenizer import longer_than_context
 from toolkit.recipe.roles import Role
@@ -20,6 +21,7 @@ from toolkit.recovery.checkpoints import last_checkpoint, resume_advice
 from toolkit.recovery.distillation import DIVERGENCE_ONLY, IGNORED, DistilledTrainer
 from toolkit.recovery.method import Training, training_of
 from toolkit.recovery.methods import METHODS, trainable_model
+from toolkit.recovery.seams import Seams, seams_of
 from toolkit.recovery.settings import sft_config
 from toolkit.recovery.student_answers import JoinedCaches, MixedData, mixed_data, read_student_answers
 from toolkit.recovery.teacher import TeacherCache
@@ -62,10 +64,10 @@ def recover(
     on every rank, under the launcher. Resumes from the last checkpoint of a training with the same `fingerprint`.
 
     `accuracy` measures a model on the dev slice, on every rank: what `select_by: dev_accuracy` selects by. `cache` may hold
-    data that has been read already. With `finetuning.teacher` the teacher's cache must lie in the run directory, and with
-    `self_generated` the answers (the pipeline makes both); `student_round` says which training on the student's own answers
-    this is, of several (default: the last). The loss counts completion tokens only. Writes training_log.jsonl
-    beside the checkpoint.
+    data that has been read already. With `finetuning.teacher` the teacher's cache must lie in the run directory, with
+    `distillation.hidden` the plan, and with `self_generated` the answers (the pipeline makes them); `student_round` says which
+    training on the student's own answers this is, of several (default: the last). The loss counts completion tokens only. Writes
+    training_log.jsonl beside the checkpoint.
 
     Raises PollardError for settings that SFTConfig refuses, a disk without room, beforehand or
     at work, checkpoints of another number of ranks, a loss that is not finite, and a checkpoint that is not complete.
@@ -97,7 +99,8 @@ def recover(
         train_data = Dataset.from_list(_rows(mixed))
         dev_data = _dev_data(recipe, arguments, tokenizer, cache)
         model = trainable_model(recipe, arguments, training.source, training.revision)
-        make_trainer = _trainer_class(recipe, model, [(run.teacher, data.encoded), (own.teacher, written)])
+        seams = seams_of(Plan.load(run.plan)) if recipe.finetuning.distillation.hidden and role != Role.CONTROL else None
+        make_trainer = _trainer_class(recipe, model, [(run.teacher, data.encoded), (own.teacher, written)], seams)
         with tensorboard_in(run.path / "tensorboard" / training.checkpoints.name):
             trainer = make_trainer(model, arguments, train_dataset=train_data, eval_dataset=dev_data, processing_class=tokenizer)
         checkpoint = prepare_trainer(trainer, recipe, training, fingerprint, resumable, accuracy)
@@ -142,18 +145,18 @@ def _fingerprint(recipe: Recipe, training: Training) -> str:
 
 
 def _trainer_class(
-    recipe: Recipe, model: PreTrainedModel, cached: Sequence[tuple[Path, Sequence[Encoded]]]
+    recipe: Recipe, model: PreTrainedModel, cached: Sequence[tuple[Path, Sequence[Encoded]]], seams: Seams | None
 ) -> Callable[..., RecoveryTrainer]:
     """RecoveryTrainer, or with a teacher DistilledTrainer on the teacher's caches, which must exist: `cached` are their folders
-    and what they hold, where it is anything."""
+    and what they hold, where it is anything. The control, which has all layers, has no seams."""
     settings = recipe.finetuning
     if settings.teacher is None:
         return RecoveryTrainer
     vocabulary = int(model.config.get_text_config().vocab_size)
     some = [(folder, encoded) for folder, encoded in cached if encoded]
-    caches = [TeacherCache(folder, encoded, settings.distillation.temperature, vocabulary) for folder, encoded in some]
+    caches = [TeacherCache(folder, encoded, settings.distillation.temperature, vocabulary, seams) for folder, encoded in some]
     joined = JoinedCaches(caches, [len(encoded) for _, encoded in some])
-    return partial(DistilledTrainer, cache=joined, distillation=settings.distillation)
+    return partial(DistilledTrainer, cache=joined, distillation=settings.distillation, seams=seams)
 
 
 def _dev_data(recipe: Recipe, arguments: SFTConfig, tokenizer: PreTrainedTokenizerBase, cache: DataCache) -> Dataset | None:

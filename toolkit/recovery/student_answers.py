@@ -20,7 +20,9 @@ from typing import NamedTuple
 
 from toolkit.recipe.data import TrainingSourceRecipe
 from toolkit.recipe.schema import Recipe
-from toolkit.recovery.teacher import TeacherCache, TopAndTail
+from toolkit.recovery.seam_columns import SeamColumns, TeacherStates
+from toolkit.recovery.teacher import TeacherCache
+from toolkit.recovery.top_logits import TopAndTail
 from toolkit.recovery.training_data import TrainingData, by_weight, sources_without_student, training_sources
 from toolkit.runtime.distributed import say
 from toolkit.runtime.errors import PollardError
@@ -93,13 +95,31 @@ def mixed_data(recipe: Recipe, shared: TrainingData, student: Sequence[Encoded])
 
 
 class JoinedCaches:
-    """Several of the teacher's caches as one: their examples are numbered on."""
+    """The teacher's caches of a training as one: their examples are numbered on."""
 
     def __init__(self, caches: Sequence[TeacherCache], sizes: Sequence[int]) -> None:
         """`sizes`: how many examples each has."""
         self.caches, self.ends = caches, list(accumulate(sizes))
 
+    @property
+    def columns(self) -> SeamColumns | None:
+        """Of hidden states: projected where one of the caches has them so, for want of room on the disk."""
+        found = [cache.columns for cache in self.caches if cache.columns]
+        return next((columns for columns in found if columns.seed is not None), found[0] if found else None)
+
     def rows(self, example: int) -> TopAndTail:
         """As `TeacherCache.rows`."""
+        cache, number = self._place(example)
+        return cache.rows(number)
+
+    def states(self, example: int) -> TeacherStates:
+        """As `TeacherCache.states`, as `columns` says."""
+        (cache, number), columns = self._place(example), self.columns
+        states = cache.states(number)
+        if cache.columns == columns or columns is None or columns.projection is None:
+            return states
+        return states._replace(hidden_NGD=(states.hidden_NGD.float() @ columns.projection).bfloat16())
+
+    def _place(self, example: int) -> tuple[TeacherCache, int]:
         number = next(number for number, end in enumerate(self.ends) if example < end)
-        return self.caches[number].rows(example - (self.ends[number - 1] if number else 0))
+        return self.caches[number], example - (self.ends[number - 1] if number else 0)
