@@ -61,6 +61,7 @@ class Fingerprints:
     models: dict[Role, str]  # of the models of a run that are checkpoints
     scoring: str  # the questions, how they are answered and judged; with a model's fingerprint it decides the score
     reference_logits: str  # fidelity: the original's distributions over the gold answers
+    off_task: str | None  # the texts beside the task, and the original where models are compared with it; None: not measured
     harness: str  # the questions of lm-evaluation-harness
     skip: str
 
@@ -102,9 +103,14 @@ def fingerprints_of(
     splits = {split: data.task_fingerprint(recipe.task, split) for split in task.sources()}
     split = splits["train" if recipe.evaluation.split == "dev" else "test"]
     own_data = fingerprint_of(settings, splits["train"])
-    teaching = teaching or _teaching(recipe, data, model, own_data, splits["test"])
     budget, cuts = budgets()
     observing = _observing(recipe, data, budget)
+    seams = []
+    if (
+        recipe.finetuning.distillation.hidden and cuts.layers is not None
+    ):  # in one round: the layers are chosen before the teacher is asked
+        seams = ["hidden", _layers(recipe, cuts.layers, model, observing, own_data).choice]
+    teaching = teaching or _teaching(recipe, data, model, own_data, splits["test"], seams)
     choosing = recipe.pruning.model_dump(exclude={*NOT_CHOOSING, "refit"})
     training = [teaching, recipe.finetuning.model_dump(), recipe.seed, recipe.model.dtype, *_selecting(recipe)]
     rounds, source = {}, model  # the source of the last round; without a schedule it is the only one
@@ -135,6 +141,7 @@ def fingerprints_of(
         models=models,
         scoring=scoring_of(recipe, data),
         reference_logits=_reference_logits(recipe, model, split),
+        off_task=_off_task(recipe, data, model),
         harness=_harness(recipe),
         skip=fingerprint_of(models[last_role(recipe)], [*_examples_read(recipe, data), recipe.pruning.skipping]),
     )
@@ -169,8 +176,9 @@ def observed_channels(recipe: Recipe, cuts: Budget) -> bool | Literal["gradients
     return "gradients" if WIDTH_CRITERIA[recipe.pruning.width_criterion].gradients else True
 
 
-def _teaching(recipe: Recipe, data: DataCache, model: str, own_data: str, test_data: Any) -> Teaching:
-    """`own_data`, `test_data`: fingerprints of the task's two files."""
+def _teaching(recipe: Recipe, data: DataCache, model: str, own_data: str, test_data: Any, seams: Sequence[str]) -> Teaching:
+    """`own_data`, `test_data`: fingerprints of the task's two files. `seams`: what decides where hidden states are compared; none
+    where they are not."""
     finetuning, mix = recipe.finetuning, training_sources(recipe)
     # A mix leaves out what overlaps with the test set, so it depends on that, too
     others = [_sources(recipe, mix, data), test_data] if finetuning.data else []
@@ -179,7 +187,7 @@ def _teaching(recipe: Recipe, data: DataCache, model: str, own_data: str, test_d
     if any(source.self_generated for source in mix):
         answers = fingerprint_of(model, examples, recipe.evaluation.max_new_tokens, recipe.model.dtype)
     if finetuning.teacher:
-        teacher = fingerprint_of(model, examples, answers, finetuning.distillation.temperature)
+        teacher = fingerprint_of(model, examples, answers, finetuning.distillation.temperature, *seams)
     return Teaching(examples, answers, teacher)
 
 
@@ -249,6 +257,17 @@ def _reference_logits(recipe: Recipe, model: str, split: Any) -> str:
     settings = recipe.evaluation.model_dump(include={"fidelity", "split"})
     batches = recipe.calibration.model_dump(include={"batch_size", "max_length"})
     return fingerprint_of(FORMAT, model, recipe.task.model_dump(), split, settings, batches, recipe.model.dtype)
+
+
+def _off_task(recipe: Recipe, data: DataCache, model: str) -> str | None:
+    texts = recipe.evaluation.measured_off_task
+    if texts is None:
+        return None
+    original = model if Role.ORIGINAL in recipe.evaluation.models else None
+    source = data.source_fingerprint(texts.source, recipe.task)
+    batches = recipe.calibration.model_dump(include={"batch_size", "max_length"})
+    read = [texts.name, texts.examples, source, *([texts.task.model_dump()] if texts.task else [])]
+    return fingerprint_of("off task", FORMAT, original, read, batches, recipe.model.dtype)
 
 
 def _harness(recipe: Recipe) -> str:

@@ -29,6 +29,7 @@ from toolkit.pipeline.stages.fit_shapes import FitShapes
 from toolkit.pipeline.stages.harness import Harness
 from toolkit.pipeline.stages.layers import Layers
 from toolkit.pipeline.stages.merge import Merge
+from toolkit.pipeline.stages.off_task import OffTask, OffTaskReference
 from toolkit.pipeline.stages.prune import Prune
 from toolkit.pipeline.stages.recover import Recover
 from toolkit.pipeline.stages.reference_logits import ReferenceLogits
@@ -45,7 +46,7 @@ TEACHING = (Slot(Answers), Slot(Teacher))
 
 def measurements(role: Role) -> tuple[Slot, ...]:
     """What is measured of a model that is compared with the original."""
-    return Slot(Fidelity, role), Slot(Harness, role), Slot(Evaluate, role)
+    return Slot(OffTask, role), Slot(Fidelity, role), Slot(Harness, role), Slot(Evaluate, role)
 
 
 STAGES: tuple[Slot, ...] = (
@@ -59,6 +60,7 @@ STAGES: tuple[Slot, ...] = (
     Slot(Select),
     Slot(Merge),
     Slot(Prune),
+    Slot(OffTaskReference, Role.ORIGINAL),
     Slot(ReferenceLogits, Role.ORIGINAL),
     Slot(Harness, Role.ORIGINAL),
     Slot(Evaluate, Role.ORIGINAL),

@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from toolkit.recipe.choices import METHODS_WITH_ADAPTERS, Method
-from toolkit.recipe.data import DataRecipe, Section, SourceRecipe, TaskRecipe, TrainingSourceRecipe, all_weights_or_none
+from toolkit.recipe.data import OffTaskData, Section, SourceRecipe, TaskRecipe, TrainingSourceRecipe, all_weights_or_none
 from toolkit.recipe.evaluation import EvaluationRecipe
 from toolkit.recipe.pruning import PruningRecipe
 from toolkit.recipe.roles import Role
@@ -61,12 +61,21 @@ class CalibrationRecipe(Section):
 
 
 class DistillationRecipe(Section):
-    """(1 − weight) · cross entropy + weight · temperature² · KL(teacher ‖ student), over completion tokens."""
+    """(1 − weight) · cross entropy + weight · temperature² · KL(teacher ‖ student) + hidden · seam loss, on completion tokens."""
 
-    weight: float = Field(default=0.5, gt=0, le=1)
-    """Weight of the teacher's loss; the rest is that of the data's."""
+    weight: float = Field(default=0.5, ge=0, le=1)
+    """Weight of the teacher's loss; the rest is that of the data's. 0 with `hidden` only: cross entropy and seam loss."""
     temperature: float = Field(default=2.0, gt=0, allow_inf_nan=False)
     """Temperature of both softmaxes. Cached values depend on it; changing it rebuilds the cache."""
+    hidden: float = Field(default=0.0, ge=0, allow_inf_nan=False, exclude_if=lambda hidden: not hidden)
+    """Weight of the seam loss, where `pruning.layers` takes layers out: behind every gap the hidden states are to be those of the
+    original, in direction and length (0.1 to start; docs/recovery.md). Default: 0, none."""
+
+    @model_validator(mode="after")
+    def _something_is_learned(self) -> Self:
+        if not self.weight and not self.hidden:
+            raise ValueError("weight 0 learns nothing from the teacher: give it some, say hidden: 0.1, or leave the teacher out")
+        return self
 
 
 class LoraRecipe(Section):
@@ -87,6 +96,9 @@ class FinetuningRecipe(Section):
     """What is trained. full: all parameters; lora: adapters on experts and attention; qlora: the same on a 4-bit base; router:
     the routers; experts: experts and routers; new: the experts that pruning.grow adds, alone (docs/recovery.md)."""
     lora: LoraRecipe = LoraRecipe()
+    router_gradient: Literal["active", "all"] = Field(default="active", exclude_if=lambda value: value == "active")
+    """Which experts tell a router what it should have chosen. active: those that were; all: every kept expert, each of which then
+    computes every token in the backward pass. For full, experts and router (docs/recovery.md)."""
     zero: int | str = 2
     """ZeRO stage (0, 1, 2, 3, 3-offload), or the path of a DeepSpeed JSON file."""
     max_length: int = Field(default=1024, ge=2)
@@ -137,8 +149,9 @@ class FinetuningRecipe(Section):
 class SweepRecipe(Section):
     """Settings of `pollard sweep`, which compares prunings. The prunings are given on the command line."""
 
-    off_task: DataRecipe | None = None
-    """A second task or text to measure the pruned models on: what pruning for one task costs on another."""
+    off_task: OffTaskData = None
+    """A second task or text to measure the pruned models on: what pruning for one task costs on another. true: the texts that
+    come with Pollard, as for `evaluation.off_task`."""
     compression: str | None = None
     """Compress the kept experts' weights as well, by what no stock reader loads, so that it is measured and never written:
     low_rank:0.5 (two factors with that share of the numbers) or 2:4 (two of four neighbours are zero) (docs/pruning.md)."""
@@ -192,6 +205,28 @@ class Recipe(Section):
             raise ValueError(
                 f"finetuning.method {self.finetuning.method} works on experts, and with pruning.form dense there are none: say "
                 "method: full, or lora"
+            )
+        if dense and self.finetuning.router_gradient == "all":
+            raise ValueError(
+                "finetuning.router_gradient is for routers, and with pruning.form dense there are none: leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _hidden_states_have_a_gap(self) -> Self:
+        if not self.finetuning.distillation.hidden:
+            return self
+        for key in ("schedule", "fit"):
+            if getattr(self.pruning, key) is not None:
+                raise ValueError(
+                    "finetuning.distillation.hidden: the original is asked once, before the first training, and with "
+                    f"pruning.{key} the layers that stay are chosen later, and again and again: leave hidden out, or train the "
+                    "last shape in a recipe of its own (keep, width, layers)"
+                )
+        if self.pruning.layers is None:
+            raise ValueError(
+                "finetuning.distillation.hidden compares hidden states where layers are gone, and pruning.layers takes none "
+                "out: say pruning.layers, or leave hidden out"
             )
         return self
 

@@ -21,10 +21,13 @@ from toolkit.moe import (
     MoEBlock,
     blocks_in,
     check_loaded,
+    check_router_gradient,
     checkpoint_folder,
     decoder_linears,
     is_partitioned,
+    load_config,
     load_model,
+    meta_model,
     sizes,
     write_partitioned,
 )
@@ -120,6 +123,8 @@ class RecoveryMethod(ABC):
     """Every rank loads the whole model, one after the other, and holds it whole at first, whatever the ZeRO stage."""
     saves_frozen_weights: ClassVar[bool] = False
     """DeepSpeed's checkpoints hold the frozen weights too: it leaves them out for adapters only."""
+    trains_routers: ClassVar[bool] = False
+    """Whether routers train as they are, without adapters: what `finetuning.router_gradient` is for."""
     lighter: ClassVar[tuple[str, ...]] = ()
     """Methods to try where this one does not fit into memory."""
 
@@ -131,6 +136,14 @@ class RecoveryMethod(ABC):
                     f"finetuning.method {self.name} needs {package}, which is not installed: pip install {package}",
                     code="recovery.missing-package",
                 )
+        if recipe.finetuning.router_gradient == "all":
+            if not self.trains_routers:
+                raise PollardError(
+                    f"finetuning.router_gradient: all is for routers that train, and method {self.name} trains them not, or "
+                    "through adapters: say method: full, experts or router, or leave it out.",
+                    code="recovery.no-routers",
+                )
+            check_router_gradient(meta_model(load_config(recipe.model.path, recipe.model.revision)))
 
     def load(self, recipe: Recipe, arguments: "TrainingArguments", source: str, revision: str | None) -> Loaded:
         """The checkpoint `source`, on every rank; under ZeRO-3 its parameters are partitioned as they load."""

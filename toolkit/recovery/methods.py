@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from toolkit.moe import MoEBlock, find_blocks, sizes
+from toolkit.moe import MoEBlock, find_blocks, sizes, train_routers_on_all_experts
 from toolkit.recipe.schema import LoraRecipe, Recipe
 from toolkit.recovery.lora import Lora
 from toolkit.recovery.method import Loaded, Reach, RecoveryMethod, TrainedMemory, memory_of_part, parameters_of
@@ -25,6 +25,7 @@ PEFT_PREFIX = "base_model.model."  # what PEFT puts before a module's name
 
 class Full(RecoveryMethod):
     name, meaning = "full", "everything"
+    trains_routers = True
     lighter = ("lora", "qlora")
 
     def reach(self, block: MoEBlock, lora: LoraRecipe) -> Reach:
@@ -36,7 +37,7 @@ class Full(RecoveryMethod):
 
 class Router(RecoveryMethod):
     name, meaning, reference = "router", "the routers alone", "arXiv 2603.02217"
-    saves_frozen_weights = True
+    saves_frozen_weights = trains_routers = True
 
     def set_up(self, loaded: Loaded, lora: LoraRecipe) -> Any:
         freeze_all_but(loaded.model, loaded.blocks, {"routers"})
@@ -51,7 +52,7 @@ class Router(RecoveryMethod):
 
 class Experts(RecoveryMethod):
     name, meaning = "experts", "the experts and the routers"
-    saves_frozen_weights = True
+    saves_frozen_weights = trains_routers = True
 
     def set_up(self, loaded: Loaded, lora: LoraRecipe) -> Any:
         freeze_all_but(loaded.model, loaded.blocks, {"routers", "experts"})
@@ -85,6 +86,10 @@ def trainable_model(recipe: Recipe, arguments: "TrainingArguments", source: str,
     number = sum(trained.values())
     parts = ", ".join(f"{part} {count:,}" for part, count in trained.items())
     say(f"  {method.name}: trains {number:,} parameters ({number / total:.2%} of the model's {total:,}): {parts}")
+    if settings.router_gradient == "all":
+        train_routers_on_all_experts(loaded.model, loaded.blocks)
+        experts, active = loaded.blocks[0].expert_count, loaded.blocks[0].experts_per_token
+        say(f"  routers learn from all experts: every backward pass computes {experts} for each token, beside its {active}")
     if "learning_rate" not in settings.trainer:
         reason = f": {method.learning_rate_reason}" if method.learning_rate_reason else ""
         say(f"  learning rate {method.learning_rate:g} (auto{reason})")

@@ -16,10 +16,16 @@ from toolkit.report.cut_facts import CriteriaAgreement, CutFacts
 from toolkit.report.first_task import FirstTaskFacts
 from toolkit.report.fit_facts import FitFacts
 from toolkit.report.measurements import Facts, Fidelity, HarnessRow, Interval, Number, SpeedTable, SweepTable
+from toolkit.report.off_task_facts import OffTaskLoss
 from toolkit.report.paired import PairedComparison
 from toolkit.report.refit_facts import RefitFacts
 
 LoggedLoss = tuple[Number, Number | None]  # step, nats per token; None: it was not finite
+
+
+def _where_known() -> Any:
+    """A number that earlier reports do not have; where it is None there is no key."""
+    return Field(default=None, exclude_if=lambda number: number is None)
 
 
 class ModelResult(Facts):
@@ -30,6 +36,7 @@ class ModelResult(Facts):
     correct: int
     n: int
     interval: Interval  # 95 %, Wilson
+    chance: Number | None = _where_known()  # the score of guessing, where there are choices
     flexible_score: Number | None = None
     flexible_correct: int | None = None
     split: str | None = None
@@ -42,7 +49,11 @@ class ModelResult(Facts):
     likelihood_correct: int | None = None
     generated_tokens: int | None = None
     seconds: Number | None = None
+    logged: int | None = _where_known()  # answers that `seconds` are not of
     tokens_per_second: Number | None = None
+    tokens_per_answer: Number | None = _where_known()
+    truncated_share: Number | None = _where_known()
+    seconds_per_right: Number | None = _where_known()  # seconds for all answers, per right one
     peak_memory_bytes: int | None = None
     parameters: int | None = None
     active_parameters: Number | None = None  # an average, where experts are skipped
@@ -231,6 +242,7 @@ class RunFacts(Facts):
     control_training: TrainingFacts | None
     sweep: SweepTable | None
     fidelity: dict[Role, Fidelity]
+    off_task: dict[Role, OffTaskLoss] = Field(default={}, exclude_if=lambda off_task: not off_task)  # where it was measured
     speed: SpeedTable | None
     harness: list[HarnessRow]
     stale: list[StaleFiles]
