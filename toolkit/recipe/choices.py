@@ -47,6 +47,7 @@ Method = Literal[
     "qlora",
     "router",
     "experts",
+    "spp",
 ]
 
 METHODS_WITH_ADAPTERS = {

@@ -12,6 +12,7 @@ from toolkit.recipe.schema import LoraRecipe, Recipe
 from toolkit.recovery.lora import Lora
 from toolkit.recovery.method import Loaded, Reach, RecoveryMethod, TrainedMemory, memory_of_part, parameters_of
 from toolkit.recovery.qlora import QLora
+from toolkit.recovery.spp import Spp
 from toolkit.runtime.distributed import say
 from toolkit.runtime.errors import PollardError
 
@@ -36,6 +37,7 @@ class Full(RecoveryMethod):
 class Router(RecoveryMethod):
     name, meaning, reference = "router", "the routers alone", "arXiv 2603.02217"
     saves_frozen_weights = trains_routers = True
+    refuses_keep_zeros = "method router changes no matrix that has zeros: leave it out"
 
     def set_up(self, loaded: Loaded, lora: LoraRecipe) -> Any:
         freeze_all_but(loaded.model, loaded.blocks, {"routers"})
@@ -63,7 +65,7 @@ class Experts(RecoveryMethod):
         return memory_of_part(model, parameters_of([part for b in find_blocks(model) for part in (b.router, b.experts)]))
 
 
-METHODS: dict[str, RecoveryMethod] = {method.name: method for method in (Full(), Lora(), QLora(), Router(), Experts())}
+METHODS: dict[str, RecoveryMethod] = {m.name: m for m in (Full(), Lora(), QLora(), Router(), Experts(), Spp())}
 
 
 def trainable_model(recipe: Recipe, arguments: "TrainingArguments", source: str, revision: str | None = None) -> Any:
