@@ -35,14 +35,16 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("method", ["full", "experts", "spp"])
+@pytest.mark.parametrize("method", ["full", "experts", "new", "spp"])
 def test_zeros_stay_zeros_through_steps_with_weight_decay_and_the_rest_moves(family: str, method: str) -> None:
     model = make_sparse(tiny_model(family))
     before, zeros = {name: p.detach().clone() for name, p in model.state_dict().items()}, zeros_of(model)
     blocks = find_blocks(model)
-    METHODS[method].set_up(Loaded(model, blocks, list(decoder_linears(model, blocks))), LoraRecipe())
+    new = {block.name: [6, 7] for block in blocks}
+    METHODS[method].set_up(Loaded(model, blocks, list(decoder_linears(model, blocks)), new), LoraRecipe())
     check_reach(model, blocks, METHODS[method], LoraRecipe())
-    kept = hold_zeros(recipe("m", method=method, keep_zeros=method != "spp"), METHODS[method], model, "m")
+    grown = {"grow": {"onto": "runs/a/recovered", "keep": 8}} if method == "new" else None
+    kept = hold_zeros(recipe("m", grown, method=method, keep_zeros=method != "spp"), METHODS[method], model, "m")
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1)
     for _ in range(3):
         step(model, optimizer)
@@ -52,7 +54,7 @@ def test_zeros_stay_zeros_through_steps_with_weight_decay_and_the_rest_moves(fam
     assert zeros_of(model) == zeros and sum(zeros.values()) > 1000
     moved = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
     assert any("experts" in name for name in moved)
-    assert (method != "experts") == any("self_attn" in name for name in moved)
+    assert (method in ("full", "spp")) == any("self_attn" in name for name in moved)
 
 
 def test_without_it_they_would_not_stay() -> None:
@@ -142,6 +144,13 @@ def test_a_checkpoint_without_zeros_is_refused_beforehand(how: dict, tmp_path: P
     )
     with raises("recovery.zeros-not-kept", "fp8"):
         check_zeros(recipe(tmp_path, **how), asked)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_bnb_8bit", "paged_adamw_8bit", "lion_8bit"])
+def test_optimizers_that_round_their_moments_are_refused(optimizer: str) -> None:
+    asked = recipe("m", keep_zeros=True, trainer={"optim": optimizer})
+    with raises("recovery.zeros-not-kept", "finetuning.trainer.optim", optimizer, "adamw_torch"):
+        check_zeros(asked, METHODS["full"])
 
 
 def test_a_recipe_that_keeps_nothing_is_not_looked_at() -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from toolkit.evaluation.fidelity import FORMAT
 from toolkit.pipeline.budget import Budget
 from toolkit.pipeline.calibration_data import refit_recipe, sources_of
+from toolkit.pipeline.first_run import first_run
 from toolkit.pipeline.rounds import early_rounds
 from toolkit.recipe.data import SourceRecipe, TaskRecipe
 from toolkit.recipe.roles import Role
@@ -60,6 +61,7 @@ class Fingerprints:
     models: dict[Role, str]  # of the models of a run that are checkpoints
     scoring: str  # the questions, how they are answered and judged; with a model's fingerprint it decides the score
     reference_logits: str  # fidelity: the original's distributions over the gold answers
+    off_task: str | None  # the texts beside the task, and the original where models are compared with it; None: not measured
     harness: str  # the questions of lm-evaluation-harness
     skip: str
 
@@ -100,11 +102,15 @@ def fingerprints_of(
     model = fingerprint_of(fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}))
     splits = {split: data.task_fingerprint(recipe.task, split) for split in task.sources()}
     split = splits["train" if recipe.evaluation.split == "dev" else "test"]
-    evaluation = [recipe.evaluation.fingerprint_values(), *([recipe.seed] if recipe.evaluation.temperature else [])]
     own_data = fingerprint_of(settings, splits["train"])
-    teaching = teaching or _teaching(recipe, data, model, own_data, splits["test"])
     budget, cuts = budgets()
     observing = _observing(recipe, data, budget)
+    seams = []
+    if (
+        recipe.finetuning.distillation.hidden and cuts.layers is not None
+    ):  # in one round: the layers are chosen before the teacher is asked
+        seams = ["hidden", _layers(recipe, cuts.layers, model, observing, own_data).choice]
+    teaching = teaching or _teaching(recipe, data, model, own_data, splits["test"], seams)
     choosing = recipe.pruning.model_dump(exclude={*NOT_CHOOSING, "refit"})
     training = [teaching, recipe.finetuning.model_dump(), recipe.seed, recipe.model.dtype, *_selecting(recipe)]
     rounds, source = {}, model  # the source of the last round; without a schedule it is the only one
@@ -113,7 +119,8 @@ def fingerprints_of(
         source = rounds[step] = fingerprint_of(source, observing, of_step, training)
     layers = None if cuts.layers is None else _layers(recipe, cuts.layers, source, observing, own_data)
     calibrate = fingerprint_of(source, *observing, *([layers.choice] if layers else []), *_channels(recipe, cuts))
-    select = fingerprint_of(calibrate, choosing, recipe.seed)
+    growing = [first_run(recipe.pruning.grow.onto, recipe.model).identity] if recipe.pruning.grow else []
+    select = fingerprint_of(calibrate, choosing, recipe.seed, *growing)
     merge = fingerprint_of(select, "dense")
     prune = fingerprint_of(merge if recipe.pruning.form == "dense" else select)
     refitted = fingerprint_of("refit", prune, *_examples_read(refit_recipe(recipe), data)) if recipe.pruning.refit else prune
@@ -132,8 +139,9 @@ def fingerprints_of(
         select=select,
         merge=merge,
         models=models,
-        scoring=fingerprint_of(settings, split, evaluation, recipe.model.dtype, *_scoring(recipe.task, data)),
+        scoring=scoring_of(recipe, data),
         reference_logits=_reference_logits(recipe, model, split),
+        off_task=_off_task(recipe, data, model),
         harness=_harness(recipe),
         skip=fingerprint_of(models[last_role(recipe)], [*_examples_read(recipe, data), recipe.pruning.skipping]),
     )
@@ -168,8 +176,9 @@ def observed_channels(recipe: Recipe, cuts: Budget) -> bool | Literal["gradients
     return "gradients" if WIDTH_CRITERIA[recipe.pruning.width_criterion].gradients else True
 
 
-def _teaching(recipe: Recipe, data: DataCache, model: str, own_data: str, test_data: Any) -> Teaching:
-    """`own_data`, `test_data`: fingerprints of the task's two files."""
+def _teaching(recipe: Recipe, data: DataCache, model: str, own_data: str, test_data: Any, seams: Sequence[str]) -> Teaching:
+    """`own_data`, `test_data`: fingerprints of the task's two files. `seams`: what decides where hidden states are compared; none
+    where they are not."""
     finetuning, mix = recipe.finetuning, training_sources(recipe)
     # A mix leaves out what overlaps with the test set, so it depends on that, too
     others = [_sources(recipe, mix, data), test_data] if finetuning.data else []
@@ -178,7 +187,7 @@ def _teaching(recipe: Recipe, data: DataCache, model: str, own_data: str, test_d
     if any(source.self_generated for source in mix):
         answers = fingerprint_of(model, examples, recipe.evaluation.max_new_tokens, recipe.model.dtype)
     if finetuning.teacher:
-        teacher = fingerprint_of(model, examples, answers, finetuning.distillation.temperature)
+        teacher = fingerprint_of(model, examples, answers, finetuning.distillation.temperature, *seams)
     return Teaching(examples, answers, teacher)
 
 
@@ -230,6 +239,13 @@ def _selecting(recipe: Recipe) -> list[Any]:
     return [recipe.evaluation.max_new_tokens, *own_scorer_identity(recipe.task)]
 
 
+def scoring_of(recipe: Recipe, data: DataCache) -> str:
+    """The questions, how they are answered and judged. Raises PollardError for sources that are not there."""
+    split = data.task_fingerprint(recipe.task, "train" if recipe.evaluation.split == "dev" else "test")
+    evaluation = [recipe.evaluation.fingerprint_values(), *([recipe.seed] if recipe.evaluation.temperature else [])]
+    return fingerprint_of(recipe.task.model_dump(), split, evaluation, recipe.model.dtype, *_scoring(recipe.task, data))
+
+
 def _scoring(recipe: TaskRecipe, data: DataCache) -> list[Any]:
     """What decides how answers are judged, beside the task's own keys and the split that is asked."""
     shots = [data.task_fingerprint(recipe, "train")] if data.task(recipe).preset.shots else []
@@ -241,6 +257,17 @@ def _reference_logits(recipe: Recipe, model: str, split: Any) -> str:
     settings = recipe.evaluation.model_dump(include={"fidelity", "split"})
     batches = recipe.calibration.model_dump(include={"batch_size", "max_length"})
     return fingerprint_of(FORMAT, model, recipe.task.model_dump(), split, settings, batches, recipe.model.dtype)
+
+
+def _off_task(recipe: Recipe, data: DataCache, model: str) -> str | None:
+    texts = recipe.evaluation.measured_off_task
+    if texts is None:
+        return None
+    original = model if Role.ORIGINAL in recipe.evaluation.models else None
+    source = data.source_fingerprint(texts.source, recipe.task)
+    batches = recipe.calibration.model_dump(include={"batch_size", "max_length"})
+    read = [texts.name, texts.examples, source, *([texts.task.model_dump()] if texts.task else [])]
+    return fingerprint_of("off task", FORMAT, original, read, batches, recipe.model.dtype)
 
 
 def _harness(recipe: Recipe) -> str:

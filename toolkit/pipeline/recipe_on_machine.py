@@ -36,7 +36,7 @@ from toolkit.pipeline.rounds import early_rounds
 from toolkit.recipe.schema import FinetuningRecipe, Recipe
 from toolkit.recipe.step import StepRecipe
 from toolkit.recovery.methods import METHODS
-from toolkit.recovery.teacher import TOKENS_AT_ONCE
+from toolkit.recovery.top_logits import TOKENS_AT_ONCE
 from toolkit.recovery.trainer_defaults import trainer_defaults
 
 LOGIT_COPIES = 2  # in float32, of the tokens that a loss counts

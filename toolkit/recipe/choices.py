@@ -47,6 +47,7 @@ Method = Literal[
     "qlora",
     "router",
     "experts",
+    "new",
     "spp",
 ]
 

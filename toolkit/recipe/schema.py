@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from toolkit.recipe.choices import METHODS_WITH_ADAPTERS, Method
-from toolkit.recipe.data import DataRecipe, Section, SourceRecipe, TaskRecipe, TrainingSourceRecipe, all_weights_or_none
+from toolkit.recipe.data import OffTaskData, Section, SourceRecipe, TaskRecipe, TrainingSourceRecipe, all_weights_or_none
 from toolkit.recipe.evaluation import EvaluationRecipe
 from toolkit.recipe.pruning import PruningRecipe
 from toolkit.recipe.roles import Role
@@ -61,12 +61,21 @@ class CalibrationRecipe(Section):
 
 
 class DistillationRecipe(Section):
-    """(1 − weight) · cross entropy + weight · temperature² · KL(teacher ‖ student), over completion tokens."""
+    """(1 − weight) · cross entropy + weight · temperature² · KL(teacher ‖ student) + hidden · seam loss, on completion tokens."""
 
-    weight: float = Field(default=0.5, gt=0, le=1)
-    """Weight of the teacher's loss; the rest is that of the data's."""
+    weight: float = Field(default=0.5, ge=0, le=1)
+    """Weight of the teacher's loss; the rest is that of the data's. 0 with `hidden` only: cross entropy and seam loss."""
     temperature: float = Field(default=2.0, gt=0, allow_inf_nan=False)
     """Temperature of both softmaxes. Cached values depend on it; changing it rebuilds the cache."""
+    hidden: float = Field(default=0.0, ge=0, allow_inf_nan=False, exclude_if=lambda hidden: not hidden)
+    """Weight of the seam loss, where `pruning.layers` takes layers out: behind every gap the hidden states are to be those of the
+    original, in direction and length (0.1 to start; docs/recovery.md). Default: 0, none."""
+
+    @model_validator(mode="after")
+    def _something_is_learned(self) -> Self:
+        if not self.weight and not self.hidden:
+            raise ValueError("weight 0 learns nothing from the teacher: give it some, say hidden: 0.1, or leave the teacher out")
+        return self
 
 
 class LoraRecipe(Section):
@@ -88,10 +97,12 @@ class FinetuningRecipe(Section):
 
     method: Method = "full"
     """What is trained. full: all parameters; lora: adapters on experts and attention; qlora: the same on a 4-bit base; router:
-    the routers; experts: experts and routers; spp: factors of a sparse checkpoint's rows and columns (docs/recovery.md)."""
+    the routers; experts: experts and routers; new: the experts that pruning.grow adds, alone; spp: factors of a sparse
+    checkpoint's rows and columns (docs/recovery.md)."""
     lora: LoraRecipe = LoraRecipe()
     keep_zeros: bool = Field(default=False, exclude_if=lambda value: value is False)
-    """Weights that are zero stay zero: for a checkpoint that was made sparse elsewhere. For full and experts; spp always does."""
+    """Weights that are zero stay zero: for a checkpoint that was made sparse elsewhere. For full, experts and new; with spp they
+    always do."""
     router_gradient: Literal["active", "all"] = Field(default="active", exclude_if=lambda value: value == "active")
     """Which experts tell a router what it should have chosen. active: those that were; all: every kept expert, each of which then
     computes every token in the backward pass. For full, experts and router (docs/recovery.md)."""
@@ -145,8 +156,9 @@ class FinetuningRecipe(Section):
 class SweepRecipe(Section):
     """Settings of `pollard sweep`, which compares prunings. The prunings are given on the command line."""
 
-    off_task: DataRecipe | None = None
-    """A second task or text to measure the pruned models on: what pruning for one task costs on another."""
+    off_task: OffTaskData = None
+    """A second task or text to measure the pruned models on: what pruning for one task costs on another. true: the texts that
+    come with Pollard, as for `evaluation.off_task`."""
     compression: str | None = None
     """Compress the kept experts' weights as well, by what no stock reader loads, so that it is measured and never written:
     low_rank:0.5 (two factors with that share of the numbers) or 2:4 (two of four neighbours are zero) (docs/pruning.md)."""
@@ -210,6 +222,40 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _hidden_states_have_a_gap(self) -> Self:
+        if not self.finetuning.distillation.hidden:
+            return self
+        for key in ("schedule", "fit"):
+            if getattr(self.pruning, key) is not None:
+                raise ValueError(
+                    "finetuning.distillation.hidden: the original is asked once, before the first training, and with "
+                    f"pruning.{key} the layers that stay are chosen later, and again and again: leave hidden out, or train the "
+                    "last shape in a recipe of its own (keep, width, layers)"
+                )
+        if self.pruning.layers is None:
+            raise ValueError(
+                "finetuning.distillation.hidden compares hidden states where layers are gone, and pruning.layers takes none "
+                "out: say pruning.layers, or leave hidden out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _new_experts_are_there(self) -> Self:
+        if self.finetuning.method != "new":
+            return self
+        if self.pruning.grow is None:
+            raise ValueError(
+                "finetuning.method new trains the experts that pruning.grow adds, and there is no pruning.grow: say method: "
+                "experts, or full"
+            )
+        if self.control:
+            raise ValueError(
+                "the control is the original trained alike, and finetuning.method new trains what was added to another model: "
+                "leave control out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _refitted_model_is_evaluated(self) -> Self:
         """By default, where there is one. Set in place: pydantic wants the model back that it gave."""
         evaluation, refit = self.evaluation, self.pruning.refit
@@ -246,6 +292,6 @@ class Recipe(Section):
         return name
 
 
-METHODS_OF_EXPERTS = ("router", "experts", "qlora")
+METHODS_OF_EXPERTS = ("router", "experts", "qlora", "new")
 """Methods of fine-tuning that train, or quantize, experts and routers."""
 SHORTHANDS = {"model": "path", "task": "name"}

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTConfig
 
+from toolkit.cuts.plan import Plan
 from toolkit.moe import load_tokenizer
 from toolkit.moe.tokenizer import longer_than_context
 from toolkit.recipe.roles import Role
@@ -19,6 +20,7 @@ from toolkit.recovery.checkpoints import last_checkpoint, resume_advice
 from toolkit.recovery.distillation import IGNORED, DistilledTrainer
 from toolkit.recovery.method import Training, training_of
 from toolkit.recovery.methods import METHODS, trainable_model
+from toolkit.recovery.seams import seams_of
 from toolkit.recovery.settings import sft_config
 from toolkit.recovery.teacher import TeacherCache
 from toolkit.recovery.trainer import RecoveryTrainer, close_trackers, prepare_trainer, tensorboard_in
@@ -60,9 +62,9 @@ def recover(
     on every rank, under the launcher. Resumes from the last checkpoint of a training with the same `fingerprint`.
 
     `accuracy` measures a model on the dev slice, on every rank: what `select_by: dev_accuracy` selects by. `cache` may hold
-    data that has been read already. With `finetuning.teacher` the teacher's cache must lie in the run directory, and with
-    `self_generated` the answers (the pipeline makes both). The loss counts completion tokens only. Writes training_log.jsonl
-    beside the checkpoint.
+    data that has been read already. With `finetuning.teacher` the teacher's cache must lie in the run directory, with
+    `distillation.hidden` the plan, and with `self_generated` the answers (the pipeline makes them). The loss counts completion
+    tokens only. Writes training_log.jsonl beside the checkpoint.
 
     Raises PollardError for settings that SFTConfig refuses, a disk without room, beforehand or
     at work, checkpoints of another number of ranks, a loss that is not finite, and a checkpoint that is not complete.
@@ -92,7 +94,7 @@ def recover(
         dev_data = _dev_data(recipe, arguments, tokenizer, cache)
         model = trainable_model(recipe, arguments, training.source, training.revision)
         zeros = hold_zeros(recipe, METHODS[recipe.finetuning.method], model, training.source)
-        make_trainer = _trainer_class(recipe, model, run, data)
+        make_trainer = _trainer_class(recipe, model, run, data, Role(role))
         with tensorboard_in(run.path / "tensorboard" / role):
             trainer = make_trainer(model, arguments, train_dataset=train_data, eval_dataset=dev_data, processing_class=tokenizer)
         checkpoint = prepare_trainer(trainer, recipe, training, fingerprint, resumable, accuracy)
@@ -138,14 +140,18 @@ def _fingerprint(recipe: Recipe, training: Training) -> str:
     return fingerprint_of(fingerprint_of_source(training.source), *settings)
 
 
-def _trainer_class(recipe: Recipe, model: PreTrainedModel, run: RunPaths, data: TrainingData) -> Callable[..., RecoveryTrainer]:
-    """RecoveryTrainer, or with a teacher DistilledTrainer on the teacher's cache, which must exist."""
+def _trainer_class(
+    recipe: Recipe, model: PreTrainedModel, run: RunPaths, data: TrainingData, role: Role
+) -> Callable[..., RecoveryTrainer]:
+    """RecoveryTrainer, or with a teacher DistilledTrainer on the teacher's cache, which must exist. The control, which has all
+    layers, has no seams."""
     settings = recipe.finetuning
     if settings.teacher is None:
         return RecoveryTrainer
     vocabulary = int(model.config.get_text_config().vocab_size)
-    cache = TeacherCache(run.teacher, data.encoded, settings.distillation.temperature, vocabulary)
-    return partial(DistilledTrainer, cache=cache, distillation=settings.distillation)
+    seams = seams_of(Plan.load(run.plan)) if settings.distillation.hidden and role is not Role.CONTROL else None
+    cache = TeacherCache(run.teacher, data.encoded, settings.distillation.temperature, vocabulary, seams)
+    return partial(DistilledTrainer, cache=cache, distillation=settings.distillation, seams=seams)
 
 
 def _dev_data(recipe: Recipe, arguments: SFTConfig, tokenizer: PreTrainedTokenizerBase, cache: DataCache) -> Dataset | None:

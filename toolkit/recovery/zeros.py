@@ -1,8 +1,9 @@
 """The zeros of a checkpoint that was made sparse elsewhere (Wanda, SparseGPT, 2:4) stay zeros (`finetuning.keep_zeros`).
 
-A weight that is zero gets no gradient: no optimizer moves it then, for its moments stay zero, and so does what weight decay takes
-off. The mask is the weight itself, so it costs no memory, and where ZeRO-3 partitions the weights, they are whole while their
-gradient is. Only matrices with a share of zeros are held: a bias or a row of an embedding may well begin at zero.
+A weight that is zero gets no gradient: an optimizer that treats each number by itself does not move it then, for its moments
+stay zero, and so does what weight decay takes off (8-bit ones round their moments, and do move it: refused). The mask is the
+weight itself, so it costs no memory, and where ZeRO-3 partitions the weights, they are whole while their gradient is made. Only
+matrices with a share of zeros are held: a bias or a row of an embedding may well begin at zero.
 """
 
 from pathlib import Path
@@ -27,6 +28,13 @@ def check_zeros(recipe: Recipe, method: RecoveryMethod) -> None:
         raise PollardError(f"finetuning.keep_zeros: {method.refuses_keep_zeros}.", code="recovery.zeros-not-kept")
     if not (asked := _asked(recipe, method)):
         return
+    optimizer = str(recipe.finetuning.trainer.get("optim", ""))
+    if recipe.finetuning.keep_zeros and "8bit" in optimizer:
+        raise PollardError(
+            f"finetuning.keep_zeros: finetuning.trainer.optim {optimizer} rounds its moments, and moves weights that have no "
+            "gradient: say optim: adamw_torch.",
+            code="recovery.zeros-not-kept",
+        )
     if recipe.pruning.refit:
         raise PollardError(
             f"{asked} keeps the checkpoint's zeros, and pruning.refit computes whole matrices anew: leave one of them out.",

@@ -33,6 +33,7 @@ class RunPaths:
         self.rounds = self.path / "rounds"
         self.evaluation = self.path / "evaluation"
         self.fidelity = self.path / "fidelity"
+        self.off_task = self.path / "off_task"
         self.sweep = self.path / "sweep"
 
     def answer_log(self, role: str) -> Path:
