@@ -25,10 +25,11 @@ def recipe_of(method: str, **lora: object):
     return small_recipe(finetuning=finetuning, pruning=pruning)
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora", "router", "experts", "new"])
+@pytest.mark.parametrize("experts", ["each", "shared"])
+@pytest.mark.parametrize("method", ["lora", "qlora", "router", "experts", "spp", "new"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_as_many_numbers_train_as_the_method_sets_up(family: str, method: str) -> None:
-    lora = {"rank": 3, "router": True} if "lora" in method else {}
+def test_as_many_numbers_train_as_the_method_sets_up(family: str, method: str, experts: str) -> None:
+    lora = {"rank": 3, "router": True, "experts": experts} if "lora" in method else {}
     model = tiny_model(family)
     expected = training_model(model_size(meta_model(model.config), torch.float32), recipe_of(method, **lora).finetuning)
     assert expected.parameters == sum(p.numel() for p in model.parameters())
