@@ -20,8 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import fine_grained
-from recovery_ideas_cells import PARTS, VARIANTS, IdeaCell
+from recovery_ideas_cells import IdeaCell
 from recovery_ideas_tables import write_tables
+from recovery_ideas_variants import PARTS, VARIANTS
 from study import StudyResults, conclude, run_cells, study_parser
 
 STUDY = "recovery-ideas"

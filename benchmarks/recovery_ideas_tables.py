@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from recovery_ideas_cells import PARTS, SUBJECTS, VARIANTS, IdeaCell, IdeaResult, Part, Variant
+from recovery_ideas_cells import IdeaCell, IdeaResult
+from recovery_ideas_variants import PARTS, SUBJECTS, VARIANTS, Part, Variant
 from study import markdown, paired_points, put_between
 
 from toolkit.runtime.formatting import MISSING, duration, interval, percent
