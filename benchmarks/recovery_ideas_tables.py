@@ -16,8 +16,8 @@ BEGIN, END = "<!-- tables: written by benchmarks/recovery_ideas_study.py -->", "
 CEILING, WITHIN = "b-everything-teacher", 2.0
 """What few examples should come near, and how near, in points."""
 TRAINED = "recovered"
-PREPARING = ("answers", "teacher", "recover")
-"""Stages whose time is that of learning; a stage of which the name begins so counts, too."""
+PREPARING = ("answers", "teacher", "student", "refit", "recover")
+"""What the names of the stages begin with whose time is that of learning."""
 Row = Mapping[int, IdeaResult]  # by seed
 
 

@@ -141,7 +141,7 @@ def _second_task() -> list[Variant]:
     first = Variant("d", "first", "alone", "4 experts, arithmetic alone", (task("arithmetic"),), models=MEASURED_FIRST)
     keys = (task("sorting"), f"model={FIRST_MODEL}")
     continued = Variant("d", "continued", "full", "… continued with sorting", keys)
-    grow = (task("sorting"), f"pruning.grow={{onto: {FIRST_MODEL}, keep: 6}}", "pruning.keep=null", "finetuning.method=new")
+    grow = (task("sorting"), f"pruning.grow={{onto: {FIRST_MODEL}, keep: 6}}", "pruning.keep=6", "finetuning.method=new")
     mix = (task("arithmetic", both), "pruning.keep=6", _steps(2 * STEPS))
     return [
         first,
