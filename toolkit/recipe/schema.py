@@ -82,9 +82,12 @@ class LoraRecipe(Section):
     """The adapters of the methods lora and qlora."""
 
     rank: int = Field(default=16, ge=1)
-    """Rank of the update of every adapted matrix; each expert has its own."""
+    """Rank of the update of every adapted matrix."""
     alpha: int | float = Field(default=32, gt=0)
     """The update is scaled by alpha / rank."""
+    experts: Literal["each", "shared"] = Field(default="each", exclude_if=lambda value: value == "each")
+    """each: every expert has an update of its own; shared: all experts of a block have the same one, of this rank (rank times the
+    number of experts takes as many numbers as `each` does)."""
     router: bool = False
     """Train the routers as well, without adapters, since they are small."""
 
@@ -94,8 +97,12 @@ class FinetuningRecipe(Section):
 
     method: Method = "full"
     """What is trained. full: all parameters; lora: adapters on experts and attention; qlora: the same on a 4-bit base; router:
-    the routers; experts: experts and routers; new: the experts that pruning.grow adds, alone (docs/recovery.md)."""
+    the routers; experts: experts and routers; new: the experts that pruning.grow adds, alone; spp: factors of a sparse
+    checkpoint's rows and columns (docs/recovery.md)."""
     lora: LoraRecipe = LoraRecipe()
+    keep_zeros: bool = Field(default=False, exclude_if=lambda value: value is False)
+    """Weights that are zero stay zero: for a checkpoint that was made sparse elsewhere. For full, experts and new; with spp they
+    always do."""
     router_gradient: Literal["active", "all"] = Field(default="active", exclude_if=lambda value: value == "active")
     """Which experts tell a router what it should have chosen. active: those that were; all: every kept expert, each of which then
     computes every token in the backward pass. For full, experts and router (docs/recovery.md)."""
@@ -118,6 +125,16 @@ class FinetuningRecipe(Section):
     trainer: dict[str, Any] = Field(default={})
     """Any field of TRL's SFTConfig (learning_rate, max_steps, optim: adamw_bnb_8bit, …)."""
 
+    @property
+    def student_sources(self) -> list[TrainingSourceRecipe]:
+        """The sources whose text the student writes."""
+        return [source for source in self.data or () if source.written_by_student]
+
+    @property
+    def student_rounds(self) -> int:
+        """How many trainings are one after the other on what the student writes; 0 where it writes nothing."""
+        return max((source.rounds for source in self.student_sources), default=0)
+
     @field_validator("zero", mode="before")
     @classmethod
     def _preset_or_file(cls, zero: Any) -> Any:
@@ -137,6 +154,18 @@ class FinetuningRecipe(Section):
     def _distillation_has_a_teacher(self) -> Self:
         if self.teacher is None and self.distillation != DistillationRecipe():
             raise ValueError("distillation says how to learn from a teacher, and there is none: add `teacher: original`")
+        return self
+
+    @model_validator(mode="after")
+    def _student_has_a_teacher(self) -> Self:
+        written = self.student_sources
+        if written and (self.teacher is None or not self.distillation.weight):
+            missing = "distillation.weight above 0" if self.teacher else "`teacher: original`"
+            raise ValueError(
+                f"what the student writes teaches only by what the teacher says of it (data, writer: student): it needs {missing}"
+            )
+        if len({source.rounds for source in written}) > 1:
+            raise ValueError("every training has answers of every source that the student writes: give these the same rounds")
         return self
 
     @model_validator(mode="after")
@@ -199,6 +228,21 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _student_writes_for_somebody(self) -> Self:
+        finetuning, written = self.finetuning, self.finetuning.student_sources
+        if written and self.control and Role.RECOVERED not in self.evaluation.models and not self.pruning.schedule:
+            raise ValueError(
+                "finetuning.data has answers of the student, and the recipe trains nothing but the control, which has none: add "
+                "recovered to evaluation.models, or leave these answers out"
+            )
+        if self.control and written and len(written) == len(finetuning.data or ()):
+            raise ValueError(
+                "the control is trained on the same data without what the student writes, and there is nothing else: add a task "
+                "to finetuning.data, or leave control out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _method_has_experts(self) -> Self:
         dense = self.pruning.form == "dense" or (self.pruning.fit is not None and "dense" in self.pruning.fit.cuts)
         if dense and self.finetuning.method in METHODS_OF_EXPERTS:
@@ -206,6 +250,8 @@ class Recipe(Section):
                 f"finetuning.method {self.finetuning.method} works on experts, and with pruning.form dense there are none: say "
                 "method: full, or lora"
             )
+        if dense and self.finetuning.lora.experts == "shared":
+            raise ValueError("finetuning.lora.experts is for experts, and with pruning.form dense there are none: leave it out")
         if dense and self.finetuning.router_gradient == "all":
             raise ValueError(
                 "finetuning.router_gradient is for routers, and with pruning.form dense there are none: leave it out"
