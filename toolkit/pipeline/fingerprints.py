@@ -118,9 +118,8 @@ def fingerprints_of(
     budget, cuts = budgets()
     observing = _observing(recipe, data, budget)
     seams = []
-    if (
-        recipe.finetuning.distillation.hidden and cuts.layers is not None
-    ):  # in one round: the layers are chosen before the teacher is asked
+    if recipe.finetuning.distillation.hidden and cuts.layers is not None:
+        # There are no rounds then: the layers are chosen before the teacher is asked, in the original
         seams = ["hidden", _layers(recipe, cuts.layers, model, observing, own_data).choice]
     teaching = teaching or _teaching(recipe, data, model, own_data, splits["test"], seams)
     choosing = recipe.pruning.model_dump(exclude={*NOT_CHOOSING, "refit"})
