@@ -19,7 +19,7 @@ from rich.markup import escape
 from transformers import PreTrainedModel
 
 from toolkit.cuts import masked, shape_of
-from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.block_plan import BlockPlan
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.evaluation import measure_fidelity, write_reference
