@@ -23,6 +23,7 @@ from toolkit.cuts import (
     masked,
     merged_model,
     prune_checkpoint,
+    tensor_writer,
     with_fixed_gates,
 )
 from toolkit.cuts.checkpoint import EXPERTS_FOLDER
@@ -110,9 +111,9 @@ def test_killed_anywhere_and_started_again_it_is_what_an_undisturbed_one_is(
     model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = dense_plan(model)
-    monkeypatch.setattr(dense_writer, "FILE_BYTES", 1)  # a file for every layer
+    monkeypatch.setattr(tensor_writer, "FILE_BYTES", 1)  # a file for every layer
     prune_checkpoint(tmp_path / "original", plan, tmp_path / "undisturbed")
-    real, written = dense_writer._write_file, []
+    real, written = dense_writer.write_tensors, []
 
     def kill(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         if len(written) == 2:
@@ -120,12 +121,12 @@ def test_killed_anywhere_and_started_again_it_is_what_an_undisturbed_one_is(
         real(path, tensors)
         written.append(path.name)
 
-    monkeypatch.setattr(dense_writer, "_write_file", kill)
+    monkeypatch.setattr(dense_writer, "write_tensors", kill)
     with pytest.raises(KeyboardInterrupt):
         prune_checkpoint(tmp_path / "original", plan, tmp_path / "dense")
     assert not (tmp_path / "dense").exists()
     again: list[str] = []
-    monkeypatch.setattr(dense_writer, "_write_file", lambda path, tensors: (again.append(path.name), real(path, tensors)))
+    monkeypatch.setattr(dense_writer, "write_tensors", lambda path, tensors: (again.append(path.name), real(path, tensors)))
     prune_checkpoint(tmp_path / "original", plan, tmp_path / "dense")
     assert len(written) == 2 and not {*written} & {*again} and len(again) == 3  # the rest, and two of four layers
     files = {path.name: path.read_bytes() for path in (tmp_path / "dense").iterdir() if path.name != "pollard.json"}

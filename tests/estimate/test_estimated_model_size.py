@@ -13,7 +13,7 @@ from toolkit.estimate.finetuning import distilled_bytes
 from toolkit.estimate.model_size import cache_bytes, working_memory
 from toolkit.moe import meta_model
 from toolkit.recovery.distillation import distillation_losses_in_parts
-from toolkit.recovery.teacher import TOKENS_AT_ONCE, top_and_tail
+from toolkit.recovery.top_logits import TOKENS_AT_ONCE, top_and_tail
 
 BATCH, LENGTH = 2, 128
 SHAPE = {

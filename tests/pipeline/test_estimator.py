@@ -17,7 +17,8 @@ from toolkit.pipeline.estimator import Estimator
 from toolkit.pipeline.recipe_on_machine import trainer_settings
 from toolkit.pipeline.runner import plan_stages
 from toolkit.recipe.schema import Recipe
-from toolkit.recovery.teacher import bytes_per_token, predicted_tokens
+from toolkit.recovery.teacher import predicted_tokens
+from toolkit.recovery.top_logits import bytes_per_token
 from toolkit.recovery.training_data import read_training_data
 
 LARGE = {"gpus": 8, "gpu": "h100", "cpu_memory": "1T"}

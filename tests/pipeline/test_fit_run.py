@@ -1,5 +1,6 @@
 """A run that finds its shape: within the limit to the last byte, the same whoever asks, and never measured twice."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from small_run import small_folder, small_recipe
 
 from toolkit.cuts import Plan, apply_plan, shape_of
-from toolkit.cuts.fit_result import FitResult
+from toolkit.cuts.fit_result import FitResult, FitShape
 from toolkit.cuts.shape import shape_size
 from toolkit.evaluation import completion_loss
 from toolkit.moe import checkpoint_bytes, load_model
@@ -18,6 +19,7 @@ from toolkit.pipeline import fit_measure
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.fit_evidence import FitEvidence
 from toolkit.pipeline.fit_measure import ShapeMeasurements
+from toolkit.pipeline.fit_trials import ShapeTrials
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.runner import FIT_STAGES, run
 from toolkit.recipe.file import load_recipe
@@ -25,6 +27,7 @@ from toolkit.recipe.schema import Recipe
 
 TRAINER = {"max_steps": 10, "per_device_train_batch_size": 2, "eval_strategy": "no", "learning_rate": 1e-3}
 CUTS = ["experts", "width", "layers"]
+INFINITE = float("inf")  # the rate of a training that cannot end well
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +189,45 @@ def test_limits_that_no_shape_or_every_shape_meets_are_refused_before_anything_r
     with raises(code, named):
         run(recipe_of("refused", limits))
     assert not RunDirectory("refused").path.exists()
+
+
+def test_a_shape_whose_fine_tuning_diverges_is_refused_and_the_others_decide(
+    finished: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished.path, finished.path.with_name("diverges"))
+    before = FitResult.load(finished.fit_result)
+    best = min((shape for shape in before.shapes if shape.trial), key=lambda shape: shape.measured.loss)  # type: ignore[union-attr]
+    too_fast = {"zero": 0, "examples": 8, "select_by": "last", "trainer": TRAINER | {"learning_rate": 2e-3}}
+    real = ShapeTrials.recover
+
+    def recover(trials: ShapeTrials, shape: FitShape) -> object:
+        if shape == best.shape:
+            trials.recipe = with_rate(trials.recipe, INFINITE)
+        try:
+            return real(trials, shape)
+        finally:
+            trials.recipe = with_rate(trials.recipe, 2e-3)
+
+    monkeypatch.setattr(ShapeTrials, "recover", recover)
+    directory = run(recipe_of("diverges", finetuning=too_fast), until=FIT_STAGES[-1])
+    result = FitResult.load(directory.fit_result)
+    refused = [shape for shape in result.shapes if shape.measured and shape.refused]
+    assert [shape.shape for shape in refused] == [best.shape]
+    assert result.choice.shape != best.shape and result.choice.trial
+
+    monkeypatch.setattr(ShapeTrials, "recover", lambda trials, shape: real(with_recipe(trials, INFINITE), shape))
+    with raises("fit.no-finite-trial"):
+        run(recipe_of("diverges", finetuning=too_fast | {"examples": 7}), until=FIT_STAGES[-1])
+    monkeypatch.setattr(ShapeTrials, "recover", real)
+    result = FitResult.load(run(recipe_of("diverges", finetuning=too_fast | {"examples": 6}), until=FIT_STAGES[-1]).fit_result)
+    assert result.choice.trial and not [shape for shape in result.shapes if shape.measured and shape.refused]
+
+
+def with_rate(recipe: Recipe, rate: float) -> Recipe:
+    trainer = recipe.finetuning.trainer | {"learning_rate": rate}
+    return recipe.model_copy(update={"finetuning": recipe.finetuning.model_copy(update={"trainer": trainer})})
+
+
+def with_recipe(trials: ShapeTrials, rate: float) -> ShapeTrials:
+    trials.recipe = with_rate(trials.recipe, rate)
+    return trials

@@ -14,7 +14,8 @@ from toolkit.moe import logits_at
 from toolkit.recovery import teacher
 from toolkit.recovery.distillation import COLUMNS, IGNORED, TeacherCollator, distillation_losses, distillation_losses_in_parts
 from toolkit.recovery.recover import _row
-from toolkit.recovery.teacher import TeacherCache, TopAndTail, bytes_per_token, cache_logits, predicted_tokens, top_and_tail
+from toolkit.recovery.teacher import TeacherCache, cache_logits, predicted_tokens
+from toolkit.recovery.top_logits import TopAndTail, bytes_per_token, top_and_tail
 from toolkit.tasks import Encoded
 
 VOCABULARY = 300

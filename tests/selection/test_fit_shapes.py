@@ -7,7 +7,7 @@ from conftest import raises
 
 from toolkit.cuts.fit_result import FitShape
 from toolkit.cuts.size_table import FitSize
-from toolkit.selection.fit import AxisValues, Limit, axis_values, check_possible, shapes_within
+from toolkit.selection.fit import AxisValues, Limit, axis_values, check_possible, shapes_left_out, shapes_within
 from toolkit.selection.fit.shapes import MOST_VALUES, contains
 
 VALUES = AxisValues([1, 2, 3, 4], [2, 4, 6, 8], [8, 16, 24, 32], [1, 2])
@@ -49,6 +49,33 @@ def test_the_largest_of_every_single_cut_is_among_them() -> None:
         alone = [s for s in everything() if limits[0].met_by(s, size_of(s))]
         alone = [s for s in alone if all(getattr(s, key) == getattr(original, key) for key in original._fields if key != cut)]
         assert singles[cut] == max(alone)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.25])
+def test_every_combination_is_looked_at_or_left_out_with_a_true_reason(share: float) -> None:
+    most = limit("bytes", int(share * size_of(VALUES.original).bytes))
+    within = shapes_within(VALUES, size_of, [most])
+    left_out = shapes_left_out(VALUES, size_of, [most], within)
+    shapes = [each.shape for each in (*within, *left_out)]
+    assert len(shapes) == len({*shapes})
+    combinations = set(product(VALUES.layers, VALUES.experts, VALUES.experts_per_token))
+    assert {(shape.layers, shape.experts, shape.experts_per_token) for shape in shapes} == combinations
+    for each in left_out:
+        assert each.refused and each.size == size_of(each.shape)
+        if most.met_by(each.shape, each.size):
+            assert any(contains(other.shape, each.shape) for other in within)
+        else:
+            assert each.refused == f"more than {most.most} of bytes"
+            assert each.single_cut or each.shape.width == VALUES.width[0]
+
+
+def test_a_cut_that_cannot_meet_the_limit_alone_is_left_out_by_its_name() -> None:
+    most = limit("bytes", size_of(FitShape(4, 2, 32, 2)).bytes - 1)  # two experts of all layers and channels are too much
+    within = shapes_within(VALUES, size_of, [most])
+    marked = {each.single_cut: each.shape for each in shapes_left_out(VALUES, size_of, [most], within) if each.single_cut}
+    assert marked["experts"] == FitShape(4, 2, 32, 2) and not {*marked} & {each.single_cut for each in within}
+    only_width = AxisValues([4], [8], VALUES.width, [2])  # what may not be cut is no cut that failed
+    assert not [each for each in shapes_left_out(only_width, size_of, [most], []) if each.single_cut not in (None, "width")]
 
 
 def test_fewer_active_experts_go_with_fewer_experts() -> None:

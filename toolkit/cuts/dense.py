@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from toolkit.cuts.dense_twins import DenseLayer, DenseTwin, dense_twin
-from toolkit.cuts.mlp_layout import MlpLayout, Rows, rows_of_channels
+from toolkit.cuts.mlp_layout import MlpWeights, mlp_tensors, mlp_weights, rows_of_channels
 from toolkit.moe.blocks import MoEBlock, find_blocks
 from toolkit.moe.channels import block_width
 from toolkit.moe.load import auto_class
@@ -92,7 +92,7 @@ def _mlp_tensors(model: PreTrainedModel, twin: DenseTwin, layer: DenseLayer, wei
     """The feed-forward layer that takes a block's place."""
     block = next(block for block in find_blocks(model) if block.name == layer.block)
     parts = [_expert_weights(block, expert) for expert in range(block.expert_count)]  # first [W, H], second [W, H], down [H, W]
-    parts += [_mlp_weights(model.get_submodule(name), twin.shared_layouts[name]) for name in layer.shared]
+    parts += [mlp_weights(model.get_submodule(name), twin.shared_layouts[name]) for name in layer.shared]
     coefficients = [*weights.coefficients, *[weights.shared] * len(layer.shared)]
     first, second = (torch.cat([part[at] for part in parts]) for at in range(2))
     down = torch.cat([_scaled(part[2], coefficient) for part, coefficient in zip(parts, coefficients, strict=True)], dim=1)
@@ -108,15 +108,6 @@ def _expert_weights(block: MoEBlock, expert: int) -> tuple[torch.Tensor, torch.T
     return fused[first], fused[second], down
 
 
-def _mlp_weights(mlp: nn.Module, layout: MlpLayout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    def rows(of: Rows) -> torch.Tensor:
-        weight: Any = mlp.get_submodule(of.linear).weight
-        return weight.data.chunk(of.parts)[of.part]
-
-    down: Any = mlp.get_submodule(layout.down).weight
-    return rows(layout.first), rows(layout.second), down.data
-
-
 def _scaled(down: torch.Tensor, coefficient: float) -> torch.Tensor:
     """In double precision, and rounded once."""
     return down if coefficient == 1 else (down.double() * coefficient).to(down.dtype)
@@ -124,7 +115,7 @@ def _scaled(down: torch.Tensor, coefficient: float) -> torch.Tensor:
 
 def _padded(model: PreTrainedModel, twin: DenseTwin, mlp: str) -> dict[str, torch.Tensor]:
     """The feed-forward layer of a layer that is dense already, with channels of zeros up to the twin's width."""
-    return _laid_out(twin, mlp, *_mlp_weights(model.get_submodule(mlp), twin.layout))
+    return _laid_out(twin, mlp, *mlp_weights(model.get_submodule(mlp), twin.layout))
 
 
 def _laid_out(
@@ -133,12 +124,7 @@ def _laid_out(
     """The tensors of a feed-forward layer, by name; channels of zeros where it has fewer than the twin."""
     missing = twin.width - down.shape[1]
     first, second = (nn.functional.pad(rows, (0, 0, 0, missing)) for rows in (first, second))
-    layout, tensors = twin.layout, {twin.layout.down: nn.functional.pad(down, (0, missing))}
-    if layout.first.parts == 2:
-        tensors[layout.first.linear] = torch.cat([first, second] if layout.first.part == 0 else [second, first])
-    else:
-        tensors |= {layout.first.linear: first, layout.second.linear: second}
-    return {f"{mlp}.{name}.weight": tensor for name, tensor in tensors.items()}
+    return mlp_tensors(mlp, twin.layout, MlpWeights(first, second, nn.functional.pad(down, (0, missing))))
 
 
 @contextmanager

@@ -10,7 +10,6 @@ Shape legend: T tokens, H hidden size.
 
 import copy
 import json
-import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -18,21 +17,22 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from toolkit.cuts import tensor_writer
 from toolkit.cuts.apply import apply_plan, shapes_of
 from toolkit.cuts.cut import ConfigFile
 from toolkit.cuts.dense import DenseBlock, check_coefficients, dense_tensors, with_fixed_gates
 from toolkit.cuts.dense_twins import DenseLayer, DenseTwin, dense_twin, no_twin, opens_with
 from toolkit.cuts.plan import Plan
+from toolkit.cuts.tensor_writer import part_of, part_sizes, parts_by_file, saved_tensors, stored_files, write_tensors
 from toolkit.cuts.verify import TOKENS, TOLERANCE
 from toolkit.cuts.writer import WritingSteps, check_room, source_fingerprint
 from toolkit.moe.blocks import EXPERT_KEYS, TOP_K_KEYS
 from toolkit.moe.load import load_config, meta_model, quantization_of
 from toolkit.moe.loading_checks import check_opens
-from toolkit.moe.model_files import copy_companions, file_names, write_index
+from toolkit.moe.model_files import copy_companions, write_index
 from toolkit.moe.names import NameResolver
 from toolkit.moe.partition import layer_prefix
 from toolkit.moe.stream import StreamedModel
@@ -42,8 +42,6 @@ from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import JsonObject, write_text
 from toolkit.runtime.progress import progress
 from toolkit.runtime.signed_folders import begin_folder, is_resumable, partial_path
-
-FILE_BYTES = 10**9  # of a file, unless one layer is larger: what a rank holds beside the layer that it reads
 
 
 def check_dense(config: Any, plan: Plan) -> None:
@@ -74,30 +72,13 @@ def plan_dense(folder: Path, blocks: Mapping[str, DenseBlock]) -> DenseJob:
     model = meta_model(load_config(str(folder)))
     check_coefficients(model, blocks)
     twin = dense_twin(model)
-    sizes: dict[str, int] = {}
-    for name, tensor in _saved(twin.model).items():
-        prefix = _part_of(name, twin)
-        sizes[prefix] = sizes.get(prefix, 0) + math.prod(tensor.shape) * model.dtype.itemsize
-    packed: list[list[str]] = [[]]
-    for prefix, size in sizes.items():
-        if packed[-1] and sum(sizes[each] for each in packed[-1]) + size > FILE_BYTES:
-            packed.append([])
-        packed[-1].append(prefix)
-    files = dict(zip(file_names(len(packed)), packed, strict=True))
+    sizes = part_sizes(twin.model, _layers_path(twin), model.dtype)
+    files = parts_by_file(sizes)
     return DenseJob(folder, model, twin, blocks, stored_tensors(folder), files, sizes)
 
 
-def _saved(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """What a checkpoint holds of a model; tied tensors once."""
-    dropped = {*getattr(model, "all_tied_weights_keys", {}), *(model._keys_to_ignore_on_save or ())}
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in dropped}
-
-
-def _part_of(name: str, twin: DenseTwin) -> str:
-    """The prefix of the decoder layer that a tensor is of; "" outside of them."""
-    path = layer_prefix(f"{twin.layers[0].block}.").rpartition(".")[0]
-    prefix = layer_prefix(name)
-    return f"{prefix}." if prefix.rpartition(".")[0] == path else ""
+def _layers_path(twin: DenseTwin) -> str:
+    return layer_prefix(f"{twin.layers[0].block}.").rpartition(".")[0]
 
 
 def write_dense(folder: Path, plan: Plan, target: Path, facts: JsonObject) -> DenseTwin:
@@ -126,7 +107,7 @@ def renamed_blocks(plan: Plan) -> dict[str, DenseBlock]:
 
 
 def _open(job: DenseJob, target: Path) -> None:
-    decided_by = [{name: block.model_dump() for name, block in job.blocks.items()}, FILE_BYTES]
+    decided_by = [{name: block.model_dump() for name, block in job.blocks.items()}, tensor_writer.FILE_BYTES]
     identity = source_fingerprint(job.folder, decided_by, job.stored.values())
     if not is_resumable(target, identity):
         begin_folder(target, identity)
@@ -143,12 +124,13 @@ def _write(job: DenseJob, partial_folder: Path) -> None:
         tensors: dict[str, torch.Tensor] = {}
         for prefix in job.files[name]:
             tensors |= revert_weight_conversion(job.twin.model, _tensors(job, streamed, prefix))
-        _write_file(partial_folder / name, tensors)
+        write_tensors(partial_folder / name, tensors)
 
 
 def _tensors(job: DenseJob, streamed: StreamedModel, prefix: str) -> dict[str, torch.Tensor]:
     """The twin's tensors of one layer, or of all that is outside of the layers."""
-    wanted = [name for name in _saved(job.twin.model) if _part_of(name, job.twin) == prefix]
+    path = _layers_path(job.twin)
+    wanted = [name for name in saved_tensors(job.twin.model) if part_of(name, path) == prefix]
     if prefix:
         with streamed.layer(int(prefix.rstrip(".").rpartition(".")[2])):
             found = dense_tensors(streamed.model, job.twin, job.blocks, prefix)
@@ -165,35 +147,12 @@ def _head(job: DenseJob, name: str) -> torch.Tensor:
         return file.get_tensor(stored.name).to(job.model.dtype)
 
 
-def _write_file(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Whole or not at all; read back and compared."""
-    unfinished = path.with_name(path.name + ".tmp")
-    save_file({name: tensor.cpu() for name, tensor in tensors.items()}, unfinished, metadata={"format": "pt"})
-    with safe_open(unfinished, framework="pt") as file:
-        for name, tensor in tensors.items():
-            if not torch.equal(file.get_tensor(name), tensor.cpu()):
-                raise PollardError(
-                    f"{name} in {path} is not what was written there: is the disk sound? The same command writes it again.",
-                    code="prune.file-damaged",
-                )
-    unfinished.replace(path)
-
-
 def _write_rest(job: DenseJob, partial_folder: Path) -> None:
     """Index and configuration, and the companion files."""
     if len(job.files) > 1:
         write_index(partial_folder, sum(job.sizes.values()), stored_files(partial_folder, list(job.files)))
     write_text(partial_folder / "config.json", json.dumps(dense_config(job), indent=2) + "\n")
     copy_companions(job.folder, partial_folder)
-
-
-def stored_files(folder: Path, files: list[str]) -> dict[str, str]:
-    """By tensor the file that holds it."""
-    found: dict[str, str] = {}
-    for name in files:
-        with safe_open(folder / name, framework="pt") as file:
-            found |= dict.fromkeys(file.keys(), name)
-    return dict(sorted(found.items()))
 
 
 def dense_config(job: DenseJob) -> ConfigFile:

@@ -29,6 +29,14 @@ class Rows(NamedTuple):
     parts: int = 1
 
 
+class MlpWeights(NamedTuple):
+    """The weights of an MLP or of one expert."""
+
+    first: torch.Tensor  # [W, H]
+    second: torch.Tensor  # [W, H]
+    down: torch.Tensor  # [H, W]
+
+
 class MlpLayout(NamedTuple):
     """Which linear layers of an MLP do what an expert's fused projection does. An expert's channel has two rows there, a `first`
     and a `second`; which of them is the gate is known to the family's own code alone."""
@@ -73,6 +81,28 @@ def mlp_layout(mlp: nn.Module, experts: nn.Module) -> MlpLayout | None:
             if found is not None and found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-5, atol=1e-5):
                 return layout
     return None
+
+
+def mlp_weights(mlp: nn.Module, layout: MlpLayout) -> MlpWeights:
+    """Those of an MLP of that layout."""
+
+    def rows(of: Rows) -> torch.Tensor:
+        weight: Any = mlp.get_submodule(of.linear).weight
+        return weight.data.chunk(of.parts)[of.part]
+
+    down: Any = mlp.get_submodule(layout.down).weight
+    return MlpWeights(rows(layout.first), rows(layout.second), down.data)
+
+
+def mlp_tensors(path: str, layout: MlpLayout, weights: MlpWeights) -> dict[str, torch.Tensor]:
+    """The tensors of the MLP `path` of that layout, by name."""
+    tensors = {layout.down: weights.down}
+    if layout.first.parts == 2:
+        both = [weights.first, weights.second]
+        tensors[layout.first.linear] = torch.cat(both if layout.first.part == 0 else both[::-1])
+    else:
+        tensors |= {layout.first.linear: weights.first, layout.second.linear: weights.second}
+    return {f"{path}.{name}.weight": tensor for name, tensor in tensors.items()}
 
 
 def _possible_layouts(linears: list[str]) -> Iterator[MlpLayout]:

@@ -86,6 +86,7 @@ class FineTuning:
     method: str  # finetuning.method
     zero: int | str  # finetuning.zero
     distilled_tokens: int | None = None  # with a teacher: completion tokens whose loss is computed at once
+    all_experts: bool = False  # finetuning.router_gradient: all
 
     @cached_property
     def zero_settings(self) -> ZeroSettings:
@@ -128,12 +129,18 @@ def estimate_finetuning(name: str, tuning: FineTuning, machine: Machine, data: D
     trained_tokens = None if steps is None else steps * per_step * data.mean
     # Forward 2, backward 2 for the inputs and 2 for the weights (frozen ones need none), forward again with checkpointing
     per_weight = (2 if trainer.checkpointing else 0) + (6 if trained.trained == model.parameters else 4)
-    flops = None if trained_tokens is None else per_weight * model.active * trained_tokens
+    per_token = per_weight * model.active + (2 * model.experts if tuning.all_experts else 0)
+    flops = None if trained_tokens is None else per_token * trained_tokens
     saved = checkpoint_bytes(trained.trained, stage, weight, trainer.optimizer)
     saved += trained.frozen_bytes if trained.saves_frozen else 0
     notes = []
     if activations is None:
         notes.append("activations are not counted: this family's code looks at tensors' contents")
+    if tuning.all_experts:
+        times = 1 + 2 * model.experts / (per_weight * model.active_experts)
+        notes.append(
+            f"router_gradient all: every expert computes every token once more: {times:.1f} times the experts' operations"
+        )
     if memory.host:
         notes.append("offloaded: the optimizer runs on the CPU and everything crosses PCIe; the time counts neither")
     on_gpu, in_ram = memory_on(machine, gpu, host)

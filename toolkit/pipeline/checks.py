@@ -17,14 +17,17 @@ from toolkit.cuts import check_dense, plan_of_shape, shaped_meta_model
 from toolkit.evaluation.harness import check_harness
 from toolkit.evaluation.off_task import read_off_task
 from toolkit.evaluation.probe import check_probe
+from toolkit.moe import check_some_inactive
 from toolkit.pipeline.budget import Budget, check_shrinking
 from toolkit.pipeline.calibration_data import check_self_generated, check_source, read_source, sources_of
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.data_checks import limit_checks, rendering_checks
+from toolkit.pipeline.growth_checks import check_growth, growth_notes
 from toolkit.pipeline.layer_search import check_dev_slice
 from toolkit.pipeline.rounds import early_rounds, trains
 from toolkit.pipeline.stages.refit import check_refit
 from toolkit.pipeline.stages.skip import check_skipping
+from toolkit.pipeline.stages.teacher import check_seams
 from toolkit.recipe.pruning import PruningRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.training_data import check_training_source, training_sources
@@ -56,6 +59,7 @@ def _checked(context: RunContext, mistakes: Mistakes, variants: Sequence[RunCont
         for each in (context, *variants):
             _check_numbers(each, mistakes)
             mistakes.collect(partial(check_refit, each))
+            mistakes.collect(partial(check_growth, each))
     mistakes.collect(lambda: _check_dtype(recipe))
     readable = [_is_readable(context, split, mistakes) for split in ("train", recipe.evaluation.split)]
     for source in recipe.calibration.data or ():
@@ -66,6 +70,7 @@ def _checked(context: RunContext, mistakes: Mistakes, variants: Sequence[RunCont
             mistakes.collect(partial(check_dev_slice, each))
     _check_packages(recipe, mistakes)
     notes = _check_off_task(context, tokenizer, mistakes)
+    notes += mistakes.collect(lambda: growth_notes(context)) or []
     if tokenizer is not None and all(readable):
         rendered = [mistakes.collect(check_part) for check_part in rendering_checks(context)]
         notes += [note for found in rendered for note in found or ()]
@@ -76,6 +81,8 @@ def _checked(context: RunContext, mistakes: Mistakes, variants: Sequence[RunCont
     if all(readable) and trains(recipe) and recipe.finetuning.data is None:  # a mix leaves them out
         notes += _repetitions(context)
     if trains(recipe):
+        if config is not None:
+            mistakes.collect(partial(check_seams, context))
         _check_training(context, tokenizer, mistakes)
     if tokenizer is not None and all(readable):
         for check_part in limit_checks(context):
@@ -101,6 +108,13 @@ def _possible_budget(context: RunContext, pruning: PruningRecipe) -> Budget:
     if pruning.form == "dense":
         check_dense(context.config, plan_of_shape(context.meta_model, budget.shape))
     return budget
+
+
+def _check_router_gradient(context: RunContext) -> None:
+    """What a fit keeps is not known yet: then training says it."""
+    pruning = context.recipe.pruning
+    if context.recipe.finetuning.router_gradient == "all" and pruning.fit is None and pruning.form != "dense":
+        check_some_inactive(context.budget.keep, context.budget.experts_per_token)
 
 
 def _check_dtype(recipe: Recipe) -> None:
@@ -160,5 +174,6 @@ def _check_training(context: RunContext, tokenizer: PreTrainedTokenizerBase | No
 
     for source in training_sources(context.recipe):
         mistakes.collect(partial(check_training_source, context.recipe, source, tokenizer, context.data))
+    mistakes.collect(lambda: _check_router_gradient(context))
     for check_part in finetuning_checks(context.recipe, context.directory.checkpoints, context.data):
         mistakes.collect(check_part)

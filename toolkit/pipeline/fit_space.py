@@ -1,6 +1,7 @@
 """The shapes that `pruning.fit` leaves to choose from, from the model's configuration (and its files' headers) alone."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,8 @@ from toolkit.pipeline.layer_refusal import refusal_of
 from toolkit.recipe.pruning import PruningRecipe
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.formatting import amount, precise_size
-from toolkit.selection.fit import AxisValues, Candidate, Limit, axis_values, check_possible, shapes_within
+from toolkit.selection.fit import AxisValues, Candidate, Limit, axis_values, check_possible, shapes_left_out, shapes_within
+from toolkit.selection.fit.shapes import SizeOf
 
 Form = Literal["moe", "dense"]
 
@@ -114,16 +116,23 @@ class FitSpace:
 
     def candidates(self, kept_layers: Mapping[int, Sequence[int]] | None = None) -> list[Candidate]:
         """Of every form. Raises PollardError where there is none, or nothing to cut."""
-
-        def size_of(shape: FitShape) -> FitSize:
-            return self.size(shape, kept_layers)
-
-        values = self.values
-        if kept_layers:
-            layers = [number for number in values.layers if number in kept_layers]
-            values = AxisValues(layers, values.experts, values.width, values.experts_per_token)
+        values, size_of = self._counted(kept_layers)
         check_possible(values, size_of, self.limits)
         return [each for form in self.forms for each in shapes_within(values, size_of, self.limits, form)]
+
+    def left_out(
+        self, candidates: Sequence[Candidate], kept_layers: Mapping[int, Sequence[int]] | None = None
+    ) -> list[Candidate]:
+        """Of every form, what is not among `candidates`, each with the reason."""
+        values, size_of = self._counted(kept_layers)
+        return [each for form in self.forms for each in shapes_left_out(values, size_of, self.limits, candidates, form)]
+
+    def _counted(self, kept_layers: Mapping[int, Sequence[int]] | None) -> tuple[AxisValues, SizeOf]:
+        """What each count may be where these layers stay, and how large shapes then are."""
+        values = self.values
+        if kept_layers:
+            values = replace(values, layers=[number for number in values.layers if number in kept_layers])
+        return values, lambda shape: self.size(shape, kept_layers)
 
     @property
     def largest(self) -> Candidate:

@@ -36,7 +36,7 @@ from toolkit.pipeline.rounds import early_rounds
 from toolkit.recipe.schema import FinetuningRecipe, Recipe
 from toolkit.recipe.step import StepRecipe
 from toolkit.recovery.methods import METHODS
-from toolkit.recovery.teacher import TOKENS_AT_ONCE
+from toolkit.recovery.top_logits import TOKENS_AT_ONCE
 from toolkit.recovery.trainer_defaults import trainer_defaults
 
 LOGIT_COPIES = 2  # in float32, of the tokens that a loss counts
@@ -104,7 +104,8 @@ class RecipeOnMachine:
         settings = self.recipe.finetuning
         tokens_at_once = TOKENS_AT_ONCE if settings.teacher else None
         trained = training_model(model, settings)
-        return FineTuning(model, trained, self.trainer, settings.method, settings.zero, tokens_at_once)
+        every = settings.router_gradient == "all"
+        return FineTuning(model, trained, self.trainer, settings.method, settings.zero, tokens_at_once, every)
 
     def observation(self, name: str, model: ModelSize, search: SearchSize | None = None, backward: bool = False) -> StageEstimate:
         """The calibration data in a model that is observed, one layer at a time; as a whole where its weights are quantized, and

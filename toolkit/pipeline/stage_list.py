@@ -4,8 +4,9 @@
 (rounds/… ─►) (layers ─►) calibrate ─► select (─► merge) ─► prune (─► refit)
     evaluate/original                                              └ evaluate/pruned └ evaluate/refitted
 
-(─► answers ─► teacher) ─► recover (─► control) ─► report
+(─► answers ─► teacher) (─► student/…) ─► recover (─► control) ─► report
                                 └ evaluate/recovered └ evaluate/control
+                                └ first_task/recovered (of a grown model)
                                 └ skip ─► evaluate/skipping (or of the model before)
 
 A model's score comes last of what is measured of it, so that `pollard evaluate` ends with everything.
@@ -20,6 +21,7 @@ from toolkit.pipeline.stages.control import Control
 from toolkit.pipeline.stages.evaluate import Evaluate
 from toolkit.pipeline.stages.evaluate_skipping import EvaluateSkipping
 from toolkit.pipeline.stages.fidelity import Fidelity
+from toolkit.pipeline.stages.first_task import FirstTask
 from toolkit.pipeline.stages.fit_choose import FitChoose
 from toolkit.pipeline.stages.fit_measure import FitMeasure
 from toolkit.pipeline.stages.fit_scores import FitScores
@@ -36,6 +38,7 @@ from toolkit.pipeline.stages.report import Report
 from toolkit.pipeline.stages.round import Round
 from toolkit.pipeline.stages.select import Select
 from toolkit.pipeline.stages.skip import Skip
+from toolkit.pipeline.stages.student import StudentAnswers
 from toolkit.pipeline.stages.teacher import Teacher
 from toolkit.recipe.roles import Role
 
@@ -66,7 +69,9 @@ STAGES: tuple[Slot, ...] = (
     Slot(Refit),
     *measurements(Role.REFITTED),
     *TEACHING,
+    Slot(StudentAnswers),  # and of every training the others, in turn
     Slot(Recover),
+    Slot(FirstTask, Role.RECOVERED),
     *measurements(Role.RECOVERED),
     Slot(Skip),
     Slot(EvaluateSkipping, Role.SKIPPING),

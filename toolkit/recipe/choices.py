@@ -47,6 +47,8 @@ Method = Literal[
     "qlora",
     "router",
     "experts",
+    "new",
+    "spp",
 ]
 
 METHODS_WITH_ADAPTERS = {

@@ -61,21 +61,33 @@ class CalibrationRecipe(Section):
 
 
 class DistillationRecipe(Section):
-    """(1 − weight) · cross entropy + weight · temperature² · KL(teacher ‖ student), over completion tokens."""
+    """(1 − weight) · cross entropy + weight · temperature² · KL(teacher ‖ student) + hidden · seam loss, on completion tokens."""
 
-    weight: float = Field(default=0.5, gt=0, le=1)
-    """Weight of the teacher's loss; the rest is that of the data's."""
+    weight: float = Field(default=0.5, ge=0, le=1)
+    """Weight of the teacher's loss; the rest is that of the data's. 0 with `hidden` only: cross entropy and seam loss."""
     temperature: float = Field(default=2.0, gt=0, allow_inf_nan=False)
     """Temperature of both softmaxes. Cached values depend on it; changing it rebuilds the cache."""
+    hidden: float = Field(default=0.0, ge=0, allow_inf_nan=False, exclude_if=lambda hidden: not hidden)
+    """Weight of the seam loss, where `pruning.layers` takes layers out: behind every gap the hidden states are to be those of the
+    original, in direction and length (0.1 to start; docs/recovery.md). Default: 0, none."""
+
+    @model_validator(mode="after")
+    def _something_is_learned(self) -> Self:
+        if not self.weight and not self.hidden:
+            raise ValueError("weight 0 learns nothing from the teacher: give it some, say hidden: 0.1, or leave the teacher out")
+        return self
 
 
 class LoraRecipe(Section):
     """The adapters of the methods lora and qlora."""
 
     rank: int = Field(default=16, ge=1)
-    """Rank of the update of every adapted matrix; each expert has its own."""
+    """Rank of the update of every adapted matrix."""
     alpha: int | float = Field(default=32, gt=0)
     """The update is scaled by alpha / rank."""
+    experts: Literal["each", "shared"] = Field(default="each", exclude_if=lambda value: value == "each")
+    """each: every expert has an update of its own; shared: all experts of a block have the same one, of this rank (rank times the
+    number of experts takes as many numbers as `each` does)."""
     router: bool = False
     """Train the routers as well, without adapters, since they are small."""
 
@@ -85,8 +97,15 @@ class FinetuningRecipe(Section):
 
     method: Method = "full"
     """What is trained. full: all parameters; lora: adapters on experts and attention; qlora: the same on a 4-bit base; router:
-    the routers; experts: experts and routers (docs/recovery.md)."""
+    the routers; experts: experts and routers; new: the experts that pruning.grow adds, alone; spp: factors of a sparse
+    checkpoint's rows and columns (docs/recovery.md)."""
     lora: LoraRecipe = LoraRecipe()
+    keep_zeros: bool = Field(default=False, exclude_if=lambda value: value is False)
+    """Weights that are zero stay zero: for a checkpoint that was made sparse elsewhere. For full, experts and new; with spp they
+    always do."""
+    router_gradient: Literal["active", "all"] = Field(default="active", exclude_if=lambda value: value == "active")
+    """Which experts tell a router what it should have chosen. active: those that were; all: every kept expert, each of which then
+    computes every token in the backward pass. For full, experts and router (docs/recovery.md)."""
     zero: int | str = 2
     """ZeRO stage (0, 1, 2, 3, 3-offload), or the path of a DeepSpeed JSON file."""
     max_length: int = Field(default=1024, ge=2)
@@ -105,6 +124,16 @@ class FinetuningRecipe(Section):
     distillation: DistillationRecipe = DistillationRecipe()
     trainer: dict[str, Any] = Field(default={})
     """Any field of TRL's SFTConfig (learning_rate, max_steps, optim: adamw_bnb_8bit, …)."""
+
+    @property
+    def student_sources(self) -> list[TrainingSourceRecipe]:
+        """The sources whose text the student writes."""
+        return [source for source in self.data or () if source.written_by_student]
+
+    @property
+    def student_rounds(self) -> int:
+        """How many trainings are one after the other on what the student writes; 0 where it writes nothing."""
+        return max((source.rounds for source in self.student_sources), default=0)
 
     @field_validator("zero", mode="before")
     @classmethod
@@ -125,6 +154,18 @@ class FinetuningRecipe(Section):
     def _distillation_has_a_teacher(self) -> Self:
         if self.teacher is None and self.distillation != DistillationRecipe():
             raise ValueError("distillation says how to learn from a teacher, and there is none: add `teacher: original`")
+        return self
+
+    @model_validator(mode="after")
+    def _student_has_a_teacher(self) -> Self:
+        written = self.student_sources
+        if written and (self.teacher is None or not self.distillation.weight):
+            missing = "distillation.weight above 0" if self.teacher else "`teacher: original`"
+            raise ValueError(
+                f"what the student writes teaches only by what the teacher says of it (data, writer: student): it needs {missing}"
+            )
+        if len({source.rounds for source in written}) > 1:
+            raise ValueError("every training has answers of every source that the student writes: give these the same rounds")
         return self
 
     @model_validator(mode="after")
@@ -187,12 +228,67 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _student_writes_for_somebody(self) -> Self:
+        finetuning, written = self.finetuning, self.finetuning.student_sources
+        if written and self.control and Role.RECOVERED not in self.evaluation.models and not self.pruning.schedule:
+            raise ValueError(
+                "finetuning.data has answers of the student, and the recipe trains nothing but the control, which has none: add "
+                "recovered to evaluation.models, or leave these answers out"
+            )
+        if self.control and written and len(written) == len(finetuning.data or ()):
+            raise ValueError(
+                "the control is trained on the same data without what the student writes, and there is nothing else: add a task "
+                "to finetuning.data, or leave control out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _method_has_experts(self) -> Self:
         dense = self.pruning.form == "dense" or (self.pruning.fit is not None and "dense" in self.pruning.fit.cuts)
         if dense and self.finetuning.method in METHODS_OF_EXPERTS:
             raise ValueError(
                 f"finetuning.method {self.finetuning.method} works on experts, and with pruning.form dense there are none: say "
                 "method: full, or lora"
+            )
+        if dense and self.finetuning.lora.experts == "shared":
+            raise ValueError("finetuning.lora.experts is for experts, and with pruning.form dense there are none: leave it out")
+        if dense and self.finetuning.router_gradient == "all":
+            raise ValueError(
+                "finetuning.router_gradient is for routers, and with pruning.form dense there are none: leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _hidden_states_have_a_gap(self) -> Self:
+        if not self.finetuning.distillation.hidden:
+            return self
+        for key in ("schedule", "fit"):
+            if getattr(self.pruning, key) is not None:
+                raise ValueError(
+                    "finetuning.distillation.hidden: the original is asked once, before the first training, and with "
+                    f"pruning.{key} the layers that stay are chosen later, and again and again: leave hidden out, or train the "
+                    "last shape in a recipe of its own (keep, width, layers)"
+                )
+        if self.pruning.layers is None:
+            raise ValueError(
+                "finetuning.distillation.hidden compares hidden states where layers are gone, and pruning.layers takes none "
+                "out: say pruning.layers, or leave hidden out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _new_experts_are_there(self) -> Self:
+        if self.finetuning.method != "new":
+            return self
+        if self.pruning.grow is None:
+            raise ValueError(
+                "finetuning.method new trains the experts that pruning.grow adds, and there is no pruning.grow: say method: "
+                "experts, or full"
+            )
+        if self.control:
+            raise ValueError(
+                "the control is the original trained alike, and finetuning.method new trains what was added to another model: "
+                "leave control out"
             )
         return self
 
@@ -233,6 +329,6 @@ class Recipe(Section):
         return name
 
 
-METHODS_OF_EXPERTS = ("router", "experts", "qlora")
+METHODS_OF_EXPERTS = ("router", "experts", "qlora", "new")
 """Methods of fine-tuning that train, or quantize, experts and routers."""
 SHORTHANDS = {"model": "path", "task": "name"}

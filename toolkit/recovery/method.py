@@ -4,7 +4,7 @@ A method is a subclass of RecoveryMethod and one line in METHODS (toolkit/recove
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -21,10 +21,13 @@ from toolkit.moe import (
     MoEBlock,
     blocks_in,
     check_loaded,
+    check_router_gradient,
     checkpoint_folder,
     decoder_linears,
     is_partitioned,
+    load_config,
     load_model,
+    meta_model,
     sizes,
     write_partitioned,
 )
@@ -56,22 +59,32 @@ class Training:
         return provenance("fine-tuned checkpoint", self.source, self.revision)
 
 
-def training_of(recipe: Recipe, run: RunPaths, role: Role) -> Training:
+def training_of(recipe: Recipe, run: RunPaths, role: Role, student_round: int | None = None) -> Training:
     """The pruned model, refit where the recipe says so, is trained into `recovered/`; the original, with the same recipe, into
-    `control/`."""
+    `control/`. Where the student writes answers in several rounds (the last unless given), each but the first starts from what
+    the one before has left in `student/<round>/recovered/`."""
     if role == Role.CONTROL:
         model, checkpoints = recipe.model, run.checkpoints / role
         return Training(model.path, model.revision, run.control, run.control_adapter, checkpoints, run.control_log)
-    start = run.refitted if recipe.pruning.refit else run.pruned
+    start, last = run.refitted if recipe.pruning.refit else run.pruned, recipe.finetuning.student_rounds
+    number = student_round or last
+    if number > 1:
+        start = run.student_round(number - 1).recovered
+    if number < last:
+        left = run.student_round(number)
+        checkpoints = run.checkpoints / f"student-{number}"
+        return Training(str(start), None, left.recovered, left.adapter, checkpoints, left.training_log)
     return Training(str(start), None, run.recovered, run.adapter, run.checkpoints / role, run.training_log)
 
 
 class Loaded(NamedTuple):
-    """A model in memory; `blocks` and `linears` (the decoder's other linear layers, by name) before any adapter."""
+    """A model in memory; `blocks` and `linears` (the decoder's other linear layers, by name) before any adapter. `new`: by block
+    the places of experts that it was grown by, where these alone train."""
 
     model: PreTrainedModel
     blocks: list[MoEBlock]
     linears: Sequence[str]
+    new: Mapping[str, Sequence[int]] = {}
 
 
 # PEFT reads these names, wherever they stand, as the experts and router of transformers 4, and redirects them to the fused
@@ -118,6 +131,12 @@ class RecoveryMethod(ABC):
     """Every rank loads the whole model, one after the other, and holds it whole at first, whatever the ZeRO stage."""
     saves_frozen_weights: ClassVar[bool] = False
     """DeepSpeed's checkpoints hold the frozen weights too: it leaves them out for adapters only."""
+    trains_routers: ClassVar[bool] = False
+    """Whether routers train as they are, without adapters: what `finetuning.router_gradient` is for."""
+    keeps_zeros: ClassVar[bool] = False
+    """Whether zeros of the weights stay zeros whatever the recipe says."""
+    refuses_keep_zeros: ClassVar[str] = ""
+    """Why `finetuning.keep_zeros` cannot be asked of it."""
     lighter: ClassVar[tuple[str, ...]] = ()
     """Methods to try where this one does not fit into memory."""
 
@@ -129,6 +148,14 @@ class RecoveryMethod(ABC):
                     f"finetuning.method {self.name} needs {package}, which is not installed: pip install {package}",
                     code="recovery.missing-package",
                 )
+        if recipe.finetuning.router_gradient == "all":
+            if not self.trains_routers:
+                raise PollardError(
+                    f"finetuning.router_gradient: all is for routers that train, and method {self.name} trains them not, or "
+                    "through adapters: say method: full, experts or router, or leave it out.",
+                    code="recovery.no-routers",
+                )
+            check_router_gradient(meta_model(load_config(recipe.model.path, recipe.model.revision)))
 
     def load(self, recipe: Recipe, arguments: "TrainingArguments", source: str, revision: str | None) -> Loaded:
         """The checkpoint `source`, on every rank; under ZeRO-3 its parameters are partitioned as they load."""
@@ -157,7 +184,7 @@ class RecoveryMethod(ABC):
             with whole_folder(training.target, training.facts) if is_main() else nullcontext(training.target) as folder:
                 write_partitioned(model, folder)
                 unset_hf_deepspeed_config()  # or ZeRO-3 would partition what is opened to look at it
-                on_main(lambda: _complete(model, folder, training, needed))
+                on_main(lambda: complete(model, folder, training, needed))
             return
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
 
@@ -165,12 +192,12 @@ class RecoveryMethod(ABC):
             tied = getattr(model, "all_tied_weights_keys", {})  # stored once, as in every stock checkpoint
             with whole_folder(training.target, training.facts) as folder:
                 write_checkpoint(model, folder, {name: tensor for name, tensor in weights.items() if name not in tied})
-                _complete(model, folder, training, needed)
+                complete(model, folder, training, needed)
 
         on_main(write)
 
 
-def _complete(model: PreTrainedModel, folder: Path, training: Training, needed: int) -> None:
+def complete(model: PreTrainedModel, folder: Path, training: Training, needed: int) -> None:
     """Writes everything of the source checkpoint but the weights."""
     check_whole(folder, needed)
     model.config.architectures = [type(model).__name__]  # as save_pretrained does

@@ -1,17 +1,20 @@
 """The methods of fine-tuning, and a checkpoint set up for one: checked and reported before the first step."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import PreTrainedModel
 
-from toolkit.moe import MoEBlock, find_blocks, sizes
+from toolkit.moe import MoEBlock, find_blocks, sizes, train_routers_on_all_experts
 from toolkit.recipe.schema import LoraRecipe, Recipe
 from toolkit.recovery.lora import Lora
 from toolkit.recovery.method import Loaded, Reach, RecoveryMethod, TrainedMemory, memory_of_part, parameters_of
+from toolkit.recovery.new_experts import NewExperts, row_parameters
 from toolkit.recovery.qlora import QLora
+from toolkit.recovery.spp import Spp
 from toolkit.runtime.distributed import say
 from toolkit.runtime.errors import PollardError
 
@@ -23,6 +26,7 @@ PEFT_PREFIX = "base_model.model."  # what PEFT puts before a module's name
 
 class Full(RecoveryMethod):
     name, meaning = "full", "everything"
+    trains_routers = True
     lighter = ("lora", "qlora")
 
     def reach(self, block: MoEBlock, lora: LoraRecipe) -> Reach:
@@ -34,7 +38,8 @@ class Full(RecoveryMethod):
 
 class Router(RecoveryMethod):
     name, meaning, reference = "router", "the routers alone", "arXiv 2603.02217"
-    saves_frozen_weights = True
+    saves_frozen_weights = trains_routers = True
+    refuses_keep_zeros = "method router changes no matrix that has zeros: leave it out"
 
     def set_up(self, loaded: Loaded, lora: LoraRecipe) -> Any:
         freeze_all_but(loaded.model, loaded.blocks, {"routers"})
@@ -49,7 +54,7 @@ class Router(RecoveryMethod):
 
 class Experts(RecoveryMethod):
     name, meaning = "experts", "the experts and the routers"
-    saves_frozen_weights = True
+    saves_frozen_weights = trains_routers = True
 
     def set_up(self, loaded: Loaded, lora: LoraRecipe) -> Any:
         freeze_all_but(loaded.model, loaded.blocks, {"routers", "experts"})
@@ -62,7 +67,9 @@ class Experts(RecoveryMethod):
         return memory_of_part(model, parameters_of([part for b in find_blocks(model) for part in (b.router, b.experts)]))
 
 
-METHODS: dict[str, RecoveryMethod] = {method.name: method for method in (Full(), Lora(), QLora(), Router(), Experts())}
+METHODS: dict[str, RecoveryMethod] = {
+    method.name: method for method in (Full(), Lora(), QLora(), Router(), Experts(), NewExperts(), Spp())
+}
 
 
 def trainable_model(recipe: Recipe, arguments: "TrainingArguments", source: str, revision: str | None = None) -> Any:
@@ -77,21 +84,27 @@ def trainable_model(recipe: Recipe, arguments: "TrainingArguments", source: str,
     total = sum(_count(parameter) for parameter in loaded.model.parameters())
     model = method.set_up(loaded, settings.lora)
     check_reach(model, loaded.blocks, method, settings.lora)
-    trained = count_trainable(model, loaded.blocks)
+    trained = count_trainable(model, loaded.blocks, loaded.new)
     number = sum(trained.values())
     parts = ", ".join(f"{part} {count:,}" for part, count in trained.items())
     say(f"  {method.name}: trains {number:,} parameters ({number / total:.2%} of the model's {total:,}): {parts}")
+    if settings.router_gradient == "all":
+        train_routers_on_all_experts(loaded.model, loaded.blocks)
+        experts, active = loaded.blocks[0].expert_count, loaded.blocks[0].experts_per_token
+        say(f"  routers learn from all experts: every backward pass computes {experts} for each token, beside its {active}")
     if "learning_rate" not in settings.trainer:
         reason = f": {method.learning_rate_reason}" if method.learning_rate_reason else ""
         say(f"  learning rate {method.learning_rate:g} (auto{reason})")
     return model
 
 
-def count_trainable(model: nn.Module, blocks: list[MoEBlock]) -> Counter[str]:
-    """Trainable parameters of experts, routers and other layers; `blocks` are those found before adapters were added."""
+def count_trainable(model: nn.Module, blocks: list[MoEBlock], new: Mapping[str, Sequence[int]] | None = None) -> Counter[str]:
+    """Trainable parameters of experts, routers and other layers; `blocks` are those found before adapters were added, `new` the
+    experts whose rows alone train."""
     counts = Counter({"experts": 0, "routers": 0, "other layers": 0})
+    rows = {row.name: row.trained for block in blocks if new for row in row_parameters(block, new[block.name])}
     for name, parameter in _trainable(model):
-        counts[_part(name, blocks)] += _count(parameter)
+        counts[_part(name, blocks)] += rows.get(name, _count(parameter))
     return counts
 
 

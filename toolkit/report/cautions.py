@@ -6,6 +6,7 @@ from typing import Protocol
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.report.facts import RunFacts
+from toolkit.report.first_task import first_task_warnings
 from toolkit.report.fit_facts import fit_warnings
 from toolkit.report.off_task_facts import Training, off_task_warnings
 from toolkit.report.refit_facts import refit_warnings
@@ -36,7 +37,8 @@ def warnings(facts: RunFacts, recipe: Recipe | None, bad_lines: Mapping[str, int
     could not be used, by what they were read for."""
     return [
         *_about_original(facts, recipe), *fit_warnings(facts.fit), *_about_selection(facts), *_about_width(facts),
-        *_about_layers(facts), *refit_warnings(facts.refit), *_about_data(facts, recipe, bad_lines), *_about_training(facts),
+        *_about_layers(facts), *refit_warnings(facts.refit), *first_task_warnings(facts.first_task),
+        *_about_data(facts, recipe, bad_lines), *_about_training(facts),
         *off_task_warnings(facts.off_task, _trainings(facts, recipe)), *_about_choices(facts), *_about_answers(facts, recipe),
         *_about_context(facts), *_about_likeness(facts), *_about_versions(facts),
     ]  # fmt: skip

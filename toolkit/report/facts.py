@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, JsonValue, SerializerFunctionWrapHandler,
 
 from toolkit.recipe.roles import Role
 from toolkit.report.cut_facts import CriteriaAgreement, CutFacts
+from toolkit.report.first_task import FirstTaskFacts
 from toolkit.report.fit_facts import FitFacts
 from toolkit.report.measurements import Facts, Fidelity, HarnessRow, Interval, Number, SpeedTable, SweepTable
 from toolkit.report.off_task_facts import OffTaskLoss
@@ -163,6 +164,10 @@ class PruningFacts(Facts):
     blocks: int
     schedule: list[int | str] | None
     dense: DenseFacts | None = None
+    onto: str | None = Field(default=None, exclude_if=lambda onto: onto is None)
+    """The checkpoint that has grown."""
+    held: int | None = Field(default=None, exclude_if=lambda held: held is None)
+    """How many of `keep` that one has."""
 
     @model_serializer(mode="wrap")
     def _without_the_usual_form(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
@@ -192,6 +197,15 @@ class BlockFacts(Facts):
     entropy_bits: Number | None = None
 
 
+class StudentFacts(Facts):
+    """What the student wrote to be trained on, before one training: answers that were drawn, those that differ, the right ones
+    of all that were drawn."""
+
+    drawn: int
+    kept: int
+    right: int
+
+
 class TrainingFacts(Facts):
     """A finished fine-tuning and its logged losses. `selected_step`: the checkpoint that was kept."""
 
@@ -203,6 +217,7 @@ class TrainingFacts(Facts):
     selected_step: int | None
     loss: list[LoggedLoss]
     dev_loss: list[LoggedLoss]
+    student: list[StudentFacts] = Field(default=[], exclude_if=lambda student: not student)  # by training, the last one's last
 
 
 class StaleFiles(Facts):
@@ -226,6 +241,7 @@ class RunFacts(Facts):
     cuts: CutFacts | None = Field(default=None, exclude_if=lambda cuts: cuts is None)  # where more than experts was cut
     calibration: CalibrationFacts | None
     refit: RefitFacts | None = Field(default=None, exclude_if=lambda refit: refit is None)  # where there was one
+    first_task: FirstTaskFacts | None = Field(default=None, exclude_if=lambda first: first is None)  # of a model that has grown
     models: dict[Role, ModelResult | None]
     ratios: dict[Role, dict[str, float]]
     pairs: list[RolePair]

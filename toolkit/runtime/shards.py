@@ -27,7 +27,7 @@ def missing_shards(folder: Path, about: JsonObject, count: int, suffix: str) -> 
 
     def prepare() -> list[int]:
         path = folder / ABOUT_FILE
-        if _about(path) != about:
+        if read_about(folder) != about:
             if folder.is_dir():
                 remove_matching(folder, rf"{re.escape(ABOUT_FILE)}|\d{{5}}{re.escape(suffix)}(\.tmp)?")
             folder.mkdir(parents=True, exist_ok=True)
@@ -37,10 +37,10 @@ def missing_shards(folder: Path, about: JsonObject, count: int, suffix: str) -> 
     return on_main(prepare)
 
 
-def _about(path: Path) -> Any:
-    """The settings that the shards beside it were made for; None if they cannot be read."""
+def read_about(folder: Path) -> Any:
+    """The settings that the folder's shards were made for; None if they cannot be read."""
     try:
-        return json.loads(path.read_text())
+        return json.loads((folder / ABOUT_FILE).read_text())
     except (OSError, ValueError):
         return None
 

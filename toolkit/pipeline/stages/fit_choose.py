@@ -5,6 +5,8 @@ Without fine-tuning in the recipe what was measured decides.
 
 from dataclasses import dataclass, replace
 
+from rich.markup import escape
+
 from toolkit.cuts.fit_result import FitResult, ShapeRecord
 from toolkit.estimate import Machine, StageEstimate, combined_estimate, repeated
 from toolkit.pipeline.context import RunContext
@@ -23,14 +25,20 @@ from toolkit.pipeline.stages.fit_measure import reason_of_measured
 from toolkit.pipeline.stages.prune import Prune
 from toolkit.pipeline.stages.recover import Recover
 from toolkit.pipeline.stages.refit import Refit
+from toolkit.pipeline.stages.student import StudentStage
 from toolkit.pipeline.stages.teacher import TEACHING
 from toolkit.pipeline.training_changes import LighterTraining, smaller_training
 from toolkit.recipe.roles import Role
 from toolkit.report.fit_table import show_fit
-from toolkit.runtime.distributed import on_main
+from toolkit.runtime.distributed import on_main, say
+from toolkit.runtime.errors import PollardError
 from toolkit.runtime.formatting import p_value, percent, points
 from toolkit.runtime.intervals import pair_of
 from toolkit.selection.fit import TRIED, best_measured, paired_choice
+from toolkit.selection.fit.shapes import described
+
+NOT_FINITE = ("recovery.not-finite", "refit.not-finite")
+"""Errors that speak of one shape, and not of the run."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,8 @@ class FitChoose(FitStage):
         trial = trial_of_largest(self.context, {}, finetuning)
         sizes = RecipeOnMachine(self.context, machine)
         refit = [Refit(trial)] if recipe.pruning.refit else []
-        stages: list[Stage] = [Calibrate(trial), Prune(trial), *refit, Recover(trial)]
+        student = StudentStage.planned(trial, None, ())
+        stages: list[Stage] = [Calibrate(trial), Prune(trial), *refit, *student, Recover(trial)]
         once = [part for stage in stages if (part := stage.estimate(machine))] + dev_questions(sizes, sizes.pruned(), self.fit)
         work = f"{TRIED} shapes: a tenth of the steps, and the answers to {self.fit.examples:,} dev examples"
         found = combined_estimate(self.name, work, [repeated(part, TRIED) for part in once])
@@ -91,13 +100,20 @@ class FitChoose(FitStage):
     def run(self) -> ChoiceFacts:
         result, evidence = self.load(), FitEvidence(self.context)
         evidence.observe()  # somebody may have removed what was observed
+        for record in (record for record in result.shapes if record.measured):
+            record.trial = record.refused = None  # of settings of before
         tried = best_measured(result.shapes, self.fit.metric, TRIED)
-        for record in result.shapes:
-            record.trial = None  # of settings of before
         if self._trains and len(tried) > 1:
             measurements = ShapeMeasurements(evidence, self.fingerprints.asked)
             for place in tried:
-                result.shapes[place].trial = measurements.recover(result.shapes[place].shape)
+                _try(measurements, result.shapes[place])
+            tried = [place for place in tried if result.shapes[place].refused is None]
+            if not tried:
+                raise PollardError(
+                    "No shape of the fit can be fine-tuned: the loss of each trial is not finite. Lower "
+                    "finetuning.trainer.learning_rate.",
+                    code="fit.no-finite-trial",
+                )
             result.chosen = paired_choice(result.shapes, tried)
             result.reason = _reason(result, [result.shapes[place] for place in tried])
         else:
@@ -106,6 +122,19 @@ class FitChoose(FitStage):
         on_main(ShapeTrials(evidence).drop_weights)
         show_fit(result)
         return ChoiceFacts(*result.choice.shape)
+
+
+def _try(measurements: ShapeMeasurements, record: ShapeRecord) -> None:
+    """A shape that does not come out of its fine-tuning with a finite loss is refused; the others decide."""
+    try:
+        record.trial = measurements.recover(record.shape)
+        record.refused = "its loss after fine-tuning is not finite" if record.trial.loss is None else None
+    except PollardError as error:
+        if error.code not in NOT_FINITE:
+            raise
+        record.refused = f"its fine-tuning failed: {error}"
+    if record.refused:
+        say(f"  [yellow]{described(record.shape)} {escape(record.refused)}[/]")
 
 
 def _reason(result: FitResult, tried: list[ShapeRecord]) -> str:

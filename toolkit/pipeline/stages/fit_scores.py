@@ -92,7 +92,8 @@ class FitScores(FitStage):
             with_layers(self.context.asked, source.path, source.revision, measure, why_whole=why_whole)
         axes = axes_of(by_axis, space.original, lambda shape: losses.get(plans[shape]))
         deltas, result = Deltas.of(axes), self.load()
-        records = [record_of(candidate) for candidate in space.candidates(kept_layers)]
+        candidates = space.candidates(kept_layers)
+        records = [record_of(candidate) for candidate in [*candidates, *space.left_out(candidates, kept_layers)]]
         for record in records:
             predicted = deltas.predicted(record.shape)
             record.predicted = predicted if predicted < float("inf") else None
@@ -102,7 +103,7 @@ class FitScores(FitStage):
         kept = {number: list(layers) for number, layers in kept_layers.items()}
         update = {"fingerprint": self.fingerprint(), "axes": axes, "shapes": records, "kept_layers": kept, "chosen": None}
         self.save(result.model_copy(update=update))
-        return ScoresFacts(len(records), len(plans))
+        return ScoresFacts(len(candidates), len(plans))
 
 
 def _name(shape: FitShape | None, original: FitShape) -> str:

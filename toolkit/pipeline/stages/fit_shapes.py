@@ -1,4 +1,5 @@
-"""Limits -> fit.json: every shape within them that no other contains, and how large each is. No weights are read."""
+"""Limits -> fit.json: every shape within them that no other contains, the others with the reason, and how large each is. No
+weights are read."""
 
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ class FitShapes(FitStage):
             fingerprint=self.fingerprint(), limits=limits, dtype=fit.dtype, metric=fit.metric,
             original=OriginalSize.model_validate(_counts(original) | sizes._asdict()),
             kept_layers={number: list(kept) for number, kept in space.by_position.items()},
-            shapes=[record_of(candidate) for candidate in candidates],
+            shapes=[record_of(candidate) for candidate in [*candidates, *space.left_out(candidates)]],
         )  # fmt: skip
         self.save(result)
         largest = space.largest
@@ -49,7 +50,8 @@ class FitShapes(FitStage):
 
 def record_of(candidate: Candidate) -> ShapeRecord:
     """Without what is known of it."""
-    return ShapeRecord.model_validate(candidate.shape._asdict() | candidate.size._asdict() | {"single_cut": candidate.single_cut})
+    known = {"single_cut": candidate.single_cut, "refused": candidate.refused}
+    return ShapeRecord.model_validate(candidate.shape._asdict() | candidate.size._asdict() | known)
 
 
 def _counts(shape: FitShape) -> dict[str, int]:

@@ -2,6 +2,7 @@
 (docs/fit.md; Puzzle, arXiv 2411.19146; Minitron, 2408.11796)."""
 
 from toolkit.selection.fit.deltas import Deltas
+from toolkit.selection.fit.left_out import shapes_left_out
 from toolkit.selection.fit.limits import Limit
 from toolkit.selection.fit.ranking import TRIED, best_measured, paired_choice, to_measure
 from toolkit.selection.fit.shapes import AxisValues, Candidate, axis_values, check_possible, shapes_within
@@ -16,6 +17,7 @@ __all__ = [
     "best_measured",
     "check_possible",
     "paired_choice",
+    "shapes_left_out",
     "shapes_within",
     "to_measure",
 ]

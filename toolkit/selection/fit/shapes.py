@@ -7,7 +7,7 @@ A shape contains another where it has as many layers, experts, channels and acti
 other can, and is not larger than allowed. Within the limits only shapes that no other contains are worth looking at.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal, NamedTuple
@@ -40,11 +40,13 @@ class AxisValues:
 
 
 class Candidate(NamedTuple):
-    """A shape and its size. `single_cut`: what it cuts where it cuts one thing only, and is the largest that does."""
+    """A shape and its size. `single_cut`: what it cuts where it cuts one thing only, and is the largest that does. `refused`: why
+    it is not looked at."""
 
     shape: FitShape
     size: FitSize
     single_cut: Literal["experts", "width", "layers", "dense"] | None = None
+    refused: str | None = None
 
 
 def axis_values(most: int, step: int = 1, least: int | None = None) -> list[int]:
@@ -64,11 +66,8 @@ def shapes_within(
     For every cut the largest shape that cuts nothing else is among them, marked. Sizes must grow with every count.
     """
     found: dict[FitShape, FitSize] = {}
-    for layers, experts, active in product(values.layers, values.experts, values.experts_per_token):
-        if active > experts and active != values.experts_per_token[0]:
-            continue
-        within = _widest(values, FitShape(layers, experts, 0, min(active, experts), form), size_of, limits)
-        if within:
+    for shape in shapes_of_any_width(values, form):
+        if within := widest(values, shape, size_of, limits):
             found[within.shape] = within.size
     kept = [shape for shape in found if not any(other != shape and contains(other, shape) for other in found)]
     singles = _single_cuts(found, values.original) if form == "moe" else {}
@@ -76,12 +75,19 @@ def shapes_within(
     return [Candidate(shape, found[shape], singles.get(shape)) for shape in shapes]
 
 
+def shapes_of_any_width(values: AxisValues, form: Literal["moe", "dense"]) -> Iterator[FitShape]:
+    """Every number of layers, experts and active experts, with no channels yet."""
+    for layers, experts, active in product(values.layers, values.experts, values.experts_per_token):
+        if active <= experts or active == values.experts_per_token[0]:
+            yield FitShape(layers, experts, 0, min(active, experts), form)
+
+
 def contains(shape: FitShape, other: FitShape) -> bool:
     """Whether every count of `shape` is as great as the other's, or greater."""
     return shape.form == other.form and all(mine >= theirs for mine, theirs in zip(shape[:4], other[:4], strict=True))
 
 
-def _widest(values: AxisValues, shape: FitShape, size_of: SizeOf, limits: Sequence[Limit]) -> Candidate | None:
+def widest(values: AxisValues, shape: FitShape, size_of: SizeOf, limits: Sequence[Limit]) -> Candidate | None:
     """The shape with the greatest width that meets the limits; None where the least is too much."""
     low, high = -1, len(values.width) - 1  # the place of the greatest width that is known to fit, and the last that may
     best = None
