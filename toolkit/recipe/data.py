@@ -3,7 +3,7 @@
 import json
 import re
 import unicodedata
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -27,6 +27,13 @@ def label_words(label: str) -> str:
 def _optional(**rules: Any) -> Any:
     """A key that is None by default. It is then left out of dumps and of fingerprints, which are older than the key."""
     return Field(default=None, exclude_if=lambda value: value is None, **rules)
+
+
+class NearestRecipe(Section):
+    """Solved examples looked for anew for each question."""
+
+    nearest: int = Field(ge=1, strict=True)
+    """Number of training examples whose questions share the most words with it (BM25), never the question itself."""
 
 
 class TaskRecipe(Section):
@@ -74,8 +81,9 @@ class TaskRecipe(Section):
     """Column with a list of choices, or one column per choice. Prompts can use {options}, completions {letter} and {choice}."""
     cloze: str | None = _optional()
     """Template of a prompt without the options; the likelihood of each choice after it is measured."""
-    shots: int | None = _optional(ge=0)
-    """Number of solved examples before every question, the same in every prompt. They are removed from the training data."""
+    shots: Annotated[int, Field(ge=0)] | NearestRecipe | None = _optional()
+    """Number of solved examples before every question, the same in every prompt. They are removed from the training data. Or
+    {nearest: 3}: for each question those training examples that are nearest to it (docs/tasks.md)."""
     chat: bool | None = _optional()
     """false: plain text, even if the model has a chat template."""
     stop: list[str] | None = _optional()
@@ -93,6 +101,18 @@ class TaskRecipe(Section):
         raise ValueError(
             f"no scorer of that name{did_you_mean(scorer, known)} Allowed: {', '.join(known)}, or my_module:my_function"
         )
+
+    @field_validator("shots", mode="before")
+    @classmethod
+    def _shots_are_a_number_or_the_nearest(cls, shots: Any) -> Any:
+        """Faults are told as such, and not as those of one of two types that the value might have."""
+        if isinstance(shots, dict):
+            return NearestRecipe.model_validate(shots)
+        if shots is None or isinstance(shots, NearestRecipe):
+            return shots
+        if isinstance(shots, bool) or not isinstance(shots, int) or shots < 0:
+            raise ValueError("a number of solved examples, greater than or equal to 0, or {nearest: 3}")
+        return shots
 
     @field_validator("pattern", mode="after")
     @classmethod
