@@ -11,6 +11,7 @@ from toolkit.recipe.choices import LabelFormat, ScorerName, TaskName
 from toolkit.runtime.errors import did_you_mean
 
 OWN_SCORER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+SHOWN = 4  # training examples before a new question
 SAMPLES, SAMPLING_TEMPERATURE = 4, 0.7  # the temperature of rejection-sampling fine-tuning (arXiv 2308.01825)
 
 
@@ -258,6 +259,28 @@ class TrainingSourceRecipe(SourceRecipe):
             raise ValueError("samples and temperature belong to answers of the model's own: add `self_generated: true`")
         return self
 
+    questions: int | None = _optional(ge=1)
+    """For `self_generated`: the original writes so many new questions first, after `shown` of the training examples, and answers
+    those instead. One answer is kept where most of the `samples` agree (docs/recovery.md)."""
+    shown: int = Field(default=SHOWN, ge=0, exclude_if=lambda shown: shown == SHOWN)
+    """For `questions`: training examples that stand before a new question. 0: the first words of one, which it goes on from."""
+
+    @model_validator(mode="after")
+    def _questions_are_answered(self) -> Self:
+        if self.questions is None and self.shown != SHOWN:
+            raise ValueError("shown says what stands before a new question, and none is written: add `questions: …`")
+        if self.questions is None:
+            return self
+        if not self.self_generated:
+            raise ValueError("questions are written, and answered, by the original model: add `self_generated: true`")
+        if self.written_by_student:
+            raise ValueError("the student answers training prompts; new questions are the original's to answer: leave one out")
+        if self.samples < 2:
+            raise ValueError(
+                "nobody knows the answers to new questions, so one is kept where several agree: samples must be at least 2"
+            )
+        return self
+
     @model_validator(mode="after")
     def _student_writes_answers(self) -> Self:
         if self.written_by_student and not self.self_generated:
@@ -276,6 +299,8 @@ class TrainingSourceRecipe(SourceRecipe):
     @property
     def name(self) -> str:
         """The name in messages."""
+        if self.questions:
+            return f"own questions{f' like those of {self.task.name}' if self.task else ''}"
         if self.written_by_student:
             return f"the student's answers{f' to {self.task.name}' if self.task else ''}"
         return f"own answers{f' to {self.task.name}' if self.task else ''}" if self.self_generated else super().name
