@@ -154,7 +154,7 @@ def fingerprints_of(
         merge=merge,
         models=models,
         scoring=scoring_of(recipe, data),
-        reference_logits=_reference_logits(recipe, model, split),
+        reference_logits=_reference_logits(recipe, model, [split, splits["train"]] if task.nearest else split),
         off_task=_off_task(recipe, data, model),
         harness=_harness(recipe),
         skip=fingerprint_of(models[last_role(recipe)], [*_examples_read(recipe, data), recipe.pruning.skipping]),
@@ -295,12 +295,13 @@ def scoring_of(recipe: Recipe, data: DataCache) -> str:
 
 def _scoring(recipe: TaskRecipe, data: DataCache) -> list[Any]:
     """What decides how answers are judged, beside the task's own keys and the split that is asked."""
-    shots = [data.task_fingerprint(recipe, "train")] if data.task(recipe).preset.shots else []
+    task = data.task(recipe)
+    shots = [data.task_fingerprint(recipe, "train")] if task.preset.shots or task.nearest else []
     return [SCORING_RULES, *own_scorer_identity(recipe), *shots]
 
 
 def _reference_logits(recipe: Recipe, model: str, split: Any) -> str:
-    """`split`: what identifies the file that the evaluated split is from."""
+    """`split`: what identifies the file that the evaluated split is from, and those that its prompts are made of."""
     settings = recipe.evaluation.model_dump(include={"fidelity", "split"})
     batches = recipe.calibration.model_dump(include={"batch_size", "max_length"})
     return fingerprint_of(FORMAT, model, recipe.task.model_dump(), split, settings, batches, recipe.model.dtype)
