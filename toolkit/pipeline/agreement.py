@@ -42,8 +42,8 @@ def answer_new_questions(drawing: Drawing, model: PreTrainedModel, folder: Path,
     if not agreed:
         raise PollardError(
             f"The original model's answers to {number:,} new questions for task {writing.task.name} never agree (more than half "
-            f"of {source.samples} that end within {drawing.recipe.evaluation.max_new_tokens} new tokens): leave `questions` out, or "
-            "raise evaluation.max_new_tokens.",
+            f"of {source.samples} that end within {drawing.recipe.evaluation.max_new_tokens} new tokens): leave `questions` "
+            "out, or raise evaluation.max_new_tokens.",
             code="questions.none-agreed",
         )
     return AnsweredQuestions(written, number * source.samples, agreed)
