@@ -204,8 +204,11 @@ def make_full_run(folder: Path) -> RunDirectory:
     fidelity = {"kl": 0.25, "kl_error": 0.01, "acceptance": 0.9, "acceptance_error": None, "tokens": 1234, "examples": 8}
     for number, role in enumerate(ROLES):
         metrics = {"acc": {"value": 0.5 + number / 10, "error": 0.013}, "acc_norm": {"value": 1, "error": None}}
-        _write(run.evaluation / f"{role}.harness.json", {"arc_easy": {"n": 100, "shots": 0, "metrics": metrics}})
+        choices = {"n": 100, "shots": 0, "metrics": metrics, "output_type": "multiple_choice"}
+        _write(run.evaluation / f"{role}.harness.json", {"arc_easy": choices})
         run.finish(f"harness/{role}", f"harness/{role}", 1.0, seed=7, ranks=1)
+        _write(run.evaluation / f"{role}.off_task.json", off_task_loss(2.0 + number / 4, None if role == "original" else 0.5))
+        run.finish(f"off_task/{role}", f"off_task/{role}", 1.0, seed=7, ranks=1)
         if role != "original":
             _write(run.evaluation / f"{role}.fidelity.json", fidelity | {"split": "test", "left_out": 1})
             run.finish(f"fidelity/{role}", f"fidelity/{role}", 1.0, seed=7, ranks=1)
@@ -220,6 +223,12 @@ def make_full_run(folder: Path) -> RunDirectory:
         entry |= {"id": f"{number:016x}", "finished": "2026-01-01T00:00:00Z", "versions": {"torch": "2"}, "git_commit": "c" * 40}
     run.manifest.write_text(json.dumps(manifest))
     return run
+
+
+def off_task_loss(loss: float | None, agreement: float | None = None) -> dict[str, Any]:
+    """What is written of a model's loss beside its task; `agreement`: None for the original."""
+    found = {"name": "Pollard's texts", "loss": loss, "kl": agreement and 1 - agreement, "agreement": agreement}
+    return found | {"tokens": 7000, "texts": 64, "left_out": 0, "unknown": 0, "uniform_loss": 6.5}
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

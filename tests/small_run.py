@@ -34,7 +34,7 @@ def small_values(**changes: object) -> dict:
         "task": TASK,
         "calibration": {"examples": 8, "batch_size": 4},
         "pruning": {"keep": 4},
-        "evaluation": {"batch_size": 3, "max_new_tokens": 4, "models": ["original", "pruned"]},
+        "evaluation": {"batch_size": 3, "max_new_tokens": 4, "models": ["original", "pruned"], "off_task": False},
     }
     for key, value in changes.items():
         section, _, name = key.partition("__")

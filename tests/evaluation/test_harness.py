@@ -43,10 +43,24 @@ def test_accuracy_is_what_a_plain_loop_over_the_choices_finds(folder: str) -> No
         model.lm_head.weight.data *= 6
         check_harness(["small_choice"], folder)
         found = run_harness(model, tokenizer, ["small_choice"], folder, 3)["small_choice"]
+        assert found.output_type == "multiple_choice"
         right = by_hand(model, tokenizer)
         share = sum(right) / len(right)
         assert (found.n, found.metrics["acc"].value) == (8, share)
         assert found.metrics["acc"].error == pytest.approx((share * (1 - share) / 7) ** 0.5)
+
+
+def test_a_group_is_multiple_choice_only_where_all_its_tasks_are() -> None:
+    kinds = {"arc": "multiple_choice", "piqa": "multiple_choice", "gsm8k": "generate_until", "old": None}
+    groups = {"choices": ["arc", "piqa"], "mixed": ["choices", "gsm8k"], "all": ["choices", "arc"], "none": []}
+    output = {
+        "configs": {task: {"output_type": kind} for task, kind in kinds.items()},
+        "group_subtasks": groups,
+        "results": {name: {"acc,none": 0.5} for name in (*kinds, *groups)},
+    }
+    found = {name: result.output_type for name, result in harness._read(output).items()}
+    assert {name for name, kind in found.items() if kind == "multiple_choice"} == {"arc", "piqa", "choices", "all"}
+    assert (found["gsm8k"], found["mixed"], found["none"], found["old"]) == ("generate_until", None, None, None)
 
 
 def test_an_unknown_task_a_missing_folder_and_missing_data_are_told(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

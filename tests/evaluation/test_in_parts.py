@@ -10,9 +10,11 @@ from conftest import PLAYGROUND
 from rank_launcher import ranks
 
 from toolkit.evaluation import evaluate
+from toolkit.evaluation.off_task import measure_off_task, read_off_task
 from toolkit.moe import load_model, load_tokenizer
-from toolkit.recipe.data import TaskRecipe
-from toolkit.tasks import Task
+from toolkit.recipe.data import OffTaskRecipe, TaskRecipe
+from toolkit.recipe.schema import Recipe
+from toolkit.tasks import DataCache, Task
 
 
 @pytest.mark.launcher
@@ -26,3 +28,8 @@ def test_a_model_in_parts_answers_as_a_whole_one(tmp_path: Path) -> None:
     whole = evaluate(load_model(path), load_tokenizer(path), task, examples=20, max_new_tokens=48, temperature=1.0)
     assert json.loads((tmp_path / "items.json").read_text()) == [asdict(item) for item in whole.items]
     assert len({item.tokens for item in whole.items}) > 5
+    recipe = Recipe.model_validate({"name": "whole", "model": path, "task": task.name, "calibration": {"batch_size": 2}})
+    texts = read_off_task(OffTaskRecipe(examples=5), recipe, load_tokenizer(path), DataCache()).batches
+    in_parts, alone = json.loads((tmp_path / "off_task.json").read_text()), measure_off_task(load_model(path), texts, None)
+    assert in_parts["loss"] == pytest.approx(alone.loss, abs=1e-5) and in_parts["tokens"] == alone.tokens
+    assert in_parts["kl"] == pytest.approx(0, abs=1e-5) and in_parts["agreement"] == 1

@@ -95,7 +95,7 @@ def test_where_changes_do_not_suffice_what_is_lacking_is_told() -> None:
 
 def test_where_no_change_helps_it_is_told_by_how_much(config_only: str) -> None:
     machine = resolve_machine(gpus=1, gpu_memory="0.1M", cpu_memory="0.1M")
-    _, advice, lines = on_playground(machine, evaluation={"models": ["pruned"]})
+    _, advice, lines = on_playground(machine, evaluation={"models": ["pruned"], "off_task": False})
     assert not advice.combined and "No change of the recipe suffices: calibrate lacks " in lines[-1]
     assert " MiB of host memory (" in lines[-1]
 

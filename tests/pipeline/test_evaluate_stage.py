@@ -69,3 +69,14 @@ def test_fresh_answers_anew_what_a_kill_left(folder: Path, monkeypatch: pytest.M
     assert len((left / "0.jsonl").read_text().splitlines()) == 1 + 3
     run(recipe("small"), fresh=True)
     assert len(calls) == 4 and not left.exists()  # two batches, both of them anew
+
+
+def test_an_original_that_cannot_do_the_task_is_told_when_its_score_is_there(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (folder / "train.jsonl").read_text().splitlines()
+    (folder / "test.jsonl").write_text("\n".join(lines + lines) + "\n")  # 120 questions, which a random model answers wrongly
+    run(recipe("hardly", batch_size=60, max_new_tokens=1, models=["original", "pruned"], off_task=False))
+    out = capsys.readouterr().out
+    told = "warning: The original itself can hardly do the task"
+    assert told in out.partition("evaluate/pruned      answer")[0] and told in out.partition("evaluate/pruned      answer")[2]

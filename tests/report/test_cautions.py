@@ -1,8 +1,9 @@
 """Law: what makes a score doubtful is said, with its numbers."""
 
+import json
 from pathlib import Path
 
-from made_up_run import BLOCKS, evaluate_role, make_cuts, make_run
+from made_up_run import BLOCKS, evaluate_role, make_cuts, make_run, off_task_loss
 
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.run_facts import read_run_facts
@@ -132,3 +133,50 @@ def test_channels_of_experts_that_no_token_reached_are_chosen_blindly(tmp_path: 
     drawn = make_run(tmp_path / "random")
     make_cuts(drawn, "random")
     assert not [line for line in warnings_of(drawn) if "channels" in line]
+
+
+def test_an_original_that_cannot_do_the_task_is_told_and_the_control_offered(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    evaluate_role(run, "original", right=1, n=200)
+    first = warnings_of(run)[0]  # what everything else is built on comes first
+    assert (
+        first.startswith("The original itself can hardly do the task (0.5 % of 200 questions right") and "control: true" in first
+    )
+    control = make_run(tmp_path / "control", control=True)
+    evaluate_role(control, "original", right=1, n=200)
+    assert "can hardly do" in warnings_of(control)[0] and "control: true" not in warnings_of(control)[0]
+
+
+def test_it_is_judged_by_its_interval(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for right, n, told in ((0, 20, False), (0, 72, False), (0, 74, True), (2, 200, True), (6, 200, False), (150, 200, False)):
+        evaluate_role(run, "original", right=right, n=n)
+        assert ("The original itself" in " ".join(warnings_of(run))) == told, (right, n)
+
+
+def test_where_there_are_choices_it_must_be_above_chance(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for right, told in ((0, True), (50, True), (60, True), (65, False), (150, False)):  # of 200; 31 % is above a quarter
+        evaluate_role(run, "original", right=right, n=200, chance=0.25)
+        said = " ".join(warnings_of(run))
+        assert ("is not told from guessing" in said and "by chance 25.0 %" in said) == told, right
+
+
+def test_a_model_that_training_made_worse_elsewhere_is_told_with_its_method(tmp_path: Path) -> None:
+    run = make_run(tmp_path, finetuning={"method": "qlora"})
+    for role, loss in (("original", 2.0), ("pruned", 2.1), ("recovered", 2.6)):
+        (run.evaluation / f"{role}.off_task.json").write_text(json.dumps(off_task_loss(loss)))
+        run.finish(f"off_task/{role}", role, 1.0)
+    [said] = [line for line in warnings_of(run) if "beside its task" in line]
+    assert "qlora" in said and "2.1000 to 2.6000" in said
+
+
+def test_results_that_are_multiple_choice_only_are_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path, evaluation={"harness": ["arc_easy", "gsm8k"]})
+    metrics = {"metrics": {"acc": {"value": 0.5, "error": None}}, "n": 10, "shots": 0}
+    kinds = {"arc_easy": "multiple_choice", "gsm8k": "generate_until", "old": None}
+    tasks = {task: metrics | ({"output_type": kind} if kind else {}) for task, kind in kinds.items()}
+    (run.evaluation / "original.harness.json").write_text(json.dumps(tasks))
+    run.finish("harness/original", "original", 1.0)
+    assert [line for line in warnings_of(run) if line.startswith("Multiple choice only: arc_easy (lm-evaluation-harness)")]
+    assert [row.label for row in read_run_facts(run.path).harness] == ["arc_easy (choices)", "gsm8k", "old"]

@@ -1,9 +1,10 @@
 """Law: the table is readable as plain text, and says what report.json says."""
 
+import json
 from pathlib import Path
 
 import pytest
-from made_up_run import ROLES, evaluate_role, make_cuts, make_run
+from made_up_run import ROLES, evaluate_role, make_cuts, make_run, off_task_loss
 
 from toolkit.pipeline.run_facts import read_run_facts
 from toolkit.report import show
@@ -58,3 +59,17 @@ def test_sizes_after_each_cut_fit_into_80_columns(tmp_path: Path, capsys: pytest
     rows = [line for line in lines if line.strip().startswith(("fewer", "narrower"))]
     assert [row.split()[-1] + row.split()[-2] for row in rows] == ["%75.0", "%50.0", "%25.0"]
     assert rows[2].split()[1:5] == ["2", "2", "1", "4"] and max(map(len, rows)) <= 80 and "…" not in "".join(rows)
+
+
+def test_what_an_answer_costs_and_what_was_lost_elsewhere_fit_into_80_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path)
+    for role in ROLES:
+        evaluate_role(run, role, generated_tokens=20 * 1_234, truncated=20, seconds=99_999.0)
+        (run.evaluation / f"{role}.off_task.json").write_text(json.dumps(off_task_loss(12.3456, 1.0)))
+        run.finish(f"off_task/{role}", role, 1.0)
+    show(read_run_facts(run.path))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "tokens/answer" in line or "1,234.0" in line]
+    assert len(lines) == 4 and max(map(len, lines)) <= 80 and "…" not in "".join(lines)
+    assert lines[1].split() == ["original", "1,234.0", "100.0", "%", "5,263", "s", "12.3456", "0.0000", "100.0", "%"]

@@ -20,6 +20,15 @@ from toolkit.runtime import formatting as formats
         (formats.signed_loss(0.35124), "+0.3512"),
         (formats.signed_loss(-0.002), "−0.0020"),
         (formats.signed_loss(-0.00001), "0.0000"),
+        (formats.mean_count(41.26), "41.3"),
+        (formats.mean_count(12_345.0), "12,345.0"),
+        (formats.seconds_each(0.03412), "0.034 s"),
+        (formats.seconds_each(0.0996), "0.10 s"),
+        (formats.seconds_each(0.5), "0.50 s"),
+        (formats.seconds_each(0.999), "1.0 s"),
+        (formats.seconds_each(1.54), "1.5 s"),
+        (formats.seconds_each(9.97), "10 s"),
+        (formats.seconds_each(1_234.5), "1,234 s"),
         (formats.duration(5.23), "5.2 s"),
         (formats.duration(59.97), "1 min 0 s"),
         (formats.duration(200), "3 min 20 s"),
@@ -32,4 +41,5 @@ def test_numbers_are_written_to_be_read(written: str, expected: str) -> None:
 
 def test_what_is_not_known_is_a_dash() -> None:
     writers = (formats.percent, formats.amount, formats.size, formats.speed, formats.duration, formats.signed_loss)
+    writers += (formats.mean_count, formats.seconds_each)
     assert {write(None) for write in writers} == {formats.MISSING}  # type: ignore[operator]

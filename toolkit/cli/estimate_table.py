@@ -66,7 +66,7 @@ def _table(estimate: Estimate) -> Table:
 
 def _show_stage(stage: StageEstimate) -> None:
     """What the stage does, and of what its memory consists."""
-    say(f"[bold]{stage.name:<20}[/]{escape(stage.work)}")
+    say(f"[bold]{stage.name:<19}[/] {escape(stage.work)}")
     for where, parts in (("each GPU", stage.gpu), ("each host", stage.host)):
         if any(parts.values()):
             say(f"  {where}: " + " + ".join(f"{gib(size)} {part}" for part, size in parts.items() if size) + " GiB")

@@ -74,7 +74,7 @@ def _axis_to_try(run: RunDirectory) -> Axis | None:
     None where a sweep cannot be, or a fit has compared more."""
     recipe = load_recipe(run.recipe)
     pruning, context = recipe.pruning, RunContext(recipe)
-    if pruning.schedule or pruning.fit:
+    if pruning.schedule or pruning.fit or pruning.grow:
         return None
     experts = next(iter(Plan.load(run.plan).blocks.values())).experts
     if pruning.keep is not None:

@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 from toolkit.cuts.apply import apply_plan, masked
 from toolkit.cuts.cut import ConfigFile, UnknownLayoutError
 from toolkit.cuts.dense_writer import check_dense, write_dense
+from toolkit.cuts.experts import ExpertsCut
+from toolkit.cuts.grow import plan_growth, write_grown
 from toolkit.cuts.plan import KINDS, Plan
 from toolkit.cuts.verify import TOLERANCE, sampled_blocks, verification_failed, verify
 from toolkit.cuts.writer import PruneJob, plan_prune, source_fingerprint, write_pruned
@@ -51,6 +53,7 @@ def prune_checkpoint(
     is verified before it gets its name. `overwrite` replaces a checkpoint that Pollard wrote to `target` before; whatever else
     is there stays, and is an error. Raises PollardError for that, and when the plan does not fit the model, the source is
     damaged, the target cannot be written or the verification fails; nothing is changed at `target` then.
+    A plan that grows is written with the tensors of the checkpoint that it grows onto (toolkit/cuts/grow.py).
     """
     source, target = os.path.expanduser(source), Path(target).expanduser()
     if target.name in ("", ".."):
@@ -64,6 +67,9 @@ def prune_checkpoint(
     on_main(check)
     if plan.form == "dense":
         _prune_dense(source, folder, plan, target, revision)
+        return
+    if (cut := plan.cut(ExpertsCut)) and cut.onto:
+        _grow(source, folder, plan, target, revision)
         return
     quantized = quantization_of(load_config(str(folder)))
     facts = provenance("pruned checkpoint", source, revision) | {"plan": plan.summary()}
@@ -102,6 +108,16 @@ def _prune_dense(source: str, folder: Path, plan: Plan, target: Path, revision: 
     on_main(lambda: remove_own(experts))
     family = "the same family with every layer dense" if twin.is_itself else f"a {twin.model.config.model_type} model"
     say(f"  dense: {family}, feed-forward layers of {twin.width:,} channels in place of {len(twin.layers)} MoE blocks")
+
+
+def _grow(source: str, folder: Path, plan: Plan, target: Path, revision: str | None) -> None:
+    """The checkpoint that the plan grows onto, with further experts of the original's."""
+    onto = Path(str(plan.experts.onto))
+    on_main(lambda: check_apart(onto, target, "grown checkpoint", "checkpoint that grows"))
+    job = on_all_ranks(lambda: plan_growth(folder, plan))
+    facts = provenance("grown checkpoint", source, revision) | {"plan": plan.summary()}
+    write_grown(job, _carried_config(onto, job.grown.config), target, facts)
+    say(f"  every tensor of {onto} is there, bit for bit; so is every new expert of the original's{job.casts}")
 
 
 def check_apart(folder: Path, target: Path, made: str = "pruned checkpoint", of: str = "original") -> None:

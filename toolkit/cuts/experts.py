@@ -6,6 +6,10 @@ block can be masked and measured (`allocation`); no stock reader loads them.
     model.layers.3.mlp.experts.gate_up_proj_blocks [E, …]          all experts': rows stay
     model.layers.3.block_sparse_moe.gate.weight [E, H]             the router's: rows stay
 
+A plan that grows names experts in the order in which they are written: within each of the router's groups first those that
+another checkpoint has already (`onto`), in its order, then the new ones. `masked` and `apply`, which know the original alone,
+take its experts for all of them.
+
 Shape legend: E experts, H hidden size.
 """
 
@@ -28,20 +32,30 @@ from toolkit.moe.masking import check_prunable, kept_rows, restricted, slice_rou
 from toolkit.moe.tensor_files import row_axis
 from toolkit.runtime.errors import PollardError
 
+Origin = Literal["onto", "model"]  # of an expert where a plan grows: the checkpoint that grows, or the original
+
 
 class BlockPlan(BaseModel):
     """The choice in one MoE block: how many experts the original has, ascending indices of those kept, and every expert's score
-    (if there is one)."""
+    (if there is one). Where a plan grows: the experts in the order in which they are written, and where each comes from."""
 
     model_config = ConfigDict(extra="forbid")
     experts: int
     kept: list[int]
     scores: list[float] | None = None
+    origin: list[Origin] | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _consistent(self) -> "BlockPlan":
-        _check_choice(self.experts, self.kept, self.scores)
+        _check_choice(self.experts, self.kept, self.scores, self.origin)
         return self
+
+    @property
+    def chosen(self) -> list[int]:
+        """The kept experts that were chosen among all; where a plan grows, the new ones."""
+        if self.origin is None:
+            return self.kept
+        return [expert for expert, where in zip(self.kept, self.origin, strict=True) if where == "model"]
 
 
 def _counts(cut: "ExpertsCut") -> str:
@@ -50,10 +64,14 @@ def _counts(cut: "ExpertsCut") -> str:
     return ", ".join(str(len(kept)) for kept in cut.kept.values()) + " experts" + (f" ({active} active)" if active else "")
 
 
-def _check_choice(experts: int, kept: Sequence[int], scores: Sequence[float] | None) -> None:
-    if not kept or sorted(set(kept)) != kept:
-        raise ValueError(f"kept must be ascending and without duplicates, not {kept}")
-    if kept[0] < 0 or kept[-1] >= experts:
+def _check_choice(
+    experts: int, kept: Sequence[int], scores: Sequence[float] | None, origin: Sequence[Origin] | None = None
+) -> None:
+    if origin is not None and len(origin) != len(kept):
+        raise ValueError(f"origin must say of each of the {len(kept)} experts where it comes from, not of {len(origin)}")
+    if not kept or sorted(set(kept)) != (sorted(kept) if origin else kept):
+        raise ValueError(f"kept must be {'' if origin else 'ascending and '}without duplicates, not {kept}")
+    if min(kept) < 0 or max(kept) >= experts:
         raise ValueError(f"kept names experts outside 0…{experts - 1}: {kept}")
     if scores is not None and len(scores) != experts:
         raise ValueError(f"{len(scores)} scores for {experts} experts")
@@ -66,6 +84,7 @@ class ExpertsCut(Cut):
     `scores`: every expert's, per block; empty where the criterion has none. `mode`, `tokens`: as in `toolkit.select`.
     With an `allocation` blocks may keep other numbers than `keep`, which is then the uniform number that it is compared with, and
     activate other numbers per token than the plan says (`experts_per_token`, per block; empty: as the plan).
+    Where the plan grows: `onto` is the checkpoint's folder, `origin` says of every kept expert, per block, where it comes from.
     """
 
     kind: Literal["experts"] = "experts"
@@ -77,6 +96,8 @@ class ExpertsCut(Cut):
     scores: dict[str, list[float]] = Field(default_factory=dict)
     allocation: Literal["measured"] | None = Field(default=None, exclude_if=lambda value: value is None)
     experts_per_token: dict[str, int] = Field(default_factory=dict, exclude_if=lambda value: not value)
+    onto: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    origin: dict[str, list[Origin]] = Field(default_factory=dict, exclude_if=lambda value: not value)
 
     @classmethod
     def of(cls, blocks: Mapping[str, BlockPlan], **settings: Any) -> "ExpertsCut":
@@ -85,6 +106,7 @@ class ExpertsCut(Cut):
             experts={name: block.experts for name, block in blocks.items()},
             kept={name: block.kept for name, block in blocks.items()},
             scores={name: block.scores for name, block in blocks.items() if block.scores is not None},
+            origin={name: block.origin for name, block in blocks.items() if block.origin is not None},
             **settings,
         )
 
@@ -92,9 +114,23 @@ class ExpertsCut(Cut):
     def blocks(self) -> dict[str, BlockPlan]:
         """The same, block by block."""
         return {
-            name: BlockPlan(experts=self.experts[name], kept=kept, scores=self.scores.get(name))
+            name: BlockPlan(experts=self.experts[name], kept=kept, scores=self.scores.get(name), origin=self.origin.get(name))
             for name, kept in self.kept.items()
         }
+
+    @property
+    def new(self) -> dict[str, list[int]]:
+        """Where the plan grows: by block the places, in the grown checkpoint, of the experts that come from the original."""
+        return {name: [at for at, where in enumerate(origin) if where == "model"] for name, origin in self.origin.items()}
+
+    @property
+    def before_growth(self) -> "ExpertsCut":
+        """Where the plan grows: what the checkpoint holds that it grows onto."""
+        there = {name: [at for at, where in enumerate(origin) if where == "onto"] for name, origin in self.origin.items()}
+        kept = {name: [self.kept[name][at] for at in places] for name, places in there.items()}
+        origin: dict[str, list[Origin]] = {name: ["onto"] * len(places) for name, places in there.items()}
+        keep = len(next(iter(kept.values())))
+        return ExpertsCut(criterion=self.criterion, keep=keep, experts=self.experts, kept=kept, onto=self.onto, origin=origin)
 
     @model_validator(mode="before")
     @classmethod
@@ -112,7 +148,7 @@ class ExpertsCut(Cut):
             raise ValueError(f"experts, kept and scores must name the same blocks, not these in only some: {', '.join(odd[:3])}")
         for name, kept in self.kept.items():
             try:
-                _check_choice(self.experts[name], kept, self.scores.get(name))
+                _check_choice(self.experts[name], kept, self.scores.get(name), self.origin.get(name))
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         uneven = {name: len(kept) for name, kept in self.kept.items() if len(kept) != self.keep}
@@ -120,7 +156,16 @@ class ExpertsCut(Cut):
             raise ValueError(f"every block must keep {self.keep} experts (a checkpoint has one count for all), but: {uneven}")
         if self.experts_per_token and (not self.allocation or self.experts_per_token.keys() != self.kept.keys()):
             raise ValueError("experts_per_token of a cut belongs to an allocation, and names every block")
+        self._check_growth()
         return self
+
+    def _check_growth(self) -> None:
+        if (self.onto is None) != (not self.origin):
+            raise ValueError("onto and origin belong together: a folder, and where each expert comes from")
+        if self.origin and self.origin.keys() != self.kept.keys():
+            raise ValueError("origin must name every block")
+        if len(there := {origin.count("onto") for origin in self.origin.values()}) > 1 or 0 in there:
+            raise ValueError(f"origin must say onto of as many experts in every block, at least one, not of {sorted(there)}")
 
     @property
     def per_block(self) -> bool:
@@ -236,10 +281,12 @@ class ExpertsCut(Cut):
         return {key: value for key, value in values.items() if isinstance(value, int | list)}
 
     def choice(self) -> Any:
+        if self.onto:
+            return {"kept": self.kept, "onto": self.onto, "origin": self.origin}
         return {"kept": self.kept, "experts_per_token": self.experts_per_token} if self.experts_per_token else self.kept
 
     def summary(self) -> dict[str, object]:
-        return self.model_dump(include={"kind", "criterion", "keep"}) | {"experts": max(self.experts.values())}
+        return self.model_dump(include={"kind", "criterion", "keep", "onto"}) | {"experts": max(self.experts.values())}
 
     def _block_of(self, parameter: str) -> str | None:
         return next((name for name in self.kept if parameter.startswith(f"{name}.")), None)

@@ -15,6 +15,12 @@ uniform number that it is compared with):
     {"kind": "experts", "allocation": "measured", "keep": 4, "kept": {"model.layers.0.mlp": [0, 2, 5], …},
      "experts_per_token": {"model.layers.0.mlp": 1, …}, …}
 
+A plan that grows (toolkit/cuts/grow.py) names the experts in the order in which they are written, the checkpoint that some of
+them are in already, and of each where it comes from:
+
+    {"kind": "experts", "keep": 6, "kept": {"model.layers.0.mlp": [0, 2, 5, 7, 1, 4], …}, "onto": "runs/sorting/recovered",
+     "origin": {"model.layers.0.mlp": ["onto", "onto", "onto", "onto", "model", "model"], …}, …}
+
 A plan that is written in the dense form (toolkit/cuts/dense.py) says so, and how much every kept expert counts:
 
      "form": "dense", "dense": {"model.layers.0.mlp": {"coefficients": [… 4 …], "shared": 1.0, …}, …}
@@ -187,7 +193,8 @@ class Plan(BaseModel):
         if self.form:
             return {"form": self.form} | self.without_form.summary()
         if [cut.kind for cut in self.cuts] == ["experts"]:
-            return {key: getattr(self, key) for key in ("model", "criterion", "keep", "experts_per_token", "seed")}
+            onto = {"onto": self.experts.onto} if self.experts.onto else {}
+            return {key: getattr(self, key) for key in ("model", "criterion", "keep", "experts_per_token", "seed")} | onto
         cuts = [cut.summary() for cut in self.cuts]
         return {"model": self.model, "experts_per_token": self.experts_per_token, "seed": self.seed, "cuts": cuts}
 

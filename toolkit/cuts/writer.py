@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from transformers import PreTrainedModel
 
@@ -21,13 +21,22 @@ from toolkit.cuts.plan import Plan
 from toolkit.moe.load import load_config, meta_model
 from toolkit.moe.model_files import SINGLE, checkpoint_files, copy_companions, file_names, write_index
 from toolkit.moe.quantized_names import QUANTIZATION, RenamedModules
-from toolkit.moe.tensor_files import Piece, StoredTensor, explain_write_errors, file_bytes, stored_tensors, write_file
+from toolkit.moe.tensor_files import (
+    JoinedPiece,
+    Piece,
+    StoredTensor,
+    explain_write_errors,
+    file_bytes,
+    stored_tensors,
+    write_file,
+)
 from toolkit.runtime.distributed import on_all_ranks, on_main, say, shard
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import JsonObject, write_text
 from toolkit.runtime.progress import progress
 from toolkit.runtime.signed_folders import begin_folder, is_resumable, partial_path, put_in_place, remove_own, sign
 
+Written = TypeVar("Written", Piece, Piece | JoinedPiece)
 SHARD_BYTES = 5 * 10**9  # a rerun after a stop repeats at most one such file per rank
 
 
@@ -55,7 +64,7 @@ def plan_prune(folder: Path, plan: Plan) -> PruneJob:
     pieces, left_out = pieces_of(stored, model, pruned, plan)
     renamed = {piece.source.name: piece.name for piece in pieces}
     modules = RenamedModules(renamed, stored.keys() - renamed.keys())
-    return PruneJob(folder, plan, stored, model, pruned, _packed(pieces), left_out, modules)
+    return PruneJob(folder, plan, stored, model, pruned, packed(pieces), left_out, modules)
 
 
 def planned_bytes(folder: Path, plan: Plan) -> int | None:
@@ -67,9 +76,9 @@ def planned_bytes(folder: Path, plan: Plan) -> int | None:
         return None
 
 
-def _packed(pieces: list[Piece]) -> dict[str, list[Piece]]:
+def packed(pieces: list[Written]) -> dict[str, list[Written]]:
     """Files of at most SHARD_BYTES each, unless one tensor is larger."""
-    shards: list[list[Piece]] = [[]]
+    shards: list[list[Written]] = [[]]
     size = 0
     for piece in pieces:
         if shards[-1] and size + piece.bytes > SHARD_BYTES:

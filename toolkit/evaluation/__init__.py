@@ -3,6 +3,7 @@
 from toolkit.evaluation.answers import Answer, AnswerLog, answer_text
 from toolkit.evaluation.decoding import Decoding, generate, greedy, sampled
 from toolkit.evaluation.evaluate import Questions, evaluate, evaluate_with
+from toolkit.evaluation.expert_choice import tokens_choosing
 from toolkit.evaluation.fidelity import Fidelity, measure_fidelity, write_reference
 from toolkit.evaluation.generation import generate_shard
 from toolkit.evaluation.judging import judge
@@ -33,5 +34,6 @@ __all__ = [
     "masked_losses",
     "measure_fidelity",
     "sampled",
+    "tokens_choosing",
     "write_reference",
 ]

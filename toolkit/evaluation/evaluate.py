@@ -1,5 +1,6 @@
 """From a model and a task to scores: every question answered by a writer, then judged on rank 0."""
 
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -98,6 +99,12 @@ class Questions:
             raise PollardError(f"Task {task.name} has no {split} examples.", code="evaluation.no-examples")
         return cls(task, split, examples)
 
+    @property
+    def chance(self) -> float | None:
+        """The share of them that guessing among their choices, or the task's labels, gets right; None where answers are free."""
+        counts = [len(example.choices) or len(self.task.preset.labels or ()) for example in self.examples]
+        return math.fsum(1 / count for count in counts) / len(counts) if all(counts) else None
+
 
 def evaluate_with(
     writer: Writer,
@@ -138,6 +145,7 @@ def evaluate_with(
         task=task.name,
         split=questions.split,
         seconds=round(seconds, 2),
+        logged=len(logged) or None,
         # Of the answers generated now: how long the logged ones took is not known
         tokens_per_second=round(sum(answer.tokens for answer in written.values()) / seconds, 1) if written else None,
         max_new_tokens=decoding.max_new_tokens,
@@ -145,6 +153,7 @@ def evaluate_with(
         temperature=decoding.temperature or None,
         samples=decoding.samples if decoding.temperature else None,
         mean_score=mean_score(items) if decoding.samples > 1 else None,
+        chance=questions.chance,
     )
     if context:
         prompts = [len(request.prompt) for request in requests if request.sample == 0]

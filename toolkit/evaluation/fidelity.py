@@ -57,19 +57,21 @@ class ReferenceSize:
     bytes: int
 
 
-def write_reference(model: PreTrainedModel, batches: Sequence[Batch], folder: Path, fingerprint: str) -> ReferenceSize:
+def write_reference(
+    model: PreTrainedModel, batches: Sequence[Batch], folder: Path, fingerprint: str, key: str = "evaluation.fidelity"
+) -> ReferenceSize:
     """Writes the original's distributions at the batches' completion tokens, a file for each batch, shared out over the ranks.
 
-    Files of the same `fingerprint` that are there already are kept. Raises PollardError where the disk has no room, and where
-    the model's logits are not finite.
+    Files of the same `fingerprint` that are there already are kept. `key`: of the recipe, which asks for the comparison. Raises
+    PollardError where the disk has no room, and where the model's logits are not finite.
     """
     missing = missing_shards(folder, _identity(batches, fingerprint), len(batches), SUFFIX)
-    _check_room(folder, batches, missing, bytes_per_token(int(model.config.get_text_config().vocab_size)))
-    for number, logits_NV, _ in _passes(model, batches, missing, "probabilities of the original"):
+    _check_room(folder, batches, missing, bytes_per_token(int(model.config.get_text_config().vocab_size)), key)
+    for number, logits_NV, _ in passes(model, batches, missing, "probabilities of the original"):
         if not logits_NV.amax(-1).isfinite().all():
             raise PollardError(
-                f"The original model's logits are no finite numbers in batch {number} of the gold answers: nothing can be "
-                "compared with them. Try model.dtype=float32.",
+                f"The original model's logits are no finite numbers in batch {number} of what {key} compares over: nothing can "
+                "be compared with them. Try model.dtype=float32.",
                 code="fidelity.not-finite",
             )
         path = shard_path(folder, number, SUFFIX)
@@ -82,7 +84,7 @@ def write_reference(model: PreTrainedModel, batches: Sequence[Batch], folder: Pa
     return ReferenceSize(sum(map(_tokens, batches)), size)
 
 
-def _check_room(folder: Path, batches: Sequence[Batch], missing: list[int], each: int) -> None:
+def _check_room(folder: Path, batches: Sequence[Batch], missing: list[int], each: int, key: str) -> None:
     """Reports how much will be written, at most `each` bytes per token. Raises PollardError where it does not fit."""
     tokens, free = sum(map(_tokens, batches)), on_main(lambda: shutil.disk_usage(folder).free)
     needed = each * sum(_tokens(batches[number]) for number in missing)
@@ -91,7 +93,7 @@ def _check_room(folder: Path, batches: Sequence[Batch], missing: list[int], each
     if needed > free:
         raise PollardError(
             f"Comparing with the original may need {needed / 2**30:,.1f} GiB more on the disk ({size}), and {folder} has "
-            f"{free / 2**30:,.1f} GiB free: make room, or compare over fewer answers (evaluation.fidelity).",
+            f"{free / 2**30:,.1f} GiB free: make room, or compare over fewer examples ({key}).",
             code="fidelity.disk",
         )
 
@@ -102,10 +104,9 @@ def measure_fidelity(model: PreTrainedModel, batches: Sequence[Batch], folder: P
 
     Raises PollardError where that is missing, damaged or of other batches.
     """
-    _check(folder, _identity(batches, fingerprint))
     mine = []
-    for number, logits_NV, tokens in _passes(model, batches, list(range(len(batches))), "comparing with the original"):
-        kl_N, acceptance_N = compare(_load(shard_path(folder, number, SUFFIX), len(logits_NV)), logits_NV)
+    for (number, logits_NV, tokens), original in compared_passes(model, batches, folder, fingerprint):
+        kl_N, acceptance_N = compare(original, logits_NV)
         sums = [[part.sum().item() for part in column.split(tokens)] for column in (kl_N, acceptance_N)]
         mine.append((number, list(zip(*sums, tokens, strict=True))))
     by_batch = sorted(sums for part in gather(mine) for sums in part)  # so that the total does not depend on the ranks
@@ -118,6 +119,18 @@ def measure_fidelity(model: PreTrainedModel, batches: Sequence[Batch], folder: P
     return Fidelity(kl, kl_error, acceptance, acceptance_error, sum(tokens), len(tokens))
 
 
+def compared_passes(
+    model: PreTrainedModel, batches: Sequence[Batch], folder: Path, fingerprint: str
+) -> Iterator[tuple["Pass", CompressedDistributions]]:
+    """One pass per batch of this rank, each with what `write_reference` wrote into `folder` for it.
+
+    Raises PollardError where that is missing, damaged or of other batches.
+    """
+    _check(folder, _identity(batches, fingerprint))
+    for one in passes(model, batches, list(range(len(batches))), "comparing with the original"):
+        yield one, _load(shard_path(folder, one.number, SUFFIX), len(one.logits_NV))
+
+
 class Pass(NamedTuple):
     """A batch's number, the logits [N, V] that predict its completion tokens, and how many of those each example has."""
 
@@ -127,7 +140,7 @@ class Pass(NamedTuple):
 
 
 @torch.no_grad()
-def _passes(model: PreTrainedModel, batches: Sequence[Batch], numbers: list[int], description: str) -> Iterator[Pass]:
+def passes(model: PreTrainedModel, batches: Sequence[Batch], numbers: list[int], description: str) -> Iterator[Pass]:
     """One pass per batch of this rank. With a model in parts on all ranks, every rank runs as many batches; those that are run
     only to keep step yield nothing."""
     mine: list[int] = shard_in_step(numbers, -1) if is_partitioned(model) else shard(numbers)

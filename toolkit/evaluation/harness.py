@@ -73,11 +73,13 @@ class Metric:
 
 @dataclass(frozen=True)
 class HarnessResult:
-    """A task's number of questions, of solved examples before each, and its metrics by name."""
+    """A task's number of questions, of solved examples before each, and its metrics by name; what a model must do
+    (lm-eval's output_type: multiple_choice, generate_until, …; None for a group of tasks of several kinds)."""
 
     n: int | None
     shots: int | None
     metrics: dict[str, Metric]
+    output_type: str | None = None
 
 
 def run_harness(
@@ -129,8 +131,17 @@ def _read(output: Any) -> dict[str, HarnessResult]:
             name = metric if filtered == "none" else f"{metric} ({filtered})"
             metrics[name] = Metric(_plain(value), _plain(error) if isinstance(error, int | float) else None)
         count = output.get("n-samples", {}).get(task, {}).get("effective")
-        results[task] = HarnessResult(count, output.get("n-shot", {}).get(task), metrics)
+        results[task] = HarnessResult(count, output.get("n-shot", {}).get(task), metrics, _output_type(output, task))
     return results
+
+
+def _output_type(output: Any, task: str) -> str | None:
+    """Of a task, or of all the tasks in a group where they agree."""
+    if members := output.get("group_subtasks", {}).get(task):
+        kinds = {_output_type(output, member) for member in members}
+        return kinds.pop() if len(kinds) == 1 else None
+    found = output.get("configs", {}).get(task, {}).get("output_type")
+    return str(found) if found else None
 
 
 def _plain(number: Any) -> Any:

@@ -11,7 +11,7 @@ from toolkit.evaluation.likelihood import completion_loss
 from toolkit.recipe.data import DataRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.errors import PollardError
-from toolkit.tasks import DataCache, Task, encode_all, encode_texts, padded_batches
+from toolkit.tasks import DataCache, Encoded, Task, encode_all, encode_texts, padded_batches
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,21 @@ class ProbeResult:
 
 def read_probe(data: DataRecipe, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, cache: DataCache) -> Probe:
     """Reads and tokenizes `data`: as many examples as it names, else as many as the recipe evaluates."""
-    examples, longest = data.examples or recipe.evaluation.examples, recipe.calibration.max_length
-    task, left_out = cache.task(data.task) if data.task else None, 0
-    if task:
-        encoded, left_out = encode_all(tokenizer, task.examples("dev")[:examples], longest)
-    else:
-        encoded = encode_texts(tokenizer, cache.texts(str(data.text)), longest)[:examples]
+    examples = data.examples or recipe.evaluation.examples
+    encoded, left_out = encode_data(data, recipe, tokenizer, cache, examples)
     batches = padded_batches(encoded, recipe.calibration.batch_size, int(tokenizer.pad_token_id or 0))
-    return Probe(data.name, task, examples, batches, left_out)
+    return Probe(data.name, cache.task(data.task) if data.task else None, examples, batches, left_out)
+
+
+def encode_data(
+    data: DataRecipe, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, cache: DataCache, examples: int | None
+) -> tuple[list[Encoded], int]:
+    """The first `examples` (None: all) dev examples of a task, or pieces of a text, of at most `calibration.max_length` tokens;
+    and how many examples are longer. Raises PollardError if none fits."""
+    longest = recipe.calibration.max_length
+    if data.task:
+        return encode_all(tokenizer, cache.task(data.task).examples("dev")[:examples], longest, "calibration.max_length")
+    return encode_texts(tokenizer, cache.texts(str(data.text)), longest)[:examples], 0
 
 
 def check_probe(data: DataRecipe, cache: DataCache) -> None:

@@ -49,6 +49,7 @@ class EvaluationFacts:
     task: str | None = None
     split: str | None = None
     seconds: float | None = None
+    logged: int | None = None  # answers that were there already, so that `seconds` are not of all
     tokens_per_second: float | None = None  # generated, all ranks together; of answers that were not logged before
     max_new_tokens: int | None = None
     ranks: int | None = None
@@ -58,6 +59,7 @@ class EvaluationFacts:
     temperature: float | None = None
     samples: int | None = None
     mean_score: float | None = None  # of single answers, where a vote decides
+    chance: float | None = None  # the share that guessing gets right, where there are choices or labels
     device: str | None = None
     dtype: str | None = None
     backend: str | None = None
@@ -110,6 +112,11 @@ class Scores:
     @property
     def interval(self) -> tuple[float, float]:
         return wilson(self.correct, self.n)
+
+    @property
+    def chance(self) -> float | None:
+        """The share that guessing gets right, where there are choices."""
+        return self.facts.chance
 
     @property
     def credit(self) -> float | None:

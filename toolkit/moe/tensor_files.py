@@ -18,6 +18,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from toolkit.moe.model_files import SINGLE, checkpoint_files, read_index
 from toolkit.runtime.errors import PollardError
@@ -26,6 +27,8 @@ from toolkit.runtime.files import RESUME_ADVICE, explain_full_disk
 LENGTH_BYTES = 8  # of the number that a file begins with
 SHORT_RUN = 4096  # bytes: below, reading what lies between costs less than a system call for each
 GATHERED = 2**25  # bytes that are read at once of what lies in short runs
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Types that rows can be converted between."""
 
 
 class StoredTensor(NamedTuple):
@@ -53,6 +56,10 @@ class Piece(NamedTuple):
     name: str
     source: StoredTensor
     indices: Mapping[int, npt.NDArray[np.int64]] = {}
+
+    @property
+    def dtype(self) -> str:
+        return self.source.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -86,6 +93,38 @@ class Piece(NamedTuple):
         rows = self.indices.get(0, np.arange(1))
         for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
             yield self.source.begin + int(run[0]) * self.run_bytes, len(run) * self.run_bytes
+
+
+class JoinedPiece(NamedTuple):
+    """A tensor to be written: rows of several tensors, one behind the other, in one type.
+
+    `rows` follow each other along `axis`, before which every axis is 1 long: their bytes are the tensor's. Each names its
+    indices along that axis and no other.
+    """
+
+    name: str
+    dtype: str
+    axis: int
+    rows: tuple[Piece, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        first = self.rows[0].shape
+        return (*first[: self.axis], sum(piece.shape[self.axis] for piece in self.rows), *first[self.axis + 1 :])
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * FLOATS[self.dtype].itemsize if self.is_cast else sum(piece.bytes for piece in self.rows)
+
+    @property
+    def is_cast(self) -> bool:
+        """Whether some rows are stored in another type."""
+        return any(piece.dtype != self.dtype for piece in self.rows)
+
+    def parts(self) -> Iterator[Piece]:
+        """As those of a piece."""
+        for piece in self.rows:
+            yield from piece.parts()
 
 
 def row_axis(shape: Sequence[int]) -> int:
@@ -158,23 +197,23 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def file_bytes(pieces: Iterable[Piece]) -> int:
+def file_bytes(pieces: Iterable[Piece | JoinedPiece]) -> int:
     """The size of the file that `write_file` makes of them."""
     ordered = _in_order(pieces)
     return LENGTH_BYTES + len(_header(ordered)) + sum(piece.bytes for piece in ordered)
 
 
-def _in_order(pieces: Iterable[Piece]) -> list[Piece]:
+def _in_order(pieces: Iterable[Piece | JoinedPiece]) -> list[Piece | JoinedPiece]:
     """Wide numbers first: with a header of whole words, every tensor is aligned to its type for those who map the file."""
     return sorted(pieces, key=lambda piece: -piece.bytes / max(math.prod(piece.shape), 1))
 
 
-def _header(ordered: Sequence[Piece]) -> bytes:
+def _header(ordered: Sequence[Piece | JoinedPiece]) -> bytes:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for piece in ordered:
         header[piece.name] = {
-            "dtype": piece.source.dtype,
+            "dtype": piece.dtype,
             "shape": list(piece.shape),
             "data_offsets": [at, at := at + piece.bytes],
         }
@@ -182,7 +221,7 @@ def _header(ordered: Sequence[Piece]) -> bytes:
     return text + b" " * (-len(text) % 8)
 
 
-def write_file(path: Path, pieces: Iterable[Piece]) -> None:
+def write_file(path: Path, pieces: Iterable[Piece | JoinedPiece]) -> None:
     """Writes one file under a temporary name that it loses when it is whole and on the disk; the kernel copies the bytes."""
     ordered = _in_order(pieces)
     text = _header(ordered)
@@ -191,15 +230,19 @@ def write_file(path: Path, pieces: Iterable[Piece]) -> None:
         target.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
         sources: dict[Path, IO[bytes]] = {}
         for piece in ordered:
-            file = piece.source.file
-            if file not in sources:
-                sources[file] = stack.enter_context(file.open("rb", buffering=0))
             for part in piece.parts():
-                if not part.indices or (part.indices.keys() == {0} and part.run_bytes >= SHORT_RUN):
+                file = part.source.file
+                if file not in sources:
+                    sources[file] = stack.enter_context(file.open("rb", buffering=0))
+                if part.dtype != piece.dtype:
+                    for rows in _gathered(sources[file], part):
+                        target.write(_converted(rows, FLOATS[part.dtype], FLOATS[piece.dtype]))
+                elif not part.indices or (part.indices.keys() == {0} and part.run_bytes >= SHORT_RUN):
                     for begin, count in part.ranges():
                         _copy(sources[file], target, begin, count)
                 else:
-                    _gather(sources[file], target, part)
+                    for rows in _gathered(sources[file], part):
+                        target.write(rows)
         os.fsync(target.fileno())
     partial.replace(path)
 
@@ -212,7 +255,7 @@ def _copy(source: IO[bytes], target: IO[bytes], begin: int, count: int) -> None:
         begin, count = begin + sent, count - sent
 
 
-def _gather(source: IO[bytes], target: IO[bytes], piece: Piece) -> None:
+def _gathered(source: IO[bytes], piece: Piece) -> Iterator[bytes]:
     """The same for what lies in many short runs (some columns of a matrix): some rows at a time are read whole."""
     if os.fstat(source.fileno()).st_size < piece.source.end:
         raise _shortened(source)
@@ -225,7 +268,12 @@ def _gather(source: IO[bytes], target: IO[bytes], piece: Piece) -> None:
         part = runs[rows[start : start + at_once]]
         for axis, indices in piece.indices.items():
             part = part.take(indices, axis) if axis else part
-        target.write(part.tobytes())
+        yield part.tobytes()
+
+
+def _converted(rows: bytes, before: torch.dtype, after: torch.dtype) -> bytes:
+    numbers = torch.frombuffer(bytearray(rows), dtype=before).to(after)
+    return numbers.view(torch.uint8).numpy().tobytes()
 
 
 def _shortened(source: IO[bytes]) -> PollardError:

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from transformers import PreTrainedModel
 
-from toolkit.cuts import ModelShape, without_last
+from toolkit.cuts import ModelShape, Plan, without_last
 from toolkit.moe import check_prunable, expert_width, find_blocks, layers_of
 from toolkit.recipe.pruning import PruningRecipe
 from toolkit.runtime.errors import PollardError
 from toolkit.selection import channels_to_keep, experts_to_activate, experts_to_keep, layers_to_keep, width_multiple
 
-COUNTING_KEYS = {"keep", "width", "width_multiple", "layers", "experts_per_token"}
+COUNTING_KEYS = {"keep", "width", "width_multiple", "layers", "experts_per_token", "grow"}
 """The keys of `pruning` that decide it."""
 
 
@@ -50,8 +50,9 @@ class Budget(NamedTuple):
         )
 
 
-def budget_of(model: PreTrainedModel, pruning: PruningRecipe) -> Budget:
-    """`model`: the original, which may be without weights. Raises PollardError where it cannot do what the recipe asks."""
+def budget_of(model: PreTrainedModel, pruning: PruningRecipe, first: Plan | None = None) -> Budget:
+    """`model`: the original, which may be without weights. `first`: the plan of what grows. Raises PollardError where it cannot
+    do what the recipe asks."""
     if pruning.keep is None and pruning.width is None and pruning.layers is None:
         raise PollardError(
             "pruning.keep, pruning.width and pruning.layers are all null: nothing would be pruned. Say how much stays, e.g. "
@@ -61,7 +62,11 @@ def budget_of(model: PreTrainedModel, pruning: PruningRecipe) -> Budget:
     blocks = find_blocks(model)
     now, experts = blocks[0].experts_per_token, blocks[0].expert_count
     kept = experts if pruning.keep is None else experts_to_keep(pruning.keep, experts, blocks[0].groups or 1)
-    active = experts_to_activate(pruning.experts_per_token, kept, now)
+    wanted = pruning.experts_per_token
+    if first:
+        _check_growing(kept, first, experts)
+        wanted = wanted or first.experts_per_token
+    active = experts_to_activate(wanted, kept, now)
     check_prunable(blocks, kept, active)
     width = layers = None
     if pruning.width is not None:
@@ -73,6 +78,16 @@ def budget_of(model: PreTrainedModel, pruning: PruningRecipe) -> Budget:
         layers = tuple(found) if isinstance(found, list) else found
         layers = None if layers in (depth, tuple(range(depth))) else layers
     return Budget(kept, active, active < now, width, layers, depth)
+
+
+def _check_growing(keep: int, first: Plan, experts: int) -> None:
+    """Raises PollardError unless `keep` experts are more than `first` holds."""
+    if keep <= first.keep:
+        more = f"say a number in {first.keep + 1}…{experts}" if first.keep < experts else "there are no others to add"
+        raise PollardError(
+            f"pruning.grow.keep is {keep}, and {first.keep} of the original's {experts} experts are there already: {more}.",
+            code="grow.keep",
+        )
 
 
 def own_multiple(model: PreTrainedModel, pruning: PruningRecipe) -> int | None:

@@ -15,11 +15,14 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.cuts import check_dense, plan_of_shape, shaped_meta_model
 from toolkit.evaluation.harness import check_harness
+from toolkit.evaluation.off_task import read_off_task
+from toolkit.evaluation.probe import check_probe
 from toolkit.moe import check_some_inactive
 from toolkit.pipeline.budget import Budget, check_shrinking
 from toolkit.pipeline.calibration_data import check_self_generated, check_source, read_source, sources_of
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.data_checks import limit_checks, rendering_checks
+from toolkit.pipeline.growth_checks import check_growth, growth_notes
 from toolkit.pipeline.layer_search import check_dev_slice
 from toolkit.pipeline.rounds import early_rounds, trains
 from toolkit.pipeline.stages.refit import check_refit
@@ -56,6 +59,7 @@ def _checked(context: RunContext, mistakes: Mistakes, variants: Sequence[RunCont
         for each in (context, *variants):
             _check_numbers(each, mistakes)
             mistakes.collect(partial(check_refit, each))
+            mistakes.collect(partial(check_growth, each))
     mistakes.collect(lambda: _check_dtype(recipe))
     readable = [_is_readable(context, split, mistakes) for split in ("train", recipe.evaluation.split)]
     for source in recipe.calibration.data or ():
@@ -65,7 +69,8 @@ def _checked(context: RunContext, mistakes: Mistakes, variants: Sequence[RunCont
         for each in (context, *variants):
             mistakes.collect(partial(check_dev_slice, each))
     _check_packages(recipe, mistakes)
-    notes: list[str] = []
+    notes = _check_off_task(context, tokenizer, mistakes)
+    notes += mistakes.collect(lambda: growth_notes(context)) or []
     if tokenizer is not None and all(readable):
         rendered = [mistakes.collect(check_part) for check_part in rendering_checks(context)]
         notes += [note for found in rendered for note in found or ()]
@@ -144,6 +149,23 @@ def _check_packages(recipe: Recipe, mistakes: Mistakes) -> None:
         from toolkit.evaluation.server import check_client  # asks for a package that few need
 
         mistakes.collect(check_client)
+
+
+def _check_off_task(context: RunContext, tokenizer: PreTrainedTokenizerBase | None, mistakes: Mistakes) -> list[str]:
+    """The data that models are measured on beside their task."""
+    evaluation = context.recipe.evaluation
+    if data := evaluation.measured_off_task:
+        if tokenizer is None:
+            mistakes.collect(partial(check_probe, data.source, context.data))
+        else:
+            mistakes.collect(partial(read_off_task, data, context.recipe, tokenizer, context.data))
+        return []
+    if not evaluation.off_task:
+        return []
+    return [
+        "What the models lost beside their task is not measured: servers return no probabilities. With data in "
+        "evaluation.off_task the models are loaded here for it; false leaves this line out."
+    ]
 
 
 def _check_training(context: RunContext, tokenizer: PreTrainedTokenizerBase | None, mistakes: Mistakes) -> None:

@@ -17,6 +17,7 @@ from toolkit.moe import load_config, load_tokenizer, meta_model
 from toolkit.pipeline.budget import COUNTING_KEYS, Budget, budget_of, own_multiple
 from toolkit.pipeline.data_sizes import data_sizes
 from toolkit.pipeline.fingerprints import Fingerprints, Teaching, fingerprints_of, last_role
+from toolkit.pipeline.first_run import FirstRun, first_run
 from toolkit.pipeline.fit_choice import chosen_recipe, provisional_recipe
 from toolkit.pipeline.fit_space import FitSpace
 from toolkit.pipeline.rounds import early_rounds, model_after
@@ -109,7 +110,14 @@ class RunContext:
     def budget_of(self, pruning: PruningRecipe) -> Budget:
         """The same for other numbers: those of a round."""
         key = ("budget", self.recipe.model, pruning.model_dump_json(include=COUNTING_KEYS))
-        return self.once(key, lambda: budget_of(self.meta_model, pruning))
+        first = self.first_run if pruning.grow else None
+        return self.once(key, lambda: budget_of(self.meta_model, pruning, first and first.plan))
+
+    @property
+    def first_run(self) -> FirstRun | None:
+        """Whose model grows, where the recipe says so. Raises PollardError where it cannot."""
+        grow, model = self.recipe.pruning.grow, self.original
+        return self.once(("first run", grow.onto, model), lambda: first_run(grow.onto, model)) if grow else None
 
     @property
     def cuts(self) -> Budget:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from toolkit.evaluation.fidelity import FORMAT
 from toolkit.pipeline.budget import Budget
 from toolkit.pipeline.calibration_data import refit_recipe, sources_of
+from toolkit.pipeline.first_run import first_run
 from toolkit.pipeline.rounds import early_rounds
 from toolkit.recipe.data import SourceRecipe, TaskRecipe
 from toolkit.recipe.roles import Role
@@ -72,6 +73,7 @@ class Fingerprints:
     models: dict[Role, str]  # of the models of a run that are checkpoints
     scoring: str  # the questions, how they are answered and judged; with a model's fingerprint it decides the score
     reference_logits: str  # fidelity: the original's distributions over the gold answers
+    off_task: str | None  # the texts beside the task, and the original where models are compared with it; None: not measured
     harness: str  # the questions of lm-evaluation-harness
     skip: str
 
@@ -112,7 +114,6 @@ def fingerprints_of(
     model = fingerprint_of(fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}))
     splits = {split: data.task_fingerprint(recipe.task, split) for split in task.sources()}
     split = splits["train" if recipe.evaluation.split == "dev" else "test"]
-    evaluation = [recipe.evaluation.fingerprint_values(), *([recipe.seed] if recipe.evaluation.temperature else [])]
     own_data = fingerprint_of(settings, splits["train"])
     budget, cuts = budgets()
     observing = _observing(recipe, data, budget)
@@ -131,7 +132,8 @@ def fingerprints_of(
         source = rounds[step] = fingerprint_of(source, observing, of_step, training)
     layers = None if cuts.layers is None else _layers(recipe, cuts.layers, source, observing, own_data)
     calibrate = fingerprint_of(source, *observing, *([layers.choice] if layers else []), *_channels(recipe, cuts))
-    select = fingerprint_of(calibrate, choosing, recipe.seed)
+    growing = [first_run(recipe.pruning.grow.onto, recipe.model).identity] if recipe.pruning.grow else []
+    select = fingerprint_of(calibrate, choosing, recipe.seed, *growing)
     merge = fingerprint_of(select, "dense")
     prune = fingerprint_of(merge if recipe.pruning.form == "dense" else select)
     refitted = fingerprint_of("refit", prune, *_examples_read(refit_recipe(recipe), data)) if recipe.pruning.refit else prune
@@ -152,8 +154,9 @@ def fingerprints_of(
         select=select,
         merge=merge,
         models=models,
-        scoring=fingerprint_of(settings, split, evaluation, recipe.model.dtype, *_scoring(recipe.task, data)),
+        scoring=scoring_of(recipe, data),
         reference_logits=_reference_logits(recipe, model, split),
+        off_task=_off_task(recipe, data, model),
         harness=_harness(recipe),
         skip=fingerprint_of(models[last_role(recipe)], [*_examples_read(recipe, data), recipe.pruning.skipping]),
     )
@@ -284,6 +287,13 @@ def _selecting(recipe: Recipe) -> list[Any]:
     return [recipe.evaluation.max_new_tokens, *own_scorer_identity(recipe.task)]
 
 
+def scoring_of(recipe: Recipe, data: DataCache) -> str:
+    """The questions, how they are answered and judged. Raises PollardError for sources that are not there."""
+    split = data.task_fingerprint(recipe.task, "train" if recipe.evaluation.split == "dev" else "test")
+    evaluation = [recipe.evaluation.fingerprint_values(), *([recipe.seed] if recipe.evaluation.temperature else [])]
+    return fingerprint_of(recipe.task.model_dump(), split, evaluation, recipe.model.dtype, *_scoring(recipe.task, data))
+
+
 def _scoring(recipe: TaskRecipe, data: DataCache) -> list[Any]:
     """What decides how answers are judged, beside the task's own keys and the split that is asked."""
     shots = [data.task_fingerprint(recipe, "train")] if data.task(recipe).preset.shots else []
@@ -295,6 +305,17 @@ def _reference_logits(recipe: Recipe, model: str, split: Any) -> str:
     settings = recipe.evaluation.model_dump(include={"fidelity", "split"})
     batches = recipe.calibration.model_dump(include={"batch_size", "max_length"})
     return fingerprint_of(FORMAT, model, recipe.task.model_dump(), split, settings, batches, recipe.model.dtype)
+
+
+def _off_task(recipe: Recipe, data: DataCache, model: str) -> str | None:
+    texts = recipe.evaluation.measured_off_task
+    if texts is None:
+        return None
+    original = model if Role.ORIGINAL in recipe.evaluation.models else None
+    source = data.source_fingerprint(texts.source, recipe.task)
+    batches = recipe.calibration.model_dump(include={"batch_size", "max_length"})
+    read = [texts.name, texts.examples, source, *([texts.task.model_dump()] if texts.task else [])]
+    return fingerprint_of("off task", FORMAT, original, read, batches, recipe.model.dtype)
 
 
 def _harness(recipe: Recipe) -> str:

@@ -44,7 +44,7 @@ def first_screen(context: RunContext, planned: Sequence[Stage], reasons: Mapping
     say()
     for stage in planned:
         work = stage.outlook() if reasons[stage.name] else "done already"
-        say(f"{'' if reasons[stage.name] else '[dim]'}  {stage.name:<20}{escape(work)}".rstrip())
+        say(f"{'' if reasons[stage.name] else '[dim]'}  {stage.name:<19} {escape(work)}".rstrip())
     for line in replaced_models(context, [stage for stage in planned if reasons[stage.name]]):
         say(f"\n[bold yellow]note:[/] {escape(line)}")
     say()
@@ -63,7 +63,12 @@ def pruning_lines(context: RunContext) -> dict[str, str]:
     if pruning.form == "dense":
         active = "all of these for every token, as one layer"
     lines = {"experts": f"{experts} in each of {len(blocks)} blocks, {active}, by {pruning.criterion}"}
-    if budget.keep == blocks[0].expert_count:
+    if first := context.first_run:
+        added = f"{first.plan.keep} of {first.onto} and {budget.keep - first.plan.keep} more"
+        lines["experts"] = (
+            f"{added} of {blocks[0].expert_count} in each of {len(blocks)} blocks, {active}, by {pruning.criterion}"
+        )
+    elif budget.keep == blocks[0].expert_count:
         lines["experts"] = f"all {experts} stay in each of {len(blocks)} blocks, {active}"
     if budget.width:
         widths = counts(expert_width(context.meta_model), (b.width for b in budgets))

@@ -66,5 +66,7 @@ def layers_recipe(recipe: Recipe, space: FitSpace) -> Recipe:
 
 def _of_its_own(recipe: Recipe, **changes: int | None) -> Recipe:
     pruning = recipe.pruning.model_copy(update={"fit": None, "skipping": None, "refit": False, **changes})
-    evaluation = recipe.evaluation.model_copy(update={"models": ["pruned"], "split": "dev", "fidelity": None, "harness": None})
+    evaluation = recipe.evaluation.model_copy(
+        update={"models": ["pruned"], "split": "dev", "fidelity": None, "off_task": None, "harness": None}
+    )
     return recipe.model_copy(update={"pruning": pruning, "evaluation": evaluation, "control": False})

@@ -57,7 +57,7 @@ class ShapeTrials:
     def _recipe(self, shape: FitShape, role: Role) -> Recipe:
         recipe = recipe_of_shape(self.recipe, shape, self.evidence.space.original, self.evidence.plans.kept_layers[shape.layers])
         settings = recipe.evaluation
-        asked = {"models": [role], "split": "dev", "examples": self.fit.examples}
+        asked = {"models": [role], "split": "dev", "examples": self.fit.examples, "off_task": False}
         same = settings.model_dump(include={"batch_size", "max_new_tokens"})
         evaluation = EvaluationRecipe.model_validate(asked | same)  # greedy, and here: no server has its model
         return recipe.model_copy(update={"name": name_of(shape), "control": False, "evaluation": evaluation})

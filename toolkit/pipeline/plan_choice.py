@@ -4,7 +4,7 @@ from toolkit.cuts import Plan
 from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.layer_choice import chosen_layers
-from toolkit.selection import select
+from toolkit.selection import Choice, grown_plan, select
 
 
 def choose_plan(context: RunContext, statistics: ExpertStatistics, seed: int) -> Plan:
@@ -13,6 +13,9 @@ def choose_plan(context: RunContext, statistics: ExpertStatistics, seed: int) ->
     `seed`: of criteria that draw. Raises PollardError for what the statistics do not hold.
     """
     pruning, cuts = context.recipe.pruning, context.cuts
+    if first := context.first_run:
+        choice = Choice(cuts.keep, pruning.tokens, seed=seed)
+        return grown_plan(statistics, pruning.criterion, choice, first.plan, first.onto, cuts.experts_per_token)
     plan = select(
         statistics, pruning.criterion, cuts.keep, pruning.tokens, pruning.mode, seed, pruning.experts_per_token, cuts.width,
         pruning.width_criterion, width_multiple=1,

@@ -66,7 +66,7 @@ def smaller_models(asked: Recipe, keep: int) -> Iterator[Change]:
     """Of a recipe that prunes once, to `keep` experts, or to the best shape within limits."""
     if asked.pruning.fit:
         yield from smaller_limits(asked.pruning.fit)
-    elif not asked.pruning.schedule:
+    elif not asked.pruning.schedule and not asked.pruning.grow:  # a grown model holds the first run's experts, and more
         yield from (change("pruning.keep", fewer) for fewer in halves(keep))
 
 

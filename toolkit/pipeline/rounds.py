@@ -43,7 +43,9 @@ def recipe_of_round(recipe: Recipe, run: RunPaths, step: StepRecipe, pruning: Pr
     `pruning`: what it cuts of the model that the round before has left, in numbers.
     """
     early = early_rounds(recipe)
-    evaluation = recipe.evaluation.model_copy(update={"models": ["recovered"], "fidelity": None, "harness": None})
+    evaluation = recipe.evaluation.model_copy(
+        update={"models": ["recovered"], "fidelity": None, "off_task": None, "harness": None}
+    )
     return recipe.model_copy(
         update={
             "name": step.name, "model": model_after(recipe, run, early[: early.index(step)]), "pruning": pruning,

@@ -24,6 +24,7 @@ from toolkit.pipeline.training_facts import student_facts, training_facts
 from toolkit.recipe.file import load_recipe, read_values
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
+from toolkit.report.answer_costs import with_costs
 from toolkit.report.blocks import block_facts, criteria_agreement, pruning_facts
 from toolkit.report.facts import (
     CalibrationFacts,
@@ -32,8 +33,10 @@ from toolkit.report.facts import (
     RunFacts,
     StaleFiles,
 )
+from toolkit.report.first_task import FirstTaskFacts
 from toolkit.report.measurements import Fidelity, HarnessRow, HarnessScore, SpeedTable, SweepTable
 from toolkit.report.narrative import with_sentences
+from toolkit.report.off_task_facts import OffTaskLoss
 from toolkit.report.questions import Answer, changed_answers, compare_all
 from toolkit.report.refit_facts import RefitFacts, RefitLayerFacts
 from toolkit.runtime.errors import PollardError
@@ -55,6 +58,7 @@ class HarnessTask(BaseModel):
 
     n: int | None
     metrics: dict[str, HarnessScore]
+    output_type: str | None = None
 
 
 class HarnessFile(RootModel[dict[str, HarnessTask]]):
@@ -113,7 +117,8 @@ def read_run_facts(path: str | Path) -> RunFacts:
         cuts=cut_facts(run, stages, (plan, whole), statistics, (asked.width, asked.layers)) if plan and whole else None,
         calibration=_calibration(stages[CALIBRATE], statistics) if CALIBRATE in stages else None,
         refit=_refit(run, stages[refit]) if refit in stages else None,
-        models=models,
+        first_task=_by_role(run, "first_task", stages, FirstTaskFacts).get(Role.RECOVERED),
+        models=with_costs(models),
         ratios=_ratios(evaluated),
         pairs=compare_all(evaluated, answers),
         changed=changed_answers(last_model, answers.get(Role.ORIGINAL, []), answers[last_model]) if last_model else None,
@@ -123,6 +128,7 @@ def read_run_facts(path: str | Path) -> RunFacts:
         control_training=training_facts(_log(run.control_log), stages[control]) if control in stages else None,
         sweep=read_file(run.sweep / "table.json", SweepTable.model_validate_json) if SWEEP in stages else None,
         fidelity=_by_role(run, "fidelity", stages, Fidelity) if recipe and recipe.evaluation.fidelity else {},
+        off_task=_by_role(run, "off_task", stages, OffTaskLoss) if recipe and recipe.evaluation.measured_off_task else {},
         speed=_speed(run, stages),
         harness=_harness(run, stages) if recipe and recipe.evaluation.harness else [],
         stale=[StaleFiles(parts=stale.parts, why=stale.why) for stale in stale_parts(run)],
@@ -264,7 +270,8 @@ def _harness(run: RunDirectory, stages: Entries) -> list[HarnessRow]:
     for role, tasks in _by_role(run, "harness", stages, HarnessFile).items():
         for task, measured in tasks.root.items():
             for metric, score in measured.metrics.items():
-                row = rows.setdefault((task, metric), HarnessRow(task=task, metric=metric, n=measured.n, models={}))
+                row = HarnessRow(task=task, metric=metric, n=measured.n, output_type=measured.output_type, models={})
+                row = rows.setdefault((task, metric), row)
                 row.models[role] = score
     return list(rows.values())
 

@@ -6,6 +6,7 @@
 
 (─► answers ─► teacher) (─► student/…) ─► recover (─► control) ─► report
                                 └ evaluate/recovered └ evaluate/control
+                                └ first_task/recovered (of a grown model)
                                 └ skip ─► evaluate/skipping (or of the model before)
 
 A model's score comes last of what is measured of it, so that `pollard evaluate` ends with everything.
@@ -20,6 +21,7 @@ from toolkit.pipeline.stages.control import Control
 from toolkit.pipeline.stages.evaluate import Evaluate
 from toolkit.pipeline.stages.evaluate_skipping import EvaluateSkipping
 from toolkit.pipeline.stages.fidelity import Fidelity
+from toolkit.pipeline.stages.first_task import FirstTask
 from toolkit.pipeline.stages.fit_choose import FitChoose
 from toolkit.pipeline.stages.fit_measure import FitMeasure
 from toolkit.pipeline.stages.fit_scores import FitScores
@@ -27,6 +29,7 @@ from toolkit.pipeline.stages.fit_shapes import FitShapes
 from toolkit.pipeline.stages.harness import Harness
 from toolkit.pipeline.stages.layers import Layers
 from toolkit.pipeline.stages.merge import Merge
+from toolkit.pipeline.stages.off_task import OffTask, OffTaskReference
 from toolkit.pipeline.stages.prune import Prune
 from toolkit.pipeline.stages.recover import Recover
 from toolkit.pipeline.stages.reference_logits import ReferenceLogits
@@ -44,7 +47,7 @@ TEACHING = (Slot(Answers), Slot(Teacher))
 
 def measurements(role: Role) -> tuple[Slot, ...]:
     """What is measured of a model that is compared with the original."""
-    return Slot(Fidelity, role), Slot(Harness, role), Slot(Evaluate, role)
+    return Slot(OffTask, role), Slot(Fidelity, role), Slot(Harness, role), Slot(Evaluate, role)
 
 
 STAGES: tuple[Slot, ...] = (
@@ -58,6 +61,7 @@ STAGES: tuple[Slot, ...] = (
     Slot(Select),
     Slot(Merge),
     Slot(Prune),
+    Slot(OffTaskReference, Role.ORIGINAL),
     Slot(ReferenceLogits, Role.ORIGINAL),
     Slot(Harness, Role.ORIGINAL),
     Slot(Evaluate, Role.ORIGINAL),
@@ -67,6 +71,7 @@ STAGES: tuple[Slot, ...] = (
     *TEACHING,
     Slot(StudentAnswers),  # and of every training the others, in turn
     Slot(Recover),
+    Slot(FirstTask, Role.RECOVERED),
     *measurements(Role.RECOVERED),
     Slot(Skip),
     Slot(EvaluateSkipping, Role.SKIPPING),

@@ -89,11 +89,13 @@ def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> SweepTable:
 def _check(grid: Grid, directory: RunDirectory) -> None:
     """Everything that can be known to be wrong before the calibration starts, of all cells together."""
     mistakes, context = Mistakes(), RunContext(grid.recipe, directory)
-    evaluation = grid.recipe.evaluation.model_copy(update={"models": ["pruned"], "split": "dev", "harness": None})
+    evaluation = grid.recipe.evaluation.model_copy(
+        update={"models": ["pruned"], "split": "dev", "off_task": None, "harness": None}
+    )
     cells = [context.variant(cell.recipe.model_copy(update={"evaluation": evaluation, "control": False})) for cell in grid.cells]
     notes = mistakes.collect(partial(check, cells[0], variants=cells[1:]))
     if other := grid.recipe.sweep.off_task:
-        mistakes.collect(lambda: check_probe(other, context.data))
+        mistakes.collect(lambda: check_probe(other.source, context.data))
     mistakes.collect(lambda: check_compressions(grid, context))
     for pruning in [cell.recipe.pruning for cell in grid.cells if cell.allocated]:
         mistakes.collect(partial(check_criterion, pruning.criterion, pruning.mode))
@@ -202,7 +204,7 @@ def _choose(grid: Grid, context: RunContext, places: list[RunDirectory]) -> list
 def _off_task_source(context: RunContext) -> Any:
     """What identifies the data that the pruned models are measured on beside the task; None where there is none."""
     other = context.recipe.sweep.off_task
-    return other and context.data.source_fingerprint(other, context.recipe.task)
+    return other and context.data.source_fingerprint(other.source, context.recipe.task)
 
 
 def _measured(path: Path) -> JsonObject | None:
@@ -217,7 +219,8 @@ def _measure(context: RunContext, choices: list[SweepChoice], folder: Path) -> N
     """One file per choice, written as soon as it is measured."""
     recipe, tokenizer = context.recipe, context.tokenizer
     task, other = read_probe(DataRecipe(task=recipe.task), recipe, tokenizer, context.data), recipe.sweep.off_task
-    probes = {"task": task, "off_task": other and read_probe(other, recipe, tokenizer, context.data)}
+    beside = other and replace(read_probe(other.source, recipe, tokenizer, context.data), name=other.name)
+    probes = {"task": task, "off_task": beside}
     gold, said = _gold(context), folder / "original"  # what the original says of them, until all cells are measured
 
     def measure(model: PreTrainedModel) -> None:

@@ -104,6 +104,12 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
             "`pollard fit`, which measures shapes beside each other.",
             code="sweep.fit",
         )
+    if recipe.pruning.grow or any(key.startswith("pruning.grow") for key in lists):
+        raise PollardError(
+            "A sweep masks the original, and what grows holds another run's trained weights: say pruning.grow=null and what to "
+            "compare. Compare grown runs with `pollard compare`.",
+            code="sweep.grow",
+        )
     if compared := next((key for key in lists if key.startswith("pruning.refit")), None):
         raise PollardError(
             f"A sweep masks the original, and a refit changes weights: {compared} makes no difference there. Compare runs that "

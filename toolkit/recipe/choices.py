@@ -47,6 +47,7 @@ Method = Literal[
     "qlora",
     "router",
     "experts",
+    "new",
 ]
 
 METHODS_WITH_ADAPTERS = {

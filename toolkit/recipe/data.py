@@ -3,14 +3,25 @@
 import json
 import re
 import unicodedata
-from typing import Any, Literal, Self, get_args
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from toolkit.recipe.choices import LabelFormat, ScorerName, TaskName
 from toolkit.runtime.errors import did_you_mean
 
 OWN_SCORER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+EMBEDDED_TEXTS = Path(__file__).parents[1] / "evaluation" / "off_task.jsonl"
 SAMPLES, SAMPLING_TEMPERATURE = 4, 0.7  # the temperature of rejection-sampling fine-tuning (arXiv 2308.01825)
 
 
@@ -170,6 +181,14 @@ class TaskRecipe(Section):
         return stop
 
 
+def _named_data(values: Any) -> Any:
+    """The keys of a task that is given by its name."""
+    values = {"task": values} if isinstance(values, str) else values
+    if isinstance(values, dict) and isinstance(values.get("task"), str):
+        values = values | {"task": {"name": values["task"]}}
+    return values
+
+
 class DataRecipe(Section):
     """A task, with the same keys as the recipe's `task`, or plain text. `gsm8k` is short for `{task: {name: gsm8k}}`."""
 
@@ -183,10 +202,7 @@ class DataRecipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _expand_shorthands(cls, values: Any) -> Any:
-        values = {"task": values} if isinstance(values, str) else values
-        if isinstance(values, dict) and isinstance(values.get("task"), str):
-            values = values | {"task": {"name": values["task"]}}
-        return values
+        return _named_data(values)
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -198,6 +214,44 @@ class DataRecipe(Section):
     def name(self) -> str:
         """The name in messages: the task's name, or the text's file."""
         return self.task.name if self.task else str(self.text)
+
+
+class OffTaskRecipe(DataRecipe):
+    """Data that models are measured on beside their task. `true` is short for the texts that come with Pollard, `false` for no
+    data."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_shorthands(cls, values: Any) -> Any:
+        return {} if values is True else _named_data(values)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.task and self.text:
+            raise ValueError("give either a `task` or a `text` (a .jsonl or .txt file), or `true`")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, dump: SerializerFunctionWrapHandler) -> Any:
+        return True if self.is_embedded and self.examples is None else dump(self)
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether these are the texts that come with Pollard."""
+        return not self.task and not self.text
+
+    @property
+    def source(self) -> DataRecipe:
+        """The task or the file that is read."""
+        return DataRecipe(text=str(EMBEDDED_TEXTS), examples=self.examples) if self.is_embedded else self
+
+    @property
+    def name(self) -> str:
+        """The name in messages and reports."""
+        return "Pollard's texts" if self.is_embedded else super().name
+
+
+OffTaskData = Annotated[OffTaskRecipe | None, BeforeValidator(lambda value: None if value is False else value)]
 
 
 class SourceRecipe(DataRecipe):

@@ -2,9 +2,9 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_serializer, field_validator, model_validator
 
-from toolkit.recipe.data import Section
+from toolkit.recipe.data import OffTaskData, OffTaskRecipe, Section
 from toolkit.recipe.roles import Role
 
 ModelRole = Literal["original", "pruned", "refitted", "recovered"]
@@ -53,7 +53,7 @@ ROLES = (Role.ORIGINAL, Role.PRUNED, Role.REFITTED, Role.RECOVERED, Role.CONTROL
 # Keys that the result of one model does not depend on, for `fingerprint_values`
 NOT_IN_FINGERPRINT: Any = {
     "models": True, "batch_size": True, "servers": {"concurrency", "timeout"},
-    "fidelity": True, "harness": True, "harness_tasks": True,  # stages of their own
+    "fidelity": True, "off_task": True, "harness": True, "harness_tasks": True,  # stages of their own
 }  # fmt: skip
 
 
@@ -81,10 +81,21 @@ class EvaluationRecipe(Section):
     fidelity: int | None = Field(default=None, ge=1)
     """Compare the models' next-token probabilities with the original's on the reference answers of the first n examples (in a
     sweep: of the dev slice). Cheap, since nothing is generated (docs/fidelity.md)."""
+    off_task: OffTaskData = Field(default=OffTaskRecipe(), exclude_if=lambda data: data == OffTaskRecipe())
+    """What the models lost elsewhere: their loss on other data, and how like the original's their next tokens are (nothing is
+    generated). true: some 60 short texts that come with Pollard; false: not measured; or a task (its dev examples) or a text, of
+    which the first 64 examples count unless `examples` says otherwise (docs/evaluation.md)."""
     harness: list[str] | None = Field(default=None, min_length=1)
     """Tasks of lm-evaluation-harness, to measure what pruning costs on other tasks (pip install 'pollard-moe[lm-eval]')."""
     harness_tasks: str | None = None
     """A folder with your own tasks in lm-eval's YAML format."""
+
+    @property
+    def measured_off_task(self) -> OffTaskRecipe | None:
+        """Where the models' loss beside the task is measured; None where it is not. Servers return no probabilities: with them
+        models are loaded for it only where the recipe names data."""
+        loaded = self.backend != "server" or self.off_task != OffTaskRecipe()
+        return self.off_task if loaded else None
 
     @property
     def without_server(self) -> str:
@@ -101,6 +112,10 @@ class EvaluationRecipe(Section):
         """The values that decide the result of one model, for its evaluation's fingerprint."""
         always = {"split": self.split, "max_new_tokens": self.max_new_tokens}
         return always | self.model_dump(exclude=NOT_IN_FINGERPRINT, exclude_defaults=True)
+
+    @field_serializer("off_task", mode="wrap")
+    def _off_is_false(self, data: OffTaskRecipe | None, dump: SerializerFunctionWrapHandler) -> Any:
+        return False if data is None else dump(data)
 
     @field_validator("batch_size", mode="before")
     @classmethod

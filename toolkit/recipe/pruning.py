@@ -7,6 +7,7 @@ pruning:
   schedule: [{keep: 6}, {keep: 6, width: 0.5}] one after the other, with a recovery in between
 pruning: {keep: 4, form: dense}                what stays as one feed-forward layer per block: no router, no experts
 pruning: {fit: {bytes: 12G}}                   whatever is best within these limits (recipe/fit.py)
+pruning: {grow: {onto: runs/a/recovered, keep: 6}}   a second task's experts behind a first run's (recipe/grow.py)
 """
 
 from contextlib import suppress
@@ -25,11 +26,20 @@ from pydantic import (
 from toolkit.recipe.choices import CRITERIA_ON_ALL_TOKENS, Criterion, LayerCriterion, WidthCriterion
 from toolkit.recipe.data import Section
 from toolkit.recipe.fit import FitRecipe
+from toolkit.recipe.grow import GrowRecipe
 from toolkit.recipe.refit import RefitRecipe, check_refit
 from toolkit.recipe.step import COUNTED, StepRecipe, check_count
 
 CHOSEN_BY_FIT = ("keep", "width", "layers", "schedule", "experts_per_token", "form")
 """The keys whose values a fit finds."""
+NOT_GROWN = {
+    "schedule": "what grows is cut once, from the original: leave schedule out",
+    "fit": "fit searches a shape of the original's own weights: leave one out",
+    "width": "the first run's experts keep their width, and new ones must have the same: leave width out",
+    "layers": "the first run's layers stay as they are: leave layers out",
+    "refit": "refit would change the first run's weights, and grow keeps them: leave one out",
+}
+"""Keys that cannot be together with `grow`, and why."""
 BELONGING = {"width": ("width_criterion", "width_multiple"), "layers": ("layer_criterion",)}
 """Keys that say how something is cut, by the key without which it is not."""
 
@@ -60,9 +70,12 @@ class PruningRecipe(Section):
     fit: FitRecipe | None = Field(default=None, exclude_if=lambda fit: fit is None)
     """Limits on the size, under which the shape that is best for the task is searched, instead of `keep`, `width`, `layers`,
     `experts_per_token` and `form` (docs/fit.md)."""
+    grow: GrowRecipe | None = Field(default=None, exclude_if=lambda grow: grow is None)
+    """Add experts of the original for this task to the checkpoint of an earlier run, whose own tensors stay as they are, instead
+    of `keep` (docs/recovery.md). `finetuning.method: new` then trains the added ones alone."""
     experts_per_token: int | None = Field(default=None, ge=1)
     """Experts that the pruned model activates per token, at most as many as the original does. Default: as the original, or
-    `keep` if that is less."""
+    `keep` if that is less; with `grow`, as the first run's model."""
     tokens: Literal["all", "prompt", "completion"] = "all"
     """Tokens whose statistics are used."""
     mode: Literal["layerwise", "progressive"] = "layerwise"
@@ -107,6 +120,9 @@ class PruningRecipe(Section):
         if (fit := values.get("fit")) is not None:
             refit = fit.get("refit") if isinstance(fit, dict) else getattr(fit, "refit", None)
             return {"keep": None, "layer_criterion": "influence", **({"refit": refit} if refit else {})} | values
+        if (grow := values.get("grow")) is not None:
+            kept = grow.get("keep") if isinstance(grow, dict) else getattr(grow, "keep", None)
+            return {"keep": kept} | values if kept is not None else values
         if isinstance(schedule := values.get("schedule"), list) and schedule:
             return _counts_of(schedule[-1]) | values
         if values.get("width") is not None or values.get("layers") is not None:
@@ -184,6 +200,24 @@ class PruningRecipe(Section):
             )
         if self.fit.refit and not self.refit and "refit" in self.model_fields_set:
             raise ValueError("fit.refit measures refitted shapes, and refit is false: the run would leave another model")
+        return self
+
+    @model_validator(mode="after")
+    def _growth_stands_alone(self) -> Self:
+        if self.grow is None:
+            return self
+        for key, reason in NOT_GROWN.items():
+            if getattr(self, key):
+                raise ValueError(reason)
+        if self.form == "dense":
+            raise ValueError("grow adds experts that a router chooses, and in the dense form there are none: leave form out")
+        if self.criterion in CRITERIA_ON_ALL_TOKENS:
+            raise ValueError(
+                f"{self.criterion} searches whole sets, without regard to the experts that are there already: take a criterion "
+                "that scores experts"
+            )
+        if self.keep != self.grow.keep:
+            raise ValueError(f"keep {self.keep} is not what grow ends with, {self.grow.keep}: leave keep out, say grow.keep")
         return self
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from pydantic import WithJsonSchema
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from toolkit.recipe.data import DataRecipe, Section
+from toolkit.recipe.data import DataRecipe, OffTaskRecipe, Section
 from toolkit.recipe.evaluation import ServerRecipe
 from toolkit.recipe.file import dump_value, sections_in
 from toolkit.recipe.schema import SHORTHANDS, Recipe
@@ -49,7 +49,7 @@ def schema() -> str:
 
 
 def _allow(value: dict[str, Any], short: set[str]) -> None:
-    """Allows a text for the sections that have a short form (`task: gsm8k`)."""
+    """Allows a text for the sections that have a short form (`task: gsm8k`), and true and false for what can be switched."""
     if isinstance(value.get("items"), dict):
         _allow(value["items"], short)
     for option in [*value.get("anyOf", [])]:
@@ -57,7 +57,8 @@ def _allow(value: dict[str, Any], short: set[str]) -> None:
     reference = value.get("$ref", "")
     if reference.rpartition("/")[2] in short:
         del value["$ref"]
-        value["anyOf"] = [{"$ref": reference}, {"type": "string"}]
+        switch = [{"type": "boolean"}] if reference.endswith(f"/{OffTaskRecipe.__name__}") else []
+        value["anyOf"] = [{"$ref": reference}, {"type": "string"}, *switch]
 
 
 def _lines(section: type[Section], values: dict[str, Any], indent: int) -> list[str]:
@@ -70,6 +71,7 @@ def _lines(section: type[Section], values: dict[str, Any], indent: int) -> list[
             lines += _lines(_section(field), values.get(key, {}), indent + 2)
             continue
         default = values.get(key, None if field.default is PydanticUndefined else field.default)
+        default = default.model_dump() if isinstance(default, Section) else default
         kind = f"{_kind(field)}{'; required' if field.is_required() else ''}"
         lines += [*_comment(f"{description} ({kind})".strip(), indent), f"{' ' * indent}{key}: {dump_value(default)}\n"]
         for item in sections_in(field.annotation):
@@ -115,7 +117,9 @@ def _kind(field: FieldInfo) -> str:
     return kind
 
 
-NAMES = {str: "text", int: "integer", float: "number", bool: "true | false", type(None): "null", Any: "anything"}
+NAMES = {str: "text", int: "integer", float: "number", bool: "true | false", type(None): "null", Any: "anything"} | {
+    OffTaskRecipe: "true | false | data"
+}
 
 
 def _named(kind: Any) -> str:

@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from toolkit.recipe.choices import METHODS_WITH_ADAPTERS, Method
-from toolkit.recipe.data import DataRecipe, Section, SourceRecipe, TaskRecipe, TrainingSourceRecipe, all_weights_or_none
+from toolkit.recipe.data import OffTaskData, Section, SourceRecipe, TaskRecipe, TrainingSourceRecipe, all_weights_or_none
 from toolkit.recipe.evaluation import EvaluationRecipe
 from toolkit.recipe.pruning import PruningRecipe
 from toolkit.recipe.roles import Role
@@ -94,7 +94,7 @@ class FinetuningRecipe(Section):
 
     method: Method = "full"
     """What is trained. full: all parameters; lora: adapters on experts and attention; qlora: the same on a 4-bit base; router:
-    the routers; experts: experts and routers (docs/recovery.md)."""
+    the routers; experts: experts and routers; new: the experts that pruning.grow adds, alone (docs/recovery.md)."""
     lora: LoraRecipe = LoraRecipe()
     router_gradient: Literal["active", "all"] = Field(default="active", exclude_if=lambda value: value == "active")
     """Which experts tell a router what it should have chosen. active: those that were; all: every kept expert, each of which then
@@ -171,8 +171,9 @@ class FinetuningRecipe(Section):
 class SweepRecipe(Section):
     """Settings of `pollard sweep`, which compares prunings. The prunings are given on the command line."""
 
-    off_task: DataRecipe | None = None
-    """A second task or text to measure the pruned models on: what pruning for one task costs on another."""
+    off_task: OffTaskData = None
+    """A second task or text to measure the pruned models on: what pruning for one task costs on another. true: the texts that
+    come with Pollard, as for `evaluation.off_task`."""
     compression: str | None = None
     """Compress the kept experts' weights as well, by what no stock reader loads, so that it is measured and never written:
     low_rank:0.5 (two factors with that share of the numbers) or 2:4 (two of four neighbours are zero) (docs/pruning.md)."""
@@ -267,6 +268,22 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _new_experts_are_there(self) -> Self:
+        if self.finetuning.method != "new":
+            return self
+        if self.pruning.grow is None:
+            raise ValueError(
+                "finetuning.method new trains the experts that pruning.grow adds, and there is no pruning.grow: say method: "
+                "experts, or full"
+            )
+        if self.control:
+            raise ValueError(
+                "the control is the original trained alike, and finetuning.method new trains what was added to another model: "
+                "leave control out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _refitted_model_is_evaluated(self) -> Self:
         """By default, where there is one. Set in place: pydantic wants the model back that it gave."""
         evaluation, refit = self.evaluation, self.pruning.refit
@@ -303,6 +320,6 @@ class Recipe(Section):
         return name
 
 
-METHODS_OF_EXPERTS = ("router", "experts", "qlora")
+METHODS_OF_EXPERTS = ("router", "experts", "qlora", "new")
 """Methods of fine-tuning that train, or quantize, experts and routers."""
 SHORTHANDS = {"model": "path", "task": "name"}

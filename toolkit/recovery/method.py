@@ -4,7 +4,7 @@ A method is a subclass of RecoveryMethod and one line in METHODS (toolkit/recove
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -78,11 +78,13 @@ def training_of(recipe: Recipe, run: RunPaths, role: Role, student_round: int | 
 
 
 class Loaded(NamedTuple):
-    """A model in memory; `blocks` and `linears` (the decoder's other linear layers, by name) before any adapter."""
+    """A model in memory; `blocks` and `linears` (the decoder's other linear layers, by name) before any adapter. `new`: by block
+    the places of experts that it was grown by, where these alone train."""
 
     model: PreTrainedModel
     blocks: list[MoEBlock]
     linears: Sequence[str]
+    new: Mapping[str, Sequence[int]] = {}
 
 
 # PEFT reads these names, wherever they stand, as the experts and router of transformers 4, and redirects them to the fused

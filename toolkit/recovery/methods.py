@@ -1,6 +1,7 @@
 """The methods of fine-tuning, and a checkpoint set up for one: checked and reported before the first step."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from toolkit.moe import MoEBlock, find_blocks, sizes, train_routers_on_all_exper
 from toolkit.recipe.schema import LoraRecipe, Recipe
 from toolkit.recovery.lora import Lora
 from toolkit.recovery.method import Loaded, Reach, RecoveryMethod, TrainedMemory, memory_of_part, parameters_of
+from toolkit.recovery.new_experts import NewExperts, row_parameters
 from toolkit.recovery.qlora import QLora
 from toolkit.runtime.distributed import say
 from toolkit.runtime.errors import PollardError
@@ -63,7 +65,9 @@ class Experts(RecoveryMethod):
         return memory_of_part(model, parameters_of([part for b in find_blocks(model) for part in (b.router, b.experts)]))
 
 
-METHODS: dict[str, RecoveryMethod] = {method.name: method for method in (Full(), Lora(), QLora(), Router(), Experts())}
+METHODS: dict[str, RecoveryMethod] = {
+    method.name: method for method in (Full(), Lora(), QLora(), Router(), Experts(), NewExperts())
+}
 
 
 def trainable_model(recipe: Recipe, arguments: "TrainingArguments", source: str, revision: str | None = None) -> Any:
@@ -78,7 +82,7 @@ def trainable_model(recipe: Recipe, arguments: "TrainingArguments", source: str,
     total = sum(_count(parameter) for parameter in loaded.model.parameters())
     model = method.set_up(loaded, settings.lora)
     check_reach(model, loaded.blocks, method, settings.lora)
-    trained = count_trainable(model, loaded.blocks)
+    trained = count_trainable(model, loaded.blocks, loaded.new)
     number = sum(trained.values())
     parts = ", ".join(f"{part} {count:,}" for part, count in trained.items())
     say(f"  {method.name}: trains {number:,} parameters ({number / total:.2%} of the model's {total:,}): {parts}")
@@ -92,11 +96,13 @@ def trainable_model(recipe: Recipe, arguments: "TrainingArguments", source: str,
     return model
 
 
-def count_trainable(model: nn.Module, blocks: list[MoEBlock]) -> Counter[str]:
-    """Trainable parameters of experts, routers and other layers; `blocks` are those found before adapters were added."""
+def count_trainable(model: nn.Module, blocks: list[MoEBlock], new: Mapping[str, Sequence[int]] | None = None) -> Counter[str]:
+    """Trainable parameters of experts, routers and other layers; `blocks` are those found before adapters were added, `new` the
+    experts whose rows alone train."""
     counts = Counter({"experts": 0, "routers": 0, "other layers": 0})
+    rows = {row.name: row.trained for block in blocks if new for row in row_parameters(block, new[block.name])}
     for name, parameter in _trainable(model):
-        counts[_part(name, blocks)] += _count(parameter)
+        counts[_part(name, blocks)] += rows.get(name, _count(parameter))
     return counts
 
 

@@ -27,6 +27,8 @@ def pruning_facts(plan: Plan, schedule: list[int | str] | None, dense: DenseFact
         blocks=len(plan.blocks),
         schedule=schedule,
         dense=dense,
+        onto=plan.experts.onto,
+        held=plan.experts.before_growth.keep if plan.experts.onto else None,
     )
 
 
@@ -44,7 +46,7 @@ def block_facts(statistics: ExpertStatistics | None, plan: Plan | None) -> dict[
             if plan and choice:
                 count_E = counts[tokens_of(plan)]
                 kept_share = short(float(count_E[choice.kept].sum() / count_E.sum())) if count_E.any() else None
-                kept_unobserved = int((count_E[choice.kept] == 0).sum())
+                kept_unobserved = int((count_E[choice.chosen] == 0).sum())
         blocks[name] = BlockFacts(
             experts=about.experts if about else chosen[name].experts,
             kept=choice.kept if choice else None,
@@ -73,13 +75,16 @@ def short(number: float) -> float:
 
 
 def criteria_agreement(chosen: Mapping[str, Mapping[str, list[int]]], plan: Plan) -> CriteriaAgreement:
-    """How far each criterion's choice (criterion -> block -> kept experts) is the plan's."""
+    """How far each criterion's choice (criterion -> block -> chosen experts) is the plan's."""
     agreement = {
         criterion: {
-            name: short(len(set(kept[name]) & set(block.kept)) / plan.keep) for name, block in plan.blocks.items() if name in kept
+            name: short(len(set(kept[name]) & set(block.chosen)) / len(block.chosen))
+            for name, block in plan.blocks.items()
+            if name in kept
         }
         for criterion, kept in chosen.items()
     }
-    experts = next(iter(plan.blocks.values())).experts
+    first = next(iter(plan.blocks.values()))
+    open_places = first.experts - len(first.kept) + len(first.chosen)  # a first run's experts are not chosen again
     mean = {criterion: short(sum(shares.values()) / len(shares)) for criterion, shares in agreement.items() if shares}
-    return CriteriaAgreement(by_chance=short(plan.keep / experts), agreement=agreement, mean=mean)
+    return CriteriaAgreement(by_chance=short(len(first.chosen) / open_places), agreement=agreement, mean=mean)

@@ -1,12 +1,19 @@
 """What a reader of the scores must know before believing them: the report's warnings, each with its numbers."""
 
 from collections.abc import Mapping
+from typing import Protocol
 
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.report.facts import RunFacts
+from toolkit.report.first_task import first_task_warnings
 from toolkit.report.fit_facts import fit_warnings
+from toolkit.report.off_task_facts import Training, off_task_warnings
 from toolkit.report.refit_facts import refit_warnings
+from toolkit.runtime.formatting import interval, percent
+
+HARDLY_ANY = 0.05
+"""The share of right answers below which, its interval included, a model is said not to do a task."""
 
 COUNTED_ANSWERS = (
     ("truncated", "that did not end within {limit}"),
@@ -29,10 +36,70 @@ def warnings(facts: RunFacts, recipe: Recipe | None, bad_lines: Mapping[str, int
     """One sentence for each thing that makes a number doubtful; `recipe` is the run's, `bad_lines` counts lines of its data that
     could not be used, by what they were read for."""
     return [
-        *fit_warnings(facts.fit), *_about_selection(facts), *_about_width(facts), *_about_layers(facts),
-        *refit_warnings(facts.refit), *_about_data(facts, recipe, bad_lines), *_about_training(facts),
-        *_about_answers(facts, recipe), *_about_context(facts), *_about_likeness(facts), *_about_versions(facts),
+        *_about_original(facts, recipe), *fit_warnings(facts.fit), *_about_selection(facts), *_about_width(facts),
+        *_about_layers(facts), *refit_warnings(facts.refit), *first_task_warnings(facts.first_task),
+        *_about_data(facts, recipe, bad_lines), *_about_training(facts),
+        *off_task_warnings(facts.off_task, _trainings(facts, recipe)), *_about_choices(facts), *_about_answers(facts, recipe),
+        *_about_context(facts), *_about_likeness(facts), *_about_versions(facts),
     ]  # fmt: skip
+
+
+def _about_original(facts: RunFacts, recipe: Recipe | None) -> list[str]:
+    original = facts.evaluated.get(Role.ORIGINAL)
+    doubt = doubt_of_original(original, has_control=bool(recipe and recipe.control)) if original else None
+    return [doubt] if doubt else []
+
+
+class Answered(Protocol):
+    """How many questions were answered rightly; `chance`: the share that guessing gets right, where there are choices."""
+
+    @property
+    def score(self) -> float: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def interval(self) -> tuple[float, float]: ...
+    @property
+    def chance(self) -> float | None: ...
+
+
+def doubt_of_original(original: Answered, has_control: bool) -> str | None:
+    """A warning where the original cannot do the task: with choices, where its interval does not lie above chance; else where it
+    lies below HARDLY_ANY. None where it can, or the questions are too few to tell."""
+    low, high = original.interval
+    right = f"{percent(original.score)} of {original.n:,} questions right, 95 % interval {interval(original.interval)}"
+    if original.chance is not None:
+        shows = low > original.chance
+        what = f"The original itself is not told from guessing ({right}; by chance {percent(original.chance)})"
+    else:
+        shows = high >= HARDLY_ANY
+        what = f"The original itself can hardly do the task ({right})"
+    if shows:
+        return None
+    offer = "" if has_control else ", or fine-tune the original as well to see what the task allows (control: true)"
+    return (
+        f"{what}: what its experts do on these prompts says little about which of them the task needs. Look at its answers "
+        "(evaluation/original.predictions.jsonl): perhaps the prompt does not ask for the expected form (task.prompt, "
+        f"task.shots){offer}."
+    )
+
+
+def _trainings(facts: RunFacts, recipe: Recipe | None) -> list[Training]:
+    method = recipe.finetuning.method if recipe else "fine-tuning"
+    start = Role.REFITTED if facts.refit else Role.PRUNED
+    made = ((facts.training, start, Role.RECOVERED), (facts.control_training, Role.ORIGINAL, Role.CONTROL))
+    return [Training(method, before, after, [loss for _, loss in log.loss]) for log, before, after in made if log]
+
+
+def _about_choices(facts: RunFacts) -> list[str]:
+    """Harness results that nothing was written for."""
+    tasks = list(dict.fromkeys(row.task for row in facts.harness if row.is_multiple_choice))
+    if not tasks:
+        return []
+    return [
+        f"Multiple choice only: {', '.join(tasks)} (lm-evaluation-harness). The likeliest of given choices survives pruning "
+        "better than an answer that must be written: these scores do not tell whether the model still writes well."
+    ]
 
 
 def _about_selection(facts: RunFacts) -> list[str]:

@@ -13,12 +13,19 @@ from pydantic import BaseModel, Field, JsonValue, SerializerFunctionWrapHandler,
 
 from toolkit.recipe.roles import Role
 from toolkit.report.cut_facts import CriteriaAgreement, CutFacts
+from toolkit.report.first_task import FirstTaskFacts
 from toolkit.report.fit_facts import FitFacts
 from toolkit.report.measurements import Facts, Fidelity, HarnessRow, Interval, Number, SpeedTable, SweepTable
+from toolkit.report.off_task_facts import OffTaskLoss
 from toolkit.report.paired import PairedComparison
 from toolkit.report.refit_facts import RefitFacts
 
 LoggedLoss = tuple[Number, Number | None]  # step, nats per token; None: it was not finite
+
+
+def _where_known() -> Any:
+    """A number that earlier reports do not have; where it is None there is no key."""
+    return Field(default=None, exclude_if=lambda number: number is None)
 
 
 class ModelResult(Facts):
@@ -29,6 +36,7 @@ class ModelResult(Facts):
     correct: int
     n: int
     interval: Interval  # 95 %, Wilson
+    chance: Number | None = _where_known()  # the score of guessing, where there are choices
     flexible_score: Number | None = None
     flexible_correct: int | None = None
     split: str | None = None
@@ -41,7 +49,11 @@ class ModelResult(Facts):
     likelihood_correct: int | None = None
     generated_tokens: int | None = None
     seconds: Number | None = None
+    logged: int | None = _where_known()  # answers that `seconds` are not of
     tokens_per_second: Number | None = None
+    tokens_per_answer: Number | None = _where_known()
+    truncated_share: Number | None = _where_known()
+    seconds_per_right: Number | None = _where_known()  # seconds for all answers, per right one
     peak_memory_bytes: int | None = None
     parameters: int | None = None
     active_parameters: Number | None = None  # an average, where experts are skipped
@@ -152,6 +164,10 @@ class PruningFacts(Facts):
     blocks: int
     schedule: list[int | str] | None
     dense: DenseFacts | None = None
+    onto: str | None = Field(default=None, exclude_if=lambda onto: onto is None)
+    """The checkpoint that has grown."""
+    held: int | None = Field(default=None, exclude_if=lambda held: held is None)
+    """How many of `keep` that one has."""
 
     @model_serializer(mode="wrap")
     def _without_the_usual_form(self, dump: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
@@ -225,6 +241,7 @@ class RunFacts(Facts):
     cuts: CutFacts | None = Field(default=None, exclude_if=lambda cuts: cuts is None)  # where more than experts was cut
     calibration: CalibrationFacts | None
     refit: RefitFacts | None = Field(default=None, exclude_if=lambda refit: refit is None)  # where there was one
+    first_task: FirstTaskFacts | None = Field(default=None, exclude_if=lambda first: first is None)  # of a model that has grown
     models: dict[Role, ModelResult | None]
     ratios: dict[Role, dict[str, float]]
     pairs: list[RolePair]
@@ -235,6 +252,7 @@ class RunFacts(Facts):
     control_training: TrainingFacts | None
     sweep: SweepTable | None
     fidelity: dict[Role, Fidelity]
+    off_task: dict[Role, OffTaskLoss] = Field(default={}, exclude_if=lambda off_task: not off_task)  # where it was measured
     speed: SpeedTable | None
     harness: list[HarnessRow]
     stale: list[StaleFiles]

@@ -10,6 +10,7 @@ from typing import Any, Self
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     ModelWrapValidatorHandler,
     PrivateAttr,
     SerializerFunctionWrapHandler,
@@ -239,4 +240,15 @@ class HarnessRow(Facts):
     task: str
     metric: str
     n: int | None
+    # lm-eval's: multiple_choice, generate_until, …
+    output_type: str | None = Field(default=None, exclude_if=lambda kind: kind is None)
     models: dict[Role, HarnessScore]
+
+    @property
+    def label(self) -> str:
+        """The task, and whether the right answer is only to be found among choices."""
+        return f"{self.task} (choices)" if self.is_multiple_choice else self.task
+
+    @property
+    def is_multiple_choice(self) -> bool:
+        return self.output_type == "multiple_choice"

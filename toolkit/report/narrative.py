@@ -9,6 +9,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.report.cautions import warnings
 from toolkit.report.cut_facts import CutFacts, WidthFacts
 from toolkit.report.facts import RunFacts
+from toolkit.report.first_task import FirstTaskFacts
 from toolkit.report.paired import PairedComparison
 from toolkit.runtime.formatting import amount, p_value, percent, points, ranges
 
@@ -78,6 +79,8 @@ def summary(facts: RunFacts) -> str:
     if cut:
         rounds = f", in rounds ({', '.join(map(str, cut.schedule))})" if cut.schedule else ""
         kept = f"{cut.keep} of {cut.experts} experts kept" if cut.keep < cut.experts or not facts.cuts else "All experts kept"
+        if cut.onto:
+            kept = f"{cut.keep} of {cut.experts} experts, {cut.held} of them as {cut.onto} has them and the others added,"
         sentences.append(f"{kept} in each of {cut.blocks} blocks{rounds}.")
         if cut.dense:
             sentences.append(
@@ -121,7 +124,16 @@ def comparisons(facts: RunFacts) -> tuple[str, ...]:
     """Whether the evaluation tells the result from the original, and from the control, as far as it can."""
     end = facts.evaluated_result or Role.PRUNED
     pairs = [facts.pair_of(end, Role.ORIGINAL), facts.pair_of(end, Role.CONTROL)]
-    return tuple(verdict(pair, f"the {pair.first} model", f"the {pair.second}") for pair in pairs if pair)
+    found = [verdict(pair, f"the {pair.first} model", f"the {pair.second}") for pair in pairs if pair]
+    return (*found, *_about_first_task(facts.first_task))
+
+
+def _about_first_task(first: FirstTaskFacts | None) -> list[str]:
+    if not first or not first.before or not first.after or not first.pair:
+        return []
+    scores = f"{percent(first.before.score)} -> {percent(first.after.score)}"
+    compared = verdict(first.pair, "the grown model", "the one before")
+    return [f"The first task, {first.task} ({first.onto}): {scores}. {compared} {first.sentence}".rstrip()]
 
 
 def verdict(pair: PairedComparison[Any], first: str, second: str) -> str:

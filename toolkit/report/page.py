@@ -48,6 +48,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "chance": formats.p_value, "loss": formats.loss, "amount": formats.amount, "size": formats.size, "speed": formats.speed,
     "duration": formats.duration, "precise_size": formats.precise_size, "signed_loss": formats.signed_loss,
     "correlation": "{:.2f}".format, "kl": kl, "acceptance": acceptance, "measured": measured,
+    "mean_count": formats.mean_count, "seconds_each": formats.seconds_each,
 }  # fmt: skip
 """How a number is written, by the name that the page gives in `data-format`."""
 
@@ -72,6 +73,9 @@ MEASURES = (
     Measure("Likeliest choice is right", "likelihood_score", "percent"),
     Measure("Mean credit (F1, or the scorer's degree)", "credit", "percent"),
     Measure("Cut off by the token limit", "truncated", "count"),
+    Measure("Share cut off", "truncated_share", "percent"),
+    Measure("Tokens per answer", "tokens_per_answer", "mean_count"),
+    Measure("Time per right answer", "seconds_per_right", "seconds_each"),
     Measure("Empty answers", "empty", "count"),
     Measure("Comparisons given up", "given_up", "count"),
     Measure("Parameters", "parameters", "amount"),

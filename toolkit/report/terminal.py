@@ -1,16 +1,29 @@
 """Results in the terminal: readable in colour, and as plain text in a job's log file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from toolkit.recipe.roles import Role
 from toolkit.report.facts import ModelComparison, ModelResult, RolePair, RunFacts
 from toolkit.report.page import acceptance, kl, measured
 from toolkit.report.size_table import size_table
 from toolkit.runtime.distributed import console, is_main, say
-from toolkit.runtime.formatting import MISSING, amount, interval, p_value, percent, points, size, speed
+from toolkit.runtime.formatting import (
+    MISSING,
+    amount,
+    interval,
+    loss,
+    mean_count,
+    p_value,
+    percent,
+    points,
+    seconds_each,
+    size,
+    speed,
+)
 
 COLUMNS = ("score", "95 % interval", "n", "parameters", "checkpoint", "tokens/s")
 
@@ -34,6 +47,9 @@ def show(report: RunFacts) -> None:
     say()
     console.print(table)
     say()
+    if further := _further_table(report):
+        console.print(further)
+        say()
     if report.cuts and report.cuts.sizes:
         console.print(size_table(report.cuts.sizes))
         say()
@@ -55,6 +71,33 @@ def _cells(result: ModelResult) -> list[str]:
         size(result.checkpoint_bytes),
         speed(result.tokens_per_second),
     ]
+
+
+def _further_table(report: RunFacts) -> Table | None:
+    """What an answer costs, and what was lost beside the task; None where nothing is known of either."""
+    columns: dict[str, Callable[[Role], str]] = {}
+    results, off_task = report.evaluated, report.off_task
+    if any(result.tokens_per_answer is not None for result in results.values()):
+        columns |= {
+            "tokens/answer": lambda role: mean_count(results[role].tokens_per_answer) if role in results else MISSING,
+            "cut off": lambda role: percent(results[role].truncated_share) if role in results else MISSING,
+            "time/right": lambda role: seconds_each(results[role].seconds_per_right) if role in results else MISSING,
+        }
+    if off_task:
+        columns |= {
+            "loss off task": lambda role: loss(off_task[role].loss) if role in off_task else MISSING,
+            "KL": lambda role: loss(off_task[role].kl) if role in off_task else MISSING,
+            "same token": lambda role: percent(off_task[role].agreement) if role in off_task else MISSING,
+        }
+    if not columns:
+        return None
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
+    for column in ("", *columns):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for role in report.models:
+        if role in results or role in off_task:
+            table.add_row(role, *(cell(role) for cell in columns.values()))
+    return table
 
 
 def _pair_table(pairs: Sequence[RolePair]) -> Table:
@@ -80,7 +123,7 @@ def _further_measurements(report: RunFacts) -> list[str]:
         sentences.append(f"Against the original, over {tokens:,} tokens of gold answers: {'; '.join(each)}.")
     for row in report.harness:
         models = ", ".join(f"{role} {measured(score)}" for role, score in row.models.items())
-        sentences.append(f"{row.task}, {row.metric}: {models}.")
+        sentences.append(f"{row.label}, {row.metric}: {models}.")
     return sentences
 
 

@@ -98,6 +98,22 @@ def speed(tokens_per_second: float | None) -> str:
     return MISSING if tokens_per_second is None else f"{tokens_per_second:,.0f}"
 
 
+def mean_count(number: float | None) -> str:
+    """A mean of counts: "41.3"."""
+    return MISSING if number is None else f"{number:,.1f}"
+
+
+def seconds_each(seconds: float | None) -> str:
+    """What one of many took, with two significant digits: "0.034 s", "1.5 s", "120 s"."""
+    if seconds is None:
+        return MISSING
+    return (
+        f"{seconds:,.0f} s"
+        if seconds >= 9.95
+        else f"{float(f'{seconds:.2g}'):.{1 if seconds >= 0.995 else 2 if seconds >= 0.0995 else 3}f} s"
+    )
+
+
 def duration(seconds: float | None) -> str:
     """5.23 -> "5.2 s"; 200 -> "3 min 20 s"; 8040 -> "2 h 14 min"."""
     if seconds is None:

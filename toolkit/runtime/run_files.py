@@ -33,9 +33,10 @@ RUN_FILE_PATTERNS = {  # folder: its files, as regular expressions of their path
     "teacher": SHARD_PATTERN,
     "answers": rf"\d+/({SHARD_PATTERN})",
     "fidelity": SHARD_PATTERN,
+    "off_task": SHARD_PATTERN,
     "student": rf"\d+/(answers/\d+|teacher)/({SHARD_PATTERN})",
     "checkpoints": r"(recovered|control|student-\d+)/checkpoint-\d+/.+",
-    "evaluation": r"\w+\.(json|predictions\.jsonl|fidelity\.json|harness\.json)|\w+\.answers/\d+\.jsonl",
+    "evaluation": r"\w+\.(json|predictions\.jsonl|(fidelity|off_task|first_task|harness)\.json)|\w+\.answers/\d+\.jsonl",
     "fit": rf"(losses|allocation)\.json|measured/[\w-]+\.json|reference/({SHARD_PATTERN})",
     "sweep": r"table\.json|(keep\d+|allocation)-[0-9a-f]+\.json|original/(" + SHARD_PATTERN + r")"
     r"|layers/(losses\.json|similarities\.safetensors)"

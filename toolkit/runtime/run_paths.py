@@ -34,6 +34,7 @@ class RunPaths:
         self.student = self.path / "student"
         self.evaluation = self.path / "evaluation"
         self.fidelity = self.path / "fidelity"
+        self.off_task = self.path / "off_task"
         self.sweep = self.path / "sweep"
 
     def student_round(self, number: int) -> "RunPaths":

@@ -103,12 +103,16 @@ class ScoreCriterion(Criterion):
         """Whether it ignores what was observed."""
 
     def choose(self, statistics: ExpertStatistics, block: str, choice: Choice) -> ChosenExperts:
+        order = self.order(statistics, block, choice)
+        kept = best_of_each_group(order, choice.keep, statistics.about.blocks[block].groups)
+        return ChosenExperts(kept, self.score(statistics, block, choice.tokens, choice.seed).tolist())
+
+    def order(self, statistics: ExpertStatistics, block: str, choice: Choice) -> list[int]:
+        """All experts of `block`, the best first."""
         scores = self.score(statistics, block, choice.tokens, choice.seed)
         count = statistics.get(block, "count", choice.tokens)
         unobserved = [False] * len(count) if self.blind else (count == 0).tolist()
-        order = sorted(range(len(scores)), key=lambda e: (unobserved[e], -scores[e].item(), e))
-        kept = best_of_each_group(order, choice.keep, statistics.about.blocks[block].groups)
-        return ChosenExperts(kept, scores.tolist())
+        return sorted(range(len(scores)), key=lambda e: (unobserved[e], -scores[e].item(), e))
 
 
 def best_of_each_group(order: list[int], number: int, groups: int) -> list[int]:

@@ -105,6 +105,6 @@ def select(
 
 
 def kept_unobserved(statistics: ExpertStatistics, plan: Plan) -> int:
-    """How many kept experts no token of the plan's kind reached: above 0, the budget is larger than what the task uses."""
+    """How many chosen experts no token of the plan's kind reached: above 0, the budget is larger than what the task uses."""
     tokens = cast(Tokens, plan.tokens)
-    return sum(int((statistics.get(name, "count", tokens)[b.kept] == 0).sum()) for name, b in plan.blocks.items())
+    return sum(int((statistics.get(name, "count", tokens)[b.chosen] == 0).sum()) for name, b in plan.blocks.items())

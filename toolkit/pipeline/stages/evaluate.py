@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from rich.markup import escape
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.estimate import Machine, StageEstimate
@@ -20,6 +21,7 @@ from toolkit.pipeline.stage_names import EVALUATE
 from toolkit.pipeline.stages.measurement import Measurement
 from toolkit.recipe.evaluation import ServerRecipe
 from toolkit.recipe.roles import Role
+from toolkit.report.cautions import doubt_of_original
 from toolkit.runtime.distributed import is_main, on_all_ranks, say
 
 
@@ -128,6 +130,9 @@ class Evaluate(Measurement):
             f"  {scores.score:.1%} of {scores.n:,} right (95 % interval {low:.1%} to {high:.1%}), "
             f"{scores.flexible_score:.1%} by flexible extraction{scores.other_measures}"
         )
+        doubt = doubt_of_original(scores, self.context.recipe.control) if self.role is Role.ORIGINAL else None
+        if doubt:
+            say(f"  [yellow]warning:[/] {escape(doubt)}")
         settings = self.context.recipe.evaluation
         if (mean := scores.facts.mean_score) is not None:
             say(f"  by the vote of {settings.samples} answers each; a single one is right {mean:.1%} of the time")

@@ -49,8 +49,8 @@ class Measurement(Stage):
         return sizes.original() if self.role in (Role.ORIGINAL, Role.CONTROL) else sizes.pruned()
 
     def write(self, figures: JsonObject) -> None:
-        """Writes the output, on rank 0."""
+        """Writes evaluation/<role><suffix>, on rank 0."""
         if is_main():
-            path = self.context.directory.path / self.output
+            path = self.context.directory.evaluation / f"{self.role}{self.suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(figures, indent=1) + "\n")

@@ -40,6 +40,8 @@ class Prune(Stage):
         self.needs = (Select.kind, MERGE, *round_names(context.recipe)[-1:])
 
     def purpose(self) -> str:
+        if first := self.context.first_run:
+            return f"put the chosen experts of the original behind those of {first.onto}"
         return "cut the others out of the checkpoint"
 
     def fingerprint(self) -> str:

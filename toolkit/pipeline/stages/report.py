@@ -28,7 +28,7 @@ from toolkit.report import RunFacts, show
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import fingerprint_of, write_text
-from toolkit.selection import CRITERIA, WIDTH_CRITERIA, WidthChoice, choose_channels, select
+from toolkit.selection import CRITERIA, WIDTH_CRITERIA, Choice, WidthChoice, choose_channels, grown_plan, select
 
 
 class Report(Stage):
@@ -77,8 +77,13 @@ def alternatives(statistics: ExpertStatistics, plan: Plan) -> dict[str, dict[str
         tokens = cast(Tokens, "all" if rule.all_tokens_only else plan.tokens)
         mode = cast(SearchMode, plan.mode or "layerwise")
         with suppress(PollardError):  # not observed in this family, or no search was run: select() would say so
-            chosen = select(statistics, criterion, plan.keep, tokens, mode, plan.seed, plan.experts_per_token)
-            found[criterion] = {name: block.kept for name, block in chosen.blocks.items()}
+            if onto := plan.experts.onto:
+                first = plan.model_copy(update={"cuts": [plan.experts.before_growth]})
+                choice = Choice(plan.keep, tokens, mode, plan.seed)
+                chosen = grown_plan(statistics, criterion, choice, first, onto, plan.experts_per_token)
+            else:
+                chosen = select(statistics, criterion, plan.keep, tokens, mode, plan.seed, plan.experts_per_token)
+            found[criterion] = {name: block.chosen for name, block in chosen.blocks.items()}
     return found
 
 

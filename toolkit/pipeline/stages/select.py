@@ -39,6 +39,8 @@ class Select(Stage):
 
     def purpose(self) -> str:
         pruning, cuts = self.context.recipe.pruning, self.context.cuts
+        if first := self.context.first_run:
+            return f"choose the experts to add to the {first.plan.keep} of {first.onto} ({cuts.keep} in all, {pruning.criterion})"
         parts = [f"the experts to keep ({pruning.keep}, {pruning.criterion})"] if pruning.keep is not None else []
         parts += [f"the channels of every expert ({cuts.width}, {pruning.width_criterion})"] if cuts.width else []
         return f"choose {' and '.join(parts)}" if parts else "put the layers that stay into a plan"
@@ -82,6 +84,10 @@ class Select(Stage):
     def _lines(self, plan: Plan) -> list[str]:
         """What stays, a line for each kind of cut."""
         experts, active = next(iter(plan.blocks.values())).experts, f"{plan.experts_per_token} per token"
+        if plan.experts.onto:
+            held = plan.experts.before_growth.keep
+            added = f"{held} -> {plan.keep} of {experts} experts ({active}) in each of {len(plan.blocks)} blocks"
+            return [f"{added}: {plan.keep - held} join those of {plan.experts.onto}, by {plan.criterion}"]
         lines = [f"{experts} -> {plan.keep} experts ({active}) in each of {len(plan.blocks)} blocks, by {plan.criterion}"]
         if plan.keep == experts:
             lines = [f"all {experts} experts stay ({active}) in each of {len(plan.blocks)} blocks"]
