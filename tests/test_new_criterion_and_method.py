@@ -74,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "from toolkit.recovery.lora import",
         "from toolkit.recovery.attention import Attention\nfrom toolkit.recovery.lora import",
     )
-    edit(methods, "Experts())}", "Experts(), Attention())}")
+    edit(methods, "Spp())\n}", "Spp(), Attention())\n}")
     choices = pollard(folder, "recipes", "--choices")
     (folder / "toolkit" / "recipe" / "choices.py").write_text(choices)
     make_small(folder)

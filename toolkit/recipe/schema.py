@@ -82,9 +82,12 @@ class LoraRecipe(Section):
     """The adapters of the methods lora and qlora."""
 
     rank: int = Field(default=16, ge=1)
-    """Rank of the update of every adapted matrix; each expert has its own."""
+    """Rank of the update of every adapted matrix."""
     alpha: int | float = Field(default=32, gt=0)
     """The update is scaled by alpha / rank."""
+    experts: Literal["each", "shared"] = Field(default="each", exclude_if=lambda value: value == "each")
+    """each: every expert has an update of its own; shared: all experts of a block have the same one, of this rank (rank times the
+    number of experts takes as many numbers as `each` does)."""
     router: bool = False
     """Train the routers as well, without adapters, since they are small."""
 
@@ -94,8 +97,12 @@ class FinetuningRecipe(Section):
 
     method: Method = "full"
     """What is trained. full: all parameters; lora: adapters on experts and attention; qlora: the same on a 4-bit base; router:
-    the routers; experts: experts and routers; new: the experts that pruning.grow adds, alone (docs/recovery.md)."""
+    the routers; experts: experts and routers; new: the experts that pruning.grow adds, alone; spp: factors of a sparse
+    checkpoint's rows and columns (docs/recovery.md)."""
     lora: LoraRecipe = LoraRecipe()
+    keep_zeros: bool = Field(default=False, exclude_if=lambda value: value is False)
+    """Weights that are zero stay zero: for a checkpoint that was made sparse elsewhere. For full, experts and new; with spp they
+    always do."""
     router_gradient: Literal["active", "all"] = Field(default="active", exclude_if=lambda value: value == "active")
     """Which experts tell a router what it should have chosen. active: those that were; all: every kept expert, each of which then
     computes every token in the backward pass. For full, experts and router (docs/recovery.md)."""
@@ -243,6 +250,8 @@ class Recipe(Section):
                 f"finetuning.method {self.finetuning.method} works on experts, and with pruning.form dense there are none: say "
                 "method: full, or lora"
             )
+        if dense and self.finetuning.lora.experts == "shared":
+            raise ValueError("finetuning.lora.experts is for experts, and with pruning.form dense there are none: leave it out")
         if dense and self.finetuning.router_gradient == "all":
             raise ValueError(
                 "finetuning.router_gradient is for routers, and with pruning.form dense there are none: leave it out"

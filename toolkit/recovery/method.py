@@ -133,6 +133,10 @@ class RecoveryMethod(ABC):
     """DeepSpeed's checkpoints hold the frozen weights too: it leaves them out for adapters only."""
     trains_routers: ClassVar[bool] = False
     """Whether routers train as they are, without adapters: what `finetuning.router_gradient` is for."""
+    keeps_zeros: ClassVar[bool] = False
+    """Whether zeros of the weights stay zeros whatever the recipe says."""
+    refuses_keep_zeros: ClassVar[str] = ""
+    """Why `finetuning.keep_zeros` cannot be asked of it."""
     lighter: ClassVar[tuple[str, ...]] = ()
     """Methods to try where this one does not fit into memory."""
 
@@ -180,7 +184,7 @@ class RecoveryMethod(ABC):
             with whole_folder(training.target, training.facts) if is_main() else nullcontext(training.target) as folder:
                 write_partitioned(model, folder)
                 unset_hf_deepspeed_config()  # or ZeRO-3 would partition what is opened to look at it
-                on_main(lambda: _complete(model, folder, training, needed))
+                on_main(lambda: complete(model, folder, training, needed))
             return
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
 
@@ -188,12 +192,12 @@ class RecoveryMethod(ABC):
             tied = getattr(model, "all_tied_weights_keys", {})  # stored once, as in every stock checkpoint
             with whole_folder(training.target, training.facts) as folder:
                 write_checkpoint(model, folder, {name: tensor for name, tensor in weights.items() if name not in tied})
-                _complete(model, folder, training, needed)
+                complete(model, folder, training, needed)
 
         on_main(write)
 
 
-def _complete(model: PreTrainedModel, folder: Path, training: Training, needed: int) -> None:
+def complete(model: PreTrainedModel, folder: Path, training: Training, needed: int) -> None:
     """Writes everything of the source checkpoint but the weights."""
     check_whole(folder, needed)
     model.config.architectures = [type(model).__name__]  # as save_pretrained does

@@ -27,6 +27,7 @@ from toolkit.recovery.student_answers import JoinedCaches, MixedData, mixed_data
 from toolkit.recovery.teacher import TeacherCache
 from toolkit.recovery.trainer import RecoveryTrainer, close_trackers, prepare_trainer, tensorboard_in
 from toolkit.recovery.training_data import read_training_data
+from toolkit.recovery.zeros import hold_zeros
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import explain_full_disk, fingerprint_of, fingerprint_of_source
@@ -99,6 +100,7 @@ def recover(
         train_data = Dataset.from_list(_rows(mixed))
         dev_data = _dev_data(recipe, arguments, tokenizer, cache)
         model = trainable_model(recipe, arguments, training.source, training.revision)
+        zeros = hold_zeros(recipe, METHODS[recipe.finetuning.method], model, training.source)
         seams = seams_of(Plan.load(run.plan)) if recipe.finetuning.distillation.hidden and role != Role.CONTROL else None
         make_trainer = _trainer_class(recipe, model, [(run.teacher, data.encoded), (own.teacher, written)], seams)
         with tensorboard_in(run.path / "tensorboard" / training.checkpoints.name):
@@ -106,6 +108,8 @@ def recover(
         checkpoint = prepare_trainer(trainer, recipe, training, fingerprint, resumable, accuracy)
         with explain_full_disk(run.path, lambda: resume_advice(training.checkpoints)):  # also what trackers write
             trainer.train(resume_from_checkpoint=checkpoint)
+        if zeros:
+            zeros.check(model)
         on_main(lambda: remove_own(training.adapter))  # of another method
         with explain_full_disk(training.target, lambda: resume_advice(training.checkpoints)):
             METHODS[recipe.finetuning.method].save(recipe, trainer, model, training)

@@ -54,7 +54,8 @@ class Teacher(Stage):
         return context.teaching is None and trains(context.recipe) and context.fingerprints.teaching.teacher is not None
 
     def purpose(self) -> str:
-        return "keep what the original model says of every completion token"
+        states = ", and its hidden states where layers are gone" if self.with_states else ""
+        return f"keep what the original model says of every completion token{states}"
 
     def fingerprint(self) -> str:
         return str(self.context.fingerprints.teaching.teacher)
