@@ -7,6 +7,7 @@
     toolkit.prune(source, plan, target)    # refit=batches: and fitted to the original again
     toolkit.recover(recipe)
     scores = toolkit.evaluate(model, tokenizer, task)
+    toolkit.upcycle(dense, target)    # a mixture of experts to begin with
 
 Imported lazily: `import toolkit` costs nothing until one of them is used.
 """
@@ -20,6 +21,9 @@ _PUBLIC_NAMES = {
     "fit": ("toolkit.pipeline.fit_model", "fit"),
     "merge": ("toolkit.calibration", "fit_dense"),
     "prune": ("toolkit.recovery.prune", "prune"),
+    "upcycle": ("toolkit.cuts.upcycling", "upcycle"),
+    "SharedForm": ("toolkit.cuts.upcycling", "SharedForm"),
+    "CopiesForm": ("toolkit.cuts.upcycling", "CopiesForm"),
     "recover": ("toolkit.recovery.recover", "recover"),
     "skipping_thresholds": ("toolkit.calibration", "skipping_thresholds"),
     "evaluate": ("toolkit.evaluation", "evaluate"),

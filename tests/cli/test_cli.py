@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, tiny_model
 
 from toolkit.cli import exit_status
 from toolkit.cli import main as cli
@@ -212,3 +212,21 @@ def test_a_mistake_that_rank_0_does_not_find_is_told_by_the_rank_that_does(monke
     assert re.fullmatch(r"error rank 3 on \S+: no GPU\n", capsys.readouterr().out)
     error.already_reported = True  # by rank 0
     assert exit_status.report_error(error) == 1 and capsys.readouterr().out == ""
+
+
+def test_upcycle_makes_a_mixture_of_a_dense_model_and_refuses_the_other_forms_option(pollard, tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "dense")
+    dense, target = str(tmp_path / "dense"), str(tmp_path / "experts")
+    for wrong in (["--redraw", "0.1"], ["--form", "copies", "--width", "8"], ["--experts", "1"], ["--width", "0"]):
+        status, out, _ = pollard("upcycle", dense, target, *wrong)
+        assert status == 1 and out.startswith("error") and wrong[-2].strip("-") in out
+    assert pollard("upcycle", dense, target, "--form", "mixture")[0] == 2
+    status, out, _ = pollard("upcycle", dense, target, "--form", "copies", "--experts", "4", "--redraw", "0.5", "--seed", "3")
+    assert status == 0 and "a mixtral of 4 experts, 2 per token" in out and "50 % of each expert's channels" in out
+    status, out, _ = pollard("inspect", target)
+    assert status == 0 and "2, with 4 experts each" in out
+    status, out, _ = pollard("upcycle", dense, target)
+    assert status == 1 and "--overwrite" in out
+    assert pollard("upcycle", dense, target, "--overwrite", "--width", "8")[0] == 0
+    status, out, _ = pollard("inspect", target)
+    assert status == 0 and "8 channels per expert" in out

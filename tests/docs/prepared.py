@@ -22,6 +22,7 @@ MODELS = {
     "data/playground/model": "mixtral",
     "mistralai/Mixtral-8x7B-v0.1": "mixtral",
     "mistralai/Mixtral-8x7B-Instruct-v0.1": "mixtral",
+    "Qwen/Qwen2.5-1.5B": "qwen2",
     "Qwen/Qwen3-30B-A3B": "qwen3_moe",
     "path/to/checkpoint": "mixtral",
     "path/of/original": "mixtral",

@@ -24,11 +24,12 @@ CPU = torch.device("cpu")
 
 def recipe_of(method: str, **lora: object):
     finetuning = {"method": method} | ({"lora": lora} if lora else {})
-    return small_recipe(finetuning=finetuning)
+    pruning = {"grow": {"onto": "runs/a/recovered", "keep": 6}} if method == "new" else {"keep": 4}
+    return small_recipe(finetuning=finetuning, pruning=pruning)
 
 
 @pytest.mark.parametrize("experts", ["each", "shared"])
-@pytest.mark.parametrize("method", ["lora", "qlora", "router", "experts", "spp"])
+@pytest.mark.parametrize("method", ["lora", "qlora", "router", "experts", "spp", "new"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_as_many_numbers_train_as_the_method_sets_up(family: str, method: str, experts: str) -> None:
     lora = {"rank": 3, "router": True, "experts": experts} if "lora" in method else {}
@@ -39,7 +40,7 @@ def test_as_many_numbers_train_as_the_method_sets_up(family: str, method: str, e
     if "lora" in method:
         model = adapt(model, blocks, [*decoder_linears(model, blocks)], LoraRecipe(**lora))
     else:
-        METHODS[method].set_up(Loaded(model, blocks, []), LoraRecipe())
+        METHODS[method].set_up(Loaded(model, blocks, [], {block.name: [6, 7] for block in blocks}), LoraRecipe())
     assert sum(count_trainable(model, blocks).values()) == expected.trained
 
 

@@ -159,8 +159,9 @@ def test_the_adapter_lies_beside_the_merged_checkpoint_and_fits_the_pruned_one(r
 
 
 def recipe(method: str, model: Path | str = "m", **trainer: object) -> Recipe:
-    finetuning = {"method": method, "trainer": trainer}
-    return Recipe.model_validate({"name": "t", "model": str(model), "task": "gsm8k", "finetuning": finetuning})
+    pruning = {"grow": {"onto": "runs/a/recovered", "keep": 6}} if method == "new" else {}
+    values = {"finetuning": {"method": method, "trainer": trainer}, "pruning": pruning}
+    return Recipe.model_validate({"name": "t", "model": str(model), "task": "gsm8k"} | values)
 
 
 @pytest.mark.parametrize(("method", "missing"), [("lora", "peft"), ("qlora", "bitsandbytes")])

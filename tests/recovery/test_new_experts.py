@@ -68,7 +68,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # everything is partitioned
     (root / "3.json").write_text(json.dumps(whole))
     zero = {"2": 2, "3": str(root / "3.json")}
-    (root / "recipes.json").write_text(json.dumps({name: prepare(root, name, zero[name[-1]]) for name in RUNS}))
+    recipes = {name: prepare(root, name, zero[name[-1]], gradient_checkpointing=name[-1] == "3") for name in RUNS}
+    (root / "recipes.json").write_text(json.dumps(recipes))
     command = ranks(2, str(ROOT / "tests" / "recovery" / "every_method.py"), str(root))
     with (root / "said.txt").open("w") as said:
         launched = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)

@@ -20,7 +20,7 @@ from toolkit.moe.tensor_files import read_header
 from toolkit.runtime.errors import PollardError
 
 T = TypeVar("T")
-Part = Literal["files", "configuration", "tokenizer", "weights", "generation settings"]
+Part = Literal["files", "configuration", "tokenizer", "weights", "generation settings", "GGUF file"]
 FILES: dict[Part, tuple[str, ...]] = {  # the JSON files of each part
     "files": (),
     "configuration": ("config.json",),
@@ -30,6 +30,7 @@ FILES: dict[Part, tuple[str, ...]] = {  # the JSON files of each part
     ),
     "weights": ("config.json",),  # and what checkpoint_files reads
     "generation settings": ("generation_config.json",),
+    "GGUF file": (),
 }  # fmt: skip
 PACKAGES = ("sentencepiece", "tiktoken", "protobuf", "blobfile", "mistral-common", "mistral_common")
 AGAIN = "Is the download complete? Fetch it again."
@@ -54,6 +55,11 @@ def _reason(error: Exception, path: str, part: Part) -> str:
     text = str(error)
     if _is_full_memory(error):
         return _full_memory(error)
+    if part == "GGUF file":
+        return (
+            "The file is damaged, or its family is none that transformers reads from GGUF files. Fetch it again, or take the "
+            "model's transformers checkpoint."
+        )
     if Path(path).is_dir():
         fault = _faulty_file(Path(path), part)
     else:

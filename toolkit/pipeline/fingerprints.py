@@ -15,9 +15,9 @@ from toolkit.pipeline.first_run import first_run
 from toolkit.pipeline.rounds import early_rounds
 from toolkit.recipe.data import SourceRecipe, TaskRecipe
 from toolkit.recipe.roles import Role
-from toolkit.recipe.schema import Recipe
+from toolkit.recipe.schema import FinetuningRecipe, Recipe
 from toolkit.recipe.step import StepRecipe
-from toolkit.recovery.training_data import training_sources
+from toolkit.recovery.training_data import sources_without_student, training_sources
 from toolkit.runtime.files import fingerprint_of, fingerprint_of_source
 from toolkit.selection import CRITERIA, WIDTH_CRITERIA, SearchRequest
 from toolkit.tasks import DataCache
@@ -32,12 +32,23 @@ NOT_CHOOSING = {"schedule", "skipping", "form", "fit"}
 """The keys of `pruning` that decide nothing of what a plan keeps, nor of a round before the last."""
 
 
+ROUNDS_OF_STUDENT: Any = {"data": {"__all__": {"rounds"}}}
+
+
 class Teaching(NamedTuple):
     """Fingerprints of what recovery learns from; None for a stage that the recipe does not need."""
 
     data: str
     answers: str | None
     teacher: str | None
+
+
+class StudentFingerprints(NamedTuple):
+    """Of one training on what the student writes: its answers, the teacher's cache of them, and the model that it leaves."""
+
+    answers: str
+    teacher: str
+    model: str
 
 
 class LayerFingerprints(NamedTuple):
@@ -53,6 +64,7 @@ class Fingerprints:
     """Those that several stages share or build on."""
 
     teaching: Teaching
+    student: list[StudentFingerprints]  # of every training on what the student writes, in order
     rounds: dict[StepRecipe, str]  # by what a round before the last keeps
     layers: LayerFingerprints | None  # None where all layers stay
     calibrate: str
@@ -112,7 +124,8 @@ def fingerprints_of(
         seams = ["hidden", _layers(recipe, cuts.layers, model, observing, own_data).choice]
     teaching = teaching or _teaching(recipe, data, model, own_data, splits["test"], seams)
     choosing = recipe.pruning.model_dump(exclude={*NOT_CHOOSING, "refit"})
-    training = [teaching, recipe.finetuning.model_dump(), recipe.seed, recipe.model.dtype, *_selecting(recipe)]
+    shared, written = _shared_training(recipe, teaching), _student_data(recipe, data, own_data, splits["test"])
+    training = [*_training(recipe, recipe.finetuning, teaching), *written]
     rounds, source = {}, model  # the source of the last round; without a schedule it is the only one
     for step in early_rounds(recipe):
         of_step = recipe.pruning.of_step(step).model_dump(exclude=NOT_CHOOSING)
@@ -124,15 +137,17 @@ def fingerprints_of(
     merge = fingerprint_of(select, "dense")
     prune = fingerprint_of(merge if recipe.pruning.form == "dense" else select)
     refitted = fingerprint_of("refit", prune, *_examples_read(refit_recipe(recipe), data)) if recipe.pruning.refit else prune
+    student = _student(recipe, refitted, training, [teaching, recipe.finetuning.distillation.temperature, *seams], written)
     models = {
         Role.ORIGINAL: model,
         Role.PRUNED: prune,
         **({Role.REFITTED: refitted} if recipe.pruning.refit else {}),
-        Role.RECOVERED: fingerprint_of(refitted, *training),
-        Role.CONTROL: fingerprint_of(model, *training),
+        Role.RECOVERED: student[-1].model if student else fingerprint_of(refitted, *training),
+        Role.CONTROL: fingerprint_of(model, *shared),
     }
     return Fingerprints(
         teaching=teaching,
+        student=student,
         rounds=rounds,
         layers=layers,
         calibrate=calibrate,
@@ -179,16 +194,49 @@ def observed_channels(recipe: Recipe, cuts: Budget) -> bool | Literal["gradients
 def _teaching(recipe: Recipe, data: DataCache, model: str, own_data: str, test_data: Any, seams: Sequence[str]) -> Teaching:
     """`own_data`, `test_data`: fingerprints of the task's two files. `seams`: what decides where hidden states are compared; none
     where they are not."""
-    finetuning, mix = recipe.finetuning, training_sources(recipe)
+    finetuning, mix = recipe.finetuning, [*sources_without_student(recipe).values()]
     # A mix leaves out what overlaps with the test set, so it depends on that, too
     others = [_sources(recipe, mix, data), test_data] if finetuning.data else []
     examples = fingerprint_of(own_data, others, finetuning.max_length, finetuning.examples, recipe.seed)
     answers = teacher = None
     if any(source.self_generated for source in mix):
         answers = fingerprint_of(model, examples, recipe.evaluation.max_new_tokens, recipe.model.dtype)
-    if finetuning.teacher:
+    if finetuning.teacher and mix:
         teacher = fingerprint_of(model, examples, answers, finetuning.distillation.temperature, *seams)
     return Teaching(examples, answers, teacher)
+
+
+def _training(recipe: Recipe, finetuning: FinetuningRecipe, teaching: Teaching) -> list[Any]:
+    settings = finetuning.model_dump(exclude=ROUNDS_OF_STUDENT)  # how many trainings follow decides nothing of the first
+    return [teaching, settings, recipe.seed, recipe.model.dtype, *_selecting(recipe)]
+
+
+def _shared_training(recipe: Recipe, teaching: Teaching) -> list[Any]:
+    """What decides a training without what the student writes: the control's."""
+    others = {"data": [*sources_without_student(recipe).values()]} if recipe.finetuning.student_sources else {}
+    return _training(recipe, recipe.finetuning.model_copy(update=others), teaching)
+
+
+def _student_data(recipe: Recipe, data: DataCache, own_data: str, test_data: Any) -> list[Any]:
+    """What decides the prompts that the student answers, and how long its answers are; nothing where it writes none."""
+    finetuning, written = recipe.finetuning, recipe.finetuning.student_sources
+    if not written:
+        return []
+    sources = [[source.model_dump(exclude={"rounds"}), data.source_fingerprint(source, recipe.task)] for source in written]
+    settings = [finetuning.max_length, finetuning.examples, recipe.seed, recipe.evaluation.max_new_tokens, recipe.model.dtype]
+    return [[own_data, sources, test_data, *settings]]
+
+
+def _student(recipe: Recipe, start: str, training: list[Any], asking: list[Any], written: list[Any]) -> list[StudentFingerprints]:
+    """`start`: of the model before recovery; every later training starts from what the one before has left. `asking`: how the
+    teacher is asked, beside what about."""
+    found: list[StudentFingerprints] = []
+    for number in range(1, recipe.finetuning.student_rounds + 1):
+        answers = fingerprint_of("student", number, start, written)
+        teacher = fingerprint_of(answers, *asking)
+        start = fingerprint_of(start, *training, number)
+        found.append(StudentFingerprints(answers, teacher, start))
+    return found
 
 
 def _observing(recipe: Recipe, data: DataCache, budget: Budget) -> list[Any]:

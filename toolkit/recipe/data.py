@@ -276,6 +276,11 @@ class TrainingSourceRecipe(SourceRecipe):
     """For `self_generated`: answers sampled per prompt; duplicates are removed."""
     temperature: float = Field(default=SAMPLING_TEMPERATURE, gt=0, allow_inf_nan=False)
     """For `self_generated`: sampling temperature."""
+    writer: Literal["original", "student"] = Field(default="original", exclude_if=lambda writer: writer == "original")
+    """For `self_generated`: who answers. student: the model as it stands before recovery. All its answers are kept, and teach by
+    what the teacher says of them alone, never by cross entropy (docs/recovery.md)."""
+    rounds: int = Field(default=1, ge=1, exclude_if=lambda rounds: rounds == 1)
+    """For `writer: student`: so many trainings, each on answers of the model that the one before has left."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -287,7 +292,24 @@ class TrainingSourceRecipe(SourceRecipe):
             raise ValueError("samples and temperature belong to answers of the model's own: add `self_generated: true`")
         return self
 
+    @model_validator(mode="after")
+    def _student_writes_answers(self) -> Self:
+        if self.written_by_student and not self.self_generated:
+            raise ValueError("writer says who answers the prompts: add `self_generated: true`")
+        if self.rounds > 1 and not self.written_by_student:
+            raise ValueError(
+                "rounds are of answers that the student writes, and the original is always the same: add `writer: student`"
+            )
+        return self
+
+    @property
+    def written_by_student(self) -> bool:
+        """Whether it is text of the model that is trained."""
+        return self.writer == "student"
+
     @property
     def name(self) -> str:
         """The name in messages."""
+        if self.written_by_student:
+            return f"the student's answers{f' to {self.task.name}' if self.task else ''}"
         return f"own answers{f' to {self.task.name}' if self.task else ''}" if self.self_generated else super().name

@@ -125,6 +125,16 @@ class FinetuningRecipe(Section):
     trainer: dict[str, Any] = Field(default={})
     """Any field of TRL's SFTConfig (learning_rate, max_steps, optim: adamw_bnb_8bit, …)."""
 
+    @property
+    def student_sources(self) -> list[TrainingSourceRecipe]:
+        """The sources whose text the student writes."""
+        return [source for source in self.data or () if source.written_by_student]
+
+    @property
+    def student_rounds(self) -> int:
+        """How many trainings are one after the other on what the student writes; 0 where it writes nothing."""
+        return max((source.rounds for source in self.student_sources), default=0)
+
     @field_validator("zero", mode="before")
     @classmethod
     def _preset_or_file(cls, zero: Any) -> Any:
@@ -144,6 +154,18 @@ class FinetuningRecipe(Section):
     def _distillation_has_a_teacher(self) -> Self:
         if self.teacher is None and self.distillation != DistillationRecipe():
             raise ValueError("distillation says how to learn from a teacher, and there is none: add `teacher: original`")
+        return self
+
+    @model_validator(mode="after")
+    def _student_has_a_teacher(self) -> Self:
+        written = self.student_sources
+        if written and (self.teacher is None or not self.distillation.weight):
+            missing = "distillation.weight above 0" if self.teacher else "`teacher: original`"
+            raise ValueError(
+                f"what the student writes teaches only by what the teacher says of it (data, writer: student): it needs {missing}"
+            )
+        if len({source.rounds for source in written}) > 1:
+            raise ValueError("every training has answers of every source that the student writes: give these the same rounds")
         return self
 
     @model_validator(mode="after")
@@ -203,6 +225,21 @@ class Recipe(Section):
     def _control_has_a_server(self) -> Self:
         if self.control and self.evaluation.backend == "server" and self.evaluation.servers.control is None:
             raise ValueError("no server is named for the control: say evaluation.servers.control, or leave control out")
+        return self
+
+    @model_validator(mode="after")
+    def _student_writes_for_somebody(self) -> Self:
+        finetuning, written = self.finetuning, self.finetuning.student_sources
+        if written and self.control and Role.RECOVERED not in self.evaluation.models and not self.pruning.schedule:
+            raise ValueError(
+                "finetuning.data has answers of the student, and the recipe trains nothing but the control, which has none: add "
+                "recovered to evaluation.models, or leave these answers out"
+            )
+        if self.control and written and len(written) == len(finetuning.data or ()):
+            raise ValueError(
+                "the control is trained on the same data without what the student writes, and there is nothing else: add a task "
+                "to finetuning.data, or leave control out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -59,13 +59,21 @@ class Training:
         return provenance("fine-tuned checkpoint", self.source, self.revision)
 
 
-def training_of(recipe: Recipe, run: RunPaths, role: Role) -> Training:
+def training_of(recipe: Recipe, run: RunPaths, role: Role, student_round: int | None = None) -> Training:
     """The pruned model, refit where the recipe says so, is trained into `recovered/`; the original, with the same recipe, into
-    `control/`."""
+    `control/`. Where the student writes answers in several rounds (the last unless given), each but the first starts from what
+    the one before has left in `student/<round>/recovered/`."""
     if role == Role.CONTROL:
         model, checkpoints = recipe.model, run.checkpoints / role
         return Training(model.path, model.revision, run.control, run.control_adapter, checkpoints, run.control_log)
-    start = run.refitted if recipe.pruning.refit else run.pruned
+    start, last = run.refitted if recipe.pruning.refit else run.pruned, recipe.finetuning.student_rounds
+    number = student_round or last
+    if number > 1:
+        start = run.student_round(number - 1).recovered
+    if number < last:
+        left = run.student_round(number)
+        checkpoints = run.checkpoints / f"student-{number}"
+        return Training(str(start), None, left.recovered, left.adapter, checkpoints, left.training_log)
     return Training(str(start), None, run.recovered, run.adapter, run.checkpoints / role, run.training_log)
 
 

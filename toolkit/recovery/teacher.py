@@ -179,7 +179,7 @@ class _NewCache:
             return projected
         missing, free = unprojected.missing(), unprojected.free()
         needed = unprojected.bytes_of(missing)
-        if len(missing) < len(self.shards) or needed <= free:
+        if len(missing) < len(unprojected.shards) or needed <= free:
             return unprojected
         whole_gib, free_gib = needed / 2**30, free / 2**30
         say(f"  hidden states are projected: whole, the cache would take {whole_gib:,.1f} GiB, and {free_gib:,.1f} GiB are free")

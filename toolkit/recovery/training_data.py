@@ -2,6 +2,8 @@
 
 finetuning:
   data: [{task: gsm8k, weight: 0.5}, {self_generated: true, weight: 0.5}]
+
+What the student writes itself comes later, and apart: student_answers.py.
 """
 
 import json
@@ -48,6 +50,11 @@ def training_sources(recipe: Recipe) -> list[TrainingSourceRecipe]:
     return recipe.finetuning.data or [TrainingSourceRecipe(task=recipe.task)]
 
 
+def sources_without_student(recipe: Recipe) -> dict[int, TrainingSourceRecipe]:
+    """By their numbers in the mix: what the original can be asked about before there is a student, and a control learns from."""
+    return {number: source for number, source in enumerate(training_sources(recipe)) if not source.written_by_student}
+
+
 def check_training_source(
     recipe: Recipe, source: TrainingSourceRecipe, tokenizer: PreTrainedTokenizerBase | None, cache: DataCache
 ) -> None:
@@ -66,15 +73,18 @@ def check_training_source(
 def read_training_data(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, answers: Path, cache: DataCache | None = None
 ) -> TrainingData:
-    """The same on every rank; `answers` is where the model's own answers lie (one folder per source, by number).
+    """All but what the student writes, the same on every rank; `answers` is where the original's own answers lie (one folder
+    per source, by number).
 
     Raises PollardError where a source has nothing left, and where own answers were not drawn.
     """
-    sources, cache = training_sources(recipe), cache or DataCache()
-    parts = [_read_source(recipe, source, tokenizer, answers / str(number), cache) for number, source in enumerate(sources)]
+    numbered, cache = sources_without_student(recipe), cache or DataCache()
+    sources = [*numbered.values()]
+    parts = [_read_source(recipe, source, tokenizer, answers / str(number), cache) for number, source in numbered.items()]
     examples = [part.encoded for part in parts]
     if len(parts) > 1 and sources[0].weight is not None:
-        examples = _by_weight(sources, examples, recipe.seed)
+        names, weights = [source.name for source in sources], [float(source.weight or 0) for source in sources]
+        examples = by_weight(names, weights, examples, recipe.seed)
     return TrainingData(
         encoded=[encoded for part in examples for encoded in part],
         left_out=sum(part.left_out for part in parts),
@@ -166,19 +176,18 @@ def _own_answers(folder: Path, longest: int) -> list[Encoded]:
     return [Encoded(row["input_ids"], row["prompt_length"]) for row in rows if len(row["input_ids"]) <= longest]
 
 
-def _by_weight(sources: Sequence[TrainingSourceRecipe], kept: list[list[Encoded]], seed: int) -> list[list[Encoded]]:
-    """As many examples of each source as its weight asks, none twice; the scarcest source limits their number."""
-    weights = [float(source.weight or 0) for source in sources]
+def by_weight(names: Sequence[str], weights: Sequence[float], kept: Sequence[Sequence[T]], seed: int) -> list[list[T]]:
+    """As many items of each source as its weight asks, none twice; the scarcest source limits their number."""
     total = min(len(part) * sum(weights) / weight for part, weight in zip(kept, weights, strict=True))
     chosen = []
-    for source, part, weight in zip(sources, kept, weights, strict=True):
+    for name, part, weight in zip(names, kept, weights, strict=True):
         number = math.floor(total * weight / sum(weights) + 1e-9)
         if number == 0:
             raise PollardError(
-                f"finetuning.data: the share of {source.name} is less than one example (the scarcest source allows "
+                f"finetuning.data: the share of {name} is less than one example (the scarcest source allows "
                 f"{total:.0f} in all): change the weights, or give it more examples.",
                 code="recovery.share-too-small",
             )
         chosen.append(random.Random(seed).sample(part, number))
-        say(f"  {source.name}: {number:,} of {len(part):,} by weight")
+        say(f"  {name}: {number:,} of {len(part):,} by weight")
     return chosen

@@ -189,8 +189,8 @@ def check_target(target: Path, overwrite: bool) -> None:
         facts = read_provenance(target) or {}
         of = f" of {facts['source']}" if facts.get("source") else ""
         raise PollardError(
-            f"{target} holds a {facts.get('what', 'checkpoint')}{of} already. Say overwrite=True to replace it, or give another "
-            "place.",
+            f"{target} holds a {facts.get('what', 'checkpoint')}{of} already. Say overwrite=True (--overwrite) to replace it, or "
+            "give another place.",
             code="folders.exists",
         )
 

@@ -6,6 +6,7 @@ from toolkit.cli.verbs.planning import ESTIMATE, INSPECT, PREVIEW
 from toolkit.cli.verbs.results import CHAT, COMPARE, GENERATE, PUSH
 from toolkit.cli.verbs.running import STAGE_VERBS, SWEEP
 from toolkit.cli.verbs.runs import RUNS
+from toolkit.cli.verbs.upcycle import UPCYCLE
 from toolkit.cli.verbs.verb import Verb
 
 VERBS: list[Verb] = [
@@ -20,6 +21,7 @@ VERBS: list[Verb] = [
     ESTIMATE,
     INSPECT,
     PREVIEW,
+    UPCYCLE,
     CRITERIA_VERB,
     TASKS,
     RECIPES,

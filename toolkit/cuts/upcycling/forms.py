@@ -23,6 +23,7 @@ import torch
 from toolkit.cuts.mlp_layout import MlpWeights
 from toolkit.runtime.errors import PollardError
 
+WIDTH_MULTIPLE = 8  # transformers' grouped products take rows of a multiple of 16 bytes, and no others
 SILENT_WIDTH = 16  # of a shared expert that nothing asked for, where a family has one in every block
 
 
@@ -102,8 +103,8 @@ class SharedForm(Form):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.width < 1:
-            raise wrong_number("width", self.width, "an expert has at least 1 channel")
+        if self.width < 1 or self.width % WIDTH_MULTIPLE:
+            raise wrong_number("width", self.width, f"experts have a multiple of {WIDTH_MULTIPLE} channels")
 
     def exact(self) -> Self:
         return replace(self, experts=3, experts_per_token=2, width=8)

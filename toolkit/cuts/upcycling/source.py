@@ -34,16 +34,16 @@ class DenseCheckpoint:
         self.folder = self.gguf.parent if self.gguf else checkpoint_folder(path, revision)
         self.config: Any = self._read(AutoConfig) if self.gguf else load_config(str(self.folder))
 
-    def open(self, dtype: str = "checkpoint") -> "DenseSource":
-        """`dtype` as for `load_model`; of a GGUF file always float32."""
+    def open(self) -> "DenseSource":
+        """In the checkpoint's dtype; of a GGUF file in float32."""
         if self.gguf:
             say(f"  {self.gguf.name} is loaded whole: transformers reads no part of a GGUF file")
             return DenseSource(self._read(AutoModelForCausalLM, dtype=torch.float32).eval())
         try:
-            return DenseSource(StreamedModel(str(self.folder), dtype=dtype))
+            return DenseSource(StreamedModel(str(self.folder), dtype="checkpoint"))
         except CannotStream as reason:
             say(f"  {self.folder} is loaded whole: {reason}")
-            return DenseSource(load_model(str(self.folder), dtype=dtype, skipping=False))
+            return DenseSource(load_model(str(self.folder), dtype="checkpoint", skipping=False))
 
     def save_tokenizer(self, folder: Path) -> None:
         """Of a GGUF file, which holds its tokenizer and chat template."""
@@ -57,7 +57,7 @@ class DenseCheckpoint:
                 code="upcycle.no-gguf",
             )
         name, folder = self.gguf.name, self.gguf.parent
-        return explained(lambda: auto.from_pretrained(folder, gguf_file=name, **options), str(self.gguf))
+        return explained(lambda: auto.from_pretrained(folder, gguf_file=name, **options), str(self.gguf), "GGUF file")
 
 
 def gguf_file(path: Path) -> Path | None:
@@ -102,17 +102,24 @@ class DenseSource:
         else:
             yield self.model
 
-    @torch.no_grad()
-    def logits(self, ids_BS: torch.Tensor) -> torch.Tensor:
-        """[B, S, V]"""
-        inputs: dict[str, Any] = {"input_ids": ids_BS, "attention_mask": torch.ones_like(ids_BS)}
-        if not isinstance(self.opened, StreamedModel):
-            return self.model(**inputs, use_cache=False).logits
-        with one_layer_at_a_time(self.model, self.opened.layers) as held:
-            forward_pass = held.start(inputs, keep_output=True)
-            for number in range(len(self.opened.layers)):
-                with self.opened.layer(number):
-                    forward_pass.resume(forward_pass.output())
-            held.check(None)
-            with self.opened.head() as whole, base_model_returns(whole, forward_pass.take_output()):
-                return whole(**inputs, use_cache=False).logits
+    def float32_logits(self, ids_BS: torch.Tensor) -> torch.Tensor:
+        """[B, S, V], whatever the numbers are stored as; those of a model that is loaded whole stay float32."""
+        if isinstance(self.opened, StreamedModel):
+            return streamed_logits(StreamedModel(self.opened.path, dtype="float32"), ids_BS)
+        model = self.model if self.dtype == torch.float32 else self.model.float()  # which a model of a GGUF file refuses
+        with torch.no_grad():
+            return model(ids_BS, use_cache=False).logits
+
+
+@torch.no_grad()
+def streamed_logits(model: StreamedModel, ids_BS: torch.Tensor) -> torch.Tensor:
+    """[B, S, V], one decoder layer in memory."""
+    inputs: dict[str, Any] = {"input_ids": ids_BS, "attention_mask": torch.ones_like(ids_BS)}
+    with one_layer_at_a_time(model.model, model.layers) as held:
+        forward_pass = held.start(inputs, keep_output=True)
+        for number in range(len(model.layers)):
+            with model.layer(number):
+                forward_pass.resume(forward_pass.output())
+        held.check(None)
+        with model.head() as whole, base_model_returns(whole, forward_pass.take_output()):
+            return whole(**inputs, use_cache=False).logits

@@ -22,7 +22,7 @@ from toolkit.cuts.experts import ExpertsCut
 from toolkit.cuts.tensor_writer import part_of, part_sizes, parts_by_file, saved_tensors, stored_files, write_tensors
 from toolkit.cuts.upcycling.families import Upcycled, experts_settings
 from toolkit.cuts.upcycling.forms import Form
-from toolkit.cuts.upcycling.source import DenseCheckpoint, DenseSource
+from toolkit.cuts.upcycling.source import DenseCheckpoint, DenseSource, streamed_logits
 from toolkit.cuts.upcycling.tensors import upcycled_tensors
 from toolkit.cuts.verify import TOLERANCE
 from toolkit.cuts.writer import WritingSteps, check_room
@@ -152,8 +152,8 @@ def _check_logits(job: UpcycleJob, partial_folder: Path) -> None:
     """In float32, whatever the numbers are stored as: what both compute is then the same but for rounding."""
     vocabulary = int(job.upcycled.dense.config.vocab_size)
     ids_BS = torch.randint(vocabulary, PROBE, generator=torch.Generator().manual_seed(0))
-    expected = job.checkpoint.open("float32").logits(ids_BS)
-    found = DenseSource(StreamedModel(str(partial_folder), dtype="float32")).logits(ids_BS)
+    expected = job.source.float32_logits(ids_BS)
+    found = streamed_logits(StreamedModel(str(partial_folder), dtype="float32"), ids_BS)
     gap, largest = (found - expected).abs().max().item(), expected.abs().max().item()
     if not gap <= TOLERANCE[torch.float32] * max(largest, 1.0):
         raise _failed(f"it does not answer as the dense model (logits differ by {gap:.3g} of {largest:.3g})")
