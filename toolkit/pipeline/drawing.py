@@ -17,8 +17,8 @@ from typing import NamedTuple
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.evaluation import Decoding, answer_text, batch_size_for, generate, sampled
-from toolkit.recipe.data import TrainingSourceRecipe
 from toolkit.recipe.schema import Recipe
+from toolkit.recipe.sources import TrainingSourceRecipe
 from toolkit.recovery.training_data import training_examples
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import JsonObject

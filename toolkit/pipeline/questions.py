@@ -21,8 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, StopStringCri
 
 from toolkit.evaluation import batch_size_for, generate, sampled
 from toolkit.moe.tokenizer import context_length
-from toolkit.recipe.data import TrainingSourceRecipe
 from toolkit.recipe.schema import Recipe
+from toolkit.recipe.sources import TrainingSourceRecipe
 from toolkit.recovery.training_data import held_out_questions, training_examples
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError

@@ -7,9 +7,10 @@ student      answers of the model that is trained, the teacher's cache of them, 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from toolkit.recipe.data import SourceRecipe, TaskRecipe
+from toolkit.recipe.data import TaskRecipe
 from toolkit.recipe.finetuning import FinetuningRecipe
 from toolkit.recipe.schema import Recipe
+from toolkit.recipe.sources import SourceRecipe
 from toolkit.recovery.training_data import sources_without_student
 from toolkit.runtime.files import fingerprint_of, fingerprint_of_source
 from toolkit.tasks import DataCache

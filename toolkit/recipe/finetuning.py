@@ -5,7 +5,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from toolkit.recipe.choices import METHODS_WITH_ADAPTERS, Method
-from toolkit.recipe.data import Section, TrainingSourceRecipe, all_weights_or_none
+from toolkit.recipe.data import Section
+from toolkit.recipe.sources import TrainingSourceRecipe, all_weights_or_none
 
 ZERO_PRESETS = (0, 1, 2, 3, "3-offload")
 

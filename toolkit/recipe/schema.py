@@ -17,11 +17,13 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from toolkit.recipe.data import OffTaskData, Section, SourceRecipe, TaskRecipe, all_weights_or_none
+from toolkit.recipe.data import Section, TaskRecipe
 from toolkit.recipe.evaluation import EvaluationRecipe
 from toolkit.recipe.finetuning import FinetuningRecipe
+from toolkit.recipe.off_task import OffTaskData
 from toolkit.recipe.pruning import PruningRecipe
 from toolkit.recipe.roles import Role
+from toolkit.recipe.sources import SourceRecipe, all_weights_or_none
 
 MODELS_WITH_REFIT = ["original", "pruned", "refitted", "recovered"]
 """What is evaluated by default where the pruned model is refit."""
