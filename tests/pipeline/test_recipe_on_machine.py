@@ -9,7 +9,7 @@ from toolkit.estimate.model_size import model_size
 from toolkit.estimate.training_memory import ZeroSettings, training_memory
 from toolkit.moe import decoder_linears, find_blocks, meta_model
 from toolkit.pipeline.recipe_on_machine import training_model
-from toolkit.recipe.schema import LoraRecipe
+from toolkit.recipe.finetuning import LoraRecipe
 from toolkit.recovery.adapters import adapt
 from toolkit.recovery.method import Loaded
 from toolkit.recovery.methods import METHODS, count_trainable

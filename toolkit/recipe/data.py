@@ -22,6 +22,7 @@ from toolkit.runtime.errors import did_you_mean
 
 OWN_SCORER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 EMBEDDED_TEXTS = Path(__file__).parents[1] / "evaluation" / "off_task.jsonl"
+SHOWN = 4  # training examples before a new question
 SAMPLES, SAMPLING_TEMPERATURE = 4, 0.7  # the temperature of rejection-sampling fine-tuning (arXiv 2308.01825)
 
 
@@ -38,6 +39,13 @@ def label_words(label: str) -> str:
 def _optional(**rules: Any) -> Any:
     """A key that is None by default. It is then left out of dumps and of fingerprints, which are older than the key."""
     return Field(default=None, exclude_if=lambda value: value is None, **rules)
+
+
+class NearestRecipe(Section):
+    """Solved examples looked for anew for each question."""
+
+    nearest: int = Field(ge=1, strict=True)
+    """Number of training examples whose questions share the most words with it (BM25), never the question itself."""
 
 
 class TaskRecipe(Section):
@@ -85,8 +93,9 @@ class TaskRecipe(Section):
     """Column with a list of choices, or one column per choice. Prompts can use {options}, completions {letter} and {choice}."""
     cloze: str | None = _optional()
     """Template of a prompt without the options; the likelihood of each choice after it is measured."""
-    shots: int | None = _optional(ge=0)
-    """Number of solved examples before every question, the same in every prompt. They are removed from the training data."""
+    shots: Annotated[int, Field(ge=0)] | NearestRecipe | None = _optional()
+    """Number of solved examples before every question, the same in every prompt. They are removed from the training data. Or
+    {nearest: 3}: for each question those training examples that are nearest to it (docs/tasks.md)."""
     chat: bool | None = _optional()
     """false: plain text, even if the model has a chat template."""
     stop: list[str] | None = _optional()
@@ -104,6 +113,18 @@ class TaskRecipe(Section):
         raise ValueError(
             f"no scorer of that name{did_you_mean(scorer, known)} Allowed: {', '.join(known)}, or my_module:my_function"
         )
+
+    @field_validator("shots", mode="before")
+    @classmethod
+    def _shots_are_a_number_or_the_nearest(cls, shots: Any) -> Any:
+        """Faults are told as such, and not as those of one of two types that the value might have."""
+        if isinstance(shots, dict):
+            return NearestRecipe.model_validate(shots)
+        if shots is None or isinstance(shots, NearestRecipe):
+            return shots
+        if isinstance(shots, bool) or not isinstance(shots, int) or shots < 0:
+            raise ValueError("a number of solved examples, greater than or equal to 0, or {nearest: 3}")
+        return shots
 
     @field_validator("pattern", mode="after")
     @classmethod
@@ -292,6 +313,28 @@ class TrainingSourceRecipe(SourceRecipe):
             raise ValueError("samples and temperature belong to answers of the model's own: add `self_generated: true`")
         return self
 
+    questions: int | None = _optional(ge=1)
+    """For `self_generated`: the original writes so many new questions first, after `shown` of the training examples, and answers
+    those instead. One answer is kept where most of the `samples` agree (docs/recovery.md)."""
+    shown: int = Field(default=SHOWN, ge=0, exclude_if=lambda shown: shown == SHOWN)
+    """For `questions`: training examples that stand before a new question. 0: the first words of one, which it goes on from."""
+
+    @model_validator(mode="after")
+    def _questions_are_answered(self) -> Self:
+        if self.questions is None and self.shown != SHOWN:
+            raise ValueError("shown says what stands before a new question, and none is written: add `questions: …`")
+        if self.questions is None:
+            return self
+        if not self.self_generated:
+            raise ValueError("questions are written, and answered, by the original model: add `self_generated: true`")
+        if self.written_by_student:
+            raise ValueError("the student answers training prompts; new questions are the original's to answer: leave one out")
+        if self.samples < 2:
+            raise ValueError(
+                "nobody knows the answers to new questions, so one is kept where several agree: samples must be at least 2"
+            )
+        return self
+
     @model_validator(mode="after")
     def _student_writes_answers(self) -> Self:
         if self.written_by_student and not self.self_generated:
@@ -310,6 +353,8 @@ class TrainingSourceRecipe(SourceRecipe):
     @property
     def name(self) -> str:
         """The name in messages."""
+        if self.questions:
+            return f"own questions{f' like those of {self.task.name}' if self.task else ''}"
         if self.written_by_student:
             return f"the student's answers{f' to {self.task.name}' if self.task else ''}"
         return f"own answers{f' to {self.task.name}' if self.task else ''}" if self.self_generated else super().name
