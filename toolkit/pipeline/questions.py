@@ -61,7 +61,7 @@ class QuestionWriting:
         return self.data.task(self.source.task or self.recipe.task)
 
     @cached_property
-    def seen(self) -> list[Example]:
+    def examples(self) -> list[Example]:
         """The training examples that may be looked at. Raises PollardError where there are none."""
         examples = training_examples(self.source, self.recipe, self.data).items
         if not examples:
@@ -74,7 +74,7 @@ class QuestionWriting:
 
     @cached_property
     def form(self) -> QuestionForm:
-        return QuestionForm(self.task, self.tokenizer, self.seen)
+        return QuestionForm(self.task, self.tokenizer, self.examples)
 
     def write(self, model: PreTrainedModel, folder: Path, fingerprint: str) -> NewQuestions:
         """As many new questions as the source asks for, or as come out of TRIES times as many texts, the same on every rank.
@@ -97,9 +97,9 @@ class QuestionWriting:
 
     def opening(self, numbers: random.Random, room: int | None) -> Opening:
         """What the model goes on from, in at most `room` tokens where that many examples need no more."""
-        shown = numbers.sample(self.seen, min(self.source.shown, len(self.seen)))
+        shown = numbers.sample(self.examples, min(self.source.shown, len(self.examples)))
         if not shown:
-            return self.form.opening([], numbers.choice(self.seen))
+            return self.form.opening([], numbers.choice(self.examples))
         opening = self.form.opening(shown)
         while shown and room is not None and len(opening.prompt) > room:
             shown = shown[1:]
@@ -113,7 +113,7 @@ class QuestionWriting:
     def _sift(self, texts: Sequence[JsonObject]) -> NewQuestions:
         """The new questions among texts in the order of their numbers, at most as many as are asked for."""
         found = NewQuestions(texts=len(texts))
-        held, known = held_out_questions(self.recipe, self.data), {self._words(example) for example in self.seen}
+        held, known = held_out_questions(self.recipe, self.data), {self._words(example) for example in self.examples}
         for text in texts:
             example = self.form.read(text["written"], text["begun"])
             example = self.task.with_shots([example])[0] if example else None
@@ -164,7 +164,7 @@ class _TextWriter:
         """Call it on every rank."""
         new, context = writing.form.max_new_tokens, context_length(model.config, writing.tokenizer)
         room = None if context is None else max(1, context.tokens - new)
-        longest = sorted(writing.seen, key=lambda example: -len(example.question))[: writing.source.shown]
+        longest = sorted(writing.examples, key=lambda example: -len(example.question))[: writing.source.shown]
         prompts = [writing.form.opening(longest).prompt[:room]]
         return cls(writing, model, batch_size_for(writing.recipe.evaluation.batch_size, model, prompts, new).number, room)
 
