@@ -154,7 +154,7 @@ def test_the_tables_say_what_is_finished_and_name_the_rest(checkout: Path, monke
     assert "| original | 100.0 %" in text and "pruned, before | 0.0 %" in text
     grown = row(BY_NAME["d-grown-new"])
     assert [part.split()[0] for part in grown[1:]] == ["100.0", "50.0", "1", "+100.00", "-50.00", "300", "1"]
-    assert "Numbers in the adapters: shared: 1,234." in text
+    assert "Numbers in the adapters: shared, rank 10: 1,234." in text
     assert "### (c)" not in text and len(missing) == len(cells) - len(MADE_UP)
     assert "`b-few-sft` with seed 1" in text and "`b-few-questions`" not in text
 
