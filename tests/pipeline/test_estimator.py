@@ -13,6 +13,7 @@ from small_run import make_small, small_recipe
 from toolkit.cuts.checkpoint import prune_checkpoint
 from toolkit.estimate import Estimate, StageEstimate, resolve_machine
 from toolkit.moe import checkpoint_bytes, find_blocks, load_config, load_model, load_tokenizer, meta_model
+from toolkit.pipeline.data_sizes import data_sizes
 from toolkit.pipeline.estimator import Estimator
 from toolkit.pipeline.recipe_on_machine import trainer_settings
 from toolkit.pipeline.runner import plan_stages
@@ -60,6 +61,19 @@ def test_every_stage_of_the_pipeline_is_estimated(config_only: str) -> None:
     } < found.keys()
     assert all(stage.seconds is not None for stage in found.values())
     assert "200 questions" in found["answers"].work
+
+
+def test_new_questions_cost_their_writing_and_their_answers(config_only: str) -> None:
+    def answers(**source: object) -> StageEstimate:
+        mix = [{"self_generated": True, "samples": 2, "examples": 100} | source]
+        return stages_of(recipe_of(config_only, finetuning={"data": mix}))["answers"]
+
+    plain, new, unseen = answers(), answers(questions=100), answers(questions=100, shown=1)
+    assert plain.flops < unseen.flops < new.flops  # type: ignore[operator]
+    assert not plain.notes and "new questions first: 100 questions" in new.notes[-1]
+    recipe = recipe_of(config_only, finetuning={"data": [{"self_generated": True, "questions": 64, "samples": 4}]})
+    sizes = data_sizes(recipe)
+    assert sizes.answers and sizes.answers.examples == 256 and sizes.training.examples == 64  # of its answers one is kept
 
 
 def test_the_control_costs_what_training_the_original_costs(config_only: str) -> None:

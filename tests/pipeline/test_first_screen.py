@@ -77,7 +77,8 @@ def test_the_first_screen_says_what_is_skipped(small, capsys) -> None:
 def test_every_kind_of_stage_has_its_arithmetic(changes: dict, small, capsys) -> None:
     Path("notes.txt").write_text("A note.\n")
     if changes.get("finetuning"):
-        changes["finetuning"]["data"] = [{"task": small.task.model_dump(), "self_generated": True}]
+        asked = {"task": small.task.model_dump(), "self_generated": True}
+        changes["finetuning"]["data"] = [asked, asked | {"questions": 5}]
     recipe = small_recipe(**changes, evaluation__models=["recovered"])
     lines = screen(recipe, capsys)
     for stage in plan_stages(recipe):

@@ -12,7 +12,16 @@ from toolkit.estimate.model_size import ModelSize, model_size
 from toolkit.estimate.observation import SearchSize, estimate_observation
 from toolkit.estimate.placement import ModelPlacement, place_model
 from toolkit.estimate.refit import RefitSize, RefitUnit, estimate_refit
-from toolkit.estimate.stage_estimate import DISK_BANDWIDTH, Estimate, StageEstimate, combined_estimate, count, memory_on, repeated
+from toolkit.estimate.stage_estimate import (
+    DISK_BANDWIDTH,
+    Estimate,
+    StageEstimate,
+    combined_estimate,
+    count,
+    memory_on,
+    preceded,
+    repeated,
+)
 from toolkit.estimate.training_memory import TrainingModel
 from toolkit.runtime.gpus import GIB, GPUS
 
@@ -48,6 +57,7 @@ __all__ = [
     "memory_on",
     "model_size",
     "place_model",
+    "preceded",
     "repeated",
     "resolve_machine",
     "row_bytes",

@@ -41,6 +41,7 @@ class DataSizes:
     training: DataSize  # of the pruned model
     evaluation: DataSize  # prompts only
     answers: DataSize | None  # prompts that the original model answers for training, repeated per sample; None: no such stage
+    questions: DataSize | None = None  # what the original goes on from to write new ones; `completion`: tokens that it may write
     student: "StudentSizes | None" = None  # None: the student writes nothing
 
     @property

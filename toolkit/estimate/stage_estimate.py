@@ -36,6 +36,18 @@ class StageEstimate:
         return missing + (["host"] if self.host_bytes > USABLE * machine.cpu_memory else [])
 
 
+def preceded(stage: StageEstimate, first: StageEstimate, note: str, machine: Machine) -> StageEstimate:
+    """A stage that does other work first, with the same model; `note` says what."""
+    gpu, host = stage.gpu, stage.host
+    if machine.gpus:
+        gpu, host = max(gpu, first.gpu, key=lambda parts: sum(parts.values())), host | first.host
+    flops, seconds = (
+        None if before is None or then is None else then + before
+        for before, then in ((first.flops, stage.flops), (first.seconds, stage.seconds))
+    )
+    return replace(stage, gpu=gpu, host=host, flops=flops, seconds=seconds, notes=(*stage.notes, note))
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What one recipe takes on one machine."""

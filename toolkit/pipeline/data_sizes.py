@@ -7,7 +7,7 @@ counts as `max_length` tokens: an upper bound.
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,7 @@ from toolkit.recipe.sources import TrainingSourceRecipe
 from toolkit.recovery.training_data import training_sources
 from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Example, Task, encode, encode_prompt
+from toolkit.tasks.new_questions import ROOM
 
 SAMPLE = 256  # examples that are tokenized, to estimate the lengths of all
 
@@ -50,6 +51,7 @@ class _Counter:
             training=self._mixed_training(sources),
             evaluation=questions.limited(evaluation.examples),
             answers=mixed_size(prompts, [None] * len(prompts)) if prompts else None,
+            questions=self._questions([source for source in sources if source.questions]),
             student=self._student(others),
         )
 
@@ -84,15 +86,27 @@ class _Counter:
             return DataSize(limit, longest, longest, False)
         if source.self_generated:  # an upper bound: all answers are right, or the student's, all different
             prompts, new = self._answered_prompts(source), self.recipe.evaluation.max_new_tokens
+            prompts = replace(prompts, examples=source.questions or prompts.examples)  # of a new question's answers one is kept
             mean, most = min(prompts.mean + new, longest), min(prompts.longest + new, longest)
             return DataSize(prompts.examples, mean, most, False, new)
         return self._examples(source.task or self.recipe.task, "train", _lengths, longest).limited(limit)
 
     def _answered_prompts(self, source: TrainingSourceRecipe) -> DataSize:
-        """The prompts that the original model or the student answers, each once per sample."""
+        """The prompts that the original model or the student answers, each once per sample. New ones: as long as the others."""
         settings = self.recipe.finetuning
         prompts = self._examples(source.task or self.recipe.task, "train", _prompt_lengths, settings.max_length)
+        if source.questions:
+            return replace(prompts, examples=source.questions).times(source.samples)
         return prompts.limited(source.examples or settings.examples).times(source.samples)
+
+    def _questions(self, sources: Sequence[TrainingSourceRecipe]) -> DataSize | None:
+        """What the original goes on from to write questions, where each of its texts is a new one."""
+        longest, parts = self.recipe.finetuning.max_length, []
+        for source in sources:
+            example = self._examples(source.task or self.recipe.task, "train", _lengths, longest)
+            shown = max(1, source.shown)  # of one example, the first words
+            parts.append(DataSize(source.questions, shown * example.mean, shown * example.longest, False, ROOM * example.longest))
+        return mixed_size(parts, [None] * len(parts)) if parts else None
 
     def _examples(
         self, recipe: TaskRecipe, split: Literal["train", "dev", "test"], lengths_of: TokenLengths, max_length: int

@@ -142,16 +142,20 @@ class RecipeOnMachine:
             )
         return estimate_masked_losses(name, self.machine, model, dev, self.recipe.calibration.batch_size, plans)
 
-    def generation(self, name: str, model: ModelSize, prompts: DataSize, whole: bool = False) -> StageEstimate:
-        """Answers to all prompts, in batches as evaluation makes them."""
+    def generation(
+        self, name: str, model: ModelSize, prompts: DataSize, whole: bool = False, new_tokens: int | None = None
+    ) -> StageEstimate:
+        """Answers to all prompts, of at most `new_tokens` (those of the evaluation unless given), in batches as evaluation makes
+        them."""
         placement, settings = self.place(model, whole), self.recipe.evaluation
+        new_tokens = new_tokens or settings.max_new_tokens
         batch = settings.batch_size
         if batch == "auto":
             batch = CPU_BATCH_SIZE
             if self.machine.gpus:
-                row = row_bytes(placement, prompts.longest + settings.max_new_tokens)
+                row = row_bytes(placement, prompts.longest + new_tokens)
                 batch = rows_that_fit(self.machine.gpu_memory - sum(placement.gpu.values()), row)
-        return estimate_generation(name, self.machine, placement, prompts, settings.max_new_tokens, batch)
+        return estimate_generation(name, self.machine, placement, prompts, new_tokens, batch)
 
     @property
     def _checkpoint(self) -> tuple[str, str | None]:

@@ -20,7 +20,7 @@ from toolkit.pipeline.provenance import provenance_of_run
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.run_status import BEST_FIRST, stale_parts
 from toolkit.pipeline.stage_names import CALIBRATE, EVALUATE, MADE_BY, MERGE, REPORT, SELECT, stage_name
-from toolkit.pipeline.training_facts import student_facts, training_facts
+from toolkit.pipeline.training_facts import question_facts, student_facts, training_facts
 from toolkit.recipe.file import load_recipe, read_values
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
@@ -124,8 +124,12 @@ def read_run_facts(path: str | Path) -> RunFacts:
         changed=changed_answers(last_model, answers.get(Role.ORIGINAL, []), answers[last_model]) if last_model else None,
         blocks=block_facts(statistics, plan),
         criteria=criteria_agreement(asked.criteria, plan) if plan and asked.criteria else None,
-        training=training_facts(_log(run.training_log), stages[recovery], student_facts(stages)) if recovery in stages else None,
-        control_training=training_facts(_log(run.control_log), stages[control]) if control in stages else None,
+        training=training_facts(_log(run.training_log), stages[recovery], question_facts(stages), student_facts(stages))
+        if recovery in stages
+        else None,
+        control_training=training_facts(_log(run.control_log), stages[control], question_facts(stages))
+        if control in stages
+        else None,
         sweep=read_file(run.sweep / "table.json", SweepTable.model_validate_json) if SWEEP in stages else None,
         fidelity=_by_role(run, "fidelity", stages, Fidelity) if recipe and recipe.evaluation.fidelity else {},
         off_task=_by_role(run, "off_task", stages, OffTaskLoss) if recipe and recipe.evaluation.measured_off_task else {},

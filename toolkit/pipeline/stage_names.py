@@ -5,6 +5,7 @@ from typing import Literal
 from toolkit.recipe.roles import Role
 
 FIT_SHAPES, FIT_SCORES, FIT_MEASURE, FIT_CHOOSE = "fit/shapes", "fit/scores", "fit/measure", "fit/choose"
+ANSWERS = "answers"
 LAYERS, CALIBRATE, SELECT, MERGE, EVALUATE, REPORT = "layers", "calibrate", "select", "merge", "evaluate", "report"
 
 MADE_BY = {Role.PRUNED: "prune", Role.REFITTED: "refit", Role.RECOVERED: "recover", Role.CONTROL: "control"}

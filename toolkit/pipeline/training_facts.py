@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from itertools import count, takewhile
 from typing import Any
 
-from toolkit.pipeline.stage_names import student_stage
-from toolkit.report.facts import StudentFacts, TrainingFacts
+from toolkit.pipeline.stage_names import ANSWERS, student_stage
+from toolkit.report.facts import NewQuestionsFacts, StudentFacts, TrainingFacts
 from toolkit.runtime.files import JsonObject
 
 TRAINING_KEYS = ("steps", "examples", "left_out", "repeating", "beyond_context", "selected_step")
@@ -18,8 +18,17 @@ def student_facts(stages: Mapping[str, JsonObject]) -> list[StudentFacts]:
     return [StudentFacts(**{key: stages[name][key] for key in StudentFacts.model_fields}) for name in names]
 
 
+def question_facts(stages: Mapping[str, JsonObject]) -> NewQuestionsFacts | None:
+    """Of the questions that the original wrote; None where it wrote none."""
+    entry = stages.get(ANSWERS, {})
+    return NewQuestionsFacts(**{key: entry[key] for key in NewQuestionsFacts.model_fields}) if "questions" in entry else None
+
+
 def training_facts(
-    log: Sequence[Mapping[str, Any]], entry: Mapping[str, Any], student: Sequence[StudentFacts] = ()
+    log: Sequence[Mapping[str, Any]],
+    entry: Mapping[str, Any],
+    questions: NewQuestionsFacts | None = None,
+    student: Sequence[StudentFacts] = (),
 ) -> TrainingFacts:
     """From the stage's entry and the trainer's log, whose lines have a `loss` or an `eval_loss`."""
 
@@ -27,4 +36,5 @@ def training_facts(
         return [(line["step"], line[key] if math.isfinite(line[key]) else None) for line in log if key in line]
 
     facts = {key: entry.get(key) for key in TRAINING_KEYS}
-    return TrainingFacts(**facts, loss=curve("loss"), dev_loss=curve("eval_loss"), student=list(student))
+    loss, dev_loss = curve("loss"), curve("eval_loss")
+    return TrainingFacts(**facts, loss=loss, dev_loss=dev_loss, questions=questions, student=list(student))

@@ -206,6 +206,18 @@ class StudentFacts(Facts):
     right: int
 
 
+class NewQuestionsFacts(Facts):
+    """New questions that the original wrote for the training: the texts that it wrote; those of another form, those that repeat
+    a question, and those that overlap with the test set or the dev slice; what remains; and how many its answers agree on."""
+
+    texts: int
+    malformed: int
+    repeated: int
+    overlapping: int
+    questions: int
+    agreed: int
+
+
 class TrainingFacts(Facts):
     """A finished fine-tuning and its logged losses. `selected_step`: the checkpoint that was kept."""
 
@@ -217,6 +229,7 @@ class TrainingFacts(Facts):
     selected_step: int | None
     loss: list[LoggedLoss]
     dev_loss: list[LoggedLoss]
+    questions: NewQuestionsFacts | None = Field(default=None, exclude_if=lambda questions: questions is None)
     student: list[StudentFacts] = Field(default=[], exclude_if=lambda student: not student)  # by training, the last one's last
 
 

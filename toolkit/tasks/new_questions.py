@@ -13,6 +13,7 @@ arXiv 2406.08464). Plain prompts end with the fixed words behind the last field 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from string import Formatter
 
 from transformers import PreTrainedTokenizerBase
@@ -62,8 +63,12 @@ class QuestionForm:
                 '`task.prompt` with fixed words (such as "\\nAnswer:"), or let the chat template render it (task.chat: true).',
                 code="questions.no-end",
             )
-        longest = max(len(tokens_of(tokenizer, text_of(example), special=False)) for example in examples)
-        self.max_new_tokens = ROOM * longest + len(tokens_of(tokenizer, self.stop, special=False))
+
+    @cached_property
+    def max_new_tokens(self) -> int:
+        """Of a new question and what ends it."""
+        longest = max(len(tokens_of(self.tokenizer, text_of(example), special=False)) for example in self.examples)
+        return ROOM * longest + len(tokens_of(self.tokenizer, self.stop, special=False))
 
     def opening(self, shown: Sequence[Example], begun_by: Example | None = None) -> Opening:
         """What the model goes on from: `shown` as turns of a conversation or as plain text, then where the user speaks; with the
@@ -112,9 +117,9 @@ def _refusal(task: Task, examples: Sequence[Example]) -> str:
             "`questions` out."
         )
     if any(example.tools for example in examples):
-        return "its conversations have tools, whose results nobody can make up. Leave `questions` out."
+        return "some of its conversations have tools, whose results nobody can make up. Leave `questions` out."
     if any(len(example.dialogue) != 1 or example.messages[-1]["role"] != "user" for example in examples):
-        return "its conversations have several turns, and a question is a single one. Leave `questions` out."
+        return "some of its conversations have several turns, and a question is a single one. Leave `questions` out."
     systems = {tuple(str(message["content"]) for message in e.messages if message["role"] in SYSTEM_ROLES) for e in examples}
     if len(systems) > 1:
         return "its system prompts differ, and which one a new question would have is not known. Leave `questions` out."

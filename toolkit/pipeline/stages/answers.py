@@ -12,7 +12,7 @@ from typing import Self
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.estimate import DataSize, Machine, StageEstimate
+from toolkit.estimate import DataSize, Machine, StageEstimate, preceded
 from toolkit.moe.placement import with_model
 from toolkit.pipeline.agreement import AnsweredQuestions, answer_new_questions
 from toolkit.pipeline.drawing import TOKEN_BYTES, Answered, Drawing
@@ -21,9 +21,10 @@ from toolkit.pipeline.recipe_changes import DECIDING
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
 from toolkit.pipeline.rounds import trains
 from toolkit.pipeline.stage import Facts, Stage
+from toolkit.pipeline.stage_names import ANSWERS
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
-from toolkit.recovery.training_data import sources_without_student
+from toolkit.recovery.training_data import sources_without_student, training_sources
 from toolkit.runtime.distributed import say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import JsonObject
@@ -67,7 +68,7 @@ class QuestionFacts(AnswerFacts):
 class Answers(Stage):
     """Training prompts -> answers/: the original model's own right answers."""
 
-    kind = "answers"
+    kind = ANSWERS
     batch_section = "evaluation"
     sections = DECIDING[Role.CONTROL]
     output = "answers"
@@ -79,7 +80,8 @@ class Answers(Stage):
         return context.teaching is None and trains(context.recipe) and context.fingerprints.teaching.answers is not None
 
     def purpose(self) -> str:
-        return "have the original model answer training prompts"
+        questions = any(source.questions for source in training_sources(self.context.recipe))
+        return f"have the original model answer training prompts{', or new questions that it writes' if questions else ''}"
 
     def fingerprint(self) -> str:
         return str(self.context.fingerprints.teaching.answers)
@@ -89,11 +91,17 @@ class Answers(Stage):
         sizes, prompts = RecipeOnMachine(self.context, machine), self._prompts()
         tokens = (prompts.examples or 0) * (prompts.mean + self.context.recipe.evaluation.max_new_tokens)
         found = sizes.generation(self.name, sizes.original(), prompts, whole=True)
+        if questions := self.context.data_sizes.questions:
+            new = round(questions.completion_tokens)
+            writing = sizes.generation("", sizes.original(), questions, whole=True, new_tokens=new)
+            found = preceded(found, writing, f"new questions first: {writing.work}", machine)
         return replace(found, disk=round(TOKEN_BYTES * tokens))
 
     def outlook(self) -> str:
         new = self.context.recipe.evaluation.max_new_tokens
-        return f"{examples_or_all(self._prompts().examples)} answers drawn, at most {new:,} new tokens each"
+        answers = f"{examples_or_all(self._prompts().examples)} answers drawn, at most {new:,} new tokens each"
+        questions = self.context.data_sizes.questions
+        return f"{questions.examples:,} new questions written; {answers}" if questions else answers
 
     def _prompts(self) -> DataSize:
         prompts = self.context.data_sizes.answers

@@ -11,7 +11,7 @@ from toolkit.calibration.greedy_search import GRAM_BYTES
 from toolkit.calibration.token_errors import CHUNK_BYTES
 from toolkit.cuts import Plan, masked
 from toolkit.cuts.statistics import ExpertStatistics
-from toolkit.estimate import Machine, SearchSize, StageEstimate
+from toolkit.estimate import Machine, SearchSize, StageEstimate, preceded
 from toolkit.moe import MoEBlock, StreamedModel, block_width, find_blocks
 from toolkit.moe.placement import with_layers
 from toolkit.moe.tokenizer import longer_than_context
@@ -151,12 +151,4 @@ class Calibrate(Stage):
 
 def with_answers(observation: StageEstimate, answers: StageEstimate, machine: Machine) -> StageEstimate:
     """The model answers the prompts first, then it is observed."""
-    gpu, host = observation.gpu, observation.host
-    if machine.gpus:
-        gpu, host = max(gpu, answers.gpu, key=lambda parts: sum(parts.values())), host | answers.host
-    flops, seconds = (
-        None if first is None or then is None else then + first
-        for first, then in ((answers.flops, observation.flops), (answers.seconds, observation.seconds))
-    )
-    note = f"the model's own answers first: {answers.work}"
-    return replace(observation, gpu=gpu, host=host, flops=flops, seconds=seconds, notes=(*observation.notes, note))
+    return preceded(observation, answers, f"the model's own answers first: {answers.work}", machine)
