@@ -35,7 +35,8 @@ def answer_new_questions(drawing: Drawing, model: PreTrainedModel, folder: Path,
     source, tokenizer = drawing.source, drawing.tokenizer
     writing = QuestionWriting(drawing.recipe, source, tokenizer, drawing.data)
     written = writing.write(model, folder / "questions", fingerprint)
-    majority = Majority(writing.task, gold_of(tokenizer, writing.examples[0]), source.samples, drawing.recipe.finetuning.max_length)
+    gold, longest = gold_of(tokenizer, writing.examples[0]), drawing.recipe.finetuning.max_length
+    majority = Majority(writing.task, gold, source.samples, longest)
     agreed = len(replace(drawing, questions=written.examples).write(model, folder, fingerprint, majority.lines))
     number = len(written.examples)
     say(f"  {source.name}: {agreed:,} of {number:,} kept: more than half of {source.samples} answers agree")
