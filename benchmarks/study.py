@@ -101,6 +101,10 @@ class PipelineCell(ABC):
     def overrides(self) -> list[str]:
         """Of the recipe, the run's name apart."""
 
+    def arguments(self, study: str, overrides: Sequence[str]) -> list[str]:
+        """All that is said to the recipe."""
+        return [f"name={self.run(study)}", *self.overrides(), *overrides]
+
     @abstractmethod
     def measured(self, run: RunDirectory) -> Mapping[str, Any]:
         """What the run directory says of the cell, which has just ended."""
@@ -116,7 +120,7 @@ class PipelineCell(ABC):
     def do(self, study: str, overrides: Sequence[str]) -> str | None:
         """Unless it is done already under exactly this recipe; where it fails, its name with its log, or with what is wrong
         with its recipe."""
-        arguments = [f"name={self.run(study)}", *self.overrides(), *overrides]
+        arguments = self.arguments(study, overrides)
         known, log = self.stored(study), self.path(study).with_suffix(".log")
         try:
             asked = self.asked(arguments)

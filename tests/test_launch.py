@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model={"path": "original", "placement": "zero3"},
         finetuning={"zero": "zero3.json", "examples": 8, "trainer": trainer},
         calibration={"examples": 10, "batch_size": 4},  # three batches on two ranks
-        evaluation={"batch_size": 6, "max_new_tokens": 4},  # one batch: a rank has none
+        evaluation={"batch_size": 6, "max_new_tokens": 4, "off_task": False},  # one batch: a rank has none
     )
     (folder / "recipe.yaml").write_text(dump_values(values))
     (folder / ".deepspeed_env").write_text("OMP_NUM_THREADS=1\n")

@@ -31,7 +31,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from toolkit.moe import MoEBlock
-from toolkit.recipe.schema import LoraRecipe
+from toolkit.recipe.finetuning import LoraRecipe
 from toolkit.recovery.method import Loaded, Reach, RecoveryMethod, TrainedMemory, memory_of_part
 
 
@@ -74,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "from toolkit.recovery.lora import",
         "from toolkit.recovery.attention import Attention\nfrom toolkit.recovery.lora import",
     )
-    edit(methods, "Experts())}", "Experts(), Attention())}")
+    edit(methods, "Spp())\n}", "Spp(), Attention())\n}")
     choices = pollard(folder, "recipes", "--choices")
     (folder / "toolkit" / "recipe" / "choices.py").write_text(choices)
     make_small(folder)

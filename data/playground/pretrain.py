@@ -16,7 +16,8 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,10 +29,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 from generate import stream
 
-MODEL, LOG, RESUME = HERE / "model", HERE / "training_log.jsonl", HERE / "checkpoints" / "last.pt"
 SEED, ROWS, LENGTH, LEARNING_RATE, WARMUP = 0, 16, 256, 2e-3, 100
 PROMPT_WEIGHT = 0.1  # questions are mostly chance; answers are what there is to learn
-MIXTURE = {"arithmetic": 42, "sorting": 18, "reversing": 7, "facts": 10, "logic": 11, "code": 12}
 CHECKPOINT_SECONDS = 600
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}"
@@ -40,12 +39,37 @@ CHAT_TEMPLATE = (
 )
 
 
-def mixture(seed: int) -> Iterator[tuple[str, str]]:
-    """Endless (question, answer) pairs of all tasks' training sides."""
-    streams = {task: stream(task, "train", seed) for task in MIXTURE}
+@dataclass(frozen=True)
+class Pretraining:
+    """A model of 4 blocks of `experts` experts of `width` channels, `active` of them per token, and where it is left."""
+
+    model: Path
+    log: Path
+    resume: Path
+    mixture: Mapping[str, int]
+    """Relative number of examples by task."""
+    experts: int
+    active: int
+    width: int
+
+
+PLAYGROUND = Pretraining(
+    model=HERE / "model",
+    log=HERE / "training_log.jsonl",
+    resume=HERE / "checkpoints" / "last.pt",
+    mixture={"arithmetic": 42, "sorting": 18, "reversing": 7, "facts": 10, "logic": 11, "code": 12},
+    experts=8,
+    active=2,
+    width=256,
+)
+
+
+def examples(mixture: Mapping[str, int], seed: int) -> Iterator[tuple[str, str]]:
+    """Endless (question, answer) pairs of the training sides of the tasks in `mixture`."""
+    streams = {task: stream(task, "train", seed) for task in mixture}
     rng = random.Random(seed)
     while True:
-        example = next(streams[rng.choices(list(MIXTURE), list(MIXTURE.values()))[0]])
+        example = next(streams[rng.choices(list(mixture), list(mixture.values()))[0]])
         yield example.question, example.answer
 
 
@@ -63,7 +87,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    pairs = mixture(SEED + 1)
+    pairs = examples(PLAYGROUND.mixture, SEED + 1)
     tokenizer.train_from_iterator((text for _ in range(50_000) for text in next(pairs)), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -76,17 +100,17 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast) -> MixtralForCausalLM:
+def new_model(asked: Pretraining, tokenizer: PreTrainedTokenizerFast) -> MixtralForCausalLM:
     torch.manual_seed(SEED)
     config = MixtralConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
-        intermediate_size=256,
+        intermediate_size=asked.width,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=4,
-        num_local_experts=8,
-        num_experts_per_tok=2,
+        num_local_experts=asked.experts,
+        num_experts_per_tok=asked.active,
         max_position_embeddings=512,
         tie_word_embeddings=True,
         router_aux_loss_coef=0.01,
@@ -100,10 +124,10 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> MixtralForCausalLM:
     return model
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[dict[str, torch.Tensor]]:
+def batches(asked: Pretraining, tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[dict[str, torch.Tensor]]:
     """Packed rows [ROWS, LENGTH]: token ids, positions that restart with each example (so that attention stays inside
     it), and the weight of each token in the loss."""
-    pairs = mixture(seed)
+    pairs = examples(asked.mixture, seed)
     while True:
         rows: list[list[tuple[int, int, float]]] = []
         for _ in range(ROWS):
@@ -119,34 +143,34 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[dict[str,
         yield {"input_ids": ids.long(), "position_ids": positions.long(), "weights": weight.float()}
 
 
-def save(model: MixtralForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def save(model: MixtralForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     model.generation_config.max_new_tokens = 96
-    model.save_pretrained(MODEL)
-    tokenizer.save_pretrained(MODEL)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
-def train(steps: int) -> None:
-    tokenizer = train_tokenizer()
-    model = new_model(tokenizer)
+def train(asked: Pretraining, tokenizer: PreTrainedTokenizerFast, steps: int) -> None:
+    """From nothing, or from where a training that was killed has left off."""
+    model = new_model(asked, tokenizer)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {ROWS * LENGTH:,} tokens a step, {steps:,} steps")
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min((s + 1) / WARMUP, 0.5 * (1 + math.cos(math.pi * min(s / steps, 1.0))))
     )
     first = 0
-    if RESUME.exists():
-        state = torch.load(RESUME, weights_only=False)
+    if asked.resume.exists():
+        state = torch.load(asked.resume, weights_only=False)
         if state["steps"] != steps:
             raise SystemExit(
-                f"{RESUME} belongs to a schedule of {state['steps']} steps: pass --steps {state['steps']} or delete it"
+                f"{asked.resume} belongs to a schedule of {state['steps']} steps: pass --steps {state['steps']} or delete it"
             )
         for target, name in ((model, "model"), (optimizer, "optimizer"), (schedule, "schedule")):
             target.load_state_dict(state[name])
         first = state["step"]
-    elif LOG.exists():
-        LOG.unlink()
-    RESUME.parent.mkdir(exist_ok=True)
-    data = batches(tokenizer, SEED + 2)
+    elif asked.log.exists():
+        asked.log.unlink()
+    asked.resume.parent.mkdir(parents=True, exist_ok=True)
+    data = batches(asked, tokenizer, SEED + 2)
     for _ in range(first):  # the data is a stream: resuming walks to where it stood
         next(data)
     model.train()
@@ -173,19 +197,19 @@ def train(steps: int) -> None:
                 "tokens_per_second": round(50 * ROWS * LENGTH / (now - logged)),
             }
             logged = now
-            with LOG.open("a") as log:
+            with asked.log.open("a") as log:
                 log.write(json.dumps(entry) + "\n")
             print(entry, flush=True)
         if time.monotonic() - saved > CHECKPOINT_SECONDS or done == steps:
             state = {"model": model, "optimizer": optimizer, "schedule": schedule}
-            partial = RESUME.with_suffix(".tmp")
+            partial = asked.resume.with_suffix(".tmp")
+            save(model, tokenizer, asked.model)  # first: what has been resumed at its last step saves nothing
             torch.save({name: thing.state_dict() for name, thing in state.items()} | {"step": done, "steps": steps}, partial)
-            os.replace(partial, RESUME)
-            save(model, tokenizer)
+            os.replace(partial, asked.resume)
             saved = time.monotonic()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=4500)
-    train(parser.parse_args().steps)
+    train(PLAYGROUND, train_tokenizer(), parser.parse_args().steps)

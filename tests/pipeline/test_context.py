@@ -49,7 +49,7 @@ def test_a_run_builds_each_task_and_reads_each_data_file_once(folder: Path, monk
         small_recipe(
             calibration__data=mix, control=True,
             finetuning={"zero": 0, "data": mix, "trainer": trainer, "teacher": "original"},
-            evaluation={"batch_size": 3, "max_new_tokens": 4, "fidelity": 4},
+            evaluation={"batch_size": 3, "max_new_tokens": 4, "off_task": False, "fidelity": 4},
         )
     )  # fmt: skip
     assert {"teacher", "recover", "fidelity/control", "evaluate/control", "report"} <= everything.done().keys()

@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def recipe_of(name: str, pruning: dict, **changes: object) -> Recipe:
     values: dict = {
         "finetuning": {"zero": 0, "examples": 8, "trainer": TRAINER},
-        "evaluation": {"examples": 2, "max_new_tokens": 2, "batch_size": 2},
+        "evaluation": {"examples": 2, "max_new_tokens": 2, "off_task": False, "batch_size": 2},
     }
     return small_recipe(name=name, pruning=pruning, **(values | changes))
 
@@ -115,7 +115,9 @@ def test_killed_between_stages_it_ends_as_if_undisturbed(finished: RunDirectory,
     ],
 )
 def test_any_combination_leaves_a_model_of_that_shape(folder: Path, pruning: dict, experts: int, width: int, layers: int) -> None:
-    done = run(recipe_of("combined", pruning, evaluation={"models": ["pruned"], "examples": 2, "max_new_tokens": 2}))
+    done = run(
+        recipe_of("combined", pruning, evaluation={"models": ["pruned"], "examples": 2, "max_new_tokens": 2, "off_task": False})
+    )
     model = load_model(str(done.pruned))
     assert (find_blocks(model)[0].expert_count, expert_width(model)) == (experts, width)
     assert model.config.num_hidden_layers == layers
@@ -127,7 +129,9 @@ STEPS = [{"keep": 6, "width": 0.75}, {"keep": 4, "width": 0.5, "layers": 3}]
 @pytest.fixture(scope="module")
 def scheduled(folder: Path) -> RunDirectory:
     pruning = {"schedule": STEPS, "layer_criterion": "influence"}
-    return run(recipe_of("steps", pruning, evaluation={"models": ["recovered"], "examples": 2, "max_new_tokens": 2}))
+    return run(
+        recipe_of("steps", pruning, evaluation={"models": ["recovered"], "examples": 2, "max_new_tokens": 2, "off_task": False})
+    )
 
 
 def test_steps_of_a_schedule_count_in_the_original(scheduled: RunDirectory) -> None:

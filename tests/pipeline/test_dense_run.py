@@ -36,7 +36,7 @@ def recipe_of(name: str, method: str = "full", **changes: object) -> Recipe:
     values: dict = {
         "pruning": {"keep": 4, "form": "dense"},
         "finetuning": {"zero": 0, "examples": 8, "trainer": TRAINER, "method": method},
-        "evaluation": {"examples": 2, "max_new_tokens": 2, "batch_size": 2, "fidelity": 2},
+        "evaluation": {"examples": 2, "max_new_tokens": 2, "off_task": False, "batch_size": 2, "fidelity": 2},
     }
     return small_recipe(name=name, **(values | changes))
 

@@ -30,7 +30,7 @@ def test_killed_or_not_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
     values = small_values(
         pruning={"width_multiple": 4, "fit": FIT | {"bytes": int(0.8 * checkpoint_bytes(tmp_path / "original"))}},
         calibration={"examples": 12, "batch_size": 4},
-        evaluation={"examples": 2, "max_new_tokens": 2, "batch_size": 2, "models": ["refitted"]},
+        evaluation={"examples": 2, "max_new_tokens": 2, "off_task": False, "batch_size": 2, "models": ["refitted"]},
     )
     (tmp_path / "r.yaml").write_text(dump_values(values))
     output_of(tmp_path, 2, *KILLED, "2", "fit", "r.yaml", fails=True)

@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def recipe_of(name: str, fit: dict | None = None, pruning: dict | None = None, **changes: object) -> Recipe:
     values: dict = {
         "finetuning": {"zero": 0, "examples": 8, "select_by": "last", "trainer": TRAINER},
-        "evaluation": {"examples": 2, "max_new_tokens": 2, "batch_size": 2, "models": ["pruned", "recovered"]},
+        "evaluation": {"examples": 2, "max_new_tokens": 2, "off_task": False, "batch_size": 2, "models": ["pruned", "recovered"]},
         "pruning": {"width_multiple": 4, "fit": {"bytes": share(0.75), "measured": 2, "examples": 6} | (fit or {})},
     }
     return small_recipe(name=name, **(values | ({"pruning": pruning} if pruning else {}) | changes))

@@ -10,7 +10,7 @@ from small_run import kill_in_call
 from transformers import PreTrainedModel
 
 from toolkit.moe import load_model, load_tokenizer
-from toolkit.pipeline.stages import answers
+from toolkit.pipeline import drawing
 from toolkit.pipeline.stages.answers import AnswerFacts, draw_answers
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.training_data import read_training_data
@@ -55,9 +55,9 @@ def test_right_answers_are_kept_once(model: PreTrainedModel, tmp_path: Path) -> 
 def test_a_kill_loses_one_piece_and_changes_nothing(
     model: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(answers, "PROMPTS", 4)
+    monkeypatch.setattr(drawing, "PROMPTS", 4)
     drawn(model, tmp_path / "whole", recipe())
-    calls = kill_in_call(2, answers, monkeypatch)
+    calls = kill_in_call(2, drawing, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         drawn(model, tmp_path / "killed", recipe())
     drawn(model, tmp_path / "killed", recipe())
@@ -92,7 +92,7 @@ def test_answers_are_right_whatever_the_template_writes_around_them(
         thinking = replace(example, completion=f"<think>\nHm.\n</think>\n\n{example.completion}")
         encoded = encode(tokenizer, thinking)
         written[tuple(encoded.input_ids[: encoded.prompt_length])] = encoded.input_ids[encoded.prompt_length :]
-    monkeypatch.setattr(answers, "generate", lambda model, prompts, *rest: [written[tuple(prompt)] for prompt in prompts])
+    monkeypatch.setattr(drawing, "generate", lambda model, prompts, *rest: [written[tuple(prompt)] for prompt in prompts])
     draw_answers(model, tokenizer, wish, tmp_path, "fingerprint")
     found = read_training_data(wish, tokenizer, tmp_path).encoded
     assert len(found) == 12 and all("Hm." in str(tokenizer.decode(e.input_ids)) for e in found)

@@ -21,7 +21,7 @@ VALUES = small_values(
     pruning={"keep": 4, "refit": True},
     calibration={"examples": 24, "batch_size": 4},
     finetuning={"zero": 2, "examples": 8, "trainer": TRAINER},
-    evaluation={"examples": 2, "max_new_tokens": 2, "batch_size": 2},
+    evaluation={"examples": 2, "max_new_tokens": 2, "off_task": False, "batch_size": 2},
 )
 
 

@@ -36,7 +36,7 @@ def recipe(name: str = "refit", refit: object = True, models: list[str] = ALL[:3
         "pruning": {"keep": 4, "refit": refit} | changes.pop("pruning", {}),  # type: ignore[operator]
         "calibration": {"examples": 24, "batch_size": 4},
         "finetuning": {"zero": 0, "examples": 8, "trainer": TRAINER},
-        "evaluation": {"examples": 2, "max_new_tokens": 2, "batch_size": 2, "models": models},
+        "evaluation": {"examples": 2, "max_new_tokens": 2, "off_task": False, "batch_size": 2, "models": models},
     }
     return small_recipe(name=name, **(values | changes))
 

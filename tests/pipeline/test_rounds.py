@@ -32,7 +32,7 @@ def scheduled(schedule: tuple[int, ...] = (6, 4, 2), **changes: object) -> Recip
     trainer = {"max_steps": 1, "per_device_train_batch_size": 2, "eval_strategy": "no"}
     values: dict = {
         "finetuning": {"zero": 0, "examples": 8, "trainer": trainer}, "pruning": {"schedule": list(schedule)}, "control": True,
-        "evaluation": {"models": ["recovered"], "examples": 2, "max_new_tokens": 2},
+        "evaluation": {"models": ["recovered"], "examples": 2, "max_new_tokens": 2, "off_task": False},
     }  # fmt: skip
     return small_recipe(**(values | changes))
 

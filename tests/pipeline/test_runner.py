@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def small(**changes: object) -> Recipe:
     trainer = {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "eval_strategy": "no"}
     finetuning = {"zero": 0, "examples": 8, "trainer": trainer}
-    return small_recipe(finetuning=finetuning, evaluation={"batch_size": 3, "max_new_tokens": 4}, **changes)
+    return small_recipe(finetuning=finetuning, evaluation={"batch_size": 3, "max_new_tokens": 4, "off_task": False}, **changes)
 
 
 def done_by(recipe: Recipe, capsys: pytest.CaptureFixture[str], **options: object) -> dict[str, bool]:

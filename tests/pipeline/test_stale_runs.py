@@ -26,7 +26,8 @@ RUN, STALE = Path("runs/small"), "runs/small/recovered is stale (made with pruni
 def recipe() -> Recipe:
     trainer = {"max_steps": 2, "per_device_train_batch_size": 2, "logging_steps": 1, "eval_strategy": "no"}
     return small_recipe(
-        finetuning={"zero": 0, "examples": 8, "trainer": trainer}, evaluation={"batch_size": 3, "max_new_tokens": 4}
+        finetuning={"zero": 0, "examples": 8, "trainer": trainer},
+        evaluation={"batch_size": 3, "max_new_tokens": 4, "off_task": False},
     )
 
 

@@ -54,6 +54,15 @@ def test_reading_a_recipe_imports_neither_torch_nor_trl(module: str) -> None:
     assert done.stdout.strip() == "set()"
 
 
+def test_cross_entropy_and_seams_alone_are_allowed_and_no_seams_leave_no_trace(tmp_path: Path) -> None:
+    layers, teacher = "pruning: {layers: 3}\n", "finetuning: {teacher: original, distillation: "
+    settings = recipe_of(tmp_path, SMALLEST + layers + teacher + "{weight: 0, hidden: 0.1}}\n").finetuning.distillation
+    assert (settings.weight, settings.hidden) == (0, 0.1)
+    assert [*recipe_of(tmp_path, SMALLEST + teacher + "{hidden: 0}}\n").finetuning.distillation.model_dump()] == [
+        "weight", "temperature",
+    ]  # fmt: skip
+
+
 def test_short_forms_and_defaults(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, SMALLEST + "pruning:\n  # keep: 4\n")  # a section without keys is its defaults
     assert (recipe.model.path, recipe.task.name) == ("some/model", "gsm8k")
@@ -132,6 +141,28 @@ def test_short_forms_and_defaults(tmp_path: Path) -> None:
         (
             "finetuning:\n  teacher: original\n  distillation: {temperature: 0}\n",
             "line 6: `finetuning.distillation.temperature`: Input should be greater than 0",
+        ),
+        (
+            "finetuning:\n  teacher: original\n  distillation: {weight: 0}\n",
+            "line 6: `finetuning.distillation`: weight 0 learns nothing from the teacher",
+        ),
+        (
+            "finetuning:\n  teacher: original\n  distillation: {hidden: -0.1}\n",
+            "line 6: `finetuning.distillation.hidden`: Input should be greater than or equal to 0",
+        ),
+        ("finetuning:\n  distillation: {hidden: 0.1}\n", "there is none: add `teacher: original`"),
+        (
+            "pruning: {keep: 4}\nfinetuning: {teacher: original, distillation: {hidden: 0.1}}\n",
+            "hidden compares hidden states where layers are gone, and pruning.layers takes none out",
+        ),
+        (
+            "pruning: {schedule: [{keep: 4}, {keep: 4, layers: 3}]}\n"
+            "finetuning: {teacher: original, distillation: {hidden: 0.1}}\n",
+            "with pruning.schedule the layers that stay are chosen later",
+        ),
+        (
+            "pruning: {fit: {bytes: 12G}}\nfinetuning: {teacher: original, distillation: {hidden: 0.1}}\n",
+            "with pruning.fit the layers that stay are chosen later",
         ),
         ("calibration:\n  examples: 0\n", "line 5: `calibration.examples`: Input should be greater than or equal to 1"),
         ("5: 7\n", "line 4: `5`: Keys should be strings"),

@@ -8,7 +8,7 @@ from families import EXCEPTIONS, families, tiny_family
 from peft import PeftModel
 
 from toolkit.moe import MoEBlock, decoder_linears, find_blocks
-from toolkit.recipe.schema import LoraRecipe
+from toolkit.recipe.finetuning import LoraRecipe
 from toolkit.recovery.adapters import adapt, adapter_weights, with_adapter
 from toolkit.recovery.methods import METHODS, check_reach, count_trainable
 from toolkit.recovery.quantize import quantize, round_to_nf4
@@ -38,10 +38,12 @@ def stock(family: str, method: str) -> torch.nn.Module:
     return model
 
 
+@pytest.mark.parametrize("experts", ["each", "shared"])
 @pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_adapters_reach_the_experts_of_every_block_and_merge_exactly(family: str, method: str) -> None:
-    model, blocks = adapted(family, method)
-    check_reach(model, blocks, METHODS[method], LORA)
+def test_adapters_reach_the_experts_of_every_block_and_merge_exactly(family: str, method: str, experts: str) -> None:
+    lora = LoraRecipe(rank=3, alpha=6, router=True, experts=experts)
+    model, blocks = adapted(family, method, lora)
+    check_reach(model, blocks, METHODS[method], lora)
     ids = torch.randint(3, 64, (4, 32), generator=torch.Generator().manual_seed(0))
     model.train()(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     for block in blocks:
@@ -52,7 +54,7 @@ def test_adapters_reach_the_experts_of_every_block_and_merge_exactly(family: str
     before = stock(family, method)
     names = set(before.state_dict())
     assert (logits_of(before) - expected).abs().max() > 1e-2
-    merged = with_adapter(before, LORA, adapter_weights(model)).merge_and_unload()
+    merged = with_adapter(before, lora, adapter_weights(model)).merge_and_unload()
     assert set(merged.state_dict()) == names
     torch.testing.assert_close(logits_of(merged), expected, rtol=1e-4, atol=1e-4)
 
@@ -67,9 +69,10 @@ def test_adapters_reach_the_experts_of_every_family(family: str) -> None:
     assert count_trainable(adapted, blocks)["other layers"] > 0
 
 
+@pytest.mark.parametrize("experts", ["each", "shared"])
 @pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_stock_peft_puts_the_saved_adapter_on_the_stock_model(method: str, tmp_path: Path) -> None:
-    lora = LoraRecipe(rank=3)
+def test_stock_peft_puts_the_saved_adapter_on_the_stock_model(method: str, experts: str, tmp_path: Path) -> None:
+    lora = LoraRecipe(rank=3, experts=experts)
     model, _ = adapted("qwen2_moe", method, lora)
     expected = logits_of(model)
     with_adapter(stock("qwen2_moe", method), lora, adapter_weights(model)).save_pretrained(tmp_path)
@@ -91,6 +94,28 @@ def test_each_expert_has_an_adapter_of_its_own_rank() -> None:
         model, blocks = adapted("mixtral", method, LoraRecipe(rank=3))
         assert count_trainable(model, blocks)["experts"] == expected
         assert count_trainable(model, blocks)["routers"] == 0
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_shared_adapter_is_as_large_as_one_experts_and_changes_all_alike(method: str) -> None:
+    lora = LoraRecipe(rank=3, experts="shared")
+    model, blocks = adapted("mixtral", method, lora)
+    assert count_trainable(model, blocks)["experts"] == 2 * 3 * ((32 + 32) + (16 + 32))
+    before = stock("mixtral", method)
+    merged = with_adapter(copy.deepcopy(before), lora, adapter_weights(model)).merge_and_unload()
+    for block, base in zip(find_blocks(merged), find_blocks(before), strict=True):
+        for name in ("gate_up_proj", "down_proj"):
+            change = getattr(block.experts, name) - getattr(base.experts, name)
+            assert change.abs().max() > 1e-3
+            torch.testing.assert_close(change, change[:1].expand_as(change), rtol=0, atol=1e-6)
+
+
+def test_where_adapters_begin_is_the_same_each_or_shared() -> None:
+    """A is drawn at random as for every expert, and B is zero: the model is the pruned one."""
+    model = tiny_model("mixtral")
+    blocks = find_blocks(model)
+    shared = adapt(model, blocks, decoder_linears(model, blocks), LoraRecipe(experts="shared"))
+    torch.testing.assert_close(logits_of(shared), logits_of(tiny_model("mixtral")), rtol=0, atol=1e-6)
 
 
 def test_an_expert_that_is_not_reached_is_an_error() -> None:

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from toolkit.moe import find_blocks
-from toolkit.recipe.schema import LoraRecipe, Recipe
+from toolkit.recipe.finetuning import LoraRecipe
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery.methods import METHODS, check_reach
 from toolkit.recovery.settings import sft_config
 from toolkit.runtime.errors import PollardError
@@ -159,8 +160,9 @@ def test_the_adapter_lies_beside_the_merged_checkpoint_and_fits_the_pruned_one(r
 
 
 def recipe(method: str, model: Path | str = "m", **trainer: object) -> Recipe:
-    finetuning = {"method": method, "trainer": trainer}
-    return Recipe.model_validate({"name": "t", "model": str(model), "task": "gsm8k", "finetuning": finetuning})
+    pruning = {"grow": {"onto": "runs/a/recovered", "keep": 6}} if method == "new" else {}
+    values = {"finetuning": {"method": method, "trainer": trainer}, "pruning": pruning}
+    return Recipe.model_validate({"name": "t", "model": str(model), "task": "gsm8k"} | values)
 
 
 @pytest.mark.parametrize(("method", "missing"), [("lora", "peft"), ("qlora", "bitsandbytes")])

@@ -16,7 +16,8 @@ from grown_checkpoint import by_expert, grown
 from rank_launcher import ranks
 
 from toolkit.moe import find_blocks, load_model
-from toolkit.recipe.schema import LoraRecipe, Recipe
+from toolkit.recipe.finetuning import LoraRecipe
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery import new_experts, trainer
 from toolkit.recovery.method import Loaded
 from toolkit.recovery.methods import METHODS, count_trainable
@@ -68,7 +69,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # everything is partitioned
     (root / "3.json").write_text(json.dumps(whole))
     zero = {"2": 2, "3": str(root / "3.json")}
-    (root / "recipes.json").write_text(json.dumps({name: prepare(root, name, zero[name[-1]]) for name in RUNS}))
+    recipes = {name: prepare(root, name, zero[name[-1]], gradient_checkpointing=name[-1] == "3") for name in RUNS}
+    (root / "recipes.json").write_text(json.dumps(recipes))
     command = ranks(2, str(ROOT / "tests" / "recovery" / "every_method.py"), str(root))
     with (root / "said.txt").open("w") as said:
         launched = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)

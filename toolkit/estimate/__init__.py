@@ -3,7 +3,7 @@
 What a stage holds and computes is put together by the stage itself (toolkit/pipeline/stages).
 """
 
-from toolkit.estimate.data_size import DataSize, DataSizes
+from toolkit.estimate.data_size import DataSize, DataSizes, StudentSizes
 from toolkit.estimate.finetuning import FineTuning, TrainerSettings, cannot_fit, estimate_finetuning
 from toolkit.estimate.inference import LogitsPass, answering_memory, estimate_generation, estimate_logits_pass, row_bytes
 from toolkit.estimate.machine import Machine, resolve_machine
@@ -32,6 +32,7 @@ __all__ = [
     "RefitUnit",
     "SearchSize",
     "StageEstimate",
+    "StudentSizes",
     "TrainerSettings",
     "TrainingModel",
     "answering_memory",

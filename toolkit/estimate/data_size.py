@@ -38,10 +38,25 @@ class DataSizes:
     """What the stages of a recipe read."""
 
     calibration: DataSize
-    training: DataSize
+    training: DataSize  # of the pruned model
     evaluation: DataSize  # prompts only
     answers: DataSize | None  # prompts that the original model answers for training, repeated per sample; None: no such stage
+    student: "StudentSizes | None" = None  # None: the student writes nothing
+
+    @property
+    def shared(self) -> DataSize:
+        """Of the training data what the student does not write: the control's, and the teacher's before there is a student."""
+        return self.student.others if self.student else self.training
 
     @property
     def all_measured(self) -> bool:
         return all(part.measured for part in (self.calibration, self.training, self.evaluation))
+
+
+@dataclass(frozen=True)
+class StudentSizes:
+    """Of a recipe whose student writes training data."""
+
+    others: DataSize  # the other training data; no examples where there is none
+    prompts: DataSize  # that the student answers, repeated per sample
+    written: DataSize  # its answers with their prompts, at most

@@ -35,7 +35,7 @@ from toolkit.moe.masking import Rerouter, check_prunable, fewest_experts, overri
 from toolkit.moe.model_files import CheckpointFiles, checkpoint_files
 from toolkit.moe.model_size import Sizes, active_expert_parameters, checkpoint_bytes, sizes, weight_bytes
 from toolkit.moe.observe import BlockActivations, all_expert_outputs, observing
-from toolkit.moe.partition import is_partitioned, partitioned_model, write_partitioned
+from toolkit.moe.partition import gathered, is_partitioned, local_part, partitioned_model, write_partitioned
 from toolkit.moe.router_gradient import check_router_gradient, check_some_inactive, train_routers_on_all_experts
 from toolkit.moe.routing_monitor import RoutingMonitor
 from toolkit.moe.stream import CannotStream, StreamedModel, open_layerwise
@@ -86,6 +86,7 @@ __all__ = [
     "expert_width",
     "fewest_experts",
     "find_blocks",
+    "gathered",
     "hidden_states_of",
     "is_partitioned",
     "layers_of",
@@ -94,6 +95,7 @@ __all__ = [
     "load_model",
     "load_thresholds",
     "load_tokenizer",
+    "local_part",
     "logits_at",
     "mean_over_rms",
     "meta_model",

@@ -91,7 +91,10 @@ def _folders(run: RunDirectory, part: str) -> list[Path]:
         return [*(run.path / name for name in RESUMED_FOLDERS), *run.evaluation.glob("*.answers")]
     if part == "sweep":
         return [run.sweep / "calibration", run.sweep / "original"]
-    return [folder for folder in (run.path / part,) if folder.is_dir()]
+    on_the_way = (
+        sorted(run.student.glob(f"*/{part}")) if part in COSTLY else []
+    )  # trainings before the last on the student's text
+    return [folder for folder in (run.path / part, *on_the_way) if folder.is_dir()]
 
 
 def _files(run: RunDirectory, part: str, folder: Path) -> list[Path]:

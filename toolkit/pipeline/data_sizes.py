@@ -13,10 +13,11 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.estimate import DataSize, DataSizes
+from toolkit.estimate import DataSize, DataSizes, StudentSizes
 from toolkit.moe import load_tokenizer
-from toolkit.recipe.data import TaskRecipe, TrainingSourceRecipe
+from toolkit.recipe.data import TaskRecipe
 from toolkit.recipe.schema import Recipe
+from toolkit.recipe.sources import TrainingSourceRecipe
 from toolkit.recovery.training_data import training_sources
 from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Example, Task, encode, encode_prompt
@@ -41,13 +42,28 @@ class _Counter:
 
     def all_sizes(self) -> DataSizes:
         evaluation, sources = self.recipe.evaluation, training_sources(self.recipe)
-        prompts = [self._answered_prompts(source) for source in sources if source.self_generated]
+        others = [source for source in sources if not source.written_by_student]
+        prompts = [self._answered_prompts(source) for source in others if source.self_generated]
         questions = self._examples(self.recipe.task, evaluation.split, _prompt_lengths, self.recipe.finetuning.max_length)
         return DataSizes(
             calibration=self._calibration(),
-            training=mixed_size([self._training(source) for source in sources], [source.weight for source in sources]),
+            training=self._mixed_training(sources),
             evaluation=questions.limited(evaluation.examples),
             answers=mixed_size(prompts, [None] * len(prompts)) if prompts else None,
+            student=self._student(others),
+        )
+
+    def _student(self, others: Sequence[TrainingSourceRecipe]) -> StudentSizes | None:
+        """`others`: the sources that the student does not write."""
+        written = self.recipe.finetuning.student_sources
+        if not written:
+            return None
+        prompts = [self._answered_prompts(source) for source in written]
+        nothing = DataSize(0, 0.0, 0, True, 0.0)
+        return StudentSizes(
+            others=self._mixed_training(others) if others else nothing,
+            prompts=mixed_size(prompts, [None] * len(prompts)),
+            written=self._mixed_training(written),
         )
 
     def _calibration(self) -> DataSize:
@@ -57,20 +73,23 @@ class _Counter:
             return DataSize(number, settings.max_length, settings.max_length, False)
         return self._examples(self.recipe.task, "train", _lengths, settings.max_length).limited(settings.examples)
 
+    def _mixed_training(self, sources: Sequence[TrainingSourceRecipe]) -> DataSize:
+        return mixed_size([self._training(source) for source in sources], [source.weight for source in sources])
+
     def _training(self, source: TrainingSourceRecipe) -> DataSize:
         """One source of the training data."""
         settings = self.recipe.finetuning
         longest, limit = settings.max_length, source.examples or settings.examples
         if source.text:  # into how many pieces it is cut is not known without reading it
             return DataSize(limit, longest, longest, False)
-        if source.self_generated:  # an upper bound: all answers are right
+        if source.self_generated:  # an upper bound: all answers are right, or the student's, all different
             prompts, new = self._answered_prompts(source), self.recipe.evaluation.max_new_tokens
             mean, most = min(prompts.mean + new, longest), min(prompts.longest + new, longest)
             return DataSize(prompts.examples, mean, most, False, new)
         return self._examples(source.task or self.recipe.task, "train", _lengths, longest).limited(limit)
 
     def _answered_prompts(self, source: TrainingSourceRecipe) -> DataSize:
-        """The prompts that the original model answers, each once per sample."""
+        """The prompts that the original model or the student answers, each once per sample."""
         settings = self.recipe.finetuning
         prompts = self._examples(source.task or self.recipe.task, "train", _prompt_lengths, settings.max_length)
         return prompts.limited(source.examples or settings.examples).times(source.samples)

@@ -83,6 +83,8 @@ class ShapeTrials:
                 if (run.path / role).is_dir():
                     run.note_removed(MADE_BY[role])  # first: what a kill leaves of it is not taken for whole
                     remove_own(run.path / role)
+            for trained in run.student.glob("*/recovered"):
+                remove_own(trained)
 
 
 def shorter_training(recipe: Recipe) -> dict[str, object]:

@@ -65,6 +65,12 @@ class Manifest:
         entry = self.done().get(stage, {})
         return entry.get("fingerprint") == fingerprint and not entry.get("removed")
 
+    def identity_of(self, stage: str) -> str:
+        """What tells the result that lies there of a stage from others under the same fingerprint: that of a plan, or of its
+        making."""
+        entry = self.entries()[stage]
+        return str(entry.get("result") or entry["id"])
+
     def why_stale(self, stage: str) -> str:
         """What is wrong with the result that lies there of a stage, for people: "made with pruning.keep=4"; empty where it is
         current, and where nothing is known of anything (there is no manifest)."""

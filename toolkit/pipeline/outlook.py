@@ -10,9 +10,9 @@ from toolkit.pipeline.recipe_on_machine import trainer_settings
 from toolkit.runtime.distributed import world_size
 
 
-def training_outlook(context: RunContext) -> str:
+def training_outlook(context: RunContext, data: DataSize) -> str:
     """ "6 steps × 8 examples (2 × 2 accumulated × 2 ranks) = 48: 1.0 times the 48 there are; full, ZeRO 2"."""
-    recipe, data, ranks = context.recipe, context.data_sizes.training, world_size()
+    recipe, ranks = context.recipe, world_size()
     trainer = trainer_settings(recipe, torch.cuda.is_available())
     steps, per_step = trainer.steps(data.examples, ranks), trainer.examples_per_step(ranks)
     factors = [f"{trainer.micro_batch}", *([f"{trainer.accumulation} accumulated"] if trainer.accumulation > 1 else [])]

@@ -5,7 +5,6 @@ what is missing is None, and nothing is guessed.
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -21,6 +20,7 @@ from toolkit.pipeline.provenance import provenance_of_run
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.run_status import BEST_FIRST, stale_parts
 from toolkit.pipeline.stage_names import CALIBRATE, EVALUATE, MADE_BY, MERGE, REPORT, SELECT, stage_name
+from toolkit.pipeline.training_facts import student_facts, training_facts
 from toolkit.recipe.file import load_recipe, read_values
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
@@ -32,7 +32,6 @@ from toolkit.report.facts import (
     ModelResult,
     RunFacts,
     StaleFiles,
-    TrainingFacts,
 )
 from toolkit.report.first_task import FirstTaskFacts
 from toolkit.report.measurements import Fidelity, HarnessRow, HarnessScore, SpeedTable, SweepTable
@@ -50,7 +49,6 @@ SPEED_FILE = "speed.json"  # in a run directory
 SIZES = ("parameters", "active_parameters", "checkpoint_bytes")
 """Fields that are compared with the original's. Not the speed: a ratio of two passes measured once each is mostly noise."""
 ALWAYS_EVALUATED = (Role.ORIGINAL, Role.PRUNED, Role.RECOVERED)
-TRAINING_KEYS = ("steps", "examples", "left_out", "repeating", "beyond_context", "selected_step")
 CALIBRATION_KEYS = ("examples", "left_out", "beyond_context")
 REFIT_KEYS = ("examples", "tokens", "held_out")
 
@@ -126,8 +124,8 @@ def read_run_facts(path: str | Path) -> RunFacts:
         changed=changed_answers(last_model, answers.get(Role.ORIGINAL, []), answers[last_model]) if last_model else None,
         blocks=block_facts(statistics, plan),
         criteria=criteria_agreement(asked.criteria, plan) if plan and asked.criteria else None,
-        training=_training(run.training_log, stages[recovery]) if recovery in stages else None,
-        control_training=_training(run.control_log, stages[control]) if control in stages else None,
+        training=training_facts(_log(run.training_log), stages[recovery], student_facts(stages)) if recovery in stages else None,
+        control_training=training_facts(_log(run.control_log), stages[control]) if control in stages else None,
         sweep=read_file(run.sweep / "table.json", SweepTable.model_validate_json) if SWEEP in stages else None,
         fidelity=_by_role(run, "fidelity", stages, Fidelity) if recipe and recipe.evaluation.fidelity else {},
         off_task=_by_role(run, "off_task", stages, OffTaskLoss) if recipe and recipe.evaluation.measured_off_task else {},
@@ -254,15 +252,9 @@ def _alternatives(run: RunDirectory, stages: Entries, plan: Plan | None) -> Alte
     return found if found and found.fingerprint == stages[SELECT]["fingerprint"] else Alternatives()
 
 
-def _training(path: Path, entry: Mapping[str, Any]) -> TrainingFacts:
-    """From the stage's entry and the log in `path`: one object per line, with a `loss` or an `eval_loss`."""
-    log = read_file(path, lambda text: [json.loads(line) for line in text.splitlines() if line.strip()]) or []
-
-    def curve(key: str) -> list[tuple[int | float, int | float | None]]:
-        return [(line["step"], line[key] if math.isfinite(line[key]) else None) for line in log if key in line]
-
-    facts = {key: entry.get(key) for key in TRAINING_KEYS}
-    return TrainingFacts(**facts, loss=curve("loss"), dev_loss=curve("eval_loss"))
+def _log(path: Path) -> list[JsonObject]:
+    """A trainer's: one object per line; none where there is no file."""
+    return read_file(path, lambda text: [json.loads(line) for line in text.splitlines() if line.strip()]) or []
 
 
 def _by_role(run: RunDirectory, kind: str, stages: Entries, model: type[Read]) -> dict[Role, Read]:

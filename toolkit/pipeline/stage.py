@@ -68,8 +68,8 @@ class Stage(ABC):
         self.context, self.role = context, role
 
     @classmethod
-    def planned(cls, context: RunContext, role: Role | None, before: Sequence["Stage"]) -> Sequence[Self]:
-        """The stages of this class that the recipe asks for, after those in `before`."""
+    def planned(cls, context: RunContext, role: Role | None, before: Sequence["Stage"]) -> Sequence["Stage"]:
+        """The stages at this place of the list that the recipe asks for, after those in `before`."""
         stage = cls(context, role)
         return [stage] if stage.is_asked_for() else []
 

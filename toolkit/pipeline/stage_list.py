@@ -4,7 +4,7 @@
 (rounds/… ─►) (layers ─►) calibrate ─► select (─► merge) ─► prune (─► refit)
     evaluate/original                                              └ evaluate/pruned └ evaluate/refitted
 
-(─► answers ─► teacher) ─► recover (─► control) ─► report
+(─► answers ─► teacher) (─► student/…) ─► recover (─► control) ─► report
                                 └ evaluate/recovered └ evaluate/control
                                 └ first_task/recovered (of a grown model)
                                 └ skip ─► evaluate/skipping (or of the model before)
@@ -38,6 +38,7 @@ from toolkit.pipeline.stages.report import Report
 from toolkit.pipeline.stages.round import Round
 from toolkit.pipeline.stages.select import Select
 from toolkit.pipeline.stages.skip import Skip
+from toolkit.pipeline.stages.student import StudentAnswers
 from toolkit.pipeline.stages.teacher import Teacher
 from toolkit.recipe.roles import Role
 
@@ -68,6 +69,7 @@ STAGES: tuple[Slot, ...] = (
     Slot(Refit),
     *measurements(Role.REFITTED),
     *TEACHING,
+    Slot(StudentAnswers),  # and of every training the others, in turn
     Slot(Recover),
     Slot(FirstTask, Role.RECOVERED),
     *measurements(Role.RECOVERED),

@@ -48,6 +48,7 @@ Method = Literal[
     "router",
     "experts",
     "new",
+    "spp",
 ]
 
 METHODS_WITH_ADAPTERS = {

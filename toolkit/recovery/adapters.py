@@ -4,7 +4,9 @@ On fused experts, PEFT adapts the parameters (`target_parameters`); on unfused o
 saved is always the adapter of the fused experts, so that stock PEFT loads it on the pruned checkpoint.
 """
 
+import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import deepspeed
@@ -25,8 +27,9 @@ from toolkit.moe import (
     expert_weights,
     linear_name,
 )
-from toolkit.recipe.schema import LoraRecipe
+from toolkit.recipe.finetuning import LoraRecipe
 from toolkit.recovery.method import Training, adaptable
+from toolkit.recovery.shared_adapters import adapters_of_every_expert, share_adapters
 from toolkit.runtime.distributed import on_main
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.signed_folders import provenance, whole_folder
@@ -37,7 +40,10 @@ def adapt(model: PreTrainedModel, blocks: list[MoEBlock], linears: Iterable[str]
 
     Raises PollardError where the experts cannot be adapted, and where PEFT has left a weight out.
     """
-    return _with_adapters(model, blocks, linears, lora, autocast_adapter_dtype=False)  # DeepSpeed keeps the float32 copy
+    adapted = _with_adapters(model, blocks, linears, lora, autocast_adapter_dtype=False)  # DeepSpeed keeps the float32 copy
+    if lora.experts == "shared":
+        share_adapters(adapted)
+    return adapted
 
 
 def _with_adapters(
@@ -75,13 +81,14 @@ def _with_adapters(
 
 
 def adapter_weights(model: PeftModel) -> dict[str, torch.Tensor]:
-    """The trained weights, whole and on CPU, by name in `model`. Every rank takes part, since ZeRO-3 gathers here."""
+    """The trained weights, whole and on CPU, by the names they have where each expert has its own. Every rank takes part, since
+    ZeRO-3 gathers here."""
     weights = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             with deepspeed.zero.GatheredParameters([parameter]):
                 weights[name] = parameter.detach().cpu().clone()
-    return weights
+    return adapters_of_every_expert(model, weights)
 
 
 def with_adapter(model: PreTrainedModel, lora: LoraRecipe, weights: dict[str, torch.Tensor]) -> PeftModel:
@@ -125,6 +132,7 @@ def save_merged(model: PeftModel, lora: LoraRecipe, load_base: Callable[[], PreT
         adapted = with_adapter(stock, lora, weights)
         with whole_folder(training.adapter, provenance("adapter", training.source, training.revision)) as folder:
             adapted.save_pretrained(str(folder), save_embedding_layers=False)
+            _say_what_it_is(folder, training)
         with whole_folder(training.target, training.facts) as folder:
             merged = adapted.merge_and_unload()
             write_checkpoint(merged, folder)
@@ -133,3 +141,20 @@ def save_merged(model: PeftModel, lora: LoraRecipe, load_base: Callable[[], PreT
             complete_checkpoint(source, folder, merged.config, merged.dtype)
 
     on_main(write)
+
+
+README = """# An adapter of {source}
+
+`{target}` is the model with this adapter merged in: an ordinary checkpoint, which needs no PEFT. **Serve that one.**
+
+Most of what is here belongs to the experts of mixture-of-experts blocks. PEFT puts it on them. Some servers that take adapters
+know those of plain linear layers only: they load this one without an error, leave the experts as they were, and answer worse.
+"""
+
+
+def _say_what_it_is(folder: Path, training: Training) -> None:
+    """Puts that in the place of PEFT's empty model card, whose metadata stays."""
+    card = folder / "README.md"
+    metadata = re.match(r"---\n.*?\n---\n", card.read_text(encoding="utf-8"), re.DOTALL)
+    text = README.format(source=training.source, target=training.target.name)
+    card.write_text((metadata.group() if metadata else "") + "\n" + text, encoding="utf-8")

@@ -3,6 +3,9 @@
     (1 - a) CE + a t^2 KL( teacher || student ),  both softmaxes at temperature t, over K logits and the rest as one
     + h seam loss,  where layers are gone and the recipe asks for it (seams.py)
 
+Tokens that the student has written itself have no CE: of those only a t^2 KL counts. All sums are divided by the number of all
+completion tokens, whoever wrote them.
+
 Hinton et al., arXiv 1503.02531. With only the routers trainable this is router knowledge distillation (arXiv 2603.02217).
 Shape legend: N completion tokens, V vocabulary, K cached logits, B sequences, S positions.
 """
@@ -18,10 +21,10 @@ from torch.utils.checkpoint import checkpoint
 from trl import SFTConfig
 
 from toolkit.moe import logits_at
-from toolkit.recipe.schema import DistillationRecipe
+from toolkit.recipe.finetuning import DistillationRecipe
 from toolkit.recovery.seam_columns import TeacherStates
 from toolkit.recovery.seams import SeamObserver, Seams
-from toolkit.recovery.teacher import TeacherCache
+from toolkit.recovery.student_answers import JoinedCaches
 from toolkit.recovery.top_logits import TOKENS_AT_ONCE, TopAndTail
 from toolkit.recovery.trainer import RecoveryTrainer
 from toolkit.runtime.errors import PollardError
@@ -29,6 +32,7 @@ from toolkit.runtime.errors import PollardError
 IGNORED = -100  # the label that does not count in the loss
 Batch = dict[str, Any]  # a row or a batch, as transformers hands it on
 COLUMNS = ("teacher_index", "teacher_offset", "teacher_tail")
+DIVERGENCE_ONLY = "divergence_only"  # the column that says which examples have no cross entropy, where some have none
 SEAM_COLUMNS = ("teacher_hidden", "teacher_length")
 
 
@@ -49,7 +53,8 @@ def check_distillable(arguments: SFTConfig) -> None:
 def distillation_losses(
     logits_NV: torch.Tensor, target_N: torch.Tensor, teacher: TopAndTail, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross entropy with the targets, and KL(teacher ‖ student) at the temperature, each summed over the N tokens."""
+    """Cross entropy with the targets, and KL(teacher ‖ student) at the temperature, each summed over the N tokens. A target that
+    is IGNORED has no cross entropy."""
     logits_NV = logits_NV.float()
     student_NV = logits_NV / temperature
     whole_N1 = student_NV.logsumexp(-1, keepdim=True)
@@ -60,7 +65,8 @@ def distillation_losses(
         rest_N1 = student_NV.scatter(-1, index_NK, -math.inf).logsumexp(-1, keepdim=True) - whole_N1
         student_NK = torch.cat([student_NK, rest_N1], -1)
         teacher_NK = torch.cat([teacher_NK, teacher.tail_N.unsqueeze(-1)], -1)
-    return cross_entropy(logits_NV, target_N, reduction="sum"), kl_div(student_NK, teacher_NK.softmax(-1), reduction="sum")
+    cross = cross_entropy(logits_NV, target_N, ignore_index=IGNORED, reduction="sum")
+    return cross, kl_div(student_NK, teacher_NK.softmax(-1), reduction="sum")
 
 
 def distillation_losses_in_parts(
@@ -80,7 +86,7 @@ class TeacherCollator:
     """A collator that adds the teacher's logits on the batch's completion tokens, example after example, and `with_states` its
     hidden states at the seams."""
 
-    def __init__(self, collate: Callable[[list[Batch]], Batch], cache: TeacherCache, with_states: bool = False) -> None:
+    def __init__(self, collate: Callable[[list[Batch]], Batch], cache: JoinedCaches, with_states: bool = False) -> None:
         self.collate, self.cache, self.with_states = collate, cache, with_states
 
     def __call__(self, examples: list[Batch]) -> Batch:
@@ -94,18 +100,20 @@ class TeacherCollator:
                 states = zip(*(self.cache.states(example["example"]) for example in examples), strict=True)
                 hidden, length = map(torch.cat, states)
                 batch |= zip(SEAM_COLUMNS, (hidden.view(torch.int16), length.view(torch.int32)), strict=True)
+        if DIVERGENCE_ONLY in examples[0]:
+            batch[DIVERGENCE_ONLY] = torch.tensor([example[DIVERGENCE_ONLY] for example in examples])
         return batch
 
 
 class DistilledTrainer(RecoveryTrainer):
     """The trainer with the distillation loss; the dev loss stays the cross entropy.
 
-    The training set has a column `example`: its number in the teacher's cache. Logs the parts of the loss, `cross_entropy`,
-    `divergence` and, with `seams`, `seam`, per completion token.
+    The training set has a column `example`: its number in the teacher's caches, and may have one `divergence_only`. Logs the
+    parts of the loss, `cross_entropy`, `divergence` and, with `seams`, `seam`, each per completion token that it counts.
     """
 
     def __init__(
-        self, *args: Any, cache: TeacherCache, distillation: DistillationRecipe, seams: Seams | None = None, **kwargs: Any
+        self, *args: Any, cache: JoinedCaches, distillation: DistillationRecipe, seams: Seams | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
         self.args.remove_unused_columns = False  # `example` must reach the collator
@@ -126,12 +134,15 @@ class DistilledTrainer(RecoveryTrainer):
         teacher = TopAndTail(index, offset.view(torch.float16), tail.view(torch.float32))
         labels_BS = inputs.pop("labels")[:, 1:]
         counted_BS = labels_BS != IGNORED
+        target_N = labels_BS[counted_BS]
+        if (divergence_only_B := inputs.pop(DIVERGENCE_ONLY, None)) is not None:
+            target_N = target_N.masked_fill(divergence_only_B.unsqueeze(1).expand_as(counted_BS)[counted_BS], IGNORED)
         seam_columns = [inputs.pop(name) for name in SEAM_COLUMNS] if self.seams else []
         states: dict[int, torch.Tensor] = {}
         with self.seams.watching(counted_BS, states) if self.seams else nullcontext():
             logits_NV = logits_at(model, inputs, counted_BS)
         weight, temperature = self.distillation.weight, self.distillation.temperature
-        cross, divergence = distillation_losses_in_parts(logits_NV, labels_BS[counted_BS], teacher, temperature)
+        cross, divergence = distillation_losses_in_parts(logits_NV, target_N, teacher, temperature)
         # As SFTTrainer: over the tokens of all ranks and accumulated batches, since gradients are averaged over ranks
         tokens = counted_BS.sum() if num_items_in_batch is None else num_items_in_batch
         loss = (1 - weight) * cross + weight * temperature**2 * divergence
@@ -145,15 +156,18 @@ class DistilledTrainer(RecoveryTrainer):
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
         real_BS = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
-        self._log_parts(parts, counted_BS.sum(), real_BS.sum())
+        self._log_parts(parts, (target_N != IGNORED).sum(), counted_BS.sum(), real_BS.sum())
         return loss
 
-    def _log_parts(self, parts: dict[str, torch.Tensor], counted_tokens: torch.Tensor, real_tokens: torch.Tensor) -> None:
-        sums = (*parts.values(), counted_tokens, real_tokens)
+    def _log_parts(self, parts: dict[str, torch.Tensor], *tokens_of_batch: torch.Tensor) -> None:
+        """`tokens_of_batch`: how many have a cross entropy, are completion tokens, and are no padding."""
+        sums = (*parts.values(), *tokens_of_batch)
         local = torch.stack([part.detach().double() for part in sums])
-        *found, counted, tokens = self.accelerator.gather(local).view(-1, len(sums)).sum(0).tolist()
+        *found, supervised, counted, tokens = self.accelerator.gather(local).view(-1, len(sums)).sum(0).tolist()
         self._total_train_tokens += int(tokens)
         metrics = self._metrics["train"]
         for name, part in zip(parts, found, strict=True):
-            metrics[name].append(part / max(counted, 1))
+            number = supervised if name == "cross_entropy" else counted
+            if number or not counted:  # a batch of the student's answers alone has no cross entropy
+                metrics[name].append(part / max(number, 1))
         metrics["num_tokens"] = [self._total_train_tokens]

@@ -19,7 +19,8 @@ from toolkit.moe import (
     meta_model,
     sizes,
 )
-from toolkit.recipe.schema import LoraRecipe, Recipe
+from toolkit.recipe.finetuning import LoraRecipe
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery.method import Loaded, Reach, RecoveryMethod, TrainedMemory, Training, adaptable, parameters_of
 
 if TYPE_CHECKING:  # takes seconds to import; a run that is done needs no trainer
@@ -32,6 +33,9 @@ class Lora(RecoveryMethod):
     reference = "arXiv 2106.09685"
     packages: ClassVar[tuple[str, ...]] = ("peft",)
     adapters = True
+    refuses_keep_zeros = (
+        "the update of an adapter has no zeros, and without them it would not be what was trained: say method: spp, or full"
+    )
     # LoRA learns best at about ten times the rate of full fine-tuning (LoRA Without Regret, Thinking Machines, 2025)
     learning_rate = 2e-4
     learning_rate_reason = "adapters learn at ten times the rate of full fine-tuning"
@@ -47,7 +51,7 @@ class Lora(RecoveryMethod):
         return adapt(loaded.model, loaded.blocks, loaded.linears, lora)
 
     def reach(self, block: MoEBlock, lora: LoraRecipe) -> Reach:
-        weights = 2 * (block.expert_count if hasattr(block.experts, UNFUSED) else 1)
+        weights = 2 * (block.expert_count if hasattr(block.experts, UNFUSED) and lora.experts == "each" else 1)
         return Reach(experts=2 * weights, router=lora.router)  # a pair of matrices for each weight
 
     def memory(self, model: PreTrainedModel, lora: LoraRecipe) -> TrainedMemory:
@@ -56,7 +60,7 @@ class Lora(RecoveryMethod):
         for block in blocks:
             for name in expert_weights(block):
                 experts, one, other = getattr(block.experts, name).shape
-                sides += experts * (one + other)
+                sides += (experts if lora.experts == "each" else 1) * (one + other)
         linears = decoder_linears(model, blocks)
         sides += sum(linears[name].in_features + linears[name].out_features for name in adaptable(model, blocks, linears))
         routers = parameters_of([block.router for block in blocks]) if lora.router else 0

@@ -31,8 +31,9 @@ from toolkit.moe import (
     sizes,
     write_partitioned,
 )
+from toolkit.recipe.finetuning import LoraRecipe
 from toolkit.recipe.roles import Role
-from toolkit.recipe.schema import LoraRecipe, Recipe
+from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import is_main, on_main
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.run_paths import RunPaths
@@ -59,13 +60,21 @@ class Training:
         return provenance("fine-tuned checkpoint", self.source, self.revision)
 
 
-def training_of(recipe: Recipe, run: RunPaths, role: Role) -> Training:
+def training_of(recipe: Recipe, run: RunPaths, role: Role, student_round: int | None = None) -> Training:
     """The pruned model, refit where the recipe says so, is trained into `recovered/`; the original, with the same recipe, into
-    `control/`."""
+    `control/`. Where the student writes answers in several rounds (the last unless given), each but the first starts from what
+    the one before has left in `student/<round>/recovered/`."""
     if role == Role.CONTROL:
         model, checkpoints = recipe.model, run.checkpoints / role
         return Training(model.path, model.revision, run.control, run.control_adapter, checkpoints, run.control_log)
-    start = run.refitted if recipe.pruning.refit else run.pruned
+    start, last = run.refitted if recipe.pruning.refit else run.pruned, recipe.finetuning.student_rounds
+    number = student_round or last
+    if number > 1:
+        start = run.student_round(number - 1).recovered
+    if number < last:
+        left = run.student_round(number)
+        checkpoints = run.checkpoints / f"student-{number}"
+        return Training(str(start), None, left.recovered, left.adapter, checkpoints, left.training_log)
     return Training(str(start), None, run.recovered, run.adapter, run.checkpoints / role, run.training_log)
 
 
@@ -125,6 +134,10 @@ class RecoveryMethod(ABC):
     """DeepSpeed's checkpoints hold the frozen weights too: it leaves them out for adapters only."""
     trains_routers: ClassVar[bool] = False
     """Whether routers train as they are, without adapters: what `finetuning.router_gradient` is for."""
+    keeps_zeros: ClassVar[bool] = False
+    """Whether zeros of the weights stay zeros whatever the recipe says."""
+    refuses_keep_zeros: ClassVar[str] = ""
+    """Why `finetuning.keep_zeros` cannot be asked of it."""
     lighter: ClassVar[tuple[str, ...]] = ()
     """Methods to try where this one does not fit into memory."""
 
@@ -172,7 +185,7 @@ class RecoveryMethod(ABC):
             with whole_folder(training.target, training.facts) if is_main() else nullcontext(training.target) as folder:
                 write_partitioned(model, folder)
                 unset_hf_deepspeed_config()  # or ZeRO-3 would partition what is opened to look at it
-                on_main(lambda: _complete(model, folder, training, needed))
+                on_main(lambda: complete(model, folder, training, needed))
             return
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
 
@@ -180,12 +193,12 @@ class RecoveryMethod(ABC):
             tied = getattr(model, "all_tied_weights_keys", {})  # stored once, as in every stock checkpoint
             with whole_folder(training.target, training.facts) as folder:
                 write_checkpoint(model, folder, {name: tensor for name, tensor in weights.items() if name not in tied})
-                _complete(model, folder, training, needed)
+                complete(model, folder, training, needed)
 
         on_main(write)
 
 
-def _complete(model: PreTrainedModel, folder: Path, training: Training, needed: int) -> None:
+def complete(model: PreTrainedModel, folder: Path, training: Training, needed: int) -> None:
     """Writes everything of the source checkpoint but the weights."""
     check_whole(folder, needed)
     model.config.architectures = [type(model).__name__]  # as save_pretrained does

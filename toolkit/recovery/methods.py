@@ -9,11 +9,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from toolkit.moe import MoEBlock, find_blocks, sizes, train_routers_on_all_experts
-from toolkit.recipe.schema import LoraRecipe, Recipe
+from toolkit.recipe.finetuning import LoraRecipe
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery.lora import Lora
 from toolkit.recovery.method import Loaded, Reach, RecoveryMethod, TrainedMemory, memory_of_part, parameters_of
 from toolkit.recovery.new_experts import NewExperts, row_parameters
 from toolkit.recovery.qlora import QLora
+from toolkit.recovery.spp import Spp
 from toolkit.runtime.distributed import say
 from toolkit.runtime.errors import PollardError
 
@@ -38,6 +40,7 @@ class Full(RecoveryMethod):
 class Router(RecoveryMethod):
     name, meaning, reference = "router", "the routers alone", "arXiv 2603.02217"
     saves_frozen_weights = trains_routers = True
+    refuses_keep_zeros = "method router changes no matrix that has zeros: leave it out"
 
     def set_up(self, loaded: Loaded, lora: LoraRecipe) -> Any:
         freeze_all_but(loaded.model, loaded.blocks, {"routers"})
@@ -66,7 +69,7 @@ class Experts(RecoveryMethod):
 
 
 METHODS: dict[str, RecoveryMethod] = {
-    method.name: method for method in (Full(), Lora(), QLora(), Router(), Experts(), NewExperts())
+    method.name: method for method in (Full(), Lora(), QLora(), Router(), Experts(), NewExperts(), Spp())
 }
 
 

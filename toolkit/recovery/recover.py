@@ -1,8 +1,9 @@
 """Fine-tune the pruned checkpoint (or, as control, the original) on the task's training split: TRL under DeepSpeed."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Literal, TypedDict
 
 import torch
@@ -17,14 +18,16 @@ from toolkit.moe.tokenizer import longer_than_context
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.checkpoints import last_checkpoint, resume_advice
-from toolkit.recovery.distillation import IGNORED, DistilledTrainer
+from toolkit.recovery.distillation import DIVERGENCE_ONLY, IGNORED, DistilledTrainer
 from toolkit.recovery.method import Training, training_of
 from toolkit.recovery.methods import METHODS, trainable_model
-from toolkit.recovery.seams import seams_of
+from toolkit.recovery.seams import Seams, seams_of
 from toolkit.recovery.settings import sft_config
+from toolkit.recovery.student_answers import JoinedCaches, MixedData, mixed_data, read_student_answers
 from toolkit.recovery.teacher import TeacherCache
 from toolkit.recovery.trainer import RecoveryTrainer, close_trackers, prepare_trainer, tensorboard_in
-from toolkit.recovery.training_data import TrainingData, read_training_data
+from toolkit.recovery.training_data import read_training_data
+from toolkit.recovery.zeros import hold_zeros
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import explain_full_disk, fingerprint_of, fingerprint_of_source
@@ -56,14 +59,16 @@ def recover(
     fingerprint: str | None = None,
     accuracy: Callable[[PreTrainedModel], float] | None = None,
     cache: DataCache | None = None,
+    student_round: int | None = None,
 ) -> RecoveryFacts:
     """Trains `pruned/` of the recipe's run directory into `recovered/` (role control: the original into `control/`). Call it
     on every rank, under the launcher. Resumes from the last checkpoint of a training with the same `fingerprint`.
 
     `accuracy` measures a model on the dev slice, on every rank: what `select_by: dev_accuracy` selects by. `cache` may hold
     data that has been read already. With `finetuning.teacher` the teacher's cache must lie in the run directory, with
-    `distillation.hidden` the plan, and with `self_generated` the answers (the pipeline makes them). The loss counts completion
-    tokens only. Writes training_log.jsonl beside the checkpoint.
+    `distillation.hidden` the plan, and with `self_generated` the answers (the pipeline makes them); `student_round` says which
+    training on the student's own answers this is, of several (default: the last). The loss counts completion tokens only. Writes
+    training_log.jsonl beside the checkpoint.
 
     Raises PollardError for settings that SFTConfig refuses, a disk without room, beforehand or
     at work, checkpoints of another number of ranks, a loss that is not finite, and a checkpoint that is not complete.
@@ -71,7 +76,7 @@ def recover(
     start_deepspeed()
     cache = cache or DataCache()
     run = RunPaths(recipe.name, root)
-    training = training_of(recipe, run, Role(role))
+    training = training_of(recipe, run, Role(role), student_round)
     for folder in (training.target, training.adapter):
         on_main(lambda folder=folder: check_target(folder, overwrite=True))  # type: ignore[misc]
     if recipe.finetuning.select_by == "dev_accuracy" and accuracy is None:
@@ -89,21 +94,27 @@ def recover(
     try:
         tokenizer = load_tokenizer(training.source, training.revision)
         data = read_training_data(recipe, tokenizer, run.answers, cache)
-        train_data = Dataset.from_list([{"example": i, **_row(e)} for i, e in enumerate(data.encoded)])
+        own = run.student_round(student_round or recipe.finetuning.student_rounds)
+        written = [] if role == Role.CONTROL else read_student_answers(recipe, own.answers)
+        mixed = mixed_data(recipe, data, written)
+        train_data = Dataset.from_list(_rows(mixed))
         dev_data = _dev_data(recipe, arguments, tokenizer, cache)
         model = trainable_model(recipe, arguments, training.source, training.revision)
-        make_trainer = _trainer_class(recipe, model, run, data, Role(role))
-        with tensorboard_in(run.path / "tensorboard" / role):
+        zeros = hold_zeros(recipe, METHODS[recipe.finetuning.method], model, training.source)
+        seams = seams_of(Plan.load(run.plan)) if recipe.finetuning.distillation.hidden and role != Role.CONTROL else None
+        make_trainer = _trainer_class(recipe, model, [(run.teacher, data.encoded), (own.teacher, written)], seams)
+        with tensorboard_in(run.path / "tensorboard" / training.checkpoints.name):
             trainer = make_trainer(model, arguments, train_dataset=train_data, eval_dataset=dev_data, processing_class=tokenizer)
         checkpoint = prepare_trainer(trainer, recipe, training, fingerprint, resumable, accuracy)
         with explain_full_disk(run.path, lambda: resume_advice(training.checkpoints)):  # also what trackers write
             trainer.train(resume_from_checkpoint=checkpoint)
+        if zeros:
+            zeros.check(model)
         on_main(lambda: remove_own(training.adapter))  # of another method
         with explain_full_disk(training.target, lambda: resume_advice(training.checkpoints)):
             METHODS[recipe.finetuning.method].save(recipe, trainer, model, training)
-        return _facts(
-            recipe, trainer, data, longer_than_context(model.config, tokenizer, (len(e.input_ids) for e in data.encoded))
-        )
+        lengths = (len(row.encoded.input_ids) for row in mixed.rows)
+        return _facts(recipe, trainer, mixed, longer_than_context(model.config, tokenizer, lengths))
     finally:
         close_trackers(arguments)
         unset_hf_deepspeed_config()  # or the next model to be loaded would be partitioned too
@@ -113,13 +124,14 @@ def recover(
             torch.cuda.empty_cache()
 
 
-def _facts(recipe: Recipe, trainer: RecoveryTrainer, data: TrainingData, beyond_context: int) -> RecoveryFacts:
+def _facts(recipe: Recipe, trainer: RecoveryTrainer, mixed: MixedData, beyond_context: int) -> RecoveryFacts:
+    data = mixed.shared
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     selected = trainer.state.best_global_step if recipe.finetuning.select_by != "last" else None
     return RecoveryFacts(
         steps=trainer.state.global_step,
         selected_step=selected or trainer.state.global_step,
-        examples=len(data.encoded),
+        examples=len(mixed.numbers),
         left_out=data.left_out,
         beyond_context=beyond_context,
         overlapping=data.overlapping,
@@ -137,17 +149,18 @@ def _fingerprint(recipe: Recipe, training: Training) -> str:
 
 
 def _trainer_class(
-    recipe: Recipe, model: PreTrainedModel, run: RunPaths, data: TrainingData, role: Role
+    recipe: Recipe, model: PreTrainedModel, cached: Sequence[tuple[Path, Sequence[Encoded]]], seams: Seams | None
 ) -> Callable[..., RecoveryTrainer]:
-    """RecoveryTrainer, or with a teacher DistilledTrainer on the teacher's cache, which must exist. The control, which has all
-    layers, has no seams."""
+    """RecoveryTrainer, or with a teacher DistilledTrainer on the teacher's caches, which must exist: `cached` are their folders
+    and what they hold, where it is anything. The control, which has all layers, has no seams."""
     settings = recipe.finetuning
     if settings.teacher is None:
         return RecoveryTrainer
     vocabulary = int(model.config.get_text_config().vocab_size)
-    seams = seams_of(Plan.load(run.plan)) if settings.distillation.hidden and role is not Role.CONTROL else None
-    cache = TeacherCache(run.teacher, data.encoded, settings.distillation.temperature, vocabulary, seams)
-    return partial(DistilledTrainer, cache=cache, distillation=settings.distillation, seams=seams)
+    some = [(folder, encoded) for folder, encoded in cached if encoded]
+    caches = [TeacherCache(folder, encoded, settings.distillation.temperature, vocabulary, seams) for folder, encoded in some]
+    joined = JoinedCaches(caches, [len(encoded) for _, encoded in some])
+    return partial(DistilledTrainer, cache=joined, distillation=settings.distillation, seams=seams)
 
 
 def _dev_data(recipe: Recipe, arguments: SFTConfig, tokenizer: PreTrainedTokenizerBase, cache: DataCache) -> Dataset | None:
@@ -160,6 +173,12 @@ def _dev_data(recipe: Recipe, arguments: SFTConfig, tokenizer: PreTrainedTokeniz
     encoded, too_long = encode_all(tokenizer, examples, longest, "finetuning.max_length")
     say(f"  {len(encoded):,} dev examples" + f"; {too_long:,} longer than {longest} tokens left out" * bool(too_long))
     return Dataset.from_list([_row(e) for e in encoded])
+
+
+def _rows(mixed: MixedData) -> list[dict[str, object]]:
+    """Of the training set. The column for examples without cross entropy is there where the student has written some."""
+    only = [{DIVERGENCE_ONLY: row.divergence_only} if mixed.student else {} for row in mixed.rows]
+    return [{"example": row.example, **_row(row.encoded), **more} for row, more in zip(mixed.rows, only, strict=True)]
 
 
 def _row(encoded: Encoded) -> dict[str, list[int]]:

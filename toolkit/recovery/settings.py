@@ -15,6 +15,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.recovery.distillation import check_distillable
 from toolkit.recovery.methods import METHODS
 from toolkit.recovery.trainer_defaults import SFTArguments, trainer_defaults
+from toolkit.recovery.zeros import check_zeros
 from toolkit.runtime.errors import PollardError, did_you_mean
 from toolkit.runtime.zero import deepspeed_config
 from toolkit.tasks import DataCache
@@ -70,6 +71,7 @@ def finetuning_checks(recipe: Recipe, output_dir: Path, data: DataCache) -> list
     """Independent checks of the fine-tuning, made before the first stage starts; each raises PollardError."""
     return [
         lambda: METHODS[recipe.finetuning.method].check(recipe),
+        lambda: check_zeros(recipe, METHODS[recipe.finetuning.method]),
         lambda: check_trainer_keys(recipe.finetuning.trainer),
         lambda: check_combinations(recipe),
         lambda: _check_arguments(recipe, output_dir),

@@ -29,6 +29,7 @@ from toolkit.recovery.seams import Seams, observing_seams
 from toolkit.recovery.top_logits import TOP_LOGITS, TopAndTail, bytes_per_token, top_and_tail
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
+from toolkit.runtime.files import JsonObject
 from toolkit.runtime.shards import make_shards, missing_shards, read_about, shard_path
 from toolkit.tasks import Encoded, padded_batches
 
@@ -158,7 +159,7 @@ class _NewCache:
         return _shards(self.encoded, self.columns)
 
     @property
-    def about(self) -> dict[str, Any]:
+    def about(self) -> JsonObject:
         return {**self.identity, "fingerprint": self.fingerprint}
 
     def missing(self) -> list[int]:
@@ -179,7 +180,7 @@ class _NewCache:
             return projected
         missing, free = unprojected.missing(), unprojected.free()
         needed = unprojected.bytes_of(missing)
-        if len(missing) < len(self.shards) or needed <= free:
+        if len(missing) < len(unprojected.shards) or needed <= free:
             return unprojected
         whole_gib, free_gib = needed / 2**30, free / 2**30
         say(f"  hidden states are projected: whole, the cache would take {whole_gib:,.1f} GiB, and {free_gib:,.1f} GiB are free")

@@ -2,6 +2,8 @@
 
 finetuning:
   data: [{task: gsm8k, weight: 0.5}, {self_generated: true, weight: 0.5}]
+
+What the student writes itself comes later, and apart: student_answers.py.
 """
 
 import json
@@ -15,11 +17,23 @@ from typing import Generic, NamedTuple, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.recipe.data import TrainingSourceRecipe
 from toolkit.recipe.schema import Recipe
+from toolkit.recipe.sources import TrainingSourceRecipe
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
-from toolkit.tasks import DataCache, Encoded, Example, HeldOut, Task, encode, encode_all, encode_texts, question_of
+from toolkit.tasks import (
+    DataCache,
+    Encoded,
+    Example,
+    HeldOut,
+    QuestionForm,
+    Task,
+    check_new_questions,
+    encode,
+    encode_all,
+    encode_texts,
+    question_of,
+)
 
 T = TypeVar("T")
 
@@ -48,6 +62,11 @@ def training_sources(recipe: Recipe) -> list[TrainingSourceRecipe]:
     return recipe.finetuning.data or [TrainingSourceRecipe(task=recipe.task)]
 
 
+def sources_without_student(recipe: Recipe) -> dict[int, TrainingSourceRecipe]:
+    """By their numbers in the mix: what the original can be asked about before there is a student, and a control learns from."""
+    return {number: source for number, source in enumerate(training_sources(recipe)) if not source.written_by_student}
+
+
 def check_training_source(
     recipe: Recipe, source: TrainingSourceRecipe, tokenizer: PreTrainedTokenizerBase | None, cache: DataCache
 ) -> None:
@@ -56,7 +75,12 @@ def check_training_source(
     if source.text:
         cache.texts(source.text)
         return
-    examples, longest = cache.task(source.task or recipe.task).examples("train"), recipe.finetuning.max_length
+    task, longest = cache.task(source.task or recipe.task), recipe.finetuning.max_length
+    examples = task.examples("train")
+    if source.questions:
+        check_new_questions(task, examples)
+        if tokenizer is not None:
+            QuestionForm(task, tokenizer, examples)  # raises where nothing tells a question's end
     if tokenizer is None or source.self_generated:
         return
     if not any(len(encode(tokenizer, example).input_ids) <= longest for example in examples):
@@ -66,15 +90,18 @@ def check_training_source(
 def read_training_data(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, answers: Path, cache: DataCache | None = None
 ) -> TrainingData:
-    """The same on every rank; `answers` is where the model's own answers lie (one folder per source, by number).
+    """All but what the student writes, the same on every rank; `answers` is where the original's own answers lie (one folder
+    per source, by number).
 
     Raises PollardError where a source has nothing left, and where own answers were not drawn.
     """
-    sources, cache = training_sources(recipe), cache or DataCache()
-    parts = [_read_source(recipe, source, tokenizer, answers / str(number), cache) for number, source in enumerate(sources)]
+    numbered, cache = sources_without_student(recipe), cache or DataCache()
+    sources = [*numbered.values()]
+    parts = [_read_source(recipe, source, tokenizer, answers / str(number), cache) for number, source in numbered.items()]
     examples = [part.encoded for part in parts]
     if len(parts) > 1 and sources[0].weight is not None:
-        examples = _by_weight(sources, examples, recipe.seed)
+        names, weights = [source.name for source in sources], [float(source.weight or 0) for source in sources]
+        examples = by_weight(names, weights, examples, recipe.seed)
     return TrainingData(
         encoded=[encoded for part in examples for encoded in part],
         left_out=sum(part.left_out for part in parts),
@@ -128,7 +155,7 @@ def without_overlap(
     own = source.text is None and _origin(cache.task(source.task or recipe.task)) == _origin(task)
 
     def compare() -> list[str | None]:  # minutes for millions of texts: not on every rank
-        held = HeldOut(question_of(task, example) for split in ("test", "dev") for example in task.examples(split))
+        held = held_out_questions(recipe, cache)
         return [held.overlap(text_of(item)) for item in items]
 
     found = on_main(compare)
@@ -144,6 +171,12 @@ def without_overlap(
         return WithoutOverlap(items, 0, counts["exact"])
     kept = [item for item, kind in zip(items, found, strict=True) if kind not in dropped_kinds]
     return WithoutOverlap(kept, sum(counts[kind] for kind in dropped_kinds), 0)
+
+
+def held_out_questions(recipe: Recipe, cache: DataCache) -> HeldOut:
+    """Those of the test set and of the dev slice."""
+    task, splits = cache.task(recipe.task), ("test", "dev")
+    return HeldOut(question_of(task, example) for split in splits for example in task.examples(split))  # type: ignore[arg-type]
 
 
 def _origin(task: Task) -> tuple[object, ...]:
@@ -166,19 +199,18 @@ def _own_answers(folder: Path, longest: int) -> list[Encoded]:
     return [Encoded(row["input_ids"], row["prompt_length"]) for row in rows if len(row["input_ids"]) <= longest]
 
 
-def _by_weight(sources: Sequence[TrainingSourceRecipe], kept: list[list[Encoded]], seed: int) -> list[list[Encoded]]:
-    """As many examples of each source as its weight asks, none twice; the scarcest source limits their number."""
-    weights = [float(source.weight or 0) for source in sources]
+def by_weight(names: Sequence[str], weights: Sequence[float], kept: Sequence[Sequence[T]], seed: int) -> list[list[T]]:
+    """As many items of each source as its weight asks, none twice; the scarcest source limits their number."""
     total = min(len(part) * sum(weights) / weight for part, weight in zip(kept, weights, strict=True))
     chosen = []
-    for source, part, weight in zip(sources, kept, weights, strict=True):
+    for name, part, weight in zip(names, kept, weights, strict=True):
         number = math.floor(total * weight / sum(weights) + 1e-9)
         if number == 0:
             raise PollardError(
-                f"finetuning.data: the share of {source.name} is less than one example (the scarcest source allows "
+                f"finetuning.data: the share of {name} is less than one example (the scarcest source allows "
                 f"{total:.0f} in all): change the weights, or give it more examples.",
                 code="recovery.share-too-small",
             )
         chosen.append(random.Random(seed).sample(part, number))
-        say(f"  {source.name}: {number:,} of {len(part):,} by weight")
+        say(f"  {name}: {number:,} of {len(part):,} by weight")
     return chosen

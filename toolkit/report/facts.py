@@ -197,6 +197,15 @@ class BlockFacts(Facts):
     entropy_bits: Number | None = None
 
 
+class StudentFacts(Facts):
+    """What the student wrote to be trained on, before one training: answers that were drawn, those that differ, the right ones
+    of all that were drawn."""
+
+    drawn: int
+    kept: int
+    right: int
+
+
 class TrainingFacts(Facts):
     """A finished fine-tuning and its logged losses. `selected_step`: the checkpoint that was kept."""
 
@@ -208,6 +217,7 @@ class TrainingFacts(Facts):
     selected_step: int | None
     loss: list[LoggedLoss]
     dev_loss: list[LoggedLoss]
+    student: list[StudentFacts] = Field(default=[], exclude_if=lambda student: not student)  # by training, the last one's last
 
 
 class StaleFiles(Facts):

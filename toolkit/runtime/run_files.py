@@ -31,10 +31,11 @@ RUN_FILE_PATTERNS = {  # folder: its files, as regular expressions of their path
     "dense": r"plan\.(json|safetensors)",
     "calibration": r"statistics\.(safetensors|json)",
     "teacher": SHARD_PATTERN,
-    "answers": rf"\d+/({SHARD_PATTERN})",
+    "answers": rf"\d+/(questions/)?({SHARD_PATTERN})",
     "fidelity": SHARD_PATTERN,
     "off_task": SHARD_PATTERN,
-    "checkpoints": r"(recovered|control)/checkpoint-\d+/.+",
+    "student": rf"\d+/(answers/\d+|teacher)/({SHARD_PATTERN})",
+    "checkpoints": r"(recovered|control|student-\d+)/checkpoint-\d+/.+",
     "evaluation": r"\w+\.(json|predictions\.jsonl|(fidelity|off_task|first_task|harness)\.json)|\w+\.answers/\d+\.jsonl",
     "fit": rf"(losses|allocation)\.json|measured/[\w-]+\.json|reference/({SHARD_PATTERN})",
     "sweep": r"table\.json|(keep\d+|allocation)-[0-9a-f]+\.json|original/(" + SHARD_PATTERN + r")"
@@ -97,9 +98,10 @@ def remove_files(paths: Iterable[Path], folder: Path) -> list[Path]:
 
 def remove_half_written(run: Path) -> None:
     """Removes what a killed run left under temporary names. Its rounds are run directories of their own."""
-    for name in (*RUN_FOLDERS, "refitted"):
-        restore(run / name)
-        partial = partial_path(run / name)
+    on_the_way = [path / name for path in sorted((run / "student").glob("*")) for name in ("recovered", "adapter")]
+    for target in (*(run / name for name in (*RUN_FOLDERS, "refitted")), *on_the_way):
+        restore(target)
+        partial = partial_path(target)
         if partial.name not in RESUMED_FOLDERS and partial.is_dir() and not foreign_files(partial):
             remove_own(partial)
     below = [

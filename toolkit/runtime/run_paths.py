@@ -31,10 +31,16 @@ class RunPaths:
         self.training_log = self.path / "training_log.jsonl"
         self.control_log = self.path / "control_log.jsonl"
         self.rounds = self.path / "rounds"
+        self.student = self.path / "student"
         self.evaluation = self.path / "evaluation"
         self.fidelity = self.path / "fidelity"
         self.off_task = self.path / "off_task"
         self.sweep = self.path / "sweep"
+
+    def student_round(self, number: int) -> "RunPaths":
+        """Of one training on what the student writes: its answers, the teacher's cache of them, and, but for the last training,
+        the model that it leaves."""
+        return RunPaths(str(number), self.student)
 
     def answer_log(self, role: str) -> Path:
         """The answers of an evaluation that is at work."""

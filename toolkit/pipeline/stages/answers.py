@@ -1,36 +1,34 @@
-"""Training data that the original model writes: its own sampled answers to training prompts, the right ones.
+"""Training data that the original model writes: its own sampled answers to training prompts, the right ones; and to questions of
+its own, those that most answers agree with.
 
-Rejection-sampling fine-tuning (arXiv 2308.01825). Prompts are taken in pieces, and every answer has random numbers of its
-own, so that neither batches nor the number of ranks nor a kill changes what is drawn.
+Rejection-sampling fine-tuning (arXiv 2308.01825); new questions: RetriKT (arXiv 2310.15594), voted on as in self-consistency
+(arXiv 2203.11171).
 """
 
-import json
-import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.estimate import DataSize, Machine, StageEstimate
-from toolkit.evaluation import Decoding, answer_text, batch_size_for, generate, sampled
 from toolkit.moe.placement import with_model
+from toolkit.pipeline.agreement import AnsweredQuestions, answer_new_questions
+from toolkit.pipeline.drawing import TOKEN_BYTES, Answered, Drawing
 from toolkit.pipeline.outlook import examples_or_all
 from toolkit.pipeline.recipe_changes import DECIDING
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
 from toolkit.pipeline.rounds import trains
 from toolkit.pipeline.stage import Facts, Stage
-from toolkit.recipe.data import TrainingSourceRecipe
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
-from toolkit.recovery.training_data import training_examples, training_sources
-from toolkit.runtime.distributed import on_main, say
+from toolkit.recovery.training_data import sources_without_student
+from toolkit.runtime.distributed import say
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.shards import make_shards, missing_shards
-from toolkit.tasks import DataCache, encode_prompt, gold_of
+from toolkit.runtime.files import JsonObject
+from toolkit.tasks import DataCache
 
-TOKEN_BYTES = 7  # of an answer on the disk: a number and a comma
-PROMPTS = 64  # per piece: what a kill loses at most
-SUFFIX = ".jsonl"
 EACH_RANK_ITS_OWN = "every rank asks the original about examples of its own"
 """Why a model in parts on all ranks cannot serve."""
 
@@ -39,6 +37,31 @@ EACH_RANK_ITS_OWN = "every rank asks the original about examples of its own"
 class AnswerFacts(Facts):
     drawn: int
     kept: int
+
+
+@dataclass(frozen=True)
+class QuestionFacts(AnswerFacts):
+    """Where the original writes questions, too. `kept` counts answers to these as well."""
+
+    texts: int
+    malformed: int
+    repeated: int
+    overlapping: int
+    questions: int
+    agreed: int
+
+    @classmethod
+    def of(cls, facts: AnswerFacts, answered: Sequence[AnsweredQuestions]) -> Self:
+        written = [each.written for each in answered]
+        return cls(
+            **asdict(facts),
+            texts=sum(each.texts for each in written),
+            malformed=sum(each.malformed for each in written),
+            repeated=sum(each.repeated for each in written),
+            overlapping=sum(each.overlapping for each in written),
+            questions=sum(len(each.examples) for each in written),
+            agreed=sum(each.agreed for each in answered),
+        )
 
 
 class Answers(Stage):
@@ -98,64 +121,40 @@ def draw_answers(
 
     Returns how many were drawn and kept. Raises PollardError where a source has no right answer.
     """
-    data, facts = data or DataCache(), AnswerFacts(0, 0)
-    for number, source in enumerate(training_sources(recipe)):
+    data, facts, answered = data or DataCache(), AnswerFacts(0, 0), []
+    for number, source in sources_without_student(recipe).items():
         if source.self_generated:
-            drawn, kept = _draw(model, tokenizer, recipe, source, folder / str(number), fingerprint, data)
-            facts = AnswerFacts(facts.drawn + drawn, facts.kept + kept)
-    return facts
+            drawing, place = Drawing(recipe, source, tokenizer, data), folder / str(number)
+            if source.questions:
+                answered.append(answer_new_questions(drawing, model, place, fingerprint))
+                found = AnswerFacts(answered[-1].drawn, answered[-1].agreed)
+            else:
+                found = _draw(drawing, model, place, fingerprint)
+            facts = AnswerFacts(facts.drawn + found.drawn, facts.kept + found.kept)
+    return QuestionFacts.of(facts, answered) if answered else facts
 
 
-def _draw(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    recipe: Recipe,
-    source: TrainingSourceRecipe,
-    folder: Path,
-    fingerprint: str,
-    data: DataCache,
-) -> tuple[int, int]:
-    task, longest = data.task(source.task or recipe.task), recipe.finetuning.max_length
-    examples = training_examples(source, recipe, data).items
-    asked = [(prompt, e) for e in examples if len(prompt := encode_prompt(tokenizer, e)) < longest]
-    if not asked:
-        raise PollardError(
-            f"finetuning.data: {source.name} has no prompt left to answer: all are {longest} tokens or longer "
-            "(finetuning.max_length), or repeat a question of the test set or the dev slice.",
-            code="answers.no-prompts",
-        )
-    settings = sampled(model, tokenizer, recipe.evaluation.max_new_tokens, source.temperature)
-    ends, drawing = settings.eos_token_id, Decoding(seed=recipe.seed)
-    rows_at_once = batch_size_for(recipe.evaluation.batch_size, model, [p for p, _ in asked], recipe.evaluation.max_new_tokens)
-    size = max(1, rows_at_once.number // source.samples)  # prompts per batch, each with all its samples
+def _draw(drawing: Drawing, model: PreTrainedModel, folder: Path, fingerprint: str) -> AnswerFacts:
+    source, longest = drawing.source, drawing.recipe.finetuning.max_length
 
-    def make(piece: int, path: Path) -> None:
-        lines = []
-        mine = range(piece * PROMPTS, min((piece + 1) * PROMPTS, len(asked)))
-        for start in range(0, len(mine), size):
-            rows = [(i, sample) for i in mine[start : start + size] for sample in range(source.samples)]
-            answers = generate(model, [asked[i][0] for i, _ in rows], settings, [drawing.random_numbers(*row) for row in rows])
-            right = {}  # in the order drawn, equal ones once
-            for (i, _), answer in zip(rows, answers, strict=True):
-                prompt, example = asked[i]
-                text, gold = answer_text(tokenizer, answer, ends, example), gold_of(tokenizer, example)
-                ended = bool(answer) and answer[-1] in ends
-                if ended and len(prompt) + len(answer) <= longest and task.score(text, gold):
-                    right[(*prompt, *answer)] = len(prompt)
-            lines += [json.dumps({"input_ids": ids, "prompt_length": length}) + "\n" for ids, length in right.items()]
-        path.write_text("".join(lines))
+    def right_ones(piece: Sequence[Answered]) -> list[JsonObject]:
+        right = {}  # in the order drawn, equal ones once
+        for each in piece:
+            for answer in each.answers:
+                fits = answer.ended and len(each.prompt) + len(answer.tokens) <= longest
+                if fits and drawing.is_right(each, answer):
+                    right[(*each.prompt, *answer.tokens)] = len(each.prompt)
+        return [{"input_ids": ids, "prompt_length": length} for ids, length in right.items()]
 
-    count = math.ceil(len(asked) / PROMPTS)
-    missing = missing_shards(folder, {"fingerprint": fingerprint, "prompts_per_file": PROMPTS}, count, SUFFIX)
-    make_shards(folder, missing, SUFFIX, make, "drawing answers")
-    kept = on_main(lambda: sum(len(path.read_text().splitlines()) for path in folder.glob(f"*{SUFFIX}")))
-    drawn = len(asked) * source.samples
-    say(f"  {source.name}: {kept:,} of {drawn:,} answers to {len(asked):,} prompts kept: right, ended, no two the same")
+    kept, prompts = len(drawing.write(model, folder, fingerprint, right_ones)), len(drawing.asked)
+    drawn = prompts * source.samples
+    say(f"  {source.name}: {kept:,} of {drawn:,} answers to {prompts:,} prompts kept: right, ended, no two the same")
     if not kept:
+        task = drawing.data.task(source.task or drawing.recipe.task)
         raise PollardError(
             f"None of the original model's {drawn:,} answers to training prompts of {task.name} is right and ends within "
-            f"{recipe.evaluation.max_new_tokens} new tokens: leave self_generated out, draw more samples, or raise "
+            f"{drawing.recipe.evaluation.max_new_tokens} new tokens: leave self_generated out, draw more samples, or raise "
             "evaluation.max_new_tokens.",
             code="answers.none-right",
         )
-    return drawn, kept
+    return AnswerFacts(drawn, kept)

@@ -1,6 +1,6 @@
 """Original checkpoint and training examples -> control/: the original, fine-tuned as the pruned model is."""
 
-from toolkit.estimate import FineTuning, Machine
+from toolkit.estimate import DataSize, FineTuning, Machine
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.recipe_changes import DECIDING
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
@@ -36,6 +36,10 @@ class Control(Recover):
 
     def relief(self, machine: Machine) -> Relief:
         return Relief(LighterTraining(self.context.recipe, machine).changes(), omission=change("control", False))
+
+    @property
+    def _size(self) -> DataSize:
+        return self.context.data_sizes.shared
 
     def _finetuning(self, machine: Machine) -> FineTuning:
         sizes = RecipeOnMachine(self.context, machine)

@@ -25,6 +25,7 @@ from toolkit.pipeline.stages.fit_measure import reason_of_measured
 from toolkit.pipeline.stages.prune import Prune
 from toolkit.pipeline.stages.recover import Recover
 from toolkit.pipeline.stages.refit import Refit
+from toolkit.pipeline.stages.student import StudentStage
 from toolkit.pipeline.stages.teacher import TEACHING
 from toolkit.pipeline.training_changes import LighterTraining, smaller_training
 from toolkit.recipe.roles import Role
@@ -83,7 +84,8 @@ class FitChoose(FitStage):
         trial = trial_of_largest(self.context, {}, finetuning)
         sizes = RecipeOnMachine(self.context, machine)
         refit = [Refit(trial)] if recipe.pruning.refit else []
-        stages: list[Stage] = [Calibrate(trial), Prune(trial), *refit, Recover(trial)]
+        student = StudentStage.planned(trial, None, ())
+        stages: list[Stage] = [Calibrate(trial), Prune(trial), *refit, *student, Recover(trial)]
         once = [part for stage in stages if (part := stage.estimate(machine))] + dev_questions(sizes, sizes.pruned(), self.fit)
         work = f"{TRIED} shapes: a tenth of the steps, and the answers to {self.fit.examples:,} dev examples"
         found = combined_estimate(self.name, work, [repeated(part, TRIED) for part in once])

@@ -8,7 +8,7 @@ from typing import Literal
 from transformers import PreTrainedModel
 
 from toolkit.cuts.plan import Plan
-from toolkit.estimate import FineTuning, Machine, StageEstimate, cannot_fit, estimate_finetuning
+from toolkit.estimate import DataSize, FineTuning, Machine, StageEstimate, cannot_fit, estimate_finetuning
 from toolkit.evaluation import evaluate
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.fingerprints import role_before_recovery
@@ -17,11 +17,13 @@ from toolkit.pipeline.recipe_changes import DECIDING
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
 from toolkit.pipeline.relief import Relief, smaller_models
 from toolkit.pipeline.stage import Facts, Shown, Stage
-from toolkit.pipeline.stage_names import MADE_BY
+from toolkit.pipeline.stage_names import MADE_BY, student_stage
 from toolkit.pipeline.stages.teacher import TEACHING
 from toolkit.pipeline.training_changes import LighterTraining, smaller_training
 from toolkit.recipe.roles import Role
+from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import say, world_size
+from toolkit.runtime.files import fingerprint_of
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,15 @@ class Recover(Stage):
     def __init__(self, context: RunContext, role: Role | None = None) -> None:
         super().__init__(context, role)
         self.start = role_before_recovery(context.recipe)
-        self.needs = (MADE_BY[self.start], *TEACHING)
+        self.needs = (*needs_of_training(context.recipe, context.recipe.finetuning.student_rounds), *TEACHING)
 
     def is_asked_for(self) -> bool:
         return Role.RECOVERED in self.context.recipe.evaluation.models
 
     def purpose(self) -> str:
-        return f"fine-tune the {self.start} model {self._training()}"
+        rounds = self.context.recipe.finetuning.student_rounds
+        start = f"model that round {rounds - 1} has left" if rounds > 1 else f"{self.start} model"
+        return f"fine-tune the {start} {self._training()}"
 
     def _training(self) -> str:
         settings = self.context.recipe.finetuning
@@ -69,13 +73,17 @@ class Recover(Stage):
         return self.context.fingerprints.models[Role.RECOVERED]
 
     def estimate(self, machine: Machine) -> StageEstimate:
-        return estimate_finetuning(self.name, self._finetuning(machine), machine, self.context.data_sizes.training)
+        return estimate_finetuning(self.name, self._finetuning(machine), machine, self._size)
 
     def cannot_fit(self, machine: Machine) -> bool:
         return cannot_fit(self._finetuning(machine), machine)
 
     def outlook(self) -> str:
-        return training_outlook(self.context)
+        return training_outlook(self.context, self._size)
+
+    @property
+    def _size(self) -> DataSize:
+        return self.context.data_sizes.training
 
     def relief(self, machine: Machine) -> Relief:
         recipe = self.context.recipe
@@ -96,14 +104,24 @@ class Recover(Stage):
         dense = self.context.recipe.pruning.form == "dense"
         if plan.experts_per_token == plan.keep and not balanced and not dense:
             say("  every kept expert serves every token: a load-balancing loss would be constant, and is off")
-        return self._train("recovered")
+        return self._train("recovered", self.context.recipe.finetuning.student_rounds or None)
 
-    def _train(self, role: Literal["recovered", "control"]) -> TrainingFacts:
+    def _train(self, role: Literal["recovered", "control"], student_round: int | None = None) -> TrainingFacts:
+        """`student_round`: which training on what the student writes it is, where it writes anything."""
         from toolkit.recovery.recover import recover  # takes seconds; a run that is done needs none of it
 
-        context = self.context
+        context, fingerprint = self.context, self.fingerprint()
         root, accuracy = str(context.directory.path.parent), dev_accuracy(context)
-        return TrainingFacts(**recover(context.recipe, root, role, self.fingerprint(), accuracy, context.data))
+        if student_round:  # the very answers: checkpoints of a training on others are none to go on from
+            fingerprint = fingerprint_of(fingerprint, context.directory.identity_of(student_stage(student_round, "teacher")))
+        return TrainingFacts(**recover(context.recipe, root, role, fingerprint, accuracy, context.data, student_round))
+
+
+def needs_of_training(recipe: Recipe, number: int) -> tuple[str, ...]:
+    """The stages that a training of the pruned model is made from, without those that other trainings share: `number` says
+    which on what the student writes (0: it writes nothing)."""
+    start = MADE_BY[role_before_recovery(recipe)] if number <= 1 else student_stage(number - 1, "recover")
+    return (start, student_stage(number, "teacher")) if number else (start,)
 
 
 def dev_accuracy(context: RunContext) -> Callable[[PreTrainedModel], float] | None:

@@ -18,6 +18,7 @@ from toolkit.pipeline.stages.layers import Layers
 from toolkit.pipeline.stages.prune import Prune
 from toolkit.pipeline.stages.recover import Recover
 from toolkit.pipeline.stages.refit import Refit
+from toolkit.pipeline.stages.student import StudentStage
 from toolkit.pipeline.stages.teacher import TEACHING
 from toolkit.pipeline.training_changes import LighterTraining, smaller_training
 from toolkit.recipe.roles import Role
@@ -62,14 +63,15 @@ class Round(Stage):
 
     def estimate(self, machine: Machine) -> StageEstimate:
         context = self.context.variant(recipe_to(self.context.recipe, self.step, self.before))
-        stages: list[Stage] = [Layers(context), Calibrate(context), Prune(context), Refit(context), Recover(context)]
+        stages: list[Stage] = [Layers(context), Calibrate(context), Prune(context), Refit(context)]
+        stages += [*StudentStage.planned(context, None, ()), Recover(context)]
         estimates = [stage.estimate(machine) for stage in stages if stage.is_asked_for()]
         parts = [estimate for estimate in estimates if estimate]
         work = f"to {self.step}: " + "; ".join(part.work for part in parts)
         return combined_estimate(self.name, work, parts)
 
     def outlook(self) -> str:
-        return f"prune to {self.step} and recover: {training_outlook(self.context)}"
+        return f"prune to {self.step} and recover: {training_outlook(self.context, self.context.data_sizes.training)}"
 
     def relief(self, machine: Machine) -> Relief:
         return Relief(LighterTraining(self.context.recipe, machine).changes())

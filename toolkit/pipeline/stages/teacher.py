@@ -1,11 +1,12 @@
 """Training data -> teacher/: the original model's logits on every completion token and, for the seam loss, its hidden states."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from transformers import PreTrainedModel
 
 from toolkit.cuts.plan import Plan
-from toolkit.estimate import LogitsPass, Machine, StageEstimate, count, estimate_logits_pass
+from toolkit.estimate import DataSize, LogitsPass, Machine, StageEstimate, count, estimate_logits_pass
 from toolkit.moe.placement import with_model
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.outlook import tokens_read
@@ -23,6 +24,7 @@ from toolkit.recovery.top_logits import TOKENS_AT_ONCE, bytes_per_token
 from toolkit.recovery.training_data import read_training_data
 from toolkit.runtime.distributed import say
 from toolkit.runtime.errors import PollardError
+from toolkit.tasks import Encoded
 
 COPIES = 3  # of a part of the logits in float32: offsets, the rest, at the temperature
 
@@ -52,13 +54,14 @@ class Teacher(Stage):
         return context.teaching is None and trains(context.recipe) and context.fingerprints.teaching.teacher is not None
 
     def purpose(self) -> str:
-        return "keep what the original model says of every completion token"
+        states = ", and its hidden states where layers are gone" if self.with_states else ""
+        return f"keep what the original model says of every completion token{states}"
 
     def fingerprint(self) -> str:
         return str(self.context.fingerprints.teaching.teacher)
 
     def estimate(self, machine: Machine) -> StageEstimate:
-        sizes, data = RecipeOnMachine(self.context, machine), self.context.data_sizes.training
+        sizes, data = RecipeOnMachine(self.context, machine), self._size
         placement = sizes.place(sizes.original(), whole=True)
         columns = self._most_columns()
         each = bytes_per_token(placement.model.vocabulary) + (columns.bytes_per_token if columns else 0)
@@ -85,23 +88,33 @@ class Teacher(Stage):
         return SeamColumns(tuple(range(number)), int(self.context.config.get_text_config().hidden_size))
 
     def outlook(self) -> str:
-        return tokens_read(self.context.data_sizes.training)
+        return tokens_read(self._size)
+
+    @property
+    def _size(self) -> DataSize:
+        return self.context.data_sizes.shared
+
+    @property
+    def _folder(self) -> Path:
+        return self.context.directory.teacher
+
+    def _encoded(self) -> list[Encoded]:
+        context = self.context
+        return read_training_data(context.recipe, context.tokenizer, context.directory.answers, context.data).encoded
 
     def run(self) -> TeacherFacts:
-        recipe, run, tokenizer = self.context.recipe, self.context.directory, self.context.tokenizer
-        training = read_training_data(recipe, tokenizer, run.answers, self.context.data)
-        seams = seams_of(Plan.load(run.plan)) if self.with_states else None
+        recipe, folder, tokenizer = self.context.recipe, self._folder, self.context.tokenizer
+        encoded = self._encoded()
+        seams = seams_of(Plan.load(self.context.directory.plan)) if self.with_states else None
         temperature, batch_size = recipe.finetuning.distillation.temperature, recipe.calibration.batch_size
 
         def ask(model: PreTrainedModel) -> TeacherFacts:
             pad = int(tokenizer.pad_token_id)
-            made = cache_logits(
-                model, training.encoded, run.teacher, temperature, batch_size, pad, self.fingerprint(), seams, recipe.seed
-            )
+            made = cache_logits(model, encoded, folder, temperature, batch_size, pad, self.fingerprint(), seams, recipe.seed)
             return TeacherFacts(**made._asdict())
 
         facts = with_model(recipe, *self.context.checkpoint(Role.ORIGINAL), ask, EACH_RANK_ITS_OWN)
-        say(f"  {facts.tokens:,} tokens of {facts.examples:,} examples in {run.teacher}")
+        say(f"  {facts.tokens:,} tokens of {facts.examples:,} examples in {folder}")
         return facts
 
 

@@ -1,0 +1,30 @@
+"""What a run says of its trainings: from the manifest and the trainer's log, for the report."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import count, takewhile
+from typing import Any
+
+from toolkit.pipeline.stage_names import student_stage
+from toolkit.report.facts import StudentFacts, TrainingFacts
+from toolkit.runtime.files import JsonObject
+
+TRAINING_KEYS = ("steps", "examples", "left_out", "repeating", "beyond_context", "selected_step")
+
+
+def student_facts(stages: Mapping[str, JsonObject]) -> list[StudentFacts]:
+    """Of every training on what the student writes, in order."""
+    names = takewhile(stages.__contains__, (student_stage(number, "answers") for number in count(1)))
+    return [StudentFacts(**{key: stages[name][key] for key in StudentFacts.model_fields}) for name in names]
+
+
+def training_facts(
+    log: Sequence[Mapping[str, Any]], entry: Mapping[str, Any], student: Sequence[StudentFacts] = ()
+) -> TrainingFacts:
+    """From the stage's entry and the trainer's log, whose lines have a `loss` or an `eval_loss`."""
+
+    def curve(key: str) -> list[tuple[int | float, int | float | None]]:
+        return [(line["step"], line[key] if math.isfinite(line[key]) else None) for line in log if key in line]
+
+    facts = {key: entry.get(key) for key in TRAINING_KEYS}
+    return TrainingFacts(**facts, loss=curve("loss"), dev_loss=curve("eval_loss"), student=list(student))
