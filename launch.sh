@@ -5,7 +5,8 @@
 #     ./launch.sh recipes/math.yaml [key=value …]     another recipe, with overrides
 #     ./launch.sh sweep recipes/math.yaml pruning.keep=6,4,2 …    how far can it be pruned?
 #     ./launch.sh test [fast]                         formatting, lint, types and tests (fast: those that take two minutes)
-#     ./launch.sh setup [EXTRA …]                     only sets up; extras: lm-eval, server, gguf, tensorboard, docs, dev (for `test`)
+#     ./launch.sh setup [EXTRA …]                     only sets up; extras: lm-eval, server, gguf, nearest-shots, tensorboard, docs,
+#                                                     dev (for `test`)
 #
 #     ./launch.sh --ranks 4 RECIPE …                  four ranks instead of one per visible GPU (without a GPU: two)
 #     CUDA_VISIBLE_DEVICES=2,3 ./launch.sh RECIPE …   these GPUs

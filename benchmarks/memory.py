@@ -29,7 +29,7 @@ import transformers
 from safetensors.torch import save_file
 
 import toolkit
-from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.block_plan import BlockPlan
 from toolkit.cuts.plan import Plan
 from toolkit.moe import find_blocks, load_config, meta_model
 from toolkit.recovery.refit import refit_checkpoint

@@ -18,6 +18,8 @@ RATE, ADAPTER_RATE, ROUTER_RATE = 1e-3, 3e-3, 1e-2
 """The best on the dev slice for full, lora and router (docs/recovery.md)."""
 REFITTED_RATE = 0.1
 """Of these: what is good already wants a smaller rate (docs/refit.md)."""
+EQUAL_RANKS = {"each": 4, "shared": 10}
+"""With 4 experts adapters have as many numbers so: on experts and on attention together."""
 FEW = 100
 
 
@@ -34,7 +36,7 @@ PARTS = (
     Part("b", f"{FEW} training examples", "all 8,000 examples, KL"),
     Part("c", "Gradients for experts that a token did not choose", "the same without"),
     Part("d", "A second task", "continued fine-tuning"),
-    Part("e", "Adapters for each expert, or shared", "shared"),
+    Part("e", "Adapters for each expert, or shared", "shared, rank 10"),
     Part("f", "From a refitted start", "the same without refit"),
 )
 
@@ -152,10 +154,17 @@ def _second_task() -> list[Variant]:
 
 
 def _adapters() -> list[Variant]:
-    lora = ("finetuning.method=lora", "finetuning.lora.rank=4", "finetuning.lora.alpha=8")
-    shared = Variant("e", "experts4", "shared", "shared", (*lora, "finetuning.lora.experts=shared"), ADAPTER_RATE)
-    each = Variant("e", "experts4", "each", "for each expert", lora, ADAPTER_RATE, shared.name)
-    return [shared, each]
+    def lora(slug: str, title: str, rank: int, against: str | None = None) -> Variant:
+        keys = ("finetuning.method=lora", f"finetuning.lora.rank={rank}", f"finetuning.lora.alpha={2 * rank}")
+        shared = () if slug == "each" else ("finetuning.lora.experts=shared",)
+        return Variant("e", "experts4", slug, title, (*keys, *shared), ADAPTER_RATE, against)
+
+    shared = lora("shared", "shared, rank 10", EQUAL_RANKS["shared"])
+    return [
+        shared,
+        lora("each", "for each expert, rank 4", EQUAL_RANKS["each"], shared.name),
+        lora("shared-more", "shared, rank 16: equal on experts, more on attention", 16, shared.name),
+    ]
 
 
 def _refitted(variant: Variant) -> Variant:

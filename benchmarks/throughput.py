@@ -24,8 +24,8 @@ from selection import batches_of
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import toolkit
+from toolkit.cuts.block_plan import BlockPlan
 from toolkit.cuts.checkpoint import pruned_config
-from toolkit.cuts.experts import BlockPlan
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.writer import plan_prune, write_pruned
 from toolkit.moe import find_blocks, load_config, load_model, meta_model

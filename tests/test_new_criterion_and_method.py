@@ -31,7 +31,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from toolkit.moe import MoEBlock
-from toolkit.recipe.schema import LoraRecipe
+from toolkit.recipe.finetuning import LoraRecipe
 from toolkit.recovery.method import Loaded, Reach, RecoveryMethod, TrainedMemory, memory_of_part
 
 

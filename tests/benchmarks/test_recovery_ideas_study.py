@@ -16,7 +16,8 @@ import pretrain
 import recovery_ideas_study
 import recovery_ideas_tables
 from recovery_ideas_cells import RECIPE, IdeaCell, IdeaResult, few_examples
-from recovery_ideas_variants import FULLEST, VARIANTS, Variant
+from recovery_ideas_variants import EQUAL_RANKS, FULLEST, VARIANTS, Variant
+from transformers import AutoConfig
 
 from toolkit.recipe.file import load_recipe
 from toolkit.recipe.schema import Recipe
@@ -68,6 +69,14 @@ def test_what_differs_from_what_it_is_compared_with_is_what_the_part_asks_about(
         assert (own.pruning, own.task, own.calibration) == (other.pruning, other.task, other.calibration)
         more = own.finetuning.trainer["max_steps"] > other.finetuning.trainer["max_steps"]
         assert more == (variant.slug == "longer") and own.finetuning.method == other.finetuning.method
+
+
+def test_adapters_that_are_compared_have_as_many_numbers() -> None:
+    config = AutoConfig.from_pretrained(ROOT / "data/playground/model")
+    hidden, width, kept = config.hidden_size, config.intermediate_size, 4
+    expert, attention = (hidden + 2 * width) + (width + hidden), 4 * 2 * hidden  # numbers per rank
+    each, shared = EQUAL_RANKS["each"], EQUAL_RANKS["shared"]
+    assert each * (kept * expert + attention) == shared * (expert + attention)
 
 
 def test_few_examples_are_all_that_their_recipes_know_of_the_task(checkout: Path) -> None:
@@ -145,7 +154,7 @@ def test_the_tables_say_what_is_finished_and_name_the_rest(checkout: Path, monke
     assert "| original | 100.0 %" in text and "pruned, before | 0.0 %" in text
     grown = row(BY_NAME["d-grown-new"])
     assert [part.split()[0] for part in grown[1:]] == ["100.0", "50.0", "1", "+100.00", "-50.00", "300", "1"]
-    assert "Numbers in the adapters: shared: 1,234." in text
+    assert "Numbers in the adapters: shared, rank 10: 1,234." in text
     assert "### (c)" not in text and len(missing) == len(cells) - len(MADE_UP)
     assert "`b-few-sft` with seed 1" in text and "`b-few-questions`" not in text
 

@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from toolkit.cuts import layout, writer
 from toolkit.cuts.apply import apply_plan, masked
+from toolkit.cuts.block_plan import BlockPlan
 from toolkit.cuts.checkpoint import prune_checkpoint, tensor_shapes
-from toolkit.cuts.experts import BlockPlan
 from toolkit.cuts.plan import Plan
 from toolkit.runtime.errors import PollardError
 

@@ -14,8 +14,8 @@ from whole_way import check_the_whole_way
 
 from toolkit.calibration import calibrate
 from toolkit.cuts.apply import masked
+from toolkit.cuts.block_plan import BlockPlan
 from toolkit.cuts.checkpoint import prune_checkpoint
-from toolkit.cuts.experts import BlockPlan
 from toolkit.cuts.plan import Plan
 from toolkit.moe import find_blocks, load_model, meta_model
 from toolkit.selection import select

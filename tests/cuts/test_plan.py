@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from conftest import raises
 
-from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.block_plan import BlockPlan
 from toolkit.cuts.plan import Plan
 from toolkit.runtime.errors import PollardError
 

@@ -1,13 +1,16 @@
 """A dense model as a mixture of experts: what it computes, what is drawn, what is written, and what is refused."""
 
 import json
+import os
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from companions import FILES, LEFT, add_companions
-from conftest import PLAYGROUND, logits_of, raises, tiny_model
+from conftest import PLAYGROUND, ROOT, logits_of, raises, tiny_model
+from rank_launcher import ranks
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -293,3 +296,19 @@ def test_a_gguf_file_brings_its_tokenizer(tmp_path: Path) -> None:
         upcycle(tmp_path / "dense" / "other.gguf", tmp_path / "third")
     with raises("upcycle.several-gguf", "other.gguf"):
         upcycle(tmp_path / "dense", tmp_path / "third")
+
+
+@pytest.mark.launcher
+def test_ranks_share_the_work_and_write_the_same(tmp_path: Path) -> None:
+    saved(tmp_path / "dense", num_hidden_layers=4)
+    (tmp_path / "upcycle.py").write_text(
+        "import sys\nfrom toolkit.cuts import tensor_writer\nfrom toolkit.cuts.upcycling import CopiesForm, upcycle\n"
+        "from toolkit.runtime.distributed import start, stop\n"
+        "tensor_writer.FILE_BYTES = 1\nstart()\nupcycle(sys.argv[2], sys.argv[3], CopiesForm(redraw=0.0))\nstop()\n"
+    )
+    for number in (1, 2):
+        command = ranks(number, str(tmp_path / "upcycle.py"), str(tmp_path / "dense"), str(tmp_path / f"moe{number}"))
+        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+    files = [{path.name: path.read_bytes() for path in (tmp_path / f"moe{number}").iterdir()} for number in (1, 2)]
+    assert files[0] == files[1] and len([name for name in files[0] if name.endswith(".safetensors")]) == 5

@@ -11,7 +11,8 @@ from toolkit.evaluation import AnswerLog, evaluate, write_reference
 from toolkit.evaluation.off_task import Reference, measure_off_task, read_off_task
 from toolkit.moe import load_tokenizer
 from toolkit.moe.partition import partitioned_model
-from toolkit.recipe.data import OffTaskRecipe, TaskRecipe
+from toolkit.recipe.data import TaskRecipe
+from toolkit.recipe.off_task import OffTaskRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import is_main, start, stop
 from toolkit.runtime.zero import start_deepspeed

@@ -12,7 +12,8 @@ from rank_launcher import ranks
 from toolkit.evaluation import evaluate
 from toolkit.evaluation.off_task import measure_off_task, read_off_task
 from toolkit.moe import load_model, load_tokenizer
-from toolkit.recipe.data import OffTaskRecipe, TaskRecipe
+from toolkit.recipe.data import TaskRecipe
+from toolkit.recipe.off_task import OffTaskRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.tasks import DataCache, Task
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from toolkit.evaluation import completion_loss, measure_fidelity, write_reference
 from toolkit.evaluation.off_task import EXAMPLES, OffTaskLoss, Reference, measure_off_task, read_off_task
-from toolkit.recipe.data import EMBEDDED_TEXTS, OffTaskRecipe
+from toolkit.recipe.off_task import EMBEDDED_TEXTS, OffTaskRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.tasks import DataCache, Encoded, padded_batches
 from toolkit.tasks.sources import read_texts

@@ -17,8 +17,8 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from toolkit.calibration import skipping_thresholds
 from toolkit.cuts.apply import masked
+from toolkit.cuts.block_plan import BlockPlan
 from toolkit.cuts.checkpoint import prune_checkpoint
-from toolkit.cuts.experts import BlockPlan
 from toolkit.cuts.plan import Plan
 from toolkit.evaluation import generate
 from toolkit.moe import counting_skips, find_blocks, load_model, partitioned_model, skipping

@@ -13,8 +13,9 @@ from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.moe import load_model, load_tokenizer
 from toolkit.pipeline.calibration_data import read_source, right_answers
 from toolkit.pipeline.runner import run
-from toolkit.recipe.data import SourceRecipe, TaskRecipe
+from toolkit.recipe.data import TaskRecipe
 from toolkit.recipe.schema import Recipe
+from toolkit.recipe.sources import SourceRecipe
 from toolkit.runtime.errors import PollardError
 from toolkit.selection import CRITERIA, select
 from toolkit.tasks import DataCache, Scorer, Task, encode

@@ -204,3 +204,9 @@ def test_a_bug_that_a_mistake_leads_to_does_not_hide_the_mistake(folder: Path, m
         check(RunContext(small_recipe(pruning={"keep": 9})))
     with pytest.raises(ZeroDivisionError):
         check(RunContext(small_recipe()))
+
+
+def test_a_router_gradient_over_all_experts_is_refused_where_all_are_active(folder: Path) -> None:
+    finetuning = {"method": "full", "router_gradient": "all"}
+    said = told(small_recipe(name="active", pruning={"keep": 2}, finetuning=finetuning, evaluation={"models": ["recovered"]}))
+    assert "finetuning.router_gradient" in said and "of 2 experts every token activates 2" in said

@@ -5,11 +5,14 @@ import torch
 from conftest import tiny_model
 from small_run import small_recipe
 
+from toolkit.estimate.data_size import DataSize
+from toolkit.estimate.finetuning import FineTuning, estimate_finetuning
+from toolkit.estimate.machine import Machine
 from toolkit.estimate.model_size import model_size
 from toolkit.estimate.training_memory import ZeroSettings, training_memory
 from toolkit.moe import decoder_linears, find_blocks, meta_model
-from toolkit.pipeline.recipe_on_machine import training_model
-from toolkit.recipe.schema import LoraRecipe
+from toolkit.pipeline.recipe_on_machine import trainer_settings, training_model
+from toolkit.recipe.finetuning import LoraRecipe
 from toolkit.recovery.adapters import adapt
 from toolkit.recovery.method import Loaded
 from toolkit.recovery.methods import METHODS, count_trainable
@@ -60,3 +63,23 @@ def test_adapters_need_no_optimizer_for_what_is_frozen() -> None:
     )
     assert lora.gpu["optimizer"] < full.gpu["optimizer"] / 2
     assert qlora.gpu["weights"] < lora.gpu["weights"] and qlora.gpu["optimizer"] == lora.gpu["optimizer"]
+
+
+def test_a_router_gradient_over_all_experts_costs_one_forward_pass_of_all() -> None:
+    numbers = model_size(meta_model(tiny_model("mixtral", vocab_size=768).config), torch.float32)
+    settings = trainer_settings(recipe_of("full"), on_gpu=False)
+    machine = Machine(gpus=0, nodes=1, gpu_memory=0, cpu_memory=2**40, gpu=None)
+    usual, every = (
+        estimate_finetuning(
+            "recover",
+            FineTuning(
+                numbers, training_model(numbers, recipe_of("full").finetuning), settings, "full", 2, all_experts=all_experts
+            ),
+            machine,
+            DataSize(examples=8, mean=10, longest=20, measured=True),
+        )
+        for all_experts in (False, True)
+    )
+    tokens = settings.steps(8, machine.ranks) * settings.examples_per_step(machine.ranks) * 10
+    assert every.flops - usual.flops == 2 * numbers.experts * tokens
+    assert not usual.notes and "every expert computes every token once more: 2.3 times" in every.notes[0]

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT, raises
 from made_up_run import BLOCKS, KEPT, RIGHT, ROLES, evaluate_role, make_full_run, make_run
 
-from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.block_plan import BlockPlan
 from toolkit.cuts.plan import Plan
 from toolkit.pipeline.run_facts import read_run_facts
 from toolkit.pipeline.write_report import write_report

@@ -16,7 +16,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fingerprints(**task: object) -> dict[str, str]:
-    values = small_values(evaluation__models=["original", "pruned", "recovered"])
+    values = small_values(evaluation__models=["original", "pruned", "recovered"], evaluation__fidelity=6)
     recipe = Recipe.model_validate(values | {"task": values["task"] | task})
     return {stage.name: stage.fingerprint() for stage in plan_stages(recipe)}
 
@@ -40,6 +40,14 @@ def test_shots_come_from_train_so_another_train_file_evaluates_anew(folder: Path
     lines = (folder / "train.jsonl").read_text().splitlines(keepends=True)
     (folder / "train.jsonl").write_text("".join(lines[:-1]))
     assert "evaluate/original" in changed(before, fingerprints(shots=2))
+
+
+def test_so_do_the_nearest_and_the_reference_is_of_other_prompts(folder: Path) -> None:
+    before, none = fingerprints(shots={"nearest": 2}), fingerprints()
+    assert changed(before, fingerprints(shots={"nearest": 3})) == changed(before, none) == set(before)
+    lines = (folder / "train.jsonl").read_text().splitlines(keepends=True)
+    (folder / "train.jsonl").write_text("".join(lines[:-1]))
+    assert {"evaluate/original", "fidelity/original"} <= changed(before, fingerprints(shots={"nearest": 2}))
 
 
 def test_keys_that_a_recipe_does_not_say_are_in_no_fingerprint() -> None:

@@ -28,7 +28,7 @@ VALUES = small_values(
     finetuning={
         "zero": 2, "max_length": 96, "examples": 8, "teacher": "original", "data": [{"task": TASK}, WRITTEN], "trainer": TRAINER,
     },
-    evaluation={"models": ["recovered"], "examples": 2, "max_new_tokens": 6, "batch_size": 8},
+    evaluation={"models": ["recovered"], "examples": 2, "max_new_tokens": 6, "batch_size": 8, "off_task": False},
 )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def taught(rounds: int = 2, samples: int = 2, **changes: object) -> Recipe:
     values: dict = {
         "finetuning": finetuning | {"data": [{"task": TASK}, written]},
         "control": True,
-        "evaluation": {"models": ["recovered"], "examples": 2, "max_new_tokens": 6, "batch_size": 4},
+        "evaluation": {"models": ["recovered"], "examples": 2, "max_new_tokens": 6, "batch_size": 4, "off_task": False},
     }
     return small_recipe(**(values | changes))
 

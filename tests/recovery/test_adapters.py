@@ -8,7 +8,7 @@ from families import EXCEPTIONS, families, tiny_family
 from peft import PeftModel
 
 from toolkit.moe import MoEBlock, decoder_linears, find_blocks
-from toolkit.recipe.schema import LoraRecipe
+from toolkit.recipe.finetuning import LoraRecipe
 from toolkit.recovery.adapters import adapt, adapter_weights, with_adapter
 from toolkit.recovery.methods import METHODS, check_reach, count_trainable
 from toolkit.recovery.quantize import quantize, round_to_nf4

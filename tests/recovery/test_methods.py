@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from toolkit.moe import find_blocks
-from toolkit.recipe.schema import LoraRecipe, Recipe
+from toolkit.recipe.finetuning import LoraRecipe
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery.methods import METHODS, check_reach
 from toolkit.recovery.settings import sft_config
 from toolkit.runtime.errors import PollardError

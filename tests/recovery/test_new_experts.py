@@ -16,7 +16,8 @@ from grown_checkpoint import by_expert, grown
 from rank_launcher import ranks
 
 from toolkit.moe import find_blocks, load_model
-from toolkit.recipe.schema import LoraRecipe, Recipe
+from toolkit.recipe.finetuning import LoraRecipe
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery import new_experts, trainer
 from toolkit.recovery.method import Loaded
 from toolkit.recovery.methods import METHODS, count_trainable

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from trl import SFTConfig
 
 from toolkit.moe import load_tokenizer
-from toolkit.recipe.schema import DistillationRecipe, Recipe
+from toolkit.recipe.finetuning import DistillationRecipe
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery.distillation import DIVERGENCE_ONLY, Batch, DistilledTrainer
 from toolkit.recovery.recover import _rows
 from toolkit.recovery.seam_columns import SeamColumns, TeacherStates

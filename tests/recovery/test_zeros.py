@@ -9,7 +9,8 @@ from sparse import make_sparse, zeros_of
 from torch import nn
 
 from toolkit.moe import decoder_linears, find_blocks
-from toolkit.recipe.schema import LoraRecipe, Recipe
+from toolkit.recipe.finetuning import LoraRecipe
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery.method import Loaded
 from toolkit.recovery.methods import METHODS, check_reach
 from toolkit.recovery.settings import check_zeros

@@ -13,7 +13,8 @@ from typing import Any, Literal, get_args, get_origin
 import shtab
 
 from toolkit.recipe.data import Section, TaskName
-from toolkit.recipe.schema import SHORTHANDS, ZERO_PRESETS, Recipe
+from toolkit.recipe.finetuning import ZERO_PRESETS
+from toolkit.recipe.schema import SHORTHANDS, Recipe
 
 EXTRA_VALUES: dict[str, list[str]] = {
     "finetuning.zero": [str(preset) for preset in ZERO_PRESETS],

@@ -4,13 +4,14 @@ Other rooms use these names and need not know how a plan stores its choice.
 """
 
 from toolkit.cuts.apply import apply_plan, check_plan, masked
+from toolkit.cuts.block_plan import BlockPlan
 from toolkit.cuts.checkpoint import check_whole, complete_checkpoint, prune_checkpoint, write_checkpoint
 from toolkit.cuts.compose import compose
 from toolkit.cuts.cut import Cut
 from toolkit.cuts.dense import DenseBlock, merged_model, with_fixed_gates
 from toolkit.cuts.dense_twins import DenseTwin, dense_twin
 from toolkit.cuts.dense_writer import check_dense
-from toolkit.cuts.experts import BlockPlan, ExpertsCut
+from toolkit.cuts.experts import ExpertsCut
 from toolkit.cuts.layers import LayersCut
 from toolkit.cuts.masks import LayerwiseMasks, masked_in_form
 from toolkit.cuts.model_summary import ModelSummary, model_summary

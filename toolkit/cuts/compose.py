@@ -4,8 +4,9 @@ The law: applying the composed plan to the original leaves what applying one aft
 """
 
 from toolkit.cuts.apply import renamed
+from toolkit.cuts.block_plan import BlockPlan
 from toolkit.cuts.cut import Cut
-from toolkit.cuts.experts import BlockPlan, ExpertsCut
+from toolkit.cuts.experts import ExpertsCut
 from toolkit.cuts.layers import LayersCut
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.width import WidthCut

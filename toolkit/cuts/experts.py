@@ -20,9 +20,10 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
+from toolkit.cuts.block_plan import BlockPlan, Origin, check_choice
 from toolkit.cuts.cut import AffectedTensor, ConfigFile, Cut, Indices, PlanView, Shape, UnknownLayoutError
 from toolkit.moe.blocks import EXPERT_KEYS, TOP_K_KEYS, MoEBlock, find_blocks, set_config_values
 from toolkit.moe.completeness import EXPERT_NUMBER, Source, check_experts
@@ -32,49 +33,11 @@ from toolkit.moe.masking import check_prunable, kept_rows, restricted, slice_rou
 from toolkit.moe.tensor_files import row_axis
 from toolkit.runtime.errors import PollardError
 
-Origin = Literal["onto", "model"]  # of an expert where a plan grows: the checkpoint that grows, or the original
-
-
-class BlockPlan(BaseModel):
-    """The choice in one MoE block: how many experts the original has, ascending indices of those kept, and every expert's score
-    (if there is one). Where a plan grows: the experts in the order in which they are written, and where each comes from."""
-
-    model_config = ConfigDict(extra="forbid")
-    experts: int
-    kept: list[int]
-    scores: list[float] | None = None
-    origin: list[Origin] | None = Field(default=None, exclude_if=lambda value: value is None)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "BlockPlan":
-        _check_choice(self.experts, self.kept, self.scores, self.origin)
-        return self
-
-    @property
-    def chosen(self) -> list[int]:
-        """The kept experts that were chosen among all; where a plan grows, the new ones."""
-        if self.origin is None:
-            return self.kept
-        return [expert for expert, where in zip(self.kept, self.origin, strict=True) if where == "model"]
-
 
 def _counts(cut: "ExpertsCut") -> str:
     """ "5, 3, 4, 4 experts"; "5, 3 experts (2, 1 active)"."""
     active = ", ".join(map(str, cut.experts_per_token.values()))
     return ", ".join(str(len(kept)) for kept in cut.kept.values()) + " experts" + (f" ({active} active)" if active else "")
-
-
-def _check_choice(
-    experts: int, kept: Sequence[int], scores: Sequence[float] | None, origin: Sequence[Origin] | None = None
-) -> None:
-    if origin is not None and len(origin) != len(kept):
-        raise ValueError(f"origin must say of each of the {len(kept)} experts where it comes from, not of {len(origin)}")
-    if not kept or sorted(set(kept)) != (sorted(kept) if origin else kept):
-        raise ValueError(f"kept must be {'' if origin else 'ascending and '}without duplicates, not {kept}")
-    if min(kept) < 0 or max(kept) >= experts:
-        raise ValueError(f"kept names experts outside 0…{experts - 1}: {kept}")
-    if scores is not None and len(scores) != experts:
-        raise ValueError(f"{len(scores)} scores for {experts} experts")
 
 
 class ExpertsCut(Cut):
@@ -148,7 +111,7 @@ class ExpertsCut(Cut):
             raise ValueError(f"experts, kept and scores must name the same blocks, not these in only some: {', '.join(odd[:3])}")
         for name, kept in self.kept.items():
             try:
-                _check_choice(self.experts[name], kept, self.scores.get(name), self.origin.get(name))
+                check_choice(self.experts[name], kept, self.scores.get(name), self.origin.get(name))
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
         uneven = {name: len(kept) for name, kept in self.kept.items() if len(kept) != self.keep}

@@ -51,9 +51,10 @@ from pydantic_core import CoreSchema, core_schema
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from toolkit.cuts.block_plan import BlockPlan
 from toolkit.cuts.cut import Cut
 from toolkit.cuts.dense import DenseBlock
-from toolkit.cuts.experts import BlockPlan, ExpertsCut
+from toolkit.cuts.experts import ExpertsCut
 from toolkit.cuts.layers import LayersCut
 from toolkit.cuts.width import WidthCut, checksum
 from toolkit.runtime.errors import PollardError

@@ -10,9 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from toolkit.cuts.apply import apply_plan
+from toolkit.cuts.block_plan import BlockPlan
 from toolkit.cuts.cut import Cut
 from toolkit.cuts.dense_twins import dense_twin
-from toolkit.cuts.experts import BlockPlan, ExpertsCut
+from toolkit.cuts.experts import ExpertsCut
 from toolkit.cuts.layers import LayersCut
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.width import WidthCut

@@ -73,22 +73,32 @@ def vote_winners(task: Task, answers: Sequence[Sequence[Answer]], golds: Sequenc
     equal texts agree.
     """
     texts = [[answer.text.strip() for answer in candidates] for candidates in answers]
+    winners = []
+    for candidates, votes in zip(texts, count_votes(task, texts, golds), strict=True):
+        votes = votes if any(votes) else [candidates.count(text) for text in candidates]
+        winners.append(votes.index(max(votes)))
+    return winners
+
+
+def count_votes(task: Task, texts: Sequence[Sequence[str]], golds: Sequence[str] | None = None) -> list[list[int]]:
+    """For every one of an item's answers, how many of them agree with it, itself included; 0 where the task finds nothing in it.
+    `golds`: as for `vote_winners`."""
     pairs = [(item, one, other) for item, candidates in enumerate(texts) for one, other in _pairs(candidates)]
     verdicts = task.scorer.verdicts(
         [(one, task.scorer.as_gold(other, golds[item] if golds else other)) for item, one, other in pairs]
     )
     agreeing = {pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict.strict}
-    winners = []
+    counts = []
     for item, candidates in enumerate(texts):
         voting = [text for text in candidates if (item, text, text) in agreeing]
         votes = [
-            sum(text == other or {(item, text, other), (item, other, text)} <= agreeing for other in voting or candidates)
-            if text in voting or not voting
+            sum(text == other or {(item, text, other), (item, other, text)} <= agreeing for other in voting)
+            if text in voting
             else 0
             for text in candidates
         ]
-        winners.append(votes.index(max(votes)))
-    return winners
+        counts.append(votes)
+    return counts
 
 
 def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from toolkit.evaluation.distributions import TOKENS_AT_ONCE, CompressedDistributions, compare
 from toolkit.evaluation.fidelity import Batch, Pass, compared_passes, passes
 from toolkit.evaluation.probe import check_probe, encode_data
-from toolkit.recipe.data import OffTaskRecipe
+from toolkit.recipe.off_task import OffTaskRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import gather
 from toolkit.runtime.errors import PollardError

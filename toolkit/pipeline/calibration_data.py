@@ -16,9 +16,9 @@ from toolkit.evaluation import answer_text, batch_size_for, generate_shard, gree
 from toolkit.evaluation.decoding import as_list
 from toolkit.moe import StreamedModel
 from toolkit.moe.placement import shard_batches
-from toolkit.recipe.data import SourceRecipe
 from toolkit.recipe.refit import RefitRecipe
 from toolkit.recipe.schema import Recipe
+from toolkit.recipe.sources import SourceRecipe
 from toolkit.runtime.distributed import gather, say
 from toolkit.runtime.errors import PollardError
 from toolkit.tasks import DataCache, Encoded, Example, Task, encode_all, encode_prompt, encode_texts, gold_of, padded_batches

@@ -16,12 +16,13 @@ from toolkit.estimate import DataSizes
 from toolkit.moe import load_config, load_tokenizer, meta_model
 from toolkit.pipeline.budget import COUNTING_KEYS, Budget, budget_of, own_multiple
 from toolkit.pipeline.data_sizes import data_sizes
-from toolkit.pipeline.fingerprints import Fingerprints, Teaching, fingerprints_of, last_role
+from toolkit.pipeline.fingerprints import Fingerprints, fingerprints_of, last_role
 from toolkit.pipeline.first_run import FirstRun, first_run
 from toolkit.pipeline.fit_choice import chosen_recipe, provisional_recipe
 from toolkit.pipeline.fit_space import FitSpace
 from toolkit.pipeline.rounds import early_rounds, model_after
 from toolkit.pipeline.run_directory import RunDirectory
+from toolkit.pipeline.training_fingerprints import Teaching
 from toolkit.recipe.pruning import PruningRecipe
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import ModelRecipe, Recipe

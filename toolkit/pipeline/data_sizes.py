@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.estimate import DataSize, DataSizes, StudentSizes
 from toolkit.moe import load_tokenizer
-from toolkit.recipe.data import TaskRecipe, TrainingSourceRecipe
+from toolkit.recipe.data import TaskRecipe
 from toolkit.recipe.schema import Recipe
+from toolkit.recipe.sources import TrainingSourceRecipe
 from toolkit.recovery.training_data import training_sources
 from toolkit.runtime.errors import PollardError
 from toolkit.tasks import Example, Task, encode, encode_prompt

@@ -17,8 +17,8 @@ from typing import NamedTuple
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.evaluation import Decoding, answer_text, batch_size_for, generate, sampled
-from toolkit.recipe.data import TrainingSourceRecipe
 from toolkit.recipe.schema import Recipe
+from toolkit.recipe.sources import TrainingSourceRecipe
 from toolkit.recovery.training_data import training_examples
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import JsonObject
@@ -58,13 +58,16 @@ class Drawing:
     source: TrainingSourceRecipe
     tokenizer: PreTrainedTokenizerBase
     data: DataCache
+    questions: Sequence[Example] | None = None  # that are answered instead of the source's training examples
     first_sample: int = 0  # of those numbers that random numbers are made of: another for another drawing of the same prompts
 
     @cached_property
     def asked(self) -> list[tuple[list[int], Example]]:
         """The prompts that leave room for an answer. Raises PollardError where none does."""
         longest = self.recipe.finetuning.max_length
-        examples = training_examples(self.source, self.recipe, self.data).items
+        examples = self.questions
+        if examples is None:
+            examples = training_examples(self.source, self.recipe, self.data).items
         asked = [(prompt, e) for e in examples if len(prompt := encode_prompt(self.tokenizer, e)) < longest]
         if not asked:
             raise PollardError(

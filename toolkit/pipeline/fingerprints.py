@@ -4,7 +4,7 @@ original ─► (rounds ─►) calibrate ─► select = pruned ─► (refitte
 teaching, reference logits, harness, scoring                             cover the data and settings that measuring reads
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -13,15 +13,25 @@ from toolkit.pipeline.budget import Budget
 from toolkit.pipeline.calibration_data import refit_recipe, sources_of
 from toolkit.pipeline.first_run import first_run
 from toolkit.pipeline.rounds import early_rounds
-from toolkit.recipe.data import SourceRecipe, TaskRecipe
+from toolkit.pipeline.training_fingerprints import (
+    StudentFingerprints,
+    Teaching,
+    own_scorer_identity,
+    shared_training,
+    sources_identity,
+    student_data,
+    student_fingerprints,
+    teaching_of,
+    training_settings,
+)
+from toolkit.recipe.data import TaskRecipe
 from toolkit.recipe.roles import Role
-from toolkit.recipe.schema import FinetuningRecipe, Recipe
+from toolkit.recipe.schema import Recipe
 from toolkit.recipe.step import StepRecipe
-from toolkit.recovery.training_data import sources_without_student, training_sources
+from toolkit.recovery.training_data import training_sources
 from toolkit.runtime.files import fingerprint_of, fingerprint_of_source
 from toolkit.selection import CRITERIA, WIDTH_CRITERIA, SearchRequest
 from toolkit.tasks import DataCache
-from toolkit.tasks.scorers import scorer_file
 
 SCORING_RULES = 2
 """The rules by which answers are taken out of what was written, and judged: under others a finished evaluation is done
@@ -30,25 +40,6 @@ again."""
 
 NOT_CHOOSING = {"schedule", "skipping", "form", "fit"}
 """The keys of `pruning` that decide nothing of what a plan keeps, nor of a round before the last."""
-
-
-ROUNDS_OF_STUDENT: Any = {"data": {"__all__": {"rounds"}}}
-
-
-class Teaching(NamedTuple):
-    """Fingerprints of what recovery learns from; None for a stage that the recipe does not need."""
-
-    data: str
-    answers: str | None
-    teacher: str | None
-
-
-class StudentFingerprints(NamedTuple):
-    """Of one training on what the student writes: its answers, the teacher's cache of them, and the model that it leaves."""
-
-    answers: str
-    teacher: str
-    model: str
 
 
 class LayerFingerprints(NamedTuple):
@@ -98,7 +89,7 @@ def fit_fingerprints(recipe: Recipe, data: DataCache) -> FitFingerprints:
     judging = [recipe.evaluation.max_new_tokens, *_scoring(recipe.task, data)]
     # What a mix holds, of which the recipe's keys say names only
     observed = [_calibration_data(recipe, data)] if recipe.calibration.data else []
-    taught = [_sources(recipe, training_sources(recipe), data)] if recipe.finetuning.data else []
+    taught = [sources_identity(recipe, training_sources(recipe), data)] if recipe.finetuning.data else []
     asked = fingerprint_of("fit", model, settings, train, recipe.calibration.model_dump(), judging, *observed)
     measured = fingerprint_of(asked, *_examples_read(recipe, data), pruning)
     trains = Role.RECOVERED in recipe.evaluation.models
@@ -118,14 +109,13 @@ def fingerprints_of(
     budget, cuts = budgets()
     observing = _observing(recipe, data, budget)
     seams = []
-    if (
-        recipe.finetuning.distillation.hidden and cuts.layers is not None
-    ):  # in one round: the layers are chosen before the teacher is asked
+    if recipe.finetuning.distillation.hidden and cuts.layers is not None:
+        # There are no rounds then: the layers are chosen before the teacher is asked, in the original
         seams = ["hidden", _layers(recipe, cuts.layers, model, observing, own_data).choice]
-    teaching = teaching or _teaching(recipe, data, model, own_data, splits["test"], seams)
+    teaching = teaching or teaching_of(recipe, data, model, own_data, splits["test"], seams)
     choosing = recipe.pruning.model_dump(exclude={*NOT_CHOOSING, "refit"})
-    shared, written = _shared_training(recipe, teaching), _student_data(recipe, data, own_data, splits["test"])
-    training = [*_training(recipe, recipe.finetuning, teaching), *written]
+    shared, written = shared_training(recipe, teaching), student_data(recipe, data, own_data, splits["test"])
+    training = [*training_settings(recipe, recipe.finetuning, teaching), *written]
     rounds, source = {}, model  # the source of the last round; without a schedule it is the only one
     for step in early_rounds(recipe):
         of_step = recipe.pruning.of_step(step).model_dump(exclude=NOT_CHOOSING)
@@ -137,7 +127,9 @@ def fingerprints_of(
     merge = fingerprint_of(select, "dense")
     prune = fingerprint_of(merge if recipe.pruning.form == "dense" else select)
     refitted = fingerprint_of("refit", prune, *_examples_read(refit_recipe(recipe), data)) if recipe.pruning.refit else prune
-    student = _student(recipe, refitted, training, [teaching, recipe.finetuning.distillation.temperature, *seams], written)
+    student = student_fingerprints(
+        recipe, refitted, training, [teaching, recipe.finetuning.distillation.temperature, *seams], written
+    )
     models = {
         Role.ORIGINAL: model,
         Role.PRUNED: prune,
@@ -155,7 +147,7 @@ def fingerprints_of(
         merge=merge,
         models=models,
         scoring=scoring_of(recipe, data),
-        reference_logits=_reference_logits(recipe, model, split),
+        reference_logits=_reference_logits(recipe, model, [split, splits["train"]] if task.nearest else split),
         off_task=_off_task(recipe, data, model),
         harness=_harness(recipe),
         skip=fingerprint_of(models[last_role(recipe)], [*_examples_read(recipe, data), recipe.pruning.skipping]),
@@ -172,12 +164,6 @@ def role_before_recovery(recipe: Recipe) -> Role:
     return Role.REFITTED if recipe.pruning.refit else Role.PRUNED
 
 
-def own_scorer_identity(recipe: TaskRecipe) -> list[Any]:
-    """The content of the file of the user's own scorer; nothing for the toolkit's scorers."""
-    own = recipe.scorer if recipe.scorer and ":" in recipe.scorer else None
-    return [fingerprint_of_source(scorer_file(own) or own)] if own else []
-
-
 def subset_search(recipe: Recipe) -> SearchRequest | None:
     """The search that the recipe's criterion needs in calibration; None where it needs none, and where all experts stay."""
     pruning = recipe.pruning
@@ -189,54 +175,6 @@ def observed_channels(recipe: Recipe, cuts: Budget) -> bool | Literal["gradients
     if cuts.width is None:
         return False
     return "gradients" if WIDTH_CRITERIA[recipe.pruning.width_criterion].gradients else True
-
-
-def _teaching(recipe: Recipe, data: DataCache, model: str, own_data: str, test_data: Any, seams: Sequence[str]) -> Teaching:
-    """`own_data`, `test_data`: fingerprints of the task's two files. `seams`: what decides where hidden states are compared; none
-    where they are not."""
-    finetuning, mix = recipe.finetuning, [*sources_without_student(recipe).values()]
-    # A mix leaves out what overlaps with the test set, so it depends on that, too
-    others = [_sources(recipe, mix, data), test_data] if finetuning.data else []
-    examples = fingerprint_of(own_data, others, finetuning.max_length, finetuning.examples, recipe.seed)
-    answers = teacher = None
-    if any(source.self_generated for source in mix):
-        answers = fingerprint_of(model, examples, recipe.evaluation.max_new_tokens, recipe.model.dtype)
-    if finetuning.teacher and mix:
-        teacher = fingerprint_of(model, examples, answers, finetuning.distillation.temperature, *seams)
-    return Teaching(examples, answers, teacher)
-
-
-def _training(recipe: Recipe, finetuning: FinetuningRecipe, teaching: Teaching) -> list[Any]:
-    settings = finetuning.model_dump(exclude=ROUNDS_OF_STUDENT)  # how many trainings follow decides nothing of the first
-    return [teaching, settings, recipe.seed, recipe.model.dtype, *_selecting(recipe)]
-
-
-def _shared_training(recipe: Recipe, teaching: Teaching) -> list[Any]:
-    """What decides a training without what the student writes: the control's."""
-    others = {"data": [*sources_without_student(recipe).values()]} if recipe.finetuning.student_sources else {}
-    return _training(recipe, recipe.finetuning.model_copy(update=others), teaching)
-
-
-def _student_data(recipe: Recipe, data: DataCache, own_data: str, test_data: Any) -> list[Any]:
-    """What decides the prompts that the student answers, and how long its answers are; nothing where it writes none."""
-    finetuning, written = recipe.finetuning, recipe.finetuning.student_sources
-    if not written:
-        return []
-    sources = [[source.model_dump(exclude={"rounds"}), data.source_fingerprint(source, recipe.task)] for source in written]
-    settings = [finetuning.max_length, finetuning.examples, recipe.seed, recipe.evaluation.max_new_tokens, recipe.model.dtype]
-    return [[own_data, sources, test_data, *settings]]
-
-
-def _student(recipe: Recipe, start: str, training: list[Any], asking: list[Any], written: list[Any]) -> list[StudentFingerprints]:
-    """`start`: of the model before recovery; every later training starts from what the one before has left. `asking`: how the
-    teacher is asked, beside what about."""
-    found: list[StudentFingerprints] = []
-    for number in range(1, recipe.finetuning.student_rounds + 1):
-        answers = fingerprint_of("student", number, start, written)
-        teacher = fingerprint_of(answers, *asking)
-        start = fingerprint_of(start, *training, number)
-        found.append(StudentFingerprints(answers, teacher, start))
-    return found
 
 
 def _observing(recipe: Recipe, data: DataCache, budget: Budget) -> list[Any]:
@@ -272,19 +210,7 @@ def _examples_read(recipe: Recipe, data: DataCache) -> list[Any]:
 def _calibration_data(recipe: Recipe, data: DataCache) -> list[Any]:
     """What the sources hold, and what decides the model's own answers."""
     own = [recipe.evaluation.max_new_tokens, recipe.model.dtype] if recipe.calibration.self_generated else []
-    return [_sources(recipe, sources_of(recipe), data), own]
-
-
-def _sources(recipe: Recipe, sources: Sequence[SourceRecipe], data: DataCache) -> list[Any]:
-    """What the recipe says of each source, and what its file holds (or its name on the hub)."""
-    return [[source.model_dump(), data.source_fingerprint(source, recipe.task)] for source in sources]
-
-
-def _selecting(recipe: Recipe) -> list[Any]:
-    """What decides the answers by which a training's checkpoint is selected."""
-    if recipe.finetuning.select_by != "dev_accuracy":
-        return []
-    return [recipe.evaluation.max_new_tokens, *own_scorer_identity(recipe.task)]
+    return [sources_identity(recipe, sources_of(recipe), data), own]
 
 
 def scoring_of(recipe: Recipe, data: DataCache) -> str:
@@ -296,12 +222,13 @@ def scoring_of(recipe: Recipe, data: DataCache) -> str:
 
 def _scoring(recipe: TaskRecipe, data: DataCache) -> list[Any]:
     """What decides how answers are judged, beside the task's own keys and the split that is asked."""
-    shots = [data.task_fingerprint(recipe, "train")] if data.task(recipe).preset.shots else []
+    task = data.task(recipe)
+    shots = [data.task_fingerprint(recipe, "train")] if task.preset.shots or task.nearest else []
     return [SCORING_RULES, *own_scorer_identity(recipe), *shots]
 
 
 def _reference_logits(recipe: Recipe, model: str, split: Any) -> str:
-    """`split`: what identifies the file that the evaluated split is from."""
+    """`split`: what identifies the file that the evaluated split is from, and those that its prompts are made of."""
     settings = recipe.evaluation.model_dump(include={"fidelity", "split"})
     batches = recipe.calibration.model_dump(include={"batch_size", "max_length"})
     return fingerprint_of(FORMAT, model, recipe.task.model_dump(), split, settings, batches, recipe.model.dtype)

@@ -6,8 +6,8 @@ from dataclasses import replace
 from toolkit.estimate import ModelSize, StageEstimate, repeated
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
+from toolkit.recipe.finetuning import FinetuningRecipe
 from toolkit.recipe.fit import FitRecipe
-from toolkit.recipe.schema import FinetuningRecipe
 
 
 def dev_questions(sizes: RecipeOnMachine, model: ModelSize, fit: FitRecipe, passes: int = 1) -> list[StageEstimate]:

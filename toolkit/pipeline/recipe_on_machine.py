@@ -33,7 +33,8 @@ from toolkit.evaluation.memory import CPU_BATCH_SIZE, rows_that_fit
 from toolkit.moe import meta_model, quantization_of
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.rounds import early_rounds
-from toolkit.recipe.schema import FinetuningRecipe, Recipe
+from toolkit.recipe.finetuning import FinetuningRecipe
+from toolkit.recipe.schema import Recipe
 from toolkit.recipe.step import StepRecipe
 from toolkit.recovery.methods import METHODS
 from toolkit.recovery.top_logits import TOKENS_AT_ONCE

@@ -19,7 +19,7 @@ from rich.markup import escape
 from transformers import PreTrainedModel
 
 from toolkit.cuts import masked, shape_of
-from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.block_plan import BlockPlan
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.evaluation import measure_fidelity, write_reference
@@ -29,7 +29,6 @@ from toolkit.moe.placement import with_model
 from toolkit.pipeline.allocation import allocate, check_criterion, chooser
 from toolkit.pipeline.checks import check
 from toolkit.pipeline.context import RunContext
-from toolkit.pipeline.fingerprints import own_scorer_identity
 from toolkit.pipeline.loss_file import LossFile
 from toolkit.pipeline.manifest import SWEEP
 from toolkit.pipeline.plan_choice import choose_plan
@@ -41,6 +40,7 @@ from toolkit.pipeline.stages.layers import Layers
 from toolkit.pipeline.sweep_choice import SweepChoice, UniformCell
 from toolkit.pipeline.sweep_compression import check_compressions, compressed_as, observe_inputs, with_all_experts
 from toolkit.pipeline.sweep_grid import MEASURED, Grid
+from toolkit.pipeline.training_fingerprints import own_scorer_identity
 from toolkit.pipeline.write_report import write_report_on_main
 from toolkit.recipe.data import DataRecipe
 from toolkit.recipe.file import dump_recipe

@@ -3,17 +3,13 @@
 import json
 import re
 import unicodedata
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -21,8 +17,6 @@ from toolkit.recipe.choices import LabelFormat, ScorerName, TaskName
 from toolkit.runtime.errors import did_you_mean
 
 OWN_SCORER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-EMBEDDED_TEXTS = Path(__file__).parents[1] / "evaluation" / "off_task.jsonl"
-SAMPLES, SAMPLING_TEMPERATURE = 4, 0.7  # the temperature of rejection-sampling fine-tuning (arXiv 2308.01825)
 
 
 class Section(BaseModel):
@@ -35,9 +29,16 @@ def label_words(label: str) -> str:
     return re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", " ".join(unicodedata.normalize("NFC", label).casefold().split()))
 
 
-def _optional(**rules: Any) -> Any:
+def optional(**rules: Any) -> Any:
     """A key that is None by default. It is then left out of dumps and of fingerprints, which are older than the key."""
     return Field(default=None, exclude_if=lambda value: value is None, **rules)
+
+
+class NearestRecipe(Section):
+    """Solved examples looked for anew for each question."""
+
+    nearest: int = Field(ge=1, strict=True)
+    """Number of training examples whose questions share the most words with it (BM25), never the question itself."""
 
 
 class TaskRecipe(Section):
@@ -56,9 +57,9 @@ class TaskRecipe(Section):
     """A split of `dataset`, or data files: one, a list, a pattern ("logs/*.csv") or a folder (docs/your-data.md)."""
     test: str | list[str] | None = None
     """Test data, named as `train` is."""
-    system: str | None = _optional()
+    system: str | None = optional()
     """Template of the system prompt, e.g. "Be brief." or "{system}". A conversation that has a system prompt keeps its own."""
-    on_bad_lines: Literal["error", "skip"] | None = _optional()
+    on_bad_lines: Literal["error", "skip"] | None = optional()
     """Lines that cannot be used: error (the default) lists them and stops; skip leaves them out and reports how many."""
     prompt: str | None = None
     """Template of the prompt, with column names in braces, e.g. "{question}"."""
@@ -73,23 +74,24 @@ class TaskRecipe(Section):
     scorer: str | None = None
     """How answers are scored: exact, numeric, math, contains, regex, choice, label, f1, or your own Python function,
     my_module:my_function (docs/tasks.md)."""
-    pattern: str | None = _optional()
+    pattern: str | None = optional()
     """For `scorer: regex`: a regular expression with a group around the answer, e.g. "Answer: (.+)"."""
-    labels: list[str] | None = _optional()
+    labels: list[str] | None = optional()
     """For a classification: the labels to choose from. The data may contain a label or its number."""
-    label: str | None = _optional()
+    label: str | None = optional()
     """Column with the correct one of `labels` or `choices`."""
-    label_format: LabelFormat | None = _optional()
+    label_format: LabelFormat | None = optional()
     """Format of `label`: letter, text, index_from_0 or index_from_1. Default: detected from the data."""
-    choices: str | list[str] | None = _optional()
+    choices: str | list[str] | None = optional()
     """Column with a list of choices, or one column per choice. Prompts can use {options}, completions {letter} and {choice}."""
-    cloze: str | None = _optional()
+    cloze: str | None = optional()
     """Template of a prompt without the options; the likelihood of each choice after it is measured."""
-    shots: int | None = _optional(ge=0)
-    """Number of solved examples before every question, the same in every prompt. They are removed from the training data."""
-    chat: bool | None = _optional()
+    shots: Annotated[int, Field(ge=0)] | NearestRecipe | None = optional()
+    """Number of solved examples before every question, the same in every prompt. They are removed from the training data. Or
+    {nearest: 3}: for each question those training examples that are nearest to it (docs/tasks.md)."""
+    chat: bool | None = optional()
     """false: plain text, even if the model has a chat template."""
-    stop: list[str] | None = _optional()
+    stop: list[str] | None = optional()
     """Texts that end an answer, in addition to the model's end token."""
     dev_examples: int = Field(default=500, ge=1)
     """Size of the dev slice, taken from the training data (at most a fifth of it) and never trained on. All choices are made with
@@ -104,6 +106,18 @@ class TaskRecipe(Section):
         raise ValueError(
             f"no scorer of that name{did_you_mean(scorer, known)} Allowed: {', '.join(known)}, or my_module:my_function"
         )
+
+    @field_validator("shots", mode="before")
+    @classmethod
+    def _shots_are_a_number_or_the_nearest(cls, shots: Any) -> Any:
+        """Faults are told as such, and not as those of one of two types that the value might have."""
+        if isinstance(shots, dict):
+            return NearestRecipe.model_validate(shots)
+        if shots is None or isinstance(shots, NearestRecipe):
+            return shots
+        if isinstance(shots, bool) or not isinstance(shots, int) or shots < 0:
+            raise ValueError("a number of solved examples, greater than or equal to 0, or {nearest: 3}")
+        return shots
 
     @field_validator("pattern", mode="after")
     @classmethod
@@ -181,7 +195,7 @@ class TaskRecipe(Section):
         return stop
 
 
-def _named_data(values: Any) -> Any:
+def named_data(values: Any) -> Any:
     """The keys of a task that is given by its name."""
     values = {"task": values} if isinstance(values, str) else values
     if isinstance(values, dict) and isinstance(values.get("task"), str):
@@ -202,7 +216,7 @@ class DataRecipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _expand_shorthands(cls, values: Any) -> Any:
-        return _named_data(values)
+        return named_data(values)
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -214,102 +228,3 @@ class DataRecipe(Section):
     def name(self) -> str:
         """The name in messages: the task's name, or the text's file."""
         return self.task.name if self.task else str(self.text)
-
-
-class OffTaskRecipe(DataRecipe):
-    """Data that models are measured on beside their task. `true` is short for the texts that come with Pollard, `false` for no
-    data."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand_shorthands(cls, values: Any) -> Any:
-        return {} if values is True else _named_data(values)
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        if self.task and self.text:
-            raise ValueError("give either a `task` or a `text` (a .jsonl or .txt file), or `true`")
-        return self
-
-    @model_serializer(mode="wrap")
-    def _as_written(self, dump: SerializerFunctionWrapHandler) -> Any:
-        return True if self.is_embedded and self.examples is None else dump(self)
-
-    @property
-    def is_embedded(self) -> bool:
-        """Whether these are the texts that come with Pollard."""
-        return not self.task and not self.text
-
-    @property
-    def source(self) -> DataRecipe:
-        """The task or the file that is read."""
-        return DataRecipe(text=str(EMBEDDED_TEXTS), examples=self.examples) if self.is_embedded else self
-
-    @property
-    def name(self) -> str:
-        """The name in messages and reports."""
-        return "Pollard's texts" if self.is_embedded else super().name
-
-
-OffTaskData = Annotated[OffTaskRecipe | None, BeforeValidator(lambda value: None if value is False else value)]
-
-
-class SourceRecipe(DataRecipe):
-    """One source of a calibration mix."""
-
-    weight: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """The source's share of the mix, relative to the other weights. Default: its number of examples."""
-
-
-def all_weights_or_none(sources: list[Any] | None) -> list[Any] | None:
-    if len({source.weight is None for source in sources or ()}) > 1:
-        raise ValueError("some sources have a weight and some have none: give every source one, or none")
-    return sources
-
-
-class TrainingSourceRecipe(SourceRecipe):
-    """One source of the training data."""
-
-    self_generated: bool = False
-    """Train on the original model's own sampled answers to the prompts of `task` (default: the recipe's), if scored correct."""
-    samples: int = Field(default=SAMPLES, ge=1)
-    """For `self_generated`: answers sampled per prompt; duplicates are removed."""
-    temperature: float = Field(default=SAMPLING_TEMPERATURE, gt=0, allow_inf_nan=False)
-    """For `self_generated`: sampling temperature."""
-    writer: Literal["original", "student"] = Field(default="original", exclude_if=lambda writer: writer == "original")
-    """For `self_generated`: who answers. student: the model as it stands before recovery. All its answers are kept, and teach by
-    what the teacher says of them alone, never by cross entropy (docs/recovery.md)."""
-    rounds: int = Field(default=1, ge=1, exclude_if=lambda rounds: rounds == 1)
-    """For `writer: student`: so many trainings, each on answers of the model that the one before has left."""
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        if self.self_generated and self.text:
-            raise ValueError("self_generated answers the prompts of a `task`, and a `text` has none")
-        if not self.self_generated and (self.task is None) == (self.text is None):
-            raise ValueError("give either a `task`, a `text` (a .jsonl or .txt file), or `self_generated: true`")
-        if not self.self_generated and (self.samples, self.temperature) != (SAMPLES, SAMPLING_TEMPERATURE):
-            raise ValueError("samples and temperature belong to answers of the model's own: add `self_generated: true`")
-        return self
-
-    @model_validator(mode="after")
-    def _student_writes_answers(self) -> Self:
-        if self.written_by_student and not self.self_generated:
-            raise ValueError("writer says who answers the prompts: add `self_generated: true`")
-        if self.rounds > 1 and not self.written_by_student:
-            raise ValueError(
-                "rounds are of answers that the student writes, and the original is always the same: add `writer: student`"
-            )
-        return self
-
-    @property
-    def written_by_student(self) -> bool:
-        """Whether it is text of the model that is trained."""
-        return self.writer == "student"
-
-    @property
-    def name(self) -> str:
-        """The name in messages."""
-        if self.written_by_student:
-            return f"the student's answers{f' to {self.task.name}' if self.task else ''}"
-        return f"own answers{f' to {self.task.name}' if self.task else ''}" if self.self_generated else super().name

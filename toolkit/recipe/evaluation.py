@@ -4,7 +4,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_serializer, field_validator, model_validator
 
-from toolkit.recipe.data import OffTaskData, OffTaskRecipe, Section
+from toolkit.recipe.data import Section
+from toolkit.recipe.off_task import OffTaskData, OffTaskRecipe
 from toolkit.recipe.roles import Role
 
 ModelRole = Literal["original", "pruned", "refitted", "recovered"]

@@ -10,9 +10,10 @@ from pydantic import WithJsonSchema
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from toolkit.recipe.data import DataRecipe, OffTaskRecipe, Section
+from toolkit.recipe.data import DataRecipe, Section
 from toolkit.recipe.evaluation import ServerRecipe
 from toolkit.recipe.file import dump_value, sections_in
+from toolkit.recipe.off_task import OffTaskRecipe
 from toolkit.recipe.schema import SHORTHANDS, Recipe
 
 WIDTH = 120

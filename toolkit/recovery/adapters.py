@@ -27,7 +27,7 @@ from toolkit.moe import (
     expert_weights,
     linear_name,
 )
-from toolkit.recipe.schema import LoraRecipe
+from toolkit.recipe.finetuning import LoraRecipe
 from toolkit.recovery.method import Training, adaptable
 from toolkit.recovery.shared_adapters import adapters_of_every_expert, share_adapters
 from toolkit.runtime.distributed import on_main

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from trl import SFTConfig
 
 from toolkit.moe import logits_at
-from toolkit.recipe.schema import DistillationRecipe
+from toolkit.recipe.finetuning import DistillationRecipe
 from toolkit.recovery.seam_columns import TeacherStates
 from toolkit.recovery.seams import SeamObserver, Seams
 from toolkit.recovery.student_answers import JoinedCaches

@@ -19,7 +19,8 @@ from toolkit.moe import (
     meta_model,
     sizes,
 )
-from toolkit.recipe.schema import LoraRecipe, Recipe
+from toolkit.recipe.finetuning import LoraRecipe
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery.method import Loaded, Reach, RecoveryMethod, TrainedMemory, Training, adaptable, parameters_of
 
 if TYPE_CHECKING:  # takes seconds to import; a run that is done needs no trainer

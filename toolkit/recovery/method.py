@@ -31,8 +31,9 @@ from toolkit.moe import (
     sizes,
     write_partitioned,
 )
+from toolkit.recipe.finetuning import LoraRecipe
 from toolkit.recipe.roles import Role
-from toolkit.recipe.schema import LoraRecipe, Recipe
+from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import is_main, on_main
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.run_paths import RunPaths

@@ -9,7 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from toolkit.moe import MoEBlock, find_blocks, sizes, train_routers_on_all_experts
-from toolkit.recipe.schema import LoraRecipe, Recipe
+from toolkit.recipe.finetuning import LoraRecipe
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery.lora import Lora
 from toolkit.recovery.method import Loaded, Reach, RecoveryMethod, TrainedMemory, memory_of_part, parameters_of
 from toolkit.recovery.new_experts import NewExperts, row_parameters

@@ -25,7 +25,8 @@ from toolkit.moe import MoEBlock, checkpoint_folder, find_blocks, load_config, l
 from toolkit.moe.masking import TOTAL_KEYS
 from toolkit.moe.partition import gathered
 from toolkit.moe.tensor_files import row_axis
-from toolkit.recipe.schema import LoraRecipe, Recipe
+from toolkit.recipe.finetuning import LoraRecipe
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery.method import Loaded, Reach, RecoveryMethod, TrainedMemory, Training, memory_of_part
 from toolkit.runtime.distributed import on_main
 from toolkit.runtime.errors import PollardError

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedModel
 
 from toolkit.moe import decoder_linears, expert_weights, find_blocks
-from toolkit.recipe.schema import LoraRecipe, Recipe
+from toolkit.recipe.finetuning import LoraRecipe
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery.lora import Lora
 from toolkit.recovery.method import Loaded, TrainedMemory, Training
 from toolkit.runtime.distributed import device

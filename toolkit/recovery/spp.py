@@ -28,7 +28,8 @@ from toolkit.moe import (
     meta_model,
     sizes,
 )
-from toolkit.recipe.schema import LoraRecipe, Recipe
+from toolkit.recipe.finetuning import LoraRecipe
+from toolkit.recipe.schema import Recipe
 from toolkit.recovery.method import Loaded, Reach, RecoveryMethod, TrainedMemory, Training, complete
 from toolkit.runtime.distributed import on_main
 from toolkit.runtime.signed_folders import whole_folder

@@ -18,8 +18,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
-from toolkit.recipe.data import TrainingSourceRecipe
 from toolkit.recipe.schema import Recipe
+from toolkit.recipe.sources import TrainingSourceRecipe
 from toolkit.recovery.seam_columns import SeamColumns, TeacherStates
 from toolkit.recovery.teacher import TeacherCache
 from toolkit.recovery.top_logits import TopAndTail

@@ -29,6 +29,7 @@ from toolkit.recovery.seams import Seams, observing_seams
 from toolkit.recovery.top_logits import TOP_LOGITS, TopAndTail, bytes_per_token, top_and_tail
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
+from toolkit.runtime.files import JsonObject
 from toolkit.runtime.shards import make_shards, missing_shards, read_about, shard_path
 from toolkit.tasks import Encoded, padded_batches
 
@@ -158,7 +159,7 @@ class _NewCache:
         return _shards(self.encoded, self.columns)
 
     @property
-    def about(self) -> dict[str, Any]:
+    def about(self) -> JsonObject:
         return {**self.identity, "fingerprint": self.fingerprint}
 
     def missing(self) -> list[int]:

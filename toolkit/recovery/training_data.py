@@ -17,11 +17,23 @@ from typing import Generic, NamedTuple, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.recipe.data import TrainingSourceRecipe
 from toolkit.recipe.schema import Recipe
+from toolkit.recipe.sources import TrainingSourceRecipe
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
-from toolkit.tasks import DataCache, Encoded, Example, HeldOut, Task, encode, encode_all, encode_texts, question_of
+from toolkit.tasks import (
+    DataCache,
+    Encoded,
+    Example,
+    HeldOut,
+    QuestionForm,
+    Task,
+    check_new_questions,
+    encode,
+    encode_all,
+    encode_texts,
+    question_of,
+)
 
 T = TypeVar("T")
 
@@ -63,7 +75,12 @@ def check_training_source(
     if source.text:
         cache.texts(source.text)
         return
-    examples, longest = cache.task(source.task or recipe.task).examples("train"), recipe.finetuning.max_length
+    task, longest = cache.task(source.task or recipe.task), recipe.finetuning.max_length
+    examples = task.examples("train")
+    if source.questions:
+        check_new_questions(task, examples)
+        if tokenizer is not None:
+            QuestionForm(task, tokenizer, examples)  # raises where nothing tells a question's end
     if tokenizer is None or source.self_generated:
         return
     if not any(len(encode(tokenizer, example).input_ids) <= longest for example in examples):
@@ -138,7 +155,7 @@ def without_overlap(
     own = source.text is None and _origin(cache.task(source.task or recipe.task)) == _origin(task)
 
     def compare() -> list[str | None]:  # minutes for millions of texts: not on every rank
-        held = HeldOut(question_of(task, example) for split in ("test", "dev") for example in task.examples(split))
+        held = held_out_questions(recipe, cache)
         return [held.overlap(text_of(item)) for item in items]
 
     found = on_main(compare)
@@ -154,6 +171,12 @@ def without_overlap(
         return WithoutOverlap(items, 0, counts["exact"])
     kept = [item for item, kind in zip(items, found, strict=True) if kind not in dropped_kinds]
     return WithoutOverlap(kept, sum(counts[kind] for kind in dropped_kinds), 0)
+
+
+def held_out_questions(recipe: Recipe, cache: DataCache) -> HeldOut:
+    """Those of the test set and of the dev slice."""
+    task, splits = cache.task(recipe.task), ("test", "dev")
+    return HeldOut(question_of(task, example) for split in splits for example in task.examples(split))  # type: ignore[arg-type]
 
 
 def _origin(task: Task) -> tuple[object, ...]:

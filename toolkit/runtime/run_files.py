@@ -31,7 +31,7 @@ RUN_FILE_PATTERNS = {  # folder: its files, as regular expressions of their path
     "dense": r"plan\.(json|safetensors)",
     "calibration": r"statistics\.(safetensors|json)",
     "teacher": SHARD_PATTERN,
-    "answers": rf"\d+/({SHARD_PATTERN})",
+    "answers": rf"\d+/(questions/)?({SHARD_PATTERN})",
     "fidelity": SHARD_PATTERN,
     "off_task": SHARD_PATTERN,
     "student": rf"\d+/(answers/\d+|teacher)/({SHARD_PATTERN})",

@@ -5,7 +5,8 @@ held [0, 2, 5, 7], scores of the second task  →  best others 1, 4  →  kept [
 
 from collections.abc import Sequence
 
-from toolkit.cuts.experts import BlockPlan, ExpertsCut, Origin
+from toolkit.cuts.block_plan import BlockPlan, Origin
+from toolkit.cuts.experts import ExpertsCut
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import ExpertStatistics
 from toolkit.runtime.errors import PollardError

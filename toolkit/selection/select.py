@@ -2,7 +2,7 @@
 
 from typing import cast
 
-from toolkit.cuts.experts import BlockPlan
+from toolkit.cuts.block_plan import BlockPlan
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import ExpertStatistics, SearchMode, Tokens
 from toolkit.cuts.width import WidthCut

@@ -3,6 +3,7 @@
 from toolkit.tasks.chat_format import ChatFormat, chat_format
 from toolkit.tasks.data_cache import DataCache
 from toolkit.tasks.example import Example, Message
+from toolkit.tasks.new_questions import Opening, QuestionForm, check_new_questions
 from toolkit.tasks.overlap import HeldOut, Overlap, question_of, repeated_questions
 from toolkit.tasks.presets import PRESETS
 from toolkit.tasks.prompts import (
@@ -17,6 +18,7 @@ from toolkit.tasks.prompts import (
     padded_batches,
     prompt_text,
 )
+from toolkit.tasks.question_words import words_in
 from toolkit.tasks.rendered_fields import check_rendering
 from toolkit.tasks.scorer import Scorer, Verdict
 from toolkit.tasks.scorers import SCORERS
@@ -32,12 +34,15 @@ __all__ = [
     "Example",
     "HeldOut",
     "Message",
+    "Opening",
     "Overlap",
+    "QuestionForm",
     "Scorer",
     "Split",
     "Task",
     "Verdict",
     "chat_format",
+    "check_new_questions",
     "check_rendering",
     "encode",
     "encode_all",
@@ -51,4 +56,5 @@ __all__ = [
     "question_of",
     "read_texts",
     "repeated_questions",
+    "words_in",
 ]

@@ -7,41 +7,33 @@
 prompt template: those stand in every one of them.
 """
 
-import re
 from collections.abc import Iterable
-from string import Formatter
 from typing import Literal
 
 from toolkit.tasks.example import Example
+from toolkit.tasks.question_words import words_in
 from toolkit.tasks.task import Split, Task
 
 N = 13
-WORD = re.compile(r"\w+")
 Overlap = Literal["exact", "partial"]
 
 
 def question_of(task: Task, example: Example) -> str:
     """The text of the last message, without the fixed words of the task's prompt template."""
-    text = example.messages[-1]["content"]
-    if task.recipe.messages:
-        return text
-    for literal, *_ in Formatter().parse(str(task.preset.prompt)):
-        if literal.strip():
-            text = text.replace(literal.strip(), " ")
-    return text
+    return task.question_of(example)
 
 
 class HeldOut:
     """Questions that must not be in the training data."""
 
     def __init__(self, questions: Iterable[str]) -> None:
-        words = [_words(question) for question in questions]
+        words = [words_in(question) for question in questions]
         self._whole = set(words)
         self._parts = {part for question in words for part in _parts(question)}
 
     def overlap(self, text: str) -> Overlap | None:
         """`exact`: the same words as a whole question (case and punctuation apart); `partial`: 13 words in a row of one."""
-        words = _words(text)
+        words = words_in(text)
         if words in self._whole:
             return "exact"
         return "partial" if any(part in self._parts for part in _parts(words)) else None
@@ -49,13 +41,9 @@ class HeldOut:
 
 def repeated_questions(task: Task, split: Split) -> tuple[int, int]:
     """How many training examples have a question of the split, word for word; and how many training examples there are."""
-    questions = {_words(question_of(task, example)) for example in task.examples(split)}
+    questions = {words_in(question_of(task, example)) for example in task.examples(split)}
     train = task.examples("train")
-    return sum(_words(question_of(task, example)) in questions for example in train), len(train)
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(WORD.findall(text.casefold())) or (text.strip(),)  # signs alone are compared as they stand
+    return sum(words_in(question_of(task, example)) in questions for example in train), len(train)
 
 
 def _parts(words: tuple[str, ...]) -> Iterable[tuple[str, ...]]:

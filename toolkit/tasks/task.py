@@ -10,12 +10,14 @@ from typing import Any, Literal
 
 from rich.markup import escape
 
-from toolkit.recipe.data import TaskRecipe
+from toolkit.recipe.data import NearestRecipe, TaskRecipe
 from toolkit.runtime.distributed import say
 from toolkit.runtime.errors import PollardError, first_of
 from toolkit.tasks.data_files import SUPPORTED_FILES, Source, is_local
 from toolkit.tasks.example import Example
+from toolkit.tasks.nearest import NearestExamples
 from toolkit.tasks.presets import PRESETS, Preset
+from toolkit.tasks.question_words import question_without_template
 from toolkit.tasks.rows import ExampleReader
 from toolkit.tasks.scorers import scorer_of
 from toolkit.tasks.sources import fingerprint_of_data, fingerprint_of_folder, read_files, read_hub, shared_code
@@ -38,6 +40,9 @@ class Task:
         if "dataset" in own:  # another data set: the preset's subset and splits mean nothing there
             own = {"subset": None, "train": "train", "test": "test", "sizes": {}} | own
         self.name = recipe.name
+        self.nearest = 0  # how many solved examples are looked for anew for each question; `preset.shots` are the same for all
+        if isinstance(recipe.shots, NearestRecipe):
+            self.nearest, own["shots"] = recipe.shots.nearest, 0
         self.preset = Preset(**{**preset.__dict__, **own})
         self.recipe = recipe
         self._skipped: dict[str, int] = {}
@@ -106,7 +111,7 @@ class Task:
     def _test(self) -> list[Example]:
         examples = self._read("test")
         self._check_golds(examples)
-        return self._with_shots(examples)
+        return self.with_shots(examples)
 
     @cached_property
     def _carved(self) -> dict[str, list[Example]]:
@@ -128,15 +133,29 @@ class Task:
             "dev": [example for i, example in enumerate(everything) if i in chosen],
         }
 
-    def _with_shots(self, examples: list[Example]) -> list[Example]:
+    def with_shots(self, examples: list[Example]) -> list[Example]:
+        """The examples with the solved ones that stand before each in its prompt: one procedure for every split, and for
+        questions that are in none."""
+        if self.nearest:
+            return [replace(example, shots=self._nearest_examples.of(example)) for example in examples]
         if not self.preset.shots:  # training data need not be there
             return examples
         shots = tuple(self._carved["shots"])
         return [replace(example, shots=shots) for example in examples]
 
+    def question_of(self, example: Example) -> str:
+        """The text of the last message, without the fixed words of the prompt template."""
+        content = example.messages[-1]["content"]
+        text = content if isinstance(content, str) else str(content)  # the result of a tool may come in parts
+        return text if self.recipe.messages else question_without_template(text, str(self.preset.prompt))
+
+    @cached_property
+    def _nearest_examples(self) -> NearestExamples:
+        return NearestExamples(self._carved["train"], self.nearest, self.question_of)
+
     @cached_property
     def _train_and_dev(self) -> dict[str, list[Example]]:
-        return {split: self._with_shots(self._carved[split]) for split in ("train", "dev")}
+        return {split: self.with_shots(self._carved[split]) for split in ("train", "dev")}
 
     def _source(self, split: Stored) -> Source:
         source = getattr(self.preset, split)

@@ -87,9 +87,9 @@ def run_preview(arguments: argparse.Namespace) -> None:
     splits = {split: task.examples(split) for split in SPLITS}  # type: ignore[arg-type]
     tokenizer = run.tokenizer
     template = "the model's chat template" if tokenizer.chat_template and task.preset.chat else "plain text"
-    shots = (
-        f", {task.preset.shots} solved example{'s' * (task.preset.shots > 1)} before each question" if task.preset.shots else ""
-    )
+    number = task.nearest or task.preset.shots
+    which = "nearest" if task.nearest else "solved"
+    shots = f", {number} {which} example{'s' * (number > 1)} before each question" if number else ""
     stops = f", stops at {', '.join(map(repr, task.stop))}" if task.stop else ""
     say(f"[bold]{recipe.task.name}[/]: {template}{shots}; judged by {task.preset.scorer}{stops}\n")
     mistakes = Mistakes()

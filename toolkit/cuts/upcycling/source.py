@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from toolkit.moe.batches import Batch
 from toolkit.moe.layers import base_model_returns, one_layer_at_a_time
 from toolkit.moe.load import checkpoint_folder, load_config, load_model
 from toolkit.moe.model_files import checkpoint_files
@@ -114,7 +115,7 @@ class DenseSource:
 @torch.no_grad()
 def streamed_logits(model: StreamedModel, ids_BS: torch.Tensor) -> torch.Tensor:
     """[B, S, V], one decoder layer in memory."""
-    inputs: dict[str, Any] = {"input_ids": ids_BS, "attention_mask": torch.ones_like(ids_BS)}
+    inputs: Batch = {"input_ids": ids_BS, "attention_mask": torch.ones_like(ids_BS)}
     with one_layer_at_a_time(model.model, model.layers) as held:
         forward_pass = held.start(inputs, keep_output=True)
         for number in range(len(model.layers)):

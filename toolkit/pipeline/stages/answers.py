@@ -1,16 +1,20 @@
-"""Training data that the original model writes: its own sampled answers to training prompts, the right ones.
+"""Training data that the original model writes: its own sampled answers to training prompts, the right ones; and to questions of
+its own, those that most answers agree with.
 
-Rejection-sampling fine-tuning (arXiv 2308.01825).
+Rejection-sampling fine-tuning (arXiv 2308.01825); new questions: RetriKT (arXiv 2310.15594), voted on as in self-consistency
+(arXiv 2203.11171).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.estimate import DataSize, Machine, StageEstimate
 from toolkit.moe.placement import with_model
+from toolkit.pipeline.agreement import AnsweredQuestions, answer_new_questions
 from toolkit.pipeline.drawing import TOKEN_BYTES, Answered, Drawing
 from toolkit.pipeline.outlook import examples_or_all
 from toolkit.pipeline.recipe_changes import DECIDING
@@ -33,6 +37,31 @@ EACH_RANK_ITS_OWN = "every rank asks the original about examples of its own"
 class AnswerFacts(Facts):
     drawn: int
     kept: int
+
+
+@dataclass(frozen=True)
+class QuestionFacts(AnswerFacts):
+    """Where the original writes questions, too. `kept` counts answers to these as well."""
+
+    texts: int
+    malformed: int
+    repeated: int
+    overlapping: int
+    questions: int
+    agreed: int
+
+    @classmethod
+    def of(cls, facts: AnswerFacts, answered: Sequence[AnsweredQuestions]) -> Self:
+        written = [each.written for each in answered]
+        return cls(
+            **asdict(facts),
+            texts=sum(each.texts for each in written),
+            malformed=sum(each.malformed for each in written),
+            repeated=sum(each.repeated for each in written),
+            overlapping=sum(each.overlapping for each in written),
+            questions=sum(len(each.examples) for each in written),
+            agreed=sum(each.agreed for each in answered),
+        )
 
 
 class Answers(Stage):
@@ -92,12 +121,17 @@ def draw_answers(
 
     Returns how many were drawn and kept. Raises PollardError where a source has no right answer.
     """
-    data, facts = data or DataCache(), AnswerFacts(0, 0)
+    data, facts, answered = data or DataCache(), AnswerFacts(0, 0), []
     for number, source in sources_without_student(recipe).items():
         if source.self_generated:
-            found = _draw(Drawing(recipe, source, tokenizer, data), model, folder / str(number), fingerprint)
+            drawing, place = Drawing(recipe, source, tokenizer, data), folder / str(number)
+            if source.questions:
+                answered.append(answer_new_questions(drawing, model, place, fingerprint))
+                found = AnswerFacts(answered[-1].drawn, answered[-1].agreed)
+            else:
+                found = _draw(drawing, model, place, fingerprint)
             facts = AnswerFacts(facts.drawn + found.drawn, facts.kept + found.kept)
-    return facts
+    return QuestionFacts.of(facts, answered) if answered else facts
 
 
 def _draw(drawing: Drawing, model: PreTrainedModel, folder: Path, fingerprint: str) -> AnswerFacts:

@@ -24,7 +24,7 @@ from toolkit.pipeline.stage import Facts
 from toolkit.pipeline.stage_names import stage_name
 from toolkit.pipeline.stages.fidelity import COPIES
 from toolkit.pipeline.stages.measurement import Measurement
-from toolkit.recipe.data import OffTaskRecipe
+from toolkit.recipe.off_task import OffTaskRecipe
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import say
 from toolkit.runtime.files import JsonObject, fingerprint_of

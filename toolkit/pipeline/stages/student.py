@@ -138,7 +138,7 @@ class StudentAnswers(StudentStage):
         context, facts = self.context, []
         for number, source in student_sources(context.recipe).items():
             first = (self.number - 1) * source.samples
-            drawing = Drawing(context.recipe, source, context.tokenizer, context.data, first)
+            drawing = Drawing(context.recipe, source, context.tokenizer, context.data, first_sample=first)
             folder = self._paths.answers / str(number)
             lines = drawing.write(model, folder, identity, partial(all_different, drawing))
             drawn, right, ended = (sum(line[key] for line in lines) for key in ("drawn", "right", "ended"))
