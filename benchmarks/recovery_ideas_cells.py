@@ -1,7 +1,6 @@
 """The cells of `recovery_ideas_study.py`: a variant with a seed, through the pipeline, and what it measured."""
 
 import json
-import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +8,10 @@ from pathlib import Path
 from typing import TypedDict
 
 from recovery_ideas_variants import FEW, FEW_FILE, FIRST_MODEL, SUBJECTS, TASKS, Variant
-from safetensors import safe_open
 from study import PipelineCell
 
 from toolkit.pipeline.run_directory import RunDirectory
+from toolkit.pipeline.runner import plan_stages
 from toolkit.recipe.file import load_recipe
 from toolkit.runtime.files import fingerprint_of, write_text
 
@@ -24,9 +23,8 @@ class IdeaResult(TypedDict):
     """What a cell measured. `models`: by role and task, a text with a 1 for every question answered rightly."""
 
     seconds: Mapping[str, float]  # by stage
-    steps: int
-    examples: int  # trained on
-    adapters: int  # numbers in them; 0 without
+    steps: int  # of all trainings
+    examples: int  # of the last training
     models: Mapping[str, Mapping[str, str]]
 
 
@@ -73,12 +71,13 @@ class IdeaCell(PipelineCell):
         return found
 
     def measured(self, run: RunDirectory) -> IdeaResult:
-        done = run.done()
+        # Other cells' stages lie in the directory, too
+        planned, done = plan_stages(load_recipe(run.path / "recipe.yaml")), run.done()
+        entries = {stage.name: done[stage.name] for stage in planned}
         return {
-            "seconds": {stage: entry["seconds"] for stage, entry in done.items() if not stage.startswith("evaluate")},
-            "steps": done["recover"]["steps"],
-            "examples": done["recover"]["examples"],
-            "adapters": _numbers_in(run.path / "adapter"),
+            "seconds": {stage: entry["seconds"] for stage, entry in entries.items() if not stage.startswith("evaluate")},
+            "steps": sum(entry["steps"] for stage, entry in entries.items() if stage.endswith("recover")),
+            "examples": entries["recover"]["examples"],
             "models": {role: _right_by_task(run.evaluation / f"{role}.predictions.jsonl") for role in self.variant.models},
         }
 
@@ -90,14 +89,6 @@ def _right_by_task(predictions: Path) -> dict[str, str]:
         asked = json.loads(line)
         found[SUBJECTS[asked["prompt"].startswith("Sort these words")]] += str(int(asked["correct"]))
     return {subject: right for subject, right in found.items() if right}
-
-
-def _numbers_in(adapter: Path) -> int:
-    numbers = 0
-    for file in adapter.glob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            numbers += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118 (no mapping)
-    return numbers
 
 
 def few_examples(seed: int) -> Path:

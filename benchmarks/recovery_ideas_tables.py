@@ -72,15 +72,9 @@ def _part(part: Part, finished: Finished) -> list[str]:
     told = [f"minus {part.compared_with}"] if len(subjects) == 1 else [f"{name}, minus {part.compared_with}" for name in subjects]
     head = ["", *([*subjects] if len(subjects) > 1 else ["accuracy"]), "seeds", *told, "steps", "time"]
     body = [*_before(variants, finished, subjects, len(head)), *(_trained(variant, finished, subjects) for variant in variants)]
-    adapters = [
-        f"{variant.title}: {next(iter(row.values()))['adapters']:,}"
-        for variant in variants
-        if (row := finished.row(variant.name)) and next(iter(row.values()))["adapters"]
-    ]
     return [
         f"### ({part.letter}) {part.title}",
         markdown(head, body),
-        *([f"Numbers in the adapters: {'; '.join(adapters)}."] if adapters else []),
     ]
 
 

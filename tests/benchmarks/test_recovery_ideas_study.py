@@ -116,7 +116,7 @@ def test_parts_are_chosen_by_their_letters() -> None:
 
 def result(*right: str, subjects: tuple[str, ...] = ("arithmetic",), **roles: str) -> IdeaResult:
     models = {"recovered": dict(zip(subjects, right, strict=True))} | {role: {subjects[0]: text} for role, text in roles.items()}
-    return {"seconds": {"teacher": 10.0, "recover": 50.0}, "steps": 300, "examples": 100, "adapters": 0, "models": models}
+    return {"seconds": {"teacher": 10.0, "recover": 50.0}, "steps": 300, "examples": 100, "models": models}
 
 
 MADE_UP = {
@@ -127,7 +127,7 @@ MADE_UP = {
     ("d-first-alone", 0): result("11", "00", subjects=("arithmetic", "sorting")),
     ("d-continued-full", 0): result("00", "11", subjects=("arithmetic", "sorting")),
     ("d-grown-new", 0): result("11", "10", subjects=("arithmetic", "sorting")),
-    ("e-experts4-shared", 0): result("1100") | {"adapters": 1234},
+    ("e-experts4-shared", 0): result("1100"),
     ("f-experts4-each-refit", 0): result("1110"),
 }
 
@@ -154,7 +154,6 @@ def test_the_tables_say_what_is_finished_and_name_the_rest(checkout: Path, monke
     assert "| original | 100.0 %" in text and "pruned, before | 0.0 %" in text
     grown = row(BY_NAME["d-grown-new"])
     assert [part.split()[0] for part in grown[1:]] == ["100.0", "50.0", "1", "+100.00", "-50.00", "300", "1"]
-    assert "Numbers in the adapters: shared, rank 10: 1,234." in text
     assert "### (c)" not in text and len(missing) == len(cells) - len(MADE_UP)
     assert "`b-few-sft` with seed 1" in text and "`b-few-questions`" not in text
 
@@ -204,4 +203,4 @@ def test_a_cell_goes_through_the_pipeline(checkout: Path) -> None:
     assert cell.do("study", ["finetuning.examples=8", *SMALL]) is None
     found = cell.result("study")
     assert found and list(found["models"]) == ["recovered"] and len(found["models"]["recovered"]["arithmetic"]) == 4
-    assert found["seconds"]["teacher"] > 0 and (found["steps"], found["examples"], found["adapters"]) == (2, 8, 0)
+    assert found["seconds"]["teacher"] > 0 and (found["steps"], found["examples"]) == (2, 8)

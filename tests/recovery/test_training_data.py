@@ -145,7 +145,7 @@ def test_examples_that_are_all_too_long_are_an_error(folder: Path) -> None:
 
 def test_what_is_learnt_belongs_to_the_fingerprints(folder: Path) -> None:
     def fingerprints(**finetuning: object) -> dict[str, str]:
-        changed = small_recipe(finetuning=finetuning, evaluation={})
+        changed = small_recipe(finetuning=finetuning, evaluation={"off_task": False})
         return {stage.name: stage.fingerprint() for stage in plan_stages(changed)}
 
     def changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
