@@ -1,5 +1,5 @@
-"""Laws of new questions in a run: new ones only, from the examples that may be looked at, kept where answers agree; the same after
-a kill, in other batches and on two ranks."""
+"""Laws of new questions in a run: new ones only, from the examples that may be looked at, kept where answers agree; the same
+after a kill, in other batches and on two ranks."""
 
 import json
 import subprocess
@@ -59,7 +59,7 @@ def test_new_questions_are_answered_and_trained_on(model: PreTrainedModel, tmp_p
     wish, tokenizer = recipe(), load_tokenizer(PATH)
     facts = drawn(model, tmp_path, wish)
     assert isinstance(facts, QuestionFacts) and facts.questions == 12 and facts.drawn == 36
-    assert facts.texts == 60  # one file, of which a fifth is asked for at least
+    assert facts.texts == 12 + facts.malformed + facts.repeated + facts.overlapping
     found = read_training_data(wish, tokenizer, tmp_path).encoded
     assert len(found) == facts.kept == facts.agreed > 6
     task = Task(wish.task)
@@ -97,7 +97,7 @@ def test_known_questions_are_left_out_and_counted(tmp_path: Path) -> None:
     ended = [text if text == "Sort these words" else f"{text}<|assistant|>" for text in texts]
     found = writing._sift([{"begun": "", "written": text} for text in ended])
     assert [text_of(example).split()[-1] for example in found.examples] == ["tiger", "night", "olive"]
-    assert (found.texts, found.malformed, found.repeated, found.overlapping) == (10, 2, 2, 2)
+    assert (found.texts, found.malformed, found.repeated, found.overlapping) == (9, 2, 2, 2)
 
 
 def text_of(example: Example) -> str:

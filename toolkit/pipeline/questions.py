@@ -41,7 +41,7 @@ class NewQuestions:
     """What came of the texts, in the order of their numbers."""
 
     examples: list[Example] = field(default_factory=list)
-    texts: int = 0
+    texts: int = 0  # up to the last question that was asked for
     malformed: int = 0  # not ended, of another form than the task's prompts, or too long
     repeated: int = 0  # of another one, or of an example that was looked at
     overlapping: int = 0  # with a question of the test set or the dev slice
@@ -112,9 +112,12 @@ class QuestionWriting:
 
     def _sift(self, texts: Sequence[JsonObject]) -> NewQuestions:
         """The new questions among texts in the order of their numbers, at most as many as are asked for."""
-        found = NewQuestions(texts=len(texts))
+        found = NewQuestions()
         held, known = held_out_questions(self.recipe, self.data), {self._words(example) for example in self.examples}
         for text in texts:
+            if len(found.examples) == self.source.questions:
+                break
+            found.texts += 1
             example = self.form.read(text["written"], text["begun"])
             example = self.task.with_shots([example])[0] if example else None
             if example is None or len(encode_prompt(self.tokenizer, example)) >= self.recipe.finetuning.max_length:
@@ -126,7 +129,6 @@ class QuestionWriting:
             else:
                 known.add(self._words(example))
                 found.examples.append(example)
-        found.examples = found.examples[: self.source.questions]
         return found
 
     def _words(self, example: Example) -> tuple[str, ...]:
