@@ -6,7 +6,8 @@ from itertools import count, takewhile
 from typing import Any
 
 from toolkit.pipeline.stage_names import ANSWERS, student_stage
-from toolkit.report.facts import NewQuestionsFacts, StudentFacts, TrainingFacts
+from toolkit.report.facts import TrainingFacts
+from toolkit.report.written_data import NewQuestionsFacts, StudentFacts
 from toolkit.runtime.files import JsonObject
 
 TRAINING_KEYS = ("steps", "examples", "left_out", "repeating", "beyond_context", "selected_step")

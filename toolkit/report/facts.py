@@ -19,6 +19,7 @@ from toolkit.report.measurements import Facts, Fidelity, HarnessRow, Interval, N
 from toolkit.report.off_task_facts import OffTaskLoss
 from toolkit.report.paired import PairedComparison
 from toolkit.report.refit_facts import RefitFacts
+from toolkit.report.written_data import NewQuestionsFacts, StudentFacts
 
 LoggedLoss = tuple[Number, Number | None]  # step, nats per token; None: it was not finite
 
@@ -195,27 +196,6 @@ class BlockFacts(Facts):
     kept_unobserved: int | None = None
     unobserved: list[int] | None = None
     entropy_bits: Number | None = None
-
-
-class StudentFacts(Facts):
-    """What the student wrote to be trained on, before one training: answers that were drawn, those that differ, the right ones
-    of all that were drawn."""
-
-    drawn: int
-    kept: int
-    right: int
-
-
-class NewQuestionsFacts(Facts):
-    """New questions that the original wrote for the training: the texts that it wrote; those of another form, those that repeat
-    a question, and those that overlap with the test set or the dev slice; what remains; and how many its answers agree on."""
-
-    texts: int
-    malformed: int
-    repeated: int
-    overlapping: int
-    questions: int
-    agreed: int
 
 
 class TrainingFacts(Facts):
