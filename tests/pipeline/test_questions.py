@@ -19,7 +19,7 @@ from toolkit.pipeline.drawing import Answer, Answered
 from toolkit.pipeline.questions import QuestionWriting
 from toolkit.pipeline.stages.answers import AnswerFacts, QuestionFacts, draw_answers
 from toolkit.recipe.schema import Recipe
-from toolkit.recovery.training_data import read_training_data
+from toolkit.recovery.training_data import check_training_source, read_training_data
 from toolkit.tasks import DataCache, Example, Task
 
 PATH = str(PLAYGROUND / "model")
@@ -213,6 +213,20 @@ def test_what_cannot_be_meant_is_refused(source: dict, told: str) -> None:
         Recipe.model_validate(
             {"name": "x", "model": PATH, "task": "gsm8k", "finetuning": {"teacher": "original", "data": [values | source]}}
         )
+
+
+# Before the first stage, and not after an hour of calibration.
+def test_a_task_that_cannot_have_new_questions_is_told_in_the_checks(tmp_path: Path) -> None:
+    row = {"question": "Why?", "choices": ["a", "b"], "answer": 0}
+    (tmp_path / "data.jsonl").write_text(f"{json.dumps(row)}\n" * 12)
+    choices = {"name": "multiple_choice", "train": str(tmp_path / "data.jsonl"), "test": str(tmp_path / "data.jsonl")}
+    wish = recipe(task=choices)
+    with raises("questions.refused", "multiple_choice"):
+        check_training_source(wish, wish.finetuning.data[0], None, DataCache())  # type: ignore[index]
+    lines = recipe(task={"name": "playground/code", "chat": False, "prompt": "Now:\n{question}"})
+    check_training_source(lines, lines.finetuning.data[0], None, DataCache())  # type: ignore[index]
+    with raises("questions.no-end", "playground/code"):
+        check_training_source(lines, lines.finetuning.data[0], load_tokenizer(PATH), DataCache())  # type: ignore[index]
 
 
 def test_keys_that_are_not_said_are_in_no_fingerprint() -> None:

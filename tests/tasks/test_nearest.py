@@ -13,6 +13,8 @@ from conftest import PLAYGROUND, ROOT, raises
 from pydantic import ValidationError
 from transformers import AutoTokenizer
 
+from toolkit.evaluation import Decoding
+from toolkit.evaluation.evaluate import requests_of
 from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import Example, Split, Task, encode_prompt
 from toolkit.tasks.nearest import NearestExamples
@@ -112,6 +114,15 @@ def test_a_question_has_the_same_prompt_in_training_and_in_the_test(tmp_path: Pa
     learnt = {text_of(example): encode_prompt(tokenizer, example) for example in task.examples("train")}
     assert len(learnt) == 24 and learnt.items() <= asked.items()
     assert all(len(example.shots) == 3 for split in SPLITS for example in task.examples(split))
+
+
+# Whoever writes the answers, a server that renders the chat itself included.
+def test_what_a_server_is_asked_has_them_too(tmp_path: Path) -> None:
+    task = task_of(tmp_path, COUNTED, COUNTED, shots={"nearest": 2})
+    requests = requests_of(AutoTokenizer.from_pretrained(PLAYGROUND / "model"), task.examples("test"), Decoding())
+    for request, example in zip(requests, task.examples("test"), strict=True):
+        shown = [text for shot in example.shots for text in (text_of(shot), shot.completion)]
+        assert [message["content"] for message in request.messages] == [*shown, text_of(example)]
 
 
 def test_all_training_examples_stay_and_none_of_dev_or_test_is_shown(tmp_path: Path) -> None:
