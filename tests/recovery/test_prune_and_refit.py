@@ -8,6 +8,8 @@ import torch
 from conftest import plan_for, raises
 
 import toolkit
+from toolkit.cuts.block_plan import BlockPlan
+from toolkit.cuts.experts import ExpertsCut
 from toolkit.cuts.layers import LayersCut
 from toolkit.moe import load_model
 from toolkit.recovery import prune as prune_file
@@ -50,6 +52,15 @@ def test_fewer_layers_are_refit_to_the_original_layers_that_they_are(source: Pat
     shorter = shorter.model_copy(update={"cuts": [*shorter.cuts, layers]})
     result = toolkit.prune(source, shorter, tmp_path / "shorter", refit=batches_of())
     assert [block.module for block in result.blocks] == ["model.layers.0"]
+
+
+def test_a_plan_that_grows_another_checkpoint_is_refused(source: Path, plan: toolkit.Plan, tmp_path: Path) -> None:
+    origin = ["onto", "onto", "model", "model"]
+    grown = {name: BlockPlan(experts=block.experts, kept=block.kept, origin=origin) for name, block in plan.blocks.items()}
+    cut = ExpertsCut.of(grown, criterion="by hand", keep=4, onto="runs/first/recovered")
+    with raises("refit.grown", "runs/first/recovered"):
+        toolkit.prune(source, plan.model_copy(update={"cuts": [cut]}), tmp_path / "grown", refit=batches_of())
+    assert not (tmp_path / "grown").exists()
 
 
 def test_interrupted_it_goes_on_without_pruning_again(

@@ -157,6 +157,12 @@ class Plan(BaseModel):
             return cut
         raise PollardError(f"The plan for {self.model} keeps all experts.", code="plan.no-experts-cut")
 
+    @property
+    def onto(self) -> str | None:
+        """The checkpoint that it grows; None where it only cuts."""
+        cut = self.cut(ExpertsCut)
+        return cut.onto if cut else None
+
     # Of the cut of experts, for those who need no more of it
 
     @property

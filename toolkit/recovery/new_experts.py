@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # takes seconds to import; a run that is done needs no traine
     from transformers import Trainer, TrainingArguments
 
 NUMBER_BY_NUMBER = ("adamw_", "paged_adamw", "adagrad", "lion", "paged_lion", "rmsprop", "sgd")
-"""How the names of optimizers begin that treat each number by itself: without a gradient it stays."""
+"""How the names of optimizers begin that treat each number by itself: without a gradient it stays. Those of 8 bits do not."""
 
 
 class RowParameter(NamedTuple):
@@ -97,10 +97,11 @@ class NewExperts(RecoveryMethod):
                 "with finetuning.method new leave it out.",
                 code="recovery.moves-old",
             )
-        if not optimizer.startswith(NUMBER_BY_NUMBER):
+        if "8bit" in optimizer or not optimizer.startswith(NUMBER_BY_NUMBER):
+            reason = "rounds its moments in blocks" if "8bit" in optimizer else "mixes a tensor's rows"
             raise PollardError(
-                f"finetuning.trainer.optim {optimizer} mixes a tensor's rows, so that it would move the first task's experts: "
-                "with finetuning.method new say optim: adamw_torch, or adamw_bnb_8bit.",
+                f"finetuning.trainer.optim {optimizer} {reason}, so that it would move the first task's experts: with "
+                "finetuning.method new say optim: adamw_torch.",
                 code="recovery.moves-old",
             )
 

@@ -14,6 +14,7 @@ from toolkit.cuts.plan import Plan
 from toolkit.moe import Batch, checkpoint_folder
 from toolkit.recovery.refit import RefitResult, refit_checkpoint
 from toolkit.runtime.distributed import on_all_ranks, on_main
+from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import fingerprint_of, fingerprint_of_source
 from toolkit.runtime.signed_folders import check_target, foreign_files, read_provenance, remove_own, sign
 
@@ -37,11 +38,17 @@ def prune(
     `refit`: this rank's batches (`input_ids`, `attention_mask` [B, S], as for `calibrate`). What each layer of the pruned model
     adds to its residual stream is then fitted to the original's on them (docs/refit.md), and how well is returned. The pruned
     checkpoint lies beside `target` meanwhile; the same call goes on from there after an interruption. Raises PollardError as well
-    for quantized weights, too few examples, and numbers that are not finite.
+    for quantized weights, a plan that grows another checkpoint, too few examples, and numbers that are not finite.
     """
     if refit is None:
         prune_checkpoint(source, plan, target, revision, overwrite)
         return None
+    if plan.onto:
+        raise PollardError(
+            "Refit holds a pruned model against one original, and this plan puts experts behind those of another checkpoint "
+            f"({plan.onto}), which was trained: prune without refit.",
+            code="refit.grown",
+        )
     source, target = os.path.expanduser(source), Path(os.path.abspath(Path(target).expanduser()))
     folder = on_all_ranks(lambda: checkpoint_folder(source, revision))
     on_main(lambda: _check_places(folder, target, overwrite))

@@ -27,8 +27,8 @@ def pruning_facts(plan: Plan, schedule: list[int | str] | None, dense: DenseFact
         blocks=len(plan.blocks),
         schedule=schedule,
         dense=dense,
-        onto=plan.experts.onto,
-        held=plan.experts.before_growth.keep if plan.experts.onto else None,
+        onto=plan.onto,
+        held=plan.experts.before_growth.keep if plan.onto else None,
     )
 
 

@@ -77,7 +77,7 @@ def alternatives(statistics: ExpertStatistics, plan: Plan) -> dict[str, dict[str
         tokens = cast(Tokens, "all" if rule.all_tokens_only else plan.tokens)
         mode = cast(SearchMode, plan.mode or "layerwise")
         with suppress(PollardError):  # not observed in this family, or no search was run: select() would say so
-            if onto := plan.experts.onto:
+            if onto := plan.onto:
                 first = plan.model_copy(update={"cuts": [plan.experts.before_growth]})
                 choice = Choice(plan.keep, tokens, mode, plan.seed)
                 chosen = grown_plan(statistics, criterion, choice, first, onto, plan.experts_per_token)

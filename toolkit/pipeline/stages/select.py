@@ -84,10 +84,10 @@ class Select(Stage):
     def _lines(self, plan: Plan) -> list[str]:
         """What stays, a line for each kind of cut."""
         experts, active = next(iter(plan.blocks.values())).experts, f"{plan.experts_per_token} per token"
-        if plan.experts.onto:
+        if plan.onto:
             held = plan.experts.before_growth.keep
             added = f"{held} -> {plan.keep} of {experts} experts ({active}) in each of {len(plan.blocks)} blocks"
-            return [f"{added}: {plan.keep - held} join those of {plan.experts.onto}, by {plan.criterion}"]
+            return [f"{added}: {plan.keep - held} join those of {plan.onto}, by {plan.criterion}"]
         lines = [f"{experts} -> {plan.keep} experts ({active}) in each of {len(plan.blocks)} blocks, by {plan.criterion}"]
         if plan.keep == experts:
             lines = [f"all {experts} experts stay ({active}) in each of {len(plan.blocks)} blocks"]
