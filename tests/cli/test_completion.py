@@ -48,7 +48,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         ("pollard run mine.yaml finetuning.method=lora finetuning.teacher=", ["original"]),
         (
             "pollard run mine.yaml finetuning.lora.",
-            ["finetuning.lora.rank=", "finetuning.lora.alpha=", "finetuning.lora.router=", "finetuning.lora.experts="],
+            ["finetuning.lora.rank=", "finetuning.lora.alpha=", "finetuning.lora.experts=", "finetuning.lora.router="],
         ),
         ("pollard run mine.yaml finetuning.tr", ["finetuning.trainer."]),
         ("pollard run mine.yaml pruning.criterion=re", ["reap", "reconstruction"]),
