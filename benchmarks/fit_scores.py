@@ -90,7 +90,7 @@ def measure_table(name: str, subject: str, seed: int, overrides: Sequence[str], 
         run_context(context, until=FIT_SCORES)
         result = FitResult.load(context.directory.fit_result)
         axes = result.axes
-        limits.append(LimitTable(part=part, bytes=most, candidates=result.shapes))
+        limits.append(LimitTable(part=part, bytes=most, candidates=[shape for shape in result.shapes if shape.refused is None]))
         wanted |= dict.fromkeys(widest_shapes(context.fit_space, result.kept_layers, most))
     evidence, started = FitEvidence(context), time.monotonic()
     measurements = ShapeMeasurements(evidence, fit_fingerprints(context.asked, context.data).asked)

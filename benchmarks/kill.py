@@ -32,7 +32,7 @@ import toolkit.cuts.writer
 import toolkit.pipeline.runner
 import toolkit.recovery.recover
 from toolkit.cli import main as cli
-from toolkit.pipeline.stages import answers as own_answers
+from toolkit.pipeline import drawing
 from toolkit.recovery import teacher
 
 COMPARED = (
@@ -89,7 +89,7 @@ class Command:
         os.chdir(self.folder)
         sys.stdout, sys.stderr = os.fdopen(writer, "w"), open("errors", "w")  # noqa: SIM115
         toolkit.cuts.writer.SHARD_BYTES = self.file_bytes
-        own_answers.PROMPTS = teacher.EXAMPLES = PIECE
+        drawing.PROMPTS = teacher.EXAMPLES = PIECE
         recipe, model = str(ROOT / "recipes" / "playground.yaml"), str(self.folder / "original")
         sys.argv = ["pollard", self.verb, recipe, f"name={name}", f"model={model}", "pruning.keep=4", *self.overrides]
         sys.exit(cli.main())

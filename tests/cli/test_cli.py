@@ -93,7 +93,11 @@ def test_inspect_refuses_a_dense_model_and_none(pollard, tmp_path: Path) -> None
 
 # The last line is what a script looks at: `pollard estimate … | tail -1`.
 @pytest.mark.parametrize(
-    ("gpu_memory", "last"), [("80G", "fits"), ("1M", "does not fit: calibrate (GPU memory); evaluate/original (GPU memory)")]
+    ("gpu_memory", "last"),
+    [
+        ("80G", "fits"),
+        ("1M", "does not fit: calibrate (GPU memory); off_task/original (GPU memory); evaluate/original (GPU memory)"),
+    ],
 )
 def test_estimate_shows_a_plan_and_whether_it_fits(pollard, gpu_memory: str, last: str) -> None:
     recipe = str(ROOT / "recipes" / "playground.yaml")
@@ -106,7 +110,7 @@ def test_estimate_shows_a_plan_and_whether_it_fits(pollard, gpu_memory: str, las
     assert lines[0] == "Estimates, not measurements"
     assert lines[-1].startswith(last)
     stages = [line.split()[0] for line in lines if line.endswith((" yes", " no: GPU"))]
-    assert stages == ["calibrate", "select", "prune", "evaluate/original"]
+    assert stages == ["calibrate", "select", "prune", "off_task/original", "evaluate/original"]
     assert "parameters      3.51 M -> 1.94 M (4 of 8 experts per block)" in lines
 
 

@@ -212,7 +212,7 @@ def test_pruning_in_memory_keeps_to_the_same_law(source: Path, tmp_path: Path) -
     plan, target = plan_for(tiny_model("mixtral"), KEPT), tmp_path / "pruned"
     prune_checkpoint(source, plan, target)
     before = everything(target)
-    with pytest.raises(PollardError, match="Say overwrite=True to replace it"):
+    with pytest.raises(PollardError, match=r"Say overwrite=True \(--overwrite\) to replace it"):
         prune_checkpoint(source, plan, target)
     prune_checkpoint(source, plan, target, overwrite=True)
     assert everything(target) == before
