@@ -28,6 +28,7 @@ from toolkit.moe.tensor_files import row_axis
 from toolkit.recipe.finetuning import LoraRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.method import Loaded, Reach, RecoveryMethod, TrainedMemory, Training, memory_of_part
+from toolkit.recovery.still_optimizers import MIXING, why_it_moves
 from toolkit.runtime.distributed import on_main
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.signed_folders import read_provenance, whole_folder
@@ -36,7 +37,7 @@ if TYPE_CHECKING:  # takes seconds to import; a run that is done needs no traine
     from transformers import Trainer, TrainingArguments
 
 NUMBER_BY_NUMBER = ("adamw_", "paged_adamw", "adagrad", "lion", "paged_lion", "rmsprop", "sgd")
-"""How the names of optimizers begin that treat each number by itself: without a gradient it stays. Those of 8 bits do not."""
+"""How the names of optimizers begin that treat each number by itself: without a gradient it stays. Those of few bits do not."""
 
 
 class RowParameter(NamedTuple):
@@ -97,10 +98,9 @@ class NewExperts(RecoveryMethod):
                 "with finetuning.method new leave it out.",
                 code="recovery.moves-old",
             )
-        if "8bit" in optimizer or not optimizer.startswith(NUMBER_BY_NUMBER):
-            reason = "rounds its moments in blocks" if "8bit" in optimizer else "mixes a tensor's rows"
+        if why := why_it_moves(optimizer) or ("" if optimizer.startswith(NUMBER_BY_NUMBER) else MIXING):
             raise PollardError(
-                f"finetuning.trainer.optim {optimizer} {reason}, so that it would move the first task's experts: with "
+                f"finetuning.trainer.optim {optimizer} {why}, so that it would move the first task's experts: with "
                 "finetuning.method new say optim: adamw_torch.",
                 code="recovery.moves-old",
             )
