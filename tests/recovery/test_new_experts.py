@@ -117,6 +117,8 @@ def test_what_is_saved_is_what_was_trained(family: str, tmp_path: Path, monkeypa
     monkeypatch.setattr(new_experts.NewExperts, "save", save)
     recover(recipe, str(tmp_path))
     check_trained(tmp_path / family)
+    before, after = (new_experts.new_experts_of(str(tmp_path / family / name)) for name in ("pruned", "recovered"))
+    assert before == after  # so that another training can go on
     assert (logits_of(load_model(str(tmp_path / family / "recovered"))) - trained[0]).abs().max() <= 1e-5
 
 

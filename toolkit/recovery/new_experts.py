@@ -127,7 +127,8 @@ class NewExperts(RecoveryMethod):
         return memory_of_part(model, sum(row.parameter.numel() for row in rows))
 
     def save(self, recipe: Recipe, trainer: "Trainer", model: Any, training: Training) -> None:
-        """Writes the checkpoint that training began with, with the trained rows in place of their own."""
+        """Writes the checkpoint that training began with, with the trained rows in place of their own. The folder says which
+        experts are new, as that one does: another training may go on from it."""
         trained = {name: gathered(parameter) for name, parameter in model.named_parameters() if parameter.requires_grad}
         dtype = _result_dtype(training.source, model.dtype)
         unset_hf_deepspeed_config()  # or ZeRO-3 would partition the model that rank 0 now loads alone
@@ -138,7 +139,7 @@ class NewExperts(RecoveryMethod):
             for block in find_blocks(stock):
                 for row in row_parameters(block, new[block.name]):
                     _put_rows(row, trained[row.name])
-            with whole_folder(training.target, training.facts) as folder:
+            with whole_folder(training.target, training.facts | {"new": new}) as folder:
                 write_checkpoint(stock, folder)
                 check_whole(folder, sum(parameter.numel() for parameter in stock.parameters()))
                 complete_checkpoint(checkpoint_folder(training.source, None), folder, stock.config, stock.dtype)
