@@ -140,6 +140,13 @@ def test_another_first_model_makes_it_again(finished: RunDirectory, tmp_path: Pa
     assert {name for name in before if before[name] == after[name]} == {"calibrate"}
 
 
+def test_the_first_model_may_lie_in_the_home_folder(finished: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    homely, plain = RunContext(second(onto=f"~/{ONTO}/")).first_run, RunContext(second()).first_run
+    assert homely and plain and Path(homely.onto) == Path(ONTO).resolve() and homely.identity == plain.identity
+    assert check_of(second(onto=f"~/{ONTO}/"))
+
+
 def test_killed_while_the_first_task_is_asked_it_goes_on(
     finished: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

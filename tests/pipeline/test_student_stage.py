@@ -16,6 +16,7 @@ from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.drawing import Answer, Answered, Drawing
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.runner import plan_stages, run
+from toolkit.pipeline.stage_list import stages_of
 from toolkit.pipeline.stages.student import all_different
 from toolkit.recipe.schema import Recipe
 from toolkit.report import RunFacts
@@ -162,6 +163,14 @@ def test_every_round_of_a_schedule_has_a_student_of_its_own(directory: RunDirect
         assert {"student/1/answers", "student/1/teacher"} <= each.done().keys() and lines(each.student_round(1).answers)
         assert source_of(each.recovered) == str(each.pruned)
     assert early.teacher.resolve() == scheduled.teacher.resolve() and not early.student.is_symlink()
+
+
+def test_every_round_of_a_schedule_is_of_as_many_trainings_as_the_recipe_says(directory: RunDirectory) -> None:
+    def fingerprint(rounds: int) -> str:
+        context = RunContext(taught(rounds=rounds, name="rounds", pruning={"schedule": [6, 4]}))
+        return next(stage for stage in stages_of(context) if stage.name == "rounds/6").fingerprint()
+
+    assert len({fingerprint(1), fingerprint(2), fingerprint(3)}) == 3
 
 
 def test_a_student_alone_needs_no_cache_of_other_data(directory: RunDirectory) -> None:

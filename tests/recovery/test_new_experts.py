@@ -117,6 +117,8 @@ def test_what_is_saved_is_what_was_trained(family: str, tmp_path: Path, monkeypa
     monkeypatch.setattr(new_experts.NewExperts, "save", save)
     recover(recipe, str(tmp_path))
     check_trained(tmp_path / family)
+    before, after = (new_experts.new_experts_of(str(tmp_path / family / name)) for name in ("pruned", "recovered"))
+    assert before == after  # so that another training can go on
     assert (logits_of(load_model(str(tmp_path / family / "recovered"))) - trained[0]).abs().max() <= 1e-5
 
 
@@ -158,7 +160,10 @@ def test_a_checkpoint_that_has_not_grown_is_refused(tmp_path: Path) -> None:
         recover(recipe, str(tmp_path))
 
 
-@pytest.mark.parametrize("setting", [{"weight_decay": 0.01}, {"optim": "adafactor"}, {"optim": "adamw_bnb_8bit"}])
+MOVING = ("adafactor", "adamw_bnb_8bit", "adamw_torch_4bit", "galore_adamw")
+
+
+@pytest.mark.parametrize("setting", [{"weight_decay": 0.01}, *({"optim": optimizer} for optimizer in MOVING)])
 def test_what_would_move_old_rows_is_refused_before_anything_starts(setting: dict, tmp_path: Path) -> None:
     recipe = Recipe.model_validate(prepare(tmp_path, "mixtral", 0, **setting))
     with raises("recovery.moves-old", *setting, *setting.values()):

@@ -117,9 +117,10 @@ def fingerprints_of(
     shared, written = shared_training(recipe, teaching), student_data(recipe, data, own_data, splits["test"])
     training = [*training_settings(recipe, recipe.finetuning, teaching), *written]
     rounds, source = {}, model  # the source of the last round; without a schedule it is the only one
+    trainings = [recipe.finetuning.student_rounds] if recipe.finetuning.student_rounds > 1 else []  # each round does all of them
     for step in early_rounds(recipe):
         of_step = recipe.pruning.of_step(step).model_dump(exclude=NOT_CHOOSING)
-        source = rounds[step] = fingerprint_of(source, observing, of_step, training)
+        source = rounds[step] = fingerprint_of(source, observing, of_step, training, *trainings)
     layers = None if cuts.layers is None else _layers(recipe, cuts.layers, source, observing, own_data)
     calibrate = fingerprint_of(source, *observing, *([layers.choice] if layers else []), *_channels(recipe, cuts))
     growing = [first_run(recipe.pruning.grow.onto, recipe.model).identity] if recipe.pruning.grow else []

@@ -21,7 +21,7 @@ from toolkit.runtime.files import fingerprint_of, fingerprint_of_path, fingerpri
 class FirstRun(NamedTuple):
     """`plan` counts in the experts of the original."""
 
-    onto: str  # as the recipe says it
+    onto: str  # a folder, from the working folder on
     directory: RunDirectory
     recipe: Recipe
     plan: Plan
@@ -57,7 +57,7 @@ def first_run(onto: str, model: ModelRecipe) -> FirstRun:
     plan = Plan.load(directory.rounds / "plan.json" if recipe.pruning.schedule else directory.plan)
     _check_cuts(onto, plan)
     _check_original(onto, recipe.model, model)
-    return FirstRun(onto, directory, recipe, plan)
+    return FirstRun(str(folder), directory, recipe, plan)
 
 
 def _no_checkpoint(onto: str, folder: Path) -> str:

@@ -28,6 +28,7 @@ from toolkit.moe.tensor_files import row_axis
 from toolkit.recipe.finetuning import LoraRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.method import Loaded, Reach, RecoveryMethod, TrainedMemory, Training, memory_of_part
+from toolkit.recovery.still_optimizers import MIXING, why_it_moves
 from toolkit.runtime.distributed import on_main
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.signed_folders import read_provenance, whole_folder
@@ -36,7 +37,7 @@ if TYPE_CHECKING:  # takes seconds to import; a run that is done needs no traine
     from transformers import Trainer, TrainingArguments
 
 NUMBER_BY_NUMBER = ("adamw_", "paged_adamw", "adagrad", "lion", "paged_lion", "rmsprop", "sgd")
-"""How the names of optimizers begin that treat each number by itself: without a gradient it stays. Those of 8 bits do not."""
+"""How the names of optimizers begin that treat each number by itself: without a gradient it stays. Those of few bits do not."""
 
 
 class RowParameter(NamedTuple):
@@ -97,10 +98,9 @@ class NewExperts(RecoveryMethod):
                 "with finetuning.method new leave it out.",
                 code="recovery.moves-old",
             )
-        if "8bit" in optimizer or not optimizer.startswith(NUMBER_BY_NUMBER):
-            reason = "rounds its moments in blocks" if "8bit" in optimizer else "mixes a tensor's rows"
+        if why := why_it_moves(optimizer) or ("" if optimizer.startswith(NUMBER_BY_NUMBER) else MIXING):
             raise PollardError(
-                f"finetuning.trainer.optim {optimizer} {reason}, so that it would move the first task's experts: with "
+                f"finetuning.trainer.optim {optimizer} {why}, so that it would move the first task's experts: with "
                 "finetuning.method new say optim: adamw_torch.",
                 code="recovery.moves-old",
             )
@@ -127,7 +127,8 @@ class NewExperts(RecoveryMethod):
         return memory_of_part(model, sum(row.parameter.numel() for row in rows))
 
     def save(self, recipe: Recipe, trainer: "Trainer", model: Any, training: Training) -> None:
-        """Writes the checkpoint that training began with, with the trained rows in place of their own."""
+        """Writes the checkpoint that training began with, with the trained rows in place of their own. The folder says which
+        experts are new, as that one does: another training may go on from it."""
         trained = {name: gathered(parameter) for name, parameter in model.named_parameters() if parameter.requires_grad}
         dtype = _result_dtype(training.source, model.dtype)
         unset_hf_deepspeed_config()  # or ZeRO-3 would partition the model that rank 0 now loads alone
@@ -138,7 +139,7 @@ class NewExperts(RecoveryMethod):
             for block in find_blocks(stock):
                 for row in row_parameters(block, new[block.name]):
                     _put_rows(row, trained[row.name])
-            with whole_folder(training.target, training.facts) as folder:
+            with whole_folder(training.target, training.facts | {"new": new}) as folder:
                 write_checkpoint(stock, folder)
                 check_whole(folder, sum(parameter.numel() for parameter in stock.parameters()))
                 complete_checkpoint(checkpoint_folder(training.source, None), folder, stock.config, stock.dtype)

@@ -1,7 +1,7 @@
 """The zeros of a checkpoint that was made sparse elsewhere (Wanda, SparseGPT, 2:4) stay zeros (`finetuning.keep_zeros`).
 
 A weight that is zero gets no gradient: an optimizer that treats each number by itself does not move it then, for its moments
-stay zero, and so does what weight decay takes off (8-bit ones round their moments, and do move it: refused). The mask is the
+stay zero, and so does what weight decay takes off (those that do not are refused: still_optimizers.py). The mask is the
 weight itself, so it costs no memory, and where ZeRO-3 partitions the weights, they are whole while their gradient is made. Only
 matrices with a share of zeros are held: a bias or a row of an embedding may well begin at zero.
 """
@@ -16,6 +16,7 @@ from torch import nn
 from toolkit.moe import checkpoint_files, is_partitioned, load_config, local_part, quantization_of
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.method import RecoveryMethod
+from toolkit.recovery.still_optimizers import why_it_moves
 from toolkit.runtime.distributed import gather, say
 from toolkit.runtime.errors import PollardError
 
@@ -29,10 +30,10 @@ def check_zeros(recipe: Recipe, method: RecoveryMethod) -> None:
     if not (asked := _asked(recipe, method)):
         return
     optimizer = str(recipe.finetuning.trainer.get("optim", ""))
-    if recipe.finetuning.keep_zeros and "8bit" in optimizer:
+    if recipe.finetuning.keep_zeros and (why := why_it_moves(optimizer)):
         raise PollardError(
-            f"finetuning.keep_zeros: finetuning.trainer.optim {optimizer} rounds its moments, and moves weights that have no "
-            "gradient: say optim: adamw_torch.",
+            f"finetuning.keep_zeros: finetuning.trainer.optim {optimizer} {why}, and moves weights that have no gradient: say "
+            "optim: adamw_torch.",
             code="recovery.zeros-not-kept",
         )
     if recipe.pruning.refit:
