@@ -208,7 +208,7 @@ def test_what_is_no_runs_checkpoint_is_refused(folder: Path, onto: str, code: st
         _ = RunContext(second("wrong", onto=onto)).first_run
 
 
-@pytest.mark.parametrize(("keep", "code", "named"), [(4, "grow.keep", [4, "5…8"]), (9, "selection.keep", [9])])
+@pytest.mark.parametrize(("keep", "code", "named"), [(4, "grow.keep", [4, "5…8"]), (9, "grow.keep", [9, "5…8"])])
 def test_numbers_that_do_not_grow_are_refused(folder: Path, keep: int, code: str, named: list[object]) -> None:
     with raises(code, *named):
         _ = RunContext(second("wrong", keep=keep)).budget

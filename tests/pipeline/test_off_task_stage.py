@@ -167,6 +167,7 @@ def test_with_servers_a_line_says_that_it_is_not_measured(folder: Path) -> None:
 def test_the_estimate_knows_them(folder: Path) -> None:
     stages = {stage.name: stage for stage in Estimator(resolve_machine(1, 1, "h100", None, None)).estimate(like()).stages}
     assert stages["off_task/original"].disk > 0 == stages["off_task/pruned"].disk
+    assert "at most" not in stages["off_task/original"].work  # counted: the tokenizer is here
     assert stages["off_task/original"].gpu_bytes > stages["off_task/pruned"].gpu_bytes > 0
 
 

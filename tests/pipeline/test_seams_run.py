@@ -15,6 +15,7 @@ from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.runner import run
 from toolkit.pipeline.stages.teacher import Teacher
+from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.teacher import predicted_tokens
 from toolkit.recovery.training_data import read_training_data
@@ -98,3 +99,8 @@ def test_the_estimate_counts_the_states_at_every_seam(folder: Path) -> None:
     assert Teacher(RunContext(everything)).estimate(machine).disk == tokens * (388 + 2 * 2 * HIDDEN)
     number = everything.model_copy(update={"pruning": everything.pruning.model_copy(update={"layers": 3})})
     assert Teacher(RunContext(number)).estimate(machine).disk == tokens * (388 + 2 * 2 * HIDDEN)  # two gone: two gaps at most
+
+
+def test_another_weight_of_the_seams_leaves_the_control_as_it_is(folder: Path) -> None:
+    one, other = (RunContext(recipe_of("seams", hidden, control=True)).fingerprints.models for hidden in (0.1, 0.2))
+    assert {role for role in one if one[role] != other[role]} == {Role.RECOVERED}

@@ -17,6 +17,7 @@ from toolkit.pipeline.drawing import Answer, Answered, Drawing
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.runner import plan_stages, run
 from toolkit.pipeline.stage_list import stages_of
+from toolkit.pipeline.stages.round import Round
 from toolkit.pipeline.stages.student import all_different
 from toolkit.recipe.schema import Recipe
 from toolkit.report import RunFacts
@@ -179,6 +180,14 @@ def test_a_student_alone_needs_no_cache_of_other_data(directory: RunDirectory) -
     assert "teacher" not in [stage.name for stage in plan_stages(alone)]
     log = run(alone, until="recover").training_log.read_text()
     assert '"divergence"' in log and '"cross_entropy"' not in log
+
+
+def test_the_estimate_of_a_round_has_what_the_original_says_of_the_student_alone(directory: RunDirectory) -> None:
+    written = [{"self_generated": True, "writer": "student"}]
+    finetuning = taught().finetuning.model_dump() | {"data": written}
+    context = RunContext(taught(pruning={"schedule": [6, 4]}, finetuning=finetuning, control=False))
+    (early,) = Round.planned(context, None, ())
+    assert "388 bytes each" in early.estimate(Machine(0, 1, 0, 2**34, None)).work
 
 
 def test_the_estimate_has_every_stage_and_the_control_reads_less(directory: RunDirectory) -> None:

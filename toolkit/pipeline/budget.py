@@ -61,6 +61,8 @@ def budget_of(model: PreTrainedModel, pruning: PruningRecipe, first: Plan | None
         )
     blocks = find_blocks(model)
     now, experts = blocks[0].experts_per_token, blocks[0].expert_count
+    if first and isinstance(pruning.keep, int):
+        _check_growing(pruning.keep, first, experts)  # where the recipe says it, and not as pruning.keep
     kept = experts if pruning.keep is None else experts_to_keep(pruning.keep, experts, blocks[0].groups or 1)
     wanted = pruning.experts_per_token
     if first:
@@ -81,8 +83,8 @@ def budget_of(model: PreTrainedModel, pruning: PruningRecipe, first: Plan | None
 
 
 def _check_growing(keep: int, first: Plan, experts: int) -> None:
-    """Raises PollardError unless `keep` experts are more than `first` holds."""
-    if keep <= first.keep:
+    """Raises PollardError unless `keep` experts are more than `first` holds, and there are as many."""
+    if not first.keep < keep <= experts:
         more = f"say a number in {first.keep + 1}…{experts}" if first.keep < experts else "there are no others to add"
         raise PollardError(
             f"pruning.grow.keep is {keep}, and {first.keep} of the original's {experts} experts are there already: {more}.",

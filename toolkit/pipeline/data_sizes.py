@@ -30,7 +30,7 @@ TokenLengths = Callable[[PreTrainedTokenizerBase, Example], tuple[int, int]]  # 
 
 def data_sizes(recipe: Recipe, task_of: Callable[[TaskRecipe], Task] = Task) -> DataSizes:
     """What each stage of the recipe reads. Raises PollardError for local data that cannot be read."""
-    return _Counter(recipe, _local_tokenizer(recipe.model.path), task_of).all_sizes()
+    return _Counter(recipe, local_tokenizer(recipe.model.path), task_of).all_sizes()
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _prompt_lengths(tokenizer: PreTrainedTokenizerBase, example: Example) -> tup
     return len(encode_prompt(tokenizer, example)), 0
 
 
-def _local_tokenizer(path: str) -> PreTrainedTokenizerBase | None:
+def local_tokenizer(path: str) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a checkpoint folder; None where there is none (a lone config.json is enough to plan with)."""
     if not Path(path).is_dir():
         return None

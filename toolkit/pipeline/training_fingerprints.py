@@ -56,9 +56,12 @@ def training_settings(recipe: Recipe, finetuning: FinetuningRecipe, teaching: Te
 
 
 def shared_training(recipe: Recipe, teaching: Teaching) -> list[Any]:
-    """What decides a training without what the student writes: the control's."""
-    others = {"data": [*sources_without_student(recipe).values()]} if recipe.finetuning.student_sources else {}
-    return training_settings(recipe, recipe.finetuning.model_copy(update=others), teaching)
+    """What decides a training without what the student writes, and without seams: the control's."""
+    finetuning = recipe.finetuning
+    others: dict[str, object] = {"distillation": finetuning.distillation.model_copy(update={"hidden": 0.0})}
+    if finetuning.student_sources:
+        others["data"] = [*sources_without_student(recipe).values()]
+    return training_settings(recipe, finetuning.model_copy(update=others), teaching)
 
 
 def student_data(recipe: Recipe, data: DataCache, own_data: str, test_data: Any) -> list[Any]:

@@ -152,8 +152,8 @@ class RecoveryMethod(ABC):
         if recipe.finetuning.router_gradient == "all":
             if not self.trains_routers:
                 raise PollardError(
-                    f"finetuning.router_gradient: all is for routers that train, and method {self.name} trains them not, or "
-                    "through adapters: say method: full, experts or router, or leave it out.",
+                    f"finetuning.router_gradient: all is for routers that train as a whole, and with method {self.name} they do "
+                    "not: say method: full, experts or router, or leave it out.",
                     code="recovery.no-routers",
                 )
             check_router_gradient(meta_model(load_config(recipe.model.path, recipe.model.revision)))

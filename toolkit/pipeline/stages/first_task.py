@@ -94,7 +94,8 @@ class FirstTask(Measurement):
             self.write(about | {"missing": str(error)})
             return FirstTaskScores(missing=str(error))
         new, settings, models = Plan.load(run.plan).experts.new, self.context.recipe, self.context.fingerprints.models
-        before = with_model(settings, first.onto, None, self._answering(AnswerLog(run.answer_log(BEFORE), first.identity)))
+        log = AnswerLog(run.answer_log(BEFORE), [first.identity, settings.model.dtype])
+        before = with_model(settings, first.onto, None, self._answering(log))
         log = AnswerLog(run.answer_log(AFTER), models[self.role])
         path, revision = self.context.checkpoint(self.role)
 

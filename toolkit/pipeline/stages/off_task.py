@@ -18,6 +18,7 @@ from toolkit.evaluation.fidelity import write_reference
 from toolkit.evaluation.off_task import EXAMPLES, OffTaskLoss, OffTaskTexts, Reference, measure_off_task, read_off_task
 from toolkit.moe.placement import with_model
 from toolkit.pipeline.context import RunContext
+from toolkit.pipeline.data_sizes import local_tokenizer
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
 from toolkit.pipeline.relief import Change, change
 from toolkit.pipeline.stage import Facts
@@ -27,10 +28,11 @@ from toolkit.pipeline.stages.measurement import Measurement
 from toolkit.recipe.off_task import OffTaskRecipe
 from toolkit.recipe.roles import Role
 from toolkit.runtime.distributed import say
+from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import JsonObject, fingerprint_of
 from toolkit.runtime.formatting import loss, percent
 
-TOKENS = 256  # of an example, at most, as far as is known before it is read
+TOKENS = 256  # of one of Pollard's texts, at most, with tokenizers of large vocabularies
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class OffTask(Measurement):
         data = self._size()
         reading = LogitsPass(self.context.recipe.calibration.batch_size, COPIES, TOKENS_AT_ONCE, self._stored(sizes))
         found = estimate_logits_pass(self.name, machine, sizes.place(self.measured(sizes)), data, reading)
-        return replace(found, work=f"{data.examples:,} texts, at most {data.tokens:,} tokens")
+        return replace(found, work=f"{data.examples:,} texts, {'' if data.measured else 'at most '}{data.tokens:,} tokens")
 
     def outlook(self) -> str:
         return f"{self._size().examples:,} texts beside the task, read once; nothing is generated"
@@ -84,8 +86,27 @@ class OffTask(Measurement):
         return Role.ORIGINAL in self.context.recipe.evaluation.models
 
     def _size(self) -> DataSize:
-        longest = min(TOKENS, self.context.recipe.calibration.max_length)
+        """Counted where data and tokenizer are on this machine, else at most: nothing is fetched."""
+        recipe, data = self.context.recipe, self.data
+        key = "off task size", recipe.model.path, recipe.task.name, data and data.model_dump_json(), recipe.calibration.max_length
+        return self.context.once(key, lambda: self._counted() or self._bound())
+
+    def _bound(self) -> DataSize:
+        longest = self.context.recipe.calibration.max_length
+        if self.data and self.data.is_embedded:
+            longest = min(TOKENS, longest)
         return DataSize((self.data and self.data.examples) or EXAMPLES, longest, longest, False)
+
+    def _counted(self) -> DataSize | None:
+        data, tokenizer = self.data, local_tokenizer(self.context.recipe.model.path)
+        if data is None or tokenizer is None or (data.task and not self.context.data.task(data.task).is_local("train")):
+            return None
+        try:
+            texts = read_off_task(data, self.context.recipe, tokenizer, self.context.data)
+        except PollardError:  # the checks tell it
+            return None
+        lengths = [int(row.sum()) for batch in texts.batches for row in batch["attention_mask"]]
+        return DataSize(len(lengths), sum(lengths) / len(lengths), max(lengths), True)
 
     def _stored(self, sizes: RecipeOnMachine) -> int:
         """Bytes of the original's distributions, at most."""

@@ -75,6 +75,10 @@ class StudentStage(Stage):
             found += [StudentTraining(context, number)] if number < rounds else []
         return found
 
+    def is_asked_for(self) -> bool:
+        """Always, where it is planned: unlike the stages whose work it shares, it does not hang on other data."""
+        return True
+
     @property
     def name(self) -> str:
         return student_stage(self.number, self.part)
