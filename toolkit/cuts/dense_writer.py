@@ -21,12 +21,12 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from toolkit.cuts import tensor_writer
-from toolkit.cuts.apply import apply_plan, shapes_of
+from toolkit.cuts.apply import apply_plan
 from toolkit.cuts.cut import ConfigFile
 from toolkit.cuts.dense import DenseBlock, check_coefficients, dense_tensors, with_fixed_gates
 from toolkit.cuts.dense_twins import DenseLayer, DenseTwin, dense_twin, no_twin, opens_with
 from toolkit.cuts.plan import Plan
-from toolkit.cuts.tensor_writer import part_of, part_sizes, parts_by_file, saved_tensors, stored_files, write_tensors
+from toolkit.cuts.tensor_writer import difference, part_of, part_sizes, parts_by_file, saved_tensors, stored_files, write_tensors
 from toolkit.cuts.verify import TOKENS, TOLERANCE
 from toolkit.cuts.writer import WritingSteps, check_room, source_fingerprint
 from toolkit.moe.blocks import EXPERT_KEYS, TOP_K_KEYS
@@ -190,14 +190,8 @@ def _update(written: ConfigFile, before: ConfigFile, after: ConfigFile) -> None:
 def _verify(job: DenseJob, partial_folder: Path) -> None:
     """This rank's share of the checks: the configuration describes the twin, its tensors and no others are there, sampled layers
     answer as the experts with fixed gate weights do, and stock transformers opens the folder."""
-    described, expected = shapes_of(meta_model(load_config(str(partial_folder)))), shapes_of(job.twin.model)
-    if described != expected:
-        wrong = sorted(name for name in described.keys() | expected.keys() if described.get(name) != expected.get(name))
-        raise _failed(f"its configuration describes another model ({', '.join(wrong[:3])})")
-    names = NameResolver(job.twin.model)
-    strangers = [key for key in stored_tensors(partial_folder) if not {*names.destination(key).parameters} <= expected.keys()]
-    if strangers:
-        raise _failed(f"it holds tensors that are none of its own ({', '.join(strangers[:3])})")
+    if fault := difference(partial_folder, job.twin.model):
+        raise _failed(fault)
     layers = job.twin.layers
     sampled = list(dict.fromkeys([layers[0], layers[len(layers) // 2], layers[-1]]))
     if mine := shard(sampled):

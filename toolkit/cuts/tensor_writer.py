@@ -15,8 +15,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from toolkit.cuts.apply import shapes_of
+from toolkit.moe.load import load_config, meta_model
 from toolkit.moe.model_files import file_names
+from toolkit.moe.names import NameResolver
 from toolkit.moe.partition import layer_prefix
+from toolkit.moe.tensor_files import stored_tensors
 from toolkit.runtime.errors import PollardError
 
 FILE_BYTES = 10**9  # of a file, unless one layer is larger: what a rank holds beside the layer that it reads
@@ -65,6 +69,17 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
                     code="prune.file-damaged",
                 )
     unfinished.replace(path)
+
+
+def difference(folder: Path, model: PreTrainedModel) -> str | None:
+    """What a folder's configuration describes, or its files hold, that is not `model` (which may be without weights)."""
+    described, expected = shapes_of(meta_model(load_config(str(folder)))), shapes_of(model)
+    if described != expected:
+        wrong = sorted(name for name in described.keys() | expected.keys() if described.get(name) != expected.get(name))
+        return f"its configuration describes another model ({', '.join(wrong[:3])})"
+    names = NameResolver(model)
+    strangers = [key for key in stored_tensors(folder) if not {*names.destination(key).parameters} <= expected.keys()]
+    return f"it holds tensors that are none of its own ({', '.join(strangers[:3])})" if strangers else None
 
 
 def stored_files(folder: Path, files: list[str]) -> dict[str, str]:

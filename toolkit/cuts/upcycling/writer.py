@@ -15,11 +15,10 @@ import torch
 from transformers.core_model_loading import revert_weight_conversion
 
 from toolkit.cuts import tensor_writer
-from toolkit.cuts.apply import shapes_of
 from toolkit.cuts.cut import ConfigFile
 from toolkit.cuts.dense_twins import opens_with
 from toolkit.cuts.experts import ExpertsCut
-from toolkit.cuts.tensor_writer import part_of, part_sizes, parts_by_file, saved_tensors, stored_files, write_tensors
+from toolkit.cuts.tensor_writer import difference, part_of, part_sizes, parts_by_file, saved_tensors, stored_files, write_tensors
 from toolkit.cuts.upcycling.families import Upcycled, experts_settings
 from toolkit.cuts.upcycling.forms import Form
 from toolkit.cuts.upcycling.source import DenseCheckpoint, DenseSource, streamed_logits
@@ -27,12 +26,9 @@ from toolkit.cuts.upcycling.tensors import upcycled_tensors
 from toolkit.cuts.verify import TOLERANCE
 from toolkit.cuts.writer import WritingSteps, check_room
 from toolkit.moe.layers import decoder_layers
-from toolkit.moe.load import load_config, meta_model
 from toolkit.moe.loading_checks import check_opens
 from toolkit.moe.model_files import copy_companions, write_index
-from toolkit.moe.names import NameResolver
 from toolkit.moe.stream import StreamedModel
-from toolkit.moe.tensor_files import stored_tensors
 from toolkit.runtime.distributed import is_main, shard
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import JsonObject, fingerprint_of, fingerprint_of_source, write_text
@@ -135,14 +131,8 @@ def _verify(job: UpcycleJob, partial_folder: Path) -> None:
     form is exact, and stock transformers opens the folder."""
     if not is_main():
         return
-    described, expected = shapes_of(meta_model(load_config(str(partial_folder)))), shapes_of(job.upcycled.model)
-    if described != expected:
-        wrong = sorted(name for name in described.keys() | expected.keys() if described.get(name) != expected.get(name))
-        raise _failed(f"its configuration describes another model ({', '.join(wrong[:3])})")
-    names = NameResolver(job.upcycled.model)
-    strangers = [key for key in stored_tensors(partial_folder) if not {*names.destination(key).parameters} <= expected.keys()]
-    if strangers:
-        raise _failed(f"it holds tensors that are none of its own ({', '.join(strangers[:3])})")
+    if fault := difference(partial_folder, job.upcycled.model):
+        raise _failed(fault)
     if job.form.is_exact:
         _check_logits(job, partial_folder)
     check_opens(partial_folder, job.checkpoint.folder)
