@@ -20,14 +20,14 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from toolkit.cuts.checkpoint import check_whole, complete_checkpoint, write_checkpoint
+from toolkit.cuts.checkpoint import write_checkpoint
 from toolkit.moe import MoEBlock, checkpoint_folder, find_blocks, load_config, load_model
 from toolkit.moe.masking import TOTAL_KEYS
 from toolkit.moe.partition import gathered
 from toolkit.moe.tensor_files import row_axis
 from toolkit.recipe.finetuning import LoraRecipe
 from toolkit.recipe.schema import Recipe
-from toolkit.recovery.method import Loaded, Reach, RecoveryMethod, TrainedMemory, Training, memory_of_part
+from toolkit.recovery.method import Loaded, Reach, RecoveryMethod, TrainedMemory, Training, complete, memory_of_part
 from toolkit.recovery.still_optimizers import MIXING, why_it_moves
 from toolkit.runtime.distributed import on_main
 from toolkit.runtime.errors import PollardError
@@ -141,8 +141,7 @@ class NewExperts(RecoveryMethod):
                     _put_rows(row, trained[row.name])
             with whole_folder(training.target, training.facts | {"new": new}) as folder:
                 write_checkpoint(stock, folder)
-                check_whole(folder, sum(parameter.numel() for parameter in stock.parameters()))
-                complete_checkpoint(checkpoint_folder(training.source, None), folder, stock.config, stock.dtype)
+                complete(stock, folder, training, sum(parameter.numel() for parameter in stock.parameters()))
 
         on_main(write)
 
