@@ -171,7 +171,7 @@ class RunContext:
     @cached_property
     def fingerprints(self) -> Fingerprints:
         """Raises PollardError for sources that are not there, and where the model's routers cannot do what is asked."""
-        return fingerprints_of(self.recipe, self.data, lambda: (self.budget, self.cuts), self.teaching)
+        return fingerprints_of(self.recipe, self.data, lambda: (self.budget, self.cuts), lambda: self.first_run, self.teaching)
 
     @property
     def last_role(self) -> Role:

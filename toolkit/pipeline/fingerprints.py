@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from toolkit.evaluation.fidelity import FORMAT
 from toolkit.pipeline.budget import Budget
 from toolkit.pipeline.calibration_data import refit_recipe, sources_of
-from toolkit.pipeline.first_run import first_run
+from toolkit.pipeline.first_run import FirstRun
 from toolkit.pipeline.rounds import early_rounds
 from toolkit.pipeline.training_fingerprints import (
     StudentFingerprints,
@@ -97,10 +97,15 @@ def fit_fingerprints(recipe: Recipe, data: DataCache) -> FitFingerprints:
 
 
 def fingerprints_of(
-    recipe: Recipe, data: DataCache, budgets: Callable[[], tuple[Budget, Budget]], teaching: Teaching | None = None
+    recipe: Recipe,
+    data: DataCache,
+    budgets: Callable[[], tuple[Budget, Budget]],
+    first_run: Callable[[], FirstRun | None],
+    teaching: Teaching | None = None,
 ) -> Fingerprints:
-    """`budgets`: what stays of the model in the end, and what the last round cuts. `teaching`: what the run around this one has
-    made for this one's training. Raises PollardError for sources that are not there, and as `budgets` does."""
+    """`budgets`: what stays of the model in the end, and what the last round cuts. `first_run`: whose model grows. `teaching`:
+    what the run around this one has made for this one's training. Raises PollardError for sources that are not there, and as
+    `budgets` and `first_run` do."""
     task, settings = data.task(recipe.task), recipe.task.model_dump()
     model = fingerprint_of(fingerprint_of_source(recipe.model.path), recipe.model.model_dump(exclude={"placement"}))
     splits = {split: data.task_fingerprint(recipe.task, split) for split in task.sources()}
@@ -123,7 +128,7 @@ def fingerprints_of(
         source = rounds[step] = fingerprint_of(source, observing, of_step, training, *trainings)
     layers = None if cuts.layers is None else _layers(recipe, cuts.layers, source, observing, own_data)
     calibrate = fingerprint_of(source, *observing, *([layers.choice] if layers else []), *_channels(recipe, cuts))
-    growing = [first_run(recipe.pruning.grow.onto, recipe.model).identity] if recipe.pruning.grow else []
+    growing = [first.identity] if (first := first_run()) else []
     select = fingerprint_of(calibrate, choosing, recipe.seed, *growing)
     merge = fingerprint_of(select, "dense")
     prune = fingerprint_of(merge if recipe.pruning.form == "dense" else select)
