@@ -14,14 +14,29 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 
+SECONDS = 540  # of a launch: a rank that waits for the other would wait for ever
 PATIENCE = 20  # seconds that the other ranks have to end by themselves when one has failed, and to say why
 
 
 def ranks(number: int, *arguments: str, port: str = "") -> list[str]:
     """The command that runs a script, with its arguments, on so many ranks."""
     return [sys.executable, __file__, *(["--port", port] if port else []), str(number), *arguments]
+
+
+def launch_ranks(script: Path, folder: Path) -> None:
+    """Runs `script` on two ranks, with `folder` as its argument, where what they say is left in said.txt."""
+    with (folder / "said.txt").open("w") as said:
+        command = ranks(2, str(script), str(folder))
+        launched = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            code = launched.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(launched.pid, signal.SIGTERM)  # the launcher ends its ranks
+            code = None
+    assert code == 0, (folder / "said.txt").read_text()[-8000:]
 
 
 def main() -> int:

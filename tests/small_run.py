@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from conftest import PLAYGROUND, tiny_model
 
+from toolkit.pipeline.runner import plan_stages, run
 from toolkit.recipe.schema import Recipe
 from toolkit.runtime import distributed
 
@@ -56,6 +57,16 @@ def small_folder(factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
         patch.chdir(folder)
         yield folder
     distributed.stop()
+
+
+def redone(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Runs it; the stages that were not skipped, in their order."""
+    names = [stage.name for stage in plan_stages(recipe)]
+    capsys.readouterr()
+    run(recipe)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.split()[:1] and line.split()[0] in names]
+    done = {line.split()[0]: "done already, skipped" not in line for line in lines}  # the last word counts: stages are announced
+    return [name for name in names if done[name]]
 
 
 def kill_in_call(number: int, module: ModuleType, patch: pytest.MonkeyPatch) -> list[None]:

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from rank_launcher import ranks
 from small_harness import make_task, own_alone
-from small_run import make_small, small_recipe, small_values
+from small_run import make_small, redone, small_recipe, small_values
 
 from toolkit.estimate import resolve_machine
 from toolkit.pipeline.estimator import Estimator
@@ -42,15 +42,6 @@ def like(**changes: object) -> Recipe:
 
 def left() -> dict[str, float]:
     return json.loads(Path("runs/small/evaluation/pruned.fidelity.json").read_text())
-
-
-def redone(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    names = [stage.name for stage in plan_stages(recipe)]
-    capsys.readouterr()
-    run(recipe)
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.split()[:1] and line.split()[0] in names]
-    done = {line.split()[0]: "done already, skipped" not in line for line in lines}  # the last word counts: stages are announced
-    return [name for name in names if done[name]]
 
 
 def test_fidelity_is_measured_before_the_scores_and_only_where_it_is_asked_for(folder: Path) -> None:

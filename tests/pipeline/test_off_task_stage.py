@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, raises
 from rank_launcher import ranks
-from small_run import small_folder, small_recipe, small_values
+from small_run import redone, small_folder, small_recipe, small_values
 
 from toolkit.estimate import resolve_machine
 from toolkit.evaluation import completion_loss
@@ -42,15 +42,6 @@ def like(**changes: object) -> Recipe:
 
 def found(role: str, name: str = "small") -> dict[str, float]:
     return json.loads(Path(f"runs/{name}/evaluation/{role}.off_task.json").read_text())
-
-
-def redone(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    names = [stage.name for stage in plan_stages(recipe)]
-    capsys.readouterr()
-    run(recipe)
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.split()[:1] and line.split()[0] in names]
-    done = {line.split()[0]: "done already, skipped" not in line for line in lines}  # the last word counts: stages are announced
-    return [name for name in names if done[name]]
 
 
 def test_every_evaluated_model_is_measured_before_its_score_unless_it_is_switched_off(folder: Path) -> None:

@@ -1,10 +1,7 @@
 """Real ranks, real DeepSpeed: what each method trains, under ZeRO-2 and ZeRO-3."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,7 @@ import torch
 from companions import add_companions, check_companions
 from conftest import PLAYGROUND, ROOT, raises, tiny_model
 from peft import PeftModel
-from rank_launcher import ranks
+from rank_launcher import launch_ranks
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -24,7 +21,6 @@ from toolkit.recovery.settings import sft_config
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.zero import deepspeed_config
 
-SECONDS = 540  # a rank that waits for the other would wait for ever
 TRAINED = {
     "lora": {"method": "lora", "lora": {"rank": 4, "router": True}},
     "qlora": {"method": "qlora", "lora": {"rank": 4}},
@@ -72,15 +68,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One launch of two ranks, that route to different experts, for all methods and stages."""
     root = tmp_path_factory.mktemp("methods")
     prepare(root)
-    command = ranks(2, str(ROOT / "tests" / "recovery" / "every_method.py"), str(root))
-    with (root / "said.txt").open("w") as said:
-        launched = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            code = launched.wait(SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(launched.pid, signal.SIGTERM)  # the launcher ends its ranks
-            code = None
-    assert code == 0, (root / "said.txt").read_text()[-8000:]
+    launch_ranks(ROOT / "tests" / "recovery" / "every_method.py", root)
     return root
 
 

@@ -1,10 +1,7 @@
 """Only what a model has grown by is trained: every old tensor and row is the same afterwards, to the last bit."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +10,7 @@ import torch
 from conftest import PLAYGROUND, ROOT, logits_of, raises
 from families import tiny_family
 from grown_checkpoint import by_expert, grown
-from rank_launcher import ranks
+from rank_launcher import launch_ranks
 
 from toolkit.moe import find_blocks, load_model
 from toolkit.recipe.finetuning import LoraRecipe
@@ -25,7 +22,6 @@ from toolkit.recovery.recover import recover
 from toolkit.runtime import distributed
 from toolkit.runtime.zero import deepspeed_config
 
-SECONDS = 540  # a rank that waits for the other would wait for ever
 FAMILIES = ("mixtral", "gpt_oss", "qwen2_moe", "deepseek_v3")
 RUNS = [f"{family}-{zero}" for family in FAMILIES[:2] for zero in (2, 3)]
 
@@ -71,15 +67,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     zero = {"2": 2, "3": str(root / "3.json")}
     recipes = {name: prepare(root, name, zero[name[-1]], gradient_checkpointing=name[-1] == "3") for name in RUNS}
     (root / "recipes.json").write_text(json.dumps(recipes))
-    command = ranks(2, str(ROOT / "tests" / "recovery" / "every_method.py"), str(root))
-    with (root / "said.txt").open("w") as said:
-        launched = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            code = launched.wait(SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(launched.pid, signal.SIGTERM)  # the launcher ends its ranks
-            code = None
-    assert code == 0, (root / "said.txt").read_text()[-8000:]
+    launch_ranks(ROOT / "tests" / "recovery" / "every_method.py", root)
     return root
 
 
