@@ -199,6 +199,18 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     assert len(faults) == len(keys) and {key for key in keys if any(key in fault for fault in faults)} == keys
 
 
+@pytest.mark.parametrize(
+    ("override", "begins"),
+    [
+        ("finetuning={early_stopping: 2, trainer: {max_steps: 3}}", "`finetuning`: early_stopping needs"),
+        ("finetuning.data=[{task: gsm8k, samples: 2}]", "`finetuning.data.0`: samples and temperature"),
+    ],
+)
+def test_a_rule_over_a_section_names_it_and_does_not_print_all_of_it(tmp_path: Path, override: str, begins: str) -> None:
+    fault = fault_of(tmp_path, SMALLEST, override)
+    assert begins in fault and "given:" not in fault
+
+
 @pytest.mark.parametrize("keep", ["0", "-1"])
 def test_keep_as_a_number_is_at_least_one(tmp_path: Path, keep: str) -> None:
     assert f"`pruning.keep`: keep must be an integer of at least 1 or a fraction in (0, 1) (given: {keep})." in fault_of(

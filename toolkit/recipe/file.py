@@ -228,8 +228,8 @@ def _explain(fault: ErrorDetails, places: Mapping[KeyPath, str], file: str) -> s
     if fault["type"] == "string_type":
         return f"{where}: `{key}` must be text: put it in quotes (given: {fault['input']!r})."
     message = fault["msg"].removeprefix("Value error, ")
-    if not location:  # what was given is all of the recipe
-        return f"{where}: {message}."
+    if isinstance(fault["input"], dict) and _section_at(location):  # a rule over several keys: what was given is all of them
+        return f"{where}: {f'`{key}`: ' if location else ''}{message}."
     return f"{where}: `{key}`: {message} (given: {fault['input']!r})."
 
 
