@@ -5,6 +5,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,12 @@ def test_files_are_neither_scraps_nor_heaps() -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_a_public_name_can_be_guessed(file: Path) -> None:
     assert not [name for name in public_names(file) if not name.startswith("_") and PRIVATE_WORDS.search(name)]
+
+
+def test_a_test_file_has_its_name_alone() -> None:
+    """Folders of tests are no packages: pytest collects one file of a name, and helpers are imported by theirs."""
+    names = Counter(file.name for file in (ROOT / "tests").rglob("*.py"))
+    assert not [name for name, count in names.items() if count > 1]
 
 
 def test_rooms_import_one_way() -> None:

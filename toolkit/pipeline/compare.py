@@ -11,7 +11,7 @@ from toolkit.pipeline.stage_names import EVALUATE, stage_name
 from toolkit.recipe.roles import Role
 from toolkit.report.facts import ComparedModel, ModelComparison, ModelPair, ModelResult
 from toolkit.report.narrative import verdict
-from toolkit.report.questions import Correctness, compare_paired, correctness
+from toolkit.report.paired_questions import Correctness, compare_paired, correctness
 from toolkit.runtime.errors import PollardError
 
 PREFERRED = (

@@ -37,7 +37,7 @@ from toolkit.report.first_task import FirstTaskFacts
 from toolkit.report.measurements import Fidelity, HarnessRow, HarnessScore, SpeedTable, SweepTable
 from toolkit.report.narrative import with_sentences
 from toolkit.report.off_task_facts import OffTaskLoss
-from toolkit.report.questions import Answer, changed_answers, compare_all
+from toolkit.report.paired_questions import Answer, changed_answers, compare_all
 from toolkit.report.refit_facts import RefitFacts, RefitLayerFacts
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import JsonObject
