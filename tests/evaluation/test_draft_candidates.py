@@ -127,6 +127,24 @@ def test_the_target_agrees_with_itself(target: PreTrainedModel, replay: Replay) 
     assert all(counts.passes < counts.tokens for counts in replay.by_model(target).values())
 
 
+def test_every_family_can_draft_for_itself(family: str) -> None:
+    model = tiny_model(family, num_hidden_layers=3, layer_types=["full_attention"] * 3)
+    prompts = [[5, 6, 7, 8], [9, 10, 11, 12, 13]]
+    chosen = GenerationConfig(do_sample=False, max_new_tokens=10, pad_token_id=0, eos_token_id=[2])
+    written = generate(model, prompts, chosen)
+    replay = Replay([TargetAnswer(prompt, tokens) for prompt, tokens in zip(prompts, written, strict=True)], 10, [2])
+    assert replay.agreement(model) == 1
+    before = logits_of(model)
+    with ExitStack() as stack:
+        own = SelfDrafts(model, replay, stack)
+        for draft in (own.with_one_expert(), *own.without_blocks(), *own.without_layers()):
+            assert {p.data_ptr() for p in draft.model.parameters()} <= {p.data_ptr() for p in model.parameters()}
+            counted = [timed_answer(model, prompt, chosen, Draft(draft.model, 3)) for prompt in prompts]
+            assert [answer.tokens for answer in counted] == written
+            assert draft.counts[3].passes == sum(answer.passes for answer in counted), draft.kind
+    assert torch.equal(logits_of(model), before)
+
+
 def test_what_routes_to_one_expert_already_is_no_draft_of_that_kind(replay: Replay) -> None:
     model = tiny_model("mixtral", vocab_size=768, num_experts_per_tok=1)
     with ExitStack() as stack, raises("drafts.one-expert-already"):

@@ -22,6 +22,7 @@ from toolkit.cuts import LayersCut, Plan, masked, masked_in_form
 from toolkit.evaluation.replay import DraftCounts, replay_lookup, replay_predictions, total
 from toolkit.moe import find_blocks, layers_of, logits_at, override_top_k, shared_copy, without_experts
 from toolkit.runtime.errors import PollardError
+from toolkit.runtime.progress import progress_display
 
 LENGTHS = range(1, 9)  # of drafts: beyond, the last tokens are hardly ever accepted, and verifying them costs all the same
 SEARCH_LENGTH = 4  # of the drafts that blocks or layers are searched for
@@ -163,10 +164,11 @@ class SelfDrafts:
                 refusals.append(str(error))
                 return None
 
-        found = [
-            self._candidate(kind, f"without {_listed(kind, left_out)}", change(left_out))
-            for left_out in least_missed(range(count), count // 2, passes)
-        ]
+        found = []
+        with progress_display(f"leaving out {kind}", count // 2) as advance:
+            for left_out in least_missed(range(count), count // 2, passes):
+                found.append(self._candidate(kind, f"without {_listed(kind, left_out)}", change(left_out)))
+                advance(1)
         if not found:
             raise PollardError(f"it cannot do without any of its {kind}: {refusals[-1]}", code="drafts.nothing-to-leave-out")
         return found
