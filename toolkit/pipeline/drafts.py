@@ -53,7 +53,7 @@ def plan_of(run: FoundRun) -> Plan:
     return Plan.load(path)
 
 
-def load_beside(model: NamedModel, what: str) -> PreTrainedModel:
+def load_if_it_fits(model: NamedModel, what: str) -> PreTrainedModel:
     """Loads a model where its weights find room beside what is held. Raises PollardError where they do not."""
     needed, free = HEADROOM * weight_bytes(load_config(model.path, model.revision), model.dtype), free_memory(device())
     if needed > free:
@@ -76,7 +76,7 @@ def compare_drafts(where: str, role: str = "original", questions: int = QUESTION
     examples = questions_of(run, questions)
     run.directory.lock()
     try:
-        model = load_beside(target, f"The target, {target.path},")
+        model = load_if_it_fits(target, f"The target, {target.path},")
         if getattr(model, "_is_stateful", False):
             raise PollardError(
                 f"transformers cannot draft for {model.config.model_type}: it cannot take back tokens that it has read.",
@@ -150,7 +150,7 @@ class _Drafting:
         named = self.run.models[role]
         if _parameters(named) >= _parameters(self.target):
             raise PollardError("it is as large as the target", code="drafts.no-model")
-        draft = load_beside(named, f"The {role} model")
+        draft = load_if_it_fits(named, f"The {role} model")
         self.paths[role] = named
         return [Candidate(role, "a checkpoint of its own", draft, self.replay.by_model(draft), shares_weights=False)]
 

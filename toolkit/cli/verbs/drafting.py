@@ -100,13 +100,13 @@ def _drafting_model(
     """The model that drafts; None for lookup. Raises PollardError where there is no plan, or not enough memory."""
     from toolkit.cuts import masked_in_form
     from toolkit.moe import find_blocks, override_top_k, shared_copy
-    from toolkit.pipeline.drafts import load_beside, plan_of
+    from toolkit.pipeline.drafts import load_if_it_fits, plan_of
     from toolkit.pipeline.run_models import find_run
 
     if kind == "lookup":
         yield None
     elif checkpoint is not None:
-        yield load_beside(checkpoint, f"The draft, {checkpoint.path},")
+        yield load_if_it_fits(checkpoint, f"The draft, {checkpoint.path},")
     elif kind == "k1":
         find_blocks(model)  # refuses a dense model
         with override_top_k(shared_copy(model), 1) as draft:
