@@ -106,7 +106,7 @@ def _drafting_model(
     if kind == "lookup":
         yield None
     elif checkpoint is not None:
-        yield load_if_it_fits(checkpoint, f"The draft, {checkpoint.path},")
+        yield load_if_it_fits(checkpoint._replace(dtype="auto"), f"The draft, {checkpoint.path},")
     elif kind == "k1":
         find_blocks(model)  # refuses a dense model
         with override_top_k(shared_copy(model), 1) as draft:
