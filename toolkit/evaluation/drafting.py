@@ -150,6 +150,7 @@ def _length(args: Any, kwargs: dict[str, Any]) -> int:
 
 
 def wait_for_device(model: PreTrainedModel) -> None:
-    """Until the GPU has finished what it was given."""
+    """Until the GPUs have finished what they were given."""
     if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+        for gpu in set(getattr(model, "hf_device_map", {"": model.device}).values()):  # several where its layers are spread
+            torch.cuda.synchronize(gpu)

@@ -37,13 +37,16 @@ def without_experts(model: PreTrainedModel, blocks: Collection[str]) -> Iterator
     """`model` inside the context as if the routed experts of those blocks answered nothing; none is read. What else is in a block
     (its router, shared experts) stays."""
     experts: list[Any] = [block.experts for block in find_blocks(model) if block.name in blocks]
+    own = [vars(module).get("forward") for module in experts]  # where layers are spread over GPUs, a module has one of its own
     for module in experts:
         module.forward = _nothing
     try:
         yield model
     finally:
-        for module in experts:
+        for module, forward in zip(experts, own, strict=True):
             del module.forward
+            if forward is not None:
+                module.forward = forward
 
 
 def _nothing(hidden: torch.Tensor, *routing: Any, **named: Any) -> torch.Tensor:

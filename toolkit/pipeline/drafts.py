@@ -54,15 +54,18 @@ def plan_of(run: FoundRun) -> Plan:
 
 
 def load_if_it_fits(model: NamedModel, what: str) -> PreTrainedModel:
-    """Loads a model where its weights find room beside what is held. Raises PollardError where they do not."""
+    """Loads a model where its weights find room beside what is held: on one GPU, or else spread over all. Raises PollardError
+    where they find none."""
     needed, free = HEADROOM * weight_bytes(load_config(model.path, model.revision), model.dtype), free_memory(device())
+    if spread := needed > free and device().type == "cuda":
+        free = sum(free_memory(torch.device("cuda", number)) for number in range(torch.cuda.device_count()))
     if needed > free:
         raise PollardError(
             f"{what} needs {size(int(needed))} of memory, and {size(free)} are free on {device()}"
             f"{'' if what.startswith('The target') else ' beside the target: k1, plan and lookup need no second copy'}.",
             code="drafts.memory",
         )
-    return load_model(model.path, model.revision, model.dtype, device())
+    return load_model(model.path, model.revision, model.dtype, device(), spread)
 
 
 def compare_drafts(where: str, role: str = "original", questions: int = QUESTIONS) -> DraftsFacts:

@@ -125,20 +125,23 @@ def explanation(facts: DraftsFacts) -> str:
     where = threads if facts.device == "cpu" else facts.device
     shown = [length for length in (1, 2, 4, 8) if length in facts.verifying]
     verifying = ", ".join(f"{length + 1}: {facts.verifying[length][0]:.2f}" for length in shown)
-    unsure = ""
+    about_counts = ""
     if facts.agreement < 1:
-        unsure = (
+        about_counts = (
             f" Reading its own answers, the target finds {percent(facts.agreement, 2)} of their tokens likeliest: for the rest "
             f"two are as likely as each other in {facts.dtype}, and counts are as exact as that."
         )
+    measured = [draft.measured for draft in facts.drafts if draft.measured]
+    if measured and all(each.passes_as_replayed for each in measured):
+        about_counts += " What was measured took exactly as many passes as replayed."
     wrong = [draft.kind for draft in facts.drafts if draft.measured and not draft.measured.same]
     if wrong:
-        unsure += f" Drafted by {', '.join(wrong)}, an answer differed from the target's own: two tokens were as likely."
+        about_counts += f" Drafted by {', '.join(wrong)}, an answer differed from the target's own: two tokens were as likely."
     return (
         f"Target: {facts.target} ({facts.dtype}, {where}); its own answers to {facts.questions:,} questions of the dev slice, "
         f"{facts.tokens:,} tokens. Counts are exact. Costs are in passes over one token ({1000 * facts.pass_seconds[0]:,.1f} "
         f"ms); of several tokens ({verifying}). Predicted: tokens / (cost of all passes + drafted tokens × cost), the prompt "
-        f"not counted; measured: whole answers by transformers' generate, with its own work between the passes.{unsure}"
+        f"not counted; measured: whole answers by transformers' generate, with its own work between the passes.{about_counts}"
     )
 
 
