@@ -38,6 +38,7 @@ from toolkit.moe.observe import BlockActivations, EveryExpert, every_expert_outp
 from toolkit.moe.partition import gathered, is_partitioned, local_part, partitioned_model, write_partitioned
 from toolkit.moe.router_gradient import check_router_gradient, check_some_inactive, train_routers_on_all_experts
 from toolkit.moe.routing_monitor import RoutingMonitor
+from toolkit.moe.shared_copy import shared_copy, without_experts
 from toolkit.moe.stream import CannotStream, StreamedModel, open_layerwise
 from toolkit.moe.tokenizer import load_tokenizer
 from toolkit.moe.unfuse import UNFUSED, expert_weights, linear_name, unfuse
@@ -112,6 +113,7 @@ __all__ = [
     "random_model",
     "restricted",
     "same_routing",
+    "shared_copy",
     "sizes",
     "skipping",
     "split_mask",
@@ -119,5 +121,6 @@ __all__ = [
     "train_routers_on_all_experts",
     "unfuse",
     "weight_bytes",
+    "without_experts",
     "write_partitioned",
 ]  # fmt: skip
