@@ -3,9 +3,9 @@
     python benchmarks/training.py --hidden 512 --steps 30 --repeats 5
     python benchmarks/training.py --methods full,lora --ways recover,packing,teacher,router --lengths gsm8k
 
-All train the same generated checkpoint on the same examples, in turns, in one process; what is timed are the steps alone. `recover`
-is compared with the script, every other way with `recover`. Exit status 1 where the median of `recover` is below the target.
-CPU-seconds stand beside the clock's, for machines on which others work.
+All train the same generated checkpoint on the same examples, in turns, in one process; only steps are timed. `recover` is
+compared with the script, every other way with `recover`. Exit status 1 where the median of `recover` is below the target. Beside
+the clock's stand CPU-seconds, for machines on which others work.
 """
 
 import argparse
@@ -147,7 +147,7 @@ def own(recipe: Recipe, run: RunDirectory) -> float:
 def train(recipe: Recipe, run: RunDirectory, way: str) -> Steps:
     with contextlib.redirect_stdout(io.StringIO()), timing(recipe.finetuning.trainer["max_steps"]) as noted:
         loss = (bare if way == "bare" else own)(recipe, run)
-    return Steps(*noted, loss)
+    return Steps(noted[0], noted[1], loss)
 
 
 def ask_teacher(recipe: Recipe, run: RunDirectory) -> None:

@@ -42,9 +42,13 @@ def test_every_example_stands_in_one_row_and_no_row_is_too_long() -> None:
         lengths = [draw.randrange(1, 40) for _ in range(draw.randrange(1, 30))]
         rows = rows_of(lengths, 40)
         assert sorted(number for row in rows for number in row) == list(range(len(lengths)))
-        filled = [sum(lengths[number] for number in row) for row in rows]
-        assert max(filled) <= 40
-        assert sum(free <= 20 for free in filled) <= 1  # or two of them would be one
+        assert max(sum(lengths[number] for number in row) for row in rows) <= 40
+        assert len(rows) <= 1.5 * sum(lengths) / 40 + 1  # first fit of falling lengths needs at most 11/9 of the fewest, and one
+
+
+def test_rows_are_filled_evenly() -> None:
+    assert sorted(rows_of([9, 8, 7, 6, 5, 5], 40)) == [[0, 1, 2, 3, 4, 5]]
+    assert sorted(map(sorted, rows_of([9, 8, 7, 6, 5, 5], 30))) == [[0, 3, 4], [1, 2, 5]]  # 20 and 20, not 30 and 10
 
 
 def test_no_token_and_no_label_is_lost(packed: PackingCollator) -> None:

@@ -196,9 +196,7 @@ def _try_router(block: MoEBlock, hidden_size: int) -> None:
 
 
 class _OutputGradient:
-    """dL/dy [T, H] of one forward pass of a block: there when backward has come through its output."""
-
-    gradient_TH: torch.Tensor
+    gradient_TH: torch.Tensor  # dL/dy of one forward pass of a block: there when backward has come through its output
 
 
 class _AtOutput(torch.autograd.Function):
@@ -248,7 +246,18 @@ def inactive_experts(index_TK: torch.Tensor, experts: int) -> torch.Tensor:
 
 
 def _products(run: RunExperts, hidden_TH: torch.Tensor, gradient_TH: torch.Tensor, index_Tk: torch.Tensor) -> torch.Tensor:
-    """⟨g, f_e(x)⟩ [T, k] of the experts `index_Tk`."""
+    """⟨g, f_e(x)⟩ [T, k] of the experts `index_Tk`. Tokens without a gradient (padding; in the last layer the prompts) are not
+    computed on a CPU; a GPU would have to wait to learn which they are."""
+    if hidden_TH.device.type != "cpu":
+        return _products_of_all(run, hidden_TH, gradient_TH, index_Tk)
+    (some,) = gradient_TH.any(1).nonzero(as_tuple=True)
+    found_Tk = hidden_TH.new_zeros(index_Tk.shape, dtype=torch.float32)
+    if len(some):
+        found_Tk[some] = _products_of_all(run, hidden_TH[some], gradient_TH[some], index_Tk[some])
+    return found_Tk
+
+
+def _products_of_all(run: RunExperts, hidden_TH: torch.Tensor, gradient_TH: torch.Tensor, index_Tk: torch.Tensor) -> torch.Tensor:
     # Each pair of token and expert is a token of its own, with gate weight 1
     rows, expert = hidden_TH.repeat_interleave(index_Tk.shape[1], dim=0), index_Tk.reshape(-1, 1)
     outputs_TkH = run(rows, expert, hidden_TH.new_ones(len(rows), 1)).view(*index_Tk.shape, -1)

@@ -22,7 +22,7 @@ from trl import SFTConfig
 
 from toolkit.moe import logits_at, real_positions
 from toolkit.recipe.finetuning import DistillationRecipe
-from toolkit.recovery.packing import IGNORED, PackingCollator
+from toolkit.recovery.packing import IGNORED, Batch, PackingCollator
 from toolkit.recovery.seam_columns import TeacherStates
 from toolkit.recovery.seams import SeamObserver, Seams
 from toolkit.recovery.student_answers import JoinedCaches
@@ -30,7 +30,6 @@ from toolkit.recovery.top_logits import TOKENS_AT_ONCE, TopAndTail
 from toolkit.recovery.trainer import RecoveryTrainer
 from toolkit.runtime.errors import PollardError
 
-Batch = dict[str, Any]  # a row or a batch, as transformers hands it on
 COLUMNS = ("teacher_index", "teacher_offset", "teacher_tail")
 DIVERGENCE_ONLY = "divergence_only"  # the column that says which examples have no cross entropy, where some have none
 SEAM_COLUMNS = ("teacher_hidden", "teacher_length")

@@ -1,9 +1,9 @@
 """A batch without padding: its examples in as few rows as they need (`finetuning.packing`).
 
     a batch of 4, padded to the longest          the same batch, packed
-    q q q q q a a a a a                          q q q q q a a a a a
-    q q q a a · · · · ·                          q q q a a q q a a ·
-    q q a a · · · · · ·                          q q q a · · · · · ·
+    q q q q q a a a a a                          q q q q q a a a a a · · ·
+    q q q a a · · · · ·                          q q q a a q q a a q q q a
+    q q a a · · · · · ·
     q q q a · · · · · ·
 
 A step learns from the same examples as without, in sums over the same tokens; so schedules, the teacher's cache and checkpoints
@@ -21,11 +21,22 @@ Batch = dict[str, Any]  # an example or a batch, as transformers hands it on
 
 
 def rows_of(lengths: Sequence[int], longest: int) -> list[list[int]]:
-    """The numbers of the examples in each row of at most `longest` tokens: the longest example first, each into the first row
-    that has room."""
+    """The numbers of the examples in each row of at most `longest` tokens: in few rows, and these as even as can be."""
+    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    few = _first_fit(lengths, order, longest)
+    even: list[list[int]] = [[] for _ in few]
+    filled = [0] * len(few)
+    for number in order:  # each into the emptiest row
+        row = filled.index(min(filled))
+        even[row].append(number)
+        filled[row] += lengths[number]
+    return even if max(filled) <= longest else few
+
+
+def _first_fit(lengths: Sequence[int], order: Sequence[int], longest: int) -> list[list[int]]:
     rows: list[list[int]] = []
     room: list[int] = []
-    for number in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
+    for number in order:
         row = next((r for r, free in enumerate(room) if free >= lengths[number]), len(rows))
         if row == len(rows):
             rows.append([])

@@ -36,7 +36,7 @@ from toolkit.recovery.checkpoints import (
     resume_advice,
 )
 from toolkit.recovery.method import Training
-from toolkit.recovery.packing import PackingCollator
+from toolkit.recovery.packing import Batch, PackingCollator
 from toolkit.runtime.distributed import gather, is_main, on_main, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import explain_full_disk, write_text
@@ -199,7 +199,7 @@ class RecoveryTrainer(SFTTrainer):
     def compute_loss(
         self,
         model: Any,
-        inputs: dict[str, Any],
+        inputs: Batch,
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
