@@ -35,6 +35,7 @@ from toolkit.moe.masking import Rerouter, check_prunable, fewest_experts, overri
 from toolkit.moe.model_files import CheckpointFiles, checkpoint_files
 from toolkit.moe.model_size import Sizes, active_expert_parameters, checkpoint_bytes, sizes, weight_bytes
 from toolkit.moe.observe import BlockActivations, EveryExpert, every_expert_outputs, observing
+from toolkit.moe.packing import check_kept_apart, check_packable, real_positions
 from toolkit.moe.partition import gathered, is_partitioned, local_part, partitioned_model, write_partitioned
 from toolkit.moe.router_gradient import check_router_gradient, check_some_inactive, train_routers_on_all_experts
 from toolkit.moe.routing_monitor import RoutingMonitor
@@ -72,7 +73,9 @@ __all__ = [
     "blocks_in",
     "channel_groups",
     "channel_norms",
+    "check_kept_apart",
     "check_loaded",
+    "check_packable",
     "check_prunable",
     "check_router_gradient",
     "check_some_inactive",
@@ -111,6 +114,7 @@ __all__ = [
     "partitioned_model",
     "quantization_of",
     "random_model",
+    "real_positions",
     "restricted",
     "same_routing",
     "shared_copy",
