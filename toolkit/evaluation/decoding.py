@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.evaluation.shared_prefix import SharedPrefix, padded, rows_can_be_taken
+from toolkit.evaluation.shared_prefix import SharedPrefix, rows_can_be_taken
 from toolkit.moe import is_partitioned
 
 StopRows = Callable[[torch.Tensor], torch.Tensor]  # answers so far [B, S] -> which have just come to an end [B]
@@ -67,12 +67,17 @@ def generate(
     """The generated tokens of each prompt, up to and including the end token, or the token that completes a stop string.
 
     With `numbers`, one source per prompt, tokens are drawn at the settings' temperature. Rows that have ended leave the batch,
-    so that the memory of many short answers is not held by one long answer. Every prompt must begin with the `prefix`, of which
-    nothing is computed again.
+    so that the memory of many short answers is not held by one long answer. Every prompt must begin with the `prefix`, if there
+    is one, and be longer.
     """
+    length = max(map(len, prompts))
     pad: Any = settings.pad_token_id
-    ids_BS, mask_BS = padded(prompts, pad, len(prefix.tokens) if prefix else 0, model.device)
-    begun = {"past_key_values": prefix.cache_for(len(prompts))} if prefix else {}
+    ids_BS = torch.tensor([[pad] * (length - len(p)) + list(p) for p in prompts], device=model.device)
+    mask_BS = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    begun: dict[str, Any] = {}
+    if prefix:  # positions too: models of text and images would count on from those of their last batch
+        begun["past_key_values"] = prefix.cache_for([length - len(p) for p in prompts])
+        begun["position_ids"] = (mask_BS.cumsum(-1) - 1).clamp(min=0)
     rows = _Rows(settings, numbers, stop)
     # transformers fills gaps in the settings with the checkpoint's own
     checkpoints_own, model.generation_config = model.generation_config, settings

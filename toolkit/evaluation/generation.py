@@ -44,7 +44,7 @@ def generate_shard(
     # In parts on all ranks, every rank must take part in every forward pass: one without a batch helps with any prompt
     mine = shard_in_step(batches, []) if in_step else shard(batches)
 
-    prefix = _computed(model, common, settings, in_step) if mine and common else None
+    prefix = _computed(model, common, in_step) if mine and common else None
     room = batch_size
     for batch in progress(mine, "answering", batch_sizes(mine), len(prompts)):
         todo = batch or order[-1:]
@@ -61,9 +61,9 @@ def generate_shard(
             todo = todo[room:]
 
 
-def _computed(model: PreTrainedModel, common: CommonPrefix, settings: GenerationConfig, in_step: bool) -> SharedPrefix | None:
+def _computed(model: PreTrainedModel, common: CommonPrefix, in_step: bool) -> SharedPrefix | None:
     try:
-        prefix = compute_prefix(model, common, cast(int, settings.max_new_tokens))
+        prefix = compute_prefix(model, common)
     except torch.OutOfMemoryError:
         _halved(1, in_step)
     if prefix:

@@ -1,14 +1,20 @@
 """What all prompts of an evaluation begin with, computed once: the same solved examples, or a chat template's system prompt.
 
-    today's rows      [padding][shots][question 1]        with a shared prefix      [shots][padding][question 1]
-                               [shots][a longer question]                           [shots][a longer question]
+Rows are padded on the left, so of a batch whose prompts share a prefix of P tokens, the first P columns hold nothing else:
 
-The keys and values of the shots are computed for one row; every batch begins with them, and only the questions pass through
-the model. The padding then stands behind the shots, hidden by the mask, and positions count what the mask shows: to full
-attention that is the same. It is not to a window that counts the padding as well, nor to a recurrent state, nor to positions
-that do not follow the mask. So what the cache is made of must allow it, and one prompt is computed both ways before any other.
+    columns      0 … P−1                      P …
+    row 1        ·  ·  ·  shot shot shot    │ shot shot shot a question
+    row 2        shot shot shot shot shot   │ shot a question that is longer
+                 └ taken from the prefix ┘    └ computed, as ever: same ids, same mask, same positions
 
-Shape legend: B rows, S positions, V vocabulary.
+The prefix's keys and values are computed for one row; each row of a batch takes those of its first columns from there, moved
+by its padding, and starts at column P. Where today's loop would compute the prefix in every row, only the last few of its
+tokens are computed again, in as many columns as the row has padding.
+
+A cache of keys and values allows that, of full attention or of sliding windows; a recurrent state does not. Some families
+keep a state that their cache does not show, so one prompt is computed both ways before any other is answered.
+
+Shape legend: B rows, N heads, D channels of a head, P tokens of the prefix, V vocabulary.
 """
 
 import copy
@@ -17,13 +23,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 LEAST_TOKENS = 16  # a shorter prefix (what any template begins with) saves next to nothing
 LEAST_PROMPTS = 4  # fewer cost less than the prefix and the prompt that is computed both ways
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the logits' range, between the two ways
-HALF_TOLERANCE = 0.1  # in bfloat16 and float16, whose sums differ with the shape of a batch
+# How far apart the logits of the two ways may lie, as a share of the logits' range
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+HALF_TOLERANCE = 0.1  # bfloat16 and float16, in which sums differ with the shape of a batch
 
 
 @dataclass(frozen=True)
@@ -50,66 +57,71 @@ class CommonPrefix:
 
 
 class SharedPrefix:
-    """The keys and values of `tokens`, for one row; `cache` is a transformers cache of layers that rows can be taken from."""
+    """The keys and values of `tokens` in one row of `cache`, those that a sliding window no longer sees as well."""
 
-    def __init__(self, tokens: Sequence[int], cache: Any) -> None:
+    def __init__(self, tokens: Sequence[int], cache: DynamicCache) -> None:
         self.tokens, self.cache = list(tokens), cache
 
-    def cache_for(self, rows: int) -> Any:
-        """A cache that begins with the prefix in so many rows. They are views: what is appended first copies them, as any
-        append does."""
+    def cache_for(self, paddings: Sequence[int]) -> DynamicCache:
+        """The cache of a batch of which the first P columns have passed. `paddings`: of each row, the tokens before its prompt.
+
+        What stands in a column of padding is not seen.
+        """
+        columns_BP = torch.arange(len(self.tokens)) - torch.tensor(paddings)[:, None]
         cache = copy.copy(self.cache)
-        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        for layer in cache.layers:
-            if layer.is_initialized:  # layers that use another's keys and values have none
-                layer.keys = layer.keys.expand(rows, *layer.keys.shape[1:])
-                layer.values = layer.values.expand(rows, *layer.values.shape[1:])
+        cache.layers = [_rows(layer, columns_BP.clamp(min=0)) for layer in self.cache.layers]
         return cache
 
 
-def padded(
-    prompts: Sequence[Sequence[int]], pad: int, shared: int, device: torch.device, length: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask [B, S] of prompts whose first `shared` tokens are the same: the padding stands behind those. S is the
-    longest prompt's, or `length`."""
-    length = max(length, *map(len, prompts))
-    ids = [[*p[:shared], *[pad] * (length - len(p)), *p[shared:]] for p in prompts]
-    mask = [[1] * shared + [0] * (length - len(p)) + [1] * (len(p) - shared) for p in prompts]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+def _rows(layer: Any, columns_BP: torch.Tensor) -> Any:
+    layer = copy.copy(layer)
+    if not layer.is_initialized:  # it uses another layer's keys and values
+        return layer
+    if isinstance(layer, DynamicSlidingWindowLayer):  # as it would be after P tokens
+        columns_BP = columns_BP[:, -layer.sliding_window + 1 :]
+        layer.record_past = False
+    columns_BP = columns_BP.to(layer.device)
+    layer.keys = layer.keys[0][:, columns_BP].transpose(0, 1)  # [N, P, D] -> [B, N, P, D]; appending makes it contiguous
+    layer.values = layer.values[0][:, columns_BP].transpose(0, 1)
+    return layer
 
 
 @torch.no_grad()
-def compute_prefix(model: PreTrainedModel, common: CommonPrefix, max_new_tokens: int) -> SharedPrefix | None:
-    """The keys and values of `common`; None where this model's rows cannot share them. With a model in parts on all ranks, every
-    rank must call it."""
-    outputs = model(torch.tensor([common.tokens], device=model.device), use_cache=True, logits_to_keep=1)
-    prefix = SharedPrefix(common.tokens, outputs.past_key_values)
-    if not spans_everything(prefix.cache, common.longest + max_new_tokens):
+def compute_prefix(model: PreTrainedModel, common: CommonPrefix) -> SharedPrefix | None:
+    """Computes what the prompts have in common; None where this model's rows cannot begin with it.
+
+    With a model in parts on all ranks, call it on every rank.
+    """
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    if not rows_can_be_taken(cache):
         return None
+    cache.activate_past_recording()
+    model(torch.tensor([common.tokens], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    prefix = SharedPrefix(common.tokens, cache)
     return prefix if _same_both_ways(model, prefix, common) else None
 
 
 def _same_both_ways(model: PreTrainedModel, prefix: SharedPrefix, common: CommonPrefix) -> bool:
-    """Whether the shortest prompt, behind as much padding as it can get, has the next token's logits that it has alone."""
-    prompt, shared = common.shortest, len(prefix.tokens)
-    alone_V = model(torch.tensor([prompt], device=model.device), use_cache=False, logits_to_keep=1).logits[0, -1].float()
-    ids_BS, mask_BS = padded([prompt], prompt[-1], shared, model.device, common.longest)
+    """Whether the shortest prompt, with as much padding as it can get, has the next token's logits that it has alone."""
+    padding, begun = common.longest - len(common.shortest), len(prefix.tokens)
+    alone_V = _next_logits(model, common.shortest)
+    ids = [common.shortest[0]] * padding + common.shortest
+    mask_BS = torch.tensor([[0] * padding + [1] * len(common.shortest)], device=model.device)
     positions_BS = (mask_BS.cumsum(-1) - 1).clamp(min=0)
-    behind_V = model(
-        ids_BS[:, shared:], attention_mask=mask_BS, position_ids=positions_BS[:, shared:],
-        past_key_values=prefix.cache_for(1), use_cache=True, logits_to_keep=1,
-    ).logits[0, -1].float()  # fmt: skip
-    apart, spread = (alone_V - behind_V).abs().max(), alone_V.max() - alone_V.min()
+    begun_V = _next_logits(
+        model, ids[begun:], attention_mask=mask_BS, position_ids=positions_BS[:, begun:],
+        past_key_values=prefix.cache_for([padding]), use_cache=True,
+    )  # fmt: skip
+    apart, spread = (alone_V - begun_V).abs().max(), alone_V.max() - alone_V.min()
     return bool(apart <= TOLERANCE.get(model.dtype, HALF_TOLERANCE) * spread)
+
+
+def _next_logits(model: PreTrainedModel, ids: Sequence[int], **inputs: Any) -> torch.Tensor:
+    """[V], of one row."""
+    logits: torch.Tensor = model(torch.tensor([ids], device=model.device), logits_to_keep=1, **inputs).logits[0, -1].float()
+    return logits
 
 
 def rows_can_be_taken(cache: Any) -> bool:
     """Whether rows can be taken out of the cache: of keys and values, not of recurrent states."""
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in getattr(cache, "layers", [None]))
-
-
-def spans_everything(cache: Any, length: int) -> bool:
-    """Whether all of the cache's layers see every one of `length` tokens: full attention, or a window that is wider."""
-    return rows_can_be_taken(cache) and all(
-        length < layer.sliding_window for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)
-    )
