@@ -136,7 +136,7 @@ def ours(writer: BatchWriter, requests: list[Request]) -> Answers:
     return {request.index: answer for request, answer in writer(requests)}
 
 
-PARTS = {"questions": ways_with_questions, "shots": ways_with_shots}
+PARTS = {"shots": ways_with_shots, "questions": ways_with_questions}
 
 
 def measure(ways: dict[str, Callable[[], Answers]], count: int, repeats: int) -> dict[str, list[float]]:
