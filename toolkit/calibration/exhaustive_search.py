@@ -30,6 +30,7 @@ from toolkit.runtime.distributed import gather
 
 ROUNDING = 1e-13
 TABLE_LIMIT = 1000  # subsets per `keep` that are written into statistics.json one by one
+ROUTED_TO_ASK = 256  # tokens that show how a router makes gate weights
 CHOICE_BYTES = 2**27  # of the errors that are added into the array at once, float64, and as much for where they belong
 
 
@@ -110,7 +111,8 @@ def routes_by_rank(block: MoEBlock, rerouter: Rerouter, activations: BlockActiva
     """Whether over any subset the K largest logits are chosen, with gate weights that depend on these logits only."""
     if not rerouter.from_logits:
         return False
-    logits_TE, k = rerouter.inputs(activations), block.experts_per_token
+    # Of a family's code, not of its tokens: some show it as all would
+    logits_TE, k = rerouter.inputs(activations)[:ROUTED_TO_ASK], block.experts_per_token
     order_TE = logits_TE.argsort(dim=1, descending=True, stable=True)
     generator = torch.Generator().manual_seed(0)
     for size in range(k, block.expert_count + 1):

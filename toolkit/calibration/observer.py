@@ -26,6 +26,9 @@ from toolkit.calibration.vector_sums import VectorSums
 from toolkit.cuts.statistics import PARTS, WEIGHTS
 from toolkit.moe import BlockActivations, ChannelGroup, LinearCall, MoEBlock, ObservedBatch, mean_over_rms
 
+# Hidden states in float64 at a time: on a CPU they stay in its cache
+SHIFT_BYTES = {"cpu": 2**19, "cuda": 2**31}
+
 
 class Observer(ABC):
     """What sees the activations of a pass over all batches (toolkit/calibration/passes.py).
@@ -129,5 +132,9 @@ class StatisticsObserver(Observer):
 
 def _residual_shift(residual_TH: torch.Tensor, routed_TH: torch.Tensor) -> torch.Tensor:
     """max(1 - cos(h, h + y), 0) per token [T]: how far the block turns the residual stream."""
-    h, y = residual_TH.double(), routed_TH.double()
-    return (1 - torch.nn.functional.cosine_similarity(h, h + y, dim=-1)).clamp(min=0)
+    size = max(1, SHIFT_BYTES.get(residual_TH.device.type, SHIFT_BYTES["cpu"]) // (8 * residual_TH.shape[1]))
+    shifts = []
+    for h, y in zip(residual_TH.split(size), routed_TH.split(size), strict=True):
+        wide = h.double()
+        shifts.append(1 - torch.nn.functional.cosine_similarity(wide, wide + y.double(), dim=-1))
+    return torch.cat(shifts).clamp(min=0)

@@ -12,6 +12,7 @@ Shape legend: T tokens, E experts, K experts per token, H hidden size.
 """
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -230,9 +231,8 @@ def routing_of(out: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _bare(router: nn.Module) -> nn.Module:
-    bare = copy.deepcopy(router)
-    bare._forward_hooks.clear()
-    return bare
+    """A copy without hooks, which hold what observers have seen so far."""
+    return copy.deepcopy(router, {id(router._forward_hooks): OrderedDict()})
 
 
 def _logits_to_choice(router: nn.Module, activations: BlockActivations) -> nn.Module | None:
