@@ -48,14 +48,15 @@ def tokens(model: PreTrainedModel, batch: int, length: int, seed: int) -> torch.
     return torch.randint(1000, (batch, length), generator=torch.Generator().manual_seed(seed)).to(model.device)
 
 
-def seconds(model: PreTrainedModel, run: Callable[[], Any]) -> float:
+def seconds(model: PreTrainedModel, run: Callable[[], Any]) -> tuple[float, float]:
+    """By the clock, and of the CPU: the latter count where a machine is shared."""
     if model.device.type == "cuda":
         torch.cuda.synchronize()
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     run()
     if model.device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - cpu
 
 
 def decode(model: PreTrainedModel, prompt: torch.Tensor, steps: int) -> Callable[[], None]:
@@ -73,21 +74,23 @@ def decode(model: PreTrainedModel, prompt: torch.Tensor, steps: int) -> Callable
 
 def compare(name: str, model: PreTrainedModel, thresholds: Any, run: Callable[[], Any], amount: int, repeats: int) -> bool:
     """Prints tokens/s without and with skipping, and the ratio; whether it is not below its target, where there is one."""
-    found: dict[bool, list[float]] = {False: [], True: []}
+    found: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
     for repeat in range(repeats + 1):  # the first warms up
         found[False].append(seconds(model, run))
         with skipping(model, thresholds):
             found[True].append(seconds(model, run))
         if not repeat:
             found = {False: [], True: []}
-    ratios = [a / b for a, b in zip(found[False], found[True], strict=True)]
+    pairs = list(zip(found[False], found[True], strict=True))
+    ratios, cpu_ratios = ([before[which] / after[which] for before, after in pairs] for which in (0, 1))
     with skipping(model, thresholds), counting_skips(model) as counter:
         run()
-    speed = [amount / statistics.median(found[on]) for on in (False, True)]
+    speed = [amount / statistics.median(clock for clock, _ in found[on]) for on in (False, True)]
+    cpu = f"; CPU-seconds {statistics.median(cpu_ratios):.2f} ({min(cpu_ratios):.2f} to {max(cpu_ratios):.2f})"
     target = TARGETS[name.partition(",")[0]] if model.device.type == "cuda" else 0.0
     print(
         f"{name:<20} {speed[0]:>10,.0f} -> {speed[1]:>10,.0f} tokens/s: {statistics.median(ratios):.2f} "
-        f"({min(ratios):.2f} to {max(ratios):.2f}{f'; target {target}' if target else ''}); "
+        f"({min(ratios):.2f} to {max(ratios):.2f}){f'; target {target}' if target else cpu}; "
         f"{counter.take().saved:.1%} of the experts skipped",
         flush=True,
     )
