@@ -75,7 +75,8 @@ PARTS = (
         "--layers 2 --hidden 64 --width 32 --sequences 4 --length 16 --batch-size 2", 150,
     ),
     benchmark_part(
-        "skipping a quarter of the experts' work", "skipping.py", "--hidden 4096 --width 14336 --layers 4 --repeats 5",
+        "skipping a quarter of the experts' work", "skipping.py",
+        "--hidden 4096 --width 14336 --layers 4 --prompts 8 32 --repeats 5",
         "--hidden 64 --width 32 --layers 1 --batches 1 --length 8 --steps 2 --repeats 1", 90,
     ),
     Part(

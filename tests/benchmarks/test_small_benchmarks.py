@@ -65,28 +65,13 @@ def test_the_least_acceptance_that_pays_is_where_drafting_breaks_even() -> None:
 
 
 def test_skipping_is_measured_in_operations_and_in_time(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    small = [
-        "--hidden",
-        "32",
-        "--width",
-        "32",
-        "--layers",
-        "1",
-        "--length",
-        "8",
-        "--steps",
-        "2",
-        "--repeats",
-        "1",
-        "--batches",
-        "1",
-    ]
-    monkeypatch.setattr(sys, "argv", ["skipping.py", *small])
-    skipping_benchmark.main()
+    small = "--hidden 32 --width 32 --layers 1 --length 8 --steps 2 --repeats 1 --prompts 2 8 --batches 1"
+    monkeypatch.setattr(sys, "argv", ["skipping.py", *small.split()])
+    assert skipping_benchmark.main() == 0
     out = capsys.readouterr().out
     saved = re.search(r"GFLOP: (0\.\d+); (\d+\.\d+)% of the experts skipped", out)
     assert saved and float(saved[1]) == pytest.approx(1 - float(saved[2]) / 100, abs=2e-4)
-    assert "prefill, 8 prompts" in out and "decode, batch 1" in out
+    assert "prefill, 2 prompts" in out and "prefill, 8 prompts" in out and "decode, batch 1" in out
 
 
 def test_a_checkpoint_is_asked_with_every_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

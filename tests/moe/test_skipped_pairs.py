@@ -107,13 +107,14 @@ def test_both_ways_compute_the_same_and_one_of_them_asks_the_device_for_nothing(
         gathered_forward(grouped_mm_experts_forward, experts, hidden, index, gate, ~skip)
 
 
-def test_skipping_costs_a_gpu_few_operations_more_than_not_to_skip() -> None:
-    experts, (hidden, index, gate) = only_experts(2), drawn(2)
+@pytest.mark.parametrize(("k", "more"), [(2, 6), (8, 15)])
+def test_skipping_costs_a_gpu_few_operations_more_than_not_to_skip(k: int, more: int) -> None:
+    experts, (hidden, index, gate) = only_experts(k), drawn(k)
     with Operations() as without:
         grouped_mm_experts_forward(experts, hidden, index, gate)
     with Operations() as ours:
         grouped_forward(experts, hidden, index, gate, skipped_pairs(gate, threshold_of(experts)))
-    assert ours.count <= without.count + 6
+    assert ours.count <= without.count + more
 
 
 @pytest.mark.usefixtures("grouped")
