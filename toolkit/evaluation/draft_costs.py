@@ -20,7 +20,7 @@ from toolkit.evaluation.speed import median_and_range
 from toolkit.runtime.progress import progress
 
 REPEATS = 5  # turns over everything, each in another answer, after one to warm up
-PASSES = 3  # of every measurement
+PASSES = 5  # of every measurement
 
 
 class DraftCosts(NamedTuple):

@@ -3,6 +3,8 @@
 Costs are in passes of the target over one token; a speed-up is against the target alone.
 """
 
+import json
+import shlex
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +16,7 @@ from toolkit.report.measurements import Facts, Timing
 from toolkit.runtime.distributed import console, say
 from toolkit.runtime.formatting import percent, size
 
-WIDTH = 120  # of a table in a log file
+WIDTH = 130  # of a table in a log file
 NO_SERVER = {
     "k1": "a server runs a checkpoint with one number of experts per token; a copy of it whose config.json says 1 takes the "
     "memory of a second model",
@@ -85,8 +87,10 @@ class DraftsFacts(Facts):
     @property
     def best_of_kinds(self) -> list[DraftFacts]:
         """Of every kind the best, the best first."""
-        ranked = sorted(self.drafts, key=lambda draft: -draft.best.predicted)
-        return list({draft.kind: draft for draft in reversed(ranked)}.values())[::-1]
+        best: dict[str, DraftFacts] = {}
+        for draft in sorted(self.drafts, key=lambda draft: -draft.best.predicted):
+            best.setdefault(draft.kind, draft)
+        return list(best.values())
 
 
 def show_drafts(facts: DraftsFacts) -> None:
@@ -170,13 +174,15 @@ def server_lines(facts: DraftsFacts) -> list[ServerLine]:
 def _lines_of(draft: DraftFacts, facts: DraftsFacts) -> Sequence[ServerLine]:
     length, target = draft.best.length, facts.path
     if draft.path is None:
-        config = f'{{"method": "ngram", "num_speculative_tokens": {length}, "prompt_lookup_max": 2, "prompt_lookup_min": 1}}'
+        config = {"method": "ngram", "num_speculative_tokens": length, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
         drafting = f"--spec-type ngram-simple --draft-max {length}"
         note = " (it looks up longer n-grams, and the latest match: other counts than these)"
     else:
-        config = f'{{"method": "draft_model", "model": "{draft.path}", "num_speculative_tokens": {length}}}'
+        config = {"method": "draft_model", "model": draft.path, "num_speculative_tokens": length}
         drafting, note = f"-md {draft.kind}.gguf --draft-max {length}", " (both by its convert_hf_to_gguf.py)"
     return [
-        ServerLine(draft.kind, "vLLM", f"vllm serve {target} --speculative-config '{config}'"),
+        ServerLine(
+            draft.kind, "vLLM", f"vllm serve {shlex.quote(target)} --speculative-config {shlex.quote(json.dumps(config))}"
+        ),
         ServerLine(draft.kind, "llama.cpp", f"llama-server -m {facts.target}.gguf {drafting}{note}"),
     ]
