@@ -17,7 +17,7 @@ def test_the_verdict_follows_the_median(
     monkeypatch.setattr("sys.argv", ["training.py", *sizes, f"--target={target}"])
     assert training.main() == status
     said = capsys.readouterr().out
-    assert "repeat 1: bare" in said and f"target {float(target)}" in said
+    assert "full, repeat 1: s/step (CPU) bare" in said and f"target {float(target)}" in said
 
 
 @pytest.mark.parametrize("lengths", ["playground", "gsm8k"])
