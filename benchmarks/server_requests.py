@@ -1,0 +1,121 @@
+"""Whether `evaluation.backend: server` keeps a server busy, against one with a known limit:
+
+    python benchmarks/server_requests.py                           # or --slots 64 --seconds 1
+
+The server, in a process of its own, answers --slots requests at a time, each after --seconds: it can answer slots / seconds
+requests per second, and no more. `evaluation.servers.concurrency` is as many as it has slots, so whatever time passes between
+an answer and the next request is lost. Each figure is the median share of that limit over the repeats, with its range. Exit
+status 1 where one is below the target.
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from toolkit.evaluation import Decoding
+from toolkit.evaluation.answers import Request
+from toolkit.evaluation.server import ServerWriter
+from toolkit.moe import load_tokenizer
+from toolkit.recipe.evaluation import ServersRecipe
+from toolkit.runtime.distributed import console
+
+PLAYGROUND = Path(__file__).parents[1] / "data" / "playground" / "model"
+TARGET = 0.95  # of slots / seconds
+SERVERS = ((16, 1.0), (256, 4.0))  # slots, and seconds of an answer
+ROUNDS = 8  # answers of each slot in a repeat
+PROMPT = list(range(4, 504))  # the length of a prompt with shots
+
+
+async def serve(slots: int, seconds: float) -> None:
+    """Prints its port and answers until it is ended."""
+    free = asyncio.Semaphore(slots)
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while head := await reader.readline():
+            length = 0
+            while (line := await reader.readline()).strip():
+                if line.lower().startswith(b"content-length:"):
+                    length = int(line.split(b":")[1])
+            asked = json.loads(await reader.readexactly(length)) if length else {}
+            if head.startswith(b"GET"):
+                reply: dict[str, Any] = {"object": "list", "data": [{"id": "model", "object": "model"}]}
+            else:
+                async with free:
+                    await asyncio.sleep(seconds)
+                choice = {"index": 0, "text": f"{asked['prompt'][-1]}", "finish_reason": "stop"}
+                reply = {"id": "1", "object": "text_completion", "created": 0, "model": "model", "choices": [choice]}
+                reply["usage"] = {"prompt_tokens": len(asked["prompt"]), "completion_tokens": 1, "total_tokens": 1}
+            body = json.dumps(reply).encode()
+            first = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+            writer.write(first + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0, backlog=1024)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+@contextmanager
+def serving(slots: int, seconds: float) -> Iterator[str]:
+    command = [sys.executable, __file__, "--serve", "--slots", str(slots), "--seconds", str(seconds)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}/v1"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def shares(url: str, slots: int, seconds: float, repeats: int, rounds: int) -> list[float]:
+    """Of the server's limit, repeat by repeat. Raises SystemExit for an answer to another question."""
+    servers = ServersRecipe.model_validate({"original": url, "concurrency": slots})
+    assert servers.original
+    writer = ServerWriter(servers.original, servers, load_tokenizer(str(PLAYGROUND)), Decoding(128))
+    requests = [Request(i, 0, [*PROMPT, i], ()) for i in range(slots * rounds)]
+    found = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        answers = {request.index: answer.text for request, answer in writer(requests)}
+        found.append(rounds * seconds / (time.perf_counter() - started))
+        if answers != {i: str(i) for i in range(len(requests))}:
+            raise SystemExit("not the answers to the questions")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--slots", type=int, help="of one server; those in SERVERS unless given")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of one answer, with --slots")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="answers of each slot in a repeat")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        asyncio.run(serve(options.slots, options.seconds))
+    console.quiet = True  # no bars in between
+    results = []
+    for slots, seconds in [(options.slots, options.seconds)] if options.slots else SERVERS:
+        with serving(slots, seconds) as url:
+            found = shares(url, slots, seconds, options.repeats, options.rounds)
+        median, limit = statistics.median(found), slots / seconds
+        print(
+            f"{slots} slots, {seconds:g} s an answer, at most {limit:g} answers/s: {median:.3f} of that "
+            f"({min(found):.3f} to {max(found):.3f}), target {TARGET}; {1000 * seconds * (1 / median - 1):.0f} ms lost an answer",
+            flush=True,
+        )
+        results.append(median >= TARGET)
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
