@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -205,7 +205,7 @@ def spread(ratios: list[float]) -> str:
     return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=512)
@@ -219,7 +219,7 @@ def main() -> int:
     parser.add_argument("--ways", type=lambda text: text.split(","), default=["recover"], help=", ".join(WAYS))
     parser.add_argument("--lengths", choices=("playground", "gsm8k"), default="playground", help="of the examples")
     parser.add_argument("--target", type=float, default=TARGET, help="the least median ratio of recover that passes")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     start()
     try:
         start_deepspeed()

@@ -11,10 +11,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import training_profile
 
 
-def test_every_part_takes_its_share(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_part_takes_its_share(capsys: pytest.CaptureFixture[str]) -> None:
     sizes = ["--layers=1", "--hidden=32", "--steps=2", "--batch=2"]
-    monkeypatch.setattr("sys.argv", ["training_profile.py", *sizes, "--methods=full,qlora", "--ways=recover,teacher"])
-    training_profile.main()
+    training_profile.main([*sizes, "--methods=full,qlora", "--ways=recover,teacher"])
     said = capsys.readouterr().out
     assert "| part | full | full, teacher | qlora | qlora, teacher |" in said
     rows = {
