@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -34,7 +34,7 @@ from trl import SFTTrainer
 from toolkit.moe import load_model, load_tokenizer
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.recipe.schema import Recipe
-from toolkit.recovery.packing import ROW, rows_of
+from toolkit.recovery.packing import padding_shares
 from toolkit.recovery.recover import recover
 from toolkit.recovery.settings import sft_config
 from toolkit.recovery.teacher import cache_logits
@@ -166,16 +166,10 @@ def padding(recipe: Recipe, run: RunDirectory) -> str:
     """Of batches in the order of the file, padded and packed."""
     encoded, _ = encode_all(load_tokenizer(str(run.pruned)), Task(recipe.task).examples("train"), recipe.finetuning.max_length)
     lengths, batch = [len(e.input_ids) for e in encoded], int(recipe.finetuning.trainer["per_device_train_batch_size"])
-    padded = packed = 0
-    for first in range(0, len(lengths), batch):
-        some = lengths[first : first + batch]
-        rows = rows_of(some, max(ROW, *some))
-        padded += len(some) * max(some)
-        packed += len(rows) * max(sum(some[number] for number in row) for row in rows)
-    mean = statistics.mean(lengths)
+    shares = padding_shares(lengths, batch)
     return (
-        f"{mean:.0f} tokens an example, at most {max(lengths)}; padding in batches of {batch}: "
-        f"{1 - sum(lengths) / padded:.0%} of all positions, {1 - sum(lengths) / packed:.0%} when packed"
+        f"{statistics.mean(lengths):.0f} tokens an example, at most {max(lengths)}; padding in batches of {batch}: "
+        f"{shares.padded:.0%} of all positions, {shares.packed:.0%} when packed"
     )
 
 
@@ -211,7 +205,7 @@ def spread(ratios: list[float]) -> str:
     return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=512)
@@ -225,7 +219,7 @@ def main() -> int:
     parser.add_argument("--ways", type=lambda text: text.split(","), default=["recover"], help=", ".join(WAYS))
     parser.add_argument("--lengths", choices=("playground", "gsm8k"), default="playground", help="of the examples")
     parser.add_argument("--target", type=float, default=TARGET, help="the least median ratio of recover that passes")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     start()
     try:
         start_deepspeed()

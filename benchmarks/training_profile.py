@@ -13,7 +13,7 @@ import io
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -152,7 +152,7 @@ def table(columns: dict[str, tuple[Times, float]]) -> str:
     return "\n".join([*lines, "| ms a step | " + " | ".join(f"{each * 1000:,.0f}" for _, each in columns.values()) + " |"])
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=512)
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--methods", type=lambda text: text.split(","), default=["full", "lora", "qlora"])
     parser.add_argument("--ways", type=lambda text: text.split(","), default=["recover"], help=", ".join(WAYS))
     parser.add_argument("--lengths", choices=("playground", "gsm8k"), default="playground", help="of the examples")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     start()
     try:
         start_deepspeed()

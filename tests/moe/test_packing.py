@@ -65,11 +65,21 @@ def test_every_family_keeps_examples_apart_or_is_refused(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "named"), [("qwen3_next", "linear_attention"), ("lfm2_moe", "conv"), ("deepseek_v4", "sparse_attention")]
-)
+    ("family", "named"),
+    [
+        ("qwen3_next", "linear_attention"), ("lfm2_moe", "conv"), ("deepseek_v4", "sparse_attention"),
+        ("deepseek_v32", "indexed_attention"),
+    ],
+)  # fmt: skip
 def test_what_carries_one_example_over_into_the_next_is_told_before_anything_starts(family: str, named: str) -> None:
     with raises("model.no-packing", named):
         check_packable(meta_model(tiny_family(family).config))
+
+
+def test_an_index_of_keys_shows_only_in_long_rows_that_it_leaks() -> None:
+    check_kept_apart(tiny_family("deepseek_v32"), 60, "cpu")
+    with raises("model.no-packing"):
+        check_kept_apart(tiny_family("deepseek_v32", index_topk=4), 60, "cpu")
 
 
 def test_a_convolution_is_refused_whatever_its_layer_is_called() -> None:

@@ -11,7 +11,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from toolkit.moe import real_positions
 from toolkit.recovery import packing
-from toolkit.recovery.packing import IGNORED, PackingCollator, rows_of
+from toolkit.recovery.packing import IGNORED, PackingCollator, padding_shares, rows_of
 from toolkit.recovery.recover import _row
 from toolkit.tasks import Encoded
 
@@ -87,7 +87,12 @@ def test_the_gradient_of_a_step_is_that_of_the_padded_batch(
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
 
 
-def test_it_takes_fewer_positions_than_padding(packed: PackingCollator, padded: DataCollatorForLanguageModeling) -> None:
+def test_it_takes_fewer_positions_than_padding_by_the_shares_that_are_told(
+    packed: PackingCollator, padded: DataCollatorForLanguageModeling
+) -> None:
     for seed in range(20):
         rows = examples(8, seed)
-        assert packed(rows)["input_ids"].numel() < padded(rows)["input_ids"].numel()
+        lengths = [len(row["input_ids"]) for row in rows]
+        shares, found, before = padding_shares(lengths, 8), packed(rows)["input_ids"].numel(), padded(rows)["input_ids"].numel()
+        assert found < before
+        assert (found, before) == pytest.approx((sum(lengths) / (1 - shares.packed), sum(lengths) / (1 - shares.padded)))

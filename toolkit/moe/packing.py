@@ -23,7 +23,9 @@ LENGTHS = (11, 9, 6)  # tokens of the examples that a model is tried with
 NEXT_TO_EACH_OTHER = 3  # positions of which the middle difference counts: rounding may tip a router's choice at one of them
 TOLERANCE = {torch.float32: 1e-3}  # of the logits' spread; another example changes them by more than these
 HALF_TOLERANCE = 0.1  # of two bytes
-KEPT_APART = {"full_attention", "sliding_attention", "chunked_attention"}  # layer types
+# Layer types. An index of keys is not among them: it chooses a number of them before the mask is looked at, and so shows only in
+# long rows that it does not keep examples apart
+KEPT_APART = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def real_positions(position_ids_BS: torch.Tensor) -> torch.Tensor:

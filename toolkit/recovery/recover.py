@@ -21,7 +21,7 @@ from toolkit.recovery.checkpoints import last_checkpoint, resume_advice
 from toolkit.recovery.distillation import DIVERGENCE_ONLY, DistilledTrainer
 from toolkit.recovery.method import Training, training_of
 from toolkit.recovery.methods import METHODS, trainable_model
-from toolkit.recovery.packing import IGNORED
+from toolkit.recovery.packing import IGNORED, padding_shares
 from toolkit.recovery.seams import Seams, seams_of
 from toolkit.recovery.settings import sft_config
 from toolkit.recovery.student_answers import JoinedCaches, MixedData, mixed_data, read_student_answers
@@ -100,6 +100,9 @@ def recover(
         mixed = mixed_data(recipe, data, written)
         train_data = Dataset.from_list(_rows(mixed))
         dev_data = _dev_data(recipe, arguments, tokenizer, cache)
+        if recipe.finetuning.packing:
+            shares = padding_shares([len(row.encoded.input_ids) for row in mixed.rows], arguments.per_device_train_batch_size)
+            say(f"  packed: about {shares.packed:.0%} of what is computed is padding, instead of {shares.padded:.0%}")
         model = trainable_model(recipe, arguments, training.source, training.revision)
         zeros = hold_zeros(recipe, METHODS[recipe.finetuning.method], model, training.source)
         seams = seams_of(Plan.load(run.plan)) if recipe.finetuning.distillation.hidden and role != Role.CONTROL else None
