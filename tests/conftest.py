@@ -115,7 +115,7 @@ SLOW = {
     "evaluation/test_generation.py", "evaluation/test_server.py", "evaluation/test_shared_prefix.py",
     "moe/test_expert_skipping.py", "moe/test_layer_counts.py",
     "pipeline/test_advice.py", "pipeline/test_calibration_data.py", "pipeline/test_context.py", "pipeline/test_cuts_run.py",
-    "pipeline/test_dense_run.py", "pipeline/test_estimator.py", "pipeline/test_evaluate_stage.py",
+    "pipeline/test_dense_run.py", "pipeline/test_drafts.py", "pipeline/test_estimator.py", "pipeline/test_evaluate_stage.py",
     "pipeline/test_failed_items.py", "pipeline/test_fidelity_harness.py", "pipeline/test_fit_run.py",
     "pipeline/test_grow_run.py", "pipeline/test_new_stage.py", "pipeline/test_off_task_stage.py",
     "pipeline/test_own_answers.py", "pipeline/test_refit_stage.py", "pipeline/test_rounds.py", "pipeline/test_runner.py",

@@ -13,7 +13,7 @@ from rank_launcher import ranks
 
 from toolkit.calibration import fit_dense
 from toolkit.cuts import Plan, masked, with_fixed_gates
-from toolkit.moe import StreamedModel, all_expert_outputs, find_blocks, observing
+from toolkit.moe import StreamedModel, every_expert_outputs, find_blocks, observing
 from toolkit.moe.observe import BlockActivations
 
 ids = torch.randint(3, 64, (4, 24), generator=torch.Generator().manual_seed(2))
@@ -54,7 +54,7 @@ def test_the_first_block_has_the_formulas_numbers() -> None:
 
         def see(found: BlockActivations, rows: torch.Tensor = rows, into: list[torch.Tensor] = F) -> None:
             if found.block == first.name and into is F:
-                F.append(all_expert_outputs(found, rows, first.expert_count)[:, kept].double())
+                F.append(every_expert_outputs(found.experts, found.hidden_TH[rows], first.expert_count)[:, kept].double())
                 y.append(found.routed_TH[rows].double())
             elif found.block == first.name:
                 gate = torch.zeros(len(rows), first.expert_count, dtype=torch.float64)

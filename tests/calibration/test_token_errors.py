@@ -4,7 +4,7 @@ from conftest import logits_of, tiny_model
 
 from toolkit.calibration import token_errors as module
 from toolkit.calibration.token_errors import token_errors
-from toolkit.moe import BlockActivations, all_expert_outputs, observing
+from toolkit.moe import BlockActivations, every_expert_outputs, observing
 
 
 @pytest.mark.parametrize("inherited", [False, True])
@@ -20,7 +20,11 @@ def test_an_error_is_the_squared_distance_of_the_outputs(family: str, inherited:
         for chunk, errors in token_errors(seen, rows, 8, target):
             index = torch.stack([torch.randperm(8, generator=generator)[:2] for _ in chunk])
             gate = torch.rand(len(chunk), 2, generator=generator)
-            outputs = all_expert_outputs(seen, chunk, 8).double().gather(1, index.unsqueeze(-1).expand(-1, -1, 32))
+            outputs = (
+                every_expert_outputs(seen.experts, seen.hidden_TH[chunk], 8)
+                .double()
+                .gather(1, index.unsqueeze(-1).expand(-1, -1, 32))
+            )
             y = (seen.routed_TH if target is None else target)[chunk].double()
             expected = ((outputs * gate.unsqueeze(-1)).sum(1) - y).square().sum(1)
             everyone = torch.arange(len(chunk))

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from conftest import logits_of, tiny_model
 
-from toolkit.moe import BlockActivations, all_expert_outputs, find_blocks, observing
+from toolkit.moe import BlockActivations, every_expert_outputs, find_blocks, observing
 
 
 def seen_by(model, length: int = 24) -> tuple[list[BlockActivations], torch.Tensor]:
@@ -59,7 +59,7 @@ def test_every_expert_says_what_it_says_when_it_is_chosen(family: str) -> None:
 
     def check(seen: BlockActivations) -> None:
         rows = torch.tensor([1, 5, 40])
-        found = all_expert_outputs(seen, rows, 8)
+        found = every_expert_outputs(seen.experts, seen.hidden_TH[rows], 8)
         alone = torch.stack([seen.run_expert(seen.hidden_TH[rows], expert) for expert in range(8)], 1)
         torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)
         routed = (found.gather(1, seen.index_TK[rows].unsqueeze(-1).expand(-1, -1, 32)) * seen.gate_TK[rows].unsqueeze(-1)).sum(1)

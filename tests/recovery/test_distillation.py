@@ -15,6 +15,7 @@ from trl import SFTConfig
 from toolkit.pipeline.runner import run
 from toolkit.recipe.file import dump_values
 from toolkit.recipe.schema import Recipe
+from toolkit.recovery import packing
 from toolkit.recovery.distillation import check_distillable
 from toolkit.runtime import distributed
 
@@ -107,6 +108,19 @@ def test_accumulated_batches_are_one_batch_and_the_teacher_is_asked_once(
         "calibrate", "select", "prune", "answers", "teacher",
     ]  # fmt: skip
     assert log(folder, "one", "loss") == pytest.approx(before, rel=1e-4)
+
+
+@pytest.mark.launcher
+def test_packed_rows_learn_and_log_what_padded_ones_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ("loss", "cross_entropy", "divergence", "eval_loss", "num_tokens", "routing_entropy_mean", "grad_norm")
+    run(Recipe.model_validate(values("one", batch=4, accumulation=1)), until="recover")
+    padded = {key: log(folder, "one", key) for key in keys}
+    monkeypatch.setattr(packing, "ROW", 96)  # some rows end in padding
+    run(Recipe.model_validate(values("one", batch=4, accumulation=1, packing=True)), until="recover")
+    for key in keys:
+        assert padded[key] and log(folder, "one", key) == pytest.approx(padded[key], rel=1e-3 if key == "grad_norm" else 1e-4), (
+            key
+        )
 
 
 @pytest.mark.launcher

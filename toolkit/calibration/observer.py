@@ -51,6 +51,10 @@ class Observer(ABC):
     def on_linear(self, call: LinearCall, batch: ObservedBatch) -> None:  # noqa: B027  a hook
         """A linear layer of an observed MLP is about to process a batch."""
 
+    def wants_every_expert(self, block: str) -> bool:
+        """Whether `on_batch` reads what every expert answers to a batch's real tokens (`activations.every`)."""
+        return False
+
     def on_layer_end(self) -> None:  # noqa: B027  a hook
         """All batches have passed the layer. Called on every rank."""
 
@@ -62,6 +66,10 @@ class ProgressiveObserver(Observer):
     @abstractmethod
     def on_pruned_batch(self, activations: BlockActivations, batch: ObservedBatch) -> None:
         """The same block and batch, on what the model as cut so far passes on, before this layer is cut."""
+
+    def wants_every_expert_when_pruned(self, block: str) -> bool:
+        """The same of `on_pruned_batch`."""
+        return False
 
     @contextmanager
     def undecided_layer(self) -> Iterator[None]:
@@ -94,7 +102,7 @@ class StatisticsObserver(Observer):
         names = ["count", *(f"{v}_{s}" for s in ("sum", "square_sum") for v in values_TK)]
         stacked_TKS = torch.stack([routed.double(), *values_TK.values(), *(v**2 for v in values_TK.values())], -1)
         for part in PARTS:
-            rows = getattr(batch, part).to(gates.device)  # a model may be spread over several
+            rows = getattr(batch.rows, part).to(gates.device)  # a model may be spread over several
             index = activations.index_TK[rows].flatten()
             sums_ES = gates.new_zeros(self.experts[activations.block], len(names))
             sums_ES.index_add_(0, index, stacked_TKS[rows].flatten(0, 1))

@@ -25,6 +25,7 @@ from toolkit.moe import (
     LinearCall,
     ObservedBatch,
     StreamedModel,
+    TokenRows,
     blocks_by_layer,
     find_blocks,
     layers_of,
@@ -69,6 +70,13 @@ class _Dispatch:
         if self.search:
             self.search.on_pruned_batch(activations, self.batch)
 
+    def every_expert(self, block: str) -> TokenRows | None:
+        """The rows of the batch at work, where someone wants the outputs of all experts of `block`."""
+        wanted = any(observer.wants_every_expert(block) for observer in self.observers)
+        if self.search:
+            wanted = wanted or self.search.wants_every_expert_when_pruned(block)
+        return self.batch.rows if wanted else None
+
     def on_linear(self, call: LinearCall) -> None:
         for observer in self.observers:
             observer.on_linear(call, self.batch)
@@ -80,7 +88,10 @@ def observe(model: PreTrainedModel, batches: Iterable[Batch], observers: Sequenc
     dispatch, blocks, counts = _Dispatch(), find_blocks(model), _no_tokens()
     for observer in observers:
         observer.on_layer_start(blocks)
-    with observing(model, dispatch), observing_linears(model, _mlps(observers), dispatch.on_linear):
+    with (
+        observing(model, dispatch, dispatch.every_expert),
+        observing_linears(model, _mlps(observers), dispatch.on_linear),
+    ):
         for batch in batches:
             inputs, observed = split_mask(batch, model.device)
             _count(counts, observed)
@@ -120,7 +131,10 @@ def layerwise_pass(
             with model.layer(layers[number]) if isinstance(model, StreamedModel) else nullcontext():
                 for observer in observers:
                     observer.on_layer_start(inside)
-                with observing(whole, dispatch), observing_linears(whole, _mlps(observers), dispatch.on_linear):
+                with (
+                    observing(whole, dispatch, dispatch.every_expert),
+                    observing_linears(whole, _mlps(observers), dispatch.on_linear),
+                ):
                     for turn in turns:
                         _run_layer(turn, dispatch, search, inside != [])
                 for observer in observers:
@@ -155,4 +169,4 @@ def _no_tokens() -> TokenCounts:
 
 def _count(counts: TokenCounts, batch: ObservedBatch) -> None:
     for part in PARTS:
-        counts[part] += int(getattr(batch, part).sum())
+        counts[part] += len(getattr(batch.rows, part))

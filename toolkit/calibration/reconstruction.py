@@ -36,13 +36,14 @@ class BlockSearch:
         self.search: ExhaustiveSubsetSearch | GreedySubsetSearch | None = None
 
     def add(self, activations: BlockActivations, rows: torch.Tensor, target_TH: torch.Tensor | None = None) -> None:
-        """One batch's tokens `rows`; `target_TH` is the original block's output where it is not this batch's own."""
+        """One batch's real tokens `rows`; `target_TH` is the original block's output where it is not this batch's own."""
         if not len(rows):
             return
         if self.search is None:
             self.search = self._suitable(activations)
         self.tokens += len(rows)
-        self.search.add(activations, rows.to(activations.index_TK.device), target_TH)  # a model may be on several devices
+        rows = activations.every.rows if activations.every else rows.to(activations.index_TK.device)  # of several devices one
+        self.search.add(activations, rows, target_TH)
 
     def _suitable(self, activations: BlockActivations) -> ExhaustiveSubsetSearch | GreedySubsetSearch:
         rerouter = Rerouter(self.block, activations)
@@ -50,6 +51,11 @@ class BlockSearch:
         if self.block.expert_count <= (ENUMERABLE if by_rank else ENUMERABLE_ONE_BY_ONE):
             return ExhaustiveSubsetSearch(self.block, rerouter, by_rank)
         return GreedySubsetSearch(self.block, rerouter, by_rank, self.blocks)
+
+    @property
+    def wants_every_expert(self) -> bool:
+        """Whether `add` reads the outputs of all experts for all tokens: what enumerates does; the first batch decides."""
+        return self.block.expert_count <= ENUMERABLE and not isinstance(self.search, GreedySubsetSearch)
 
     def result(self, keeps: Sequence[int]) -> BlockSearchResult:
         """The best set of each size, over the batches of all ranks; every rank must call it."""
@@ -69,8 +75,11 @@ class LayerwiseSearch(Observer):
     def __init__(self, blocks: Sequence[MoEBlock]) -> None:
         self.searches = {block.name: BlockSearch(block, len(blocks)) for block in blocks}
 
+    def wants_every_expert(self, block: str) -> bool:
+        return self.searches[block].wants_every_expert
+
     def on_batch(self, activations: BlockActivations, batch: ObservedBatch) -> None:
-        self.searches[activations.block].add(activations, batch.real.nonzero().flatten())
+        self.searches[activations.block].add(activations, batch.rows.real)
 
     def results(self) -> dict[str, BlockSearchResult]:
         """Per block, for every number of experts from the model's top k to all."""
@@ -85,28 +94,41 @@ class ProgressiveSearch(ProgressiveObserver):
         self.keep = keep
         self.results: dict[str, BlockSearchResult] = {}
         self.searches: dict[str, BlockSearch] = {}  # of the layer at work
+        self.finite: dict[str, torch.Tensor] = {}  # whether its targets are, bool []
         self.targets: dict[str, torch.Tensor] = {}  # y [T, H] of the batch at work, per block
 
     def on_layer_start(self, blocks: Sequence[MoEBlock]) -> None:
         self.searches = {block.name: BlockSearch(block) for block in blocks}
+        self.finite = {}
+
+    def wants_every_expert_when_pruned(self, block: str) -> bool:
+        return self.searches[block].wants_every_expert
 
     def on_batch(self, activations: BlockActivations, batch: ObservedBatch) -> None:
         self.targets[activations.block] = activations.routed_TH
 
     def on_pruned_batch(self, activations: BlockActivations, batch: ObservedBatch) -> None:
         """The same block and batch, on what the pruned model passes on, before any expert of it is removed."""
-        target_TH, rows = self.targets.pop(activations.block), batch.real.nonzero().flatten()
-        if not target_TH[rows].isfinite().all():
-            raise PollardError(
-                f"The experts' outputs are not finite ({activations.block}). Try model.dtype=float32.",
-                code="calibration.not-finite",
-            )
-        self.searches[activations.block].add(activations, rows, target_TH)
+        name, rows = activations.block, batch.rows.real
+        target_TH = self.targets.pop(name)
+        finite = target_TH[rows].isfinite().all()
+        if name not in self.finite:  # nor is its first batch's what a search could begin with
+            self._check_finite(name, finite)
+        self.finite[name] = finite & self.finite.get(name, finite)
+        self.searches[name].add(activations, rows, target_TH)
 
     def on_layer_end(self) -> None:
         self.targets = {}
+        for name, finite in self.finite.items():  # not batch by batch: each look waits for the device
+            self._check_finite(name, finite)
         for name, search in self.searches.items():
             self.results[name] = search.result([self.keep])
+
+    def _check_finite(self, block: str, finite: torch.Tensor) -> None:
+        if not finite:
+            raise PollardError(
+                f"The experts' outputs are not finite ({block}). Try model.dtype=float32.", code="calibration.not-finite"
+            )
 
     @contextmanager
     def pruned_layer(self) -> Iterator[None]:

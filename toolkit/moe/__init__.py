@@ -5,7 +5,7 @@ for one family.
 """
 
 from toolkit.moe.activation_offload import ActivationOffload
-from toolkit.moe.batches import Batch, ObservedBatch, split_mask
+from toolkit.moe.batches import Batch, ObservedBatch, TokenRows, split_mask
 from toolkit.moe.blocks import MoEBlock, blocks_in, find_blocks
 from toolkit.moe.channel_observing import ChannelGradient, LinearCall, observing_gradients, observing_linears, tokens_by_expert
 from toolkit.moe.channels import ChannelGroup, block_width, channel_groups, expert_channels, expert_output, expert_width
@@ -34,10 +34,12 @@ from toolkit.moe.loading_checks import check_loaded
 from toolkit.moe.masking import Rerouter, check_prunable, fewest_experts, override_top_k, restricted, same_routing
 from toolkit.moe.model_files import CheckpointFiles, checkpoint_files
 from toolkit.moe.model_size import Sizes, active_expert_parameters, checkpoint_bytes, sizes, weight_bytes
-from toolkit.moe.observe import BlockActivations, all_expert_outputs, observing
+from toolkit.moe.observe import BlockActivations, EveryExpert, every_expert_outputs, observing
+from toolkit.moe.packing import check_kept_apart, check_packable, real_positions
 from toolkit.moe.partition import gathered, is_partitioned, local_part, partitioned_model, write_partitioned
 from toolkit.moe.router_gradient import check_router_gradient, check_some_inactive, train_routers_on_all_experts
 from toolkit.moe.routing_monitor import RoutingMonitor
+from toolkit.moe.shared_copy import shared_copy, without_experts
 from toolkit.moe.stream import CannotStream, StreamedModel, open_layerwise
 from toolkit.moe.tokenizer import load_tokenizer
 from toolkit.moe.unfuse import UNFUSED, expert_weights, linear_name, unfuse
@@ -52,6 +54,7 @@ __all__ = [
     "ChannelGradient",
     "ChannelGroup",
     "CheckpointFiles",
+    "EveryExpert",
     "ForwardPass",
     "LinearCall",
     "MoEBlock",
@@ -61,8 +64,8 @@ __all__ = [
     "Sizes",
     "SkipCount",
     "StreamedModel",
+    "TokenRows",
     "active_expert_parameters",
-    "all_expert_outputs",
     "apply_skipping",
     "base_model_returns",
     "block_width",
@@ -70,7 +73,9 @@ __all__ = [
     "blocks_in",
     "channel_groups",
     "channel_norms",
+    "check_kept_apart",
     "check_loaded",
+    "check_packable",
     "check_prunable",
     "check_router_gradient",
     "check_some_inactive",
@@ -80,6 +85,7 @@ __all__ = [
     "counting_skips",
     "decoder_layers",
     "decoder_linears",
+    "every_expert_outputs",
     "expert_channels",
     "expert_output",
     "expert_weights",
@@ -108,8 +114,10 @@ __all__ = [
     "partitioned_model",
     "quantization_of",
     "random_model",
+    "real_positions",
     "restricted",
     "same_routing",
+    "shared_copy",
     "sizes",
     "skipping",
     "split_mask",
@@ -117,5 +125,6 @@ __all__ = [
     "train_routers_on_all_experts",
     "unfuse",
     "weight_bytes",
+    "without_experts",
     "write_partitioned",
 ]  # fmt: skip

@@ -186,6 +186,7 @@ class Rerouter:
         small = _logits_to_choice(block.router, activations)
         self.from_logits = small is not None
         self.router = small or _bare(block.router)
+        self._among_first: RestrictedRouter | None = None  # over the first K experts
         try:
             every_expert = self(self.inputs(activations), list(range(self.experts)))
             agrees = same_routing(every_expert, (activations.index_TK, activations.gate_TK), self.experts)
@@ -213,9 +214,11 @@ class Rerouter:
 
     def gate_weights(self, inputs: torch.Tensor, chosen_TK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The routing as if for each token only the experts `chosen_TK` existed (for routers that work from logits)."""
-        first = torch.zeros_like(inputs)
-        first[:, : chosen_TK.shape[1]] = inputs.gather(1, chosen_TK)
-        index, gate = self(first, list(range(chosen_TK.shape[1])))
+        k = self.block.experts_per_token
+        if self._among_first is None:  # made once: its index goes to the device, which waits
+            self._among_first = RestrictedRouter(self.block, list(range(k)), k, self.router)
+        first = nn.functional.pad(inputs.gather(1, chosen_TK), (0, self.experts - k))
+        index, gate = routing_of(self._among_first(first))
         return chosen_TK.gather(1, index), gate
 
 

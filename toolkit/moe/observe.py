@@ -3,7 +3,11 @@
 The interface shows what the experts get, their gate weights and outputs; hooks around it collect the router's input and logits
 and the residual stream, and name no family. A family whose modules do not show one of these has None there.
 
-Shape legend: T tokens (batch and sequence flattened), E experts, K experts per token, H hidden size.
+Where every expert's output is wanted (`EveryExpert`), all are computed in dense products before the block's own output, which
+then is made of them: a token's routed experts run once. Nothing there waits for a GPU: no token is looked for, shapes follow
+from the batch.
+
+Shape legend: T tokens (batch and sequence flattened), R of them, E experts, K experts per token, H hidden size.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +19,20 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from toolkit.moe.batches import TokenRows
 from toolkit.moe.blocks import MoEBlock, find_blocks
+from toolkit.moe.channels import expert_channels, expert_output
 
 IMPLEMENTATION = "pollard_observe"
+PRODUCT_ROWS = {"cpu": 1024, "cuda": 8192}  # tokens in a product: on a CPU what an expert makes of them stays in the cache
+EVERY_BYTES = 2**31  # of every expert's outputs for one batch; larger batches are not kept whole
+
+
+class EveryExpert(NamedTuple):
+    """What every expert of a block answers to some tokens of a batch."""
+
+    rows: torch.Tensor  # [R], the tokens
+    outputs_REH: torch.Tensor  # unweighted
 
 
 class BlockActivations(NamedTuple):
@@ -35,16 +50,25 @@ class BlockActivations(NamedTuple):
     probability_TE: torch.Tensor | None  # p: the router's full distribution, where it is a softmax
     run_expert: Callable[[torch.Tensor, int], torch.Tensor]  # (hidden [T', H], expert) -> its unweighted outputs [T', H]
     experts: nn.Module  # with its weights, for as long as the observer runs
+    every: EveryExpert | None = None  # where it was asked for
 
 
 BlockObserver = Callable[[BlockActivations], None]
 
 
+def _of_none(block: str) -> None:
+    return None
+
+
 @contextmanager
-def observing(model: PreTrainedModel, observer: BlockObserver) -> Iterator[None]:
-    """Calls `observer` for every MoE block of every forward pass inside the context; the logits stay the model's own."""
+def observing(
+    model: PreTrainedModel, observer: BlockObserver, every_expert: Callable[[str], TokenRows | None] = _of_none
+) -> Iterator[None]:
+    """Calls `observer` for every MoE block of every forward pass inside the context; the logits stay the model's own.
+
+    `every_expert(block)`: the rows of the batch at work, where its real tokens' outputs of all experts are wanted as well."""
     blocks = find_blocks(model)
-    names = {id(block.experts): block.name for block in blocks}
+    by_experts = {id(block.experts): block for block in blocks}
     before = model.config._experts_implementation
 
     def observe(experts: nn.Module, hidden_TH: torch.Tensor, index_TK: torch.Tensor, gate_TK: torch.Tensor) -> torch.Tensor:
@@ -56,16 +80,29 @@ def observing(model: PreTrainedModel, observer: BlockObserver) -> Iterator[None]
         def outputs_of(hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
             return run(experts, hidden, index.unsqueeze(1), gate_TK.new_ones(len(index), 1))
 
-        outputs_TKH = outputs_of(hidden_TH.repeat_interleave(k, dim=0), index_TK.flatten()).view(tokens, k, -1)
+        def chosen_outputs(hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+            return outputs_of(hidden.unsqueeze(1).expand(-1, k, -1).flatten(0, 1), index.flatten()).view(len(hidden), k, -1)
+
+        block = by_experts[id(experts)]
+        name, every, rows = block.name, None, every_expert(block.name)
+        if rows is not None and tokens * block.expert_count * hidden_TH.shape[-1] * hidden_TH.element_size() <= EVERY_BYTES:
+            real, padding = (part.to(hidden_TH.device) for part in (rows.real, rows.padding))  # a model may be on several
+            every = EveryExpert(real, every_expert_outputs(experts, hidden_TH[real], block.expert_count))
+            outputs_TKH = _chosen(every.outputs_REH, index_TK[real])
+            if len(padding):  # nobody reads it, but the layers behind compute with something
+                padding_RKH = chosen_outputs(hidden_TH[padding], index_TK[padding])
+                real_RKH, outputs_TKH = outputs_TKH, outputs_TKH.new_empty(tokens, *padding_RKH.shape[1:])
+                outputs_TKH.index_copy_(0, real, real_RKH).index_copy_(0, padding, padding_RKH)
+        else:
+            outputs_TKH = chosen_outputs(hidden_TH, index_TK)
         routed_TH = (outputs_TKH * gate_TK.unsqueeze(-1)).sum(1)
-        name = names[id(experts)]
         here = contexts[name]
         observer(
             BlockActivations(
                 name, index_TK, gate_TK, outputs_TKH, routed_TH, hidden_TH, here.residual(hidden_TH), here.router_input_TH,
                 here.logits_TE, here.probabilities(index_TK, gate_TK),
                 lambda hidden, expert: outputs_of(hidden, index_TK.new_full((len(hidden),), expert)),
-                experts,
+                experts, every,
             )
         )  # fmt: skip
         here.clear()
@@ -80,18 +117,23 @@ def observing(model: PreTrainedModel, observer: BlockObserver) -> Iterator[None]
         model.set_experts_implementation(before)
 
 
-def all_expert_outputs(activations: BlockActivations, rows: torch.Tensor, experts: int) -> torch.Tensor:
-    """F [T, E, H]: every expert's unweighted output for the tokens `rows` [T]; outputs of the chosen experts are reused."""
-    index_TK, hidden_TH = activations.index_TK[rows], activations.hidden_TH[rows]
-    F_TEH = hidden_TH.new_empty(len(rows), experts, activations.outputs_TKH.shape[-1])
-    spread = index_TK.unsqueeze(-1).expand(-1, -1, F_TEH.shape[-1])
-    F_TEH.scatter_(1, spread, activations.outputs_TKH[rows].to(F_TEH.dtype))
-    chosen_TE = torch.zeros(len(rows), experts, dtype=torch.bool, device=rows.device).scatter_(1, index_TK, True)
-    for expert in range(experts):
-        others = (~chosen_TE[:, expert]).nonzero().flatten()
-        if len(others):
-            F_TEH[others, expert] = activations.run_expert(hidden_TH[others], expert).to(F_TEH.dtype)
+def every_expert_outputs(experts: nn.Module, hidden_TH: torch.Tensor, count: int) -> torch.Tensor:
+    """F [T, E, H]: the unweighted output of each of `count` experts for every token, by the definition of transformers' experts
+    interface."""
+    hidden_TH = hidden_TH.to(cast(Any, experts).down_proj.dtype)
+    F_TEH = hidden_TH.new_empty(len(hidden_TH), count, hidden_TH.shape[-1])
+    rows = PRODUCT_ROWS.get(hidden_TH.device.type, PRODUCT_ROWS["cpu"])
+    for into_REH, hidden_RH in zip(F_TEH.split(rows), hidden_TH.split(rows), strict=True):
+        for expert in range(count):
+            into_REH[:, expert] = expert_output(experts, expert_channels(experts, hidden_RH, expert), expert)
     return F_TEH
+
+
+def _chosen(F_TEH: torch.Tensor, index_TK: torch.Tensor) -> torch.Tensor:
+    """[T, K, H]: of every expert's outputs those of the chosen experts."""
+    tokens, experts, hidden = F_TEH.shape
+    first = torch.arange(0, tokens * experts, experts, device=index_TK.device)
+    return F_TEH.view(-1, hidden).index_select(0, (first.unsqueeze(1) + index_TK).flatten()).view(tokens, -1, hidden)
 
 
 class RouterContext:

@@ -18,9 +18,10 @@ from toolkit.moe.tokenizer import longer_than_context
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.checkpoints import last_checkpoint, resume_advice
-from toolkit.recovery.distillation import DIVERGENCE_ONLY, IGNORED, DistilledTrainer
+from toolkit.recovery.distillation import DIVERGENCE_ONLY, DistilledTrainer
 from toolkit.recovery.method import Training, training_of
 from toolkit.recovery.methods import METHODS, trainable_model
+from toolkit.recovery.packing import IGNORED
 from toolkit.recovery.seams import Seams, seams_of
 from toolkit.recovery.settings import sft_config
 from toolkit.recovery.student_answers import JoinedCaches, MixedData, mixed_data, read_student_answers
@@ -155,12 +156,13 @@ def _trainer_class(
     and what they hold, where it is anything. The control, which has all layers, has no seams."""
     settings = recipe.finetuning
     if settings.teacher is None:
-        return RecoveryTrainer
+        return partial(RecoveryTrainer, packing=settings.packing)
     vocabulary = int(model.config.get_text_config().vocab_size)
     some = [(folder, encoded) for folder, encoded in cached if encoded]
     caches = [TeacherCache(folder, encoded, settings.distillation.temperature, vocabulary, seams) for folder, encoded in some]
     joined = JoinedCaches(caches, [len(encoded) for _, encoded in some])
-    return partial(DistilledTrainer, cache=joined, distillation=settings.distillation, seams=seams)
+    learn = settings.distillation
+    return partial(DistilledTrainer, cache=joined, distillation=learn, seams=seams, packing=settings.packing)
 
 
 def _dev_data(recipe: Recipe, arguments: SFTConfig, tokenizer: PreTrainedTokenizerBase, cache: DataCache) -> Dataset | None:
