@@ -1,29 +1,35 @@
 """How fast the evaluation's loop answers, beside the loops that one would write, as ratios measured in one run:
 
-    OMP_NUM_THREADS=1 python benchmarks/generation.py                  # or --part questions, --part shots
+    OMP_NUM_THREADS=1 python benchmarks/generation.py                  # or --part shots, say
 
     questions   one at a time       transformers' generate on one prompt after the other
                 unsorted batches    the same on --batch prompts at a time, in the order of the file, padded on the left
                 ours                what `pollard evaluate` does, as many prompts at a time
     shots       every shot          our loop, where each row computes the five solved examples before its question
                 shots once          our loop, where they are computed once for all questions of a task
+    choices     every shot          the likeliest of three choices, each behind the same five solved examples and its question
+                shots once          the same, where the examples are computed once
 
-The questions are those of all six playground tasks: in the first part mixed, so that prompts and answers have all lengths; in
-the second task by task, each with shots of its own. The model is the playground's, made wider with zeros: it gives the same
-answers with the work of a hidden size of --hidden. All ways of a part must give the same answers. Each ratio is the median over
-alternated repeats, with its range. Exit status 1 where one is below its target.
+The questions are those of all six playground tasks: in `questions` mixed, so that prompts and answers have all lengths; in
+`shots` task by task, each with shots of its own; in `choices` they are the logic task's, with the names in them to choose from.
+The model is the playground's, made wider with zeros: it gives the same answers with the work of a hidden size of --hidden. All
+ways of a part must give the same answers. Each ratio is the median over alternated repeats, with its range. Exit status 1 where
+one is below its target.
 """
 
 import argparse
 import copy
+import json
 import platform
 import random
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -32,16 +38,19 @@ from toolkit.evaluation import Answer, Decoding, greedy
 from toolkit.evaluation.answers import Request, read_answer
 from toolkit.evaluation.decoding import as_list
 from toolkit.evaluation.generation import BatchWriter
+from toolkit.evaluation.likelihood import likeliest
 from toolkit.evaluation.shared_prefix import CommonPrefix
 from toolkit.moe import load_model, load_tokenizer
 from toolkit.recipe.data import TaskRecipe
 from toolkit.runtime.distributed import console, device
-from toolkit.tasks import Task, encode_prompt
+from toolkit.tasks import Example, Task, encode_prompt
 
 PLAYGROUND = Path(__file__).parents[1] / "data" / "playground" / "model"
 KINDS = ("arithmetic", "sorting", "reversing", "facts", "logic", "code")
 SHOTS = 5
-TARGETS = {"questions": {"one at a time": 2.0, "unsorted batches": 1.3}, "shots": {"every shot": 1.5}}
+TARGETS = {
+    "shots": {"every shot": 1.5}, "choices": {"every shot": 1.5}, "questions": {"one at a time": 2.0, "unsorted batches": 1.3},
+}  # fmt: skip
 Answers = dict[int, Answer]
 Ways = dict[str, Callable[[], Answers]]  # the last one is ours
 
@@ -132,11 +141,38 @@ def ways_with_shots(model: Any, tokenizer: Any, options: argparse.Namespace) -> 
     return {"every shot": lambda: run([None] * len(KINDS)), "shots once": lambda: run(common)}, count
 
 
+def ways_with_choices(model: Any, tokenizer: Any, options: argparse.Namespace) -> tuple[Ways, int]:
+    """Our scorer of choices, with and without sharing, and how many questions it reads."""
+    logic = Task(TaskRecipe(name="playground/logic")).examples("train")[: 3 * options.per_task + SHOTS]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "choices.jsonl")
+        path.write_text("".join(json.dumps(with_names(example)) + "\n" for example in logic))
+        task = Task(TaskRecipe(name="multiple_choice", train=str(path), test=str(path), shots=SHOTS))
+        examples = task.examples("test")[: 3 * options.per_task]
+
+    def chosen() -> Answers:
+        found = likeliest(model, tokenizer, examples, options.batch)
+        return {i: Answer(examples[i].choices[choice], 0, True) for i, choice in enumerate(found)}
+
+    def without_sharing() -> Answers:
+        with mock.patch.object(CommonPrefix, "of", return_value=None):
+            return chosen()
+
+    return {"every shot": without_sharing, "shots once": chosen}, len(examples)
+
+
+def with_names(example: Example) -> dict[str, Any]:
+    """A question of the playground's logic, whose answer "Ida > Paul > Jon. #### Ida" holds the names to choose from."""
+    order, right = example.completion.split(". #### ")
+    names = sorted(order.split(" > "))
+    return {"question": example.messages[-1]["content"], "choices": names, "answer": names.index(right)}
+
+
 def ours(writer: BatchWriter, requests: list[Request]) -> Answers:
     return {request.index: answer for request, answer in writer(requests)}
 
 
-PARTS = {"shots": ways_with_shots, "questions": ways_with_questions}
+PARTS = {"shots": ways_with_shots, "choices": ways_with_choices, "questions": ways_with_questions}
 
 
 def measure(ways: dict[str, Callable[[], Answers]], count: int, repeats: int) -> dict[str, list[float]]:
@@ -171,7 +207,7 @@ def reached(name: str, speeds: dict[str, list[float]]) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=PARTS, help="both unless given")
+    parser.add_argument("--part", choices=PARTS, help="all of them unless given")
     parser.add_argument("--hidden", type=int, default=512, help="a multiple of 128, the playground's own")
     parser.add_argument("--per-task", type=int, default=32, help="questions of each of the six tasks")
     parser.add_argument("--batch", type=int, default=32)
@@ -181,11 +217,12 @@ def main() -> int:
     tokenizer, model = load_tokenizer(str(PLAYGROUND)), widened(load_model(str(PLAYGROUND)), options.hidden).to(device())
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     print(f"{where}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, {options.repeats} repeats")
+    print(f"hidden {options.hidden}, batches of {options.batch}, answers of at most {options.new} tokens")
     console.quiet = True  # no bars in between
     results = []
     for name in [options.part] if options.part else PARTS:
         ways, count = PARTS[name](model, tokenizer, options)
-        print(f"{name}: {count} questions, hidden {options.hidden}, batches of {options.batch}, at most {options.new} new tokens")
+        print(f"{name}: {count} questions", flush=True)
         with torch.no_grad():
             list(ways.values())[-1]()  # to warm up
             results.append(reached(name, measure(ways, count, options.repeats)))

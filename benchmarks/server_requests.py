@@ -9,8 +9,6 @@ status 1 where one is below the target.
 """
 
 import argparse
-import asyncio
-import json
 import statistics
 import subprocess
 import sys
@@ -18,7 +16,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from toolkit.evaluation import Decoding
 from toolkit.evaluation.answers import Request
@@ -34,39 +31,9 @@ ROUNDS = 8  # answers of each slot in a repeat
 PROMPT = list(range(4, 504))  # the length of a prompt with shots
 
 
-async def serve(slots: int, seconds: float) -> None:
-    """Prints its port and answers until it is ended."""
-    free = asyncio.Semaphore(slots)
-
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while head := await reader.readline():
-            length = 0
-            while (line := await reader.readline()).strip():
-                if line.lower().startswith(b"content-length:"):
-                    length = int(line.split(b":")[1])
-            asked = json.loads(await reader.readexactly(length)) if length else {}
-            if head.startswith(b"GET"):
-                reply: dict[str, Any] = {"object": "list", "data": [{"id": "model", "object": "model"}]}
-            else:
-                async with free:
-                    await asyncio.sleep(seconds)
-                choice = {"index": 0, "text": f"{asked['prompt'][-1]}", "finish_reason": "stop"}
-                reply = {"id": "1", "object": "text_completion", "created": 0, "model": "model", "choices": [choice]}
-                reply["usage"] = {"prompt_tokens": len(asked["prompt"]), "completion_tokens": 1, "total_tokens": 1}
-            body = json.dumps(reply).encode()
-            first = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-            writer.write(first + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_server(talk, "127.0.0.1", 0, backlog=1024)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await server.serve_forever()
-
-
 @contextmanager
 def serving(slots: int, seconds: float) -> Iterator[str]:
-    command = [sys.executable, __file__, "--serve", "--slots", str(slots), "--seconds", str(seconds)]
+    command = [sys.executable, str(Path(__file__).with_name("slow_server.py")), str(slots), str(seconds)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout
@@ -98,10 +65,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="of one answer, with --slots")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="answers of each slot in a repeat")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve:
-        asyncio.run(serve(options.slots, options.seconds))
     console.quiet = True  # no bars in between
     results = []
     for slots, seconds in [(options.slots, options.seconds)] if options.slots else SERVERS:

@@ -125,9 +125,8 @@ def test_answers_do_not_change_and_the_shots_pass_once(model: Any, tokenizer: An
     once = Columns(model)
     assert dict(generate_shard(model, prompts, 4, settings, common=common)) == expected
     assert len({len(answer) for answer in expected.values()}) > 3  # rows left the batches
-    # Once for all, and once more in the prompt that is computed both ways
-    both_ways = len(common.shortest) + common.longest - len(common.tokens)
-    assert once.taken() == in_every_row - len(prompts) * len(common.tokens) + len(common.tokens) + both_ways
+    both_ways = len(common.shortest) + common.longest - len(common.tokens)  # of the prompt whose keys and values are taken
+    assert once.taken() == in_every_row - len(prompts) * len(common.tokens) + both_ways
 
 
 def test_what_is_drawn_does_not_change(model: Any, tokenizer: Any, prompts: list[list[int]]) -> None:

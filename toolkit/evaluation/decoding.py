@@ -74,10 +74,15 @@ def generate(
     pad: Any = settings.pad_token_id
     ids_BS = torch.tensor([[pad] * (length - len(p)) + list(p) for p in prompts], device=model.device)
     mask_BS = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    begun: dict[str, Any] = {}
-    if prefix:  # positions too: models of text and images would count on from those of their last batch
-        begun["past_key_values"] = prefix.cache_for([length - len(p) for p in prompts])
-        begun["position_ids"] = (mask_BS.cumsum(-1) - 1).clamp(min=0)
+    # Positions too: models of text and images would count on from those of their last batch
+    begun = (
+        {
+            "past_key_values": prefix.cache_for([length - len(p) for p in prompts]),
+            "position_ids": (mask_BS.cumsum(-1) - 1).clamp(min=0),
+        }
+        if prefix
+        else {}
+    )
     rows = _Rows(settings, numbers, stop)
     # transformers fills gaps in the settings with the checkpoint's own
     checkpoints_own, model.generation_config = model.generation_config, settings

@@ -88,7 +88,9 @@ class ServerWriter:
         if request.plain or not self.tokenizer.chat_template:
             # Else the answer is cut here: a server would also stop in reasoning, or in what the template writes before an answer
             options["stop"] = list(decoding.stop) or None
-        extra: dict[str, Any] = {"skip_special_tokens": False} if any(token in form.marks for token in form.special) else {}
+        extra: dict[str, object] = {}
+        if any(token in form.marks for token in form.special):
+            extra["skip_special_tokens"] = False
         if decoding.temperature:
             options["seed"] = decoding.random_numbers(request.index, request.sample).getrandbits(31)
         if self.settings.prompt == "chat":
