@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PLAYGROUND, ROOT, raises
-from rank_launcher import ranks
+from rank_launcher import RANKS, ranks
 from safetensors.torch import load_file
 from trl import SFTConfig
 
@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """`two`: on two ranks, by the real command. `one`: here, on one, with batches as large as those of both."""
     folder = tmp_path_factory.mktemp("distillation")
     (folder / "two.yaml").write_text(dump_values(values("two", batch=2, accumulation=1)))
-    command = ranks(2, str(ROOT / "toolkit" / "train.py"), "two.yaml")
+    command = ranks(RANKS, str(ROOT / "toolkit" / "train.py"), "two.yaml")
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=540, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     (folder / "said").write_text(done.stdout)
