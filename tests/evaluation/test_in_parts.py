@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PLAYGROUND
-from rank_launcher import ranks
+from rank_launcher import RANKS, ranks
 
 from toolkit.evaluation import evaluate
 from toolkit.evaluation.off_task import measure_off_task, read_off_task
@@ -22,7 +22,7 @@ from toolkit.tasks import DataCache, Task
 def test_a_model_in_parts_answers_as_a_whole_one(tmp_path: Path) -> None:
     path, script = str(PLAYGROUND / "model"), str(Path(__file__).with_name("in_parts.py"))
     done = subprocess.run(
-        ranks(2, script, path, str(tmp_path)), cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
+        ranks(RANKS, script, path, str(tmp_path)), cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     task = Task(TaskRecipe.model_validate({"name": "playground/arithmetic"}))
