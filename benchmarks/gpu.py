@@ -69,15 +69,24 @@ def method_part(method: str) -> Part:
     return Part(f"the embedded model by `{method}`, from start to report", [*recipe, *real], [*recipe, *tiny], 60)
 
 
+LARGE, SMALL = "--hidden 4096 --width 14336 --layers 4", "--hidden 64 --width 32 --layers 1"  # Mixtral-8x7B's layers
 PARTS = (
     benchmark_part(
         "calibration, the exact search and pruning of Mixtral-8x7B", "mixtral_shape.py", "",
-        "--layers 2 --hidden 64 --width 32 --sequences 4 --length 16 --batch-size 2", 150,
+        "--layers 2 --hidden 64 --width 32 --sequences 4 --length 16 --batch-size 2", 120,
     ),
     benchmark_part(
-        "skipping a quarter of the experts' work", "skipping.py",
-        "--hidden 4096 --width 14336 --layers 4 --prompts 8 32 --repeats 5",
-        "--hidden 64 --width 32 --layers 1 --batches 1 --length 8 --steps 2 --repeats 1", 90,
+        "skipping a quarter of the experts' work", "skipping.py", f"{LARGE} --repeats 5",
+        f"{SMALL} --prompts 2 --batches 1 --length 8 --steps 2 --repeats 1", 60,
+    ),
+    benchmark_part(
+        "training: recover beside a bare script, and what learning more costs", "training.py",
+        "--hidden 1024 --checkpointing --methods full,lora --ways recover,router,teacher,packing",
+        "--hidden 64 --steps 2 --batch 2 --repeats 1 --layers 1 --methods full --ways recover", 90,
+    ),
+    benchmark_part(
+        "answering behind shots that are computed once", "generation.py", "--part shots --hidden 1024",
+        "--part shots --hidden 128 --per-task 2 --new 8 --repeats 1", 60,
     ),
     Part(
         "how fast the smaller model is",
@@ -85,12 +94,13 @@ PARTS = (
         [
             "-m", "toolkit.cli", "benchmark", TINY, "--keep", "2", "--batch-sizes", "1", "--prompt-tokens", "8",
             "--new-tokens", "4", "--repeats", "1",
-        ], 90,
+        ], 60,
     ),
+    benchmark_part("drafting", "drafts.py", LARGE, f"{SMALL} --repeats 1", 45),
     benchmark_part(
-        "answering", "generation.py", "--hidden 1024 --repeats 5", "--hidden 128 --per-task 2 --new 8 --repeats 1", 90
+        "where a training step's time goes", "training_profile.py", "--hidden 1024 --checkpointing",
+        "--hidden 64 --layers 1 --steps 1 --batch 2 --methods full", 60,
     ),
-    benchmark_part("training", "training.py", "--hidden 1024 --repeats 5", "--hidden 64 --steps 2 --repeats 1 --layers 1", 90),
     *map(method_part, METHODS),
 )  # fmt: skip
 
