@@ -1,126 +1,181 @@
-"""Calibration, the exact search and pruning on a model of Mixtral-8x7B's shape with random weights, timed.
+"""Everything that a GPU has to show, in one command of at most eight minutes, the largest questions first:
 
-    benchmarks/gpu.sh                                          # or: python benchmarks/gpu.py
+    benchmarks/gpu.sh                                # or: python benchmarks/gpu.py --minutes 8 --results gpu-results.md
+    python benchmarks/gpu.py --trial                 # with tiny sizes: on any machine, in a few minutes
 
-As many layers as fit are made on the GPU; every layer does the same work, so the table also says what all 32 would take
-(the published search took 90 minutes for 8 -> 4 alone, arXiv 2402.14800). Random weights route evenly: no expert is idle,
-which is the most work there can be. Without a GPU it runs in float32, and is there to be tried with tiny sizes.
+Each part is a benchmark of its own, or a run of the embedded model in bfloat16, in a process of
+its own. What it prints comes out at once, and is in the results' file as well: it stays, whatever happens to the machine. A part
+is stopped at its limit; those that the time no longer suffices for are named. Exit status 1 where a part has failed, or missed
+its target.
 """
 
 import argparse
+import json
+import os
 import platform
-import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from toolkit.calibration import calibrate
-from toolkit.cuts.apply import apply_plan
-from toolkit.cuts.checkpoint import write_checkpoint
-from toolkit.cuts.plan import Plan
-from toolkit.moe import checkpoint_bytes, weight_bytes
-from toolkit.selection import select
+ROOT = Path(__file__).parents[1]
+METHODS = ("full", "lora", "qlora", "experts", "router")
+LEAST = 20  # seconds in which a part can show anything
+SHALLOW, TINY = "mixtral-8-layers", "mixtral-tiny"  # folders with a configuration alone
+SHAPES = {
+    SHALLOW: {"num_hidden_layers": 8},  # of 32: with its pruned forms beside it, it fits into 80 GB
+    TINY: {
+        "num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4,
+        "vocab_size": 100,
+    },
+}  # fmt: skip
 
-LAYERS, EXPERTS = 32, 8
-KEEPS = (6, 4)
-ROOM = 0.85  # of the GPU's memory for weights; the rest is for activations
-T = TypeVar("T")
+
+@dataclass(frozen=True)
+class Part:
+    """One question. `command` and `trial` are what Python is started with: at a real model's size, and with tiny ones."""
+
+    question: str
+    command: Sequence[str]
+    trial: Sequence[str]
+    limit: int  # seconds
 
 
-def shape(given: argparse.Namespace, layers: int) -> Any:
-    """Mixtral-8x7B as published, unless made smaller."""
-    return AutoConfig.for_model(
-        "mixtral", hidden_size=given.hidden, intermediate_size=given.width, num_hidden_layers=layers,
-        num_attention_heads=max(1, given.hidden // 128), num_key_value_heads=max(1, given.hidden // 512),
-        max_position_embeddings=max(given.length, 2048), dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
+def benchmark_part(question: str, script: str, command: str, trial: str, limit: int) -> Part:
+    file = str(ROOT / "benchmarks" / script)
+    return Part(question, [file, *command.split()], [file, *trial.split()], limit)
+
+
+def method_part(method: str) -> Part:
+    """The embedded model, from its first answer to the report."""
+    recipe = [
+        str(ROOT / "toolkit" / "train.py"), str(ROOT / "recipes" / "playground.yaml"), f"name=gpu-{method}",
+        f"model={ROOT / 'data' / 'playground' / 'model'}", f"finetuning.method={method}",
+    ]  # fmt: skip
+    tiny = [
+        "calibration.examples=8", "evaluation.examples=4", "evaluation.max_new_tokens=8", "evaluation.off_task=false",
+        "finetuning.examples=16", "finetuning.trainer.max_steps=2", "finetuning.trainer.eval_strategy=no",
+    ]  # fmt: skip
+    real = [
+        "model.dtype=bfloat16", "evaluation.examples=300", "finetuning.trainer.max_steps=120", "finetuning.trainer.bf16=true",
+    ]  # fmt: skip
+    return Part(f"the embedded model by `{method}`, from start to report", [*recipe, *real], [*recipe, *tiny], 60)
+
+
+PARTS = (
+    benchmark_part(
+        "calibration, the exact search and pruning of Mixtral-8x7B", "mixtral_shape.py", "",
+        "--layers 2 --hidden 64 --width 32 --sequences 4 --length 16 --batch-size 2", 150,
+    ),
+    benchmark_part(
+        "skipping a quarter of the experts' work", "skipping.py",
+        "--hidden 4096 --width 14336 --layers 4 --prompts 8 32 --repeats 5",
+        "--hidden 64 --width 32 --layers 1 --batches 1 --length 8 --steps 2 --repeats 1", 90,
+    ),
+    Part(
+        "how fast the smaller model is",
+        ["-m", "toolkit.cli", "benchmark", SHALLOW, "--keep", "4,2"],
+        [
+            "-m", "toolkit.cli", "benchmark", TINY, "--keep", "2", "--batch-sizes", "1", "--prompt-tokens", "8",
+            "--new-tokens", "4", "--repeats", "1",
+        ], 90,
+    ),
+    benchmark_part(
+        "answering", "generation.py", "--hidden 1024 --repeats 5", "--hidden 128 --per-task 2 --new 8 --repeats 1", 90
+    ),
+    benchmark_part("training", "training.py", "--hidden 1024 --repeats 5", "--hidden 64 --steps 2 --repeats 1 --layers 1", 90),
+    *map(method_part, METHODS),
+)  # fmt: skip
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """With all that it has started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def run_part(part: Part, command: Sequence[str], seconds: float, results: IO[str], folder: str) -> str:
+    """How it ended, in words; what it prints goes to both, line by line."""
+    started = time.monotonic()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        errors="replace", start_new_session=True,
     )  # fmt: skip
+    assert process.stdout
+    previous = signal.signal(signal.SIGALRM, lambda *_: stop(process))
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            results.write(line)
+            results.flush()
+        status = process.wait()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+        stop(process)
+    took = time.monotonic() - started
+    if status == -signal.SIGKILL and took >= seconds:
+        return f"stopped after {seconds:.0f} s, its limit"
+    return f"{took:.0f} s" if status == 0 else f"failed after {took:.0f} s (exit status {status})"
 
 
-def layers_that_fit(given: argparse.Namespace) -> int:
-    if not torch.cuda.is_available():
-        return LAYERS
-    one, two = (weight_bytes(shape(given, layers)) for layers in (1, 2))
-    free = ROOM * torch.cuda.mem_get_info()[0]
-    return max(1, min(LAYERS, int((free - one) // (two - one)) + 1))
+def write_shapes(folder: Path) -> None:
+    """Mixtral-8x7B's configuration, made smaller."""
+    published = json.loads((ROOT / "benchmarks" / "scaling" / "mixtral-8x7b" / "config.json").read_text())
+    for name, changes in SHAPES.items():
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps(published | changes))
 
 
-def random_model(config: Any) -> PreTrainedModel:
-    """Made where it will run, in its own dtype: never in the host's memory."""
-    torch.manual_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        return AutoModelForCausalLM.from_config(config, dtype=config.dtype).eval()
+def machine() -> str:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else f"no GPU, {os.cpu_count()} cores of {platform.machine()}"
+    return f"{time.strftime('%Y-%m-%d')}, {gpu}, torch {torch.__version__}"
 
 
-def batches_of(given: argparse.Namespace, vocabulary: int) -> list[Mapping[str, torch.Tensor]]:
-    ids = torch.randint(vocabulary, (given.sequences, given.length), generator=torch.Generator().manual_seed(0))
-    return [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.split(given.batch_size)]
-
-
-def timed(what: Callable[[], T]) -> tuple[T, float]:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    result = what()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return result, time.perf_counter() - started
-
-
-def pruned(model: PreTrainedModel, plan: Plan) -> int:
-    """Cuts the model and writes it; returns its bytes. Where the disk is too small for it, only cuts."""
-    apply_plan(model, plan)
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
-    if shutil.disk_usage(tempfile.gettempdir()).free < 1.1 * size:
-        print(f"The disk has no room for {size / 2**30:.1f} GiB: the pruned model is cut, but not written.")
-        return size
-    with tempfile.TemporaryDirectory() as folder:
-        write_checkpoint(model, Path(folder))
-        return checkpoint_bytes(folder)
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, help="as many as fit unless given")
-    parser.add_argument("--hidden", type=int, default=4096)
-    parser.add_argument("--width", type=int, default=14336)
-    parser.add_argument("--sequences", type=int, default=128)
-    parser.add_argument("--length", type=int, default=2048)
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--minutes", type=float, default=8, help="in all")
+    parser.add_argument("--results", type=Path, default=Path("gpu-results.md"))
+    parser.add_argument("--trial", action="store_true", help="tiny sizes")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="by number, the first is 1 (default: all)")
     given = parser.parse_args()
-    layers = given.layers or layers_that_fit(given)
-    config = shape(given, layers)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"
-    print(f"{time.strftime('%Y-%m-%d')}, {device}, torch {torch.__version__}, {str(config.dtype).removeprefix('torch.')}")
-    print(f"Mixtral, {layers} of {LAYERS} layers, hidden {given.hidden}, width {given.width}, {EXPERTS} experts top 2")
-    tokens = f"{given.sequences} x {given.length:,} = {given.sequences * given.length:,} tokens"
-    print(f"{tokens}, {given.batch_size} sequences at a time")
-    model = random_model(config)
-    batches = batches_of(given, config.vocab_size)
-    calibrate(model, batches[:1], reconstruction=True)  # kernels are compiled and memory is reserved by the first batch
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    print(f"\n{'':<42}{'seconds':>9}{f'x {LAYERS}/{layers} layers':>18}")
+    wanted = [int(number) for number in given.parts] or range(1, len(PARTS) + 1)
+    end, failed = time.monotonic() + 60 * given.minutes, False
+    summary = []
+    with given.results.open("w", encoding="utf-8") as results, tempfile.TemporaryDirectory() as folder:
 
-    def told(name: str, seconds: float) -> None:
-        print(f"{name:<42}{seconds:>9.2f}{seconds * LAYERS / layers:>18.1f}", flush=True)
+        def say(text: str) -> None:
+            print(text, flush=True)
+            results.write(text + "\n")
+            results.flush()
 
-    _, seconds = timed(lambda: calibrate(model, batches))
-    told("statistics of every criterion alone", seconds)
-    statistics, seconds = timed(lambda: calibrate(model, batches, reconstruction=True))
-    told("statistics, and every subset's loss", seconds)
-    plans, choosing = timed(lambda: {keep: select(statistics, "reconstruction", keep) for keep in KEEPS})
-    told(f"choosing 8 -> {' and '.join(map(str, KEEPS))}", choosing)
-    size, cutting = timed(lambda: pruned(model, plans[KEEPS[-1]]))
-    told(f"cutting to {KEEPS[-1]}, writing {size / 2**30:,.1f} GiB", cutting)
-    told("calibration, exact selection and pruning", seconds + choosing + cutting)
-    if torch.cuda.is_available():
-        print(f"\nPeak GPU memory: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+        write_shapes(Path(folder))
+        say(f"{machine()}{', tiny sizes: a trial' if given.trial else ''}")
+        for number in wanted:
+            part, left = PARTS[number - 1], end - time.monotonic()
+            say(f"\n## {number}. {part.question}\n")
+            if left < LEAST:
+                ended = "not begun: the time is over"
+            else:
+                say("```text")
+                ended = run_part(part, part.trial if given.trial else part.command, min(left, part.limit), results, folder)
+                say("```")
+            failed |= ended.startswith("failed")
+            summary.append(f"| {number} | {part.question} | {ended} |")
+            say(f"\n{ended}")
+        say("\n| | part | |\n|---|---|---|\n" + "\n".join(summary))
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Calibration, the exact search and pruning on a model of Mixtral-8x7B's shape, timed on this machine's GPU:
+# Everything that a GPU has to show, in at most eight minutes, the largest questions first (benchmarks/gpu.py says which):
 #
-#     benchmarks/gpu.sh                  as many of the 32 layers as fit, 128 x 2,048 tokens
-#     benchmarks/gpu.sh --layers 2 --hidden 64 --width 128 --sequences 4 --length 32     a trial, on CPU too
+#     benchmarks/gpu.sh                  prints it, and keeps what is finished in gpu-results.md
+#     benchmarks/gpu.sh --trial          with tiny sizes, on any machine
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 "$here/launch.sh" setup

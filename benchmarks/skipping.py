@@ -5,14 +5,17 @@
 
 A Mixtral-shaped model of random weights reads prompts (prefill), then writes one token at a time for batches of several
 sizes (decode), without and with skipping in turn (A B A B …). Each ratio is the median over the repeats, with its range: above
-1 skipping is faster. Random routers are undecided, but thresholds are quantiles: the share that skips is as asked.
+1 skipping is faster. Random routers are undecided, but thresholds are quantiles: the share that skips is as asked. Every line
+is printed as soon as it is measured; on a GPU the exit status is 1 where one is below its target.
 """
 
 import argparse
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +24,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from toolkit.calibration import skipping_thresholds
 from toolkit.moe import counting_skips, find_blocks, skipping
+
+TARGETS = {"prefill": 1.05, "decode": 1.0}  # on a GPU, with a quarter of the experts' work skipped
 
 
 def make(given: argparse.Namespace) -> PreTrainedModel:
@@ -43,14 +48,15 @@ def tokens(model: PreTrainedModel, batch: int, length: int, seed: int) -> torch.
     return torch.randint(1000, (batch, length), generator=torch.Generator().manual_seed(seed)).to(model.device)
 
 
-def seconds(model: PreTrainedModel, run: Callable[[], Any]) -> float:
+def seconds(model: PreTrainedModel, run: Callable[[], Any]) -> tuple[float, float]:
+    """By the clock, and of the CPU: the latter count where a machine is shared."""
     if model.device.type == "cuda":
         torch.cuda.synchronize()
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     run()
     if model.device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - cpu
 
 
 def decode(model: PreTrainedModel, prompt: torch.Tensor, steps: int) -> Callable[[], None]:
@@ -66,24 +72,29 @@ def decode(model: PreTrainedModel, prompt: torch.Tensor, steps: int) -> Callable
     return run
 
 
-def compare(name: str, model: PreTrainedModel, thresholds: Any, run: Callable[[], Any], amount: int, repeats: int) -> None:
-    """Prints tokens/s without and with skipping, and the ratio."""
-    found: dict[bool, list[float]] = {False: [], True: []}
+def compare(name: str, model: PreTrainedModel, thresholds: Any, run: Callable[[], Any], amount: int, repeats: int) -> bool:
+    """Prints tokens/s without and with skipping, and the ratio; whether it is not below its target, where there is one."""
+    found: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
     for repeat in range(repeats + 1):  # the first warms up
         found[False].append(seconds(model, run))
         with skipping(model, thresholds):
             found[True].append(seconds(model, run))
         if not repeat:
             found = {False: [], True: []}
-    ratios = [a / b for a, b in zip(found[False], found[True], strict=True)]
+    pairs = list(zip(found[False], found[True], strict=True))
+    ratios, cpu_ratios = ([before[which] / after[which] for before, after in pairs] for which in (0, 1))
     with skipping(model, thresholds), counting_skips(model) as counter:
         run()
-    speed = [amount / statistics.median(found[on]) for on in (False, True)]
+    speed = [amount / statistics.median(clock for clock, _ in found[on]) for on in (False, True)]
+    cpu = f"; CPU-seconds {statistics.median(cpu_ratios):.2f} ({min(cpu_ratios):.2f} to {max(cpu_ratios):.2f})"
+    target = TARGETS[name.partition(",")[0]] if model.device.type == "cuda" else 0.0
     print(
         f"{name:<20} {speed[0]:>10,.0f} -> {speed[1]:>10,.0f} tokens/s: {statistics.median(ratios):.2f} "
-        f"({min(ratios):.2f} to {max(ratios):.2f}); {counter.take().saved:.1%} of the experts skipped",
+        f"({min(ratios):.2f} to {max(ratios):.2f}){f'; target {target}' if target else cpu}; "
+        f"{counter.take().saved:.1%} of the experts skipped",
         flush=True,
     )
+    return statistics.median(ratios) >= target
 
 
 def expert_flops(model: PreTrainedModel, ids: torch.Tensor) -> int:
@@ -96,7 +107,7 @@ def expert_flops(model: PreTrainedModel, ids: torch.Tensor) -> int:
 
 
 @torch.no_grad()
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--width", type=int, default=1024)
@@ -104,6 +115,7 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=8)
     parser.add_argument("--active", type=int, default=2)
     parser.add_argument("--rule", default="median", help="median, or a share")
+    parser.add_argument("--prompts", type=int, nargs="*", default=[8], help="read at once")
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 8, 32], help="sizes to decode with")
     parser.add_argument("--length", type=int, default=128, help="tokens of a prompt")
     parser.add_argument("--steps", type=int, default=32, help="tokens written")
@@ -128,13 +140,15 @@ def main() -> None:
     model.set_experts_implementation(kept)
     saved = f"{less / whole:.4f}; {counter.take().saved:.2%} of the experts skipped"
     print(f"{'experts, operations':<20} {whole / 1e9:>10,.2f} -> {less / 1e9:>10,.2f} GFLOP: {saved}")
-    prompts = tokens(model, 8, given.length, 2)
-    read = prompts.numel()
-    compare("prefill, 8 prompts", model, thresholds, lambda: model(prompts, use_cache=False), read, given.repeats)
+    reached = []
+    for count in given.prompts:
+        read = partial(model, tokens(model, count, given.length, 2), use_cache=False)
+        reached.append(compare(f"prefill, {count} prompts", model, thresholds, read, count * given.length, given.repeats))
     for batch in given.batches:
         run = decode(model, tokens(model, batch, given.length, 3), given.steps)
-        compare(f"decode, batch {batch}", model, thresholds, run, batch * given.steps, given.repeats)
+        reached.append(compare(f"decode, batch {batch}", model, thresholds, run, batch * given.steps, given.repeats))
+    return 0 if all(reached) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

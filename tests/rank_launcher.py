@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from types import FrameType
 
+RANKS = int(os.environ.get("POLLARD_TEST_RANKS", "2"))
+"""Of a test that asks what ranks do together. More are a rehearsal: POLLARD_TEST_RANKS=4 pytest -m launcher."""
 SECONDS = 540  # of a launch: a rank that waits for the other would wait for ever
 PATIENCE = 20  # seconds that the other ranks have to end by themselves when one has failed, and to say why
 
@@ -27,9 +29,9 @@ def ranks(number: int, *arguments: str, port: str = "") -> list[str]:
 
 
 def launch_ranks(script: Path, folder: Path) -> None:
-    """Runs `script` on two ranks, with `folder` as its argument, where what they say is left in said.txt."""
+    """Runs `script` on `RANKS` ranks, with `folder` as its argument, where what they say is left in said.txt."""
     with (folder / "said.txt").open("w") as said:
-        command = ranks(2, str(script), str(folder))
+        command = ranks(RANKS, str(script), str(folder))
         launched = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             code = launched.wait(SECONDS)

@@ -34,3 +34,15 @@ def test_speeds_are_of_the_same_answers_or_none() -> None:
     assert {name: len(found) for name, found in speeds.items()} == {"one": 3, "two": 3}
     with pytest.raises(SystemExit, match="not the same answers"):
         benchmark.measure({"one": lambda: right, "two": lambda: other}, 1, 3)
+
+
+def test_every_part_runs_small_and_say_what_was_reached(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["generation.py", "--hidden", "128", "--per-task", "4", "--new", "8", "--repeats", "1"])
+    assert benchmark.main() in (0, 1)  # what is fast at this size is no matter
+    said = capsys.readouterr().out
+    for name, others in benchmark.TARGETS.items():
+        assert f"{name}: {12 if name == 'choices' else 24} questions" in said and all(
+            f" / {other}: median" in said for other in others
+        )

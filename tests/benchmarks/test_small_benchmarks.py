@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from toolkit.moe import load_model
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import drafts as drafts_benchmark
 import fit
 import fit_scores
 import gold_answers
@@ -74,29 +75,34 @@ def _hardly_trained(seed: int, experts: int):
     return _TRAINED(seed, experts, steps=2)
 
 
-def test_skipping_is_measured_in_operations_and_in_time(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    small = [
-        "--hidden",
-        "32",
-        "--width",
-        "32",
-        "--layers",
-        "1",
-        "--length",
-        "8",
-        "--steps",
-        "2",
-        "--repeats",
-        "1",
-        "--batches",
-        "1",
+def test_drafting_is_measured_for_the_original_and_the_pruned_model(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    small = ["--hidden", "32", "--width", "32", "--layers", "2", "--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", ["drafts.py", *small])
+    drafts_benchmark.main()
+    out = capsys.readouterr().out
+    assert len(re.findall(r"verifying \d drafted: \d+\.\d\d", out)) == 2 * 8
+    assert re.findall(r"drafting by (\w+): \d+\.\d\d .* (?:pays from|never pays)", out) == 2 * [
+        "k1",
+        "blocks",
+        "layers",
+        "lookup",
     ]
-    monkeypatch.setattr(sys, "argv", ["skipping.py", *small])
-    skipping_benchmark.main()
+
+
+def test_the_least_acceptance_that_pays_is_where_drafting_breaks_even() -> None:
+    share = drafts_benchmark.least_acceptance(3, 1.2, 0.1)
+    assert share and (1 - share**4) / (1 - share) == pytest.approx(1.2 + 3 * 0.1)
+    assert drafts_benchmark.least_acceptance(3, 2, 0.8) is None and drafts_benchmark.least_acceptance(3, 1, 0) == pytest.approx(0)
+
+
+def test_skipping_is_measured_in_operations_and_in_time(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    small = "--hidden 32 --width 32 --layers 1 --length 8 --steps 2 --repeats 1 --prompts 2 8 --batches 1"
+    monkeypatch.setattr(sys, "argv", ["skipping.py", *small.split()])
+    assert skipping_benchmark.main() == 0
     out = capsys.readouterr().out
     saved = re.search(r"GFLOP: (0\.\d+); (\d+\.\d+)% of the experts skipped", out)
     assert saved and float(saved[1]) == pytest.approx(1 - float(saved[2]) / 100, abs=2e-4)
-    assert "prefill, 8 prompts" in out and "decode, batch 1" in out
+    assert "prefill, 2 prompts" in out and "prefill, 8 prompts" in out and "decode, batch 1" in out
 
 
 def test_a_checkpoint_is_asked_with_every_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

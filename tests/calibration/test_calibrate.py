@@ -8,7 +8,7 @@ import torch
 import torch.multiprocessing as mp
 from conftest import ROOT, raises, tiny_model
 from families import tiny_family
-from rank_launcher import ranks
+from rank_launcher import RANKS, ranks
 from safetensors.torch import load_file
 
 from toolkit.calibration import calibrate
@@ -115,7 +115,7 @@ def test_a_model_in_parts_has_the_statistics_of_the_whole_one(tmp_path: Path) ->
     model.save_pretrained(tmp_path / "model")
     torch.save(batches, tmp_path / "batches.pt")
     script = str(Path(__file__).with_name("calibrated_in_parts.py"))
-    command = ranks(2, script, str(tmp_path / "model"), str(tmp_path))
+    command = ranks(RANKS, script, str(tmp_path / "model"), str(tmp_path))
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found, whole = ExpertStatistics.load(tmp_path), calibrate(model, batches)

@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, raises, tiny_model
 from drawn_plan import drawn_plan
 from families import tiny_family
-from rank_launcher import ranks
+from rank_launcher import RANKS, ranks
 
 from toolkit.calibration import fit_dense
 from toolkit.cuts import Plan, masked, with_fixed_gates
@@ -146,7 +146,7 @@ distributed.stop()
 @pytest.mark.launcher
 def test_two_ranks_find_what_one_does(tmp_path: Path) -> None:
     (tmp_path / "fit.py").write_text(SCRIPT)
-    done = subprocess.run(ranks(2, str(tmp_path / "fit.py")), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(ranks(RANKS, str(tmp_path / "fit.py")), cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     two = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("FOUND")).removeprefix("FOUND"))
     model = tiny_model("mixtral")

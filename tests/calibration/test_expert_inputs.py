@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import plan_for, raises, tiny_model
-from rank_launcher import ranks
+from rank_launcher import RANKS, ranks
 from test_calibrate import batches_of
 from torch.testing import assert_close
 from transformers import PreTrainedModel
@@ -124,7 +124,7 @@ def test_two_ranks_observe_what_one_does(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "model")
     torch.save(batches_of(LENGTHS, 2), tmp_path / "batches.pt")
     script = str(Path(__file__).with_name("inputs_in_parts.py"))
-    command = ranks(2, script, str(tmp_path / "model"), str(tmp_path))
+    command = ranks(RANKS, script, str(tmp_path / "model"), str(tmp_path))
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     first, second = (torch.load(tmp_path / f"inputs{number}.pt") for number in (0, 1))

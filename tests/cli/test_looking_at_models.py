@@ -11,7 +11,8 @@ from small_run import small_folder, small_recipe
 
 from toolkit.cli import exit_status
 from toolkit.cli import main as cli
-from toolkit.cli.verbs import benchmark as verb_benchmark
+from toolkit.cli.verbs.benchmark import FIGURES
+from toolkit.cli.verbs.verb import check_figures_file
 from toolkit.pipeline.runner import run
 from toolkit.runtime import distributed
 
@@ -74,11 +75,53 @@ def test_drafting_needs_a_second_model(pollard: Pollard) -> None:
     assert status == 1 and "--draft needs a second, smaller model" in out
 
 
+@pytest.mark.parametrize("kind", ["plan", "k1", "lookup", "model"])
+def test_whatever_drafts_the_writers_own_words_are_written(folder: Path, pollard: Pollard, kind: str) -> None:
+    alone = pollard("generate", "runs/small", "Why?", "--by", "original", "--max-new-tokens", "6")[1]
+    status, out = pollard("generate", "runs/small", "Why?", "--draft", kind, "--draft-tokens", "2", "--max-new-tokens", "6")
+    drafted_by = "pruned" if kind == "model" else kind
+    assert status == 0 and f"original, drafted by {drafted_by}: " in out and "writes something else" not in out
+    assert out.splitlines()[0] == alone.splitlines()[0]
+
+
+def test_the_pruned_model_drafts_for_itself(folder: Path, pollard: Pollard) -> None:
+    status, out = pollard("generate", "runs/small", "Why?", "--draft", "k1", "--by", "pruned", "--max-new-tokens", "3")
+    assert status == 0 and "pruned, drafted by k1: " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([MODEL, "Why?", "--draft", "plan"], "No run at"),
+        (["runs/small", "Why?", "--draft", "plan", "--by", "pruned"], "the plan is of the original's experts"),
+        (["runs/small", "Why?", "--draft-tokens", "4"], "only with --draft"),
+        (["runs/small", "Why?", "--draft", "k1", "--draft-tokens", "0"], "from 1 on"),
+    ],
+)
+def test_what_cannot_draft_says_so(folder: Path, pollard: Pollard, arguments: list[str], said: str) -> None:
+    status, out = pollard("generate", *arguments)
+    assert status == 1 and said in out
+
+
+def test_drafts_are_a_table_commands_and_a_file(folder: Path, pollard: Pollard) -> None:
+    # An evaluation of four tokens leaves one pass to save at most
+    status, out = pollard("drafts", "runs/small", "--questions", "2", "--json", "drafts.json")
+    found = json.loads(Path("drafts.json").read_text())
+    assert status == 0 and "Target: original" in out and "--speculative-config" in out and "\x1b" not in out
+    assert {"k1", "plan", "pruned", "lookup"} <= {draft["kind"] for draft in found["drafts"]}
+    assert {line["server"] for line in found["servers"]} == {"vLLM", "llama.cpp", "no server"}
+    check_figures_file(Path("drafts.json"), {"drafts", "verifying"}, "drafts")
+    status, out = pollard("drafts", "runs/small", "--for", "recovered")
+    assert status == 1 and "runs/small has no recovered model" in out
+    assert "at least 1" in pollard("drafts", "runs/small", "--questions", "0")[1]
+    assert "holds no figures of drafts" in pollard("drafts", "runs/small", "--json", "original/config.json")[1]
+
+
 def test_a_benchmark_of_a_run_is_a_table_a_file_and_a_part_of_its_report(folder: Path, pollard: Pollard) -> None:
     status, out = pollard("benchmark", "runs/small", *QUICKLY, "--json", "figures.json")
     assert status == 0 and "\x1b" not in out and "ratios are to original" in out
     found = json.loads(Path("figures.json").read_text())
-    verb_benchmark._check_figures_file(Path("figures.json"))  # its own may be written again
+    check_figures_file(Path("figures.json"), FIGURES, "a benchmark")  # its own may be written again
     assert [model["name"] for model in found["models"]] == ["original", "pruned"]
     assert [batch["batch_size"] for batch in found["models"][1]["batches"]] == [1, 2]
     assert found.items() <= in_report().items()

@@ -24,7 +24,11 @@ UNRUN = {  # all that no test runs: what its mark says that it needs, and how it
     "time": ("python benchmarks/",),
     "login": ("pollard push",),
 }
-LESS = {"benchmark": ["--batch-sizes=1", "--new-tokens=2", "--repeats=1"], "generate": ["--max-new-tokens=4"]}  # as it were
+LESS = {
+    "benchmark": ["--batch-sizes=1", "--new-tokens=2", "--repeats=1"],
+    "generate": ["--max-new-tokens=4"],
+    "drafts": ["--questions=2"],
+}  # as it were
 AROUND = {"name": "a-part", "model": "data/playground/model", "task": "gsm8k"}  # what a part of a recipe stands in
 BENCHMARK = re.compile(r"(?:benchmarks|tests)/\w+\.py")
 

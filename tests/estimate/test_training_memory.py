@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, raises
-from rank_launcher import ranks
+from rank_launcher import RANKS, ranks
 from transformers import AutoConfig
 
 from toolkit.estimate.training_memory import (
@@ -49,7 +49,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, in
     root = tmp_path_factory.mktemp("zero")
     cases = {name: {"model": MODEL, "config": config_of(zero, name.endswith("bfloat16"))} for name, zero in CASES.items()}
     (root / "cases.json").write_text(json.dumps(cases))
-    command = ranks(2, str(Path(__file__).parent / "every_zero.py"), str(root))
+    command = ranks(RANKS, str(Path(__file__).parent / "every_zero.py"), str(root))
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=540, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return json.loads((root / "measured.json").read_text())

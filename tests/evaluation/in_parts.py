@@ -33,8 +33,12 @@ with partitioned_model(path, None, "float32", zero) as model:
     write_reference(model, texts, target / "off_task", "original")
     off_task = measure_off_task(model, texts, Reference(target / "off_task", "original"))
     again = evaluate(model, load_tokenizer(path), task, examples=20, batch_size=3, max_new_tokens=48, temperature=1.0, log=log)
+    # Three batches that begin with the same shots; each rank computes these, and helps with a fourth
+    shots = Task(TaskRecipe.model_validate({"name": "playground/arithmetic", "shots": 5}))
+    with_shots = evaluate(model, load_tokenizer(path), shots, examples=9, batch_size=3, max_new_tokens=48)
 assert found.items == again.items
 if is_main():
     (target / "off_task.json").write_text(json.dumps(off_task.to_json()))
     (target / "items.json").write_text(json.dumps([asdict(item) for item in found.items]))
+    (target / "with_shots.json").write_text(json.dumps([asdict(item) for item in with_shots.items]))
 stop()

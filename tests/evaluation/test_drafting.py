@@ -8,7 +8,7 @@ from conftest import PLAYGROUND, plan_for, raises, tiny_model
 from transformers import GenerationConfig, PreTrainedModel
 
 from toolkit.cuts.apply import apply_plan
-from toolkit.evaluation.drafting import compare_drafting, timed_answer
+from toolkit.evaluation.drafting import Draft, compare_drafting, timed_answer
 from toolkit.moe import load_model, load_tokenizer
 from toolkit.tasks import Example, encode_prompt
 
@@ -51,7 +51,7 @@ def test_what_is_drafted_for_is_what_the_original_alone_writes(
 ) -> None:
     prompt = prompt_of(tokenizer, text)
     alone = timed_answer(original, prompt, settings(tokenizer))
-    drafted = timed_answer(original, prompt, settings(tokenizer), pruned)
+    drafted = timed_answer(original, prompt, settings(tokenizer), Draft(pruned))
     assert drafted.tokens == alone.tokens and len(alone.tokens) > 1
     assert 0 <= drafted.accepted <= drafted.drafted and drafted.accepted < len(drafted.tokens)
 
@@ -60,7 +60,7 @@ def test_what_is_drafted_for_is_what_the_original_alone_writes(
 def test_a_model_that_drafts_for_itself_is_always_right(original: PreTrainedModel, tokenizer: Any) -> None:
     told, twin = settings(tokenizer, 12), load_model(str(PLAYGROUND / "model"))
     before = twin.generation_config
-    drafted = timed_answer(original, prompt_of(tokenizer, PROMPTS[0]), told, twin)
+    drafted = timed_answer(original, prompt_of(tokenizer, PROMPTS[0]), told, Draft(twin))
     assert drafted.drafted - 1 <= drafted.accepted <= drafted.drafted and drafted.accepted > 0
     assert twin.generation_config is before
 
@@ -71,13 +71,13 @@ def test_a_model_that_drafts_what_is_never_right_gains_nothing_and_changes_nothi
     prompt = prompt_of(tokenizer, PROMPTS[1])
     random = tiny_model("mixtral", vocab_size=768, eos_token_id=1)
     random.lm_head.weight.data *= 50  # sure of its nonsense
-    drafted = timed_answer(original, prompt, settings(tokenizer), random)
+    drafted = timed_answer(original, prompt, settings(tokenizer), Draft(random))
     assert drafted.tokens == timed_answer(original, prompt, settings(tokenizer)).tokens
     assert drafted.accepted < 0.1 * drafted.drafted
 
 
 def test_both_ways_are_measured_in_turn(original: PreTrainedModel, pruned: PreTrainedModel, tokenizer: Any) -> None:
-    found = compare_drafting(original, pruned, prompt_of(tokenizer, PROMPTS[2]), settings(tokenizer, 8))
+    found = compare_drafting(original, Draft(pruned), prompt_of(tokenizer, PROMPTS[2]), settings(tokenizer, 8))
     assert found.same
     for middle, low, high in (found.speed_alone, found.speed_drafted, found.ratio):
         assert 0 < low <= middle <= high
@@ -90,4 +90,4 @@ def test_a_family_that_cannot_take_back_what_it_read_is_told(tokenizer: Any, pru
     torch.manual_seed(0)
     model = Stateful(pruned.config).eval()
     with raises("drafting.family"):
-        timed_answer(model, [5, 6, 7], settings(tokenizer, 4), pruned)
+        timed_answer(model, [5, 6, 7], settings(tokenizer, 4), Draft(pruned))

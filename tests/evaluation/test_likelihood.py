@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from toolkit.evaluation import completion_loss, evaluate
 from toolkit.evaluation import likelihood as choices
 from toolkit.evaluation.likelihood import Row, likeliest, log_likelihoods
+from toolkit.evaluation.shared_prefix import CommonPrefix, compute_prefix
 from toolkit.moe import load_tokenizer
 from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import Encoded, Task, encode_prompt, padded_batches
@@ -51,6 +53,33 @@ def test_log_likelihoods_are_the_sums_of_the_tokens_own(family: str) -> None:
     with torch.no_grad():
         expected = [by_hand(model, row.prompt, row.text) for row in rows]
     assert log_likelihoods(model, rows, 0) == pytest.approx(expected, abs=1e-4)
+
+
+# What all prompts begin with is computed once, and the sums are the same.
+def test_shared_shots_change_no_log_likelihood(family: str) -> None:
+    model, shots = tiny_model(family), list(range(3, 23))
+    own = [([30], [8]), ([31, 32, 33], [9, 10, 11, 12]), ([40] * 9, [14, 15]), ([50, 51], [16] * 6)]
+    rows = [Row(i, 0, shots + prompt, text) for i, (prompt, text) in enumerate(own)]
+    common = CommonPrefix.of([row.prompt for row in rows])
+    assert common and common.tokens == shots
+    prefix = compute_prefix(model, common)
+    assert prefix
+    assert log_likelihoods(model, rows, 0, prefix) == pytest.approx(log_likelihoods(model, rows, 0), abs=1e-5, rel=1e-5)
+
+
+def test_shots_pass_once_for_all_choices(task: Task, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, examples = tiny_model("mixtral", vocab_size=768, eos_token_id=1), task.examples("test")
+    shown = [replace(example, shots=(examples[0], examples[1])) for example in examples]
+    passed: list[int] = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda _, given: passed.append(given[0].numel()))
+    found = likeliest(model, tokenizer, shown, 32)
+    alone, behind, batch = passed  # first one prompt both ways
+    passed.clear()
+    monkeypatch.setattr(CommonPrefix, "of", lambda prompts: None)
+    assert likeliest(model, tokenizer, shown, 32) == found
+    (whole,) = passed
+    prefix = (whole - batch) // len(KEYS)
+    assert batch + prefix * len(KEYS) == whole and alone > prefix >= 16 and behind <= batch // len(KEYS)
 
 
 @pytest.mark.parametrize("size", [1, 3, 32])

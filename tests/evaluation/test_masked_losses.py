@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT, plan_for, raises, tiny_model
 from drawn_plan import drawn_plan
 from families import KEPT_LAYERS, LAYER_CHANGES, tiny_family
-from rank_launcher import ranks
+from rank_launcher import RANKS, ranks
 from safetensors.torch import load_file, save_file
 from small_run import small_recipe
 from transformers import PreTrainedModel
@@ -248,7 +248,7 @@ distributed.stop()
 @pytest.mark.launcher
 def test_two_ranks_measure_what_one_does(mixtral: PreTrainedModel, tmp_path: Path) -> None:
     (tmp_path / "losses.py").write_text(SCRIPT)
-    command = ranks(2, str(tmp_path / "losses.py"), str(tmp_path / "model"))
+    command = ranks(RANKS, str(tmp_path / "losses.py"), str(tmp_path / "model"))
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("FOUND")).removeprefix("FOUND"))

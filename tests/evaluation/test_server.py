@@ -17,7 +17,7 @@ from toolkit.evaluation.server import ServerWriter
 from toolkit.moe import load_model, load_tokenizer
 from toolkit.recipe.data import TaskRecipe
 from toolkit.recipe.evaluation import ServersRecipe
-from toolkit.tasks import Task
+from toolkit.tasks import Task, encode_prompt
 
 PATH = str(PLAYGROUND / "model")
 COUNT, GREEDY = 8, Decoding(48)
@@ -61,6 +61,30 @@ def test_a_server_with_the_same_model_says_the_same(model: Any, tokenizer: Any, 
     path, body = seen[0]
     assert path == ("/v1/chat/completions" if prompt == "chat" else "/v1/completions")
     assert {"model": "playground", "max_tokens": 48, "temperature": 0.0}.items() <= body.items()
+    if prompt != "chat":
+        prompts = [encode_prompt(tokenizer, example) for example in task.examples("test")[:COUNT]]
+        expected = prompts if prompt == "tokens" else [tokenizer.decode(ids) for ids in prompts]
+        assert sorted(body["prompt"] for _, body in seen) == sorted(expected)
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_as_many_requests_are_open_as_were_asked_for(model: Any, tokenizer: Any, task: Task, concurrency: int) -> None:
+    well, lock, now, most = playing(model, tokenizer, []), threading.Lock(), 0, 0
+
+    def reply(path: str, body: dict[str, Any]) -> Reply:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.05)
+        answer = well(path, body)
+        with lock:
+            now -= 1
+        return answer
+
+    with serving(reply) as url:
+        asked(url, tokenizer, task, concurrency=concurrency)
+    assert most == concurrency
 
 
 def test_stop_strings_and_endless_answers_are_told_alike(model: Any, tokenizer: Any, task: Task) -> None:

@@ -22,7 +22,8 @@ from toolkit.cuts.checkpoint import prune_checkpoint
 from toolkit.cuts.plan import Plan
 from toolkit.evaluation import generate
 from toolkit.moe import counting_skips, find_blocks, load_model, partitioned_model, skipping
-from toolkit.moe.expert_skipping import Skipping, is_skipping, kept_pairs, renormalized_gates
+from toolkit.moe.expert_skipping import Skipping, is_skipping
+from toolkit.moe.skipped_pairs import renormalized_gates, skipped_pairs
 from toolkit.runtime.distributed import start, stop
 from toolkit.runtime.errors import PollardError
 
@@ -97,6 +98,10 @@ def test_every_family_of_transformers_skips_by_the_rule(family: str) -> None:
     assert not is_skipping(model)
     assert sum(counter.take().skipped) > 0
     assert (found - expected).abs().max() <= 1e-5 * max(1.0, expected.abs().max().item())
+
+
+def kept_pairs(gate: torch.Tensor, beta: float) -> torch.Tensor:
+    return ~skipped_pairs(gate, torch.tensor([beta], dtype=torch.float64))
 
 
 def test_the_second_of_two_is_skipped_only_below_beta_and_the_sum_stays() -> None:

@@ -100,6 +100,22 @@ def test_where_every_expert_is_active_it_is_the_usual_gradient(family: str, monk
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["mixtral", "olmoe"])
+def test_only_experts_that_a_token_did_not_choose_are_computed_and_no_padding(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, computed, products = tiny_model(family), [], router_gradient._products_of_all
+
+    def counting(run: router_gradient.RunExperts, *tensors: torch.Tensor) -> torch.Tensor:
+        computed.append(tensors[-1].numel())
+        return products(run, *tensors)
+
+    monkeypatch.setattr(router_gradient, "_products_of_all", counting)
+    trained(model)
+    learning = 23 + 17  # tokens with another behind them
+    assert sum(computed) == sum(learning * (block.expert_count - block.experts_per_token) for block in find_blocks(model))
+
+
 def test_it_is_the_same_with_gradient_checkpointing() -> None:
     model = tiny_model("qwen2_moe")
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -70,6 +70,23 @@ def on_playground(machine: Machine, **sections: Any) -> tuple[Estimate, Advice, 
     return estimate, advice, verdict(estimate, advice)
 
 
+def test_a_model_too_large_for_the_machine_can_be_answered_by_a_server_elsewhere() -> None:
+    # the pruned model fits nowhere here: neither on the GPU nor on the host
+    machine = resolve_machine(gpus=1, gpu_memory="7M", cpu_memory="7M")
+    recipe = recipe_of(PLAYGROUND_MODEL, task="playground/sorting", evaluation={"off_task": False, "models": ["pruned"]})
+    estimate, advice = advised(recipe, machine)
+    assert estimate.lacking["evaluate/pruned"]
+    (remedy,) = advice.per_stage["evaluate/pruned"]
+    assert remedy.overrides == {
+        "evaluation.backend": "server", "evaluation.servers.pruned": "http://SERVER:8000/v1",
+    }  # fmt: skip
+    served = next(
+        stage for stage in Estimator(machine).estimate(remedy.applied_to(recipe)).stages if stage.name == "evaluate/pruned"
+    )
+    assert (served.gpu_bytes, served.host_bytes, served.flops) == (0, 0, 0)
+    assert served.work.endswith("answered by http://SERVER:8000/v1")
+
+
 def test_the_last_line_changes_the_whole_recipe_so_that_it_fits() -> None:
     trainer = {"per_device_train_batch_size": 16}
     sections = {"pruning": {"keep": 7}, "finetuning": {"zero": 0, "trainer": trainer}, "evaluation": {"batch_size": 256}}
@@ -95,7 +112,8 @@ def test_where_changes_do_not_suffice_what_is_lacking_is_told() -> None:
 
 def test_where_no_change_helps_it_is_told_by_how_much(config_only: str) -> None:
     machine = resolve_machine(gpus=1, gpu_memory="0.1M", cpu_memory="0.1M")
-    _, advice, lines = on_playground(machine, evaluation={"models": ["pruned"], "off_task": False})
+    served = {"backend": "server", "servers": {"pruned": "http://localhost:8000/v1"}}
+    _, advice, lines = on_playground(machine, evaluation={"models": ["pruned"], **served})
     assert not advice.combined and "No change of the recipe suffices: calibrate lacks " in lines[-1]
     assert " MiB of host memory (" in lines[-1]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from rank_launcher import ranks
+from rank_launcher import RANKS, ranks
 from small_harness import make_task, own_alone
 from small_run import make_small, redone, small_recipe, small_values
 
@@ -125,7 +125,7 @@ def test_two_ranks_find_what_one_finds(folder: Path) -> None:
     values = small_values(evaluation__fidelity=4, calibration={"examples": 8, "batch_size": 2}, **HARNESS)
     Path("both.yaml").write_text(dump_values(values | {"name": "two"}))
     run(Recipe.model_validate(values | {"name": "one"}))
-    command = ranks(2, "--module", "toolkit.cli", "run", "both.yaml")
+    command = ranks(RANKS, "--module", "toolkit.cli", "run", "both.yaml")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, raises, tiny_model
 from families import tiny_family
-from rank_launcher import ranks
+from rank_launcher import RANKS, ranks
 from small_run import TASK, small_folder, small_recipe
 
 from toolkit.calibration import CalibrationSource
@@ -240,7 +240,7 @@ def test_two_ranks_choose_what_one_does(tmp_path: Path) -> None:
         (tmp_path / file).write_bytes(Path(file).read_bytes())
     (tmp_path / "two.yaml").write_text(dump_recipe(recipe()))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = ranks(2, "--module", "toolkit.cli", "calibrate", "two.yaml")
+    command = ranks(RANKS, "--module", "toolkit.cli", "calibrate", "two.yaml")
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / RUN / "layers.json").read_text())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import PLAYGROUND, ROOT, raises
-from rank_launcher import ranks
+from rank_launcher import RANKS, ranks
 from small_run import kill_in_call
 from transformers import PreTrainedModel
 
@@ -246,7 +246,7 @@ def test_two_ranks_write_what_one_writes(model: PreTrainedModel, tmp_path: Path)
         "import test_questions as t\ndistributed.start()\nt.questions.TEXTS = 6\n"
         "print(t.drawn(load_model(t.PATH), Path('two'), t.recipe()))\ndistributed.stop()\n"
     )
-    done = subprocess.run(ranks(2, str(script)), cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(ranks(RANKS, str(script)), cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(questions, "TEXTS", 6)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, raises
-from rank_launcher import ranks
+from rank_launcher import RANKS, ranks
 from small_run import TASK, make_small, small_values
 
 from toolkit.cuts.plan import Plan
@@ -207,7 +207,7 @@ def test_an_off_task_task_has_accuracy_too(folder: Path) -> None:
 
 @pytest.mark.launcher
 def test_two_ranks_find_what_one_finds(folder: Path) -> None:
-    command = ranks(2, "--module", "toolkit.cli", "sweep", "r.yaml")
+    command = ranks(RANKS, "--module", "toolkit.cli", "sweep", "r.yaml")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*command, *LISTS, "name=two"], env=environment, capture_output=True, text=True, timeout=300, check=False

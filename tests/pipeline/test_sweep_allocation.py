@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, raises
-from rank_launcher import ranks
+from rank_launcher import RANKS, ranks
 from small_run import small_folder, small_recipe, small_values
 
 from toolkit.cuts import Plan
@@ -150,7 +150,7 @@ def test_a_criterion_that_knows_one_size_is_refused_before_anything_starts(folde
 
 @pytest.mark.launcher
 def test_two_ranks_find_what_one_finds(table: dict) -> None:
-    command = ranks(2, "--module", "toolkit.cli", "sweep", "r.yaml", *LISTS, "name=two")
+    command = ranks(RANKS, "--module", "toolkit.cli", "sweep", "r.yaml", *LISTS, "name=two")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -1,6 +1,6 @@
-"""Run by test_methods.py on two ranks: trains the same pruned model by every method.
+"""Run by test_methods.py on two ranks or more: trains the same pruned model by every method.
 
-The two ranks never choose the same expert: what one rank's tokens pass, the other's must not wait for.
+Neighbouring ranks never choose the same expert: what one rank's tokens pass, the other's must not wait for.
 """
 
 import json
@@ -18,11 +18,11 @@ from toolkit.runtime.distributed import is_main, rank, start, stop
 
 
 def route_apart(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """Sends rank 0's tokens to the even experts and rank 1's to the odd ones."""
+    """Sends the tokens of even ranks to the even experts and those of odd ones to the odd experts."""
     if not hasattr(module, "is_transposed"):
         return None
     hidden, index, weights = args
-    return hidden, index // 2 * 2 + rank(), weights
+    return hidden, index // 2 * 2 + rank() % 2, weights
 
 
 root = Path(sys.argv[-1])

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PLAYGROUND, ROOT, raises
-from rank_launcher import ranks
+from rank_launcher import RANKS, ranks
 from safetensors.torch import load_file
 from trl import SFTConfig
 
 from toolkit.pipeline.runner import run
 from toolkit.recipe.file import dump_values
 from toolkit.recipe.schema import Recipe
+from toolkit.recovery import packing
 from toolkit.recovery.distillation import check_distillable
 from toolkit.runtime import distributed
 
@@ -48,17 +49,17 @@ def values(name: str, batch: int, accumulation: int, **finetuning: object) -> di
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """`two`: on two ranks, by the real command. `one`: here, on one, with batches as large as those of both."""
+    """`two`: on two ranks (or more), by the real command. `one`: here, on one, with batches as large as those of all."""
     folder = tmp_path_factory.mktemp("distillation")
     (folder / "two.yaml").write_text(dump_values(values("two", batch=2, accumulation=1)))
-    command = ranks(2, str(ROOT / "toolkit" / "train.py"), "two.yaml")
+    command = ranks(RANKS, str(ROOT / "toolkit" / "train.py"), "two.yaml")
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=540, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     (folder / "said").write_text(done.stdout)
     distributed.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        run(Recipe.model_validate(values("one", batch=4, accumulation=1)), until="recover")
+        run(Recipe.model_validate(values("one", batch=2 * RANKS, accumulation=1)), until="recover")
         yield folder
     distributed.stop()
 
@@ -101,7 +102,7 @@ def test_accumulated_batches_are_one_batch_and_the_teacher_is_asked_once(
 ) -> None:
     before = log(folder, "one", "loss")
     capsys.readouterr()
-    run(Recipe.model_validate(values("one", batch=2, accumulation=2)), until="recover")
+    run(Recipe.model_validate(values("one", batch=2, accumulation=RANKS)), until="recover")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in lines if line[1:] == ["done", "already,", "skipped"]] == [
         "calibrate", "select", "prune", "answers", "teacher",
@@ -110,9 +111,22 @@ def test_accumulated_batches_are_one_batch_and_the_teacher_is_asked_once(
 
 
 @pytest.mark.launcher
+def test_packed_rows_learn_and_log_what_padded_ones_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ("loss", "cross_entropy", "divergence", "eval_loss", "num_tokens", "routing_entropy_mean", "grad_norm")
+    run(Recipe.model_validate(values("one", batch=4, accumulation=1)), until="recover")
+    padded = {key: log(folder, "one", key) for key in keys}
+    monkeypatch.setattr(packing, "ROW", 96)  # some rows end in padding
+    run(Recipe.model_validate(values("one", batch=4, accumulation=1, packing=True)), until="recover")
+    for key in keys:
+        assert padded[key] and log(folder, "one", key) == pytest.approx(padded[key], rel=1e-3 if key == "grad_norm" else 1e-4), (
+            key
+        )
+
+
+@pytest.mark.launcher
 @pytest.mark.parametrize("method", ["lora", "qlora", "router"])
 def test_every_method_learns_from_the_teacher(folder: Path, method: str) -> None:
-    wish = values("one", batch=4, accumulation=1)
+    wish = values("one", batch=2 * RANKS, accumulation=1)
     run(Recipe.model_validate(wish), until="recover")
     full = log(folder, "one", "divergence")[0]
     run(Recipe.model_validate(wish | {"finetuning": wish["finetuning"] | {"method": method}}), until="recover")

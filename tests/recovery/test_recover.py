@@ -9,7 +9,7 @@ import pytest
 import torch
 from companions import add_companions, check_companions
 from conftest import PLAYGROUND, ROOT, tiny_model
-from rank_launcher import free_port, ranks
+from rank_launcher import RANKS, free_port, ranks
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -44,7 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "recipes.json").write_text(json.dumps(recipes))
     port = free_port()
     (root / "port").write_text(port)
-    command = ranks(2, str(ROOT / "tests" / "recovery" / "every_stage.py"), str(root), port=port)
+    command = ranks(RANKS, str(ROOT / "tests" / "recovery" / "every_stage.py"), str(root), port=port)
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return root

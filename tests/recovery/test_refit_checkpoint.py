@@ -11,7 +11,7 @@ import torch
 from conftest import raises
 from drawn_plan import drawn_plan
 from families import text_logits, tiny_family
-from rank_launcher import ranks
+from rank_launcher import RANKS, ranks
 from refit_cases import drawn_batches
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
@@ -132,7 +132,7 @@ def test_two_ranks_are_one(tmp_path: Path, pair: Pair) -> None:
     torch.save(drawn_batches(), tmp_path / "batches.pt")
     places = [str(tmp_path / name) for name in ("original", "pruned", "two")]
     script = str(Path(__file__).with_name("refit_in_ranks.py"))
-    done = subprocess.run(ranks(2, script, *places), cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(ranks(RANKS, script, *places), cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     refit_checkpoint(*places[:2], tmp_path / "one", drawn_batches())
     ours, theirs = text_logits(load_model(places[2])), text_logits(load_model(str(tmp_path / "one")))

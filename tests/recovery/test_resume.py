@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PLAYGROUND, ROOT, tiny_model
-from rank_launcher import ranks
+from rank_launcher import RANKS, ranks
 from safetensors.torch import load_file
 
 from toolkit.recovery.checkpoints import disk_space_needed, newest_first
@@ -40,7 +40,7 @@ def recipe(root: Path, name: str, trainer: dict | None = None, **finetuning: obj
 
 def launch(root: Path, recipes: dict) -> subprocess.Popen[str]:
     (root / "recipes.json").write_text(json.dumps(recipes))
-    command = ranks(2, str(ROOT / "tests" / "recovery" / "resumed.py"), str(root), "recipes.json")
+    command = ranks(RANKS, str(ROOT / "tests" / "recovery" / "resumed.py"), str(root), "recipes.json")
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
 

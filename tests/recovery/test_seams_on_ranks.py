@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PLAYGROUND, ROOT, plan_for, tiny_model
-from rank_launcher import ranks
+from rank_launcher import RANKS, ranks
 from safetensors.torch import load_file
 
 from toolkit.cuts import LayersCut, Plan
@@ -35,7 +35,7 @@ PARTS = ("loss", "cross_entropy", "divergence", "seam")
 
 def launch(root: Path, recipes: dict) -> str:
     (root / "recipes.json").write_text(json.dumps(recipes))
-    command = ranks(2, str(ROOT / "tests" / "recovery" / "resumed.py"), str(root), "recipes.json")
+    command = ranks(RANKS, str(ROOT / "tests" / "recovery" / "resumed.py"), str(root), "recipes.json")
     done = subprocess.run(command, capture_output=True, text=True, timeout=540, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout

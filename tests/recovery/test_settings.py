@@ -112,6 +112,8 @@ def test_a_raw_deepspeed_file_is_taken_as_it_is_and_a_broken_one_named(tmp_path:
             "finetuning.select_by: dev_loss",
         ),
         ({"trainer": {"packing": True}}, "finetuning.trainer.packing"),
+        ({"packing": True, "trainer": {"router_aux_loss_coef": 0.01}}, "finetuning.trainer.router_aux_loss_coef"),
+        ({"packing": True, "trainer": {"per_device_train_batch_size": 1}}, "finetuning.trainer.per_device_train_batch_size"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(finetuning: dict, named: str) -> None:

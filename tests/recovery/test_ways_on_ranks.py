@@ -23,6 +23,7 @@ WAYS: dict[str, dict] = {
     "qshared": {"method": "qlora", "lora": {"rank": 4, "experts": "shared"}},
     "zeros": {"method": "full", "keep_zeros": True},
     "spp": {"method": "spp"},
+    "packed": {"method": "experts", "packing": True},
 }
 TRAINER = {
     "max_steps": 4, "per_device_train_batch_size": 2, "logging_steps": 1, "learning_rate": 1e-2, "eval_strategy": "no",
@@ -93,6 +94,16 @@ def test_the_first_loss_is_the_usual_one_and_routers_go_another_way(root: Path) 
         assert log_of(root, f"routers-{zero}")[0]["loss"] == log_of(root, f"usual-{zero}")[0]["loss"]
         found, usual = weights(root, f"routers-{zero}"), weights(root, f"usual-{zero}")
         assert any(not torch.equal(found[key], usual[key]) for key in usual if key.endswith("gate.weight"))
+
+
+@pytest.mark.launcher
+def test_packed_rows_learn_and_count_what_padded_ones_do(root: Path) -> None:
+    for zero in ("2", "undisturbed"):
+        found, usual = log_of(root, f"packed-{zero}"), log_of(root, f"usual-{zero}")
+        for key in ("loss", "num_tokens", "entropy", "mean_token_accuracy"):
+            assert [entry[key] for entry in found if key in entry] == pytest.approx(
+                [entry[key] for entry in usual if key in entry], rel=1e-3
+            ), key
 
 
 @pytest.mark.launcher

@@ -54,6 +54,17 @@ def test_training_on_what_is_asked_is_told(tmp_path: Path) -> None:
     assert "word for word" not in " ".join(warnings_of(run))
 
 
+def test_skipping_that_makes_nothing_faster_is_not_recommended(tmp_path: Path) -> None:
+    run = make_run(tmp_path, pruning={"keep": 2, "skipping": "median"})
+    evaluate_role(run, "recovered", tokens_per_second=1000.0)
+    evaluate_role(run, "skipping", right=17, tokens_per_second=812.5)
+    said = [line for line in warnings_of(run) if "Skipping" in line]
+    assert len(said) == 1 and "812.5 tokens/s with it, 1,000.0 without (recovered)" in said[0]
+    for alike in ({"tokens_per_second": 1000.1}, {"tokens_per_second": None}, {"device": "cuda"}, {"batch_size": 8}):
+        evaluate_role(run, "skipping", right=17, **{"tokens_per_second": 812.5} | alike)
+        assert not any("Skipping" in line for line in warnings_of(run))
+
+
 def test_lines_that_could_not_be_used_are_counted(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     assert "could not be used" not in " ".join(warnings_of(run))

@@ -87,7 +87,7 @@ def _add_streamed(model: StreamedModel, layers: nn.ModuleList, batches: Sequence
                     group.append((held.start(inputs), observed, sums))
                 for number in range(len(layers)):
                     held.check(number)
-                    with model.layer(number):
+                    with model.layer(number, number + 1 if number + 1 < len(layers) else None):
                         for forward_pass, _, _ in group:
                             forward_pass.resume(forward_pass.output())
                     advance(len(group))

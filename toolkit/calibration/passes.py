@@ -128,7 +128,8 @@ def layerwise_pass(
         steps = list(enumerate(blocks_by_layer(blocks, layers)))
         for number, inside in progress(steps, "observing the experts, layer by layer"):
             held.check(number)
-            with model.layer(layers[number]) if isinstance(model, StreamedModel) else nullcontext():
+            following = layers[number + 1] if number + 1 < len(layers) else None
+            with model.layer(layers[number], following) if isinstance(model, StreamedModel) else nullcontext():
                 for observer in observers:
                     observer.on_layer_start(inside)
                 with (

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from toolkit.calibration.observer import Observer
 from toolkit.calibration.passes import ObservedSource, layerwise_pass, observe
 from toolkit.moe import Batch, BlockActivations, ObservedBatch, StreamedModel, find_blocks, open_layerwise
-from toolkit.moe.expert_skipping import Skipping, gate_ratios
+from toolkit.moe.expert_skipping import Skipping
+from toolkit.moe.skipped_pairs import gate_ratios
 from toolkit.runtime.distributed import gather
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.progress import progress

@@ -5,7 +5,14 @@ What a stage holds and computes is put together by the stage itself (toolkit/pip
 
 from toolkit.estimate.data_size import DataSize, DataSizes, StudentSizes
 from toolkit.estimate.finetuning import FineTuning, TrainerSettings, cannot_fit, estimate_finetuning
-from toolkit.estimate.inference import LogitsPass, answering_memory, estimate_generation, estimate_logits_pass, row_bytes
+from toolkit.estimate.inference import (
+    LogitsPass,
+    answering_memory,
+    estimate_generation,
+    estimate_logits_pass,
+    estimate_served,
+    row_bytes,
+)
 from toolkit.estimate.machine import Machine, resolve_machine
 from toolkit.estimate.masked_losses import estimate_masked_losses
 from toolkit.estimate.model_size import ModelSize, model_size
@@ -54,6 +61,7 @@ __all__ = [
     "estimate_masked_losses",
     "estimate_observation",
     "estimate_refit",
+    "estimate_served",
     "memory_on",
     "model_size",
     "place_model",

@@ -129,7 +129,8 @@ def estimate_finetuning(name: str, tuning: FineTuning, machine: Machine, data: D
     trained_tokens = None if steps is None else steps * per_step * data.mean
     # Forward 2, backward 2 for the inputs and 2 for the weights (frozen ones need none), forward again with checkpointing
     per_weight = (2 if trainer.checkpointing else 0) + (6 if trained.trained == model.parameters else 4)
-    per_token = per_weight * model.active + (2 * model.experts if tuning.all_experts else 0)
+    inactive = model.experts - model.active_experts
+    per_token = per_weight * model.active + (2 * inactive if tuning.all_experts else 0)
     flops = None if trained_tokens is None else per_token * trained_tokens
     saved = checkpoint_bytes(trained.trained, stage, weight, trainer.optimizer)
     saved += trained.frozen_bytes if trained.saves_frozen else 0
@@ -137,10 +138,8 @@ def estimate_finetuning(name: str, tuning: FineTuning, machine: Machine, data: D
     if activations is None:
         notes.append("activations are not counted: this family's code looks at tensors' contents")
     if tuning.all_experts:
-        times = 1 + 2 * model.experts / (per_weight * model.active_experts)
-        notes.append(
-            f"router_gradient all: every expert computes every token once more: {times:.1f} times the experts' operations"
-        )
+        times = 1 + 2 * inactive / (per_weight * model.active_experts)
+        notes.append(f"router_gradient all: experts compute what did not choose them, too: {times:.1f} times their operations")
     if memory.host:
         notes.append("offloaded: the optimizer runs on the CPU and everything crosses PCIe; the time counts neither")
     on_gpu, in_ram = memory_on(machine, gpu, host)

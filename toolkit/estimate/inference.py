@@ -51,6 +51,12 @@ def estimate_generation(
     )
 
 
+def estimate_served(name: str, prompts: DataSize, new_tokens: int, url: str) -> StageEstimate:
+    """Answers that a server writes: here, nothing is held or computed, and how long it takes is not known."""
+    work = f"{count(prompts.examples)} questions, {new_tokens:,} new tokens each at most, answered by {url}"
+    return StageEstimate(name, work, notes=("memory and time are the server's",))
+
+
 @dataclass(frozen=True)
 class LogitsPass:
     """One forward pass over texts whose logits are read."""

@@ -11,8 +11,8 @@ from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from toolkit.evaluation.shared_prefix import SharedPrefix, rows_can_be_taken
 from toolkit.moe import is_partitioned
 
 StopRows = Callable[[torch.Tensor], torch.Tensor]  # answers so far [B, S] -> which have just come to an end [B]
@@ -62,22 +62,33 @@ def generate(
     settings: GenerationConfig,
     numbers: Sequence[random.Random] | None = None,
     stop: StopRows | None = None,
+    prefix: SharedPrefix | None = None,
 ) -> list[list[int]]:
     """The generated tokens of each prompt, up to and including the end token, or the token that completes a stop string.
 
     With `numbers`, one source per prompt, tokens are drawn at the settings' temperature. Rows that have ended leave the batch,
-    so that the memory of many short answers is not held by one long answer.
+    so that the memory of many short answers is not held by one long answer. Every prompt must begin with the `prefix`, if there
+    is one, and be longer.
     """
     length = max(map(len, prompts))
     pad: Any = settings.pad_token_id
     ids_BS = torch.tensor([[pad] * (length - len(p)) + list(p) for p in prompts], device=model.device)
     mask_BS = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    # Positions too: models of text and images would count on from those of their last batch
+    begun = (
+        {
+            "past_key_values": prefix.cache_for([length - len(p) for p in prompts]),
+            "position_ids": (mask_BS.cumsum(-1) - 1).clamp(min=0),
+        }
+        if prefix
+        else {}
+    )
     rows = _Rows(settings, numbers, stop)
     # transformers fills gaps in the settings with the checkpoint's own
     checkpoints_own, model.generation_config = model.generation_config, settings
     try:
         cast(Any, model).generate(
-            input_ids=ids_BS, attention_mask=mask_BS, generation_config=settings, custom_generate=rows.write
+            input_ids=ids_BS, attention_mask=mask_BS, generation_config=settings, custom_generate=rows.write, **begun
         )
     finally:
         model.generation_config = checkpoints_own
@@ -131,7 +142,7 @@ class _Rows:
                     if length:
                         self.answers[answer_of_row[row]] = input_ids[row, prompt : prompt + length].tolist()
                 staying = [row for row, length in enumerate(lengths) if not length]
-                if staying and 4 * len(staying) <= 3 * len(lengths) and _selectable(inputs.get("past_key_values")):
+                if staying and 4 * len(staying) <= 3 * len(lengths) and rows_can_be_taken(inputs.get("past_key_values")):
                     rows = torch.tensor(staying, device=input_ids.device)
                     inputs = _selected(inputs, rows, len(lengths))
                     answer_of_row = [answer_of_row[row] for row in staying]
@@ -168,11 +179,6 @@ def _selected(inputs: dict[str, Any], rows: torch.Tensor, count: int) -> dict[st
         return value.index_select(-2, rows)  # [B, S]; some families' positions have an axis before it
 
     return {name: part(value) for name, value in inputs.items()}
-
-
-def _selectable(cache: Any) -> bool:
-    """Whether rows can be taken out of the cache: of keys and values, not of recurrent states."""
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in getattr(cache, "layers", [None]))
 
 
 def as_list(ids: int | list[int] | None) -> list[int]:

@@ -18,6 +18,7 @@ from toolkit.evaluation.judging import judge_samples, mean_score
 from toolkit.evaluation.likelihood import with_likeliest
 from toolkit.evaluation.memory import batch_size_for, peak_memory, reset_peak_memory
 from toolkit.evaluation.scores import EvaluationFacts, Scores
+from toolkit.evaluation.shared_prefix import CommonPrefix
 from toolkit.moe import SkipCount, counting_skips, find_blocks, is_partitioned, load_model, load_tokenizer
 from toolkit.moe.expert_skipping import is_skipping
 from toolkit.moe.tokenizer import ContextLength, context_length
@@ -65,7 +66,9 @@ def evaluate(
     else:
         if batch_size == "auto":
             say(f"  {size}")
-        writer = BatchWriter(model, tokenizer, decoding, size.number)
+        # What is skipped is counted token by token, so a model that skips experts computes every prompt as a whole
+        common = None if is_skipping(model) else CommonPrefix.of(prompts)
+        writer = BatchWriter(model, tokenizer, decoding, size.number, common)
     with measured_skipping(model) as skipping:
         context = context_length(model.config, tokenizer)
         scores = evaluate_with(writer, tokenizer, questions, decoding, log, is_partitioned(model), context)

@@ -15,6 +15,7 @@ from transformers.generation import ContinuousBatchingConfig
 
 from toolkit.evaluation.answers import Answer, Request, has_stopped, read_answer
 from toolkit.evaluation.decoding import Decoding, StopRows, as_list, generate, greedy, sampled
+from toolkit.evaluation.shared_prefix import CommonPrefix, SharedPrefix, compute_prefix
 from toolkit.moe import is_partitioned
 from toolkit.runtime.distributed import say, shard, shard_in_step
 from toolkit.runtime.errors import PollardError
@@ -29,11 +30,13 @@ def generate_shard(
     settings: GenerationConfig,
     numbers: Callable[[int], random.Random] | None = None,
     stop: StopRows | None = None,
+    common: CommonPrefix | None = None,
 ) -> Iterator[tuple[int, list[int]]]:
     """Yields index and generated tokens of this rank's part of the prompts, which is dealt out by whole batches.
 
     A batch that does not fit into memory is halved, and so are all after it. `numbers` gives the random numbers of a prompt, by
-    its index. Raises PollardError where a single prompt does not fit.
+    its index. What the prompts have in `common` is computed once where the model allows it. Raises PollardError where a single
+    prompt does not fit.
     """
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -41,6 +44,7 @@ def generate_shard(
     # In parts on all ranks, every rank must take part in every forward pass: one without a batch helps with any prompt
     mine = shard_in_step(batches, []) if in_step else shard(batches)
 
+    prefix = _computed(model, common, in_step) if mine and common else None
     room = batch_size
     for batch in progress(mine, "answering", batch_sizes(mine), len(prompts)):
         todo = batch or order[-1:]
@@ -48,13 +52,23 @@ def generate_shard(
             part = todo[:room]
             drawing = [numbers(i) for i in part] if numbers else None
             try:
-                answers = generate(model, [prompts[i] for i in part], settings, drawing, stop)
+                answers = generate(model, [prompts[i] for i in part], settings, drawing, stop, prefix)
             except torch.OutOfMemoryError:
                 room = _halved(len(part), in_step)
                 continue
             if batch:
                 yield from zip(part, answers, strict=True)
             todo = todo[room:]
+
+
+def _computed(model: PreTrainedModel, common: CommonPrefix, in_step: bool) -> SharedPrefix | None:
+    try:
+        prefix = compute_prefix(model, common)
+    except torch.OutOfMemoryError:
+        _halved(1, in_step)
+    if prefix:
+        say(f"  the {len(common.tokens):,} tokens that every prompt begins with are computed once")
+    return prefix
 
 
 def _halved(size: int, in_step: bool) -> int:
@@ -84,10 +98,20 @@ class StopInAnswer:
 
 
 class BatchWriter:
-    """Writes answers in batches, greedily or drawn at a temperature."""
+    """Writes answers in batches, greedily or drawn at a temperature.
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, decoding: Decoding, batch_size: int) -> None:
-        self.model, self.tokenizer, self.decoding, self.batch_size = model, tokenizer, decoding, batch_size
+    `common`: what all prompts of the evaluation begin with, those of other ranks and calls too.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        decoding: Decoding,
+        batch_size: int,
+        common: CommonPrefix | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.decoding, self.batch_size, self.common = model, tokenizer, decoding, batch_size, common
 
     def __call__(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Answer]]:
         decoding, tokenizer = self.decoding, self.tokenizer
@@ -104,7 +128,7 @@ class BatchWriter:
             return decoding.random_numbers(requests[i].index, requests[i].sample)
 
         prompts, drawing = [request.prompt for request in requests], numbers if decoding.temperature else None
-        for i, tokens in generate_shard(self.model, prompts, self.batch_size, settings, drawing, stop):
+        for i, tokens in generate_shard(self.model, prompts, self.batch_size, settings, drawing, stop, self.common):
             form = forms[requests[i].plain]
             yield requests[i], read_answer(tokenizer, tokens, ends, decoding.stop, decoding.max_new_tokens, form)
 

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.evaluation.scores import Item
+from toolkit.evaluation.shared_prefix import CommonPrefix, SharedPrefix, compute_prefix
 from toolkit.moe import is_partitioned
 from toolkit.runtime.distributed import gather, shard, shard_in_step
 from toolkit.runtime.progress import batch_sizes, progress
@@ -60,9 +61,11 @@ def likeliest(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     # In parts on all ranks, every rank must take part in every forward pass: one without a batch helps with any
     mine = shard_in_step(batches, []) if is_partitioned(model) else shard(batches)
+    common = CommonPrefix.of([row.prompt for row in rows])
+    prefix = compute_prefix(model, common) if common else None
     own: dict[tuple[int, int], float] = {}
     for batch in progress(mine, "weighing choices", batch_sizes(mine), len(rows)):
-        values = log_likelihoods(model, batch or batches[0], int(tokenizer.pad_token_id or 0))
+        values = log_likelihoods(model, batch or batches[0], int(tokenizer.pad_token_id or 0), prefix)
         own |= {(row.item, row.choice): value for row, value in zip(batch, values, strict=bool(batch))}
     every = {key: value for part in gather(own) for key, value in part.items()}
     best = []
@@ -73,19 +76,22 @@ def likeliest(
 
 
 @torch.no_grad()
-def log_likelihoods(model: PreTrainedModel, rows: Sequence[Row], pad: int) -> list[float]:
+def log_likelihoods(model: PreTrainedModel, rows: Sequence[Row], pad: int, prefix: SharedPrefix | None = None) -> list[float]:
     """The log-likelihood of each row's text behind its prompt, in nats.
 
-    Rows are padded on the left, so that the logits that count are the last ones and no others need be kept.
+    Rows are padded on the left, so that the logits that count are the last ones and no others need be kept. Every prompt must
+    begin with the `prefix`, if there is one, and be longer.
     """
     length, longest = max(len(row.prompt) + len(row.text) for row in rows), max(len(row.text) for row in rows)
     gaps = [length - len(row.prompt) - len(row.text) for row in rows]
     ids_BS = torch.tensor([[pad] * gap + row.prompt + row.text for gap, row in zip(gaps, rows, strict=True)], device=model.device)
     mask_BS = torch.tensor([[0] * gap + [1] * (length - gap) for gap in gaps], device=model.device)
     positions_BS = (mask_BS.cumsum(-1) - 1).clamp(min=0)
+    begun = len(prefix.tokens) if prefix else 0
     logits_BCV = model(
-        ids_BS, attention_mask=mask_BS, position_ids=positions_BS, use_cache=False, logits_to_keep=longest + 1
-    ).logits[:, :-1]
+        ids_BS[:, begun:], attention_mask=mask_BS, position_ids=positions_BS[:, begun:], use_cache=prefix is not None,
+        past_key_values=prefix.cache_for(gaps) if prefix else None, logits_to_keep=longest + 1,
+    ).logits[:, :-1]  # fmt: skip
     targets_BC = ids_BS[:, -longest:]
     losses_BC = torch.nn.functional.cross_entropy(
         logits_BCV.flatten(0, 1).float(), targets_BC.flatten(), reduction="none"

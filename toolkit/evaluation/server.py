@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
@@ -56,24 +56,17 @@ class ServerWriter:
         with ThreadPoolExecutor(workers) as pool, progress_display("answering", len(mine)) as advance:
             request_of = {pool.submit(self._answer, request): request for request in mine}
             try:
-                waiting = set(request_of)
-                while waiting:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    failed = [future for future in done if future.exception()]
-                    for future in done - set(failed):
-                        yield request_of[future], future.result()
-                        advance(1)
-                    if failed:
-                        yield from self._in_flight(request_of, waiting)
-                        failed[0].result()
+                for future in as_completed(list(request_of)):
+                    if future.exception():
+                        yield from self._in_flight(request_of)
+                    yield request_of.pop(future), future.result()
+                    advance(1)
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _in_flight(
-        self, request_of: dict[Future[Answer], Request], waiting: set[Future[Answer]]
-    ) -> Iterator[tuple[Request, Answer]]:
-        """Answers that are being written when another request fails: they are kept."""
-        for future in [future for future in waiting if not future.cancel()]:
+    def _in_flight(self, request_of: dict[Future[Answer], Request]) -> Iterator[tuple[Request, Answer]]:
+        """Answers that are there, or being written, when another request fails: they are kept."""
+        for future in [future for future in request_of if not future.cancel()]:
             if not future.exception():
                 yield request_of[future], future.result()
 
@@ -95,17 +88,19 @@ class ServerWriter:
         if request.plain or not self.tokenizer.chat_template:
             # Else the answer is cut here: a server would also stop in reasoning, or in what the template writes before an answer
             options["stop"] = list(decoding.stop) or None
+        extra: dict[str, object] = {}
         if any(token in form.marks for token in form.special):
-            options["extra_body"] = {"skip_special_tokens": False}
+            extra["skip_special_tokens"] = False
         if decoding.temperature:
             options["seed"] = decoding.random_numbers(request.index, request.sample).getrandbits(31)
         if self.settings.prompt == "chat":
             tools = {"tools": list(request.tools)} if request.tools else {}
             messages = [_with_texts_for_arguments(message) for message in request.messages]
-            reply = self.client.chat.completions.create(messages=messages, **tools, **options)
+            reply = self.client.chat.completions.create(messages=messages, extra_body=extra, **tools, **options)
         else:
-            prompt = request.prompt if self.settings.prompt == "tokens" else self.tokenizer.decode(request.prompt)
-            reply = self.client.completions.create(prompt=prompt, **options)
+            # Not as the argument: the client would look at the type of each token anew, which takes longer than all the rest
+            extra["prompt"] = request.prompt if self.settings.prompt == "tokens" else self.tokenizer.decode(request.prompt)
+            reply = self.client.completions.create(prompt="", extra_body=extra, **options)
         return self._read(reply, form)
 
     def _read(self, reply: Any, form: ChatFormat) -> Answer:

@@ -35,9 +35,11 @@ from toolkit.moe.masking import Rerouter, check_prunable, fewest_experts, overri
 from toolkit.moe.model_files import CheckpointFiles, checkpoint_files
 from toolkit.moe.model_size import Sizes, active_expert_parameters, checkpoint_bytes, sizes, weight_bytes
 from toolkit.moe.observe import BlockActivations, EveryExpert, every_expert_outputs, observing
+from toolkit.moe.packing import check_kept_apart, check_packable, real_positions
 from toolkit.moe.partition import gathered, is_partitioned, local_part, partitioned_model, write_partitioned
 from toolkit.moe.router_gradient import check_router_gradient, check_some_inactive, train_routers_on_all_experts
 from toolkit.moe.routing_monitor import RoutingMonitor
+from toolkit.moe.shared_copy import shared_copy, without_experts
 from toolkit.moe.stream import CannotStream, StreamedModel, open_layerwise
 from toolkit.moe.tokenizer import load_tokenizer
 from toolkit.moe.unfuse import UNFUSED, expert_weights, linear_name, unfuse
@@ -71,7 +73,9 @@ __all__ = [
     "blocks_in",
     "channel_groups",
     "channel_norms",
+    "check_kept_apart",
     "check_loaded",
+    "check_packable",
     "check_prunable",
     "check_router_gradient",
     "check_some_inactive",
@@ -110,8 +114,10 @@ __all__ = [
     "partitioned_model",
     "quantization_of",
     "random_model",
+    "real_positions",
     "restricted",
     "same_routing",
+    "shared_copy",
     "sizes",
     "skipping",
     "split_mask",
@@ -119,5 +125,6 @@ __all__ = [
     "train_routers_on_all_experts",
     "unfuse",
     "weight_bytes",
+    "without_experts",
     "write_partitioned",
 ]  # fmt: skip

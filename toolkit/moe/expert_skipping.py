@@ -6,33 +6,28 @@ The thresholds lie in a file in the checkpoint's folder; stock transformers does
     {"format": 1, "rule": "median", "experts_per_token": 2, "tokens": 131072,
      "blocks": {"model.layers.0.mlp": 0.4494, "model.layers.1.mlp": 0.3896}}
 
-`blocks` holds each block's threshold β (docs/skipping.md). Of two experts, the second is skipped where its gate weight
-g2 < β·g1 (NAEE, arXiv 2402.14800, section 4). Of more, the fewest stay beyond which no more than the share β of the token's gate
-weights lies (its appendix): the smallest i with g_(i+1) + … + g_K ≤ β·(g_1 + … + g_K). What stays is scaled up to the sum that
-was there before, so that a family's own scaling holds (Gemma 4's may make a gate weight negative: its size is meant). Skipped
-pairs of token and expert are not computed: each pair that stays becomes a token of its own, with one expert, for the
-implementation that the model had before, whatever the family's activation, biases or layout.
+`blocks` holds each block's threshold β (docs/skipping.md); skipped_pairs.py has the rule, and how skipped pairs of token and
+expert are not computed.
 
-Shape legend: B sequences, S positions, T = B · S tokens, K experts per token, H hidden size, P pairs that stay.
+Shape legend: B sequences, S positions, T = B · S tokens, K experts per token.
 """
 
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from toolkit.moe.blocks import find_blocks
+from toolkit.moe.skipped_pairs import SkipRule, set_rule, skipping_forward
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.signed_folders import write_own_file
 
@@ -81,68 +76,6 @@ class Skipping(BaseModel):
 
 
 IMPLEMENTATION = "pollard_skip"
-PairObserver = Callable[[torch.Tensor], None]
-
-
-@dataclass
-class SkipRule:
-    """The rule of one experts module."""
-
-    beta: float
-    before: str  # the implementation that computes what stays
-    observer: PairObserver | None = None  # called with which pairs stay, bool [T, K]
-
-
-def gate_ratios(gate_TK: torch.Tensor) -> torch.Tensor:
-    """What β is compared with, float64: for two experts g2 / g1 [T, 1]; for more [T, K − 1], per i < K the share of the gate
-    weights beyond the i largest. Not a number where a token has no gate weight at all."""
-    sorted_TK = gate_TK.double().abs().sort(dim=1, descending=True).values
-    if gate_TK.shape[1] == 2:
-        return sorted_TK[:, 1:] / sorted_TK[:, :1]
-    beyond_TK = sorted_TK.flip(1).cumsum(1).flip(1)
-    return beyond_TK[:, 1:] / beyond_TK[:, :1]
-
-
-def kept_pairs(gate_TK: torch.Tensor, beta: float) -> torch.Tensor:
-    """Which pairs stay, bool [T, K]; of every token at least one."""
-    k = gate_TK.shape[1]
-    if k == 1:
-        return torch.ones_like(gate_TK, dtype=torch.bool)
-    sorted_TK, order_TK = gate_TK.double().abs().sort(dim=1, descending=True, stable=True)
-    stay_TK = torch.ones_like(sorted_TK, dtype=torch.bool)
-    if k == 2:
-        stay_TK[:, 1] = sorted_TK[:, 1] >= beta * sorted_TK[:, 0]
-    else:
-        beyond_TK = sorted_TK.flip(1).cumsum(1).flip(1)  # at i: the sum from the i-th on, counted from 0
-        stay_TK[:, 1:] = beyond_TK[:, 1:] > beta * beyond_TK[:, :1]
-    return torch.zeros_like(stay_TK).scatter_(1, order_TK, stay_TK)
-
-
-def renormalized_gates(gate_TK: torch.Tensor, stay_TK: torch.Tensor) -> torch.Tensor:
-    """The gate weights [T, K] of the pairs that stay, scaled to the sum that all had."""
-    size_TK = gate_TK.double().abs()
-    before_T1, after_T1 = size_TK.sum(1, keepdim=True), (size_TK * stay_TK).sum(1, keepdim=True)
-    return (gate_TK * stay_TK * torch.where(after_T1 > 0, before_T1 / after_T1, 1.0)).to(gate_TK.dtype)
-
-
-def skipping_forward(experts: nn.Module, hidden_TH: torch.Tensor, index_TK: torch.Tensor, gate_TK: torch.Tensor) -> torch.Tensor:
-    """The experts implementation: weighted outputs [T, H] of the pairs that stay."""
-    rule = cast(SkipRule, experts.skipping)
-    run: Any = ALL_EXPERTS_FUNCTIONS.get_interface(rule.before, cast(Any, type(experts).forward).__wrapped__)
-    stay_TK = kept_pairs(gate_TK, rule.beta)
-    if rule.observer:
-        rule.observer(stay_TK)
-    pairs_P = stay_TK.flatten().nonzero().flatten()
-    tokens, k = index_TK.shape
-    if len(pairs_P) == tokens * k:
-        return run(experts, hidden_TH, index_TK, gate_TK)
-    index_P, gate_P = index_TK.flatten()[pairs_P], renormalized_gates(gate_TK, stay_TK).flatten()[pairs_P]
-    outputs_PH = run(experts, hidden_TH[pairs_P // k], index_P.unsqueeze(1), gate_P.unsqueeze(1))
-    if len(pairs_P) == tokens:
-        return outputs_PH
-    # Not index_add_, which on a GPU adds in any order
-    spread = outputs_PH.new_zeros(tokens * k, outputs_PH.shape[1]).index_copy_(0, pairs_P, outputs_PH)
-    return spread.view(tokens, k, -1).sum(1)
 
 
 def apply_skipping(model: PreTrainedModel, skipping: Skipping) -> PreTrainedModel:
@@ -157,10 +90,18 @@ def apply_skipping(model: PreTrainedModel, skipping: Skipping) -> PreTrainedMode
             "thresholds (pruning.skipping), or remove the file to run it without skipping.",
             code="skipping.other-model",
         )
+    if any(getattr(block.experts, "_is_expert_parallel", False) for block in blocks):
+        raise PollardError(
+            "This model's experts are spread over the ranks (expert parallelism), where no rank sees all gate weights of a "
+            "token: it cannot skip experts. Load it whole or in parts (ZeRO-3), or remove skipping.json.",
+            code="skipping.expert-parallel",
+        )
     before = model.config._experts_implementation
+    if before == IMPLEMENTATION:  # it skips already: other thresholds take the place of these
+        before = cast(Any, blocks[0].experts).skipping.before
     ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, skipping_forward)
     for block in blocks:
-        cast(Any, block.experts).skipping = SkipRule(skipping.blocks[block.name], before)
+        set_rule(block.experts, SkipRule(skipping.blocks[block.name], before))
     model.set_experts_implementation(IMPLEMENTATION)
     return model
 
@@ -173,12 +114,15 @@ def is_skipping(model: PreTrainedModel) -> bool:
 @contextmanager
 def skipping(model: PreTrainedModel, thresholds: Skipping) -> Iterator[PreTrainedModel]:
     """`model` skips inside the context, and is as before after it."""
-    before = model.config._experts_implementation
+    before, experts = model.config._experts_implementation, [block.experts for block in find_blocks(model)]
+    rules: list[SkipRule | None] = [getattr(module, "skipping", None) for module in experts]
     apply_skipping(model, thresholds)
     try:
         yield model
     finally:
         model.set_experts_implementation(before)
+        for module, rule in zip(experts, rules, strict=True):
+            set_rule(module, rule)
 
 
 class SkipCount(NamedTuple):
@@ -217,10 +161,12 @@ class SkipCounter:
         self.experts_per_token = find_blocks(model)[0].experts_per_token
         self._counted_BS: torch.Tensor | None = None
         self._ended_B = torch.zeros(0, dtype=torch.bool)  # answers of this batch
-        self._sums = [torch.zeros(2, dtype=torch.long) for _ in self.rules]  # not read at once: a GPU would have to wait
+        self._passing: list[tuple[int, torch.Tensor]] = []  # block, and which pairs it skips, of a pass at work
+        self._sums: dict[tuple[int, ...], torch.Tensor] = {}  # of blocks that are counted together: tokens, and skipped pairs
 
     def start_pass(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Hook before a forward pass: decides which of its tokens count."""
+        self._end_pass()
         ids_BS, mask = kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask")
         self._counted_BS = None
         if not isinstance(mask, torch.Tensor) or mask.dim() != 2 or ids_BS is None:
@@ -240,16 +186,34 @@ class SkipCounter:
         self._ended_B = before_B | torch.isin(last_B, torch.tensor(ends, device=last_B.device, dtype=last_B.dtype))
         return self._ended_B
 
-    def record(self, number: int, stay_TK: torch.Tensor) -> None:
-        counted_T = stay_TK.new_ones(len(stay_TK))
-        if self._counted_BS is not None and self._counted_BS.numel() == len(stay_TK):
-            counted_T = self._counted_BS.flatten().to(stay_TK.device)
-        found = torch.stack([counted_T.sum(), (~stay_TK & counted_T.unsqueeze(1)).sum()])
-        self._sums[number] = self._sums[number].to(stay_TK.device) + found
+    def record(self, number: int, skip_TK: torch.Tensor) -> None:
+        if self._passing and self._passing[-1][0] >= number:
+            self._end_pass()
+        self._passing.append((number, skip_TK))
+
+    def _end_pass(self) -> None:
+        """Counts all blocks of a pass in one go, and reads nothing: a GPU has no small steps for each block, and nobody waits."""
+        passed, self._passing = self._passing, []
+        for shape in dict.fromkeys(skip_TK.shape for _, skip_TK in passed):
+            alike = [(number, skip_TK) for number, skip_TK in passed if skip_TK.shape == shape]
+            device = alike[0][1].device
+            skip_LTK = torch.stack([skip_TK.to(device) for _, skip_TK in alike])
+            counted_T = skip_LTK.new_ones(shape[0])
+            if self._counted_BS is not None and self._counted_BS.numel() == shape[0]:
+                counted_T = self._counted_BS.flatten().to(device)
+            skipped_L = (skip_LTK & counted_T.unsqueeze(1)).sum((1, 2))
+            found = torch.stack([counted_T.sum().expand_as(skipped_L), skipped_L])
+            blocks = tuple(number for number, _ in alike)
+            self._sums[blocks] = self._sums[blocks] + found if blocks in self._sums else found
 
     def take(self) -> SkipCount:
         """Counts so far, of this rank."""
-        tokens, skipped = torch.stack([found.cpu() for found in self._sums], dim=1).tolist()
+        self._end_pass()
+        tokens, skipped = [0] * len(self.rules), [0] * len(self.rules)
+        for blocks, found in self._sums.items():
+            for number, passed, left_out in zip(blocks, *found.tolist(), strict=True):
+                tokens[number] += passed
+                skipped[number] += left_out
         return SkipCount(self.experts_per_token, tokens, skipped)
 
 

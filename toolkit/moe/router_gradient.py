@@ -11,7 +11,12 @@ experts' p sum up to where the family normalises them, else 1.
 
 Only routers get another gradient: they are called again on inputs cut off from the graph, so that no other weight, in this layer
 or below, sees a difference. Their own gradient of the chosen experts, which the forward pass's graph still gives them, is taken
-off again. Outputs of all experts are computed in the backward pass, K experts at a time: they are never all in memory.
+off again. Of the chosen experts ⟨g, f_e(x)⟩ is what the graph computes anyway, the gradient at their gate weights; the outputs of
+the E - K others are computed in the backward pass, K of each token at a time: they are never all in memory.
+
+    backward:  dL/dy ─► node behind the experts, keeps g ─► experts ─► node at their gate weights, gets ⟨g, f_e(x)⟩ of the chosen
+                                                                       │ and adds that of the others
+                                                   the router's graph ◄┴► the router called again
 
 Shape legend: T tokens (batch and sequence flattened), E experts, K experts per token, H hidden size.
 """
@@ -190,35 +195,73 @@ def _try_router(block: MoEBlock, hidden_size: int) -> None:
         check_gates(alone, chosen, chosen, every_TE)
 
 
-class _EveryExpert(torch.autograd.Function):
-    """y, unchanged; backward, the gate weights of all experts get their gradient, and the chosen ones' is taken off."""
+class _OutputGradient:
+    gradient_TH: torch.Tensor  # dL/dy of one forward pass of a block: there when backward has come through its output
+
+
+class _AtOutput(torch.autograd.Function):
+    """y, unchanged; backward, its gradient is kept."""
 
     @staticmethod
-    def forward(
-        ctx: Any, y_TH: torch.Tensor, every_TE: torch.Tensor, chosen_TK: torch.Tensor, index_TK: torch.Tensor,
-        hidden_TH: torch.Tensor, run: RunExperts,
-    ) -> torch.Tensor:  # fmt: skip
-        ctx.save_for_backward(index_TK, hidden_TH)
-        ctx.run, ctx.experts, ctx.dtype = run, every_TE.shape[1], every_TE.dtype
+    def forward(ctx: Any, y_TH: torch.Tensor, kept: _OutputGradient) -> torch.Tensor:
+        ctx.kept = kept
         return y_TH.view_as(y_TH)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        (gradient_TH,) = gradients
+        (ctx.kept.gradient_TH,) = gradients
+        return ctx.kept.gradient_TH, None
+
+
+class _AtGates(torch.autograd.Function):
+    """The chosen experts' gate weights, unchanged; backward, those of all experts get their gradient, and the chosen ones' is
+    taken off."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, gate_TK: torch.Tensor, every_TE: torch.Tensor, chosen_TK: torch.Tensor, index_TK: torch.Tensor,
+        hidden_TH: torch.Tensor, run: RunExperts, kept: _OutputGradient,
+    ) -> torch.Tensor:  # fmt: skip
+        ctx.save_for_backward(index_TK, hidden_TH)
+        ctx.run, ctx.kept, ctx.experts, ctx.dtype = run, kept, every_TE.shape[1], every_TE.dtype
+        return gate_TK.view_as(gate_TK)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (chosen_TK,) = gradients  # ⟨g, f_e(x)⟩
         index_TK, hidden_TH = ctx.saved_tensors
-        products_TE = _products(ctx.run, hidden_TH, gradient_TH, ctx.experts, index_TK.shape[1]).to(ctx.dtype)
-        return gradient_TH, products_TE, -products_TE.gather(1, index_TK), None, None, None
+        found_TK, others_TO = chosen_TK.to(ctx.dtype), inactive_experts(index_TK, ctx.experts)
+        every_TE = found_TK.new_zeros(len(index_TK), ctx.experts).scatter(1, index_TK, found_TK)
+        for index_Tk in others_TO.split(index_TK.shape[1], dim=1) if others_TO.shape[1] else ():
+            products_Tk = _products(ctx.run, hidden_TH, ctx.kept.gradient_TH, index_Tk)
+            every_TE = every_TE.scatter(1, index_Tk, products_Tk.to(ctx.dtype))
+        del ctx.kept.gradient_TH
+        return chosen_TK, every_TE, -found_TK, None, None, None, None
 
 
-def _products(run: RunExperts, hidden_TH: torch.Tensor, gradient_TH: torch.Tensor, experts: int, k: int) -> torch.Tensor:
-    """⟨g, f_e(x)⟩ [T, E], of `k` experts at a time: as many rows as routing makes."""
-    tokens, parts = len(hidden_TH), []
-    for group in torch.arange(experts, device=hidden_TH.device).split(k):
-        # Each pair of token and expert is a token of its own, with gate weight 1
-        index, rows = group.repeat(tokens).unsqueeze(1), hidden_TH.repeat_interleave(len(group), dim=0)
-        outputs = run(rows, index, hidden_TH.new_ones(len(rows), 1)).view(tokens, len(group), -1)
-        parts.append((outputs.float() * gradient_TH.float().unsqueeze(1)).sum(-1))
-    return torch.cat(parts, dim=1)
+def inactive_experts(index_TK: torch.Tensor, experts: int) -> torch.Tensor:
+    """The experts [T, E - K] that each token did not choose, in their order."""
+    chosen_TE = torch.zeros(len(index_TK), experts, dtype=torch.uint8, device=index_TK.device).scatter(1, index_TK, 1)
+    return chosen_TE.sort(dim=1, stable=True).indices[:, : experts - index_TK.shape[1]]
+
+
+def _products(run: RunExperts, hidden_TH: torch.Tensor, gradient_TH: torch.Tensor, index_Tk: torch.Tensor) -> torch.Tensor:
+    """⟨g, f_e(x)⟩ [T, k] of the experts `index_Tk`. Tokens without a gradient (padding; in the last layer the prompts) are not
+    computed on a CPU; a GPU would have to wait to learn which they are."""
+    if hidden_TH.device.type != "cpu":
+        return _products_of_all(run, hidden_TH, gradient_TH, index_Tk)
+    (some,) = gradient_TH.any(1).nonzero(as_tuple=True)
+    found_Tk = hidden_TH.new_zeros(index_Tk.shape, dtype=torch.float32)
+    if len(some):
+        found_Tk[some] = _products_of_all(run, hidden_TH[some], gradient_TH[some], index_Tk[some])
+    return found_Tk
+
+
+def _products_of_all(run: RunExperts, hidden_TH: torch.Tensor, gradient_TH: torch.Tensor, index_Tk: torch.Tensor) -> torch.Tensor:
+    # Each pair of token and expert is a token of its own, with gate weight 1
+    rows, expert = hidden_TH.repeat_interleave(index_Tk.shape[1], dim=0), index_Tk.reshape(-1, 1)
+    outputs_TkH = run(rows, expert, hidden_TH.new_ones(len(rows), 1)).view(*index_Tk.shape, -1)
+    return (outputs_TkH.float() * gradient_TH.float().unsqueeze(1)).sum(-1)
 
 
 def router_gradient_forward(
@@ -227,15 +270,16 @@ def router_gradient_forward(
     """The experts implementation."""
     here = cast(RouterGradient, experts.router_gradient)
     own: Any = ALL_EXPERTS_FUNCTIONS.get_interface(here.before, cast(Any, type(experts).forward).__wrapped__)
-    y_TH, inputs = own(experts, hidden_TH, index_TK, gate_TK), here.take()
+    inputs = here.take()
     if inputs is None:
-        return y_TH
-    gates = here.gates(inputs, (index_TK, gate_TK))
+        return cast(torch.Tensor, own(experts, hidden_TH, index_TK, gate_TK))
+    gates, kept = here.gates(inputs, (index_TK, gate_TK)), _OutputGradient()
 
     def run(hidden: torch.Tensor, index: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         return own(experts, hidden, index, gate)
 
-    return cast(Any, _EveryExpert).apply(y_TH, *gates, hidden_TH.detach(), run)
+    gate_TK = cast(Any, _AtGates).apply(gate_TK, *gates, hidden_TH.detach(), run, kept)
+    return cast(Any, _AtOutput).apply(own(experts, hidden_TH, index_TK, gate_TK), kept)
 
 
 def train_routers_on_all_experts(model: PreTrainedModel, blocks: Sequence[MoEBlock]) -> None:

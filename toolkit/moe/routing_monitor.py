@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from toolkit.moe.packing import real_positions
+
 
 class RoutingMonitor:
     """Counts per MoE block how often each expert was chosen, and how many tokens passed, since the last `take`.
@@ -35,7 +37,9 @@ class RoutingMonitor:
         return counts, tokens
 
     def _start_pass(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        mask_BS = kwargs.get("attention_mask")
+        mask_BS, positions_BS = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        if mask_BS is None and positions_BS is not None:  # packed rows
+            mask_BS = real_positions(positions_BS)
         self._mask_T = mask_BS.reshape(-1).bool() if mask_BS is not None and mask_BS.dim() == 2 else None
         if model.training and self._mask_T is not None:
             self._waiting.append(self._mask_T.sum())

@@ -5,7 +5,8 @@
     model.layers.3.mlp.experts.7.w3.weight ┘
 
 transformers' own renaming and conversion say which tensors of the files belong to which layer, and make its parameters
-of them: per-expert and fused checkpoints of every family, without code per family. Files are memory-mapped.
+of them: per-expert and fused checkpoints of every family, without code per family. Files are memory-mapped. Who walks through
+the layers has the next one read while this one runs.
 """
 
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,7 @@ from toolkit.moe.load import checkpoint_folder, load_config, load_model, load_th
 from toolkit.moe.model_files import checkpoint_files, report_unread_weights
 from toolkit.moe.names import NameResolver
 from toolkit.moe.open_errors import explained
+from toolkit.moe.read_ahead import ReadAhead
 from toolkit.runtime.distributed import device, say
 from toolkit.runtime.errors import PollardError
 
@@ -66,6 +68,8 @@ class StreamedModel:
         self.unmade: set[str] = set()  # parameters that come from no file,
         self.missing_head: list[str] = []  # and those of them that are behind the base model and tied to no other
         self.keys = self._keys_by_layer()
+        self._ahead: ReadAhead | None = None  # what is read, or was, for the next `layer`
+        self._stream: torch.cuda.Stream | None = None
         self.owners: dict[int, PreTrainedModel] = {}  # each module's innermost model
         for model in self.model.modules():
             if isinstance(model, PreTrainedModel):
@@ -75,16 +79,42 @@ class StreamedModel:
         self.head_modules = [module for module in self.model.modules() if id(module) not in base]
 
     @contextmanager
-    def layer(self, which: int | nn.Module) -> Iterator[nn.Module]:
+    def layer(self, which: int | nn.Module, following: int | nn.Module | None = None) -> Iterator[nn.Module]:
         """The layer of that number in the files (or one of `layers`, also where the model was given fewer of them since) with its
-        weights on the device; they are dropped afterwards."""
-        number = which if isinstance(which, int) else next(n for n, layer in enumerate(self.layers) if layer is which)
-        layer = self.layers[number]
+        weights on the device; they are dropped afterwards. `following`: the layer that is asked for after it, which is read
+        meanwhile (read_ahead.py)."""
+        number = self._number(which)
+        layer, ahead, self._ahead = self.layers[number], self._ahead, None
         try:
-            self._load(number, list(layer.modules()))
+            if ahead and ahead.number == number:
+                ahead.finish()
+            else:
+                if ahead:
+                    ahead.drop()
+                self._load_layer(number)
+            if following is not None:
+                self._ahead = self._read_ahead(self._number(following))
             yield layer
+        except BaseException:
+            if self._ahead:
+                self._ahead.drop()
+                self._ahead = None
+            raise
         finally:
+            if self._ahead:
+                self._ahead.join()
             layer.to("meta")
+
+    def _number(self, which: int | nn.Module) -> int:
+        return which if isinstance(which, int) else next(n for n, layer in enumerate(self.layers) if layer is which)
+
+    def _load_layer(self, number: int) -> None:
+        self._load(number, list(self.layers[number].modules()))
+
+    def _read_ahead(self, number: int) -> ReadAhead:
+        if self.device.type == "cuda" and self._stream is None:
+            self._stream = torch.cuda.Stream(self.device)
+        return ReadAhead(number, self.layers[number], partial(self._load_layer, number), self._stream)
 
     @contextmanager
     def head(self) -> Iterator[PreTrainedModel]:

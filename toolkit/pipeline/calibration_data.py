@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from toolkit.calibration import CalibrationSource
 from toolkit.evaluation import answer_text, batch_size_for, generate_shard, greedy
 from toolkit.evaluation.decoding import as_list
+from toolkit.evaluation.shared_prefix import CommonPrefix
 from toolkit.moe import StreamedModel
 from toolkit.moe.placement import shard_batches
 from toolkit.recipe.refit import RefitRecipe
@@ -133,7 +134,7 @@ def right_answers(
     settings = greedy(model, tokenizer, recipe.evaluation.max_new_tokens)
     prompts, mine = [prompt for prompt, _ in pairs], []
     size = batch_size_for(recipe.evaluation.batch_size, model, prompts, recipe.evaluation.max_new_tokens)
-    for i, answer in generate_shard(model, prompts, size.number, settings):
+    for i, answer in generate_shard(model, prompts, size.number, settings, common=CommonPrefix.of(prompts)):
         prompt, example = pairs[i]
         text = answer_text(tokenizer, answer, as_list(settings.eos_token_id), example)
         if task.score(text, gold_of(tokenizer, example)) and len(prompt) + len(answer) <= longest:

@@ -31,6 +31,7 @@ AGAIN: dict[str, str] = {  # part: what making it again takes
     "checkpoints": "a training that was stopped begins anew",
     **{output: stage.remaking for output, stage in _REMADE.items() if stage.resumes},
     "unfinished": "what was stopped in the middle begins anew",
+    "drafts": "`pollard drafts` has its questions answered again",
     "sweep": "a sweep with settings of its own calibrates again; its results stay",
     **{output: stage.remaking for output, stage in _REMADE.items() if not stage.resumes},
 }

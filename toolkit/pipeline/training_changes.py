@@ -33,13 +33,22 @@ class LighterTraining:
     @property
     def combined(self) -> list[Change]:
         """One on top of the other: the smallest batch, with everything else."""
+        partitioned = self.stages[-1:]
+        rest = [*self.stages, *(a | b for a in partitioned for b in self.eight_bit), *self.offload]
+        return [*(self.smallest_batch | each for each in rest), *self.lightest]
+
+    @property
+    def lightest(self) -> list[Change]:
+        """The smallest batch with another method, also in parts and offloaded."""
+        last = [*self.methods, *(a | b for a in self.methods for b in (*self.stages[-1:], *self.offload))]
+        return [self.smallest_batch | each for each in last]
+
+    @property
+    def smallest_batch(self) -> Change:
         smallest = Change()
         for each in [*self.checkpointing, *self.batches[-1:]]:
             smallest |= each
-        partitioned = self.stages[-1:]
-        last = [*self.stages, *(a | b for a in partitioned for b in self.eight_bit), *self.offload, *self.methods]
-        last += [a | b for a in self.methods for b in partitioned]
-        return [smallest | each for each in last]
+        return smallest
 
     def changes(self) -> list[Change]:
         return [*self.single, *self.combined]
@@ -48,7 +57,7 @@ class LighterTraining:
         """`smaller`: changes that prune to a smaller model."""
         for model in smaller:
             yield model
-            yield from (model | each for each in [*self.single, *self.combined[-4:]])
+            yield from (model | each for each in [*self.single, *self.lightest])
 
 
 def _with_batch(trainer: TrainerSettings, size: int) -> Change:

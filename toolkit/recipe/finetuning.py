@@ -57,6 +57,9 @@ class FinetuningRecipe(Section):
     router_gradient: Literal["active", "all"] = Field(default="active", exclude_if=lambda value: value == "active")
     """Which experts tell a router what it should have chosen. active: those that were; all: every kept expert, each of which then
     computes every token in the backward pass. For full, experts and router (docs/recovery.md)."""
+    packing: bool = Field(default=False, exclude_if=lambda value: value is False)
+    """Put the examples of a batch into as few rows as they need, one behind the other, instead of padding each to the longest. A
+    step learns from the same examples as without; refused where a model would not keep them apart (docs/recovery.md)."""
     zero: int | str = 2
     """ZeRO stage (0, 1, 2, 3, 3-offload), or the path of a DeepSpeed JSON file."""
     max_length: int = Field(default=1024, ge=2)

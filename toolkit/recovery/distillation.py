@@ -20,8 +20,9 @@ from torch.nn.functional import cross_entropy, kl_div
 from torch.utils.checkpoint import checkpoint
 from trl import SFTConfig
 
-from toolkit.moe import logits_at
+from toolkit.moe import logits_at, real_positions
 from toolkit.recipe.finetuning import DistillationRecipe
+from toolkit.recovery.packing import IGNORED, Batch, PackingCollator
 from toolkit.recovery.seam_columns import TeacherStates
 from toolkit.recovery.seams import SeamObserver, Seams
 from toolkit.recovery.student_answers import JoinedCaches
@@ -29,8 +30,6 @@ from toolkit.recovery.top_logits import TOKENS_AT_ONCE, TopAndTail
 from toolkit.recovery.trainer import RecoveryTrainer
 from toolkit.runtime.errors import PollardError
 
-IGNORED = -100  # the label that does not count in the loss
-Batch = dict[str, Any]  # a row or a batch, as transformers hands it on
 COLUMNS = ("teacher_index", "teacher_offset", "teacher_tail")
 DIVERGENCE_ONLY = "divergence_only"  # the column that says which examples have no cross entropy, where some have none
 SEAM_COLUMNS = ("teacher_hidden", "teacher_length")
@@ -91,6 +90,8 @@ class TeacherCollator:
 
     def __call__(self, examples: list[Batch]) -> Batch:
         batch = self.collate(examples)
+        if isinstance(self.collate, PackingCollator):
+            examples = self.collate.in_rows(examples)
         if "example" in examples[0]:  # the dev slice has no teacher
             rows = zip(*(self.cache.rows(example["example"]) for example in examples), strict=True)
             index, offset, tail = map(torch.cat, rows)
@@ -101,7 +102,9 @@ class TeacherCollator:
                 hidden, length = map(torch.cat, states)
                 batch |= zip(SEAM_COLUMNS, (hidden.view(torch.int16), length.view(torch.int32)), strict=True)
         if DIVERGENCE_ONLY in examples[0]:
-            batch[DIVERGENCE_ONLY] = torch.tensor([example[DIVERGENCE_ONLY] for example in examples])
+            predicted = [sum(label != IGNORED for label in example["labels"][1:]) for example in examples]
+            only = torch.tensor([example[DIVERGENCE_ONLY] for example in examples])
+            batch[DIVERGENCE_ONLY] = only.repeat_interleave(torch.tensor(predicted))
         return batch
 
 
@@ -135,8 +138,8 @@ class DistilledTrainer(RecoveryTrainer):
         labels_BS = inputs.pop("labels")[:, 1:]
         counted_BS = labels_BS != IGNORED
         target_N = labels_BS[counted_BS]
-        if (divergence_only_B := inputs.pop(DIVERGENCE_ONLY, None)) is not None:
-            target_N = target_N.masked_fill(divergence_only_B.unsqueeze(1).expand_as(counted_BS)[counted_BS], IGNORED)
+        if (divergence_only_N := inputs.pop(DIVERGENCE_ONLY, None)) is not None:
+            target_N = target_N.masked_fill(divergence_only_N, IGNORED)
         seam_columns = [inputs.pop(name) for name in SEAM_COLUMNS] if self.seams else []
         states: dict[int, torch.Tensor] = {}
         with self.seams.watching(counted_BS, states) if self.seams else nullcontext():
@@ -155,7 +158,7 @@ class DistilledTrainer(RecoveryTrainer):
         loss = loss / torch.as_tensor(tokens).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
-        real_BS = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+        real_BS = inputs["attention_mask"] if "attention_mask" in inputs else real_positions(inputs["position_ids"])
         self._log_parts(parts, (target_N != IGNORED).sum(), counted_BS.sum(), real_BS.sum())
         return loss
 

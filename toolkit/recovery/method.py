@@ -21,6 +21,7 @@ from toolkit.moe import (
     MoEBlock,
     blocks_in,
     check_loaded,
+    check_packable,
     check_router_gradient,
     checkpoint_folder,
     decoder_linears,
@@ -157,6 +158,8 @@ class RecoveryMethod(ABC):
                     code="recovery.no-routers",
                 )
             check_router_gradient(meta_model(load_config(recipe.model.path, recipe.model.revision)))
+        if recipe.finetuning.packing:
+            check_packable(meta_model(load_config(recipe.model.path, recipe.model.revision)))
 
     def load(self, recipe: Recipe, arguments: "TrainingArguments", source: str, revision: str | None) -> Loaded:
         """The checkpoint `source`, on every rank; under ZeRO-3 its parameters are partitioned as they load."""

@@ -92,7 +92,7 @@ def trainable_model(recipe: Recipe, arguments: "TrainingArguments", source: str,
     if settings.router_gradient == "all":
         train_routers_on_all_experts(loaded.model, loaded.blocks)
         experts, active = loaded.blocks[0].expert_count, loaded.blocks[0].experts_per_token
-        say(f"  routers learn from all experts: every backward pass computes {experts} for each token, beside its {active}")
+        say(f"  routers learn from all experts: every backward pass computes the {experts - active} that a token did not choose")
     if "learning_rate" not in settings.trainer:
         reason = f": {method.learning_rate_reason}" if method.learning_rate_reason else ""
         say(f"  learning rate {method.learning_rate:g} (auto{reason})")

@@ -18,9 +18,10 @@ from toolkit.moe.tokenizer import longer_than_context
 from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.checkpoints import last_checkpoint, resume_advice
-from toolkit.recovery.distillation import DIVERGENCE_ONLY, IGNORED, DistilledTrainer
+from toolkit.recovery.distillation import DIVERGENCE_ONLY, DistilledTrainer
 from toolkit.recovery.method import Training, training_of
 from toolkit.recovery.methods import METHODS, trainable_model
+from toolkit.recovery.packing import IGNORED, padding_shares
 from toolkit.recovery.seams import Seams, seams_of
 from toolkit.recovery.settings import sft_config
 from toolkit.recovery.student_answers import JoinedCaches, MixedData, mixed_data, read_student_answers
@@ -99,6 +100,9 @@ def recover(
         mixed = mixed_data(recipe, data, written)
         train_data = Dataset.from_list(_rows(mixed))
         dev_data = _dev_data(recipe, arguments, tokenizer, cache)
+        if recipe.finetuning.packing:
+            shares = padding_shares([len(row.encoded.input_ids) for row in mixed.rows], arguments.per_device_train_batch_size)
+            say(f"  packed: about {shares.packed:.0%} of what is computed is padding, instead of {shares.padded:.0%}")
         model = trainable_model(recipe, arguments, training.source, training.revision)
         zeros = hold_zeros(recipe, METHODS[recipe.finetuning.method], model, training.source)
         seams = seams_of(Plan.load(run.plan)) if recipe.finetuning.distillation.hidden and role != Role.CONTROL else None
@@ -155,12 +159,13 @@ def _trainer_class(
     and what they hold, where it is anything. The control, which has all layers, has no seams."""
     settings = recipe.finetuning
     if settings.teacher is None:
-        return RecoveryTrainer
+        return partial(RecoveryTrainer, packing=settings.packing)
     vocabulary = int(model.config.get_text_config().vocab_size)
     some = [(folder, encoded) for folder, encoded in cached if encoded]
     caches = [TeacherCache(folder, encoded, settings.distillation.temperature, vocabulary, seams) for folder, encoded in some]
     joined = JoinedCaches(caches, [len(encoded) for _, encoded in some])
-    return partial(DistilledTrainer, cache=joined, distillation=settings.distillation, seams=seams)
+    learn = settings.distillation
+    return partial(DistilledTrainer, cache=joined, distillation=learn, seams=seams, packing=settings.packing)
 
 
 def _dev_data(recipe: Recipe, arguments: SFTConfig, tokenizer: PreTrainedTokenizerBase, cache: DataCache) -> Dataset | None:

@@ -164,8 +164,18 @@ def check_combinations(recipe: Recipe) -> None:
         )
     if trainer.get("packing") or trainer.get("padding_free"):
         faults.append(
-            "finetuning.trainer.packing and padding_free need TRL's own preparation of the data; here examples arrive tokenized, "
-            "each in a row of its own. Leave them out."
+            "finetuning.trainer.packing and padding_free need TRL's own preparation of the data, and here examples arrive "
+            "tokenized: leave them out. finetuning.packing: true does without padding, whatever the attention."
+        )
+    if recipe.finetuning.packing and trainer.get("router_aux_loss_coef"):
+        faults.append(
+            "finetuning.packing leaves a little padding at the end of rows, and finetuning.trainer.router_aux_loss_coef would "
+            "balance it over the experts: leave one of them out."
+        )
+    if recipe.finetuning.packing and trainer.get("per_device_train_batch_size") == 1:
+        faults.append(
+            "finetuning.packing puts the examples of a batch into fewer rows, and finetuning.trainer.per_device_train_batch_size "
+            "is 1: say more and, for as many examples a step as before, fewer gradient_accumulation_steps; or leave packing out."
         )
     if faults:
         raise PollardError("\n".join(faults), code="recovery.combination")

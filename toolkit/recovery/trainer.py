@@ -25,7 +25,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from trl import SFTConfig, SFTTrainer
 
-from toolkit.moe import RoutingMonitor
+from toolkit.moe import RoutingMonitor, check_kept_apart, real_positions
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.checkpoints import (
     CheckpointRotation,
@@ -36,6 +36,7 @@ from toolkit.recovery.checkpoints import (
     resume_advice,
 )
 from toolkit.recovery.method import Training
+from toolkit.recovery.packing import Batch, PackingCollator
 from toolkit.runtime.distributed import gather, is_main, on_main, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import explain_full_disk, write_text
@@ -151,6 +152,14 @@ class RecoveryTrainer(SFTTrainer):
     finished: bool = False
     """The checkpoint to resume from has nothing left to train."""
 
+    def __init__(self, *args: Any, packing: bool = False, **kwargs: Any) -> None:
+        """`packing`: the training set's examples, which have a column `example`, stand in as few rows as they need."""
+        super().__init__(*args, **kwargs)
+        self.untried = packing  # whether the model keeps the examples of a row apart
+        if packing:
+            self.args.remove_unused_columns = False  # `example` must reach the collator
+            self.data_collator = PackingCollator(self.data_collator)
+
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         with steps_bar("training") as show:
             self.add_callback(StepProgress(show))
@@ -187,11 +196,30 @@ class RecoveryTrainer(SFTTrainer):
             output.metrics["eval_accuracy"] = self.accuracy(cast(PreTrainedModel, self.model))
         return output
 
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        before = self._total_train_tokens
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if "attention_mask" not in inputs:  # packed, where TRL counts a row's positions
+            tokens = self.accelerator.gather(real_positions(inputs["position_ids"]).sum()).sum()
+            self._total_train_tokens = before + int(tokens)
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return found
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.finished:  # the trainer itself would take one more step to notice
             self.control.should_training_stop = True
-        else:
-            super()._run_epoch(*args, **kwargs)
+            return
+        if self.untried:  # here DeepSpeed has the model
+            config = cast(PreTrainedModel, self.model).config.get_text_config()
+            check_kept_apart(self.model_wrapped, int(config.vocab_size), self.args.device)
+            self.untried = False
+        super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         folder = Path(str(self.args.output_dir))

@@ -38,7 +38,7 @@ def warnings(facts: RunFacts, recipe: Recipe | None, bad_lines: Mapping[str, int
     return [
         *_about_original(facts, recipe), *fit_warnings(facts.fit), *_about_selection(facts), *_about_width(facts),
         *_about_layers(facts), *refit_warnings(facts.refit), *first_task_warnings(facts.first_task),
-        *_about_data(facts, recipe, bad_lines), *_about_training(facts),
+        *_about_data(facts, recipe, bad_lines), *_about_training(facts), *_about_skipping(facts),
         *off_task_warnings(facts.off_task, _trainings(facts, recipe)), *_about_choices(facts), *_about_answers(facts, recipe),
         *_about_context(facts), *_about_likeness(facts), *_about_versions(facts),
     ]  # fmt: skip
@@ -175,6 +175,24 @@ def _about_training(facts: RunFacts) -> list[str]:
         logged = f"{len(broken):,} of {len(training.loss):,} logged steps, first at step {broken[0]:,}"
         lines.append(f"The training loss was not finite at {logged}.")
     return lines
+
+
+def _about_skipping(facts: RunFacts) -> list[str]:
+    """Whether skipping makes the model faster at all, where both speeds are of the same machine."""
+    skipping = facts.evaluated.get(Role.SKIPPING)
+    whole = next((role for role in (Role.RECOVERED, Role.REFITTED, Role.PRUNED) if role in facts.evaluated), None)
+    if not skipping or not whole:
+        return []
+    before = facts.evaluated[whole]
+    if any(getattr(skipping, field) != getattr(before, field) for field in ("backend", *MEASURED_ALIKE[1][0])):
+        return []
+    speed, whole_speed = skipping.tokens_per_second, before.tokens_per_second
+    if speed is None or whole_speed is None or speed >= whole_speed:
+        return []
+    return [
+        f"Skipping is not recommended here: {speed:,.1f} tokens/s with it, {whole_speed:,.1f} without ({whole}). What it saves "
+        "of the experts' work did not make these answers faster (pruning.skipping: null)."
+    ]
 
 
 def _about_answers(facts: RunFacts, recipe: Recipe | None) -> list[str]:

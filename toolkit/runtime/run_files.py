@@ -38,6 +38,7 @@ RUN_FILE_PATTERNS = {  # folder: its files, as regular expressions of their path
     "checkpoints": r"(recovered|control|student-\d+)/checkpoint-\d+/.+",
     "evaluation": r"\w+\.(json|predictions\.jsonl|(fidelity|off_task|first_task|harness)\.json)|\w+\.answers/\d+\.jsonl",
     "fit": rf"(losses|allocation)\.json|measured/[\w-]+\.json|reference/({SHARD_PATTERN})",
+    "drafts": rf"\w+/({SHARD_PATTERN})",
     "sweep": r"table\.json|(keep\d+|allocation)-[0-9a-f]+\.json|original/(" + SHARD_PATTERN + r")"
     r"|layers/(losses\.json|similarities\.safetensors)"
     r"|calibration/[0-9a-f]+/(manifest\.json|lock|layers\.json|calibration/statistics\.(safetensors|json))",

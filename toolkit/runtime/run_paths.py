@@ -36,6 +36,7 @@ class RunPaths:
         self.fidelity = self.path / "fidelity"
         self.off_task = self.path / "off_task"
         self.sweep = self.path / "sweep"
+        self.drafts = self.path / "drafts"
 
     def student_round(self, number: int) -> "RunPaths":
         """Of one training on what the student writes: its answers, the teacher's cache of them, and, but for the last training,

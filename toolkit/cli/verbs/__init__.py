@@ -1,9 +1,10 @@
 """`pollard VERB …`. VERBS lists them all, in the order of `pollard --help`; each file is a chapter of related verbs."""
 
 from toolkit.cli.verbs.benchmark import BENCHMARK
+from toolkit.cli.verbs.drafting import DRAFTS, GENERATE
 from toolkit.cli.verbs.lists import COMPLETION, CRITERIA_VERB, RECIPES, TASKS
 from toolkit.cli.verbs.planning import ESTIMATE, INSPECT, PREVIEW
-from toolkit.cli.verbs.results import CHAT, COMPARE, GENERATE, PUSH
+from toolkit.cli.verbs.results import CHAT, COMPARE, PUSH
 from toolkit.cli.verbs.running import STAGE_VERBS, SWEEP
 from toolkit.cli.verbs.runs import RUNS
 from toolkit.cli.verbs.upcycle import UPCYCLE
@@ -17,6 +18,7 @@ VERBS: list[Verb] = [
     PUSH,
     CHAT,
     GENERATE,
+    DRAFTS,
     BENCHMARK,
     ESTIMATE,
     INSPECT,

@@ -4,9 +4,11 @@ import argparse
 import json
 from pathlib import Path
 
-from toolkit.cli.verbs.verb import Verb
+from toolkit.cli.verbs.verb import Verb, check_figures_file
 from toolkit.runtime.distributed import say
 from toolkit.runtime.errors import PollardError
+
+FIGURES = {"models", "batch_sizes"}  # keys of a file of them
 
 
 def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +51,7 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
             code="cli.load-too-small",
         )
     if arguments.json:
-        _check_figures_file(Path(arguments.json))
+        check_figures_file(Path(arguments.json), FIGURES, "a benchmark")
     fewer = {kind: getattr(arguments, kind) for kind in ("keep", "width", "layers")}
     load = Workload(arguments.batch_sizes, arguments.prompt_tokens, arguments.new_tokens, arguments.repeats)
     figures = benchmark(models_to_measure(arguments.models, fewer, arguments.dtype), load).to_json()
@@ -62,24 +64,6 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
         write_text(run.path / SPEED_FILE, json.dumps(figures | {"of": of}, indent=1) + "\n")
         write_report(run.path)
         say(f"Report: {run.path / 'report.html'}")
-
-
-def _check_figures_file(path: Path) -> None:
-    """Raises PollardError, before anything is measured, for a file that is there and holds no figures of a benchmark."""
-
-    if not path.parent.is_dir():
-        raise PollardError(f"--json {path}: there is no folder {path.parent}.", code="cli.no-folder")
-    if not path.exists():
-        return
-    try:
-        is_benchmark = {"models", "batch_sizes"} <= json.loads(path.read_text(encoding="utf-8")).keys()
-    except (OSError, ValueError, AttributeError, RecursionError):
-        is_benchmark = False
-    if not is_benchmark:
-        raise PollardError(
-            f"--json {path}: that file is there, and holds no figures of a benchmark. It is left as it is: name another.",
-            code="cli.not-figures",
-        )
 
 
 BENCHMARK = Verb(

@@ -1,8 +1,12 @@
 """What a verb is, and the arguments that several verbs share."""
 
 import argparse
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.runtime.errors import PollardError
 
 
 def no_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,3 +50,24 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
     # Passed by the deepspeed launcher, whose environment variables say the same
     parser.add_argument("--local_rank", "--local-rank", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def check_figures_file(path: Path, keys: Collection[str], of: str) -> None:
+    """For a verb that writes figures of something into a file with these `keys`.
+
+    Raises PollardError, before anything is measured, where its folder is not there, and for a file that is there and holds no
+    such figures.
+    """
+    if not path.parent.is_dir():
+        raise PollardError(f"--json {path}: there is no folder {path.parent}.", code="cli.no-folder")
+    if not path.exists():
+        return
+    try:
+        is_ours = set(keys) <= json.loads(path.read_text(encoding="utf-8")).keys()
+    except (OSError, ValueError, AttributeError, RecursionError):
+        is_ours = False
+    if not is_ours:
+        raise PollardError(
+            f"--json {path}: that file is there, and holds no figures of {of}. It is left as it is: name another.",
+            code="cli.not-figures",
+        )

@@ -1,13 +1,13 @@
 """The task's questions, answered by a model or a server that has it -> evaluation/<role>.json, and one line per question."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from rich.markup import escape
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from toolkit.estimate import Machine, StageEstimate
+from toolkit.estimate import Machine, StageEstimate, estimate_served
 from toolkit.evaluation import AnswerLog, Decoding, Questions, Scores, evaluate, evaluate_with
 from toolkit.moe import active_expert_parameters, checkpoint_bytes, load_config, load_tokenizer, meta_model, sizes
 from toolkit.moe.placement import with_model
@@ -15,7 +15,7 @@ from toolkit.moe.tokenizer import context_length
 from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.outlook import batches, examples_or_all
 from toolkit.pipeline.recipe_on_machine import RecipeOnMachine
-from toolkit.pipeline.relief import Change, change
+from toolkit.pipeline.relief import Change, Relief, change
 from toolkit.pipeline.stage import Facts
 from toolkit.pipeline.stage_names import EVALUATE
 from toolkit.pipeline.stages.measurement import Measurement
@@ -48,8 +48,17 @@ class Evaluate(Measurement):
         return self.context.fingerprints.scores_of(self.role)
 
     def estimate(self, machine: Machine) -> StageEstimate:
-        sizes = RecipeOnMachine(self.context, machine)
-        return sizes.generation(self.name, self.measured(sizes), self.context.data_sizes.evaluation)
+        sizes, questions, server = RecipeOnMachine(self.context, machine), self.context.data_sizes.evaluation, self._server()
+        if server:
+            return estimate_served(self.name, questions, self.context.recipe.evaluation.max_new_tokens, server.url)
+        return sizes.generation(self.name, self.measured(sizes), questions)
+
+    def relief(self, machine: Machine) -> Relief:
+        """Last of all, servers that answer instead: on any machine that has the memory."""
+        recipe, found = self.context.recipe, super().relief(machine)
+        roles = [*recipe.evaluation.models, *([Role.CONTROL] if recipe.control else [])]
+        servers = {f"evaluation.servers.{role}": "http://SERVER:8000/v1" for role in roles}
+        return replace(found, placements=[*found.placements, Change({"evaluation.backend": "server", **servers})])
 
     def outlook(self) -> str:
         settings, questions = self.context.recipe.evaluation, self.context.data_sizes.evaluation.examples
