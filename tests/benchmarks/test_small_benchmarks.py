@@ -1,11 +1,16 @@
 """The benchmarks that have no laws of their own run as the pages show them, with sizes that take seconds."""
 
+import json
 import re
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import PLAYGROUND, ROOT
+from safetensors.torch import load_file
+
+from toolkit.moe import load_model
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import drafts as drafts_benchmark
@@ -17,14 +22,40 @@ import selection
 import skipping as skipping_benchmark
 import skipping_study
 
+SMALL = [
+    "--hidden", "32", "--width", "32", "--layers", "2", "--sequences", "4", "--length", "16", "--batch-size", "2",
+    "--repeats", "1",
+]  # fmt: skip
 
-def test_watching_and_the_exact_search_choose_as_the_plain_way(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    for name, value in {"REPEATS": 1, "HIDDEN": 32, "WIDTH": 32}.items():
-        monkeypatch.setattr(selection, name, value)
-    selection.main()  # which stops where the two contestants choose differently
-    ratios = re.findall(r"^(.+): \d+\.\d\d \(\d+\.\d\d to \d+\.\d\d\); ", capsys.readouterr().out, re.MULTILINE)
+
+def test_watching_and_the_exact_search_choose_as_the_plain_way(capsys) -> None:
+    selection.main(SMALL)  # which stops where two contestants choose differently
+    out = capsys.readouterr().out
     observing = [f"{what} / bare forward" for what in ("observing", "observing with channels", "gradients of channels")]
-    assert ratios == [*observing, "block again for every subset / exact search"]
+    searching = [f"{what} / exact search" for what in ("published enumeration", "transformers' block for every subset")]
+    assert re.findall(r"^(.+):$", out, re.MULTILINE) == [*observing, *searching]
+    assert len(re.findall(r"^  (?:CPU-seconds|wall) +\d+\.\d\d \(\d+\.\d\d to \d+\.\d\d\); ", out, re.MULTILINE)) == 2 * 5
+    selection.main(["search", "--published-only", "--keep", "6", *SMALL])
+    assert "28 subsets" in (out := capsys.readouterr().out) and "transformers'" not in out and "bare forward" not in out
+
+
+# The contestant is worth beating only if it is the published code: its own results are kept.
+@pytest.mark.parametrize("case", ["case_a", "case_b"])
+def test_the_published_enumeration_finds_what_the_published_code_found(case: str) -> None:
+    folder = ROOT / "tests" / "reference" / "naee" / case
+    expected = json.loads((folder / "expected.json").read_text())
+    ids = load_file(folder / "calibration.safetensors")["input_ids"]
+    batches = [{"input_ids": b, "attention_mask": torch.ones_like(b)} for b in ids.split(expected["batch_size"])]
+    for keep in (6, 4, 2):
+        layers = expected["layerwise"][str(keep)]["layers"].values()
+        assert selection.as_published(load_model(str(folder / "model")), batches, keep) == [layer["kept"] for layer in layers]
+
+
+@pytest.mark.parametrize("arguments", [["sarch"], ["--keep", "8"], ["--keep", "1"]])
+def test_what_cannot_be_measured_is_refused(arguments: list[str], capsys) -> None:
+    with pytest.raises(SystemExit):
+        selection.main(arguments)
+    assert arguments[-1] in capsys.readouterr().err
 
 
 def test_the_search_is_compared_with_every_subset_and_with_the_scores(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

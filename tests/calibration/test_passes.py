@@ -46,7 +46,10 @@ def test_the_same_subsets_and_losses(mode, family: str, tmp_path: Path) -> None:
     path = saved(tmp_path, family)
     walked = calibrate(path, batches_of(3), mode, 4)
     assert_same(walked, calibrate(load_model(path), batches_of(3), mode, 4))
-    assert_same(calibrate(path, batches_of(3)), ExpertStatistics(walked.vectors, StatisticsFacts(walked.about.blocks)))
+    # A layerwise search computes a token's experts once, in dense products, and float32 products of another shape round otherwise
+    tolerance = 1e-6 if mode == "layerwise" else 0
+    alone = ExpertStatistics(walked.vectors, StatisticsFacts(walked.about.blocks))
+    assert_same(calibrate(path, batches_of(3)), alone, tolerance)
 
 
 def test_fewer_experts_per_token(tmp_path: Path) -> None:
@@ -72,7 +75,7 @@ def test_several_sources_in_one_pass_are_each_by_itself_and_searched_together(tm
     together = calibrate(path, [*sources[0].batches, *sources[1].batches], "layerwise")
     assert walked.about.reconstruction == together.about.reconstruction
     for number, source in enumerate(sources):
-        alone = calibrate(path, source.batches)
+        alone = calibrate(path, source.batches, "layerwise")
         assert all(torch.equal(walked.vectors[f"{number}/{name}"], vector) for name, vector in alone.vectors.items())
 
 

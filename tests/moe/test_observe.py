@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from conftest import logits_of, tiny_model
 
-from toolkit.moe import BlockActivations, every_expert_outputs, find_blocks, observing
+from toolkit.moe import BlockActivations, find_blocks, observe, observing, split_mask
 
 
 def seen_by(model, length: int = 24) -> tuple[list[BlockActivations], torch.Tensor]:
@@ -53,22 +53,44 @@ def test_the_stock_implementation_is_back_even_after_an_error() -> None:
     assert model.config._experts_implementation == before
 
 
+# Padding: the first sequence's last eight tokens. Whoever asks for every expert gets them for real tokens, and the model answers
+# as it does otherwise.
 def test_every_expert_says_what_it_says_when_it_is_chosen(family: str) -> None:
     model = tiny_model(family)
-    checked: list[int] = []
+    mask = torch.ones(2, 20, dtype=torch.long)
+    mask[0, 12:] = 0
+    batch = {"input_ids": torch.randint(3, 64, (2, 20), generator=torch.Generator().manual_seed(1)), "attention_mask": mask}
+    inputs, observed_batch = split_mask(batch, torch.device("cpu"))
+    rows = observed_batch.rows
+    assert rows.real.tolist() == [*range(12), *range(20, 40)] and rows.padding.tolist() == list(range(12, 20))
+    alone: list[BlockActivations] = []
+    seen: list[BlockActivations] = []
+    with torch.no_grad():
+        with observing(model, alone.append):
+            before = model(**inputs).logits
+        with observing(model, seen.append, lambda block: rows):
+            logits = model(**inputs).logits
+    assert alone and all(s.every is None for s in alone)
+    torch.testing.assert_close(logits[mask.bool()], before[mask.bool()], atol=1e-5, rtol=1e-5)
+    for s, other in zip(seen, alone, strict=True):
+        assert s.every is not None and s.every.rows is rows.real
+        torch.testing.assert_close(s.outputs_TKH[rows.real], other.outputs_TKH[rows.real], atol=1e-5, rtol=1e-4)
+        assert s.outputs_TKH.isfinite().all() and s.routed_TH.shape == other.routed_TH.shape
+        F_REH = s.every.outputs_REH
+        expected = torch.stack([s.run_expert(s.hidden_TH[rows.real], expert) for expert in range(8)], 1)
+        torch.testing.assert_close(F_REH, expected, atol=1e-5, rtol=1e-4)
+        chosen = s.index_TK[rows.real].unsqueeze(-1).expand(-1, -1, 32)
+        assert torch.equal(F_REH.gather(1, chosen), s.outputs_TKH[rows.real])
 
-    def check(seen: BlockActivations) -> None:
-        rows = torch.tensor([1, 5, 40])
-        found = every_expert_outputs(seen.experts, seen.hidden_TH[rows], 8)
-        alone = torch.stack([seen.run_expert(seen.hidden_TH[rows], expert) for expert in range(8)], 1)
-        torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)
-        routed = (found.gather(1, seen.index_TK[rows].unsqueeze(-1).expand(-1, -1, 32)) * seen.gate_TK[rows].unsqueeze(-1)).sum(1)
-        torch.testing.assert_close(routed, seen.routed_TH[rows], atol=1e-5, rtol=1e-5)
-        checked.append(1)
 
-    with torch.no_grad(), observing(model, check):
-        logits_of(model)
-    assert checked
+def test_a_batch_whose_outputs_would_be_too_many_is_observed_without_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observe, "EVERY_BYTES", 40 * 8 * 32 * 4 - 1)
+    model, seen = tiny_model("mixtral"), []
+    ids = torch.randint(3, 64, (2, 20))
+    inputs, batch = split_mask({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.device("cpu"))
+    with torch.no_grad(), observing(model, seen.append, lambda block: batch.rows):
+        model(**inputs)
+    assert seen and all(s.every is None for s in seen)
 
 
 def observed(model) -> list[BlockActivations]:

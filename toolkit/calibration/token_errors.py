@@ -15,8 +15,9 @@ about, the same number comes from g' alone (`of_choices`; p and q once per token
 
 What is float64, and why: small errors are differences of large numbers, so G is added up where a product of two outputs is
 exact (float32 outputs in float64, 16-bit outputs in float32: PRODUCTS), and everything behind it is float64, which costs
-little, for it has no hidden size. Measured on 8 experts of 256 channels (tests/calibration/test_token_errors.py): with float32
-outputs G in float32 moves a loss by 1e-7 of it, and by 3 % where experts are copies of each other up to 1e-3.
+little, for it has no hidden size. Measured with 8 random experts of hidden size 256 (tests/calibration/test_token_errors.py):
+with G in float32 a loss is 5e-9 of itself off, but 0.8 % where experts are copies of each other up to 1e-3; with G in float64
+1e-15 and 2e-10.
 
 Shape legend: T tokens, R of them chosen by `rows`, C choices of K experts, E experts, K experts per token, H hidden size.
 """
