@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from selection import batches_of
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import toolkit
@@ -42,6 +41,11 @@ def make(folder: Path, layers: int, hidden: int) -> None:
         num_experts_per_tok=TOP_K, num_hidden_layers=layers, num_attention_heads=8, num_key_value_heads=8,
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder, max_shard_size="400MB")
+
+
+def batches_of(count: int, size: int, length: int) -> list[dict[str, torch.Tensor]]:
+    ids = torch.randint(1000, (count, size, length), generator=torch.Generator().manual_seed(0))
+    return [{"input_ids": batch, "attention_mask": torch.ones_like(batch)} for batch in ids]
 
 
 def plan_for(source: Path) -> Plan:
