@@ -76,17 +76,17 @@ PARTS = (
         "--layers 2 --hidden 64 --width 32 --sequences 4 --length 16 --batch-size 2", 120,
     ),
     benchmark_part(
-        "skipping a quarter of the experts' work", "skipping.py", f"{LARGE} --repeats 5",
+        "skipping a quarter of the experts' work", "skipping.py", f"{LARGE} --prompts 8 32 --repeats 5",
         f"{SMALL} --prompts 2 --batches 1 --length 8 --steps 2 --repeats 1", 60,
     ),
     benchmark_part(
         "training: recover beside a bare script, and what learning more costs", "training.py",
-        "--hidden 1024 --checkpointing --methods full,lora --ways recover,router,teacher,packing",
+        "--hidden 1024 --checkpointing --steps 10 --methods full,lora --ways recover,router,teacher,packing",
         "--hidden 64 --steps 2 --batch 2 --repeats 1 --layers 1 --methods full --ways recover", 90,
     ),
     benchmark_part(
         "answering behind shots that are computed once", "generation.py", "--part shots --hidden 1024",
-        "--part shots --hidden 128 --per-task 2 --new 8 --repeats 1", 60,
+        "--part shots --hidden 128 --per-task 4 --new 8 --repeats 1", 60,
     ),
     Part(
         "how fast the smaller model is",
@@ -96,12 +96,12 @@ PARTS = (
             "--new-tokens", "4", "--repeats", "1",
         ], 60,
     ),
+    *map(method_part, METHODS),
     benchmark_part("drafting", "drafts.py", LARGE, f"{SMALL} --repeats 1", 45),
     benchmark_part(
         "where a training step's time goes", "training_profile.py", "--hidden 1024 --checkpointing",
         "--hidden 64 --layers 1 --steps 1 --batch 2 --methods full", 60,
     ),
-    *map(method_part, METHODS),
 )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ This page is written by `python benchmarks/scaling_table.py > docs/scaling.md`, 
 - Fine-tuning: bfloat16 weights and gradients, a float32 master copy and AdamW's two float32 states (16 bytes per parameter
   together), partitioned by ZeRO-3 or, on one GPU, held in RAM; gradient checkpointing; 128 examples per step.
 - With offload (one GPU) the optimizer runs on the CPU and everything crosses PCIe: the hours count neither, and are too few.
-- Calibration takes one decoder layer at a time, and pruning checks one MoE block: neither grows with the number of layers.
+- Calibration holds two decoder layers at a time, and pruning checks one MoE block: neither grows with the number of layers.
   A model is evaluated with its layers spread over the GPUs of one node where one GPU is too small, and in parts over all
   ranks (ZeRO-3) where a node is; hours do not count what is sent between GPUs then.
 - DeepSeek-V3 is published in FP8; training needs numbers that can be trained, so its bfloat16 copy is counted.

@@ -1,5 +1,5 @@
 """One pass over all batches, with observers: of a whole model batch after batch, or layer by layer, so that the weights of
-one decoder layer are in memory at a time (toolkit/moe/layers.py says how forward passes are held).
+two decoder layers are in memory, one at work and one arriving (toolkit/moe/layers.py says how forward passes are held).
 
 Under a launcher every rank has batches of its own and walks through all layers, also one without any: observers may take
 part in what ranks do together.
