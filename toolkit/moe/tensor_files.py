@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from toolkit.moe.disk_writer import DiskWriter, shortened
 from toolkit.moe.model_files import SINGLE, checkpoint_files, read_index
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import RESUME_ADVICE, explain_full_disk
@@ -222,43 +223,37 @@ def _header(ordered: Sequence[Piece | JoinedPiece]) -> bytes:
 
 
 def write_file(path: Path, pieces: Iterable[Piece | JoinedPiece]) -> None:
-    """Writes one file under a temporary name that it loses when it is whole and on the disk; the kernel copies the bytes."""
+    """Writes one file under a temporary name that it loses when it is whole and on the disk."""
     ordered = _in_order(pieces)
     text = _header(ordered)
     partial = path.with_name(path.name + ".tmp")
-    with ExitStack() as stack, partial.open("wb", buffering=0) as target:
+    with ExitStack() as stack, partial.open("wb", buffering=0) as file:
+        target = DiskWriter(file)
         target.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
         sources: dict[Path, IO[bytes]] = {}
         for piece in ordered:
             for part in piece.parts():
-                file = part.source.file
-                if file not in sources:
-                    sources[file] = stack.enter_context(file.open("rb", buffering=0))
+                stored_in = part.source.file
+                if stored_in not in sources:
+                    sources[stored_in] = stack.enter_context(stored_in.open("rb", buffering=0))
+                source = sources[stored_in]
                 if part.dtype != piece.dtype:
-                    for rows in _gathered(sources[file], part):
+                    for rows in _gathered(source, part):
                         target.write(_converted(rows, FLOATS[part.dtype], FLOATS[piece.dtype]))
                 elif not part.indices or (part.indices.keys() == {0} and part.run_bytes >= SHORT_RUN):
                     for begin, count in part.ranges():
-                        _copy(sources[file], target, begin, count)
+                        target.copy(source, begin, count)
                 else:
-                    for rows in _gathered(sources[file], part):
+                    for rows in _gathered(source, part):
                         target.write(rows)
-        os.fsync(target.fileno())
+        target.finish()
     partial.replace(path)
-
-
-def _copy(source: IO[bytes], target: IO[bytes], begin: int, count: int) -> None:
-    while count:
-        sent = os.sendfile(target.fileno(), source.fileno(), begin, count)
-        if not sent:
-            raise _shortened(source)
-        begin, count = begin + sent, count - sent
 
 
 def _gathered(source: IO[bytes], piece: Piece) -> Iterator[bytes]:
     """The same for what lies in many short runs (some columns of a matrix): some rows at a time are read whole."""
     if os.fstat(source.fileno()).st_size < piece.source.end:
-        raise _shortened(source)
+        raise shortened(source)
     shape, each = piece.source.shape[: max(piece.indices) + 1], piece.run_bytes
     number = f"u{each}" if each in (1, 2, 4, 8) else f"V{each}"  # bytes of any meaning; numpy is fast with numbers
     runs: Any = np.memmap(source, number, "r", piece.source.begin, shape)  # type: ignore[call-overload]
@@ -274,10 +269,6 @@ def _gathered(source: IO[bytes], piece: Piece) -> Iterator[bytes]:
 def _converted(rows: bytes, before: torch.dtype, after: torch.dtype) -> bytes:
     numbers = torch.frombuffer(bytearray(rows), dtype=before).to(after)
     return numbers.view(torch.uint8).numpy().tobytes()
-
-
-def _shortened(source: IO[bytes]) -> PollardError:
-    return PollardError(f"{source.name} became shorter while it was read.", code="checkpoint.shortened")
 
 
 @contextmanager
