@@ -218,12 +218,11 @@ def main() -> int:
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     print(f"{where}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, {options.repeats} repeats")
     print(f"hidden {options.hidden}, batches of {options.batch}, answers of at most {options.new} tokens")
-    console.quiet = True  # no bars in between
     results = []
     for name in [options.part] if options.part else PARTS:
         ways, count = PARTS[name](model, tokenizer, options)
         print(f"{name}: {count} questions", flush=True)
-        with torch.no_grad():
+        with torch.no_grad(), mock.patch.object(console, "quiet", True):  # no bars in between
             list(ways.values())[-1]()  # to warm up
             results.append(reached(name, measure(ways, count, options.repeats)))
     return 0 if all(results) else 1

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 from toolkit.evaluation import Decoding
 from toolkit.evaluation.answers import Request
@@ -66,10 +67,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="answers of each slot in a repeat")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    console.quiet = True  # no bars in between
     results = []
     for slots, seconds in [(options.slots, options.seconds)] if options.slots else SERVERS:
-        with serving(slots, seconds) as url:
+        with serving(slots, seconds) as url, mock.patch.object(console, "quiet", True):  # no bars in between
             found = shares(url, slots, seconds, options.repeats, options.rounds)
         median, limit = statistics.median(found), slots / seconds
         print(

@@ -1,6 +1,7 @@
 """Shared by all tests: tiny random models of every supported family, and the CPU they run on."""
 
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel, one per core
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -74,6 +75,14 @@ def logits_of(model: PreTrainedModel, length: int = 24) -> torch.Tensor:
     """Logits [2, length, V] for two fixed random sequences."""
     ids = torch.randint(3, 64, (2, length), generator=torch.Generator().manual_seed(1))
     return model(ids, use_cache=False).logits
+
+
+@pytest.fixture(autouse=True)
+def loud_console() -> Iterator[None]:
+    """Who silences the console lets it speak again: a hundred tests behind read what it says."""
+    yield
+    distributed = sys.modules.get("toolkit.runtime.distributed")
+    assert not (distributed and distributed.console.quiet)
 
 
 @pytest.fixture

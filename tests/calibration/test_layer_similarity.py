@@ -83,7 +83,7 @@ def test_layer_by_layer_from_the_files_is_as_loaded_however_often_they_are_read(
     assert_same(similarities(StreamedModel(str(tmp_path))), loaded, 1e-6)
     read = []
     layer = StreamedModel.layer
-    monkeypatch.setattr(StreamedModel, "layer", lambda self, number: read.append(number) or layer(self, number))
+    monkeypatch.setattr(StreamedModel, "layer", lambda self, *numbers: read.append(numbers[0]) or layer(self, *numbers))
     monkeypatch.setattr(layer_similarity, "STATE_BYTES", 1)  # a group for each of the three batches
     assert_same(similarities(StreamedModel(str(tmp_path))), loaded, 1e-6)
     assert read == [0, 1, 2, 3] * 3

@@ -61,6 +61,8 @@ def make_folder(folder: Path) -> Path:
     (folder / "recipes").mkdir()
     for recipe in (ROOT / "recipes").glob("*.yaml"):
         (folder / "recipes" / recipe.name).write_text(dump_values(short(read_values(recipe.read_text()))))
+    (folder / "benchmarks").mkdir()
+    (folder / "benchmarks" / "scaling").symlink_to(ROOT / "benchmarks" / "scaling")  # published configurations
     _launcher(folder)
     _runs(folder)
     return folder

@@ -129,8 +129,8 @@ def estimate_finetuning(name: str, tuning: FineTuning, machine: Machine, data: D
     trained_tokens = None if steps is None else steps * per_step * data.mean
     # Forward 2, backward 2 for the inputs and 2 for the weights (frozen ones need none), forward again with checkpointing
     per_weight = (2 if trainer.checkpointing else 0) + (6 if trained.trained == model.parameters else 4)
-    inactive = model.experts - model.active_experts
-    per_token = per_weight * model.active + (2 * inactive if tuning.all_experts else 0)
+    inactive = model.experts - model.active_experts if tuning.all_experts else 0
+    per_token = per_weight * model.active + 2 * inactive
     flops = None if trained_tokens is None else per_token * trained_tokens
     saved = checkpoint_bytes(trained.trained, stage, weight, trainer.optimizer)
     saved += trained.frozen_bytes if trained.saves_frozen else 0
