@@ -30,7 +30,7 @@ from toolkit.cuts.writer import plan_prune, write_pruned
 from toolkit.moe import find_blocks, load_config, load_model, meta_model
 
 EXPERTS, TOP_K, KEEP = 8, 2, 4
-TARGETS = {"pruning": 0.7, "calibration": 0.8}
+TARGETS = {"pruning": 0.9, "calibration": 0.95}
 
 
 def make(folder: Path, layers: int, hidden: int) -> None:
