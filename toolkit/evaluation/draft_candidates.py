@@ -145,21 +145,24 @@ class SelfDrafts:
 
         return self._searched("layers", count, change)
 
-    def _candidate(self, kind: str, description: str, change: Change) -> Candidate:
+    def _candidate(self, kind: str, description: str, change: Change, counts: dict[int, DraftCounts] | None = None) -> Candidate:
+        """`counts`: what it comes to, where it has been replayed already."""
         draft = shared_copy(self.target)
         with ExitStack() as tried:
             tried.enter_context(change(draft))
-            counts = self.replay.by_model(draft)
+            counts = counts or self.replay.by_model(draft)
             self.stack.enter_context(tried.pop_all())
         return Candidate(kind, description, draft, counts, shares_weights=True)
 
     def _searched(self, kind: str, count: int, change: Callable[[Sequence[int]], Change]) -> list[Candidate]:
         draft, refusals = shared_copy(self.target), [f"it has {count} of them"]
+        counts: dict[tuple[int, ...], dict[int, DraftCounts]] = {}
 
         def passes(left_out: Sequence[int]) -> int | None:
             try:
                 with change(left_out)(draft):
-                    return self.replay.by_model(draft, [SEARCH_LENGTH])[SEARCH_LENGTH].passes
+                    counts[tuple(left_out)] = self.replay.by_model(draft)
+                    return counts[tuple(left_out)][SEARCH_LENGTH].passes
             except PollardError as error:
                 refusals.append(str(error))
                 return None
@@ -167,7 +170,8 @@ class SelfDrafts:
         found = []
         with progress_display(f"leaving out {kind}", count // 2) as advance:
             for left_out in least_missed(range(count), count // 2, passes):
-                found.append(self._candidate(kind, f"without {_listed(kind, left_out)}", change(left_out)))
+                description = f"without {_listed(kind, left_out)}"
+                found.append(self._candidate(kind, description, change(left_out), counts[left_out]))
                 advance(1)
         if not found:
             raise PollardError(f"it cannot do without any of its {kind}: {refusals[-1]}", code="drafts.nothing-to-leave-out")
