@@ -10,13 +10,11 @@ evenly, so verified tokens read more experts here than those of one task do. Wha
 drafts RUN` tells it: here stand the most that drafting can give (all accepted), and the least acceptance that pays.
 """
 
-import argparse
-import platform
 from collections.abc import Mapping
 from contextlib import ExitStack
 
 import torch
-from skipping import make
+from skipping import described, make, model_parser
 from transformers import PreTrainedModel
 
 from toolkit.cuts import BlockPlan, Plan, apply_plan
@@ -82,23 +80,9 @@ def at_best(verifying: Mapping[int, list[float]], cost: float) -> str:
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--experts", type=int, default=8)
-    parser.add_argument("--active", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--implementation", help="transformers' own: eager, grouped_mm, batched_mm (its choice unless given)")
-    given = parser.parse_args()
+    given = model_parser(__doc__).parse_args()
     model = make(given)
-    where = torch.cuda.get_device_name() if model.device.type == "cuda" else f"{platform.machine()}, CPU"
-    print(
-        f"{where}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, {str(model.dtype).removeprefix('torch.')}, "
-        f"{model.config._experts_implementation}, {given.repeats} repeats\nMixtral: {given.layers} layers, hidden "
-        f"{given.hidden}, width {given.width}, {given.experts} experts, {given.active} active",
-        flush=True,
-    )
+    print(described(model, given), flush=True)
     drawn = torch.randint(1000, (given.repeats + 1, PROMPT + ANSWER), generator=torch.Generator().manual_seed(0)).tolist()
     answers = [TargetAnswer(row[:PROMPT], row[PROMPT:]) for row in drawn]
     report("original", model, answers, given.repeats)

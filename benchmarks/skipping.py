@@ -28,6 +28,30 @@ from toolkit.moe import counting_skips, find_blocks, skipping
 TARGETS = {"prefill": 1.05, "decode": 1.0}  # on a GPU, with a quarter of the experts' work skipped
 
 
+def model_parser(description: str | None) -> argparse.ArgumentParser:
+    """Of the arguments that `make` takes, and how often to measure."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--experts", type=int, default=8)
+    parser.add_argument("--active", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--implementation", help="transformers' own: eager, grouped_mm, batched_mm (its choice unless given)")
+    return parser
+
+
+def described(model: PreTrainedModel, given: argparse.Namespace) -> str:
+    """The machine, and the model that `make` has made."""
+    where = torch.cuda.get_device_name() if model.device.type == "cuda" else f"{platform.machine()}, CPU"
+    return (
+        f"{where}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, {str(model.dtype).removeprefix('torch.')}, "
+        f"{model.config._experts_implementation}, {given.repeats} repeats\n"
+        f"Mixtral: {given.layers} layers, hidden {given.hidden}, width {given.width}, {given.experts} experts, "
+        f"{given.active} active"
+    )
+
+
 def make(given: argparse.Namespace) -> PreTrainedModel:
     torch.manual_seed(0)
     gpu = torch.cuda.is_available()
@@ -108,30 +132,17 @@ def expert_flops(model: PreTrainedModel, ids: torch.Tensor) -> int:
 
 @torch.no_grad()
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--experts", type=int, default=8)
-    parser.add_argument("--active", type=int, default=2)
+    parser = model_parser(__doc__)
     parser.add_argument("--rule", default="median", help="median, or a share")
     parser.add_argument("--prompts", type=int, nargs="*", default=[8], help="read at once")
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 8, 32], help="sizes to decode with")
     parser.add_argument("--length", type=int, default=128, help="tokens of a prompt")
     parser.add_argument("--steps", type=int, default=32, help="tokens written")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--implementation", help="transformers' own: eager, grouped_mm, batched_mm (its choice unless given)")
     given = parser.parse_args()
     model = make(given)
     batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in tokens(model, 16, given.length, 0).split(4)]
     thresholds = skipping_thresholds(model, batches, "median" if given.rule == "median" else float(given.rule))
-    where = torch.cuda.get_device_name() if model.device.type == "cuda" else f"{platform.machine()}, CPU"
-    print(
-        f"{where}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, {str(model.dtype).removeprefix('torch.')}, "
-        f"{model.config._experts_implementation}, {given.repeats} repeats\n"
-        f"Mixtral: {given.layers} layers, hidden {given.hidden}, width {given.width}, {given.experts} experts, {given.active} "
-        f"active, skipping: {given.rule}"
-    )
+    print(f"{described(model, given)}, skipping: {given.rule}")
     kept, ids = model.config._experts_implementation, tokens(model, 4, given.length, 1)
     model.set_experts_implementation("eager")
     whole = expert_flops(model, ids)

@@ -205,19 +205,25 @@ def spread(ratios: list[float]) -> str:
     return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def training_parser(description: str | None, steps: int, methods: Sequence[str]) -> argparse.ArgumentParser:
+    """Of the model, the examples and the ways to train, with these steps and methods unless others are given."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--experts", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--zero", type=int, default=2)
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, as on GPUs by default")
-    parser.add_argument("--methods", type=lambda text: text.split(","), default=["full"], help="full, lora")
+    parser.add_argument("--methods", type=lambda text: text.split(","), default=list(methods))
     parser.add_argument("--ways", type=lambda text: text.split(","), default=["recover"], help=", ".join(WAYS))
     parser.add_argument("--lengths", choices=("playground", "gsm8k"), default="playground", help="of the examples")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = training_parser(__doc__, steps=30, methods=["full"])  # or lora
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--target", type=float, default=TARGET, help="the least median ratio of recover that passes")
     options = parser.parse_args(arguments)
     start()

@@ -7,7 +7,6 @@ Operations belong to the module in whose forward pass they ran, those of the bac
 differentiate. `python` is what passes between operations. With a GPU also the time of its kernels.
 """
 
-import argparse
 import contextlib
 import io
 import tempfile
@@ -23,7 +22,7 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from playground_shaped import make
 from torch.nn.modules import module as hooks
 from torch.profiler import ProfilerActivity, profile, record_function
-from training import WAYS, ask_teacher, own, recipe_for, task_of
+from training import ask_teacher, own, recipe_for, task_of, training_parser
 from transformers import PreTrainedModel, Trainer
 from trl import SFTTrainer
 
@@ -153,18 +152,7 @@ def table(columns: dict[str, tuple[Times, float]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--experts", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--zero", type=int, default=2)
-    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, as on GPUs by default")
-    parser.add_argument("--methods", type=lambda text: text.split(","), default=["full", "lora", "qlora"])
-    parser.add_argument("--ways", type=lambda text: text.split(","), default=["recover"], help=", ".join(WAYS))
-    parser.add_argument("--lengths", choices=("playground", "gsm8k"), default="playground", help="of the examples")
-    options = parser.parse_args(arguments)
+    options = training_parser(__doc__, steps=4, methods=["full", "lora", "qlora"]).parse_args(arguments)
     start()
     try:
         start_deepspeed()
