@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.cuts.block_plan import BlockPlan
 from toolkit.cuts.plan import Plan
-from toolkit.moe import find_blocks
+from toolkit.moe import find_blocks, load_model, load_tokenizer
 from toolkit.runtime.errors import PollardError
 
 ROOT = Path(__file__).parents[1]
@@ -98,6 +98,18 @@ def tiny_checkpoint(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return save
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    """The playground's, unless a file has one of its own."""
+    return load_tokenizer(str(PLAYGROUND / "model"))
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    """The playground's, unless a file has one of its own."""
+    return load_model(str(PLAYGROUND / "model"))
 
 
 @pytest.fixture(params=FAMILIES)

@@ -6,26 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PLAYGROUND, tiny_model
+from conftest import tiny_model
 
 from toolkit.evaluation import Decoding, decoding, generate, greedy, sampled
 from toolkit.evaluation.generation import StopInAnswer
-from toolkit.moe import load_model, load_tokenizer
 from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import Task, chat_format, encode_prompt
 
-PATH = str(PLAYGROUND / "model")
 KINDS = ("arithmetic", "sorting", "reversing", "facts", "logic", "code")
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return load_tokenizer(PATH)
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return load_model(PATH)
 
 
 @pytest.fixture(scope="module")

@@ -11,21 +11,11 @@ from small_run import kill_in_call
 
 from toolkit.evaluation import AnswerLog, evaluate, generation
 from toolkit.evaluation.memory import MAX_BATCH_SIZE, batch_size_for, measure_room, rows_that_fit
-from toolkit.moe import load_model, load_tokenizer
+from toolkit.moe import load_model
 from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import Task
 
 PATH = str(PLAYGROUND / "model")
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return load_tokenizer(PATH)
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return load_model(PATH)
 
 
 @pytest.fixture(scope="module")

@@ -9,28 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PLAYGROUND, raises
+from conftest import raises
 from serving import Reply, playing, serving
 
 from toolkit.evaluation import AnswerLog, Decoding, Questions, Scores, evaluate, evaluate_with, server
 from toolkit.evaluation.server import ServerWriter
-from toolkit.moe import load_model, load_tokenizer
 from toolkit.recipe.data import TaskRecipe
 from toolkit.recipe.evaluation import ServersRecipe
 from toolkit.tasks import Task, encode_prompt
 
-PATH = str(PLAYGROUND / "model")
 COUNT, GREEDY = 8, Decoding(48)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return load_tokenizer(PATH)
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return load_model(PATH)
 
 
 @pytest.fixture(scope="module")

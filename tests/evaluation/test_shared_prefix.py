@@ -5,18 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PLAYGROUND, tiny_model
+from conftest import tiny_model
 from families import EXCEPTIONS, VOCABULARY, families, tiny_family
 from small_run import kill_in_call
 
 from toolkit.calibration import skipping_thresholds
 from toolkit.evaluation import AnswerLog, Decoding, evaluate, generate_shard, generation, greedy, sampled
 from toolkit.evaluation.shared_prefix import CommonPrefix, SharedPrefix, compute_prefix
-from toolkit.moe import load_model, load_tokenizer, skipping
+from toolkit.moe import skipping
 from toolkit.recipe.data import TaskRecipe
 from toolkit.tasks import Task, encode_all, encode_prompt, padded_batches
 
-PATH = str(PLAYGROUND / "model")
 SHOTS = list(range(3, 23))  # twenty tokens; the tiny families' windows are of sixteen
 OWN = [[30], [31, 32, 33], [40, 41, 42, 43, 44, 45, 46, 47, 48], [50, 51, 52, 53], [60, 61]]
 PROMPTS = [SHOTS + own for own in OWN]
@@ -26,16 +25,6 @@ WHOLE = {
     "hy_v4", "inkling", "inkling2", "jamba", "kimi_linear", "lfm2_moe", "minimax", "mistral_large4", "nemotron_h",
     "qwen3_5_moe", "qwen3_next", "qwen4_exp", "unlimited_ocr", "zaya",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return load_tokenizer(PATH)
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return load_model(PATH)
 
 
 @pytest.fixture(scope="module")
