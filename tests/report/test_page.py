@@ -131,17 +131,25 @@ def test_every_measure_has_one_row() -> None:
     assert len(fields) == len(set(fields))
 
 
-def test_a_bar_is_as_long_as_the_score_and_its_whiskers_as_the_interval(tmp_path: Path) -> None:
+def test_dots_and_whiskers_stand_where_their_numbers_stand_on_the_axis(tmp_path: Path) -> None:
     report = read_run_facts(make_run(tmp_path).path)
-    chart = drawings(render(report))[0]
-    bars = {bar.get("class"): bar for bar in chart.iter("rect")}
-    whiskers = [line for line in chart.iter("line") if line.get("class") == "whisker" and line.get("y1") == line.get("y2")]
-    for role, whisker in zip(ROLES, whiskers, strict=True):
-        found = report.models[role]
-        drawn = [
-            float(str(length).rstrip("%")) / 100 for length in (bars[role].get("width"), whisker.get("x1"), whisker.get("x2"))
-        ]
-        assert drawn == pytest.approx([found.score, *found.interval], abs=1e-4)
+    page = render(report)
+    chart = next(svg for svg in drawings(page) if svg.get("class") == "dots")
+    ticks = [
+        (float(text.get("x").rstrip("%")), float(text.text.strip(" %")))
+        for text in chart.iter("text")
+        if (text.get("x") or "-").endswith("%") and text.get("class") == "quiet"
+    ]  # type: ignore[union-attr]
+    (x_0, value_0), (x_1, value_1) = ticks[0], ticks[-1]
+
+    def value(x: str | None) -> float:
+        return (value_0 + (float(str(x).rstrip("%")) - x_0) / (x_1 - x_0) * (value_1 - value_0)) / 100
+
+    rows = {row.get("class"): row for row in chart.iter("g")}
+    for role in ROLES:
+        found, whisker, dot = report.models[role], rows[role].find("line"), rows[role].find("circle")
+        drawn = [value(dot.get("cx")), value(whisker.get("x1")), value(whisker.get("x2"))]  # type: ignore[union-attr]
+        assert drawn == pytest.approx([found.score, *found.interval], abs=1e-3)
 
 
 @pytest.mark.parametrize("until", ["nothing", "calibrate", "select", "prune", "recover", "evaluate"])

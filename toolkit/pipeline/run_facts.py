@@ -34,6 +34,7 @@ from toolkit.report.facts import (
     StaleFiles,
 )
 from toolkit.report.first_task import FirstTaskFacts
+from toolkit.report.margin import MarginFacts
 from toolkit.report.measurements import Fidelity, HarnessRow, HarnessScore, SpeedTable, SweepTable
 from toolkit.report.narrative import with_sentences
 from toolkit.report.off_task_facts import OffTaskLoss
@@ -142,6 +143,9 @@ def read_run_facts(path: str | Path) -> RunFacts:
         recipe=values or None,
         recipe_path=str(run.recipe),
     )
+    margin, pair = recipe.evaluation.margin if recipe else None, facts.decisive_pair
+    if margin and pair:
+        facts = facts.model_copy(update={"margin": MarginFacts.of(margin, pair.interval)})
     return with_sentences(facts, recipe, _bad_lines(stages), left_out)
 
 

@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_serializer, field_validator, model_validator
 
-from toolkit.recipe.data import Section
+from toolkit.recipe.data import Section, optional
 from toolkit.recipe.off_task import OffTaskData, OffTaskRecipe
 from toolkit.recipe.roles import Role
 
@@ -54,7 +54,7 @@ ROLES = (Role.ORIGINAL, Role.PRUNED, Role.REFITTED, Role.RECOVERED, Role.CONTROL
 # Keys that the result of one model does not depend on, for `fingerprint_values`
 NOT_IN_FINGERPRINT: Any = {
     "models": True, "batch_size": True, "servers": {"concurrency", "timeout"},
-    "fidelity": True, "off_task": True, "harness": True, "harness_tasks": True,  # stages of their own
+    "margin": True, "fidelity": True, "off_task": True, "harness": True, "harness_tasks": True,  # stages of their own
 }  # fmt: skip
 
 
@@ -76,6 +76,9 @@ class EvaluationRecipe(Section):
     """0: greedy decoding. Above 0: answers are sampled from the model's full distribution."""
     samples: int = Field(default=1, ge=1)
     """Answers sampled per question. The majority answer is scored; the mean score of the samples is reported as well."""
+    margin: float | None = optional(gt=0, le=100, allow_inf_nan=False)
+    """A loss that you would accept, in percentage points. The report then says whether the result is shown to be no worse than
+    the original by more than that: the paired difference's whole 95 % interval has to lie above it (docs/report.md)."""
     backend: Literal["transformers", "continuous", "server"] = "transformers"
     """What generates the answers: transformers in batches, its continuous batching (GPU), or `servers` (docs/evaluation.md)."""
     servers: ServersRecipe = ServersRecipe()

@@ -40,7 +40,7 @@ def warnings(facts: RunFacts, recipe: Recipe | None, bad_lines: Mapping[str, int
         *_about_layers(facts), *refit_warnings(facts.refit), *first_task_warnings(facts.first_task),
         *_about_data(facts, recipe, bad_lines), *_about_training(facts), *_about_skipping(facts),
         *off_task_warnings(facts.off_task, _trainings(facts, recipe)), *_about_choices(facts), *_about_answers(facts, recipe),
-        *_about_context(facts), *_about_likeness(facts), *_about_versions(facts),
+        *_about_margin(facts, recipe), *_about_context(facts), *_about_likeness(facts), *_about_versions(facts),
     ]  # fmt: skip
 
 
@@ -48,6 +48,17 @@ def _about_original(facts: RunFacts, recipe: Recipe | None) -> list[str]:
     original = facts.evaluated.get(Role.ORIGINAL)
     doubt = doubt_of_original(original, has_control=bool(recipe and recipe.control)) if original else None
     return [doubt] if doubt else []
+
+
+def _about_margin(facts: RunFacts, recipe: Recipe | None) -> list[str]:
+    margin = recipe.evaluation.margin if recipe else None
+    if margin is None or facts.margin or not facts.evaluated_result or Role.ORIGINAL not in facts.evaluated:
+        return []
+    end = facts.evaluated_result
+    return [
+        f"evaluation.margin ({margin:g} points) is not judged: the original and the {end} model did not "
+        "answer the same questions."
+    ]
 
 
 class Answered(Protocol):

@@ -15,6 +15,7 @@ from toolkit.recipe.roles import Role
 from toolkit.report.cut_facts import CriteriaAgreement, CutFacts
 from toolkit.report.first_task import FirstTaskFacts
 from toolkit.report.fit_facts import FitFacts
+from toolkit.report.margin import MarginFacts
 from toolkit.report.measurements import Facts, Fidelity, HarnessRow, Interval, Number, SpeedTable, SweepTable
 from toolkit.report.off_task_facts import OffTaskLoss
 from toolkit.report.paired import PairedComparison
@@ -238,6 +239,7 @@ class RunFacts(Facts):
     models: dict[Role, ModelResult | None]
     ratios: dict[Role, dict[str, float]]
     pairs: list[RolePair]
+    margin: MarginFacts | None = Field(default=None, exclude_if=lambda margin: margin is None)  # where one is named
     changed: AnswerChanges | None
     blocks: dict[str, BlockFacts]
     criteria: CriteriaAgreement | None
@@ -274,6 +276,11 @@ class RunFacts(Facts):
     def evaluated_result(self) -> Role | None:
         """The last model of the run that was evaluated: recovered, else refitted, else pruned."""
         return next((role for role in (Role.RECOVERED, Role.REFITTED, Role.PRUNED) if self.models.get(role)), None)
+
+    @property
+    def decisive_pair(self) -> RolePair | None:
+        """The result against the original."""
+        return self.pair_of(self.evaluated_result, Role.ORIGINAL) if self.evaluated_result else None
 
     def pair_of(self, first: Role, second: Role) -> RolePair | None:
         """The comparison of two models; None where they did not answer the same questions."""

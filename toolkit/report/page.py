@@ -19,6 +19,7 @@ from toolkit.report.fit_chart import prediction_chart, size_chart
 from toolkit.report.fit_facts import AXIS_NAMES, SINGLE_CUTS, FitAnswers
 from toolkit.report.fit_table import markdown_rows, rest_lines
 from toolkit.report.heat import heat_map
+from toolkit.report.interval_charts import decision_chart, score_chart
 from toolkit.report.measurements import Fidelity, HarnessScore, TaskResult
 from toolkit.runtime import formatting as formats
 
@@ -114,6 +115,8 @@ def render(report: RunFacts) -> str:
         speed_columns=speed_table.COLUMNS,
         speed_explanation=speed_table.explanation(report.speed) if report.speed else "",
         forest=forest(report.pairs),
+        decision=decision_chart(report.decisive_pair, report.margin),
+        scores=score_chart(report.evaluated),
         **_fit_drawings(report),
         **_cut_drawings(report),
         heat=heat_map(report.blocks, report.pruning.tokens if report.pruning else "all"),
