@@ -5,8 +5,8 @@ import pytest
 from conftest import raises
 
 from toolkit.recipe.data import TaskRecipe
+from toolkit.runtime.own_function import function_file
 from toolkit.tasks import Task, Verdict
-from toolkit.tasks.scorers import scorer_file
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def test_a_function_in_the_working_folder_judges(folder: Path) -> None:
     (folder / "judging_here.py").write_text("def longer(prediction, gold):\n    return len(prediction) >= len(gold)\n")
     task = task_with("judging_here:longer")
     assert task.scorer.verdicts([("abc", "ab"), ("a", "ab")]) == [Verdict(True, True), Verdict(False, False)]
-    assert scorer_file("judging_here:longer") == str(folder / "judging_here.py")
+    assert function_file("judging_here:longer") == str(folder / "judging_here.py")
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from toolkit.recipe.schema import Recipe
 from toolkit.recipe.sources import SourceRecipe
 from toolkit.recovery.training_data import sources_without_student
 from toolkit.runtime.files import fingerprint_of, fingerprint_of_source
+from toolkit.runtime.own_function import function_file
 from toolkit.tasks import DataCache
-from toolkit.tasks.scorers import scorer_file
 
 ROUNDS_OF_STUDENT: Any = {"data": {"__all__": {"rounds"}}}
 
@@ -102,5 +102,9 @@ def _selecting(recipe: Recipe) -> list[Any]:
 
 def own_scorer_identity(recipe: TaskRecipe) -> list[Any]:
     """The content of the file of the user's own scorer; nothing for the toolkit's scorers."""
-    own = recipe.scorer if recipe.scorer and ":" in recipe.scorer else None
-    return [fingerprint_of_source(scorer_file(own) or own)] if own else []
+    return own_function_identity(recipe.scorer if recipe.scorer and ":" in recipe.scorer else None)
+
+
+def own_function_identity(name: str | None) -> list[Any]:
+    """The content of the file of a function of the user's own; nothing where there is none."""
+    return [fingerprint_of_source(function_file(name) or name)] if name else []
