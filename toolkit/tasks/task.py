@@ -62,12 +62,13 @@ class Task:
 
     @property
     def scorer_name(self) -> str:
-        return self.scorer.name if isinstance(self.scorer, OwnScorer) else self.preset.scorer or "exact"
+        return self.scorer.name if isinstance(self.scorer, OwnScorer) else str(self.preset.scorer)
 
     def with_scorer(self, function: Callable[..., Any]) -> Self:
-        """The same task, judged by a function of (prediction, gold) or (prediction, gold, row). Raises PollardError for one that
-        takes anything else, or is `async`."""
+        """The same task, judged by a function of (prediction, gold) or (prediction, gold, row); its test set is read again, for
+        its gold answers are checked by the scorer. Raises PollardError for one that takes anything else, or is `async`."""
         other = copy(self)
+        other.__dict__.pop("_test", None)  # was checked by the other scorer
         other.scorer = OwnScorer(function_name(function), function, has_gold=bool(self.preset.answer))
         return other
 
@@ -225,7 +226,7 @@ class Task:
         pairs = [(example.completion, example.gold) for example in examples]
         faults = self.scorer.gold_faults(pairs, [example.row for example in examples])
         messages = [
-            f"{example.where}: scorer `{self.preset.scorer}` {fault}."
+            f"{example.where}: scorer `{self.scorer_name}` {fault}."
             for example, fault in zip(examples, faults, strict=True)
             if fault
         ]
