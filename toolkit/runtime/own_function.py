@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from toolkit.runtime.errors import PollardError
+from toolkit.runtime.files import fingerprint_of_source
 
 
 def load_function(name: str, key: str, prefix: str) -> Callable[..., Any]:
@@ -69,6 +70,11 @@ def function_file(name: str) -> str | None:
     except ModuleNotFoundError:  # its package is not there
         return None
     return spec.origin if spec else None
+
+
+def function_identity(name: str | None) -> list[str]:
+    """For fingerprints: the content of the function's own file; its name alone where there is none, nothing without a name."""
+    return [fingerprint_of_source(function_file(name) or name)] if name else []
 
 
 def function_name(function: Callable[..., Any]) -> str:
