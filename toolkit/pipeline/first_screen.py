@@ -1,7 +1,6 @@
 """The first screen of a run: what will happen, with its arithmetic, before any weights are read."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from rich.markup import escape
@@ -10,7 +9,6 @@ from toolkit.cuts import shaped_meta_model
 from toolkit.moe import expert_width, find_blocks, sizes
 from toolkit.moe.load import resolve_dtype
 from toolkit.pipeline.context import RunContext
-from toolkit.pipeline.manifest import git_commit
 from toolkit.pipeline.recipe_changes import described
 from toolkit.pipeline.rounds import early_rounds
 from toolkit.pipeline.stage import Stage
@@ -19,8 +17,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import say, world_size
 from toolkit.runtime.formatting import amount
 from toolkit.runtime.progress import duration
-
-SHOWN = ("torch", "transformers", "trl", "deepspeed")
+from toolkit.runtime.versions import versions
 
 
 def first_screen(context: RunContext, planned: Sequence[Stage], reasons: Mapping[str, str]) -> None:
@@ -88,16 +85,6 @@ def machine(recipe: Recipe, config: object) -> str:
     if recipe.model.dtype == "auto":
         dtype += " (auto: the checkpoint's own)" if gpu else " (auto: no GPU)"
     return f"{where}, {dtype}"
-
-
-def versions() -> str:
-    try:
-        ours = version("pollard-moe")  # `pollard` is another project on the package index
-    except PackageNotFoundError:
-        ours = "(not installed)"
-    commit = git_commit()
-    theirs = ", ".join(f"{package} {version(package)}" for package in SHOWN)
-    return f"pollard {ours}{f' ({commit[:7]})' if commit else ''}, {theirs}"
 
 
 def replaced_models(context: RunContext, to_do: Iterable[Stage]) -> list[str]:
