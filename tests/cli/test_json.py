@@ -29,9 +29,9 @@ ARGUMENTS = {  # of each verb, and keys that its facts have
         verb: (["recipe.yaml"], {"models", "stages"})
         for verb in ("calibrate", "select", "prune", "recover", "evaluate", "report")
     },
-    "refit": (["recipe.yaml", "name=refit", "pruning.refit=true"], {"models", "stages"}),
+    "refit": (["recipe.yaml", "name=refit", "pruning.refit=true", "calibration.examples=48"], {"models", "stages"}),
     "runs": ([], {"run", "state", "bytes"}),
-    "sweep": (["recipe.yaml", "pruning.keep=4,2"], {"cells"}),
+    "sweep": (["recipe.yaml", "pruning.keep=4,2"], {"recommendation"}),
     "compare": (["runs/small/pruned", "runs/small/original"], {"first", "second", "verdict"}),
     "generate": ([MODEL, "Why?", "--max-new-tokens", "3"], {"text", "tokens_per_second"}),
     "drafts": (["runs/small", "--questions", "2"], {"drafts", "servers"}),
@@ -64,8 +64,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         (folder / "recipe.yaml").write_text(dump_values(small_values()))
-        fit = small_values(name="fit", pruning={"fit": {"bytes": "0.1M"}})
-        fit["pruning"].pop("keep", None)
+        limits = {"bytes": "0.3M", "measured": 2, "examples": 6}
+        fit = small_values(name="fit", pruning={"width_multiple": 4, "fit": limits})
         (folder / "fit.yaml").write_text(dump_values(fit))
         tiny_model("llama").save_pretrained(folder / "dense")
         distributed.start()

@@ -1,6 +1,7 @@
 """Verbs before a run, which read no weights: `pollard estimate`, `inspect` and `preview`."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,14 @@ def run_estimate(arguments: argparse.Namespace) -> Any:
     """Exit status 0 whether it fits or not: the last line says so."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     from toolkit.cli.estimate_table import estimate_facts, show_estimate
-    from toolkit.estimate import resolve_machine
+    from toolkit.estimate import measure_cpu, resolve_machine
     from toolkit.pipeline.advice import advise
     from toolkit.pipeline.estimator import Estimator
 
     machine = resolve_machine(arguments.gpus, arguments.nodes, arguments.gpu, arguments.gpu_memory, arguments.cpu_memory)
+    described = (arguments.gpus, arguments.gpu, arguments.gpu_memory, arguments.cpu_memory)
+    if not machine.gpus and all(option is None for option in described):  # it is this machine: its speed can be measured
+        machine = replace(machine, cpu=measure_cpu())
     estimator = Estimator(machine)
     estimate = estimator.estimate(recipe)
     advice = advise(estimator, recipe, estimate)
