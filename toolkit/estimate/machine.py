@@ -12,9 +12,7 @@ from toolkit.runtime.errors import PollardError, did_you_mean
 from toolkit.runtime.gpus import GPU, GPUS
 
 CPU_RANKS = 2  # what launch.sh starts where there is no GPU
-UTILISATION = (
-    0.3  # of a GPU's peak FLOP/s, or of a processor's in one product: the rest goes to communication, padding and Python
-)
+UTILISATION = 0.3  # of a GPU's or processor's peak FLOP/s: the rest goes to communication, padding, small products and Python
 USABLE = 0.92  # of a GPU's or a host's memory: the rest is taken by CUDA, the system and fragmentation
 
 

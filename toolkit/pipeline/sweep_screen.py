@@ -34,7 +34,7 @@ def sweep_screen(grid: Grid, context: RunContext) -> None:
         f"{blocks[0].expert_count} experts in each of {len(blocks)} blocks",
         "task": recipe.task.name,
         "cells": f"the original and {len(grid.cells)} more: {cell_names(grid.cells)}",
-        "calibrate": f"{observation_outlook(context)}; once for all cells that it can serve",
+        "observe": f"{observation_outlook(one_cell)}; once for all cells that it can serve",
         "measure": f"{examples_or_all(questions)} dev questions in each cell, {batches(questions, settings.batch_size)}, at most "
         f"{settings.max_new_tokens:,} new tokens each; masked, nothing is cut or trained",
         "machine": machine(recipe, config),
