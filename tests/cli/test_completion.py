@@ -62,7 +62,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         ("pollard preview mine.yaml --split ", ["train", "dev", "test"]),
         ("pollard completion ", list(SHELLS)),
         ("pollard inspect da", ["data"]),
-        ("pollard benchmark data --json mine.j", ["mine.jsonl"]),
+        ("pollard benchmark data --save mine.j", ["mine.jsonl"]),
         ("pollard --h", ["--help"]),
     ],
 )

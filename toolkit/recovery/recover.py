@@ -27,7 +27,8 @@ from toolkit.recovery.seams import Seams, seams_of
 from toolkit.recovery.settings import sft_config
 from toolkit.recovery.student_answers import JoinedCaches, MixedData, mixed_data, read_student_answers
 from toolkit.recovery.teacher import TeacherCache
-from toolkit.recovery.trainer import RecoveryTrainer, close_trackers, prepare_trainer, tensorboard_in
+from toolkit.recovery.trackers import close_trackers, tensorboard_in
+from toolkit.recovery.trainer import RecoveryTrainer, prepare_trainer
 from toolkit.recovery.training_data import read_training_data
 from toolkit.recovery.zeros import hold_zeros
 from toolkit.runtime.distributed import on_main, say

@@ -87,12 +87,16 @@ def _check_loss(recipe: Recipe) -> None:
         OwnLoss(recipe.finetuning.loss)
 
 
-def _check_arguments(recipe: Recipe, output_dir: Path) -> None:
+def settings_to_read(recipe: Recipe, output_dir: Path) -> SFTConfig:
+    """As `sft_config`, for who trains nothing: models that are loaded afterwards are not partitioned, as ZeRO-3 would have it."""
     try:
-        arguments = sft_config(recipe, output_dir)
+        return sft_config(recipe, output_dir)
     finally:
-        unset_hf_deepspeed_config()  # under ZeRO-3, the next model to be loaded would be partitioned
-    check_trackers(list(arguments.report_to or ()))  # SFTConfig makes it a list
+        unset_hf_deepspeed_config()
+
+
+def _check_arguments(recipe: Recipe, output_dir: Path) -> None:
+    check_trackers(list(settings_to_read(recipe, output_dir).report_to or ()))  # SFTConfig makes it a list
 
 
 def _check_selection(recipe: Recipe, data: DataCache) -> None:
