@@ -56,9 +56,9 @@ def guard_trackers(trainer: Trainer) -> None:
 
 
 def send_scores(arguments: TrainingArguments, scores: Mapping[str, float], folder: Path) -> None:
-    """Sends the scores of a finished run to each tracker of its training's `arguments`, as a run of its own: `folder`/scores, where
-    `folder` is the run directory. Keys such as `recovered/score` become `test/recovered/score` (in MLflow `test_recovered/score`).
-    For rank 0. Trackers that are not installed, or fail, are named and left out."""
+    """Sends the scores of a finished run to each tracker of its training's `arguments`, as a run of its own that is called
+    `folder`/scores; `folder` is the run directory. A key such as `recovered/score` becomes `test/recovered/score`, in MLflow
+    `test_recovered/score`. For rank 0. Trackers that are not installed, or fail, are named and left out."""
     arguments.run_name = f"{folder}/{SCORES}"
     state, control = TrainerState(is_world_process_zero=True, is_local_process_zero=True), TrainerControl()
     named = {f"test_{key}": value for key, value in scores.items()}  # transformers' prefix for what is no training
