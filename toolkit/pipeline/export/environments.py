@@ -20,11 +20,16 @@ from rich.markup import escape
 
 from toolkit.runtime.distributed import say
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.files import explain_full_disk, fingerprint_of, write_text
+from toolkit.runtime.files import explain_full_disk, fingerprint_of, full_disk_words, write_text
 
 READY, UNFINISHED = "pollard-reader.json", "pollard-unfinished"
 TORCH = f"torch=={version('torch').partition('+')[0]}"  # as here: an open range may fetch gigabytes of CUDA
 LLAMA_CPP = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/")  # what of its source is needed
+
+
+def converter_of(python: Path) -> Path:
+    """llama.cpp's converter, in an environment with this Python."""
+    return python.parents[1] / "llama.cpp" / LLAMA_CPP[0]
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class ReaderEnvironment:
         Raises PollardError where there is none, where one cannot be made, and for a given one that lacks something.
         """
         if given:
-            return self._checked(Path(given).expanduser())
+            return self._checked(Path(given).expanduser().absolute())
         if not self.is_ready and not install:
             raise PollardError(
                 f"{self.name} has packages of its own, and no environment for it is there yet. --install makes one, once, in "
@@ -76,15 +81,14 @@ class ReaderEnvironment:
         )
 
     def _checked(self, python: Path) -> Path:
-        test = f"import importlib.util as u, sys; print(*[m for m in {self.modules!r} if not u.find_spec(m)]); print(sys.prefix)"
+        test = f"import importlib.util as u; print(*[m for m in {self.modules!r} if not u.find_spec(m)])"
         try:
             done = subprocess.run([python, "-c", test], capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise PollardError(f"--python {python} does not run: {error}.", code="export.python") from None
-        missing, prefix = done.stdout.splitlines()[:2]
-        converter = Path(prefix) / "llama.cpp" / LLAMA_CPP[0]
-        if self.source and not converter.exists():
-            missing += f" {converter} (llama.cpp's source, or a link to it)"
+        missing = done.stdout
+        if self.source and not converter_of(python).exists():
+            missing += f" {converter_of(python).parent} (llama.cpp's source, or a link to it)"
         if missing.strip():
             raise PollardError(
                 f"--python {python} lacks {missing.strip()}. {self.name} needs {', '.join(self.requirements)}; --install makes "
@@ -131,15 +135,14 @@ class ReaderEnvironment:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         if done.returncode:
             lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-            # A RuntimeError: of a full disk, it is explained as such
-            reason = RuntimeError("\n".join(lines[-4:]))
-            if "No space left" in done.stdout:
-                raise reason
+            reason = "\n".join(lines[-4:])
+            if words := full_disk_words(done.stdout):
+                raise RuntimeError(words)
             raise PollardError(
                 f"The environment of {self.name} cannot be made ({' '.join(command[:5])} …):\n{reason}\nWhat is there is removed "
                 "when it is tried again. --python names an environment that you have made yourself.",
                 code="export.environment-failed",
-            ) from reason
+            )
 
 
 LLAMA_CPP_ENVIRONMENT = ReaderEnvironment(

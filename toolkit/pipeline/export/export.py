@@ -5,6 +5,8 @@ runs/<name>/recovered/ ─► the reader's program ─► exports/gguf.tmp/ ─�
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +22,7 @@ from toolkit.pipeline.export.formats import SLOTS, Format
 from toolkit.pipeline.export.reader_process import run_program, serving
 from toolkit.pipeline.run_facts import read_answers, read_file
 from toolkit.pipeline.run_models import FoundRun, NamedModel, chosen_models, find_run
+from toolkit.pipeline.run_status import BEST_FIRST
 from toolkit.pipeline.stage_names import EVALUATE, MADE_BY, stage_name
 from toolkit.recipe.evaluation import ServerRecipe, ServersRecipe
 from toolkit.recipe.roles import Role
@@ -30,7 +33,15 @@ from toolkit.runtime.distributed import say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import explain_full_disk, fingerprint_of_path
 from toolkit.runtime.run_files import bytes_of, files_below
-from toolkit.runtime.signed_folders import check_target, foreign_files, provenance, whole_folder, write_own_file
+from toolkit.runtime.signed_folders import (
+    check_target,
+    foreign_files,
+    partial_path,
+    provenance,
+    remove_own,
+    whole_folder,
+    write_own_file,
+)
 from toolkit.tasks import Task
 
 EXPORTS, FACTS, PREDICTIONS = "exports", "export.json", "predictions.jsonl"
@@ -87,16 +98,15 @@ def read_export(folder: Path) -> ExportFacts | None:
 
 
 def _chosen(run: FoundRun, role: str | None) -> NamedModel:
-    """Raises PollardError where the run is still to make a better one than it has, unless a role is named."""
-    model = chosen_models(run, (role,) if role else ())[-1]
-    last = MADE_BY[Role.RECOVERED]
-    if not role and model.name != Role.RECOVERED and last in run.directory.read_manifest().get("planned", ()):
+    """The recovered one, unless a role is named. Raises PollardError for one that the run does not have."""
+    if not role and Role.RECOVERED not in run.models | run.stale:
+        better = [found for found in BEST_FIRST if found in run.models]
+        others = f" --model {better[0]} exports what is there." if better else ""
         raise PollardError(
-            f"{run.directory.path} has no recovered/ yet: `pollard run {run.directory.recipe}` makes it. --model {model.name} "
-            "exports what is there.",
+            f"{run.directory.path} has no recovered/: `pollard run {run.directory.recipe}` makes it.{others}",
             code="export.not-recovered",
         )
-    return model
+    return chosen_models(run, (role or Role.RECOVERED,))[0]
 
 
 def _facts_of(run: FoundRun, model: NamedModel, to: Format) -> ExportFacts:
@@ -120,7 +130,7 @@ def _write(model: NamedModel, to: Format, python: Path, target: Path, facts: Exp
     started = time.monotonic()
     with explain_full_disk(target, lambda: "Nothing is left of it: make room, and say it again."):
         target.parent.mkdir(exist_ok=True)
-        with whole_folder(target, signature) as partial:
+        with removed_on_failure(target), whole_folder(target, signature) as partial:
             program, arguments = to.writer(python, Path(model.path), partial)
             run_program(python, program, arguments, log, f"{to.environment.name} cannot write {model.path} as {to.name}")
             written = [file for file in files_below(partial) if file.suffix in (".gguf", ".safetensors")]
@@ -129,6 +139,17 @@ def _write(model: NamedModel, to: Format, python: Path, target: Path, facts: Exp
     log.unlink(missing_ok=True)
     say(f"  written in {time.monotonic() - started:.0f} s")
     return facts
+
+
+@contextmanager
+def removed_on_failure(target: Path) -> Iterator[None]:
+    """Where the block fails, what it wrote of `target` goes: no program goes on from there."""
+    try:
+        yield
+    except BaseException:
+        if (partial := partial_path(target)).is_dir() and not foreign_files(partial):
+            remove_own(partial)
+        raise
 
 
 def _evaluate(run: FoundRun, to: Format, python: Path, target: Path) -> Scores:

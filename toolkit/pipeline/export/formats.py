@@ -4,7 +4,12 @@ answers from it."""
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.pipeline.export.environments import LLAMA_CPP_ENVIRONMENT, LLM_COMPRESSOR_ENVIRONMENT, ReaderEnvironment
+from toolkit.pipeline.export.environments import (
+    LLAMA_CPP_ENVIRONMENT,
+    LLM_COMPRESSOR_ENVIRONMENT,
+    ReaderEnvironment,
+    converter_of,
+)
 from toolkit.pipeline.export.reader_process import PROGRAMS
 
 GGUF_TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
@@ -25,8 +30,7 @@ class Format:
         """The program that writes `target`, a folder, and its arguments."""
         if self.environment is LLM_COMPRESSOR_ENVIRONMENT:
             return PROGRAMS / "quantize.py", [str(source), str(target), self.scheme]
-        converter = python.parents[1] / "llama.cpp" / "convert_hf_to_gguf.py"
-        return converter, [str(source), "--outfile", str(target / FILE), "--outtype", self.scheme]
+        return converter_of(python), [str(source), "--outfile", str(target / FILE), "--outtype", self.scheme]
 
     def server(self, folder: Path, context: int) -> tuple[str, list[str]]:
         """The program that answers from `folder`, and its arguments; `context`: tokens that one request needs."""
