@@ -13,9 +13,10 @@ override `compute_loss`, is followed here. Shape legend: N completion tokens, V 
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from toolkit.moe import logits_at
@@ -84,7 +85,7 @@ class OwnLossTrainer(RecoveryTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        if not self.model.training:  # the dev loss
+        if not cast(nn.Module, self.model).training:  # the dev loss
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels_BS = inputs.pop("labels")[:, 1:]
         counted_BS = labels_BS != IGNORED
