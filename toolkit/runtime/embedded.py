@@ -21,12 +21,16 @@ def find_embedded(path: str | Path) -> Path:
     return EMBEDDED / path if comes_along and not path.exists() and (EMBEDDED / path).exists() else path
 
 
-def find_embedded_in(values: Any) -> Any:
-    """A recipe's plain values, with every text that names such a path replaced by where it is."""
+def find_embedded_in(values: Any, around: tuple[int, ...] = ()) -> Any:
+    """A recipe's plain values, with every text that names such a path replaced by where it is. What lies in itself (an alias of
+    YAML; `around`: what it lies in) stays, to be refused by the schema."""
+    if id(values) in around:
+        return values
+    inside = (*around, id(values))
     if isinstance(values, dict):
-        return {key: find_embedded_in(value) for key, value in values.items()}
+        return {key: find_embedded_in(value, inside) for key, value in values.items()}
     if isinstance(values, list):
-        return [find_embedded_in(value) for value in values]
+        return [find_embedded_in(value, inside) for value in values]
     if isinstance(values, str) and values.startswith(FOLDERS):
         found = find_embedded(values)
         return values if found == Path(values) else str(found)
