@@ -48,8 +48,8 @@ def test_both_lists_of_names_say_the_same() -> None:
 
 
 def test_the_package_says_that_it_is_typed() -> None:
-    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["toolkit"]
-    assert "py.typed" in data and (ROOT / "toolkit" / "py.typed").exists()
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert "/toolkit" in wheel["include"] and (ROOT / "toolkit" / "py.typed").exists()
 
 
 REVEALED = {

@@ -21,7 +21,7 @@ from toolkit.recipe.schema import Recipe
 
 UNRUN = {  # all that no test runs: what its mark says that it needs, and how it begins
     "gpu": ("benchmarks/", "python benchmarks/", "vllm serve"),
-    "network": ("pollard push", "pip install", "./launch.sh setup "),
+    "network": ("pollard push", "pollard export", "pip install", "./launch.sh setup "),
     "time": ("python benchmarks/",),
     "login": ("pollard push",),
 }

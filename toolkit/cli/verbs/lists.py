@@ -113,7 +113,7 @@ TASKS = Verb("tasks", "list the tasks that have a name", "pollard tasks", run_ta
 RECIPES = Verb(
     "recipes",
     "list the recipes that come along; print one, or every key of one",
-    "pollard recipes my-data > mine.yaml",
+    "pollard recipes my-data",
     run_recipes,
     add_recipes_arguments,
 )
