@@ -4,6 +4,8 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import ROOT, tiny_model
@@ -187,7 +189,12 @@ def test_sweep_reads_lists_and_runs_the_sweep(pollard, recipe: str, launcher: li
 
     called = {}
     monkeypatch.setattr(running, "join", lambda: None)
-    monkeypatch.setattr(sweep, "sweep", lambda grid, fresh: called.update(cells=len(grid.cells), fresh=fresh))
+
+    def ran(grid: Any, fresh: bool) -> Any:
+        called.update(cells=len(grid.cells), fresh=fresh)
+        return SimpleNamespace(as_json=dict)
+
+    monkeypatch.setattr(sweep, "sweep", ran)
     assert pollard(*launcher, "sweep", recipe, "pruning.keep=4,2", "--fresh", "pruning.criterion=random,reap")[0] == 0
     assert called == {"cells": 4, "fresh": True}
 

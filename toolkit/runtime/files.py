@@ -61,12 +61,16 @@ def _no_room(error: Exception) -> str | None:
     """The system's message, if the disk was full; None for other errors."""
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno in DISK_FULL_ERRORS else None
-    for words in map(os.strerror, DISK_FULL_ERRORS):  # libraries quote them in errors of their own
-        if words in str(error):
-            return words
+    if words := full_disk_words(str(error)):  # libraries quote them in errors of their own
+        return words
     # torch forgets them
     failed = re.search(r"inline_container.*\] \. (unexpected pos|PytorchStreamWriter failed writing)", str(error))
     return "the file could not be written to its end" if failed else None
+
+
+def full_disk_words(text: str) -> str | None:
+    """The system's words for a full disk, where a program's output has them."""
+    return next((words for words in map(os.strerror, DISK_FULL_ERRORS) if words in text), None)
 
 
 def fingerprint_of(*parts: Any) -> str:
