@@ -50,7 +50,7 @@ def test_one_that_cannot_be_judged_is_a_warning(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("margin", [0, -2, 101, float("inf"), "two"])
 def test_a_margin_is_a_loss_in_points(margin: object) -> None:
-    with pytest.raises(ValidationError, match="evaluation.margin"):
+    with pytest.raises(ValidationError, match=r"evaluation\.margin"):
         Recipe.model_validate(
             {"name": "r", "model": "m", "task": "gsm8k", "pruning": {"keep": 2}, "evaluation": {"margin": margin}}
         )
