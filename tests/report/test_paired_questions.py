@@ -11,8 +11,9 @@ from made_up_run import ROLES, evaluate_role, make_run
 
 from toolkit.pipeline.run_facts import read_run_facts
 from toolkit.recipe.roles import Role
+from toolkit.report.answer import Answer
 from toolkit.report.facts import ChangedAnswer, ChangedAnswers
-from toolkit.report.paired_questions import LONGEST, SHOWN, Answer, compare_paired, correctness
+from toolkit.report.paired_questions import LONGEST, SHOWN, compare_paired, correctness
 from toolkit.runtime.intervals import pair
 
 

@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_serializer, field_validator, model_validator
 
-from toolkit.recipe.data import Section
+from toolkit.recipe.data import Section, optional
 from toolkit.recipe.off_task import OffTaskData, OffTaskRecipe
 from toolkit.recipe.roles import Role
 
@@ -55,6 +55,7 @@ ROLES = (Role.ORIGINAL, Role.PRUNED, Role.REFITTED, Role.RECOVERED, Role.CONTROL
 NOT_IN_FINGERPRINT: Any = {
     "models": True, "batch_size": True, "servers": {"concurrency", "timeout"},
     "fidelity": True, "off_task": True, "harness": True, "harness_tasks": True,  # stages of their own
+    "margin": True,  # of the report
 }  # fmt: skip
 
 
@@ -68,6 +69,9 @@ class EvaluationRecipe(Section):
     """Number of test examples, from the beginning of the test set. Default: all."""
     split: Literal["test", "dev"] = "test"
     """Use `dev` while you choose anything, `test` for the result you report."""
+    margin: int | float | None = optional(gt=0, lt=100, strict=True, allow_inf_nan=False)
+    """The largest loss against the original that you would accept, in percentage points: 2. The report says whether the questions
+    show that the result is no worse than that (non-inferiority, docs/report.md). Decide on it before you look."""
     batch_size: int | Literal["auto"] = "auto"
     """Prompts per batch. auto: as many as fit into GPU memory, fewer after an out-of-memory error; 32 on CPU."""
     max_new_tokens: int = Field(default=512, ge=1)

@@ -6,10 +6,10 @@ matched with its like, in order.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 
 from toolkit.recipe.roles import Role
+from toolkit.report.answer import Answer
 from toolkit.report.facts import AnswerChanges, ChangedAnswer, ChangedAnswers, ModelResult, RolePair
 from toolkit.runtime.intervals import Pair, pair
 
@@ -17,17 +17,6 @@ Correctness = dict[tuple[str, str, int], bool]  # question, gold, which of its l
 REFERENCES = (Role.ORIGINAL, Role.CONTROL, Role.PRUNED, Role.REFITTED, Role.RECOVERED)  # a model is compared with those before it
 SHOWN = 5  # changed answers of each kind
 LONGEST = 1_500  # characters of a text: an endless answer is not worth more
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One line of a predictions file, as far as reports read it."""
-
-    index: int
-    prompt: str
-    gold: str
-    prediction: str
-    correct: bool
 
 
 def correctness(answers: Sequence[Answer]) -> Correctness:
