@@ -17,7 +17,7 @@ from toolkit.pipeline.write_report import write_report
 from toolkit.report import card, render
 from toolkit.report.facts import RunFacts
 from toolkit.report.fit_table import labels
-from toolkit.report.page import FORMATS
+from toolkit.report.measures import FORMATS
 from toolkit.runtime.formatting import percent, signed_loss
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")

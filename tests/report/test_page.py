@@ -19,7 +19,7 @@ from toolkit.recipe.roles import Role
 from toolkit.report import render, tabulate
 from toolkit.report.facts import ChangedAnswer, ChangedAnswers, RunFacts, look_up
 from toolkit.report.measurements import Fidelity, HarnessRow, HarnessScore
-from toolkit.report.page import FORMATS, MEASURES
+from toolkit.report.measures import FORMATS, MEASURES
 from toolkit.runtime import formatting as formats
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}

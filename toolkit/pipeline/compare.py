@@ -4,14 +4,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from toolkit.pipeline.result_files import read_answers, read_file
 from toolkit.pipeline.run_directory import RunDirectory
-from toolkit.pipeline.run_facts import read_answers, read_file
 from toolkit.pipeline.run_status import stale_message
 from toolkit.pipeline.stage_names import EVALUATE, stage_name
 from toolkit.recipe.roles import Role
-from toolkit.report.facts import ComparedModel, ModelComparison, ModelPair, ModelResult
+from toolkit.report.facts import ModelResult
+from toolkit.report.model_comparison import ComparedModel, ModelComparison, ModelPair
 from toolkit.report.narrative import verdict
-from toolkit.report.paired_questions import Answer, Correctness, compare_paired, correctness, credit_differences
+from toolkit.report.noninferiority import NonInferiority
+from toolkit.report.paired_questions import Correctness, compare_paired, correctness
 from toolkit.runtime.errors import PollardError
 
 PREFERRED = (
@@ -83,9 +85,9 @@ def _evaluated_roles(stages: Iterable[str]) -> list[str]:
     return [role for stage in stages for role in Role if stage == stage_name(EVALUATE, role)]
 
 
-def compare(first: str, second: str, stale: bool = False) -> ModelComparison:
-    """The first minus the second. Raises PollardError where the questions are not the same, and for a stale model unless
-    `stale`."""
+def compare(first: str, second: str, stale: bool = False, margin: float | None = None) -> ModelComparison:
+    """The first minus the second; with a `margin` in percentage points, whether the first is no worse than that. Raises
+    PollardError where the questions are not the same, and for a stale model unless `stale`."""
     one, other = find_evaluated(first, stale), find_evaluated(second, stale)
     if one.correct.keys() != other.correct.keys():
         both = len(one.correct.keys() & other.correct.keys())
@@ -98,5 +100,6 @@ def compare(first: str, second: str, stale: bool = False) -> ModelComparison:
     credits = credit_differences(one.answers, other.answers)
     pair = ModelPair.of(one.compared(), other.compared(), compare_paired(one.correct, other.correct), credits)
     return ModelComparison(
-        task=one.result.task, split=one.result.split, pair=pair, verdict=verdict(pair, one.name, other.name)
+        task=one.result.task, split=one.result.split, pair=pair, verdict=verdict(pair, one.name, other.name),
+        noninferiority=None if margin is None else NonInferiority.of(pair, margin),
     )  # fmt: skip

@@ -33,7 +33,7 @@ def first_screen(context: RunContext, planned: Sequence[Stage], reasons: Mapping
         f"parameters, {least}{before.parameters / after.parameters:.2f} times smaller",
         **pruning_lines(context),
         **({"fit": "no shape is chosen yet: the numbers are those of the largest within the limits"} if most else {}),
-        "task": recipe.task.name,
+        "task": recipe.task.title,
         "machine": machine(recipe, config),
         "versions": versions(),
         "results": str(context.directory.path),

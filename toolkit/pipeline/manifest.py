@@ -8,13 +8,16 @@ there, and nothing takes it for what the recipe asks for.
 import json
 import time
 import uuid
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from toolkit.pipeline.recipe_changes import described
+from toolkit.report.making import PROJECT
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import JsonObject, write_text
+from toolkit.runtime.hardware import hardware
 from toolkit.runtime.run_files import free_name
 from toolkit.runtime.versions import git_commit
 
@@ -125,8 +128,9 @@ class Manifest:
             "id": uuid.uuid4().hex[:16],  # of this making
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(seconds, 1),
-            "versions": {package: version(package) for package in PACKAGES},
+            "versions": versions(),
             "git_commit": git_commit(),
+            "hardware": hardware(),
             **facts,
         }
         manifest.pop("at_work", None)
@@ -143,3 +147,26 @@ class Manifest:
 
     def _write(self, manifest: JsonObject) -> None:
         write_text(self.manifest, json.dumps(manifest, indent=1) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Of what decides results, the toolkit first; it has none where it runs without having been installed."""
+    with suppress(PackageNotFoundError):
+        return {PROJECT: version(PROJECT)} | {package: version(package) for package in PACKAGES}
+    return {package: version(package) for package in PACKAGES}
+
+
+def git_commit() -> str | None:
+    """The toolkit's own commit, where it stands in a git checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None

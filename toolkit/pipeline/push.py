@@ -7,8 +7,8 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
 from toolkit.moe import checkpoint_files
+from toolkit.pipeline.result_files import short_reason
 from toolkit.pipeline.run_directory import RunDirectory
-from toolkit.pipeline.run_facts import short_reason
 from toolkit.pipeline.run_status import BEST_FIRST, stale_message
 from toolkit.pipeline.stage_names import MADE_BY
 from toolkit.recipe.roles import Role

@@ -5,18 +5,19 @@ what is missing is None, and nothing is guessed.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from pydantic import BaseModel, RootModel, ValidationError
+from pydantic import BaseModel, RootModel
 
 from toolkit.cuts.plan import Plan
 from toolkit.cuts.statistics import ExpertStatistics
+from toolkit.pipeline.classes_of_run import classes_of_run
 from toolkit.pipeline.cut_facts_of_run import cut_facts, fit_facts_of_run
 from toolkit.pipeline.manifest import SWEEP
 from toolkit.pipeline.provenance import provenance_of_run
+from toolkit.pipeline.result_files import read_answers, read_file
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.run_status import BEST_FIRST, stale_parts
 from toolkit.pipeline.stage_names import CALIBRATE, EVALUATE, MADE_BY, MERGE, REPORT, SELECT, stage_name
@@ -34,16 +35,15 @@ from toolkit.report.facts import (
     StaleFiles,
 )
 from toolkit.report.first_task import FirstTaskFacts
-from toolkit.report.margin import MarginFacts
+from toolkit.report.making import MakingFacts
 from toolkit.report.measurements import Fidelity, HarnessRow, HarnessScore, SpeedTable, SweepTable
 from toolkit.report.narrative import with_sentences
+from toolkit.report.noninferiority import NonInferiority
 from toolkit.report.off_task_facts import OffTaskLoss
-from toolkit.report.paired_questions import Answer, changed_answers, compare_all
+from toolkit.report.paired_questions import changed_answers, compare_all
 from toolkit.report.refit_facts import RefitFacts, RefitLayerFacts
-from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import JsonObject
 
-T = TypeVar("T")
 Read = TypeVar("Read", bound=BaseModel)
 Entries = Mapping[str, JsonObject]  # the manifest's, by stage
 SPEED_FILE = "speed.json"  # in a run directory
@@ -105,13 +105,17 @@ def read_run_facts(path: str | Path) -> RunFacts:
     answers = {role: read_answers(run.evaluation / f"{role}.predictions.jsonl") for role in evaluated}
     last_model = next((role for role in BEST_FIRST if role in evaluated), None)
     refit, recovery, control = MADE_BY[Role.REFITTED], MADE_BY[Role.RECOVERED], MADE_BY[Role.CONTROL]
+    pairs = compare_all(evaluated, answers)
+    decisive = next((pair for pair in pairs if (pair.first, pair.second) == (last_model, Role.ORIGINAL)), None)
+    margin = recipe.evaluation.margin if recipe else None
     latest = list(stages.values())[-1] if stages else {}
     facts = RunFacts(
         format=1,
         name=recipe.name if recipe else path.name,
         model=manifest.get("model"),
-        task=manifest.get("task"),
+        task=recipe.task.title if recipe else manifest.get("task"),
         origin=provenance_of_run(run, recipe),
+        making=MakingFacts.of(stages),
         seed=recipe.seed if recipe else None,
         fit=fit_facts_of_run(run, stages),
         pruning=pruning_facts(whole, schedule, _dense(stages)) if whole else None,
@@ -121,7 +125,9 @@ def read_run_facts(path: str | Path) -> RunFacts:
         first_task=_by_role(run, "first_task", stages, FirstTaskFacts).get(Role.RECOVERED),
         models=with_costs(models),
         ratios=_ratios(evaluated),
-        pairs=compare_all(evaluated, answers),
+        pairs=pairs,
+        classes=classes_of_run(recipe, answers),
+        noninferiority=NonInferiority.of(decisive, margin) if decisive and margin is not None else None,
         changed=changed_answers(last_model, answers.get(Role.ORIGINAL, []), answers[last_model]) if last_model else None,
         blocks=block_facts(statistics, plan),
         criteria=criteria_agreement(asked.criteria, plan) if plan and asked.criteria else None,
@@ -147,43 +153,6 @@ def read_run_facts(path: str | Path) -> RunFacts:
     if margin and pair:
         facts = facts.model_copy(update={"margin": MarginFacts.of(margin, pair.interval)})
     return with_sentences(facts, recipe, _bad_lines(stages), left_out)
-
-
-def read_file(path: Path, parse: Callable[[str], T]) -> T | None:
-    """The parsed content of a file; None where there is none. Raises PollardError where `parse` raises ValueError."""
-    if not path.exists():
-        return None
-    try:
-        return parse(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PollardError(
-            f"{path} is damaged ({short_reason(error)}). Remove it: `pollard run` makes again what it needs.",
-            code="report.damaged-file",
-        ) from None
-
-
-def short_reason(error: ValueError) -> str:
-    """Of a ValidationError its first fault: "score: Field required"."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    fault = error.errors()[0]
-    return ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"])))
-
-
-def read_answers(path: Path) -> list[Answer]:
-    """The lines of a predictions file; none where there is no file. Raises PollardError for one that is damaged."""
-    if not path.exists():
-        return []
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        names = [field.name for field in fields(Answer)]
-        return [Answer(**({"credit": None} | {name: line[name] for name in names if name in line})) for line in lines]
-    except (ValueError, KeyError, TypeError) as error:
-        scores = f"{path.name.partition('.')[0]}.json"
-        raise PollardError(
-            f"{path} is damaged ({error}). Remove it, and {scores} beside it: `pollard run` makes both again.",
-            code="report.damaged-predictions",
-        ) from None
 
 
 def _statistics(run: RunDirectory) -> ExpertStatistics | None:

@@ -10,6 +10,7 @@ from toolkit.report.facts import TrainingFacts
 from toolkit.report.written_data import NewQuestionsFacts, StudentFacts
 from toolkit.runtime.files import JsonObject
 
+ENTROPY_KEYS = ("routing_entropy_mean", "routing_entropy_min")
 TRAINING_KEYS = ("steps", "examples", "left_out", "repeating", "beyond_context", "selected_step")
 
 
@@ -38,4 +39,12 @@ def training_facts(
 
     facts = {key: entry.get(key) for key in TRAINING_KEYS}
     loss, dev_loss = curve("loss"), curve("eval_loss")
-    return TrainingFacts(**facts, loss=loss, dev_loss=dev_loss, questions=questions, student=list(student))
+    entropy = [(line["step"], *(line[key] for key in ENTROPY_KEYS)) for line in log if all(key in line for key in ENTROPY_KEYS)]
+    return TrainingFacts(
+        **facts,
+        loss=loss,
+        dev_loss=dev_loss,
+        routing_entropy=[point for point in entropy if all(map(math.isfinite, point))],
+        questions=questions,
+        student=list(student),
+    )

@@ -3,6 +3,7 @@
 import json
 import re
 import unicodedata
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -39,6 +40,10 @@ class NearestRecipe(Section):
 
     nearest: int = Field(ge=1, strict=True)
     """Number of training examples whose questions share the most words with it (BM25), never the question itself."""
+
+
+SHAPES = ("custom", "classification", "multiple_choice")
+"""Names of tasks that say what the data look like, and not which they are."""
 
 
 class TaskRecipe(Section):
@@ -96,6 +101,22 @@ class TaskRecipe(Section):
     dev_examples: int = Field(default=500, ge=1)
     """Size of the dev slice, taken from the training data (at most a fifth of it) and never trained on. All choices are made with
     it, never with the test set."""
+
+    @property
+    def title(self) -> str:
+        """What people call the task: its name, or where that is one of SHAPES its data: "fancyzhx/ag_news"; "tickets" of
+        data/tickets.train.jsonl, and of data/tickets/train.jsonl."""
+        if self.name not in SHAPES:
+            return self.name
+        if self.dataset:
+            return self.dataset if re.fullmatch(r"[\w.-]+/[\w.-]+", self.dataset) else PurePath(self.dataset).name
+        for source in (self.train, self.test):
+            first = next(iter([source] if isinstance(source, str) else source or []), "")
+            for part in reversed(PurePath(first).parts):
+                stem = re.sub(r"([._-]?\b(train(ing)?|test|dev|data)\b|\*)", "", part.split(".jsonl")[0].rsplit(".", 1)[0])
+                if re.search(r"\w", stem):
+                    return stem.strip("._-")
+        return self.name
 
     @field_validator("scorer", mode="after")
     @classmethod

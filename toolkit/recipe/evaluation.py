@@ -54,7 +54,8 @@ ROLES = (Role.ORIGINAL, Role.PRUNED, Role.REFITTED, Role.RECOVERED, Role.CONTROL
 # Keys that the result of one model does not depend on, for `fingerprint_values`
 NOT_IN_FINGERPRINT: Any = {
     "models": True, "batch_size": True, "servers": {"concurrency", "timeout"},
-    "margin": True, "fidelity": True, "off_task": True, "harness": True, "harness_tasks": True,  # stages of their own
+    "fidelity": True, "off_task": True, "harness": True, "harness_tasks": True,  # stages of their own
+    "margin": True,  # of the report
 }  # fmt: skip
 
 
@@ -68,6 +69,9 @@ class EvaluationRecipe(Section):
     """Number of test examples, from the beginning of the test set. Default: all."""
     split: Literal["test", "dev"] = "test"
     """Use `dev` while you choose anything, `test` for the result you report."""
+    margin: int | float | None = optional(gt=0, lt=100, strict=True, allow_inf_nan=False)
+    """The largest loss against the original that you would accept, in percentage points: 2. The report says whether the questions
+    show that the result is no worse than that (non-inferiority, docs/report.md). Decide on it before you look."""
     batch_size: int | Literal["auto"] = "auto"
     """Prompts per batch. auto: as many as fit into GPU memory, fewer after an out-of-memory error; 32 on CPU."""
     max_new_tokens: int = Field(default=512, ge=1)

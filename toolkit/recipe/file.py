@@ -76,6 +76,17 @@ def dump_values(values: Any) -> str:
     return _write(values, flow=False, width=80)
 
 
+NULL_SAYS_SOMETHING = {"keep"}  # keys whose default is not null
+
+
+def without_nulls(values: Any) -> Any:
+    """Plain values of a recipe without keys that are null as they would be anyway: it is read as the same recipe."""
+    if isinstance(values, dict):
+        kept = {key: value for key, value in values.items() if value is not None or key in NULL_SAYS_SOMETHING}
+        return {key: without_nulls(value) for key, value in kept.items()}
+    return [without_nulls(value) for value in values] if isinstance(values, list) else values
+
+
 def dump_value(value: Any) -> str:
     """One value on one line, as a recipe or an override writes it."""
     return _write(value, flow=True, width=UNLIMITED).removesuffix("...\n").strip()

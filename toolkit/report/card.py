@@ -6,7 +6,8 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from toolkit.report.facts import RunFacts
 from toolkit.report.measurements import OffTaskResult
-from toolkit.report.page import environment, measures_of, recipe_text
+from toolkit.report.page import environment, recipe_text
+from toolkit.report.telling import table_measures
 
 TAGS = ["pollard", "moe", "pruning"]
 
@@ -26,7 +27,7 @@ def card(report: RunFacts, where: str) -> str:
         metadata=_metadata(report).to_yaml(),
         result=report.result,
         where=where,
-        measures=measures_of(report),
+        measures=table_measures(list(report.evaluated.values())).shown,
         evaluated=report.evaluated,
         off_task=off_task_cost(report),
         recipe=recipe_text(report),

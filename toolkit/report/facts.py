@@ -12,17 +12,22 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
 from toolkit.recipe.roles import Role
+from toolkit.report.class_results import ClassFacts
 from toolkit.report.cut_facts import CriteriaAgreement, CutFacts
 from toolkit.report.first_task import FirstTaskFacts
 from toolkit.report.fit_facts import FitFacts
-from toolkit.report.margin import MarginFacts
+from toolkit.report.making import MakingFacts
 from toolkit.report.measurements import Facts, Fidelity, HarnessRow, Interval, Number, SpeedTable, SweepTable
+from toolkit.report.noninferiority import NonInferiority
 from toolkit.report.off_task_facts import OffTaskLoss
 from toolkit.report.paired import PairedComparison
 from toolkit.report.refit_facts import RefitFacts
 from toolkit.report.written_data import NewQuestionsFacts, StudentFacts
 
 LoggedLoss = tuple[Number, Number | None]  # step, nats per token; None: it was not finite
+
+
+RoutingEntropy = tuple[Number, Number, Number]  # step, bits: the mean over blocks and the least of any
 
 
 def _where_known() -> Any:
@@ -82,34 +87,6 @@ class RolePair(PairedComparison[Role]):
     """Two models of one run."""
 
 
-class ComparedModel(Facts):
-    """One side of `pollard compare`; `name` is its path."""
-
-    name: str
-    score: Number
-    correct: int
-    n: int
-    interval: Interval
-
-
-class ModelPair(PairedComparison[ComparedModel]):
-    """Any two models of any two runs."""
-
-
-class ModelComparison(Facts):
-    """What `pollard compare` shows; `verdict` is `pair` in words."""
-
-    format: Literal[1] = 1
-    task: str | None
-    split: str | None
-    pair: ModelPair
-    verdict: str
-
-    def as_json(self) -> dict[str, Any]:
-        """One flat object, as `pollard compare --json` prints it."""
-        return self.model_dump(mode="json", exclude={"pair", "verdict"}) | self.pair.as_json() | {"verdict": self.verdict}
-
-
 class ChangedAnswer(Facts):
     """A question that one of the two models answers rightly; texts are shortened."""
 
@@ -137,12 +114,13 @@ class AnswerChanges(Facts):
 
 class Provenance(Facts):
     """Hub ids of the base model and of the data sets (local ones have none), the architecture, and what the original's card says
-    of its licence and languages."""
+    of its licence and languages. `local_paths`: what the recipe names that lies on the machine of the run alone."""
 
     base_model: str | None
     datasets: list[str]
     family: str | None
     card: dict[str, JsonValue]
+    local_paths: list[str] = Field(default=[], exclude_if=lambda paths: not paths)
 
 
 class DenseFacts(Facts):
@@ -211,8 +189,14 @@ class TrainingFacts(Facts):
     selected_step: int | None
     loss: list[LoggedLoss]
     dev_loss: list[LoggedLoss]
+    routing_entropy: list[RoutingEntropy] = Field(default=[], exclude_if=lambda logged: not logged)
     questions: NewQuestionsFacts | None = Field(default=None, exclude_if=lambda questions: questions is None)
     student: list[StudentFacts] = Field(default=[], exclude_if=lambda student: not student)  # by training, the last one's last
+
+    @property
+    def last_step(self) -> int | float:
+        """The last step of which anything was logged; 0 where nothing was."""
+        return max((point[0] for points in (self.loss, self.dev_loss, self.routing_entropy) for point in points), default=0)
 
 
 class StaleFiles(Facts):
@@ -230,6 +214,7 @@ class RunFacts(Facts):
     model: str | None
     task: str | None
     origin: Provenance
+    making: MakingFacts | None = Field(default=None, exclude_if=lambda making: making is None)
     seed: int | None
     fit: FitFacts | None = Field(default=None, exclude_if=lambda fit: fit is None)  # where the shape was searched
     pruning: PruningFacts | None
@@ -240,7 +225,8 @@ class RunFacts(Facts):
     models: dict[Role, ModelResult | None]
     ratios: dict[Role, dict[str, float]]
     pairs: list[RolePair]
-    margin: MarginFacts | None = Field(default=None, exclude_if=lambda margin: margin is None)  # where one is named
+    classes: ClassFacts | None = Field(default=None, exclude_if=lambda classes: classes is None)  # where answers are labels
+    noninferiority: NonInferiority | None = Field(default=None, exclude_if=lambda facts: facts is None)  # with a margin
     changed: AnswerChanges | None
     blocks: dict[str, BlockFacts]
     criteria: CriteriaAgreement | None

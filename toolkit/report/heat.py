@@ -57,6 +57,15 @@ def expert_map(rows: list[str], experts: int, kept: list[set[int]], most: float)
     )
 
 
+class RowEnd(NamedTuple):
+    """What stands behind a row: the share of the choices that kept experts took, and the entropy of the experts' use, as a
+    fraction of what it is where all are used alike (None: not known)."""
+
+    kept: float | None
+    spread: float | None
+    bits: float | None
+
+
 @dataclass(frozen=True)
 class HeatMap(ExpertMap):
     """Strength is the root of share / largest share: the many small shares of a model with many experts would else look
@@ -67,6 +76,8 @@ class HeatMap(ExpertMap):
     numbers: str  # JSON for the script: shares in hundredths of a percent, and who is kept
     hues: dict[str, str]  # kept, pruned -> the colour of the pictures
     chosen: bool  # whether any expert was chosen yet
+    ends: list[RowEnd]
+    most_bits: float  # the entropy where all experts of a block are chosen alike
 
 
 def heat_map(blocks: Mapping[str, BlockFacts], tokens: str = "all") -> HeatMap | None:
@@ -99,7 +110,15 @@ def heat_map(blocks: Mapping[str, BlockFacts], tokens: str = "all") -> HeatMap |
         numbers=script_json(numbers),
         hues={what: "#{:02x}{:02x}{:02x}".format(*colour) for what, colour in (("kept", KEPT), ("pruned", PRUNED))},
         chosen=any(kept),
+        ends=[_row_end(block) for block in shown],
+        most_bits=math.log2(experts) if experts > 1 else 0.0,
     )
+
+
+def _row_end(block: BlockFacts) -> RowEnd:
+    most = math.log2(block.experts) if block.experts > 1 else 1.0
+    spread = None if block.entropy_bits is None else block.entropy_bits / most
+    return RowEnd(block.kept_share, spread, block.entropy_bits)
 
 
 def script_json(numbers: object) -> str:

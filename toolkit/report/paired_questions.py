@@ -6,10 +6,10 @@ matched with its like, in order.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 
 from toolkit.recipe.roles import Role
+from toolkit.report.answer import Answer
 from toolkit.report.facts import AnswerChanges, ChangedAnswer, ChangedAnswers, ModelResult, RolePair
 from toolkit.runtime.intervals import Pair, pair
 
@@ -18,33 +18,6 @@ Correctness = dict[Question, bool]  # whether it was answered rightly
 REFERENCES = (Role.ORIGINAL, Role.CONTROL, Role.PRUNED, Role.REFITTED, Role.RECOVERED)  # a model is compared with those before it
 SHOWN = 5  # changed answers of each kind
 LONGEST = 1_500  # characters of a text: an endless answer is not worth more
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One line of a predictions file, as far as reports read it."""
-
-    index: int
-    prompt: str
-    gold: str
-    prediction: str
-    correct: bool
-    credit: float | None = None  # where the scorer gives degrees
-
-    @property
-    def degree(self) -> float:
-        return float(self.correct) if self.credit is None else self.credit
-
-
-def by_question(answers: Sequence[Answer]) -> dict[Question, Answer]:
-    """Keyed by what was asked and not by its place, so that two runs can be matched."""
-    count: Counter[tuple[str, str]] = Counter()
-    found = {}
-    for answer in sorted(answers, key=lambda answer: answer.index):
-        asked = answer.prompt, answer.gold
-        found[*asked, count[asked]] = answer
-        count[asked] += 1
-    return found
 
 
 def correctness(answers: Sequence[Answer]) -> Correctness:

@@ -7,9 +7,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from toolkit.recipe.roles import Role
-from toolkit.report.facts import ModelComparison, ModelResult, RolePair, RunFacts
-from toolkit.report.page import acceptance, kl, measured
+from toolkit.report.facts import ModelResult, RolePair, RunFacts
+from toolkit.report.measures import acceptance, kl, measured
+from toolkit.report.model_comparison import ModelComparison
 from toolkit.report.size_table import size_table
+from toolkit.report.telling import speeds_tell
 from toolkit.runtime.distributed import console, is_main, say
 from toolkit.runtime.formatting import (
     MISSING,
@@ -34,10 +36,11 @@ def show(report: RunFacts) -> None:
         return
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
     table.add_column("model", no_wrap=True)
-    for column in COLUMNS:
+    telling = speeds_tell(report.evaluated.values())
+    for column in COLUMNS if telling else COLUMNS[:-1]:
         table.add_column(column, justify="right", no_wrap=True)
     for role, result in report.models.items():
-        table.add_row(role, *(_cells(result) if result else (MISSING, "not evaluated")))
+        table.add_row(role, *(_cells(result)[: None if telling else -1] if result else (MISSING, "not evaluated")))
     say()
     say(f"[bold]{escape(report.headline)}[/]")
     if report.summary:
@@ -58,6 +61,8 @@ def show(report: RunFacts) -> None:
     if report.pairs:
         console.print(_pair_table(report.pairs))
         say()
+    if report.noninferiority:
+        say(f"[bold]{report.noninferiority.sentence}[/]")
     for sentence in (*report.comparisons, *_further_measurements(report)):
         say(escape(sentence))
     for warning in report.warnings:
@@ -145,3 +150,5 @@ def show_comparison(facts: ModelComparison) -> None:
         say(f"{what:<16}{count:>7,}")
     say()
     say(escape(facts.verdict))
+    if facts.noninferiority:
+        say(f"[bold]{facts.noninferiority.sentence}[/]")

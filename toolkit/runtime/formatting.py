@@ -37,6 +37,20 @@ def points(difference: float) -> str:
     return f"{rounded:+.1f}".replace("-", "−") if rounded else "0.0"
 
 
+def change(ratio: float | None) -> str:
+    """A ratio to what was before, as the change that it is: 0.551 -> "−45 %", 1.02 -> "+2.0 %"."""
+    if ratio is None:
+        return MISSING
+    percents = 100 * (ratio - 1)
+    digits = 0 if abs(percents) >= 9.95 else 1
+    return f"{percents:+.{digits}f} %".replace("-", "−") if round(percents, 1) else "0.0 %"
+
+
+def plain_points(number: float) -> str:
+    """A number of percentage points as people write it: 2.0 -> "2", 0.5 -> "0.5"."""
+    return f"{number:g}"
+
+
 def p_value(p: float) -> str:
     """A p value: "p = 0.41", "p = 0.003", "p < 0.001"."""
     if p < 0.001:

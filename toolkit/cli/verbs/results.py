@@ -11,16 +11,26 @@ def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("first", "second"):
         parser.add_argument(name, help="a run (its recovered model), or one of its models: runs/math/original")
     parser.add_argument("--stale", action="store_true", help="also models that are not what their run's recipe asks for by now")
+    parser.add_argument(
+        "--margin", type=_margin, metavar="POINTS", help="say whether the first is no worse than the second by so many points"
+    )
+    parser.add_argument("--json", action="store_true", help="print the facts as JSON")
 
 
-def run_compare(arguments: argparse.Namespace) -> Any:
+def _margin(text: str) -> float:
+    """In (0, 100), as `evaluation.margin`."""
+    margin = float(text)
+    if not 0 < margin < 100:
+        raise argparse.ArgumentTypeError(f"percentage points between 0 and 100, not {text}")
+    return margin
+
+
+def run_compare(arguments: argparse.Namespace) -> None:
     from toolkit.pipeline.compare import compare
     from toolkit.report.terminal import show_comparison
 
-    facts = compare(arguments.first, arguments.second, arguments.stale)
-    if not arguments.json:
-        show_comparison(facts)
-    return facts.as_json()
+    facts = compare(arguments.first, arguments.second, arguments.stale, arguments.margin)
+    print(json.dumps(facts.as_json(), indent=1)) if arguments.json else show_comparison(facts)
 
 
 def add_push_arguments(parser: argparse.ArgumentParser) -> None:

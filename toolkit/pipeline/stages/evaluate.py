@@ -42,7 +42,7 @@ class Evaluate(Measurement):
 
     def purpose(self) -> str:
         recipe = self.context.recipe
-        return f"answer the {recipe.evaluation.split} questions of {recipe.task.name} with the {self.role} model"
+        return f"answer the {recipe.evaluation.split} questions of {recipe.task.title} with the {self.role} model"
 
     def fingerprint(self) -> str:
         return self.context.fingerprints.scores_of(self.role)
