@@ -11,7 +11,7 @@ from made_up_run import evaluate_role, make_run
 from toolkit.cli import exit_status
 from toolkit.cli import main as cli
 from toolkit.pipeline.compare import compare, find_evaluated
-from toolkit.report.facts import ComparedModel
+from toolkit.report.model_comparison import ComparedModel
 from toolkit.runtime.intervals import wilson
 
 

@@ -93,7 +93,7 @@ def test_report_and_card_show_it_beside_the_others(finished: RunDirectory) -> No
     assert facts.refit.sentence in facts.summary and "24 training examples" in facts.refit.sentence
     assert {(pair.first, pair.second) for pair in facts.pairs} >= {(Role.REFITTED, Role.PRUNED), (Role.RECOVERED, Role.REFITTED)}
     page, text = render(facts), card(facts, "here")
-    assert "<h2>Refit</h2>" in page and 'data-fact="refit/layers/1/error_after"' in page
+    assert '<h2 id="refit">Refit' in page and 'data-fact="refit/layers/1/error_after"' in page
     assert "| `model.layers.1` | residual stream |" in text and "fitted what stays" in text
 
 

@@ -1,6 +1,7 @@
 """Law: the card is read by the hub and by people, and says what was not measured."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ from test_sweep_table import row
 
 from toolkit.pipeline.run_facts import read_run_facts
 from toolkit.pipeline.write_report import write_report
+from toolkit.recipe.file import load_recipe
 from toolkit.recipe.roles import Role
 from toolkit.report import card, tabulate
 from toolkit.report.card import off_task_cost
+from toolkit.report.local_paths import name_of_path
 from toolkit.report.measurements import HarnessRow, HarnessScore, SweepRow
 from toolkit.runtime import formatting as formats
 
@@ -45,7 +48,9 @@ def test_it_says_how_to_load_it_and_how_it_was_made(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     text = card(read_run_facts(run.path), "me/small")
     assert 'AutoModelForCausalLM.from_pretrained("me/small"' in text and "vllm serve me/small" in text
-    assert run.recipe.read_text() in text
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(re.search(r"```yaml\n(.*?)```", text, re.DOTALL)[1])  # type: ignore[index]
+    assert load_recipe(shown) == load_recipe(run.recipe)
 
 
 def test_what_was_not_measured_is_called_that(tmp_path: Path) -> None:
@@ -87,7 +92,35 @@ def test_it_lies_in_the_run_and_with_the_recovered_model(tmp_path: Path) -> None
     write_report(run.path)
     text = (run.path / "README.md").read_text()
     assert text == (run.recovered / "README.md").read_text()
-    assert f'from_pretrained("{run.recovered}")' in text
+    assert 'from_pretrained("recovered")' in text
+
+
+def test_no_path_of_the_machine_is_in_it(tmp_path: Path) -> None:
+    data = tmp_path / "quite private" / "tickets.jsonl"
+    data.parent.mkdir()
+    data.write_text("")
+    model = tmp_path / "models" / "playground" / "model"
+    model.mkdir(parents=True)
+    (model / "README.md").write_text("---\nbase_model: lab/theirs\n---\n")
+    task = {"train": str(data), "test": str(data), "prompt": "/no_think {q}", "completion": "{a}"}
+    run = make_run(tmp_path / "runs", model=str(model), task=task)
+    report = read_run_facts(run.path)
+    text = card(report.model_copy(update={"warnings": (f"{run.evaluation / 'pruned.json'} is left out.",)}), "recovered")
+    assert str(tmp_path) not in text and "small/evaluation/pruned.json is left out" in text
+    assert "Made with Pollard from `playground/model` (itself made from lab/theirs)" in text
+    assert "train: tickets.jsonl" in text and "/no_think {q}" in text  # a template is no path
+    assert ModelCard(text).data.base_model == "lab/theirs"
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/data/mixtral", "mixtral"), ("/data/playground/model", "playground/model"), ("runs/a/pruned", "a/pruned"),
+        ("../mixtral", "mixtral"), ("/", "/"), ("model", "model"),
+    ],
+)  # fmt: skip
+def test_a_path_is_called_by_its_end(path: str, name: str) -> None:
+    assert name_of_path(path) == name
 
 
 @pytest.mark.parametrize("until", ["nothing", "calibrate", "select", "prune", "recover"])

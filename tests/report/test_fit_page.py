@@ -101,7 +101,9 @@ def test_the_page_is_well_formed_however_far_the_fit_got(tmp_path: Path, state: 
     page = render(report)
     Balanced(page)
     drawings(page)
-    assert "<h2>Fit" in page and all(plain(text) == FORMATS[how](value_at(report, path)) for path, how, text in Facts(page).found)
+    assert '<h2 id="fit">Fit' in page and all(
+        plain(text) == FORMATS[how](value_at(report, path)) for path, how, text in Facts(page).found
+    )
     assert "nan" not in re.sub(r"<[^>]+>", "", page).lower().split() and "| layers |" in card(report, "here")
 
 
@@ -128,7 +130,7 @@ def test_layers_are_said_to_be_the_fits_choice(tmp_path: Path) -> None:
 def test_without_a_fit_nothing_is_said_of_one(tmp_path: Path) -> None:
     report = write_report(make_run(tmp_path).path)
     files = [(tmp_path / "small" / name).read_text() for name in ("report.json", "README.md")]
-    assert "fit" not in json.loads(files[0]) and "<h2>Fit" not in render(report) and "limit of" not in files[1]
+    assert "fit" not in json.loads(files[0]) and '<h2 id="fit">' not in render(report) and "limit of" not in files[1]
 
 
 @pytest.mark.slow

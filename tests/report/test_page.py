@@ -15,11 +15,13 @@ from test_sweep_table import SHAPES, row
 from toolkit.pipeline.run_facts import read_run_facts
 from toolkit.pipeline.stages.report import write_alternatives
 from toolkit.pipeline.write_report import write_report
+from toolkit.recipe.file import load_recipe
 from toolkit.recipe.roles import Role
 from toolkit.report import render, tabulate
 from toolkit.report.facts import ChangedAnswer, ChangedAnswers, RunFacts, look_up
 from toolkit.report.measurements import Fidelity, HarnessRow, HarnessScore
 from toolkit.report.measures import FORMATS, MEASURES
+from toolkit.report.telling import table_measures
 from toolkit.runtime import formatting as formats
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -100,11 +102,11 @@ def test_numbers_on_the_page_are_those_of_report_json(tmp_path: Path) -> None:
     found = Facts(page).found
     for path, how, text in found:
         assert plain(text) == FORMATS[how](value_at(report, path)), path
-    there = {path for path, _, _ in found}
+    there, shown = {path for path, _, _ in found}, table_measures(list(report.evaluated.values())).shown
     for role in (*ROLES, "control"):
         for measure in MEASURES:
-            if measure.value_in(report.models[role]) is None:  # of a model that skips experts only
-                continue
+            if measure.value_in(report.models[role]) is None or measure not in shown:
+                continue  # of a model that skips experts only; zero for all; or noise
             assert "/".join(["models", role, measure.field] if measure.field else ["models", role]) in there
     assert {f"pairs/{i}/{key}" for i in range(6) for key in ("both", "neither", "difference", "interval/0", "p")} <= there
     assert {"changed/lost/count", "criteria/mean/frequency"} <= there
@@ -134,7 +136,7 @@ def test_every_measure_has_one_row() -> None:
 def test_dots_and_whiskers_stand_where_their_numbers_stand_on_the_axis(tmp_path: Path) -> None:
     report = read_run_facts(make_run(tmp_path).path)
     page = render(report)
-    chart = next(svg for svg in drawings(page) if svg.get("class") == "dots")
+    chart = next(svg for svg in drawings(page) if "bars" in (svg.get("class") or ""))
     ticks = [
         (float(text.get("x").rstrip("%")), float(text.text.strip(" %")))
         for text in chart.iter("text")
@@ -170,7 +172,7 @@ def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     page = render(read_run_facts(make_run(tmp_path).path))
     attributes = Balanced(page).attributes
     assert not {"src", "xlink:href", "onload", "onclick"} & {name for name, _ in attributes}
-    assert all(str(value).startswith("data:image/png;base64,") for name, value in attributes if name == "href")
+    assert all(str(value).startswith(("data:image/png;base64,", "#")) for name, value in attributes if name == "href")
     for reference in ("https://", "@import", "url(", "<link", "<iframe", "fetch(", "import("):
         assert reference not in page
     assert page.replace("http://www.w3.org/2000/svg", "").count("http://") == 0
@@ -205,7 +207,10 @@ def test_other_peoples_text_stays_text(tmp_path: Path) -> None:
 def test_the_recipe_and_the_command_to_repeat_it_are_there(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     page = render(read_run_facts(run.path))
-    assert run.recipe.read_text() in page
+    shown = html.unescape(re.search(r'<pre class="recipe">(.*?)</pre>', page, re.DOTALL)[1])  # type: ignore[index]
+    written = tmp_path / "shown.yaml"
+    written.write_text(shown)
+    assert "null" not in shown and load_recipe(written) == load_recipe(run.recipe)
     assert f"./launch.sh --ranks 2 {run.recipe} --fresh" in page
 
 
@@ -214,12 +219,42 @@ def test_random_is_called_a_control(tmp_path: Path) -> None:
     assert "Experts drawn at random (seed 7)" in page
 
 
-def test_memory_of_a_gpu_needs_no_footnote(tmp_path: Path) -> None:
+def test_memory_is_shown_of_gpus_alone(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    assert "Peak memory on CPU" in render(read_run_facts(run.path))
+    assert "Peak memory" not in render(read_run_facts(run.path))
     for role in ROLES:
         evaluate_role(run, role, device="NVIDIA H100")
-    assert "Peak memory on CPU" not in render(read_run_facts(run.path))
+    assert "Peak memory" in render(read_run_facts(run.path))
+
+
+def test_contents_lead_to_every_section_and_nowhere_else(tmp_path: Path) -> None:
+    run = make_run(tmp_path, roles=(*ROLES, "control"), control=True)
+    make_cuts(run)
+    page = render(read_run_facts(run.path))
+    ids = [value for name, value in Balanced(page).attributes if name == "id"]
+    targets = re.findall(r'href="#([^"]+)"', page)
+    assert len(ids) == len(set(ids)) and set(targets) <= set(ids)
+    contents = re.search(r'<nav class="contents".*?</nav>', page, re.DOTALL)[0]  # type: ignore[index]
+    sections = re.findall(r'<h2 id="([^"]+)"', page.partition("<main>")[2])
+    assert re.findall(r'href="#([^"]+)"', contents) == sections and len(sections) > 6
+
+
+def test_warnings_are_announced_at_the_top(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    report = read_run_facts(run.path)
+    top = render(report).partition("<main>")[0]
+    assert report.warnings and f'<a href="#warnings">{len(report.warnings)} warning' in top
+    assert 'href="#warnings"' not in render(report.model_copy(update={"warnings": ()}))
+
+
+def test_who_made_it_when_and_on_what_stands_at_the_top(tmp_path: Path) -> None:
+    report = read_run_facts(make_run(tmp_path).path)
+    assert report.making is not None and report.making.finished and report.making.hardware
+    top = render(report).partition("<main>")[0]
+    told = re.sub(r"\s+", " ", re.sub("<[^>]+>", "", html.unescape(top)))
+    assert all(
+        word in told for word in (report.making.finished[:10], f"Pollard {report.making.version}", *report.making.hardware)
+    )
 
 
 def test_a_sweep_is_a_curve_a_recommendation_and_every_cell(tmp_path: Path) -> None:
@@ -263,7 +298,7 @@ def test_cuts_of_width_and_layers_are_drawn_from_report_json(tmp_path: Path) -> 
 def test_without_such_cuts_nothing_is_said_of_them(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     page = render(write_report(run.path))
-    assert "width-map" not in page.split("<script")[0] and "Size after each cut" not in page and "<h2>Layers" not in page
+    assert "width-map" not in page.split("<script")[0] and "Size after each cut" not in page and 'id="layers"' not in page
     assert "cuts" not in json.loads((run.path / "report.json").read_text())
 
 

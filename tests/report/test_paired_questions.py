@@ -13,9 +13,10 @@ from made_up_run import ROLES, evaluate_role, make_run
 from toolkit.pipeline.run_facts import read_run_facts
 from toolkit.recipe.roles import Role
 from toolkit.report.answer import Answer
-from toolkit.report.facts import ChangedAnswer, ChangedAnswers
-from toolkit.report.paired_questions import LONGEST, SHOWN, compare_paired, correctness
-from toolkit.runtime.intervals import pair
+from toolkit.report.facts import ChangedAnswer, ChangedAnswers, RolePair
+from toolkit.report.narrative import verdict
+from toolkit.report.paired_questions import LONGEST, SHOWN, compare_paired, correctness, credit_differences
+from toolkit.runtime.intervals import mean_interval, pair
 
 
 def answer(index: int, prompt: str, correct: bool, gold: str = "1") -> Answer:

@@ -9,11 +9,12 @@ from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.run_status import stale_message
 from toolkit.pipeline.stage_names import EVALUATE, stage_name
 from toolkit.recipe.roles import Role
+from toolkit.report.answer import Answer
 from toolkit.report.facts import ModelResult
 from toolkit.report.model_comparison import ComparedModel, ModelComparison, ModelPair
 from toolkit.report.narrative import verdict
 from toolkit.report.noninferiority import NonInferiority
-from toolkit.report.paired_questions import Correctness, compare_paired, correctness
+from toolkit.report.paired_questions import Correctness, compare_paired, correctness, credit_differences
 from toolkit.runtime.errors import PollardError
 
 PREFERRED = (

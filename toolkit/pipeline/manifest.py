@@ -154,19 +154,3 @@ def versions() -> dict[str, str]:
     with suppress(PackageNotFoundError):
         return {PROJECT: version(PROJECT)} | {package: version(package) for package in PACKAGES}
     return {package: version(package) for package in PACKAGES}
-
-
-def git_commit() -> str | None:
-    """The toolkit's own commit, where it stands in a git checkout."""
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None

@@ -16,14 +16,20 @@ from toolkit.runtime.files import JsonObject
 from toolkit.runtime.run_paths import RunPaths
 from toolkit.tasks import PRESETS
 
-CARRIED_OVER = ("license", "license_name", "license_link", "language")  # from the original's card: pruning changes none of them
+CARRIED_OVER = (
+    "license",
+    "license_name",
+    "license_link",
+    "language",
+    "base_model",
+)  # from the original's card: pruning changes none of them
 HUB_ID = r"[\w.-]+/[\w.-]+"
 DATA_FILE = re.compile(r"^[^{}\s]*\.(jsonl?|csv|tsv|parquet|txt|md|yaml|py)(\.gz|\.zst)?$")
 
 
 def provenance_of_run(run: RunPaths, recipe: Recipe | None) -> Provenance:
-    """Hub ids of model and data sets from the recipe; licence and languages from the copy of the original's card that pruning
-    leaves, or from the original's folder; the architecture from the pruned model's configuration."""
+    """Hub ids of model and data sets from the recipe; licence, languages and base model from the copy of the original's card that
+    pruning leaves, or from the original's folder; the architecture from the pruned model's configuration."""
     path = recipe.model.path if recipe else ""
     tasks = [recipe.task, *(source.task for source in recipe.finetuning.data or [])] if recipe else []
     datasets = [_dataset(task) for task in tasks if task]
@@ -61,7 +67,8 @@ def _local_paths(values: JsonValue) -> Iterator[str]:
 
 def _is_path(text: str) -> bool:
     try:
-        return text.startswith(("/", "./", "../", "~")) or Path(text).exists() or bool(DATA_FILE.search(text))
+        rooted = text.startswith(("/", "./", "../", "~/")) and text.count("/") > 1 and not set("{}") & set(text)  # no "/no_think"
+        return rooted or Path(text).exists() or bool(DATA_FILE.search(text))
     except OSError:  # longer than a name can be
         return False
 

@@ -149,9 +149,6 @@ def read_run_facts(path: str | Path) -> RunFacts:
         recipe=values or None,
         recipe_path=str(run.recipe),
     )
-    margin, pair = recipe.evaluation.margin if recipe else None, facts.decisive_pair
-    if margin and pair:
-        facts = facts.model_copy(update={"margin": MarginFacts.of(margin, pair.interval)})
     return with_sentences(facts, recipe, _bad_lines(stages), left_out)
 
 

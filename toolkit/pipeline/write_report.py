@@ -23,7 +23,7 @@ def write_report(run_path: str | Path) -> RunFacts:
     run_path = Path(run_path)
     facts = read_run_facts(run_path)
     result = run_path / facts.result
-    page, readme = render(facts), card(facts, str(result))  # before anything is written: all files, or none
+    page, readme = render(facts), card(facts, facts.result)  # before anything is written: all files, or none
     write_text(run_path / "report.json", json.dumps(facts.as_json(), indent=1, allow_nan=False) + "\n")
     write_text(run_path / "report.html", page)
     RunDirectory(run_path.name, run_path.parent).write_editable(run_path / "README.md", readme)

@@ -1,6 +1,6 @@
 """The keys of a recipe for the evaluation (a part of toolkit/recipe/schema.py)."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_serializer, field_validator, model_validator
 
@@ -69,7 +69,7 @@ class EvaluationRecipe(Section):
     """Number of test examples, from the beginning of the test set. Default: all."""
     split: Literal["test", "dev"] = "test"
     """Use `dev` while you choose anything, `test` for the result you report."""
-    margin: int | float | None = optional(gt=0, lt=100, strict=True, allow_inf_nan=False)
+    margin: Annotated[float, Field(gt=0, lt=100, strict=True, allow_inf_nan=False)] | None = optional()
     """The largest loss against the original that you would accept, in percentage points: 2. The report says whether the questions
     show that the result is no worse than that (non-inferiority, docs/report.md). Decide on it before you look."""
     batch_size: int | Literal["auto"] = "auto"
@@ -80,9 +80,6 @@ class EvaluationRecipe(Section):
     """0: greedy decoding. Above 0: answers are sampled from the model's full distribution."""
     samples: int = Field(default=1, ge=1)
     """Answers sampled per question. The majority answer is scored; the mean score of the samples is reported as well."""
-    margin: float | None = optional(gt=0, le=100, allow_inf_nan=False)
-    """A loss that you would accept, in percentage points. The report then says whether the result is shown to be no worse than
-    the original by more than that: the paired difference's whole 95 % interval has to lie above it (docs/report.md)."""
     backend: Literal["transformers", "continuous", "server"] = "transformers"
     """What generates the answers: transformers in batches, its continuous batching (GPU), or `servers` (docs/evaluation.md)."""
     servers: ServersRecipe = ServersRecipe()

@@ -12,3 +12,8 @@ class Answer:
     gold: str
     prediction: str
     correct: bool
+    credit: float | None = None  # where the scorer gives degrees
+
+    @property
+    def degree(self) -> float:
+        return float(self.correct) if self.credit is None else self.credit

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import EvalResult, ModelCardData
 
 from toolkit.report.facts import RunFacts
+from toolkit.report.local_paths import model_name, without_local_paths
 from toolkit.report.measurements import OffTaskResult
 from toolkit.report.page import environment, recipe_text
 from toolkit.report.telling import table_measures
@@ -21,8 +22,8 @@ class OffTaskCost(NamedTuple):
 
 
 def card(report: RunFacts, where: str) -> str:
-    """The card of the run's result; `where` is what to load it by: a folder, or a hub id."""
-    return environment().get_template("card.md.j2").render(
+    """The card of the run's result; `where` is what to load it by: a folder, or a hub id. No path of this machine is in it."""
+    text = environment().get_template("card.md.j2").render(
         report=report,
         metadata=_metadata(report).to_yaml(),
         result=report.result,
@@ -30,8 +31,17 @@ def card(report: RunFacts, where: str) -> str:
         measures=table_measures(list(report.evaluated.values())).shown,
         evaluated=report.evaluated,
         off_task=off_task_cost(report),
-        recipe=recipe_text(report),
+        recipe=recipe_text(without_local_paths(report.recipe, report)),
+        made_from=model_name(report),
+        originals=_originals(report),
     )  # fmt: skip
+    return str(without_local_paths(text, report))
+
+
+def _originals(report: RunFacts) -> list[str]:
+    """What an original that lies in a folder is made from, as its own card says."""
+    named = None if report.origin.base_model else report.origin.card.get("base_model")
+    return [str(name) for name in named] if isinstance(named, list) else [str(named)] if named else []
 
 
 def _metadata(report: RunFacts) -> ModelCardData:

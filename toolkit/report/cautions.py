@@ -52,7 +52,7 @@ def _about_original(facts: RunFacts, recipe: Recipe | None) -> list[str]:
 
 def _about_margin(facts: RunFacts, recipe: Recipe | None) -> list[str]:
     margin = recipe.evaluation.margin if recipe else None
-    if margin is None or facts.margin or not facts.evaluated_result or Role.ORIGINAL not in facts.evaluated:
+    if margin is None or facts.noninferiority or not facts.evaluated_result or Role.ORIGINAL not in facts.evaluated:
         return []
     end = facts.evaluated_result
     return [

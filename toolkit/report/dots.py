@@ -4,16 +4,16 @@ Lengths from zero would need the whole axis, and hide what is decided at its end
 where the numbers are. Places are in percent of the drawing's width.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from toolkit.recipe.roles import Role
-from toolkit.report.charts import nice_ticks
 from toolkit.report.facts import ModelResult
 from toolkit.report.heat import Tick
 from toolkit.report.paired import PairedComparison
-from toolkit.runtime.formatting import percent, plain_points
+from toolkit.runtime.formatting import plain_points
 
 ROOM = 0.08  # of what is drawn, on either side
 
@@ -36,9 +36,14 @@ class Axis:
         return round(100 * (value - self.low) / (self.high - self.low), 2)
 
     def ticks(self, write: Callable[[float], str]) -> list[Tick]:
-        """Round numbers on the scale."""
-        inside = (round(value, 10) + 0.0 for value in nice_ticks(self.low, self.high) if self.low <= value <= self.high)
-        return [Tick(self.place(value), write(value)) for value in inside]
+        """At least four round numbers on the scale: multiples of 1, 2 or 5 times a power of ten."""
+        power = 10.0 ** math.floor(math.log10(self.high - self.low))
+        for step in (power * part for part in (2, 1, 0.5, 0.2, 0.1)):
+            first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+            if last - first >= 3:
+                break
+        values = (round(step * number, 10) + 0.0 for number in range(first, last + 1))
+        return [Tick(self.place(value), write(value)) for value in values]
 
 
 @dataclass(frozen=True)
@@ -82,5 +87,4 @@ def score_dots(models: Mapping[Role, ModelResult]) -> ScoreDots | None:
     for role, result in models.items():
         low, middle, high = map(axis.place, (result.interval[0], result.score, result.interval[1]))
         rows[role] = low, middle, high
-    digits = 0 if axis.high - axis.low > 0.05 else 1
-    return ScoreDots(rows, axis.ticks(lambda score: percent(score, digits)))
+    return ScoreDots(rows, axis.ticks(lambda score: f"{plain_points(100 * score)} %"))

@@ -264,11 +264,6 @@ class RunFacts(Facts):
         """The last model of the run that was evaluated: recovered, else refitted, else pruned."""
         return next((role for role in (Role.RECOVERED, Role.REFITTED, Role.PRUNED) if self.models.get(role)), None)
 
-    @property
-    def decisive_pair(self) -> RolePair | None:
-        """The result against the original."""
-        return self.pair_of(self.evaluated_result, Role.ORIGINAL) if self.evaluated_result else None
-
     def pair_of(self, first: Role, second: Role) -> RolePair | None:
         """The comparison of two models; None where they did not answer the same questions."""
         return next((pair for pair in self.pairs if (pair.first, pair.second) == (first, second)), None)

@@ -58,10 +58,10 @@ def expert_map(rows: list[str], experts: int, kept: list[set[int]], most: float)
 
 
 class RowEnd(NamedTuple):
-    """What stands behind a row: the share of the choices that kept experts took, and the entropy of the experts' use, as a
-    fraction of what it is where all are used alike (None: not known)."""
+    """The end of a row: by kind of tokens the share of the choices that kept experts took, and the entropy of the experts'
+    use in bits, and as a fraction of what it is where all are used alike (None: not known)."""
 
-    kept: float | None
+    kept: dict[str, float]
     spread: float | None
     bits: float | None
 
@@ -110,15 +110,18 @@ def heat_map(blocks: Mapping[str, BlockFacts], tokens: str = "all") -> HeatMap |
         numbers=script_json(numbers),
         hues={what: "#{:02x}{:02x}{:02x}".format(*colour) for what, colour in (("kept", KEPT), ("pruned", PRUNED))},
         chosen=any(kept),
-        ends=[_row_end(block) for block in shown],
+        ends=[
+            _row_end(block, {part: sum(rows[y][expert] for expert in kept[y]) for part, rows in shares.items()})
+            for y, block in enumerate(shown)
+        ],
         most_bits=math.log2(experts) if experts > 1 else 0.0,
     )
 
 
-def _row_end(block: BlockFacts) -> RowEnd:
+def _row_end(block: BlockFacts, kept: dict[str, float]) -> RowEnd:
     most = math.log2(block.experts) if block.experts > 1 else 1.0
     spread = None if block.entropy_bits is None else block.entropy_bits / most
-    return RowEnd(block.kept_share, spread, block.entropy_bits)
+    return RowEnd(kept, spread, block.entropy_bits)
 
 
 def script_json(numbers: object) -> str:

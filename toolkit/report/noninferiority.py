@@ -33,8 +33,8 @@ class NonInferiority(Facts):
             verdict = "shown"
         elif 100 * high < -margin:
             verdict = "worse"
-        first, second = (str(getattr(side, "name", side)) for side in (pair.first, pair.second))
-        return cls(first=first, second=second, margin=margin, worst=low, verdict=verdict)
+        first, second = (side if isinstance(side, str) else side.name for side in (pair.first, pair.second))
+        return cls(first=str(first), second=str(second), margin=margin, worst=low, verdict=verdict)
 
     @property
     def claim(self) -> str:

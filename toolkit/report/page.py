@@ -22,6 +22,7 @@ from toolkit.report.fit_chart import prediction_chart, size_chart
 from toolkit.report.fit_facts import AXIS_NAMES, SINGLE_CUTS
 from toolkit.report.fit_table import markdown_rows, rest_lines
 from toolkit.report.heat import heat_map
+from toolkit.report.local_paths import model_name
 from toolkit.report.measures import FORMATS, KEY_FIGURES, Measure
 from toolkit.report.telling import speeds_tell, table_measures
 from toolkit.runtime import formatting as formats
@@ -47,6 +48,7 @@ def render(report: RunFacts) -> str:
         zero_measures=table.zero,
         speeds_hidden=not speeds_tell(evaluated),
         contents=contents,
+        model_name=model_name(report),
         heading=contents.heading,
         decisive=decisive,
         decisive_at=report.pairs.index(decisive) if decisive else None,
@@ -57,8 +59,6 @@ def render(report: RunFacts) -> str:
         speed_columns=speed_table.COLUMNS,
         speed_explanation=speed_table.explanation(report.speed) if report.speed else "",
         forest=forest(report.pairs),
-        decision=decision_chart(report.decisive_pair, report.margin),
-        scores=score_chart(report.evaluated),
         **_fit_drawings(report),
         **_cut_drawings(report),
         heat=heat_map(report.blocks, report.pruning.tokens if report.pruning else "all"),
@@ -66,7 +66,7 @@ def render(report: RunFacts) -> str:
         curve=loss_curve(trainings),
         sweep=keep_curve(report.sweep),
         kept_shares=[block.kept_share for block in report.blocks.values() if block.kept_share is not None],
-        recipe=recipe_text(report),
+        recipe=recipe_text(report.recipe),
         command=f"./launch.sh --ranks {ranks} {shlex.quote(report.recipe_path)} --fresh",
     )  # fmt: skip
 
@@ -95,9 +95,9 @@ def _cut_drawings(report: RunFacts) -> dict[str, Any]:
     }
 
 
-def recipe_text(report: RunFacts) -> str | None:
-    """The run's recipe as YAML, without keys that are null; None where the run directory has none."""
-    return dump_values(without_nulls(report.recipe)) if report.recipe else None
+def recipe_text(recipe: Mapping[str, Any] | None) -> str | None:
+    """A run's recipe as YAML, without keys that are null; None where the run directory has none."""
+    return dump_values(without_nulls(recipe)) if recipe else None
 
 
 def _is_key_figure(figure: Measure, model: ModelResult) -> bool:

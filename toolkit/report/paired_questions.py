@@ -20,6 +20,17 @@ SHOWN = 5  # changed answers of each kind
 LONGEST = 1_500  # characters of a text: an endless answer is not worth more
 
 
+def by_question(answers: Sequence[Answer]) -> dict[Question, Answer]:
+    """Keyed by what was asked and not by its place, so that two runs can be matched."""
+    count: Counter[tuple[str, str]] = Counter()
+    found = {}
+    for answer in sorted(answers, key=lambda answer: answer.index):
+        asked = answer.prompt, answer.gold
+        found[*asked, count[asked]] = answer
+        count[asked] += 1
+    return found
+
+
 def correctness(answers: Sequence[Answer]) -> Correctness:
     return {question: answer.correct for question, answer in by_question(answers).items()}
 

@@ -45,8 +45,6 @@ def show(report: RunFacts) -> None:
     say(f"[bold]{escape(report.headline)}[/]")
     if report.summary:
         say(escape(report.summary))
-    if report.margin:
-        say(f"[{'green' if report.margin.shown else 'yellow'}]{escape(report.margin.verdict)}[/]")
     for stale in report.stale:
         say(f"[yellow]stale, not shown:[/] {escape(', '.join(stale.parts))} ({escape(stale.why)})")
     say()

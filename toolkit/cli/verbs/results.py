@@ -14,7 +14,6 @@ def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--margin", type=_margin, metavar="POINTS", help="say whether the first is no worse than the second by so many points"
     )
-    parser.add_argument("--json", action="store_true", help="print the facts as JSON")
 
 
 def _margin(text: str) -> float:
@@ -25,12 +24,14 @@ def _margin(text: str) -> float:
     return margin
 
 
-def run_compare(arguments: argparse.Namespace) -> None:
+def run_compare(arguments: argparse.Namespace) -> Any:
     from toolkit.pipeline.compare import compare
     from toolkit.report.terminal import show_comparison
 
     facts = compare(arguments.first, arguments.second, arguments.stale, arguments.margin)
-    print(json.dumps(facts.as_json(), indent=1)) if arguments.json else show_comparison(facts)
+    if not arguments.json:
+        show_comparison(facts)
+    return facts.as_json()
 
 
 def add_push_arguments(parser: argparse.ArgumentParser) -> None:

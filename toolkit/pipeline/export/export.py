@@ -20,7 +20,7 @@ from toolkit.moe import checkpoint_bytes, load_config, load_tokenizer
 from toolkit.moe.tokenizer import context_length
 from toolkit.pipeline.export.formats import SLOTS, Format
 from toolkit.pipeline.export.reader_process import run_program, serving
-from toolkit.pipeline.run_facts import read_answers, read_file
+from toolkit.pipeline.result_files import read_answers, read_file
 from toolkit.pipeline.run_models import FoundRun, NamedModel, chosen_models, find_run
 from toolkit.pipeline.run_status import BEST_FIRST
 from toolkit.pipeline.stage_names import EVALUATE, MADE_BY, stage_name
