@@ -7,6 +7,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import pytest
 from made_up_run import KEPT, make_large, make_run
 
 from toolkit.pipeline.run_facts import read_run_facts
@@ -67,6 +68,19 @@ def test_a_frame_stands_around_each_kept_expert_and_no_other(tmp_path: Path) -> 
         assert int(x) <= x < x + width <= int(x) + 1 and int(y) <= y < y + height <= int(y) + 1 and back == width
         cells.append((int(x), int(y)))  # the frame stands inside this cell
     assert cells == [(e, y) for y, kept in enumerate(KEPT) for e in kept]
+
+
+def test_a_rows_end_says_what_the_kept_took_of_each_kind_of_tokens_and_how_even_the_use_was(tmp_path: Path) -> None:
+    blocks = read_run_facts(make_run(tmp_path).path).blocks
+    found = heat_map(blocks, "all")
+    assert found is not None
+    for end, block in zip(found.ends, blocks.values(), strict=True):
+        assert block.share is not None and end.kept.keys() == found.pictures.keys()
+        assert end.kept["all"] == pytest.approx(block.kept_share, abs=1e-5)
+        for part, share in end.kept.items():
+            assert share == pytest.approx(sum(block.share[part][expert] for expert in block.kept))
+        assert end.bits == block.entropy_bits and 0 <= end.spread <= 1
+        assert end.spread == pytest.approx(end.bits / found.most_bits)
 
 
 def test_a_legend_swatch_stands_for_the_share_that_is_drawn_like_it(tmp_path: Path) -> None:

@@ -7,6 +7,14 @@ from toolkit.runtime import formatting as formats
     ("written", "expected"),
     [
         (formats.percent(0.962), "96.2 %"),
+        (formats.change(0.5514), "−45 %"),
+        (formats.change(0.998), "−0.2 %"),
+        (formats.change(1.02), "+2.0 %"),
+        (formats.change(1.0), "0.0 %"),
+        (formats.change(0.99999), "0.0 %"),
+        (formats.change(3.5), "+250 %"),
+        (formats.plain_points(2.0), "2"),
+        (formats.plain_points(0.5), "0.5"),
         (formats.percent(0.01834, 2), "1.83 %"),
         (formats.interval((0.9412, 0.9761)), "94.1–97.6 %"),
         (formats.amount(999), "999"),
@@ -40,6 +48,14 @@ def test_numbers_are_written_to_be_read(written: str, expected: str) -> None:
 
 
 def test_what_is_not_known_is_a_dash() -> None:
-    writers = (formats.percent, formats.amount, formats.size, formats.speed, formats.duration, formats.signed_loss)
+    writers = (
+        formats.percent,
+        formats.change,
+        formats.amount,
+        formats.size,
+        formats.speed,
+        formats.duration,
+        formats.signed_loss,
+    )
     writers += (formats.mean_count, formats.seconds_each)
     assert {write(None) for write in writers} == {formats.MISSING}  # type: ignore[operator]

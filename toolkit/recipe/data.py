@@ -113,7 +113,9 @@ class TaskRecipe(Section):
         for source in (self.train, self.test):
             first = next(iter([source] if isinstance(source, str) else source or []), "")
             for part in reversed(PurePath(first).parts):
-                stem = re.sub(r"([._-]?\b(train(ing)?|test|dev|data)\b|\*)", "", part.split(".jsonl")[0].rsplit(".", 1)[0])
+                stem = re.sub(
+                    r"(^|[._-])(train(ing)?|test|dev|data)(?=$|[._-])|\*", "", part.split(".jsonl")[0].rsplit(".", 1)[0]
+                )
                 if re.search(r"\w", stem):
                     return stem.strip("._-")
         return self.name

@@ -13,7 +13,8 @@ from pydantic import Field
 
 from toolkit.recipe.roles import Role
 from toolkit.report.answer import Answer
-from toolkit.report.measurements import Facts, Number
+from toolkit.report.measurements import Facts, Interval, Number
+from toolkit.runtime.intervals import wilson
 
 Judge = Callable[[str, str], bool]  # prediction, gold
 FEW = 12  # labels, where nothing but their number says that answers are labels
@@ -22,13 +23,14 @@ MOST = 30  # labels of a matrix that can be read
 
 
 class ClassResult(Facts):
-    """One label. `recall`: of its `n` questions the share answered with it; `precision`: of the answers with it the share that is
-    right; `f1`: their harmonic mean. None where nothing was asked or answered."""
+    """One label. `recall`: of its `n` questions the share answered with it, with its 95 % `interval` (Wilson); `precision`: of
+    the answers with it the share that is right; `f1`: their harmonic mean. None where nothing was asked or answered."""
 
     n: int
     answered: int
     right: int
     recall: Number | None
+    interval: Interval | None
     precision: Number | None
     f1: Number | None
 
@@ -36,7 +38,8 @@ class ClassResult(Facts):
     def of(cls, n: int, answered: int, right: int) -> "ClassResult":
         recall, precision = (right / n if n else None), (right / answered if answered else None)
         f1 = 2 * right / (n + answered) if n + answered else None
-        return cls(n=n, answered=answered, right=right, recall=recall, precision=precision, f1=f1)
+        interval = wilson(right, n) if n else None
+        return cls(n=n, answered=answered, right=right, recall=recall, interval=interval, precision=precision, f1=f1)
 
 
 class ModelClasses(Facts):

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from toolkit.report.class_results import ClassResult
 from toolkit.report.facts import ModelResult
 from toolkit.report.fit_facts import FitAnswers
 from toolkit.report.measurements import Fidelity, HarnessScore, TaskResult
 from toolkit.runtime import formatting as formats
 
 
-def interval(result: ModelResult | TaskResult | FitAnswers) -> str:
+def interval(result: ModelResult | TaskResult | FitAnswers | ClassResult) -> str:
     """ "94.1–97.6 %"."""
     return formats.interval(result.interval) if result.interval else formats.MISSING
 

@@ -43,11 +43,15 @@ class NonInferiority(Facts):
         return f"No worse than {much}: {'not shown' if self.verdict == 'worse' else self.verdict}"
 
     @property
-    def sentence(self) -> str:
-        """The claim, and by what."""
-        reason = {
-            "shown": f"the 95 % interval of the difference ends at {points(self.worst)}, within the margin (non-inferiority)",
+    def reason(self) -> str:
+        """By what the claim holds, or does not."""
+        return {
+            "shown": f"the 95 % interval of the difference ends at {points(self.worst)}, within the margin",
             "not shown": f"the 95 % interval of the difference reaches {points(self.worst)}; more questions narrow it",
             "worse": "the whole 95 % interval of the difference lies below the margin",
         }[self.verdict]
-        return f"{self.claim}: {reason}."
+
+    @property
+    def sentence(self) -> str:
+        """The claim with its reason."""
+        return f"{self.claim} ({self.reason})."
