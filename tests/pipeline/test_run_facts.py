@@ -151,7 +151,7 @@ def test_the_recipe_is_read_and_shown_as_it_was_written(tmp_path: Path) -> None:
     report = write_report(run.path)
     assert report.recipe["finetuning"]["trainer"] == trainer
     assert (report.recipe["name"], report.recipe["task"]["stop"]) == ("on", ["yes", "n", "1_000"])
-    text = recipe_text(report)
+    text = recipe_text(report.recipe)
     assert text and "eval_strategy: no\n" in text
     for shown in (html.unescape((run.path / name).read_text()) for name in ("report.html", "README.md")):
         assert "eval_strategy: no\n" in shown and "learning_rate: 1e-05\n" in shown

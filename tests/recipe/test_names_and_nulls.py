@@ -46,6 +46,16 @@ def test_a_recipe_without_nulls_is_the_same_recipe(path: Path, tmp_path: Path, m
     assert load_recipe(shorter) == recipe
 
 
+def test_nulls_that_say_something_stay() -> None:
+    values = {
+        "pruning": {"keep": None, "schedule": None},
+        "finetuning": {"trainer": {"max_grad_norm": None}},
+        "data": [{"a": None}],
+    }
+    shorter = {"pruning": {"keep": None}, "finetuning": {"trainer": {"max_grad_norm": None}}, "data": [{}]}
+    assert without_nulls(values) == shorter
+
+
 def test_every_key_whose_null_says_something_keeps_it() -> None:
     seen, waiting = set(), [Recipe]
     while waiting:

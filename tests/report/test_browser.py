@@ -1,6 +1,7 @@
 """Law: in a real browser the page renders, on a desk and on a phone, by day and by night; its script runs without an error, and
 nothing is fetched."""
 
+import html
 import json
 import re
 import shutil
@@ -14,6 +15,10 @@ from made_up_run import BLOCKS, ROLES, make_cuts, make_large, make_run
 
 from toolkit.pipeline.stages.report import write_alternatives
 from toolkit.pipeline.write_report import write_report
+from toolkit.recipe.roles import Role
+from toolkit.report import render
+from toolkit.report.answer import Answer
+from toolkit.report.class_results import class_facts
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
 QUIET = (
@@ -21,6 +26,7 @@ QUIET = (
     "--disable-component-update", "--disable-sync", "--disable-extensions", "--hide-scrollbars", "--virtual-time-budget=3000",
 )  # fmt: skip
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here: apt install chromium (.ci/run does)")
+LABELS = {"train": "a.jsonl", "test": "b.jsonl", "prompt": "{text}", "completion": "{team}"}
 SCRIPT = """<script>
   window.mistakes = []; addEventListener("error", (e) => mistakes.push(e.message));
 </script>"""
@@ -120,6 +126,35 @@ def test_a_phone_need_not_scroll_sideways(page: Path, tmp_path: Path) -> None:
     )
     done = browse(tmp_path, "--allow-file-access-from-files", "--dump-dom", f"file://{framed}")
     assert re.search(r"<title>(\d+)</title>", done.stdout)[1] == "360"  # type: ignore[index]
+
+
+PHONE_PROBE = """<script>onload = () => {
+  const page = document.querySelector("iframe").contentDocument, wide = page.documentElement.clientWidth, out = [], hidden = [];
+  for (const one of page.querySelectorAll("main *, header *, nav *")) {
+    const box = one.getBoundingClientRect();
+    if (box.width && box.right > wide + 0.5 && !one.parentElement.closest(".scroll, svg, pre"))
+      out.push(one.outerHTML.slice(0, 80));
+  }
+  for (const one of page.querySelectorAll("[data-fact]"))
+    if (!one.closest("details:not([open])") && !one.getClientRects().length) hidden.push(one.dataset.fact);
+  document.title = JSON.stringify({ sideways: page.documentElement.scrollWidth - wide, out, hidden });
+}</script>"""
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280, 1920])
+def test_on_a_screen_of_any_width_nothing_is_cut_off_and_every_number_is_there(tmp_path: Path, width: int) -> None:
+    run = make_run(tmp_path, roles=(*ROLES, "control"), control=True, evaluation={"margin": 2}, task=LABELS)
+    make_cuts(run)
+    report = write_report(run.path)
+    asked = [Answer(i, f"{i}?", f"label {i % 9}", f"label {i % 5}", i % 9 == i % 5) for i in range(90)]
+    classes = class_facts({Role.ORIGINAL: asked, Role.RECOVERED: asked}, str, str.__eq__)
+    (run.path / "report.html").write_text(render(report.model_copy(update={"classes": classes})))
+    framed = tmp_path / "framed.html"  # headless windows are no narrower than 500
+    frame = f'<iframe src="file://{run.path / "report.html"}" style="width:{width}px;height:4000px;border:0"></iframe>'
+    framed.write_text(frame + PHONE_PROBE)
+    done = browse(tmp_path, "--allow-file-access-from-files", "--dump-dom", f"file://{framed}")
+    found = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout)[1]))  # type: ignore[index]
+    assert found == {"sideways": 0, "out": [], "hidden": []}
 
 
 def test_it_prints_and_a_large_model_too(tmp_path: Path) -> None:

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.pipeline.recipe_changes import described
-from toolkit.report.making import PROJECT
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import JsonObject, write_text
 from toolkit.runtime.hardware import hardware
 from toolkit.runtime.run_files import free_name
-from toolkit.runtime.versions import git_commit
+from toolkit.runtime.versions import DISTRIBUTION, git_commit
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "deepspeed", "bitsandbytes", "datasets", "accelerate", "safetensors")
 SWEEP = "sweep"  # the entry of a sweep, which is no stage of a run
@@ -152,5 +151,5 @@ class Manifest:
 def versions() -> dict[str, str]:
     """Of what decides results, the toolkit first; it has none where it runs without having been installed."""
     with suppress(PackageNotFoundError):
-        return {PROJECT: version(PROJECT)} | {package: version(package) for package in PACKAGES}
+        return {DISTRIBUTION: version(DISTRIBUTION)} | {package: version(package) for package in PACKAGES}
     return {package: version(package) for package in PACKAGES}

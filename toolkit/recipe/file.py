@@ -77,13 +77,14 @@ def dump_values(values: Any) -> str:
 
 
 NULL_SAYS_SOMETHING = {"keep"}  # keys whose default is not null
+OTHERS = {"trainer"}  # sections whose keys are not ours, so that their defaults are not known
 
 
 def without_nulls(values: Any) -> Any:
     """Plain values of a recipe without keys that are null as they would be anyway: it is read as the same recipe."""
     if isinstance(values, dict):
         kept = {key: value for key, value in values.items() if value is not None or key in NULL_SAYS_SOMETHING}
-        return {key: without_nulls(value) for key, value in kept.items()}
+        return {key: value if key in OTHERS else without_nulls(value) for key, value in kept.items()}
     return [without_nulls(value) for value in values] if isinstance(values, list) else values
 
 

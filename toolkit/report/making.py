@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from toolkit.report.measurements import Facts
-
-PROJECT = "pollard-moe"  # among a stage's versions
+from toolkit.runtime.versions import DISTRIBUTION
 
 
 class MakingFacts(Facts):
@@ -22,7 +21,7 @@ class MakingFacts(Facts):
             return None
         latest = max(stages.values(), key=lambda entry: entry.get("finished") or "")
         machines = [_machine(entry["hardware"], entry.get("ranks")) for entry in stages.values() if entry.get("hardware")]
-        version = (latest.get("versions") or {}).get(PROJECT)
+        version = (latest.get("versions") or {}).get(DISTRIBUTION)
         return cls(finished=latest.get("finished"), version=version, hardware=list(dict.fromkeys(machines)))
 
     @property

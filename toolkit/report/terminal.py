@@ -11,7 +11,6 @@ from toolkit.report.facts import ModelResult, RolePair, RunFacts
 from toolkit.report.measures import acceptance, kl, measured
 from toolkit.report.model_comparison import ModelComparison
 from toolkit.report.size_table import size_table
-from toolkit.report.telling import speeds_tell
 from toolkit.runtime.distributed import console, is_main, say
 from toolkit.runtime.formatting import (
     MISSING,
@@ -24,10 +23,9 @@ from toolkit.runtime.formatting import (
     points,
     seconds_each,
     size,
-    speed,
 )
 
-COLUMNS = ("score", "95 % interval", "n", "parameters", "checkpoint", "tokens/s")
+COLUMNS = ("score", "95 % interval", "n", "parameters", "checkpoint")  # no speed: one pass of each is mostly noise
 
 
 def show(report: RunFacts) -> None:
@@ -36,11 +34,10 @@ def show(report: RunFacts) -> None:
         return
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
     table.add_column("model", no_wrap=True)
-    telling = speeds_tell(report.evaluated.values())
-    for column in COLUMNS if telling else COLUMNS[:-1]:
+    for column in COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
     for role, result in report.models.items():
-        table.add_row(role, *(_cells(result)[: None if telling else -1] if result else (MISSING, "not evaluated")))
+        table.add_row(role, *(_cells(result) if result else (MISSING, "not evaluated")))
     say()
     say(f"[bold]{escape(report.headline)}[/]")
     if report.summary:
@@ -74,7 +71,6 @@ def _cells(result: ModelResult) -> list[str]:
         f"{result.n:,}",
         amount(result.parameters),
         size(result.checkpoint_bytes),
-        speed(result.tokens_per_second),
     ]
 
 
