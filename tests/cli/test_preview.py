@@ -90,7 +90,7 @@ def test_a_wrong_gold_field_is_told_with_the_line(preview) -> None:
 
 def test_a_task_without_a_test_split_is_told(preview) -> None:
     status, out = preview("task.test=null")
-    assert status == 1 and "Task custom has no test data: give `task.test`, a data file" in out
+    assert status == 1 and "Task rows has no test data: give `task.test`, a data file" in out
 
 
 def test_tasks_lists_each_with_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

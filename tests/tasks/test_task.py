@@ -157,7 +157,7 @@ def test_reasoning_without_an_answer_is_refused_with_its_line(tmp_path: Path, co
 
 
 def test_an_empty_file_is_an_error(tmp_path: Path) -> None:
-    assert fault_of(tmp_path, []) == "rows.jsonl is empty: task custom needs test examples."
+    assert fault_of(tmp_path, []) == "rows.jsonl is empty: task rows needs test examples."
 
 
 @pytest.mark.parametrize("recipe", [{}, {"prompt": "{question}"}, {"completion": "{answer}"}])
@@ -169,7 +169,7 @@ def test_a_custom_task_says_what_it_needs(recipe: dict[str, str]) -> None:
 @pytest.mark.parametrize("test", [None, "test", "test.pdf"])
 def test_data_that_is_not_given_is_asked_for(tmp_path: Path, test: str | None) -> None:
     fault = fault_of(tmp_path, [ROW], test=test)
-    assert "Task custom has no test data: give `task.test`, a data file (.jsonl, " in fault
+    assert "Task rows has no test data: give `task.test`, a data file (.jsonl, " in fault
     assert (f"({test!r} is neither)" in fault) is (test is not None)
 
 

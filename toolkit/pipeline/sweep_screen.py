@@ -32,7 +32,7 @@ def sweep_screen(grid: Grid, context: RunContext) -> None:
     facts = {
         "model": f"{recipe.model.path} ({config.model_type}): {amount(sizes(model).parameters)} parameters, "
         f"{blocks[0].expert_count} experts in each of {len(blocks)} blocks",
-        "task": recipe.task.name,
+        "task": recipe.task.title,
         "cells": f"the original and {len(grid.cells)} more: {cell_names(grid.cells)}",
         "observe": f"{observation_outlook(one_cell)}; once for all cells that it can serve",
         "measure": f"{examples_or_all(questions)} dev questions in each cell, {batches(questions, settings.batch_size)}, at most "

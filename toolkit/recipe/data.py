@@ -251,4 +251,4 @@ class DataRecipe(Section):
     @property
     def name(self) -> str:
         """The name in messages: the task's name, or the text's file."""
-        return self.task.name if self.task else str(self.text)
+        return self.task.title if self.task else str(self.text)

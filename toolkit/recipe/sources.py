@@ -89,7 +89,7 @@ class TrainingSourceRecipe(SourceRecipe):
     def name(self) -> str:
         """The name in messages."""
         if self.questions:
-            return f"own questions{f' like those of {self.task.name}' if self.task else ''}"
+            return f"own questions{f' like those of {self.task.title}' if self.task else ''}"
         if self.written_by_student:
-            return f"the student's answers{f' to {self.task.name}' if self.task else ''}"
-        return f"own answers{f' to {self.task.name}' if self.task else ''}" if self.self_generated else super().name
+            return f"the student's answers{f' to {self.task.title}' if self.task else ''}"
+        return f"own answers{f' to {self.task.title}' if self.task else ''}" if self.self_generated else super().name

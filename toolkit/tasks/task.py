@@ -42,7 +42,7 @@ class Task:
         own = {key: value for key, value in recipe.model_dump().items() if value is not None and key in Preset.__annotations__}
         if "dataset" in own:  # another data set: the preset's subset and splits mean nothing there
             own = {"subset": None, "train": "train", "test": "test", "sizes": {}} | own
-        self.name = recipe.name
+        self.name = recipe.title
         self.nearest = 0  # how many solved examples are looked for anew for each question; `preset.shots` are the same for all
         if isinstance(recipe.shots, NearestRecipe):
             self.nearest, own["shots"] = recipe.shots.nearest, 0

@@ -116,7 +116,7 @@ def run_preview(arguments: argparse.Namespace) -> Any:
     shots = f", {number} {which} example{'s' * (number > 1)} before each question" if number else ""
     stops = f", stops at {', '.join(map(repr, task.stop))}" if task.stop else ""
     if not arguments.json:
-        say(f"[bold]{recipe.task.name}[/]: {template}{shots}; judged by {task.preset.scorer}{stops}\n")
+        say(f"[bold]{recipe.task.title}[/]: {template}{shots}; judged by {task.preset.scorer}{stops}\n")
     mistakes = Mistakes()
     notes = [note for check in rendering_checks(run) for note in mistakes.collect(check) or ()]
     mistakes.raise_all()  # what the template refuses cannot be shown
@@ -138,7 +138,7 @@ def run_preview(arguments: argparse.Namespace) -> Any:
             say(f"[bold]note[/] {escape(note)}")
     mistakes.raise_all()
     return {
-        "task": recipe.task.name, "text": template, "shots": number, "scorer": task.preset.scorer, "stops": task.stop,
+        "task": recipe.task.title, "text": template, "shots": number, "scorer": task.preset.scorer, "stops": task.stop,
         "examples": [example_facts(tokenizer, example) for example in shown], "limits": limits,
         "lengths": {split: length_facts(each, limits) for split, each in lengths.items()}, "notes": notes,
     }  # fmt: skip

@@ -118,7 +118,7 @@ class Calibrate(Stage):
         statistics.about = replace(
             statistics.about,
             model=self.context.source.path,
-            task=recipe.task.name,
+            task=recipe.task.title,
             seed=recipe.seed,
             fingerprint=self.fingerprint(),
             examples=sum(len(source.encoded) for source in sources),

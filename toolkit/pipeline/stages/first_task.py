@@ -59,7 +59,7 @@ class FirstTask(Measurement):
         return first
 
     def purpose(self) -> str:
-        return f"answer the questions of {self.first.recipe.task.name} as {self.first.onto} and as the grown model"
+        return f"answer the questions of {self.first.recipe.task.title} as {self.first.onto} and as the grown model"
 
     def fingerprint(self) -> str:
         return fingerprint_of(self.context.fingerprints.models[self.role], self.first.identity, self._questions())
@@ -82,15 +82,15 @@ class FirstTask(Measurement):
         return repeated(sizes.generation(self.name, self.measured(sizes), data), 2)
 
     def outlook(self) -> str:
-        return f"the {self.first.recipe.evaluation.split} questions of {self.first.recipe.task.name}, twice"
+        return f"the {self.first.recipe.evaluation.split} questions of {self.first.recipe.task.title}, twice"
 
     def run(self) -> FirstTaskScores:
         first, run = self.first, self.context.directory
-        about = {"task": first.recipe.task.name, "onto": first.onto}
+        about = {"task": first.recipe.task.title, "onto": first.onto}
         try:
             self.context.data.task(first.recipe.task).examples(first.recipe.evaluation.split)
         except PollardError as error:
-            say(f"  [bold yellow]not measured[/]: the data of {first.recipe.task.name} cannot be read: {error}")
+            say(f"  [bold yellow]not measured[/]: the data of {first.recipe.task.title} cannot be read: {error}")
             self.write(about | {"missing": str(error)})
             return FirstTaskScores(missing=str(error))
         new, settings, models = Plan.load(run.plan).experts.new, self.context.recipe, self.context.fingerprints.models
