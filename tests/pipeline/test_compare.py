@@ -25,6 +25,24 @@ def test_two_runs_are_compared_by_their_recovered_models(tmp_path: Path) -> None
     assert pair.difference == 0.6 and pair.significant
 
 
+def test_a_margin_says_whether_the_first_is_no_worse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path)
+    models = str(run.recovered), str(run.path / "original")
+    found = compare(*models, margin=30.0).noninferiority
+    assert found is not None and (found.first, found.verdict) == (str(run.recovered), "shown")
+    assert compare(*models).noninferiority is None and "noninferiority" not in compare(*models).as_json()
+    monkeypatch.setattr(sys, "argv", ["pollard", "compare", *models, "--margin", "2"])
+    assert exit_status(cli.main) == 0
+    assert "No worse than 2 points: not shown" in capsys.readouterr().out
+    for wrong in ("0", "100", "nan", "two"):
+        monkeypatch.setattr(sys, "argv", ["pollard", "compare", *models, "--margin", wrong])
+        with pytest.raises(SystemExit, match="2"):
+            cli.main()
+        assert f"percentage points between 0 and 100, not {wrong}" in capsys.readouterr().err
+
+
 def test_a_model_of_a_run_is_named_like_its_folder(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     facts = compare(str(run.path / "pruned"), f"{run.path}/original/")

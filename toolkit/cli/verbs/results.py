@@ -1,6 +1,7 @@
 """Verbs for the models of finished runs: `pollard compare`, `push` and `chat`."""
 
 import argparse
+from contextlib import suppress
 from typing import Any
 
 from toolkit.cli.verbs.verb import Verb
@@ -18,10 +19,11 @@ def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _margin(text: str) -> float:
     """In (0, 100), as `evaluation.margin`."""
-    margin = float(text)
-    if not 0 < margin < 100:
-        raise argparse.ArgumentTypeError(f"percentage points between 0 and 100, not {text}")
-    return margin
+    with suppress(ValueError):
+        margin = float(text)
+        if 0 < margin < 100:
+            return margin
+    raise argparse.ArgumentTypeError(f"percentage points between 0 and 100, not {text}")
 
 
 def run_compare(arguments: argparse.Namespace) -> Any:
