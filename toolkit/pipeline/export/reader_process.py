@@ -4,6 +4,7 @@ What they print goes into a log file. Where one fails, the last error in it is t
 """
 
 import ctypes
+import os
 import re
 import signal
 import subprocess
@@ -26,7 +27,13 @@ def run_program(python: Path, program: Path, arguments: Sequence[str], log: Path
     with log.open("w", encoding="utf-8") as output:
         command = [str(python), str(program), *arguments]
         status = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False, preexec_fn=_end_with_parent
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            check=False,
+            env=_environment(),
+            preexec_fn=_end_with_parent,
         ).returncode
     if status:
         raise _failure(log, what, status)
@@ -38,7 +45,13 @@ def serving(python: Path, program: str, arguments: Sequence[str], log: Path, wha
     command = [str(python), str(PROGRAMS / program), *arguments]
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True, preexec_fn=_end_with_parent
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            text=True,
+            env=_environment(),
+            preexec_fn=_end_with_parent,
         )
         try:
             assert process.stdout
@@ -49,6 +62,11 @@ def serving(python: Path, program: str, arguments: Sequence[str], log: Path, wha
         finally:
             process.kill()
             process.communicate()
+
+
+def _environment() -> dict[str, str]:
+    """Without the user's own packages; nothing is looked for on the hub."""
+    return {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")} | {"HF_HUB_OFFLINE": "1"}
 
 
 def _end_with_parent() -> None:
