@@ -109,7 +109,7 @@ def _chosen(run: FoundRun, role: str | None) -> NamedModel:
     model = chosen_models(run, (role or Role.RECOVERED,))[0]
     if not Path(model.path).is_dir():
         raise PollardError(
-            f"{model.path} is no folder: the readers take models that lie on this disk. Download it, or export what the run made.",
+            f"{model.path} is no folder: readers take models that lie on this disk. Download it, or export what the run made.",
             code="export.not-local",
         )
     return model
