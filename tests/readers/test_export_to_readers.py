@@ -2,12 +2,12 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import readers
-from conftest import raises
+from conftest import ROOT, raises
 from reader_pythons import python_of
 from small_run import small_folder, small_recipe
 
@@ -16,13 +16,16 @@ from toolkit.pipeline.export.environments import LLAMA_CPP_ENVIRONMENT, LLM_COMP
 from toolkit.pipeline.run_facts import read_run_facts
 from toolkit.pipeline.runner import run
 
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import reader_families
+
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Two runs: `small` with the playground's tokenizer, `real` with SmolLM2's."""
-    python_of(readers.OLD_TRANSFORMERS)
+    python_of(reader_families.OLD_TRANSFORMERS)
     with small_folder(tmp_path_factory, "exports") as folder:
-        readers.make_models(folder / "made", ["mixtral"])
+        reader_families.make_models(folder / "made", ["mixtral"])
         shutil.copytree(folder / "made" / "original" / "mixtral", "real")
         for name, model in (("small", "original"), ("real", "real")):
             run(small_recipe(name=name, model=model), until="evaluate/pruned")

@@ -1,8 +1,8 @@
 """What other programs make of a pruned checkpoint, family by family: each result is what the reader's own code did.
 
-    python benchmarks/readers.py            makes a tiny random model of every family, prunes it, and hands it to all readers:
-                                            benchmarks/readers_results.json, and the table in docs/readers.md
-    python benchmarks/readers.py --table    the table anew, from the results that are there
+    python benchmarks/reader_families.py            a tiny random model of every family, pruned and handed to all readers:
+                                                    reader_families.json, and the table in docs/readers.md
+    python benchmarks/reader_families.py --table    the table anew, from the results that are there
 
 Readers have environments of their own (toolkit/pipeline/export/environments.py), which are made where they are not there.
 """
@@ -31,8 +31,8 @@ from toolkit.pipeline.export.reader_process import PROGRAMS as EXPORT_PROGRAMS
 from toolkit.pipeline.export.reader_process import reason_in
 
 HERE = Path(__file__).parent
-PROGRAMS, RESULTS, PAGE = HERE / "reader_programs", HERE / "readers_results.json", HERE.parent / "docs" / "readers.md"
-BEGIN, END = "<!-- table: written by benchmarks/readers.py -->", "<!-- end of table -->"
+PROGRAMS, RESULTS, PAGE = HERE / "reader_programs", HERE / "reader_families.json", HERE.parent / "docs" / "readers.md"
+BEGIN, END = "<!-- table: written by benchmarks/reader_families.py -->", "<!-- end of table -->"
 OLD_TRANSFORMERS = ReaderEnvironment(
     "transformers-4.57", (TORCH, "transformers==4.57.6", "gguf==0.19.0"), ("torch", "transformers", "gguf")
 )
