@@ -15,6 +15,8 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
+import preloaded
+
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.recipe.file import dump_recipe, load_recipe
 from toolkit.runtime.errors import PollardError
@@ -62,24 +64,26 @@ def answers_of(run: RunDirectory, role: str) -> Answers:
 
 
 def launch(ranks: int, what: Sequence[str], arguments: Sequence[str], log: Path | None = None) -> bool:
-    """One cell under the launcher, which skips by itself what is done; whether it ended well. What it prints goes to `log`,
-    or on."""
+    """One cell under the launcher, or without one where it has a single rank and no GPU, which skips by itself what is done;
+    whether it ended well. What it prints goes to `log`, or on."""
+    import torch
+
+    folder, gpus = Path(sys.executable).parent, torch.cuda.is_available()
+    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
+    if not gpus:
+        environment["DS_ACCELERATOR"] = "cpu"
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    print(f"# {' '.join(arguments)}", flush=True)
+    if ranks == 1 and not gpus:
+        return preloaded.run([*what, *arguments], environment, log)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    import torch
-
-    folder = Path(sys.executable).parent
-    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
-    if not torch.cuda.is_available():
-        environment["DS_ACCELERATOR"] = "cpu"
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     command = [str(folder / "deepspeed"), "--quiet", "--num_gpus", str(ranks), "--master_port", str(port), *what, *arguments]
-    print(f"# {' '.join(arguments)}", flush=True)
     if log is None:
         return subprocess.run(command, env=environment, check=False).returncode == 0
-    with log.open("a") as told:
-        return subprocess.run(command, env=environment, check=False, stdout=told, stderr=told).returncode == 0
+    with log.open("a") as output:
+        return subprocess.run(command, env=environment, check=False, stdout=output, stderr=output).returncode == 0
 
 
 class PipelineCell(ABC):

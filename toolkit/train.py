@@ -11,18 +11,18 @@ from pathlib import Path
 # Python puts a script's own folder first on the import path: replace it by the folder above, which holds the package.
 sys.path[0] = str(Path(__file__).parents[1])
 
-from toolkit.cli.exit_status import exit_status_of
 from toolkit.cli.main import parse_command_line
 from toolkit.cli.verbs.running import run_recipe
-from toolkit.cli.verbs.verb import add_common_options, add_run_arguments
+from toolkit.cli.verbs.verb import add_common_options, add_json_option, add_run_arguments, run_verb
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_run_arguments(parser)
+    add_json_option(parser)
     add_common_options(parser)
     arguments = parse_command_line(parser)
-    return exit_status_of(lambda: run_recipe(arguments), getattr(arguments, "debug", False))
+    return run_verb(run_recipe, arguments)
 
 
 if __name__ == "__main__":

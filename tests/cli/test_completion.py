@@ -62,7 +62,16 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         ("pollard preview mine.yaml --split ", ["train", "dev", "test"]),
         ("pollard completion ", list(SHELLS)),
         ("pollard inspect da", ["data"]),
-        ("pollard benchmark data --json mine.j", ["mine.jsonl"]),
+        ("pollard chat sm", ["small"]),
+        ("pollard push runs/", ["runs/other", "runs/small"]),
+        ("pollard compare runs/small/ru", []),
+        ("pollard compare runs/small/ runs/small/p", ["runs/small/pruned"]),
+        ("pollard compare runs/small/o", ["runs/small/original"]),
+        ("pollard runs small oth", ["other"]),
+        ("pollard drafts da", ["data"]),
+        ("pollard benchmark small --save mine.j", ["mine.jsonl"]),
+        ("pollard run mine.yaml --js", ["--json"]),
+        ("pollard benchmark data --save mine.j", ["mine.jsonl"]),
         ("pollard --h", ["--help"]),
     ],
 )
@@ -70,6 +79,9 @@ def test_tab_offers_what_fits(line: str, offered: list[str], tmp_path: Path) -> 
     (tmp_path / "mine.yaml").touch()
     (tmp_path / "mine.jsonl").touch()
     (tmp_path / "data").mkdir()
+    for run in ("small", "other"):
+        (tmp_path / "runs" / run / "pruned").mkdir(parents=True)
+        (tmp_path / "runs" / run / "manifest.json").touch()
     assert completed(line, tmp_path) == offered
 
 
@@ -103,4 +115,9 @@ def test_the_script_of_a_shell_is_one_that_it_can_read(shell: str, tmp_path: Pat
 def test_a_script_of_another_shell_has_every_verb_and_key(tmp_path: Path) -> None:
     for shell in ("zsh", "fish"):  # where they are not installed, at least nothing is missing
         script = script_of(shell)
-        assert all(verb.name in script for verb in VERBS) and "pruning.keep=" in script and "weighted_ean" in script
+        assert (
+            all(verb.name in script for verb in VERBS)
+            and "_pollard_runs" in script
+            and "pruning.keep=" in script
+            and "weighted_ean" in script
+        )

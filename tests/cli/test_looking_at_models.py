@@ -105,7 +105,7 @@ def test_what_cannot_draft_says_so(folder: Path, pollard: Pollard, arguments: li
 
 def test_drafts_are_a_table_commands_and_a_file(folder: Path, pollard: Pollard) -> None:
     # An evaluation of four tokens leaves one pass to save at most
-    status, out = pollard("drafts", "runs/small", "--questions", "2", "--json", "drafts.json")
+    status, out = pollard("drafts", "runs/small", "--questions", "2", "--save", "drafts.json")
     found = json.loads(Path("drafts.json").read_text())
     assert status == 0 and "Target: original" in out and "--speculative-config" in out and "\x1b" not in out
     assert {"k1", "plan", "pruned", "lookup"} <= {draft["kind"] for draft in found["drafts"]}
@@ -114,11 +114,11 @@ def test_drafts_are_a_table_commands_and_a_file(folder: Path, pollard: Pollard) 
     status, out = pollard("drafts", "runs/small", "--for", "recovered")
     assert status == 1 and "runs/small has no recovered model" in out
     assert "at least 1" in pollard("drafts", "runs/small", "--questions", "0")[1]
-    assert "holds no figures of drafts" in pollard("drafts", "runs/small", "--json", "original/config.json")[1]
+    assert "holds no figures of drafts" in pollard("drafts", "runs/small", "--save", "original/config.json")[1]
 
 
 def test_a_benchmark_of_a_run_is_a_table_a_file_and_a_part_of_its_report(folder: Path, pollard: Pollard) -> None:
-    status, out = pollard("benchmark", "runs/small", *QUICKLY, "--json", "figures.json")
+    status, out = pollard("benchmark", "runs/small", *QUICKLY, "--save", "figures.json")
     assert status == 0 and "\x1b" not in out and "ratios are to original" in out
     found = json.loads(Path("figures.json").read_text())
     check_figures_file(Path("figures.json"), FIGURES, "a benchmark")  # its own may be written again
@@ -136,10 +136,10 @@ def test_a_benchmark_of_a_run_is_a_table_a_file_and_a_part_of_its_report(folder:
 @pytest.mark.parametrize("content", ["my notes", '{"format": 1}', "[1]", ""])
 def test_figures_overwrite_figures_and_nothing_else(pollard: Pollard, tmp_path: Path, content: str) -> None:
     (tmp_path / "mine.json").write_text(content)
-    status, out = pollard("benchmark", MODEL, *QUICKLY, "--json", str(tmp_path / "mine.json"))
+    status, out = pollard("benchmark", MODEL, *QUICKLY, "--save", str(tmp_path / "mine.json"))
     assert status == 1 and "holds no figures of a benchmark. It is left as it is" in out
     assert (tmp_path / "mine.json").read_text() == content
-    status, out = pollard("benchmark", MODEL, *QUICKLY, "--json", str(tmp_path / "none" / "figures.json"))
+    status, out = pollard("benchmark", MODEL, *QUICKLY, "--save", str(tmp_path / "none" / "figures.json"))
     assert status == 1 and "there is no folder" in out
 
 

@@ -7,6 +7,7 @@ the real one, with a set-up environment and a launcher that are stood in for; wh
 import io
 import re
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,16 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     typed = "How many pens are left?\n"  # for `pollard chat`
     if "<" in words:
         typed, words = Path(words[-1]).read_text(), words[:-2]
+    target = io.StringIO()
+    words, written = (words[: words.index(">")], words[-1]) if ">" in words else (words, "")
     monkeypatch.setattr(sys, "argv", words)
     monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
-    return main()
+    if not written:
+        return main()
+    with redirect_stdout(target):
+        status = main()
+    Path(written).write_text(target.getvalue())
+    return status
 
 
 def check_recipe(block: Block, folder: Path) -> None:

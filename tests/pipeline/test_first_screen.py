@@ -9,6 +9,9 @@ from toolkit.pipeline.context import RunContext
 from toolkit.pipeline.first_screen import first_screen
 from toolkit.pipeline.runner import plan_stages
 from toolkit.pipeline.stage_list import stages_of
+from toolkit.pipeline.sweep_grid import load_grid
+from toolkit.pipeline.sweep_screen import sweep_screen
+from toolkit.recipe.file import dump_recipe
 
 
 @pytest.fixture
@@ -83,3 +86,23 @@ def test_every_kind_of_stage_has_its_arithmetic(changes: dict, small, capsys) ->
     lines = screen(recipe, capsys)
     for stage in plan_stages(recipe):
         assert len(line_of(stage.name, lines).split()) > 1, stage.name
+
+
+def test_the_first_screen_says_how_long_the_stages_that_are_left_take(small, capsys) -> None:
+    (whole,) = (line for line in screen(small, capsys) if line.startswith("  takes "))
+    assert "of computing, " in whole and " of disk (" in whole
+    every = tuple(stage.name for stage in stages_of(RunContext(small)) if stage.name != "select")
+    (rest,) = (line for line in screen(small, capsys, done=every) if line.startswith("  takes "))
+    assert "about 0.0 s of computing, 0.0 MiB of disk" in rest
+
+
+def test_a_sweep_has_a_first_screen_with_its_cells_and_asks_the_dev_slice(small, capsys, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(dump_recipe(small))
+    grid = load_grid("r.yaml", ["pruning.keep=6,4,2", "pruning.criterion=random,reap,ean", "seed=0,1"])
+    sweep_screen(grid, RunContext(grid.recipe))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "sweep of small" and line_of("results", lines).endswith("runs/small/sweep")
+    assert "the original and 12 more: random, keep 6, seed 0; " in line_of("cells", lines)
+    assert line_of("cells", lines).endswith("; and 6 more")
+    assert "12 dev questions in each cell, batches of 3 → 4, at most 4 new tokens each" in line_of("measure", lines)
+    assert "of computing, " in line_of("takes", lines)

@@ -1,6 +1,7 @@
-"""The readers' environments, for tests: made where they are not there, and where that cannot be done, the tests are skipped with
-the reason."""
+"""The readers' environments, for tests. They are gigabytes: `POLLARD_TEST_READERS=install pytest tests/readers` makes what is not
+there, once; otherwise, and where that cannot be done, the tests are skipped with the reason."""
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from toolkit.runtime.errors import PollardError
 @cache
 def _python_or_reason(environment: ReaderEnvironment) -> Path | str:
     try:
-        return environment.python(install=True)
+        return environment.python(install=os.environ.get("POLLARD_TEST_READERS") == "install")
     except PollardError as error:
         return str(error)
 

@@ -72,7 +72,9 @@ def test_experts_are_written_under_the_familys_own_names(made: dict[str, Path], 
 
 
 def test_the_table_in_the_docs_is_what_the_readers_did() -> None:
-    results = json.loads(reader_families.RESULTS.read_text()) if reader_families.RESULTS.exists() else {}
+    if not reader_families.RESULTS.exists():
+        pytest.skip("`python benchmarks/reader_families.py` has not been run to its end yet")
+    results = json.loads(reader_families.RESULTS.read_text())
     page = (ROOT / "docs" / "readers.md").read_text()
     assert reader_families.table(results) in page, "python benchmarks/reader_families.py --table"
     assert all(list(found) == list(reader_families.READERS) for found in results.values())

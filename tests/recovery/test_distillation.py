@@ -16,7 +16,7 @@ from toolkit.pipeline.runner import run
 from toolkit.recipe.file import dump_values
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery import packing
-from toolkit.recovery.distillation import check_distillable
+from toolkit.recovery.distillation import check_loss_alone
 from toolkit.runtime import distributed
 
 TRAINER = {
@@ -145,4 +145,4 @@ def test_what_is_made_is_said_beforehand(folder: Path) -> None:
 def test_another_loss_beside_the_distilled_one_is_refused(other: dict, tmp_path: Path) -> None:
     arguments = {"router_aux_loss_coef": 0.0, "use_cpu": True, "bf16": False} | other
     with raises("recovery.other-loss", f"finetuning.trainer.{next(iter(other))}"):
-        check_distillable(SFTConfig(str(tmp_path), **arguments))
+        check_loss_alone(SFTConfig(str(tmp_path), **arguments), "finetuning.teacher")

@@ -3,11 +3,9 @@
 Law: a disk that fills stops a training with one message, and the same command goes on from the last whole checkpoint.
 """
 
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +14,7 @@ from small_run import small_folder, small_recipe
 
 from toolkit.recipe.schema import Recipe
 from toolkit.recovery.recover import recover
-from toolkit.recovery.trainer import ProgressLines, RecoveryTrainer, close_trackers, entropy_bits
+from toolkit.recovery.trainer import ProgressLines, RecoveryTrainer, entropy_bits
 from toolkit.runtime.errors import PollardError
 
 ROOM = 100  # bytes per file
@@ -83,27 +81,6 @@ def test_a_log_that_cannot_be_written_is_named(folder: Path) -> None:
     said = refusal(recipe("log", save_strategy="no", logging_steps=1), ProgressLines, "on_train_begin", 1)
     assert said.startswith("Cannot write runs/log/training_log.jsonl: File too large (")
     assert said.endswith("No checkpoint had been made: make room, and the same command begins again.")
-
-
-def test_our_numbers_reach_tensorboard(folder: Path) -> None:
-    pytest.importorskip("tensorboard", reason="an extra: pip install tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    recover(recipe("tracked", report_to="tensorboard", save_strategy="no", eval_strategy="steps", eval_steps=3))
-    found = EventAccumulator("runs/tracked/tensorboard/recovered").Reload()
-    steps = {name: [event.step for event in found.Scalars(name)] for name in found.Tags()["scalars"]}
-    of_training = ["loss", "tokens_per_second", "routing_entropy_mean", "routing_entropy/model.layers.1.mlp"]
-    assert {name: steps[f"train/{name}"] for name in of_training} == {name: [1, 2, 3] for name in of_training}
-    assert steps["eval/loss"] == [3]
-
-
-# Else the control's numbers would go on where the recovered model's end: both train in one process.
-@pytest.mark.parametrize("asked", [["wandb"], ["tensorboard"]])
-def test_a_training_ends_its_wandb_run_and_nobody_elses(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    finished: list[str] = []
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run="a run", finish=lambda: finished.append("a run")))
-    close_trackers(SimpleNamespace(report_to=asked))  # type: ignore[arg-type]
-    assert finished == ["a run"] * (asked == ["wandb"])
 
 
 def test_entropy_tells_how_many_experts_are_really_used() -> None:

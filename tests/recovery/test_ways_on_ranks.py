@@ -10,7 +10,7 @@ import torch
 from conftest import PLAYGROUND, tiny_model
 from peft import PeftModel
 from safetensors.torch import load_file
-from sparse import make_sparse
+from sparse_checkpoint import make_sparse
 from test_resume import launch, log_of, weights
 from transformers import AutoModelForCausalLM
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PLAYGROUND, logits_of, raises, tiny_model
-from sparse import make_sparse, zeros_of
+from sparse_checkpoint import make_sparse, zeros_of
 from torch import nn
 
 from toolkit.moe import decoder_linears, find_blocks

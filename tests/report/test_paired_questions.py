@@ -3,6 +3,7 @@
 What changed is shown from both sides, with the count of all and a handful to read."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from made_up_run import ROLES, evaluate_role, make_run
 
 from toolkit.pipeline.run_facts import read_run_facts
 from toolkit.recipe.roles import Role
-from toolkit.report.facts import ChangedAnswer, ChangedAnswers
-from toolkit.report.paired_questions import LONGEST, SHOWN, Answer, compare_paired, correctness
-from toolkit.runtime.intervals import pair
+from toolkit.report.facts import ChangedAnswer, ChangedAnswers, RolePair
+from toolkit.report.narrative import verdict
+from toolkit.report.paired_questions import LONGEST, SHOWN, Answer, compare_paired, correctness, credit_differences
+from toolkit.runtime.intervals import mean_interval, pair
 
 
 def answer(index: int, prompt: str, correct: bool, gold: str = "1") -> Answer:
@@ -52,6 +54,20 @@ def test_a_question_that_is_put_twice_is_matched_in_order() -> None:
     first = correctness([answer(1, "a", False), answer(0, "a", True), answer(2, "a", True, gold="2")])
     assert list(first.values()) == [True, False, True]
     assert compare_paired(first, first).both == 2
+
+
+# A model whose degrees are all 0 and 1 has none in its file.
+def test_degrees_are_compared_question_by_question() -> None:
+    first = [answer(0, "a", True), replace(answer(1, "b", False), credit=0.75)]
+    second = [replace(answer(1, "a", False), credit=0.5), replace(answer(0, "b", False), credit=0.5)]
+    assert sorted(credit_differences(first, second)) == [0.25, 0.5]
+    assert credit_differences([answer(0, "a", True)], [answer(0, "a", False)]) == []
+    counts = compare_paired(correctness(first), correctness(second))
+    found = RolePair.of(Role.RECOVERED, Role.ORIGINAL, counts, credit_differences(first, second))
+    assert found.credit_difference == pytest.approx(0.375) and found.credit_interval == mean_interval([0.25, 0.5], -1, 1)
+    assert "In mean credit: +37.5 points" in verdict(found, "one", "the other")
+    plain = RolePair.of(Role.RECOVERED, Role.ORIGINAL, counts)
+    assert "credit" not in str(plain.as_json()) and "credit" not in verdict(plain, "one", "the other")
 
 
 @pytest.mark.parametrize("damage", ["{", "[1", "1", '{"index": 0}'])

@@ -2,8 +2,9 @@ import math
 import random
 
 import pytest
+from scipy.stats import ttest_1samp, ttest_rel
 
-from toolkit.runtime.intervals import mcnemar, pair, wilson
+from toolkit.runtime.intervals import mcnemar, mean_interval, pair, wilson
 
 
 # Published values (e.g. Newcombe 1998; R's prop.test without continuity correction), to four digits.
@@ -75,3 +76,34 @@ def test_the_interval_covers_the_true_difference_as_often_as_it_says() -> None:
         low, high = pair(*counts).interval
         covered += low <= 0.02 <= high
     assert 0.93 < covered / trials < 0.98
+
+
+# Of numbers, and of the differences of two models on the same questions.
+def test_the_interval_of_a_mean_is_students() -> None:
+    first, second = [0.5, 0.7, 0.9, 0.6, 0.4], [0.4, 0.9, 0.9, 0.3, 0.35]
+    assert mean_interval(first, 0, 1) == pytest.approx(tuple(ttest_1samp(first, 0).confidence_interval()))
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    assert mean_interval(differences, -1, 1) == pytest.approx(tuple(ttest_rel(first, second).confidence_interval()))
+
+
+# Scores are in 0…1, and so are the ends; equal scores are no proof: at the ends the interval is Wilson's.
+def test_the_interval_of_a_mean_stays_in_bounds_and_is_never_nothing() -> None:
+    assert mean_interval([0.0, 1.0], 0, 1) == (0.0, 1.0)
+    for n in (1, 7, 500):
+        assert mean_interval([1.0] * n, 0, 1) == pytest.approx(wilson(n, n))
+        assert mean_interval([0.0] * n, 0, 1) == pytest.approx(wilson(0, n))
+        low, high = mean_interval([0.25] * n, 0, 1)
+        assert 0 <= low < 0.25 < high <= 1
+        low, high = mean_interval([0.0] * n, -1, 1)
+        assert low == -high < 0
+    with pytest.raises(ValueError):
+        mean_interval([], 0, 1)
+
+
+# What an interval is for: it holds the true mean about 19 times in 20, of degrees a judge may give.
+@pytest.mark.parametrize("weights", [(1, 1, 1, 1, 1), (5, 1, 1, 1, 2), (1, 0, 2, 0, 7)])
+def test_the_interval_of_a_mean_covers_it(weights: tuple[int, ...]) -> None:
+    degrees, draw = (0.0, 0.25, 0.5, 0.75, 1.0), random.Random(0)
+    mean = sum(w * d for w, d in zip(weights, degrees, strict=True)) / sum(weights)
+    found = [mean_interval(draw.choices(degrees, weights, k=50), 0, 1) for _ in range(2000)]
+    assert 0.93 <= sum(low <= mean <= high for low, high in found) / len(found) <= 0.97

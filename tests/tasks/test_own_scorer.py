@@ -5,8 +5,8 @@ import pytest
 from conftest import raises
 
 from toolkit.recipe.data import TaskRecipe
+from toolkit.runtime.own_function import function_file
 from toolkit.tasks import Task, Verdict
-from toolkit.tasks.scorers import scorer_file
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def test_a_function_in_the_working_folder_judges(folder: Path) -> None:
     (folder / "judging_here.py").write_text("def longer(prediction, gold):\n    return len(prediction) >= len(gold)\n")
     task = task_with("judging_here:longer")
     assert task.scorer.verdicts([("abc", "ab"), ("a", "ab")]) == [Verdict(True, True), Verdict(False, False)]
-    assert scorer_file("judging_here:longer") == str(folder / "judging_here.py")
+    assert function_file("judging_here:longer") == str(folder / "judging_here.py")
 
 
 @pytest.mark.parametrize(
@@ -147,3 +147,56 @@ def test_a_scorer_that_cannot_be_had_says_why(folder: Path, text: str | None, sc
         (folder / f"{scorer.partition(':')[0]}.py").write_text(text)
     with raises(code, scorer, named.format(folder=folder)):
         task_with(scorer)
+
+
+# A judge may look at the line of data; it may change what it is given, and nothing else changes.
+JUDGE = """
+def judge(prediction, gold, row):
+    assert row["tests"] == gold, row
+    row.clear()
+    return len(prediction) / 100
+"""
+
+
+def test_a_function_with_a_parameter_row_gets_the_line_of_data(folder: Path) -> None:
+    task = running_task(folder, "looking", JUDGE, [GOOD, GOOD | {"q": "Add two.", "tests": "other"}], scorer="looking.py:judge")
+    examples = task.examples("test")
+    assert [example.row["q"] for example in examples] == ["Add one.", "Add two."]
+    for _ in range(2):
+        pairs = [("x" * 25, example.gold) for example in examples]
+        found = task.scorer.verdicts(pairs, [example.row for example in examples])
+        assert [verdict.credit for verdict in found] == [0.25, 0.25], found
+    assert task.score("x" * 100, examples[1].gold, examples[1].row) is True
+
+
+# It may ask a server that costs, and it may judge by anything in the line: reading the test set asks it once.
+def test_a_function_that_looks_at_the_line_is_asked_about_one_gold_answer_alone(folder: Path) -> None:
+    asked: list[str] = []
+    rows = [GOOD | {"q": str(number)} for number in range(20)]
+    task = running_task(
+        folder, "counting", "def wrong(prediction, gold, row):\n    return 0.0\n", rows, scorer="counting.py:wrong"
+    )
+    assert len(task.examples("test")) == 20
+    judge = task.with_scorer(lambda prediction, gold, row: asked.append(row["q"]) or 0.0)
+    assert judge.scorer.gold_faults([("a", "a")] * 20, rows) == [None] * 20 and asked == ["0"]
+    broken = running_task(folder, "broken", "def f(prediction, gold, row):\n    return row['no']\n", rows, scorer="broken.py:f")
+    with raises("scorer.gold", "rows.jsonl, line 1", "KeyError: 'no'"):
+        broken.examples("test")
+
+
+@pytest.mark.parametrize("function", [lambda answer: True, lambda prediction, gold, more: True, lambda row: True])
+def test_a_function_that_takes_anything_else_is_refused(function: object) -> None:
+    with raises("scorer.signature", "(prediction, gold)"):
+        task_with("exact").with_scorer(function)  # type: ignore[arg-type]
+
+
+def test_another_scorer_leaves_the_task_as_it_is() -> None:
+    async def waits(prediction: str, gold: str) -> bool:
+        return True
+
+    task = task_with("exact")
+    other = task.with_scorer(lambda prediction, gold: len(prediction) == len(gold))
+    assert (task.score("b", "a"), other.score("b", "a")) == (False, True)
+    assert "exact" in repr(task) and "test_own_scorer:" in repr(other)
+    with raises("scorer.async", "waits"):
+        task.with_scorer(waits)

@@ -2,7 +2,8 @@
 
 shtab writes the shell's script from the parsers: verbs, options and their values, recipe files, paths. What it does not know is
 `key=value`, the overrides of a recipe: a function in each shell's language completes the keys, and behind `=` the values that a
-key can have. The scripts contain all words, so that completing starts no Python.
+key can have. Another one completes runs: those in runs/, by path or by name, and behind `runs/NAME/` their models. The scripts
+contain all words, so that completing starts no Python.
 """
 
 import argparse
@@ -20,7 +21,54 @@ EXTRA_VALUES: dict[str, list[str]] = {
     "finetuning.zero": [str(preset) for preset in ZERO_PRESETS],
     "task": list(get_args(TaskName)),
 }
+RUN_ARGUMENTS = {"run", "runs", "models", "model", "first", "second"}
+"""The names of arguments that take a run directory, or a model of one."""
+RUNS = {shell: "_pollard_runs" for shell in ("bash", "zsh")} | {"fish": "(_pollard_runs)"}
 OVERRIDES = {shell: "_pollard_overrides" for shell in ("bash", "zsh")} | {"fish": "(_pollard_overrides)"}
+
+
+RUN_HOOKS = {
+    "bash": """\
+_pollard_runs() {
+  local run role found=()
+  for run in runs/*/manifest.json; do
+    [[ -e $run ]] || continue
+    run=${run%/manifest.json}
+    found+=("$run" "${run#runs/}")
+    [[ $1 == "$run"/* ]] || continue
+    for role in original pruned refitted recovered control; do
+      if [[ $role == original || -d $run/$role ]]; then found+=("$run/$role"); fi
+    done
+  done
+  { compgen -W "${found[*]}" -- "$1"; compgen -f -- "$1"; } | sort -u
+}
+""",
+    "zsh": """\
+_pollard_runs() {
+  local run
+  local -a found
+  for run in runs/*/manifest.json(N:h); do
+    found+=($run ${run#runs/})
+    if [[ $PREFIX == $run/* ]]; then found+=($run/original $run/{pruned,refitted,recovered,control}(N)); fi
+  done
+  compadd -a found
+  _files
+}
+""",
+    "fish": """\
+function _pollard_runs
+  for file in runs/*/manifest.json
+    set -l run (string replace /manifest.json '' $file)
+    printf '%s\\n' $run (string replace runs/ '' $run) $run/original
+    for role in pruned refitted recovered control
+      test -d $run/$role; and echo $run/$role
+    end
+  end
+  __fish_complete_path (commandline -ct)
+end
+""",
+}
+"""`_pollard_runs` in each shell's language: a run of runs/ (what has a manifest) by path or name, its models, or a file."""
 
 
 def completion_script(shell: str, parser: argparse.ArgumentParser, verbs: Mapping[str, argparse.ArgumentParser]) -> str:
@@ -29,7 +77,7 @@ def completion_script(shell: str, parser: argparse.ArgumentParser, verbs: Mappin
         for action in verb._actions:
             _set_completer(action)
     write_hook = {"bash": _bash_hook, "zsh": _zsh_hook, "fish": _fish_hook}[shell]
-    script = shtab.complete(parser, shell, preamble=write_hook(keys_and_values()))
+    script = shtab.complete(parser, shell, preamble=write_hook(keys_and_values()) + RUN_HOOKS[shell])
     if shell == "zsh":  # shtab's spec "(*):…" is one argument; "*:…" is any number of them
         script = re.sub(r'"\(\*\)::?', '"*:', script)
     return f"{script}\n{BASH_ENDING}" if shell == "bash" else script
@@ -42,6 +90,8 @@ def _set_completer(action: argparse.Action) -> None:
         action.complete = shtab.glob("*.yaml") | {"zsh": "_files -g '*.yaml'"}  # type: ignore[attr-defined]
     elif action.dest == "overrides":
         action.complete = OVERRIDES  # type: ignore[attr-defined]
+    elif action.dest in RUN_ARGUMENTS and not action.option_strings:
+        action.complete = RUNS  # type: ignore[attr-defined]
     elif not action.choices and (not action.option_strings or action.metavar == "FILE"):
         action.complete = shtab.FILE  # type: ignore[attr-defined]
 

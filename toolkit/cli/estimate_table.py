@@ -8,6 +8,7 @@ from toolkit.estimate import GIB, Estimate, StageEstimate
 from toolkit.estimate.machine import USABLE
 from toolkit.pipeline.advice import Advice
 from toolkit.runtime.distributed import console, say
+from toolkit.runtime.files import JsonObject
 from toolkit.runtime.formatting import MISSING, amount, duration
 from toolkit.runtime.formatting import size as as_size
 
@@ -30,6 +31,22 @@ def show_estimate(estimate: Estimate, advice: Advice) -> None:
         say("[bold]note[/] no shape is chosen yet: the pruned model is the largest within the limits (pruning.fit)")
     for line in verdict(estimate, advice):
         say(escape(line))
+
+
+def estimate_facts(estimate: Estimate, advice: Advice) -> JsonObject:
+    """What `pollard estimate --json` prints: bytes, operations and seconds of every stage, whether it fits, what would."""
+    stages = [
+        {**vars(stage), "gpu_bytes": stage.gpu_bytes, "host_bytes": stage.host_bytes, "lacks": stage.lacks(estimate.machine)}
+        for stage in estimate.stages
+    ]
+    changes = {
+        "per_stage": {name: list(map(str, found)) for name, found in advice.per_stage.items()},
+        "all": str(advice.combined),
+    }
+    return {
+        **vars(estimate), "stages": stages, "disk": estimate.disk, "seconds": estimate.seconds, "fits": not estimate.lacking,
+        "changes": changes,
+    }  # fmt: skip
 
 
 def _summary(estimate: Estimate) -> dict[str, str]:

@@ -5,9 +5,9 @@ Exit status: 0 done; 1 a mistake that you can mend; 2 wrong usage; 3 a bug of Po
 
 import argparse
 
-from toolkit.cli.exit_status import exit_status_of
 from toolkit.cli.verbs import VERBS
-from toolkit.cli.verbs.verb import add_common_options
+from toolkit.cli.verbs.verb import add_common_options, add_json_option, run_verb
+from toolkit.runtime.versions import versions
 
 
 def parse_command_line(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -21,8 +21,17 @@ def parse_command_line(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return arguments
 
 
+class _PrintVersions(argparse.Action):
+    """Looks them up only when asked."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *arguments: object) -> None:
+        print(versions())
+        parser.exit()
+
+
 def command_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pollard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action=_PrintVersions, nargs=0, help="print the versions of Pollard and what it stands on")
     add_common_options(parser)  # also before the verb: deepspeed --module toolkit.cli VERB … puts --local_rank there
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb in VERBS:
@@ -31,6 +40,8 @@ def command_parser() -> argparse.ArgumentParser:
             verb.name, help=verb.purpose, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         verb.add_arguments(verb_parser)
+        if verb.has_facts:
+            add_json_option(verb_parser)
         add_common_options(verb_parser)
     parser.set_defaults(parser=parser, verb_parsers=verbs.choices)  # for `pollard completion`
     return parser
@@ -39,4 +50,4 @@ def command_parser() -> argparse.ArgumentParser:
 def main() -> int:
     arguments = parse_command_line(command_parser())
     verb = next(verb for verb in VERBS if verb.name == arguments.verb)
-    return exit_status_of(lambda: verb.run(arguments), getattr(arguments, "debug", False))
+    return run_verb(verb.run, arguments)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from transformers import PreTrainedModel
 
 from toolkit.moe.completeness import Source
+from toolkit.runtime.display import Displayed, Overview
 
 Shape = tuple[int, ...]
 ConfigFile = dict[str, Any]  # the content of a config.json
@@ -61,7 +62,7 @@ class Mask(Protocol):
         """Inside the context it is masked. It is entered where its module has weights."""
 
 
-class Cut(BaseModel, ABC):
+class Cut(Displayed, BaseModel, ABC):
     """One entry of a plan's `cuts`. All indices are the original's."""
 
     model_config = ConfigDict(extra="forbid")
@@ -126,3 +127,10 @@ class Cut(BaseModel, ABC):
     @abstractmethod
     def summary(self) -> dict[str, object]:
         """Its criterion and its numbers, for the folder of a pruned checkpoint."""
+
+    def in_words(self) -> str:
+        """How much stays, and by which criterion, in a few words."""
+        return f"{self.kind} by {self.criterion}"
+
+    def overview(self) -> Overview:
+        return Overview([self.in_words()])

@@ -251,6 +251,10 @@ class ExpertsCut(Cut):
     def summary(self) -> dict[str, object]:
         return self.model_dump(include={"kind", "criterion", "keep", "onto"}) | {"experts": max(self.experts.values())}
 
+    def in_words(self) -> str:
+        kept = f"about {self.keep}" if self.per_block else str(self.keep)
+        return f"{kept} of {max(self.experts.values())} experts by {self.criterion}"
+
     def _block_of(self, parameter: str) -> str | None:
         return next((name for name in self.kept if parameter.startswith(f"{name}.")), None)
 

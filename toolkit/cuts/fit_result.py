@@ -8,13 +8,17 @@
 Losses are nats per completion token of the dev slice.
 """
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from toolkit.runtime.display import Displayed, Overview
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import write_text
+from toolkit.runtime.formatting import amount, percent, precise_size, signed_loss
 
 
 class FitShape(NamedTuple):
@@ -114,6 +118,10 @@ class ShapeRecord(_Record):
     def shape(self) -> FitShape:
         return FitShape(self.layers, self.experts, self.width, self.experts_per_token, self.form)
 
+    def in_words(self) -> str:
+        active = "dense" if self.form == "dense" else f"{self.experts_per_token} active"
+        return f"{self.layers} layers, {self.experts} experts of width {self.width:,}, {active}"
+
 
 class OriginalSize(_Record):
     """The model that is cut."""
@@ -132,7 +140,7 @@ class OriginalSize(_Record):
         return FitShape(self.layers, self.experts, self.width, self.experts_per_token)
 
 
-class FitResult(_Record):
+class FitResult(Displayed, _Record):
     """fit.json."""
 
     format: Literal[1] = 1
@@ -157,6 +165,33 @@ class FitResult(_Record):
             raise PollardError("fit.json has no chosen shape: the stage fit/choose has not run.", code="fit.not-chosen")
         return self.shapes[self.chosen]
 
+    @property
+    def frontier(self) -> list[ShapeRecord]:
+        """The measured shapes that none of the same size on disk or a smaller one beats by its loss, from the smallest on."""
+        shapes = [shape for shape in self.shapes if shape.measured and shape.measured.loss is not None and not shape.refused]
+        losses = [shape.measured.loss for shape in shapes if shape.measured and shape.measured.loss is not None]
+        return [shapes[place] for place in unbeaten([shape.bytes for shape in shapes], losses)]
+
+    def overview(self) -> Overview:
+        """The shapes of the frontier and the chosen one, and what they lose."""
+        chosen = None if self.chosen is None else self.choice
+        shapes = self.frontier
+        if chosen is not None and not any(shape is chosen for shape in shapes):
+            shapes.append(chosen)
+        measured = sum(shape.measured is not None for shape in self.shapes)
+        facts = [f"{name} ≤ {limit:,}" for name, limit in self.limits.items()]
+        facts += [f"{len(self.shapes)} shapes", f"{measured} measured", chosen.in_words() if chosen else "none chosen yet"]
+        rows = [
+            (
+                shape.in_words(), precise_size(shape.bytes), amount(shape.active_parameters),
+                signed_loss(shape.measured.loss if shape.measured else None),
+                percent(shape.measured.score if shape.measured else None), "chosen" * (shape is chosen),
+            )
+            for shape in shapes
+        ]  # fmt: skip
+        columns = ("shape", "size", "active parameters", "loss added", "score", "")
+        return Overview(facts, columns, rows, "shapes that no smaller one beats" * bool(rows))
+
     def save(self, path: Path) -> None:
         write_text(path, self.model_dump_json(indent=1) + "\n")
 
@@ -169,3 +204,13 @@ class FitResult(_Record):
             raise PollardError(
                 f"{path} is no result of a fit ({error}): run the fit again (pollard fit RECIPE --fresh).", code="fit.unreadable"
             ) from None
+
+
+def unbeaten(sizes: Sequence[int | float], losses: Sequence[float]) -> list[int]:
+    """Places of those that none of the same size or a smaller one has a lower loss than, from the smallest on."""
+    best, places = math.inf, []
+    for place in sorted(range(len(sizes)), key=lambda place: (sizes[place], losses[place])):
+        if losses[place] < best:
+            best = losses[place]
+            places.append(place)
+    return places

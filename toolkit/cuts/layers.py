@@ -140,6 +140,9 @@ class LayersCut(Cut):
     def summary(self) -> dict[str, object]:
         return self.model_dump(include={"kind", "criterion", "layers", "kept"})
 
+    def in_words(self) -> str:
+        return f"{len(self.kept)} of {self.layers} layers by {self.criterion}"
+
 
 class LayersMask(NamedTuple):
     """A model without some of its layers: nobody need know what a layer hands on that is not there."""

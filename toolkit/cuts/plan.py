@@ -37,7 +37,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -48,17 +47,18 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import CoreSchema, core_schema
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from toolkit.cuts.block_plan import BlockPlan
 from toolkit.cuts.cut import Cut
 from toolkit.cuts.dense import DenseBlock
 from toolkit.cuts.experts import ExpertsCut
 from toolkit.cuts.layers import LayersCut
-from toolkit.cuts.width import WidthCut, checksum
+from toolkit.cuts.width import WidthCut, checksum, read_channels
+from toolkit.runtime.display import Displayed, Overview
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import write_text
+from toolkit.runtime.formatting import ranges
 
 # In the order in which a plan's cuts are applied. They commute: experts come first because channels are chosen per kept expert
 KINDS: list[type[Cut]] = [ExpertsCut, WidthCut, LayersCut]
@@ -74,7 +74,7 @@ class _OneOfKinds:
         return core_schema.tagged_union_schema(schemas, discriminator="kind")
 
 
-class Plan(BaseModel):
+class Plan(Displayed, BaseModel):
     """What stays of a model, and how that was decided. `cuts`: one of each kind at most."""
 
     model_config = ConfigDict(extra="forbid")
@@ -205,6 +205,13 @@ class Plan(BaseModel):
         cuts = [cut.summary() for cut in self.cuts]
         return {"model": self.model, "experts_per_token": self.experts_per_token, "seed": self.seed, "cuts": cuts}
 
+    def overview(self) -> Overview:
+        facts = [self.model, *(cut.in_words() for cut in self.cuts), f"{self.experts_per_token} active per token"]
+        experts, layers = self.cut(ExpertsCut), self.cut(LayersCut)
+        rows = [(name, ranges(sorted(kept))) for name, kept in experts.kept.items()] if experts else []
+        note = f"layers kept: {ranges(layers.kept)}" if layers else ""
+        return Overview([*facts, *(["written in the dense form"] if self.form else [])], ("block", "experts kept"), rows, note)
+
     def choice(self) -> Any:
         """What decides the pruned weights besides `experts_per_token`, as JSON: for fingerprints. The same for a plan in both
         formats."""
@@ -241,25 +248,8 @@ class Plan(BaseModel):
             )
             raise PollardError(f"{path} is not a valid plan:\n{faults}", code="plan.invalid") from None
         if width := plan.cut(WidthCut):
-            width.channels = _read_channels(Path(path).with_name(width.file), width.checksum)
+            width.channels = read_channels(Path(path).with_name(width.file), width.checksum)
         return plan
-
-
-def _read_channels(file: Path, expected: str | None) -> dict[str, torch.Tensor]:
-    """Raises PollardError where `file` is missing, damaged or another plan's."""
-    try:
-        channels = {name: kept.long() for name, kept in load_file(file).items()}
-    except (OSError, SafetensorError) as error:
-        raise PollardError(
-            f"Cannot read the channels that the plan keeps from {file} ({error}). They lie beside the plan: copy both.",
-            code="plan.no-channels",
-        ) from None
-    if expected and checksum(channels) != expected:
-        raise PollardError(
-            f"{file} is not what the plan beside it was written with: their checksums differ. Copy both files of one plan.",
-            code="plan.other-channels",
-        )
-    return channels
 
 
 class PlanFormat1(BaseModel):

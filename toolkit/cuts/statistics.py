@@ -15,15 +15,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from toolkit.runtime.display import Displayed, Overview
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import write_text
+from toolkit.runtime.formatting import MISSING
 
 Tokens = Literal["all", "prompt", "completion"]
 SearchMode = Literal["layerwise", "progressive"]
@@ -122,8 +124,8 @@ class StatisticsFacts:
         return TypeAdapter(cls).validate_json(text)
 
 
-@dataclass
-class ExpertStatistics:
+@dataclass(repr=False)
+class ExpertStatistics(Displayed):
     """Statistics per MoE block and expert.
 
     `vectors` maps "<block>/<statistic>/<prompt|completion>" to float64 [E] (the names are those of docs/methods.md);
@@ -170,6 +172,24 @@ class ExpertStatistics:
         stacked = torch.stack(parts)
         return stacked.amax(0) if statistic in MAXIMA else stacked.sum(0)
 
+    def overview(self) -> Overview:
+        about, first = self.about, next(iter(self.about.blocks.values()), None)
+        facts = [about.model] * bool(about.model)
+        if first:
+            shape = f"{len(about.blocks)} blocks of {first.experts} experts, {first.experts_per_token} active per token"
+            facts += [shape, f"{about.tokens:,} tokens"]
+        facts += [f"{len(about.sources)} sources"] * bool(about.sources) + ["channels"] * bool(about.channels)
+        facts += [f"{mode} reconstruction" for mode in about.reconstruction]
+        return Overview(facts, ("block", "experts", "without a token", "entropy of their use"), [*map(self._row, about.blocks)])
+
+    def _row(self, block: str) -> tuple[str, ...]:
+        facts = self.about.blocks[block]
+        try:
+            use = self._use(block)
+        except PollardError:  # made by hand, without counts
+            return block, str(facts.experts), MISSING, MISSING
+        return block, str(facts.experts), str(len(use.unobserved)), f"{use.entropy_bits:.2f} bits"
+
     def save(self, folder: str | Path) -> None:
         """Writes both files into `folder`; the JSON is written last and marks them as complete."""
         folder = Path(folder)
@@ -193,12 +213,21 @@ class ExpertStatistics:
             ) from None
 
     def _summarise(self) -> None:
-        """Sets, per block, the experts that no token reached and the entropy of the experts' use in bits."""
         for block, facts in self.about.blocks.items():
-            count = self.get(block, "count")
-            use = count / count.sum().clamp(min=1)
-            facts.unobserved = (count == 0).nonzero().flatten().tolist()
-            facts.entropy_bits = round(float(-(use * use.clamp(min=1e-30).log2()).sum()), 4)
+            facts.unobserved, facts.entropy_bits = self._use(block)
+
+    def _use(self, block: str) -> "_Use":
+        count = self.get(block, "count")
+        use = count / count.sum().clamp(min=1)
+        bits = round(float(-(use * use.clamp(min=1e-30).log2()).sum()), 4)
+        return _Use((count == 0).nonzero().flatten().tolist(), bits)
+
+
+class _Use(NamedTuple):
+    """How a block's experts were used."""
+
+    unobserved: list[int]  # that no token reached
+    entropy_bits: float
 
 
 def mix(parts: Sequence[ExpertStatistics], names: Sequence[str], weights: Sequence[float]) -> ExpertStatistics:

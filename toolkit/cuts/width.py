@@ -14,10 +14,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import ConfigDict, Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -172,6 +175,9 @@ class WidthCut(Cut):
     def summary(self) -> dict[str, object]:
         return self.model_dump(include={"kind", "criterion", "keep"})
 
+    def in_words(self) -> str:
+        return f"{self.keep:,} channels by {self.criterion}"
+
 
 def checksum(channels: Mapping[str, torch.Tensor]) -> str:
     """Of a choice of channels, whatever type of integers they are stored as."""
@@ -179,6 +185,23 @@ def checksum(channels: Mapping[str, torch.Tensor]) -> str:
     for name, kept in sorted(channels.items()):
         digest.update(f"{name}{list(kept.shape)}".encode() + kept.int().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def read_channels(file: Path, expected: str | None) -> dict[str, torch.Tensor]:
+    """Raises PollardError where `file` is missing, damaged or another plan's."""
+    try:
+        channels = {name: kept.long() for name, kept in load_file(file).items()}
+    except (OSError, SafetensorError) as error:
+        raise PollardError(
+            f"Cannot read the channels that the plan keeps from {file} ({error}). They lie beside the plan: copy both.",
+            code="plan.no-channels",
+        ) from None
+    if expected and checksum(channels) != expected:
+        raise PollardError(
+            f"{file} is not what the plan beside it was written with: their checksums differ. Copy both files of one plan.",
+            code="plan.other-channels",
+        )
+    return channels
 
 
 def _shorten(model: PreTrainedModel, name: str, axis: ChannelAxis, channels: torch.Tensor) -> None:

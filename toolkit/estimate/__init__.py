@@ -3,6 +3,7 @@
 What a stage holds and computes is put together by the stage itself (toolkit/pipeline/stages).
 """
 
+from toolkit.estimate.cpu_speed import CPUSpeed, measure_cpu
 from toolkit.estimate.data_size import DataSize, DataSizes, StudentSizes
 from toolkit.estimate.finetuning import FineTuning, TrainerSettings, cannot_fit, estimate_finetuning
 from toolkit.estimate.inference import (
@@ -36,6 +37,7 @@ __all__ = [
     "DISK_BANDWIDTH",
     "GIB",
     "GPUS",
+    "CPUSpeed",
     "DataSize",
     "DataSizes",
     "Estimate",
@@ -62,6 +64,7 @@ __all__ = [
     "estimate_observation",
     "estimate_refit",
     "estimate_served",
+    "measure_cpu",
     "memory_on",
     "model_size",
     "place_model",

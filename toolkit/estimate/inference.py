@@ -34,9 +34,9 @@ def estimate_generation(
     flops = seconds = None
     if prompts.examples is not None:
         flops = 2.0 * model.active * prompts.examples * (prompts.mean + new_tokens)
-        if machine.gpu:  # each new token reads every weight (all experts, in a batch) and is as fast as that
+        if machine.bandwidth:  # each new token reads every weight (all experts, in a batch) and is as fast as that
             passes = math.ceil(prompts.examples / (batch * placement.copies)) * new_tokens
-            reading = passes * model.bytes / (BANDWIDTH_SHARE * machine.gpu.bandwidth)
+            reading = passes * model.bytes / (BANDWIDTH_SHARE * machine.bandwidth)
             computing = machine.seconds(flops, 0.0, gpus=placement.copies) or 0.0
             seconds = model.bytes / DISK_BANDWIDTH + max(reading, computing, placement.transfer_seconds(passes))
     on_gpu, in_ram = memory_on(machine, gpu, {"weights": placement.host})

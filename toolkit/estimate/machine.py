@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
+from toolkit.estimate.cpu_speed import CPUSpeed
 from toolkit.runtime.amounts import bytes_in
 from toolkit.runtime.errors import PollardError, did_you_mean
 from toolkit.runtime.gpus import GPU, GPUS
 
 CPU_RANKS = 2  # what launch.sh starts where there is no GPU
-UTILISATION = 0.3  # of a GPU's peak FLOP/s: the rest is lost to communication, padding, small products and Python
+UTILISATION = 0.3  # of a GPU's or processor's peak FLOP/s: the rest goes to communication, padding, small products and Python
 USABLE = 0.92  # of a GPU's or a host's memory: the rest is taken by CUDA, the system and fragmentation
 
 
@@ -24,10 +25,12 @@ class Machine:
     gpu_memory: int  # bytes of each GPU
     cpu_memory: int  # bytes of RAM of each node
     gpu: GPU | None  # None: their kind is not known
+    cpu: CPUSpeed | None = None  # of each node, where it has no GPU; None: it was not measured
+    cpu_ranks: int = CPU_RANKS
 
     @property
     def ranks_per_node(self) -> int:
-        return self.gpus or CPU_RANKS
+        return self.gpus or self.cpu_ranks
 
     @property
     def ranks(self) -> int:
@@ -38,11 +41,20 @@ class Machine:
         return not self.gpus or size <= USABLE * self.gpu_memory
 
     def seconds(self, flops: float | None, other: float, gpus: int | None = None) -> float | None:
-        """`other` plus the seconds that `flops` operations take on `gpus` GPUs (default: all of them). None where the number of
-        operations or the GPU's speed is not known."""
-        if flops is None or self.gpu is None:
+        """`other` plus the seconds that `flops` operations take on `gpus` GPUs (default: all of them), or on all processors where
+        there is none. None where the number of operations, or the speed, is not known."""
+        if flops is None:
             return None
-        return other + flops / (UTILISATION * self.gpu.flops * (gpus or self.gpus * self.nodes))
+        if self.gpu is not None:
+            return other + flops / (UTILISATION * self.gpu.flops * (gpus or self.gpus * self.nodes))
+        return None if self.cpu is None else other + flops / (UTILISATION * self.cpu.flops * self.nodes)
+
+    @property
+    def bandwidth(self) -> float | None:
+        """Bytes per second at which one rank reads weights; None where it is not known."""
+        if self.gpu is not None:
+            return self.gpu.bandwidth
+        return None if self.cpu is None else self.cpu.bandwidth / self.ranks_per_node
 
 
 def resolve_machine(

@@ -69,6 +69,12 @@ class Estimate:
         return sum(stage.disk for stage in self.stages)
 
     @property
+    def seconds(self) -> float | None:
+        """Of all stages; None where those of one are not known."""
+        each = [stage.seconds for stage in self.stages]
+        return None if None in each else sum(filter(None, each))
+
+    @property
     def lacking(self) -> dict[str, list[str]]:
         """Per stage that does not fit, which memory is too small."""
         return {stage.name: lacks for stage in self.stages if (lacks := stage.lacks(self.machine))}

@@ -3,12 +3,13 @@
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import torch
+from rich.markup import escape
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from toolkit.evaluation.answers import AnswerLog, AnswersByKey, Request, Writer
@@ -41,15 +42,19 @@ def evaluate(
     seed: int = 0,
     backend: Literal["transformers", "continuous"] = "transformers",
     log: AnswerLog | None = None,
+    scorer: Callable[..., float] | None = None,
 ) -> Scores:
-    """Answers the first `examples` items of `split` (all unless given) and scores them with the task's scorer.
+    """Answers the first `examples` items of `split` (all unless given) and scores them with the task's scorer, or `scorer`: a
+    function of (prediction, gold) or (prediction, gold, row) that returns True, False or a degree in 0…1 (docs/tasks.md).
 
     Prompts are sorted by length, batched, padded on the left, and dealt out to the ranks by whole batches; every rank
     returns the scores of all. `model` may be a path; its own tokenizer is used unless one is given. With a `log`,
     answers that it holds are not generated again. For a model that skips experts, `Scores.facts` says how many were
-    skipped in the answers generated now. Where the scorer raises, the item is kept with the error (`Scores.check`
-    raises it). Raises PollardError for an empty split.
+    skipped in the answers generated now. Where the scorer raises, or returns anything else, the item is kept with the error
+    and its line of data, which is told (`Scores.check` raises it). Raises PollardError for an empty split, and for a
+    `scorer` that takes other arguments.
     """
+    task = task if scorer is None else task.with_scorer(scorer)
     if isinstance(model, str | os.PathLike):
         tokenizer = tokenizer or load_tokenizer(os.fspath(model))
         model = load_model(os.fspath(model), device=device())
@@ -83,6 +88,8 @@ def evaluate(
         skipped_per_token=skipping.per_token,
         peak_memory_bytes=max(gather(peak_memory(model.device))),
     )
+    if failed := scores.failed:
+        say(f"  [yellow]{len(failed):,} of {scores.n:,} answers were not judged:[/] {escape(failed[0].error or '')}")
     return scores
 
 

@@ -19,11 +19,13 @@ from itertools import permutations
 from toolkit.evaluation.answers import Answer
 from toolkit.evaluation.scores import Item, Sample
 from toolkit.tasks import Example, Task
+from toolkit.tasks.templates import Row
 
 
 def judge(task: Task, examples: Sequence[Example], answers: Sequence[Answer]) -> list[Item]:
     """One item per example, in the same order. Call it on one rank only: scorers may start processes of their own."""
-    verdicts = task.scorer.verdicts([(answer.text, example.gold) for answer, example in zip(answers, examples, strict=True)])
+    pairs = [(answer.text, example.gold) for answer, example in zip(answers, examples, strict=True)]
+    verdicts = task.scorer.verdicts(pairs, [example.row for example in examples])
     items = []
     for index, (example, answer, verdict) in enumerate(zip(examples, answers, verdicts, strict=True)):
         error = f"item {index} ({example.where or 'made by hand'}): {verdict.error}" if verdict.error else None
@@ -52,8 +54,8 @@ def judge_samples(task: Task, examples: Sequence[Example], answers: Sequence[Seq
     if len(judged) == 1:
         return judged[0]
     items = []
-    golds = [example.gold for example in examples]
-    for winner, candidates in zip(vote_winners(task, answers, golds), zip(*judged, strict=True), strict=True):
+    winners = vote_winners(task, answers, [example.gold for example in examples], [example.row for example in examples])
+    for winner, candidates in zip(winners, zip(*judged, strict=True), strict=True):
         samples = [Sample(item.prediction, item.correct, item.tokens, item.ended) for item in candidates]
         items.append(replace(candidates[winner], tokens=sum(item.tokens for item in candidates), samples=samples))
     return items
@@ -65,7 +67,9 @@ def mean_score(items: Sequence[Item]) -> float:
     return sum(correct) / len(correct) if correct else 0.0
 
 
-def vote_winners(task: Task, answers: Sequence[Sequence[Answer]], golds: Sequence[str] | None = None) -> list[int]:
+def vote_winners(
+    task: Task, answers: Sequence[Sequence[Answer]], golds: Sequence[str] | None = None, rows: Sequence[Row] | None = None
+) -> list[int]:
     """The number of each item's winning answer: the first of those that most agree with.
 
     `golds` are the items' gold answers, whose format says where an answer stands; without them every answer's own does. Answers
@@ -74,18 +78,21 @@ def vote_winners(task: Task, answers: Sequence[Sequence[Answer]], golds: Sequenc
     """
     texts = [[answer.text.strip() for answer in candidates] for candidates in answers]
     winners = []
-    for candidates, votes in zip(texts, count_votes(task, texts, golds), strict=True):
+    for candidates, votes in zip(texts, count_votes(task, texts, golds, rows), strict=True):
         votes = votes if any(votes) else [candidates.count(text) for text in candidates]
         winners.append(votes.index(max(votes)))
     return winners
 
 
-def count_votes(task: Task, texts: Sequence[Sequence[str]], golds: Sequence[str] | None = None) -> list[list[int]]:
+def count_votes(
+    task: Task, texts: Sequence[Sequence[str]], golds: Sequence[str] | None = None, rows: Sequence[Row] | None = None
+) -> list[list[int]]:
     """For every one of an item's answers, how many of them agree with it, itself included; 0 where the task finds nothing in it.
-    `golds`: as for `vote_winners`."""
+    `golds`: as for `vote_winners`; `rows`: the items' lines of data."""
     pairs = [(item, one, other) for item, candidates in enumerate(texts) for one, other in _pairs(candidates)]
     verdicts = task.scorer.verdicts(
-        [(one, task.scorer.as_gold(other, golds[item] if golds else other)) for item, one, other in pairs]
+        [(one, task.scorer.as_gold(other, golds[item] if golds else other)) for item, one, other in pairs],
+        [rows[item] for item, _, _ in pairs] if rows else None,
     )
     agreeing = {pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict.strict}
     counts = []

@@ -6,9 +6,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from toolkit.runtime.display import Displayed, Overview
 from toolkit.runtime.errors import ItemsFailed
 from toolkit.runtime.files import JsonObject, write_text
-from toolkit.runtime.intervals import wilson
+from toolkit.runtime.formatting import interval, percent
+from toolkit.runtime.intervals import mean_interval, wilson
+
+SHOWN = 5  # wrong answers, in a notebook
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,11 @@ class EvaluationFacts:
         return {key: value for key, value in asdict(self).items() if value is not None or unknown.get(key)}
 
 
-@dataclass
-class Scores:
+@dataclass(repr=False)
+class Scores(Displayed):
     """A model's result on a split. `score` and `interval` are fractions, by strict extraction."""
 
-    items: list[Item] = field(repr=False)
+    items: list[Item]
     facts: EvaluationFacts = field(default_factory=EvaluationFacts)
 
     def add_facts(self, **facts: Any) -> None:
@@ -125,6 +129,12 @@ class Scores:
         return math.fsum(credits) / len(credits) if credits else None
 
     @property
+    def credit_interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of `credit` (Student's t: credits are no 0 and 1); None where the scorer gives none."""
+        credits = [item.credit for item in self.items if item.credit is not None]
+        return mean_interval(credits, 0.0, 1.0) if credits else None
+
+    @property
     def likelihood_score(self) -> float | None:
         """The share of items with choices whose right choice is the likeliest; None where no item has any."""
         return sum(self._likeliest) / len(self._likeliest) if self._likeliest else None
@@ -135,9 +145,10 @@ class Scores:
 
     @property
     def other_measures(self) -> str:
-        """ ", 61.2% by the likeliest choice, 70.1% mean credit", where there are such measures; else empty."""
-        measures = {"by the likeliest choice": self.likelihood_score, "mean credit": self.credit}
-        return "".join(f", {value:.1%} {name}" for name, value in measures.items() if value is not None)
+        """ ", 61.2% by the likeliest choice, 70.1% mean credit (66.0–74.2 %)", where there are such measures; else empty."""
+        ends = self.credit_interval
+        names = {"by the likeliest choice": self.likelihood_score, f"mean credit ({interval(ends)})" if ends else "": self.credit}
+        return "".join(f", {value:.1%} {name}" for name, value in names.items() if value is not None)
 
     @property
     def failed(self) -> list[Item]:
@@ -154,6 +165,18 @@ class Scores:
                 f"{failed[0].error}{more}. The others are judged; mend the scorer, and the same command goes on.",
                 [item.index for item in failed],
             )
+
+    def overview(self) -> Overview:
+        """The score; and in a notebook the first answers that are wrong or could not be judged."""
+        facts = [f"{percent(self.score)} of {self.n:,} right, 95 % interval {interval(self.interval)}"]
+        facts += [f"{percent(self.flexible_score)} by flexible extraction"] * (self.flexible_correct > self.correct)
+        facts += [self.other_measures.removeprefix(", ")] * bool(self.other_measures)
+        facts += [f"{len(self.failed):,} not judged"] * bool(self.failed)
+        facts += [" ".join(filter(None, (self.facts.task, self.facts.split)))] * bool(self.facts.task)
+        wrong = [item for item in self.items if item.error or not item.correct]
+        rows = [(str(item.index), item.prompt, item.gold, item.error or item.prediction) for item in wrong[:SHOWN]]
+        note = f"{len(rows)} of {len(wrong):,} that are not right" * bool(rows)
+        return Overview(facts, ("item", "question", "right answer", "the model's"), rows, note)
 
     def save(self, folder: str | Path, role: str) -> None:
         """Writes <role>.predictions.jsonl, then <role>.json."""
@@ -175,7 +198,7 @@ class Scores:
             "given_up": sum(item.note is not None for item in self.items),
         }
         if self.credit is not None:
-            summary["credit"] = self.credit
+            summary |= {"credit": self.credit, "credit_interval": list(self.credit_interval or ())}
         if self.likelihood_score is not None:
             summary |= {"likelihood_score": self.likelihood_score, "likelihood_correct": sum(self._likeliest)}
         write_text(folder / f"{role}.json", json.dumps(summary | self.facts.to_json(), indent=1) + "\n")

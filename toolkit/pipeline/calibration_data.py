@@ -137,7 +137,7 @@ def right_answers(
     for i, answer in generate_shard(model, prompts, size.number, settings, common=CommonPrefix.of(prompts)):
         prompt, example = pairs[i]
         text = answer_text(tokenizer, answer, as_list(settings.eos_token_id), example)
-        if task.score(text, gold_of(tokenizer, example)) and len(prompt) + len(answer) <= longest:
+        if task.score(text, gold_of(tokenizer, example), example.row) and len(prompt) + len(answer) <= longest:
             mine.append((i, Encoded(prompt + answer, len(prompt))))
     kept = [encoded for _, encoded in sorted(found for part in gather(mine) for found in part)]
     if not kept:

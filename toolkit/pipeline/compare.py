@@ -1,6 +1,6 @@
 """`pollard compare A B`: any two models of any two runs, where both answered the same questions."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from toolkit.pipeline.stage_names import EVALUATE, stage_name
 from toolkit.recipe.roles import Role
 from toolkit.report.facts import ComparedModel, ModelComparison, ModelPair, ModelResult
 from toolkit.report.narrative import verdict
-from toolkit.report.paired_questions import Correctness, compare_paired, correctness
+from toolkit.report.paired_questions import Answer, Correctness, compare_paired, correctness, credit_differences
 from toolkit.runtime.errors import PollardError
 
 PREFERRED = (
@@ -29,6 +29,7 @@ class EvaluatedModel(NamedTuple):
     name: str
     result: ModelResult
     correct: Correctness
+    answers: Sequence[Answer]
 
     def compared(self) -> ComparedModel:
         """As a side of the comparison."""
@@ -62,7 +63,7 @@ def find_evaluated(where: str, stale: bool = False) -> EvaluatedModel:
             f"The answers of {run.path / role} are gone ({run.evaluation}). Evaluate it again (--fresh).",
             code="compare.no-answers",
         )
-    return EvaluatedModel(f"{run.path / role}{f' ({why})' if why else ''}", result, correctness(answers))
+    return EvaluatedModel(f"{run.path / role}{f' ({why})' if why else ''}", result, correctness(answers), answers)
 
 
 def _run_and_role(path: Path) -> tuple[RunDirectory, str]:
@@ -94,7 +95,8 @@ def compare(first: str, second: str, stale: bool = False) -> ModelComparison:
             "evaluation.split and evaluation.examples.",
             code="compare.other-questions",
         )
-    pair = ModelPair.of(one.compared(), other.compared(), compare_paired(one.correct, other.correct))
+    credits = credit_differences(one.answers, other.answers)
+    pair = ModelPair.of(one.compared(), other.compared(), compare_paired(one.correct, other.correct), credits)
     return ModelComparison(
         task=one.result.task, split=one.result.split, pair=pair, verdict=verdict(pair, one.name, other.name)
     )  # fmt: skip

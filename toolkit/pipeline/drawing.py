@@ -80,7 +80,7 @@ class Drawing:
     def is_right(self, answered: Answered, answer: Answer) -> bool:
         """By the task's scorer."""
         task = self.data.task(self.source.task or self.recipe.task)
-        return bool(task.score(answer.text, gold_of(self.tokenizer, answered.example)))
+        return bool(task.score(answer.text, gold_of(self.tokenizer, answered.example), answered.example.row))
 
     def write(self, model: PreTrainedModel, folder: Path, fingerprint: str, select: Selection) -> list[JsonObject]:
         """`source.samples` answers to every prompt, of which `select` says what is written into `folder`: returns all lines, on

@@ -71,6 +71,12 @@ class Estimator:
                 f"time: {UTILISATION:.0%} of {gpu.name}'s {gpu.flops / 1e12:,.0f} TFLOP/s; while generating, "
                 f"{BANDWIDTH_SHARE:.0%} of its {gpu.bandwidth / 1e12:.2f} TB/s if that is slower"
             )
+        elif self.machine.cpu:
+            cpu = self.machine.cpu
+            lines.append(
+                f"time: {UTILISATION:.0%} of the {cpu.flops / 1e9:,.0f} GFLOP/s that were measured here just now; starting and "
+                "loading are not counted"
+            )
         elif self.machine.gpus:
             lines.append("time: not estimated, for the kind of GPU is not known (--gpu h100)")
         return lines

@@ -1,7 +1,7 @@
 """The first screen of a run: what will happen, with its arithmetic, before any weights are read."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 
 import torch
 from rich.markup import escape
@@ -10,7 +10,7 @@ from toolkit.cuts import shaped_meta_model
 from toolkit.moe import expert_width, find_blocks, sizes
 from toolkit.moe.load import resolve_dtype
 from toolkit.pipeline.context import RunContext
-from toolkit.pipeline.manifest import git_commit
+from toolkit.pipeline.expected_time import expected_line, machine_of_run
 from toolkit.pipeline.recipe_changes import described
 from toolkit.pipeline.rounds import early_rounds
 from toolkit.pipeline.stage import Stage
@@ -19,8 +19,7 @@ from toolkit.recipe.schema import Recipe
 from toolkit.runtime.distributed import say, world_size
 from toolkit.runtime.formatting import amount
 from toolkit.runtime.progress import duration
-
-SHOWN = ("torch", "transformers", "trl", "deepspeed")
+from toolkit.runtime.versions import versions
 
 
 def first_screen(context: RunContext, planned: Sequence[Stage], reasons: Mapping[str, str]) -> None:
@@ -28,6 +27,7 @@ def first_screen(context: RunContext, planned: Sequence[Stage], reasons: Mapping
     recipe, config, model = context.recipe, context.config, context.meta_model
     before, after = sizes(model), sizes(shaped_meta_model(config, context.budget.shape))
     most, least = ("at most ", "at least ") if context.is_provisional else ("", "")
+    there = machine_of_run()
     facts = {
         "model": f"{recipe.model.path} ({config.model_type}): {amount(before.parameters)} → {most}{amount(after.parameters)} "
         f"parameters, {least}{before.parameters / after.parameters:.2f} times smaller",
@@ -37,6 +37,7 @@ def first_screen(context: RunContext, planned: Sequence[Stage], reasons: Mapping
         "machine": machine(recipe, config),
         "versions": versions(),
         "results": str(context.directory.path),
+        "takes": expected_line([partial(stage.estimate, there) for stage in planned if reasons[stage.name]], there),
     }
     say(f"[bold]{recipe.name}[/]")
     for name, value in facts.items():
@@ -88,16 +89,6 @@ def machine(recipe: Recipe, config: object) -> str:
     if recipe.model.dtype == "auto":
         dtype += " (auto: the checkpoint's own)" if gpu else " (auto: no GPU)"
     return f"{where}, {dtype}"
-
-
-def versions() -> str:
-    try:
-        ours = version("pollard-moe")  # `pollard` is another project on the package index
-    except PackageNotFoundError:
-        ours = "(not installed)"
-    commit = git_commit()
-    theirs = ", ".join(f"{package} {version(package)}" for package in SHOWN)
-    return f"pollard {ours}{f' ({commit[:7]})' if commit else ''}, {theirs}"
 
 
 def replaced_models(context: RunContext, to_do: Iterable[Stage]) -> list[str]:

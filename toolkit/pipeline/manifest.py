@@ -6,7 +6,6 @@ there, and nothing takes it for what the recipe asks for.
 """
 
 import json
-import subprocess
 import time
 import uuid
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from toolkit.pipeline.recipe_changes import described
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import JsonObject, write_text
 from toolkit.runtime.run_files import free_name
+from toolkit.runtime.versions import git_commit
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "deepspeed", "bitsandbytes", "datasets", "accelerate", "safetensors")
 SWEEP = "sweep"  # the entry of a sweep, which is no stage of a run
@@ -143,19 +143,3 @@ class Manifest:
 
     def _write(self, manifest: JsonObject) -> None:
         write_text(self.manifest, json.dumps(manifest, indent=1) + "\n")
-
-
-def git_commit() -> str | None:
-    """The toolkit's own commit, where it stands in a git checkout."""
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None

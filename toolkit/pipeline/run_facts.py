@@ -168,7 +168,8 @@ def read_answers(path: Path) -> list[Answer]:
         return []
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return [Answer(**{field.name: line[field.name] for field in fields(Answer)}) for line in lines]
+        names = [field.name for field in fields(Answer)]
+        return [Answer(**({"credit": None} | {name: line[name] for name in names if name in line})) for line in lines]
     except (ValueError, KeyError, TypeError) as error:
         scores = f"{path.name.partition('.')[0]}.json"
         raise PollardError(

@@ -40,6 +40,7 @@ from toolkit.pipeline.stages.layers import Layers
 from toolkit.pipeline.sweep_choice import SweepChoice, UniformCell
 from toolkit.pipeline.sweep_compression import check_compressions, compressed_as, observe_inputs, with_all_experts
 from toolkit.pipeline.sweep_grid import MEASURED, Grid
+from toolkit.pipeline.sweep_screen import sweep_screen
 from toolkit.pipeline.training_fingerprints import own_scorer_identity
 from toolkit.pipeline.write_report import write_report_on_main
 from toolkit.recipe.data import DataRecipe
@@ -51,6 +52,7 @@ from toolkit.runtime.distributed import barrier, check_shared, is_main, on_main,
 from toolkit.runtime.errors import Mistakes
 from toolkit.runtime.files import JsonObject, fingerprint_of, fingerprint_of_source, write_text
 from toolkit.runtime.formatting import loss, percent
+from toolkit.runtime.progress import duration
 from toolkit.runtime.run_files import RUN_FILE_PATTERNS, SHARD_PATTERN, remove_matching
 from toolkit.selection import WIDTH_CRITERIA, kept_unobserved
 
@@ -60,7 +62,7 @@ def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> SweepTable:
 
     `fresh` measures all of them again. Raises PollardError before anything is measured for cells that cannot be.
     """
-    recipe = grid.recipe
+    recipe, started = grid.recipe, time.monotonic()
     directory = RunDirectory(recipe.name, root)
     grid = with_all_experts(grid, RunContext(recipe, directory))
     owner = recipe.model.path, recipe.task.name
@@ -71,6 +73,7 @@ def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> SweepTable:
         check_shared(directory.path)
         on_main(lambda: _open(directory, recipe, fresh))
         context = RunContext(recipe, directory)
+        sweep_screen(grid, context)
         places = [_calibrated(context.variant(recipe)) for recipe in _observed_recipes(grid, context)]
         choices = on_main(lambda: _choose(grid, context, places))
         missing = on_main(lambda: [choice for choice in choices if not _measured(directory.sweep / choice.file)])
@@ -81,6 +84,7 @@ def sweep(grid: Grid, root: str = "runs", fresh: bool = False) -> SweepTable:
         show_sweep(table)
         write_report_on_main(directory.path)
         say(f"Report: {directory.path / 'report.html'}")
+        say(f"\n[bold]Done[/] in {duration(time.monotonic() - started)}")
     finally:
         directory.unlock()
     return table
@@ -227,7 +231,7 @@ def _measure(context: RunContext, choices: list[SweepChoice], folder: Path) -> N
         on_main(lambda: remove_matching(said, SHARD_PATTERN))
         if gold:
             write_reference(model, gold, said, "")
-        inputs = observe_inputs(context, model, choices)
+        inputs, begun = observe_inputs(context, model, choices), time.monotonic()
         for number, choice in enumerate(choices, start=1):
             started = time.monotonic()
             choice, search = _searched(choice, model, task.batches, folder)
@@ -242,7 +246,9 @@ def _measure(context: RunContext, choices: list[SweepChoice], folder: Path) -> N
                 write_text(folder / choice.file, json.dumps(facts) + "\n")
             on_task: Any = found["task"]
             result = f"{percent(on_task['score'])}, loss {loss(on_task['loss'])}"
-            say(f"  {number}/{len(choices)} {choice.name}: {result} [dim]{seconds} s[/]")
+            left = (time.monotonic() - begun) / number * (len(choices) - number)
+            after = f", {duration(left)} left" if number < len(choices) else ""
+            say(f"  {number}/{len(choices)} {choice.name}: {result} [dim]{seconds} s{after}[/]")
 
     with_model(recipe, recipe.model.path, recipe.model.revision, measure, why_whole="a sweep masks the routers of a whole model")
     barrier()

@@ -12,9 +12,9 @@ from toolkit.recipe.finetuning import FinetuningRecipe
 from toolkit.recipe.schema import Recipe
 from toolkit.recipe.sources import SourceRecipe
 from toolkit.recovery.training_data import sources_without_student
-from toolkit.runtime.files import fingerprint_of, fingerprint_of_source
+from toolkit.runtime.files import fingerprint_of
+from toolkit.runtime.own_function import function_identity
 from toolkit.tasks import DataCache
-from toolkit.tasks.scorers import scorer_file
 
 ROUNDS_OF_STUDENT: Any = {"data": {"__all__": {"rounds"}}}
 
@@ -52,7 +52,7 @@ def teaching_of(recipe: Recipe, data: DataCache, model: str, own_data: str, test
 
 def training_settings(recipe: Recipe, finetuning: FinetuningRecipe, teaching: Teaching) -> list[Any]:
     settings = finetuning.model_dump(exclude=ROUNDS_OF_STUDENT)  # how many trainings follow decides nothing of the first
-    return [teaching, settings, recipe.seed, recipe.model.dtype, *_selecting(recipe)]
+    return [teaching, settings, recipe.seed, recipe.model.dtype, *_selecting(recipe), *function_identity(finetuning.loss)]
 
 
 def shared_training(recipe: Recipe, teaching: Teaching) -> list[Any]:
@@ -102,5 +102,4 @@ def _selecting(recipe: Recipe) -> list[Any]:
 
 def own_scorer_identity(recipe: TaskRecipe) -> list[Any]:
     """The content of the file of the user's own scorer; nothing for the toolkit's scorers."""
-    own = recipe.scorer if recipe.scorer and ":" in recipe.scorer else None
-    return [fingerprint_of_source(scorer_file(own) or own)] if own else []
+    return [*function_identity(recipe.scorer if recipe.scorer and ":" in recipe.scorer else None)]

@@ -16,7 +16,7 @@ from pydantic import (
 from toolkit.recipe.choices import LabelFormat, ScorerName, TaskName
 from toolkit.runtime.errors import did_you_mean
 
-OWN_SCORER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+OWN_FUNCTION = re.compile(r"(?:[A-Za-z_][\w.]*|[^:]+\.py):[A-Za-z_]\w*")  # my_module:my_function, my_file.py:my_function
 
 
 class Section(BaseModel):
@@ -101,10 +101,11 @@ class TaskRecipe(Section):
     @classmethod
     def _scorer_is_known(cls, scorer: str | None) -> str | None:
         known = get_args(ScorerName)
-        if scorer is None or scorer in known or OWN_SCORER.fullmatch(scorer):
+        if scorer is None or scorer in known or OWN_FUNCTION.fullmatch(scorer):
             return scorer
         raise ValueError(
-            f"no scorer of that name{did_you_mean(scorer, known)} Allowed: {', '.join(known)}, or my_module:my_function"
+            f"no scorer of that name{did_you_mean(scorer, known)} Allowed: {', '.join(known)}, or my_module:my_function "
+            "(my_file.py:my_function)"
         )
 
     @field_validator("shots", mode="before")

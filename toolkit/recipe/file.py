@@ -21,6 +21,7 @@ from ruamel.yaml.resolver import VersionedResolver
 from toolkit.recipe.data import Section
 from toolkit.recipe.quick_checks import quick_checks
 from toolkit.recipe.schema import SHORTHANDS, Recipe
+from toolkit.runtime.embedded import find_embedded, find_embedded_in
 from toolkit.runtime.errors import PollardError, did_you_mean
 
 EXAMPLES = {"name": "name: my-run", "model": "model: mistralai/Mixtral-8x7B-v0.1", "task": "task: gsm8k"}
@@ -98,15 +99,19 @@ class _Document(NamedTuple):
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in `path` with `key.path=value` overrides applied.
 
+    Where there is no such file, or none that the recipe names, what comes along under that name is taken (`find_embedded`).
+
     Raises PollardError listing *all* faults, each with file, line and key, what is allowed, and the likeliest meaning; and
     with what `quick_checks` finds.
     """
-    values, places = _read_file(Path(path))
+    path = find_embedded(path)
+    values, places = _read_file(path)
     for override in overrides:
         key = _override(values, override)
         places[key] = f"command line ({override})"
         for n in range(1, len(key)):
             places.setdefault(key[:n], places[key])
+    values = find_embedded_in(values)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from toolkit.recipe.choices import METHODS_WITH_ADAPTERS, Method
-from toolkit.recipe.data import Section
+from toolkit.recipe.data import OWN_FUNCTION, Section
 from toolkit.recipe.sources import TrainingSourceRecipe, all_weights_or_none
 
 ZERO_PRESETS = (0, 1, 2, 3, "3-offload")
@@ -60,6 +60,9 @@ class FinetuningRecipe(Section):
     packing: bool = Field(default=False, exclude_if=lambda value: value is False)
     """Put the examples of a batch into as few rows as they need, one behind the other, instead of padding each to the longest. A
     step learns from the same examples as without; refused where a model would not keep them apart (docs/recovery.md)."""
+    loss: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    """A loss of your own instead of cross entropy: a function of logits [N, V] and targets [N] that returns [N],
+    my_file.py:my_loss or my_module:my_loss (docs/recovery.md)."""
     zero: int | str = 2
     """ZeRO stage (0, 1, 2, 3, 3-offload), or the path of a DeepSpeed JSON file."""
     max_length: int = Field(default=1024, ge=2)
@@ -95,6 +98,19 @@ class FinetuningRecipe(Section):
         if isinstance(zero, bool) or (zero not in ZERO_PRESETS and not str(zero).endswith(".json")):
             raise ValueError(f"{zero!r} is neither a ZeRO preset (0, 1, 2, 3, 3-offload) nor a path to a .json file")
         return zero
+
+    @field_validator("loss", mode="after")
+    @classmethod
+    def _loss_is_a_function(cls, loss: str | None) -> str | None:
+        if loss is None or OWN_FUNCTION.fullmatch(loss):
+            return loss
+        raise ValueError(f"{loss!r} names no function: say my_file.py:my_loss, or my_module:my_loss")
+
+    @model_validator(mode="after")
+    def _one_loss(self) -> Self:
+        if self.loss and self.teacher:
+            raise ValueError("loss and teacher both say what is learned: leave one of them out")
+        return self
 
     @model_validator(mode="after")
     def _stopping_needs_a_measure(self) -> Self:

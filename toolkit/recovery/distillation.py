@@ -20,12 +20,13 @@ from torch.nn.functional import cross_entropy, kl_div
 from torch.utils.checkpoint import checkpoint
 from trl import SFTConfig
 
-from toolkit.moe import logits_at, real_positions
+from toolkit.moe import logits_at
 from toolkit.recipe.finetuning import DistillationRecipe
 from toolkit.recovery.packing import IGNORED, Batch, PackingCollator
 from toolkit.recovery.seam_columns import TeacherStates
 from toolkit.recovery.seams import SeamObserver, Seams
 from toolkit.recovery.student_answers import JoinedCaches
+from toolkit.recovery.token_losses import Part, log_parts, mean_over_step
 from toolkit.recovery.top_logits import TOKENS_AT_ONCE, TopAndTail
 from toolkit.recovery.trainer import RecoveryTrainer
 from toolkit.runtime.errors import PollardError
@@ -35,16 +36,16 @@ DIVERGENCE_ONLY = "divergence_only"  # the column that says which examples have 
 SEAM_COLUMNS = ("teacher_hidden", "teacher_length")
 
 
-def check_distillable(arguments: SFTConfig) -> None:
-    """Raises PollardError for training arguments that ask for another loss than the distilled one."""
+def check_loss_alone(arguments: SFTConfig, key: str) -> None:
+    """Raises PollardError for training arguments that ask for another loss than the one that `key` of the recipe says."""
     others = {
         "label_smoothing_factor": arguments.label_smoothing_factor != 0,
         "loss_type": arguments.loss_type != "nll",
         "router_aux_loss_coef": arguments.router_aux_loss_coef != 0,
     }
-    for key in (key for key, is_set in others.items() if is_set):
+    for other in (other for other, is_set in others.items() if is_set):
         raise PollardError(
-            f"finetuning.trainer.{key} is for another loss than the distilled one: leave it out, or finetuning.teacher.",
+            f"finetuning.trainer.{other} is for another loss than that of {key}: leave it out, or {key}.",
             code="recovery.other-loss",
         )
 
@@ -146,31 +147,13 @@ class DistilledTrainer(RecoveryTrainer):
             logits_NV = logits_at(model, inputs, counted_BS)
         weight, temperature = self.distillation.weight, self.distillation.temperature
         cross, divergence = distillation_losses_in_parts(logits_NV, target_N, teacher, temperature)
-        # As SFTTrainer: over the tokens of all ranks and accumulated batches, since gradients are averaged over ranks
-        tokens = counted_BS.sum() if num_items_in_batch is None else num_items_in_batch
+        counted = counted_BS.sum()
         loss = (1 - weight) * cross + weight * temperature**2 * divergence
-        parts = {"cross_entropy": cross, "divergence": divergence}
+        parts = {"cross_entropy": Part(cross, (target_N != IGNORED).sum()), "divergence": Part(divergence, counted)}
         if self.seams:
             hidden, length = seam_columns
             teacher_states = TeacherStates(hidden.view(torch.bfloat16), length.view(torch.float32))
-            parts["seam"] = self.seams.loss(states, teacher_states)
-            loss = loss + self.distillation.hidden * parts["seam"]
-        loss = loss / torch.as_tensor(tokens).clamp(min=1)
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes
-        real_BS = inputs["attention_mask"] if "attention_mask" in inputs else real_positions(inputs["position_ids"])
-        self._log_parts(parts, (target_N != IGNORED).sum(), counted_BS.sum(), real_BS.sum())
-        return loss
-
-    def _log_parts(self, parts: dict[str, torch.Tensor], *tokens_of_batch: torch.Tensor) -> None:
-        """`tokens_of_batch`: how many have a cross entropy, are completion tokens, and are no padding."""
-        sums = (*parts.values(), *tokens_of_batch)
-        local = torch.stack([part.detach().double() for part in sums])
-        *found, supervised, counted, tokens = self.accelerator.gather(local).view(-1, len(sums)).sum(0).tolist()
-        self._total_train_tokens += int(tokens)
-        metrics = self._metrics["train"]
-        for name, part in zip(parts, found, strict=True):
-            number = supervised if name == "cross_entropy" else counted
-            if number or not counted:  # a batch of the student's answers alone has no cross entropy
-                metrics[name].append(part / max(number, 1))
-        metrics["num_tokens"] = [self._total_train_tokens]
+            parts["seam"] = Part(self.seams.loss(states, teacher_states), counted)
+            loss = loss + self.distillation.hidden * parts["seam"].total
+        log_parts(self, parts, inputs)
+        return mean_over_step(self, Part(loss, counted), num_items_in_batch)

@@ -21,17 +21,20 @@ from toolkit.recovery.checkpoints import last_checkpoint, resume_advice
 from toolkit.recovery.distillation import DIVERGENCE_ONLY, DistilledTrainer
 from toolkit.recovery.method import Training, training_of
 from toolkit.recovery.methods import METHODS, trainable_model
+from toolkit.recovery.own_loss import OwnLoss, OwnLossTrainer
 from toolkit.recovery.packing import IGNORED, padding_shares
 from toolkit.recovery.seams import Seams, seams_of
 from toolkit.recovery.settings import sft_config
 from toolkit.recovery.student_answers import JoinedCaches, MixedData, mixed_data, read_student_answers
 from toolkit.recovery.teacher import TeacherCache
-from toolkit.recovery.trainer import RecoveryTrainer, close_trackers, prepare_trainer, tensorboard_in
+from toolkit.recovery.trackers import close_trackers, tensorboard_in
+from toolkit.recovery.trainer import RecoveryTrainer, prepare_trainer
 from toolkit.recovery.training_data import read_training_data
 from toolkit.recovery.zeros import hold_zeros
 from toolkit.runtime.distributed import on_main, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import explain_full_disk, fingerprint_of, fingerprint_of_source
+from toolkit.runtime.own_function import function_identity
 from toolkit.runtime.run_paths import RunPaths
 from toolkit.runtime.signed_folders import check_target, remove_own
 from toolkit.runtime.zero import start_deepspeed
@@ -71,7 +74,7 @@ def recover(
     training on the student's own answers this is, of several (default: the last). The loss counts completion tokens only. Writes
     training_log.jsonl beside the checkpoint.
 
-    Raises PollardError for settings that SFTConfig refuses, a disk without room, beforehand or
+    Raises PollardError for settings that SFTConfig refuses, a `finetuning.loss` that fails, a disk without room, beforehand or
     at work, checkpoints of another number of ranks, a loss that is not finite, and a checkpoint that is not complete.
     """
     start_deepspeed()
@@ -149,15 +152,19 @@ def _facts(recipe: Recipe, trainer: RecoveryTrainer, mixed: MixedData, beyond_co
 def _fingerprint(recipe: Recipe, training: Training) -> str:
     """Of everything that decides the training, for a call without the pipeline."""
     settings = recipe.finetuning.model_dump(), recipe.task.model_dump(), recipe.seed, recipe.model.dtype
-    return fingerprint_of(fingerprint_of_source(training.source), *settings)
+    return fingerprint_of(fingerprint_of_source(training.source), *settings, *function_identity(recipe.finetuning.loss))
 
 
 def _trainer_class(
     recipe: Recipe, model: PreTrainedModel, cached: Sequence[tuple[Path, Sequence[Encoded]]], seams: Seams | None
 ) -> Callable[..., RecoveryTrainer]:
-    """RecoveryTrainer, or with a teacher DistilledTrainer on the teacher's caches, which must exist: `cached` are their folders
-    and what they hold, where it is anything. The control, which has all layers, has no seams."""
+    """RecoveryTrainer, OwnLossTrainer where the recipe names a loss, or with a teacher DistilledTrainer on the teacher's caches,
+    which must exist: `cached` are their folders and what they hold, where it is anything. The control, which has all layers, has
+    no seams."""
     settings = recipe.finetuning
+    if settings.loss:
+        say(f"  the loss is {settings.loss}")
+        return partial(OwnLossTrainer, own_loss=OwnLoss(settings.loss), packing=settings.packing)
     if settings.teacher is None:
         return partial(RecoveryTrainer, packing=settings.packing)
     vocabulary = int(model.config.get_text_config().vocab_size)

@@ -12,8 +12,9 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 from trl import SFTConfig
 
 from toolkit.recipe.schema import Recipe
-from toolkit.recovery.distillation import check_distillable
+from toolkit.recovery.distillation import check_loss_alone
 from toolkit.recovery.methods import METHODS
+from toolkit.recovery.own_loss import OwnLoss
 from toolkit.recovery.trainer_defaults import SFTArguments, trainer_defaults
 from toolkit.recovery.zeros import check_zeros
 from toolkit.runtime.errors import PollardError, did_you_mean
@@ -62,8 +63,9 @@ def sft_config(recipe: Recipe, output_dir: Path) -> SFTConfig:
         arguments = SFTConfig(**settings)
     except (TypeError, ValueError, ImportError) as error:
         raise PollardError(f"finetuning.trainer: SFTConfig refuses this: {error}", code="recovery.refused-arguments") from None
-    if recipe.finetuning.teacher:
-        check_distillable(arguments)
+    for key in ("teacher", "loss"):
+        if getattr(recipe.finetuning, key):
+            check_loss_alone(arguments, f"finetuning.{key}")
     return arguments
 
 
@@ -74,17 +76,27 @@ def finetuning_checks(recipe: Recipe, output_dir: Path, data: DataCache) -> list
         lambda: check_zeros(recipe, METHODS[recipe.finetuning.method]),
         lambda: check_trainer_keys(recipe.finetuning.trainer),
         lambda: check_combinations(recipe),
+        lambda: _check_loss(recipe),
         lambda: _check_arguments(recipe, output_dir),
         lambda: _check_selection(recipe, data),
     ]
 
 
-def _check_arguments(recipe: Recipe, output_dir: Path) -> None:
+def _check_loss(recipe: Recipe) -> None:
+    if recipe.finetuning.loss:
+        OwnLoss(recipe.finetuning.loss)
+
+
+def settings_to_read(recipe: Recipe, output_dir: Path) -> SFTConfig:
+    """As `sft_config`, for who trains nothing: models that are loaded afterwards are not partitioned, as ZeRO-3 would have it."""
     try:
-        arguments = sft_config(recipe, output_dir)
+        return sft_config(recipe, output_dir)
     finally:
-        unset_hf_deepspeed_config()  # under ZeRO-3, the next model to be loaded would be partitioned
-    check_trackers(list(arguments.report_to or ()))  # SFTConfig makes it a list
+        unset_hf_deepspeed_config()
+
+
+def _check_arguments(recipe: Recipe, output_dir: Path) -> None:
+    check_trackers(list(settings_to_read(recipe, output_dir).report_to or ()))  # SFTConfig makes it a list
 
 
 def _check_selection(recipe: Recipe, data: DataCache) -> None:

@@ -12,8 +12,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +22,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from toolkit.moe import RoutingMonitor, check_kept_apart, real_positions
 from toolkit.recipe.schema import Recipe
@@ -37,6 +36,7 @@ from toolkit.recovery.checkpoints import (
 )
 from toolkit.recovery.method import Training
 from toolkit.recovery.packing import Batch, PackingCollator
+from toolkit.recovery.trackers import guard_trackers
 from toolkit.runtime.distributed import gather, is_main, on_main, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.files import explain_full_disk, write_text
@@ -251,6 +251,7 @@ def prepare_trainer(
     trainer.training_metrics = TrainingMetrics(RoutingMonitor(model))
     trainer.accuracy = accuracy
     trainer.remove_callback(PrinterCallback)
+    guard_trackers(trainer)
     rotation = CheckpointRotation(fingerprint, limit)
     for callback in (trainer.training_metrics, ProgressLines(training.log), rotation, *_early_stopping(recipe)):
         trainer.add_callback(callback)
@@ -271,21 +272,3 @@ def prepare_trainer(
 def _early_stopping(recipe: Recipe) -> list[EarlyStoppingCallback]:
     patience = recipe.finetuning.early_stopping
     return [EarlyStoppingCallback(early_stopping_patience=patience)] if patience else []
-
-
-@contextmanager
-def tensorboard_in(folder: Path) -> Iterator[None]:
-    """A trainer made inside the context writes its TensorBoard files to `folder`, not to the checkpoints, which are removed."""
-    own = os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder)) == str(folder)
-    try:
-        yield
-    finally:
-        if own:
-            del os.environ["TENSORBOARD_LOGGING_DIR"]
-
-
-def close_trackers(arguments: SFTConfig) -> None:
-    """Ends wandb's run, which would otherwise go on into the next training of this process."""
-    wandb = sys.modules.get("wandb")
-    if wandb and "wandb" in (arguments.report_to or ()) and wandb.run:
-        wandb.finish()

@@ -47,6 +47,7 @@ class ModelResult(Facts):
     unfinished_reasoning: int | None = None
     given_up: int | None = None
     credit: Number | None = None
+    credit_interval: Interval | None = _where_known()
     likelihood_score: Number | None = None
     likelihood_correct: int | None = None
     generated_tokens: int | None = None

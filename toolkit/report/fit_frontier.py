@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import StatisticsError, correlation
 
-from toolkit.cuts.fit_result import Answered, FitResult, OriginalSize, ShapeRecord
+from toolkit.cuts.fit_result import Answered, FitResult, OriginalSize, ShapeRecord, unbeaten
 from toolkit.report.fit_allocation import FitAllocation
 from toolkit.report.fit_facts import FitFacts, FitOriginal, FitShapeFacts, SizeField
 from toolkit.report.paired import PairedComparison
@@ -52,16 +52,12 @@ def fit_facts(result: FitResult, shown: int = SHOWN) -> FitFacts:
 
 def frontier(shapes: Sequence[FitShapeFacts], size_by: SizeField) -> list[int]:
     """Places of the measured shapes that none of the same size or a smaller one beats, as measured, from the smallest on."""
-    by_accuracy, best, found = compares_accuracy(shapes), math.inf, []
+    by_accuracy = compares_accuracy(shapes)
     places = [(i, shape, shape.measured) for i, shape in enumerate(shapes) if shape.measured and not shape.refused]
-    quality = {
-        i: _worse(-measured.score if by_accuracy and measured.score is not None else measured.delta) for i, _, measured in places
-    }
-    for i, _, _ in sorted(places, key=lambda place: (getattr(place[1], size_by), quality[place[0]])):
-        if quality[i] < best:
-            best = quality[i]
-            found.append(i)
-    return found
+    losses = [
+        _worse(-measured.score if by_accuracy and measured.score is not None else measured.delta) for _, _, measured in places
+    ]
+    return [places[at][0] for at in unbeaten([getattr(shape, size_by) for _, shape, _ in places], losses)]
 
 
 def compares_accuracy(shapes: Sequence[FitShapeFacts]) -> bool:

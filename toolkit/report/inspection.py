@@ -14,6 +14,7 @@ from toolkit.cuts.model_summary import CutSizes, ModelSummary
 from toolkit.moe import Sizes
 from toolkit.report.size_table import described_cuts, size_table
 from toolkit.runtime.distributed import console, say
+from toolkit.runtime.files import JsonObject
 from toolkit.runtime.formatting import MISSING, amount, ranges, size
 from toolkit.runtime.signed_folders import read_provenance
 from toolkit.tasks import Example, encode, encode_prompt, gold_of
@@ -88,10 +89,15 @@ def show_plan(plan: Plan, sizes: Mapping[str, ShapeSize]) -> None:
     console.print(size_table(sizes))
 
 
-def show_pruned_by(path: str) -> None:
-    """Prints what a checkpoint that Pollard pruned was cut of; nothing about any other."""
+def plan_of_checkpoint(path: str) -> JsonObject | None:
+    """What a checkpoint that Pollard pruned says of its plan; None of any other."""
     plan = (read_provenance(Path(path)) or {}).get("plan")
-    if not isinstance(plan, dict):
+    return plan if isinstance(plan, dict) else None
+
+
+def show_pruned_by(plan: JsonObject | None) -> None:
+    """Prints what a pruned checkpoint was cut of; nothing about any other."""
+    if plan is None:
         return
     cuts = plan.get("cuts") or [{"kind": "experts", "criterion": plan.get("criterion"), "keep": plan.get("keep")}]
     say(f"[bold]{'pruned from':<16}[/]{escape(str(plan.get('model')))}")
@@ -161,6 +167,20 @@ def rendered_example(tokenizer: PreTrainedTokenizerBase, example: Example, colou
     return Text.assemble(
         str(tokenizer.decode(prompt)), (f"{before}{tokenizer.decode(completion)}{after}", COMPLETION_STYLE if coloured else "")
     )
+
+
+def example_facts(tokenizer: PreTrainedTokenizerBase, example: Example) -> JsonObject:
+    """An example's tokens, decoded, and what its answer is judged by."""
+    encoded = encode(tokenizer, example)
+    prompt, completion = encoded.input_ids[: encoded.prompt_length], encoded.input_ids[encoded.prompt_length :]
+    texts = {"prompt": str(tokenizer.decode(prompt)), "completion": str(tokenizer.decode(completion))}
+    return {**texts, "prompt_tokens": len(prompt), "completion_tokens": len(completion), "gold": gold_of(tokenizer, example)}
+
+
+def length_facts(lengths: Lengths, limits: Mapping[str, int]) -> JsonObject:
+    """Of one split: how many examples, the spread of their tokens, and how many are longer than each limit."""
+    longer = {name: lengths.longer_than(limit) for name, limit in limits.items()}
+    return {"n": len(lengths.whole), "prompt": lengths.prompt, "completion": lengths.completion, "longer_than": longer}
 
 
 def show_lengths(splits: Mapping[str, Lengths], limits: Mapping[str, int]) -> None:

@@ -144,8 +144,16 @@ def verdict(pair: PairedComparison[Any], first: str, second: str) -> str:
     )
     p = f"McNemar {p_value(pair.p)}"
     if pair.significant:
-        return f"{sentence}a significant difference ({p}): more than the choice of questions explains."
-    return f"{sentence}difference not significant ({p}). That does not prove them equally good: {_left_open(pair)}"
+        return f"{sentence}a significant difference ({p}): more than the choice of questions explains.{_credit(pair)}"
+    left_open = _left_open(pair)
+    return f"{sentence}difference not significant ({p}). That does not prove them equally good: {left_open}{_credit(pair)}"
+
+
+def _credit(pair: PairedComparison[Any]) -> str:
+    if pair.credit_difference is None or pair.credit_interval is None:
+        return ""
+    ends = " to ".join(map(points, pair.credit_interval))
+    return f" In mean credit: {points(pair.credit_difference)} points (95 % interval {ends})."
 
 
 def _left_open(pair: PairedComparison[Any]) -> str:

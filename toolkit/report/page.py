@@ -44,7 +44,7 @@ def measured(score: HarnessScore) -> str:
 
 
 FORMATS: dict[str, Callable[[Any], str]] = {
-    "percent": formats.percent, "interval": interval, "count": formats.count, "points": formats.points,
+    "percent": formats.percent, "interval": interval, "ends": formats.interval, "count": formats.count, "points": formats.points,
     "chance": formats.p_value, "loss": formats.loss, "amount": formats.amount, "size": formats.size, "speed": formats.speed,
     "duration": formats.duration, "precise_size": formats.precise_size, "signed_loss": formats.signed_loss,
     "correlation": "{:.2f}".format, "kl": kl, "acceptance": acceptance, "measured": measured,
@@ -72,6 +72,7 @@ MEASURES = (
     Measure("By flexible extraction", "flexible_score", "percent"),
     Measure("Likeliest choice is right", "likelihood_score", "percent"),
     Measure("Mean credit (F1, or the scorer's degree)", "credit", "percent"),
+    Measure("95 % interval of the mean credit", "credit_interval", "ends"),
     Measure("Cut off by the token limit", "truncated", "count"),
     Measure("Share cut off", "truncated_share", "percent"),
     Measure("Tokens per answer", "tokens_per_answer", "mean_count"),

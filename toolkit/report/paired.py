@@ -3,10 +3,14 @@
 {"first": "recovered", "second": "original", "both": 497, "only_first": 0, "only_second": 2, "neither": 1, …}
 """
 
+import math
+from collections.abc import Sequence
 from typing import Generic, Self, TypeVar
 
+from pydantic import Field
+
 from toolkit.report.measurements import Facts, Interval, Number
-from toolkit.runtime.intervals import Pair
+from toolkit.runtime.intervals import Pair, mean_interval
 
 Side = TypeVar("Side")
 SIGNIFICANT = 0.05  # p below it
@@ -14,7 +18,8 @@ SIGNIFICANT = 0.05  # p below it
 
 class PairedComparison(Facts, Generic[Side]):
     """Two models on the same questions. The counts are of questions; `difference` is the share that the first answers rightly
-    minus the second's, with its 95 % interval (Newcombe); `p` is McNemar's."""
+    minus the second's, with its 95 % interval (Newcombe); `p` is McNemar's. Where the scorer gives degrees, `credit_difference`
+    is that of their means, with its own (Student's t of the differences, question by question)."""
 
     first: Side
     second: Side
@@ -27,9 +32,17 @@ class PairedComparison(Facts, Generic[Side]):
     p: Number
     n: int
     significant: bool
+    credit_difference: Number | None = Field(default=None, exclude_if=lambda number: number is None)
+    credit_interval: Interval | None = Field(default=None, exclude_if=lambda ends: ends is None)
 
     @classmethod
-    def of(cls, first: Side, second: Side, statistics: Pair) -> Self:
-        """The comparison of `first` and `second` with these counts, difference and p."""
-        significant = statistics.p < SIGNIFICANT
-        return cls(first=first, second=second, **statistics._asdict(), n=statistics.n, significant=significant)
+    def of(cls, first: Side, second: Side, statistics: Pair, credits: Sequence[float] = ()) -> Self:
+        """The comparison of `first` and `second` with these counts, difference and p; `credits`: the differences of their
+        degrees, where there are any."""
+        made = cls(
+            first=first, second=second, **statistics._asdict(), n=statistics.n, significant=statistics.p < SIGNIFICANT
+        )  # fmt: skip
+        if not credits:
+            return made
+        degrees = {"credit_difference": math.fsum(credits) / len(credits), "credit_interval": mean_interval(credits, -1, 1)}
+        return made.model_copy(update=degrees)

@@ -13,7 +13,8 @@ from toolkit.recipe.roles import Role
 from toolkit.report.facts import AnswerChanges, ChangedAnswer, ChangedAnswers, ModelResult, RolePair
 from toolkit.runtime.intervals import Pair, pair
 
-Correctness = dict[tuple[str, str, int], bool]  # question, gold, which of its like -> whether it was answered rightly
+Question = tuple[str, str, int]  # its text, gold, which of its like
+Correctness = dict[Question, bool]  # whether it was answered rightly
 REFERENCES = (Role.ORIGINAL, Role.CONTROL, Role.PRUNED, Role.REFITTED, Role.RECOVERED)  # a model is compared with those before it
 SHOWN = 5  # changed answers of each kind
 LONGEST = 1_500  # characters of a text: an endless answer is not worth more
@@ -28,17 +29,35 @@ class Answer:
     gold: str
     prediction: str
     correct: bool
+    credit: float | None = None  # where the scorer gives degrees
+
+    @property
+    def degree(self) -> float:
+        return float(self.correct) if self.credit is None else self.credit
+
+
+def by_question(answers: Sequence[Answer]) -> dict[Question, Answer]:
+    """Keyed by what was asked and not by its place, so that two runs can be matched."""
+    count: Counter[tuple[str, str]] = Counter()
+    found = {}
+    for answer in sorted(answers, key=lambda answer: answer.index):
+        asked = answer.prompt, answer.gold
+        found[*asked, count[asked]] = answer
+        count[asked] += 1
+    return found
 
 
 def correctness(answers: Sequence[Answer]) -> Correctness:
-    """Keyed by what was asked and not by its place, so that two runs can be matched."""
-    count: Counter[tuple[str, str]] = Counter()
-    correct = {}
-    for answer in sorted(answers, key=lambda answer: answer.index):
-        asked = answer.prompt, answer.gold
-        correct[*asked, count[asked]] = answer.correct
-        count[asked] += 1
-    return correct
+    return {question: answer.correct for question, answer in by_question(answers).items()}
+
+
+def credit_differences(first: Sequence[Answer], second: Sequence[Answer]) -> list[float]:
+    """The first's degree minus the second's, question by question; none where neither has any. The two must have answered the
+    same questions."""
+    if all(answer.credit is None for answer in (*first, *second)):
+        return []
+    others = by_question(second)
+    return [answer.degree - others[question].degree for question, answer in by_question(first).items()]
 
 
 def compare_paired(first: Correctness, second: Correctness) -> Pair:
@@ -52,7 +71,9 @@ def compare_all(models: Mapping[Role, ModelResult], answers: Mapping[Role, Seque
     order = [*REFERENCES, *(role for role in models if role not in REFERENCES)]
     correct = {role: correctness(answers[role]) for role in sorted(models, key=order.index) if answers.get(role)}
     return [
-        RolePair.of(first, second, compare_paired(correct[first], correct[second]))
+        RolePair.of(
+            first, second, compare_paired(correct[first], correct[second]), credit_differences(answers[first], answers[second])
+        )
         for second, first in combinations(correct, 2)
         if models[first].split == models[second].split and correct[first].keys() == correct[second].keys()
     ]

@@ -31,6 +31,11 @@ def world_size() -> int:
     return 1 if _alone else int(os.environ.get("WORLD_SIZE", 1))
 
 
+def ranks_per_node() -> int:
+    """The ranks on this machine, as the launcher started them."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", 1)))  # set by torchrun, by DeepSpeed
+
+
 def is_main() -> bool:
     return rank() == 0
 
@@ -71,7 +76,7 @@ def start() -> None:
         _own_environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         os.environ.update(_own_environment)
     local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", 1)))  # set by torchrun, by DeepSpeed
+    local_ranks = ranks_per_node()
     if local_ranks > 1 and "OMP_NUM_THREADS" not in os.environ:  # more threads than cores only wait for each other
         threads = max(1, len(os.sched_getaffinity(0)) // local_ranks)
         os.environ["OMP_NUM_THREADS"] = str(threads)  # or accelerate sets a number of its own

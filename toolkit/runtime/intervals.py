@@ -1,8 +1,13 @@
-"""Shares of right answers, with what chance allows: one model's interval, and two models on the same questions."""
+"""Shares of right answers and means of degrees, with what chance allows: one model's interval, and two models on the same
+questions."""
 
 import math
+import statistics
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from scipy.special import stdtrit
 
 Z = 1.959963984540054  # 97.5th percentile of the normal distribution: a two-sided 95 % interval
 
@@ -15,6 +20,26 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     centre, spread = p + z2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     low, high = (centre - spread) / (1 + z2 / n), (centre + spread) / (1 + z2 / n)
     return low if correct else 0.0, high if correct < n else 1.0  # exactly, without the rounding of the roots
+
+
+def mean_interval(numbers: Sequence[float], lowest: float, highest: float) -> tuple[float, float]:
+    """The 95 % interval of the mean of numbers in [lowest, highest]: Student's t, as for evaluations that give degrees (Miller,
+    arXiv 2411.00640), cut off at the ends. Of the differences of two models, question by question, it is the paired one.
+
+    Equal numbers have no spread to go by, and a t interval of no width. So where all are equal, at most that share of others may
+    lie elsewhere that none of as many questions leaves open (the upper end of `wilson(0, n)`): at the ends it is Wilson's.
+    Raises ValueError for no numbers.
+    """
+    n = len(numbers)
+    if n == 0:
+        raise ValueError("no numbers have no mean")
+    mean = math.fsum(numbers) / n
+    if min(numbers) == max(numbers):
+        low, high = (end - mean for end in (lowest, highest))
+        share = wilson(0, n)[1]
+        return mean + share * low, mean + share * high
+    half = float(stdtrit(n - 1, 0.975)) * statistics.stdev(numbers) / math.sqrt(n)
+    return max(mean - half, float(lowest)), min(mean + half, float(highest))
 
 
 def mcnemar(only_one: int, only_other: int) -> float:

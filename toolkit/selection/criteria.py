@@ -103,13 +103,16 @@ class ScoreCriterion(Criterion):
         """Whether it ignores what was observed."""
 
     def choose(self, statistics: ExpertStatistics, block: str, choice: Choice) -> ChosenExperts:
-        order = self.order(statistics, block, choice)
+        scores = self.score(statistics, block, choice.tokens, choice.seed)
+        order = self._ranked(scores, statistics, block, choice)
         kept = best_of_each_group(order, choice.keep, statistics.about.blocks[block].groups)
-        return ChosenExperts(kept, self.score(statistics, block, choice.tokens, choice.seed).tolist())
+        return ChosenExperts(kept, scores.tolist())
 
     def order(self, statistics: ExpertStatistics, block: str, choice: Choice) -> list[int]:
         """All experts of `block`, the best first."""
-        scores = self.score(statistics, block, choice.tokens, choice.seed)
+        return self._ranked(self.score(statistics, block, choice.tokens, choice.seed), statistics, block, choice)
+
+    def _ranked(self, scores: torch.Tensor, statistics: ExpertStatistics, block: str, choice: Choice) -> list[int]:
         count = statistics.get(block, "count", choice.tokens)
         unobserved = [False] * len(count) if self.blind else (count == 0).tolist()
         return sorted(range(len(scores)), key=lambda e: (unobserved[e], -scores[e].item(), e))

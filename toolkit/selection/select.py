@@ -8,7 +8,8 @@ from toolkit.cuts.statistics import ExpertStatistics, SearchMode, Tokens
 from toolkit.cuts.width import WidthCut
 from toolkit.cuts.width_counts import channels_to_keep
 from toolkit.runtime.errors import PollardError, did_you_mean
-from toolkit.selection.criteria import CRITERIA, Choice
+from toolkit.selection.criteria import CRITERIA, Choice, Criterion
+from toolkit.selection.own_criterion import OwnCriterion, OwnScore
 from toolkit.selection.width import WidthChoice, choose_channels, model_width
 
 
@@ -47,7 +48,7 @@ def experts_to_activate(experts_per_token: int | None, keep: int, most: int) -> 
 
 def select(
     statistics: ExpertStatistics,
-    criterion: str = "weighted_ean",
+    criterion: str | OwnScore = "weighted_ean",
     keep: int | float | None = 0.5,
     tokens: Tokens = "all",
     mode: SearchMode = "layerwise",
@@ -59,20 +60,16 @@ def select(
 ) -> Plan:
     """Keeps `keep` experts (None: all) in every block: those that the criterion scores highest (of each expert group equally
     many), or the set that the search of `reconstruction` found best; and of these `width` channels each (None: all), by
-    `width_criterion` over the same tokens.
+    `width_criterion` over the same tokens. `criterion` is a name (`pollard criteria` lists them), or a function of an
+    `ObservedBlock` that returns a finite number per expert, [E]; the plan names it module:function.
 
     Ties: the lower index stays. An expert that no token reached ranks below every other, whatever its score (except under
     `random`, which ignores the statistics). `mode` belongs to `reconstruction`, whose plan has no scores.
     `experts_per_token`: how many the pruned model activates; unless given as many as in calibration, where enough are kept.
     `width` and `width_multiple`: as in `channels_to_keep`. Raises PollardError for an unknown criterion, an impossible number,
-    and for what the statistics do not hold.
+    for what the statistics do not hold, and for a function that raises or returns anything else.
     """
-    if criterion not in CRITERIA:
-        raise PollardError(
-            f"Unknown criterion {criterion!r}{did_you_mean(criterion, list(CRITERIA))} Criteria: {', '.join(CRITERIA)}.",
-            code="selection.criterion",
-        )
-    rule, about = CRITERIA[criterion], statistics.about
+    rule, about = _criterion(criterion), statistics.about
     first = next(iter(about.blocks.values()))
     number = first.experts if keep is None else experts_to_keep(keep, first.experts, first.groups)
     channels = None if width is None else channels_to_keep(width, model_width(statistics), width_multiple)
@@ -94,7 +91,7 @@ def select(
     calibration["tokens"] = about.tokens
     active = experts_to_activate(experts_per_token, number, first.experts_per_token)
     plan = Plan.of_experts(
-        model=about.model, criterion=criterion, mode=mode if rule.searched else None, tokens=tokens, seed=seed, keep=number,
+        model=about.model, criterion=rule.name, mode=mode if rule.searched else None, tokens=tokens, seed=seed, keep=number,
         experts_per_token=active, blocks=blocks, calibration=calibration,
     )  # fmt: skip
     if channels is not None:
@@ -102,6 +99,18 @@ def select(
         kept_channels = choose_channels(statistics, of_width, plan.experts.kept)
         plan.cuts.append(WidthCut(criterion=width_criterion, keep=channels, channels=kept_channels))
     return plan
+
+
+def _criterion(criterion: str | OwnScore) -> Criterion:
+    if callable(criterion):
+        return OwnCriterion(criterion)
+    if not isinstance(criterion, str) or criterion not in CRITERIA:
+        hint = did_you_mean(str(criterion), list(CRITERIA))
+        raise PollardError(
+            f"Unknown criterion {criterion!r}{hint} Criteria: {', '.join(CRITERIA)}, or a function of a block.",
+            code="selection.criterion",
+        )
+    return CRITERIA[criterion]
 
 
 def kept_unobserved(statistics: ExpertStatistics, plan: Plan) -> int:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from toolkit.tasks.templates import Row
+
 Message = dict[str, Any]  # as chat templates take it: role, content, and whatever else the data gives (tool_calls, name, …)
 Tool = dict[str, Any]  # a JSON schema
 SYSTEM_ROLES = ("system", "developer")  # of messages that stand before everything else, solved examples included
@@ -23,6 +25,7 @@ class Example:
     cloze: str | None = None  # a prompt that does not list the choices
     reply: Message = field(default_factory=dict)  # the other fields of the final message: reasoning_content, tool_calls, …
     tools: tuple[Tool, ...] = ()  # that the conversation may call
+    row: Row = field(default_factory=dict, compare=False, repr=False)  # the line, for scorers that look at it
 
     @property
     def answer(self) -> Message:

@@ -24,6 +24,7 @@ from toolkit.runtime.errors import PollardError
 from toolkit.tasks.math_worker import Comparison, Reply
 from toolkit.tasks.quantities import units_clash
 from toolkit.tasks.scorer import Scorer, Verdict, answer_part, boxed, gold_part, likeliest_part, named_answers
+from toolkit.tasks.templates import Row
 
 SECONDS = 10.0  # for one comparison, which takes 0.01 as a rule
 START_SECONDS = 120.0  # to import math-verify, on a busy machine
@@ -107,7 +108,7 @@ class MathScorer(Scorer):
         self._seconds = seconds
         self._worker: Worker | None = None  # kept for comparisons one at a time
 
-    def verdicts(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
+    def verdicts(self, pairs: Sequence[tuple[str, str]], rows: Sequence[Row] | None = None) -> list[Verdict]:
         """Shared by as many processes as are worth starting; none is left afterwards."""
         verdicts = [verdict_by_text(*pair) for pair in pairs]
         hard = [pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict is None]

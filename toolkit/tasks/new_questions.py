@@ -111,6 +111,8 @@ def _refusal(task: Task, examples: Sequence[Example]) -> str:
     scorer = task.preset.scorer or ""
     if task.preset.choices:
         return "of made-up choices none or several may be right, and letters agree by chance. Leave `questions` out."
+    if task.scorer.takes_row:
+        return f"{scorer} looks at a line of the data, which made-up questions do not have. Leave `questions` out."
     if ":" in scorer and task.preset.answer:
         return (
             f"{scorer} judges by what `task.answer` says, which an answer is not, so two answers cannot be compared. Leave "

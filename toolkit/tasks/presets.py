@@ -7,8 +7,8 @@ cleans a line before them where that is not enough.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from toolkit.runtime.embedded import EMBEDDED
 from toolkit.runtime.errors import PollardError
 from toolkit.tasks.data_files import Source
 from toolkit.tasks.templates import Row, is_null, text_of
@@ -163,7 +163,7 @@ CLASSIFICATION = Preset(
 #
 #     {"question": "Mia has 6 boxes with 4 pens each and gives away 9 pens. How many pens are left?",
 #      "answer": "6 * 4 = 24. 24 - 9 = 15. #### 15"}
-_PLAYGROUND_FOLDER = Path(__file__).parents[2] / "data" / "playground"
+_PLAYGROUND_FOLDER = EMBEDDED / "data" / "playground"
 _PLAYGROUND_SUBJECTS = {
     "arithmetic": "small sums in words",
     "sorting": "words into the order of the alphabet",

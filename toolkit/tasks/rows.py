@@ -63,7 +63,7 @@ class ExampleReader:
         return rows
 
     def _example(self, where: str, row: Row) -> Example:
-        preset = self.preset
+        preset, line = self.preset, row
         try:
             row = preset.prepare(row)
             row = self.answers.read(row) if self.answers else row
@@ -81,7 +81,9 @@ class ExampleReader:
         if not chat.gold.strip():
             raise PollardError(f"{where}: the completion is nothing but reasoning, and has no answer.", code="data.no-completion")
         gold = fill_template(preset.answer, row, where) if preset.answer else chat.gold
-        example = Example(chat.messages, chat.completion, gold, where, plain=not preset.chat, reply=chat.reply, tools=chat.tools)
+        example = Example(
+            chat.messages, chat.completion, gold, where, plain=not preset.chat, reply=chat.reply, tools=chat.tools, row=line
+        )  # fmt: skip
         if not isinstance(self.answers, ChoiceReader):
             return example
         cloze = fill_template(preset.cloze, row, where) if preset.cloze else None

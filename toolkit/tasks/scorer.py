@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from toolkit.tasks.quantities import Number, last_number, leading_number, normalized_numbers, numbers_in, sole_number
+from toolkit.tasks.templates import Row
 
 Judge = Callable[[str, str], bool]  # prediction, gold
 QUOTED = 200  # characters of an answer, in a message
@@ -41,9 +42,11 @@ class Scorer:
 
     strict: Judge
     flexible: Judge
+    takes_row = False  # whether it also looks at the line of data that a question comes from
 
-    def verdicts(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
-        """One for each prediction and gold answer. Whatever the scorer raises is in the verdict of the item."""
+    def verdicts(self, pairs: Sequence[tuple[str, str]], rows: Sequence[Row] | None = None) -> list[Verdict]:
+        """One for each prediction and gold answer. Whatever the scorer raises is in the verdict of the item. `rows`: the lines of
+        data that the questions come from, for scorers that look at them."""
         return [self._verdict(*pair) for pair in pairs]
 
     def _verdict(self, prediction: str, gold: str) -> Verdict:
@@ -53,7 +56,11 @@ class Scorer:
         except Exception as error:  # reported with the item, and the stage fails
             return Verdict(False, False, f"{type(error).__name__}: {error}")
 
-    def gold_faults(self, pairs: Sequence[tuple[str, str]]) -> list[str | None]:
+    def is_right(self, prediction: str, gold: str, row: Row | None = None) -> bool:
+        """Strictly. Raises what the scorer raises."""
+        return self.strict(prediction, gold)
+
+    def gold_faults(self, pairs: Sequence[tuple[str, str]], rows: Sequence[Row] | None = None) -> list[str | None]:
         """For each completion and gold answer why no answer can be judged by it; None where the gold answer is right itself."""
         verdicts = self.verdicts([(gold, gold) for _, gold in pairs])
         return [self._gold_fault(gold, verdict) for (_, gold), verdict in zip(pairs, verdicts, strict=True)]
@@ -232,10 +239,10 @@ class MarkedScorer(Scorer):
     def _marked(gold: str) -> str:
         return f"{MARK} {gold.strip()}" if gold.strip() and "\n" not in gold.strip() and not declares_mark(gold) else gold
 
-    def verdicts(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
+    def verdicts(self, pairs: Sequence[tuple[str, str]], rows: Sequence[Row] | None = None) -> list[Verdict]:
         return self._scorer.verdicts([(prediction, self._marked(gold)) for prediction, gold in pairs])
 
-    def gold_faults(self, pairs: Sequence[tuple[str, str]]) -> list[str | None]:
+    def gold_faults(self, pairs: Sequence[tuple[str, str]], rows: Sequence[Row] | None = None) -> list[str | None]:
         return self._scorer.gold_faults([(completion, self._marked(gold)) for completion, gold in pairs])
 
     def as_gold(self, prediction: str, gold: str) -> str:

@@ -1,26 +1,29 @@
 """A task: its examples in three splits, and its scorer."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from rich.markup import escape
 
 from toolkit.recipe.data import NearestRecipe, TaskRecipe
 from toolkit.runtime.distributed import say
 from toolkit.runtime.errors import PollardError, first_of
+from toolkit.runtime.own_function import function_name
 from toolkit.tasks.data_files import SUPPORTED_FILES, Source, is_local
 from toolkit.tasks.example import Example
 from toolkit.tasks.nearest import NearestExamples
 from toolkit.tasks.presets import PRESETS, Preset
 from toolkit.tasks.question_words import question_without_template
 from toolkit.tasks.rows import ExampleReader
-from toolkit.tasks.scorers import scorer_of
+from toolkit.tasks.scorers import OwnScorer, scorer_of
 from toolkit.tasks.sources import fingerprint_of_data, fingerprint_of_folder, read_files, read_hub, shared_code
+from toolkit.tasks.templates import Row
 
 Split = Literal["train", "dev", "test"]
 Stored = Literal["train", "test"]  # splits with data of their own
@@ -54,10 +57,26 @@ class Task:
                 code="task.key-missing",
             )
 
-    def score(self, prediction: str, gold: str) -> bool:
-        """Whether an answer is right, by strict extraction. Raises PollardError where the scorer does."""
+    def __repr__(self) -> str:
+        return f"Task({self.name}, judged by {self.scorer_name})"
+
+    @property
+    def scorer_name(self) -> str:
+        return self.scorer.name if isinstance(self.scorer, OwnScorer) else str(self.preset.scorer)
+
+    def with_scorer(self, function: Callable[..., Any]) -> Self:
+        """The same task, judged by a function of (prediction, gold) or (prediction, gold, row); its test set is read again, for
+        its gold answers are checked by the scorer. Raises PollardError for one that takes anything else, or is `async`."""
+        other = copy(self)
+        other.__dict__.pop("_test", None)  # was checked by the other scorer
+        other.scorer = OwnScorer(function_name(function), function, has_gold=bool(self.preset.answer))
+        return other
+
+    def score(self, prediction: str, gold: str, row: Row | None = None) -> bool:
+        """Whether an answer is right, by strict extraction. `row`: the line of data that the question comes from. Raises
+        PollardError where the scorer does."""
         try:
-            return self.scorer.strict(prediction, gold)
+            return self.scorer.is_right(prediction, gold, row)
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
             raise PollardError(
@@ -204,9 +223,10 @@ class Task:
     def _check_golds(self, examples: list[Example]) -> None:
         """Raises PollardError, with the lines, for gold answers by which no answer could be right (`numeric` without a number),
         or every one, and for those that the scorer cannot read."""
-        faults = self.scorer.gold_faults([(example.completion, example.gold) for example in examples])
+        pairs = [(example.completion, example.gold) for example in examples]
+        faults = self.scorer.gold_faults(pairs, [example.row for example in examples])
         messages = [
-            f"{example.where}: scorer `{self.preset.scorer}` {fault}."
+            f"{example.where}: scorer `{self.scorer_name}` {fault}."
             for example, fault in zip(examples, faults, strict=True)
             if fault
         ]

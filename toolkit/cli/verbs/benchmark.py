@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from toolkit.cli.verbs.verb import Verb, check_figures_file
 from toolkit.runtime.distributed import say
@@ -25,7 +26,7 @@ def add_benchmark_arguments(parser: argparse.ArgumentParser) -> None:
         example = {"keep": "4,2", "width": "7168", "layers": "16"}[option]
         parser.add_argument(f"--{option}", type=_numbers, default=[], help=f"of a random model, also so many {of}: {example}")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    parser.add_argument("--json", metavar="FILE", help="also write the figures there (a run's own are kept in its speed.json)")
+    parser.add_argument("--save", metavar="FILE", help="also write the figures there (a run's own are kept in its speed.json)")
 
 
 def _numbers(text: str) -> list[int]:
@@ -35,7 +36,7 @@ def _numbers(text: str) -> list[int]:
     return numbers
 
 
-def run_benchmark(arguments: argparse.Namespace) -> None:
+def run_benchmark(arguments: argparse.Namespace) -> Any:
     from toolkit.cli.benchmark_models import models_to_measure
     from toolkit.evaluation.speed import Workload, benchmark
     from toolkit.pipeline.run_facts import SPEED_FILE, model_fingerprints
@@ -50,26 +51,28 @@ def run_benchmark(arguments: argparse.Namespace) -> None:
             "--new-tokens must be at least 2 (the first is prefill), --prompt-tokens and --repeats at least 1.",
             code="cli.load-too-small",
         )
-    if arguments.json:
-        check_figures_file(Path(arguments.json), FIGURES, "a benchmark")
+    if arguments.save:
+        check_figures_file(Path(arguments.save), FIGURES, "a benchmark")
     fewer = {kind: getattr(arguments, kind) for kind in ("keep", "width", "layers")}
     load = Workload(arguments.batch_sizes, arguments.prompt_tokens, arguments.new_tokens, arguments.repeats)
     figures = benchmark(models_to_measure(arguments.models, fewer, arguments.dtype), load).to_json()
-    show_speed(SpeedTable.model_validate(figures))
-    if arguments.json:
-        write_text(arguments.json, json.dumps(figures, indent=1) + "\n")
+    if not arguments.json:
+        show_speed(SpeedTable.model_validate(figures))
+    if arguments.save:
+        write_text(arguments.save, json.dumps(figures, indent=1) + "\n")
     if len(arguments.models) == 1 and is_run(arguments.models[0]):
         run = find_run(arguments.models[0]).directory
         of = model_fingerprints(run.done())
         write_text(run.path / SPEED_FILE, json.dumps(figures | {"of": of}, indent=1) + "\n")
         write_report(run.path)
         say(f"Report: {run.path / 'report.html'}")
+    return figures
 
 
 BENCHMARK = Verb(
     "benchmark",
     "speed, memory and size of models, measured in turn, as ratios to the first",
-    "pollard benchmark runs/playground --batch-sizes 1,16 --json speed.json",
+    "pollard benchmark runs/playground --batch-sizes 1,16 --save speed.json",
     run_benchmark,
     add_benchmark_arguments,
 )

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolkit.cli.verbs.verb import Verb, check_figures_file
 from toolkit.runtime.distributed import console, say
@@ -42,7 +42,7 @@ def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=256)
 
 
-def run_generate(arguments: argparse.Namespace) -> None:
+def run_generate(arguments: argparse.Namespace) -> Any:
     from toolkit.evaluation import greedy
     from toolkit.evaluation.drafting import Draft, compare_drafting, timed_answer
     from toolkit.moe import load_model, load_tokenizer
@@ -60,13 +60,25 @@ def run_generate(arguments: argparse.Namespace) -> None:
     settings = greedy(model, tokenizer, arguments.max_new_tokens)
     if kind is None:
         written = timed_answer(model, prompt, settings)
-        console.print(str(tokenizer.decode(written.tokens, skip_special_tokens=True)), markup=False)
+        text = str(tokenizer.decode(written.tokens, skip_special_tokens=True))
+        console.print(text, markup=False)
         say(f"[dim]{writer.name}: {len(written.tokens):,} tokens, {written.speed:,.1f} per second, the first pass included[/]")
-        return
+        return {"model": writer.name, "text": text, "tokens": len(written.tokens), "tokens_per_second": written.speed}
     with _drafting_model(kind, arguments.model, model, drafting) as draft:
         comparison = compare_drafting(model, Draft(draft, length), prompt, settings)
-    console.print(str(tokenizer.decode(comparison.drafted.tokens, skip_special_tokens=True)), markup=False)
-    _show(comparison, writer.name, drafting.name if drafting else kind)
+    text, name = str(tokenizer.decode(comparison.drafted.tokens, skip_special_tokens=True)), drafting.name if drafting else kind
+    console.print(text, markup=False)
+    _show(comparison, writer.name, name)
+    speeds = {"alone": comparison.speed_alone, "drafted": comparison.speed_drafted}
+    return {
+        "model": writer.name, "draft": name, "text": text, "tokens": len(comparison.drafted.tokens), "same": comparison.same,
+        "passes": comparison.drafted.passes, "proposed": comparison.drafted.drafted, "accepted": comparison.drafted.accepted,
+        "tokens_per_second": {key: _range(values) for key, values in speeds.items()}, "ratio": _range(comparison.ratio),
+    }  # fmt: skip
+
+
+def _range(values: list[float]) -> dict[str, float]:
+    return dict(zip(("median", "low", "high"), values, strict=True))
 
 
 def _writer_and_draft(arguments: argparse.Namespace) -> "tuple[NamedModel, NamedModel | None]":
@@ -147,10 +159,10 @@ def add_drafts_arguments(parser: argparse.ArgumentParser) -> None:
         help="whose words: original, pruned, refitted or recovered (default: original)",
     )  # fmt: skip
     parser.add_argument("--questions", type=int, default=32, help="of the dev slice, which the model answers once (default: 32)")
-    parser.add_argument("--json", metavar="FILE", help="also write all figures there: every draft, every length")
+    parser.add_argument("--save", metavar="FILE", help="also write all figures there: every draft, every length")
 
 
-def run_drafts(arguments: argparse.Namespace) -> None:
+def run_drafts(arguments: argparse.Namespace) -> Any:
     """Nothing of the run changes but its folder drafts/, where the model's answers are kept."""
     from toolkit.pipeline.drafts import compare_drafts
     from toolkit.report.draft_table import server_lines, show_drafts
@@ -158,13 +170,15 @@ def run_drafts(arguments: argparse.Namespace) -> None:
 
     if arguments.questions < 1:
         raise PollardError("--questions must be at least 1.", code="cli.no-questions")
-    if arguments.json:
-        check_figures_file(Path(arguments.json), {"drafts", "verifying"}, "drafts")
+    if arguments.save:
+        check_figures_file(Path(arguments.save), {"drafts", "verifying"}, "drafts")
     facts = compare_drafts(arguments.run, arguments.target, arguments.questions)
-    show_drafts(facts)
-    if arguments.json:
-        lines = [line._asdict() for line in server_lines(facts)]
-        write_text(arguments.json, json.dumps(facts.as_json() | {"servers": lines}, indent=1) + "\n")
+    if not arguments.json:
+        show_drafts(facts)
+    figures = facts.as_json() | {"servers": [line._asdict() for line in server_lines(facts)]}
+    if arguments.save:
+        write_text(arguments.save, json.dumps(figures, indent=1) + "\n")
+    return figures
 
 
 GENERATE = Verb(
@@ -177,7 +191,7 @@ GENERATE = Verb(
 DRAFTS = Verb(
     "drafts",
     "which draft would make a model write faster, and by how much: exact counts from one pass each, and measured speed",
-    "pollard drafts runs/playground --for pruned --json drafts.json",
+    "pollard drafts runs/playground --for pruned --save drafts.json",
     run_drafts,
     add_drafts_arguments,
 )

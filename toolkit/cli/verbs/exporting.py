@@ -1,12 +1,16 @@
 """`pollard export RUN --to FORMAT`: the run's model for llama.cpp or vLLM."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
 from toolkit.cli.verbs.verb import Verb
 from toolkit.runtime.distributed import join, say
 from toolkit.runtime.errors import PollardError
+
+if TYPE_CHECKING:
+    from toolkit.report.export_facts import ExportFacts
 
 FORMATS = ("gguf", "fp8", "w4a16")
 TYPES = ("auto", "f32", "f16", "bf16", "q8_0")
@@ -30,7 +34,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an export that is there")
 
 
-def run_export(arguments: argparse.Namespace) -> None:
+def run_export(arguments: argparse.Namespace) -> "ExportFacts":
     if arguments.type and arguments.to != "gguf":
         raise PollardError(
             f"--type is an option of --to gguf, and this is --to {arguments.to}: leave one of the two out.", code="export.type"
@@ -49,6 +53,7 @@ def run_export(arguments: argparse.Namespace) -> None:
     )
     for sentence in facts.sentences():
         say(escape(sentence))
+    return facts
 
 
 EXPORT = Verb(

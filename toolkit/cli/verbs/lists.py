@@ -3,11 +3,14 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from toolkit.cli.verbs.verb import Verb
 from toolkit.runtime.distributed import console, say
+from toolkit.runtime.embedded import EMBEDDED
+from toolkit.runtime.errors import PollardError, did_you_mean
 
-RECIPES_FOLDER = Path(__file__).parents[3] / "recipes"
+RECIPES_FOLDER = EMBEDDED / "recipes"
 SHELLS = {  # shell: how to switch completion on
     "bash": 'eval "$(pollard completion bash)", in ~/.bashrc',
     "zsh": 'eval "$(pollard completion zsh)" behind compinit, in ~/.zshrc',
@@ -15,28 +18,35 @@ SHELLS = {  # shell: how to switch completion on
 }
 
 
-def run_criteria(arguments: argparse.Namespace) -> None:
+def run_criteria(arguments: argparse.Namespace) -> Any:
     from toolkit.selection import CRITERIA, LAYER_CRITERIA, WIDTH_CRITERIA
 
-    for key, what, meanings in (
-        ("criterion", "experts", {name: rule.meaning for name, rule in CRITERIA.items()}),
-        ("width_criterion", "channels of every expert", {name: rule.meaning for name, rule in WIDTH_CRITERIA.items()}),
-        ("layer_criterion", "decoder layers", {name: rule.meaning for name, rule in LAYER_CRITERIA.items()}),
-    ):
-        say(f"[bold]pruning.{key}[/]: which {what} stay")
-        for name, meaning in meanings.items():
-            console.print(f"  {name:<24}{meaning}", markup=False)
+    meanings = {
+        "criterion": {name: rule.meaning for name, rule in CRITERIA.items()},
+        "width_criterion": {name: rule.meaning for name, rule in WIDTH_CRITERIA.items()},
+        "layer_criterion": {name: rule.meaning for name, rule in LAYER_CRITERIA.items()},
+    }
+    if not arguments.json:
+        for key, what in zip(meanings, ("experts", "channels of every expert", "decoder layers"), strict=True):
+            say(f"[bold]pruning.{key}[/]: which {what} stay")
+            for name, meaning in meanings[key].items():
+                console.print(f"  {name:<24}{meaning}", markup=False)
+    return meanings
 
 
-def run_tasks(arguments: argparse.Namespace) -> None:
+def run_tasks(arguments: argparse.Namespace) -> Any:
     from toolkit.tasks import PRESETS
 
-    for name, preset in PRESETS.items():
-        console.print(f"{name:<24}{preset.about}", markup=False)
+    tasks = {name: preset.about for name, preset in PRESETS.items()}
+    if not arguments.json:
+        for name, about in tasks.items():
+            console.print(f"{name:<24}{about}", markup=False)
+    return tasks
 
 
 def add_recipes_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
+    what.add_argument("name", nargs="?", help="print this recipe, to make one's own of it: pollard recipes my-data > mine.yaml")
     what.add_argument(
         "--reference", action="store_true", help="every key with type, default and meaning (recipes/reference.yaml)"
     )
@@ -44,20 +54,42 @@ def add_recipes_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--choices", action="store_true", help="the names that a recipe allows (toolkit/recipe/choices.py)")
 
 
-def run_recipes(arguments: argparse.Namespace) -> None:
+def run_recipes(arguments: argparse.Namespace) -> Any:
+    asked = [f"--{key}" for key in ("reference", "schema", "choices") if getattr(arguments, key)]
+    asked += [arguments.name] if arguments.name else []
+    if asked and arguments.json:
+        raise PollardError(
+            f"--json is of the list of recipes, and {asked[0]} is a text of its own: leave one of the two out.",
+            code="cli.json-of-text",
+        )
+    if arguments.name:
+        sys.stdout.write(_recipe_text(arguments.name))
+        return None
     if arguments.choices:
         from toolkit.cli.choices import choices  # imports torch, which `pollard recipes` does not need
 
         sys.stdout.write(choices())
-        return
+        return None
     if arguments.reference or arguments.schema:
         from toolkit.recipe import reference as recipe_reference
 
         sys.stdout.write(recipe_reference.reference() if arguments.reference else recipe_reference.schema())
-        return
-    for path in sorted(RECIPES_FOLDER.glob("*.yaml")):
-        console.print(f"[bold]{f'recipes/{path.name}':<36}[/]", end="")
-        console.print(recipe_title(path), markup=False)
+        return None
+    titles = {f"recipes/{path.name}": recipe_title(path) for path in sorted(RECIPES_FOLDER.glob("*.yaml"))}
+    if not arguments.json:
+        for name, title in titles.items():
+            console.print(f"[bold]{name:<36}[/]", end="")
+            console.print(title, markup=False)
+    return titles
+
+
+def _recipe_text(name: str) -> str:
+    """Of `my-data`, `my-data.yaml` or `recipes/my-data.yaml`. Raises PollardError where none has that name."""
+    stem = name.removeprefix("recipes/").removesuffix(".yaml")
+    known = {path.relative_to(RECIPES_FOLDER).with_suffix("").as_posix(): path for path in RECIPES_FOLDER.rglob("*.yaml")}
+    if stem not in known:
+        raise PollardError(f"No recipe `{name}` comes along{did_you_mean(stem, sorted(known))}", code="cli.no-such-recipe")
+    return known[stem].read_text(encoding="utf-8")
 
 
 def recipe_title(path: Path) -> str:
@@ -80,8 +112,8 @@ CRITERIA_VERB = Verb("criteria", "list the criteria", "pollard criteria", run_cr
 TASKS = Verb("tasks", "list the tasks that have a name", "pollard tasks", run_tasks)
 RECIPES = Verb(
     "recipes",
-    "list the recipes that come along, or every key of one",
-    "pollard recipes --reference",
+    "list the recipes that come along; print one, or every key of one",
+    "pollard recipes my-data > mine.yaml",
     run_recipes,
     add_recipes_arguments,
 )
@@ -91,4 +123,5 @@ COMPLETION = Verb(
     "pollard completion bash",
     run_completion,
     add_completion_arguments,
+    has_facts=False,
 )

@@ -1,7 +1,9 @@
 """Verbs before a run, which read no weights: `pollard estimate`, `inspect` and `preview`."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from toolkit.cli.verbs.verb import Verb, add_recipe_arguments
 from toolkit.recipe.file import load_recipe
@@ -22,45 +24,67 @@ def add_estimate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpu-memory", help="RAM of each node, e.g. 512G (default: this machine's)")
 
 
-def run_estimate(arguments: argparse.Namespace) -> None:
+def run_estimate(arguments: argparse.Namespace) -> Any:
     """Exit status 0 whether it fits or not: the last line says so."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    from toolkit.cli.estimate_table import show_estimate
-    from toolkit.estimate import resolve_machine
+    from toolkit.cli.estimate_table import estimate_facts, show_estimate
+    from toolkit.estimate import measure_cpu, resolve_machine
     from toolkit.pipeline.advice import advise
     from toolkit.pipeline.estimator import Estimator
 
     machine = resolve_machine(arguments.gpus, arguments.nodes, arguments.gpu, arguments.gpu_memory, arguments.cpu_memory)
+    described = (arguments.gpus, arguments.gpu, arguments.gpu_memory, arguments.cpu_memory)
+    if not machine.gpus and all(option is None for option in described):  # it is this machine: its speed can be measured
+        machine = replace(machine, cpu=measure_cpu())
     estimator = Estimator(machine)
     estimate = estimator.estimate(recipe)
-    show_estimate(estimate, advise(estimator, recipe, estimate))
+    advice = advise(estimator, recipe, estimate)
+    if not arguments.json:
+        show_estimate(estimate, advice)
+    return estimate_facts(estimate, advice)
 
 
 def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a folder with a transformers checkpoint, a hub id, or a plan: runs/math/plan.json")
 
 
-def run_inspect(arguments: argparse.Namespace) -> None:
+def run_inspect(arguments: argparse.Namespace) -> Any:
     """A file is a plan: what it keeps, and the size of its model after each cut."""
     from toolkit.cuts import Plan, check_dense, check_plan, sizes_after_cuts
     from toolkit.cuts.model_summary import model_summary
     from toolkit.moe import checkpoint_bytes, load_config, meta_model, sizes
-    from toolkit.report.inspection import is_dense_form, show_dense_model, show_model_summary, show_plan, show_pruned_by
+    from toolkit.report.inspection import (
+        is_dense_form,
+        plan_of_checkpoint,
+        show_dense_model,
+        show_model_summary,
+        show_plan,
+        show_pruned_by,
+    )
 
     if not Path(arguments.model).is_file():
-        show_pruned_by(arguments.model)
+        pruned_by = plan_of_checkpoint(arguments.model)
+        if not arguments.json:
+            show_pruned_by(pruned_by)
         if is_dense_form(arguments.model):
             model = meta_model(load_config(arguments.model))
-            show_dense_model(sizes(model), model.config.model_type, checkpoint_bytes(arguments.model))
-            return
-        show_model_summary(model_summary(arguments.model))
-        return
+            size, family, stored = sizes(model), model.config.model_type, checkpoint_bytes(arguments.model)
+            if not arguments.json:
+                show_dense_model(size, family, stored)
+            return {"pruned_by": pruned_by, "family": family, **size._asdict(), "checkpoint_bytes": stored}
+        summary = model_summary(arguments.model)
+        if not arguments.json:
+            show_model_summary(summary)
+        return {"pruned_by": pruned_by, **vars(summary)}
     plan = Plan.load(arguments.model)
     config = load_config(plan.model)
     check_plan(meta_model(config), plan)
     if plan.form == "dense":
         check_dense(config, plan)
-    show_plan(plan, sizes_after_cuts(config, plan))
+    after = sizes_after_cuts(config, plan)
+    if not arguments.json:
+        show_plan(plan, after)
+    return {"plan": plan, "sizes": after}
 
 
 def add_preview_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +93,7 @@ def add_preview_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=SPLITS, default="test", help="whose (default: test)")
 
 
-def run_preview(arguments: argparse.Namespace) -> None:
+def run_preview(arguments: argparse.Namespace) -> Any:
     """Reads the task, the tokenizer and the configuration, and no weights. Conflicts with the model are reported last."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     from rich.markup import escape
@@ -77,7 +101,7 @@ def run_preview(arguments: argparse.Namespace) -> None:
     from toolkit.moe.tokenizer import context_length
     from toolkit.pipeline.context import RunContext
     from toolkit.pipeline.data_checks import limit_checks, rendering_checks
-    from toolkit.report.inspection import show_examples, show_lengths
+    from toolkit.report.inspection import example_facts, length_facts, show_examples, show_lengths
     from toolkit.runtime.distributed import say
     from toolkit.runtime.errors import Mistakes
     from toolkit.tasks.token_checks import lengths_of
@@ -91,22 +115,33 @@ def run_preview(arguments: argparse.Namespace) -> None:
     which = "nearest" if task.nearest else "solved"
     shots = f", {number} {which} example{'s' * (number > 1)} before each question" if number else ""
     stops = f", stops at {', '.join(map(repr, task.stop))}" if task.stop else ""
-    say(f"[bold]{recipe.task.name}[/]: {template}{shots}; judged by {task.preset.scorer}{stops}\n")
+    if not arguments.json:
+        say(f"[bold]{recipe.task.name}[/]: {template}{shots}; judged by {task.preset.scorer}{stops}\n")
     mistakes = Mistakes()
     notes = [note for check in rendering_checks(run) for note in mistakes.collect(check) or ()]
     mistakes.raise_all()  # what the template refuses cannot be shown
-    show_examples(tokenizer, splits[arguments.split][: arguments.examples])
+    shown = splits[arguments.split][: arguments.examples]
+    if not arguments.json:
+        show_examples(tokenizer, shown)
     limits = {f"{name}.max_length": getattr(recipe, name).max_length for name in ("calibration", "finetuning")}
     config = mistakes.collect(lambda: run.config)
     context = context_length(config, tokenizer) if config is not None else None
     if context:
         limits[str(context)] = context.tokens
-    show_lengths({split: lengths_of(tokenizer, examples) for split, examples in splits.items()}, limits)
+    lengths = {split: lengths_of(tokenizer, examples) for split, examples in splits.items()}
+    if not arguments.json:
+        show_lengths(lengths, limits)
     for check in limit_checks(run) if config is not None else ():
         notes += mistakes.collect(check) or []
-    for note in notes:
-        say(f"[bold]note[/] {escape(note)}")
+    if not arguments.json:
+        for note in notes:
+            say(f"[bold]note[/] {escape(note)}")
     mistakes.raise_all()
+    return {
+        "task": recipe.task.name, "text": template, "shots": number, "scorer": task.preset.scorer, "stops": task.stop,
+        "examples": [example_facts(tokenizer, example) for example in shown], "limits": limits,
+        "lengths": {split: length_facts(each, limits) for split, each in lengths.items()}, "notes": notes,
+    }  # fmt: skip
 
 
 ESTIMATE = Verb(

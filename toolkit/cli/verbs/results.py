@@ -1,7 +1,7 @@
 """Verbs for the models of finished runs: `pollard compare`, `push` and `chat`."""
 
 import argparse
-import json
+from typing import Any
 
 from toolkit.cli.verbs.verb import Verb
 from toolkit.runtime.distributed import hide_progress_bars, say
@@ -11,15 +11,16 @@ def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("first", "second"):
         parser.add_argument(name, help="a run (its recovered model), or one of its models: runs/math/original")
     parser.add_argument("--stale", action="store_true", help="also models that are not what their run's recipe asks for by now")
-    parser.add_argument("--json", action="store_true", help="print the facts as JSON")
 
 
-def run_compare(arguments: argparse.Namespace) -> None:
+def run_compare(arguments: argparse.Namespace) -> Any:
     from toolkit.pipeline.compare import compare
     from toolkit.report.terminal import show_comparison
 
     facts = compare(arguments.first, arguments.second, arguments.stale)
-    print(json.dumps(facts.as_json(), indent=1)) if arguments.json else show_comparison(facts)
+    if not arguments.json:
+        show_comparison(facts)
+    return facts.as_json()
 
 
 def add_push_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,10 +29,12 @@ def add_push_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--public", action="store_true", help="for everybody to see, where it is made (default: private)")
 
 
-def run_push(arguments: argparse.Namespace) -> None:
+def run_push(arguments: argparse.Namespace) -> Any:
     from toolkit.pipeline.push import push
 
-    say(push(arguments.run, arguments.repository, arguments.public))
+    address = push(arguments.run, arguments.repository, arguments.public)
+    say(address)
+    return {"address": address}
 
 
 def add_chat_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,4 +77,5 @@ CHAT = Verb(
     "pollard chat runs/playground --models original,pruned,recovered",
     run_chat,
     add_chat_arguments,
+    has_facts=False,
 )

@@ -3,6 +3,7 @@
 import argparse
 import time
 from functools import partial
+from typing import Any
 
 from toolkit.cli.exit_status import tracebacks_in
 from toolkit.cli.interrupt import resumable
@@ -10,7 +11,7 @@ from toolkit.cli.verbs.verb import Verb, add_run_arguments
 from toolkit.pipeline.run_directory import RunDirectory
 from toolkit.pipeline.sweep_grid import load_grid
 from toolkit.recipe.file import load_recipe
-from toolkit.runtime.distributed import join
+from toolkit.runtime.distributed import is_main, join
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.typed_command import command_again
 
@@ -27,8 +28,9 @@ LAST_STAGES = {  # verb: the last stage that it runs; None: all of them
 }
 
 
-def run_recipe(arguments: argparse.Namespace, until: str | None = None) -> None:
-    """Runs the recipe as far as stage `until`, on every rank. Its mistakes are reported before torch is imported."""
+def run_recipe(arguments: argparse.Namespace, until: str | None = None) -> Any:
+    """Runs the recipe as far as stage `until`, on every rank. Its mistakes are reported before torch is imported. The facts are
+    those of report.json, as far as they are known by then."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if until == "refit" and not recipe.pruning.refit:
         raise PollardError(
@@ -47,6 +49,7 @@ def run_recipe(arguments: argparse.Namespace, until: str | None = None) -> None:
         # Imported here for start-up time: both import torch
         from toolkit.cli.last_screen import last_screen
         from toolkit.pipeline import runner as pipeline
+        from toolkit.pipeline.run_facts import read_run_facts
         from toolkit.pipeline.show_fit import show_fit_of
 
         directory = pipeline.run(recipe, fresh=arguments.fresh, until=until)
@@ -54,15 +57,16 @@ def run_recipe(arguments: argparse.Namespace, until: str | None = None) -> None:
             show_fit_of(directory)
         again = command_again(*((verb, "run") for verb in LAST_STAGES))  # the stages that are left, whichever verb it was
         last_screen(directory, time.monotonic() - started, again)
+        return read_run_facts(directory.path).as_json() if arguments.json and is_main() else None
 
 
-def run_sweep(arguments: argparse.Namespace) -> None:
+def run_sweep(arguments: argparse.Namespace) -> Any:
     grid = load_grid(arguments.recipe, arguments.overrides)
     with resumable(), tracebacks_in(RunDirectory(grid.recipe.name).path):
         join()
         from toolkit.pipeline.sweep import sweep  # here for start-up time: it imports torch
 
-        sweep(grid, fresh=arguments.fresh)
+        return sweep(grid, fresh=arguments.fresh).as_json()
 
 
 def _stage_verb(name: str, until: str | None) -> Verb:

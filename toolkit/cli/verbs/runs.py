@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from toolkit.cli.verbs.verb import Verb
 from toolkit.runtime.distributed import console, say
@@ -36,16 +36,19 @@ def add_runs_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def run_runs(arguments: argparse.Namespace) -> None:
+def run_runs(arguments: argparse.Namespace) -> Any:
     if (arguments.yes or arguments.parts) and not arguments.clean:
         raise PollardError("--yes and --parts belong to --clean: `pollard runs --clean`.", code="cli.options-of-clean")
     found, others = _directories(arguments.runs)
     if arguments.clean:
-        _clean(found, arguments.parts, arguments.yes)
-    else:
-        _show(found)
+        return _clean(found, arguments.parts, arguments.yes)
+    runs = [_row_of(directory) for directory in found]
+    if arguments.json:
+        return runs
+    _show(runs)
     if others:
         say(f"[dim]no runs, left as they are: {', '.join(map(str, others))}[/]")
+    return runs
 
 
 def _directories(names: Sequence[str]) -> tuple[list["RunDirectory"], list[Path]]:
@@ -71,37 +74,58 @@ def _directories(names: Sequence[str]) -> tuple[list["RunDirectory"], list[Path]
     return list(found.values()), others
 
 
-def _show(found: Sequence["RunDirectory"]) -> None:
+class RunRow(NamedTuple):
+    """One run of the list. `stale` has a line for each reason; dashes stand for what cannot be read."""
+
+    run: str
+    path: Path
+    model: str
+    task: str
+    keep: str
+    role: str | None  # the model that the score is of
+    score: float | None
+    bytes: int
+    age_seconds: float
+    state: str
+    stale: list[str]
+
+
+def _row_of(directory: "RunDirectory") -> RunRow:
+    from toolkit.pipeline.run_status import best_score, stale_parts, state_of
+    from toolkit.runtime.run_files import bytes_of, files_below
+
+    model, task, keep = _facts(directory)
+    state, score, stale = state_of(directory), None, []
+    if state != "damaged":
+        score, stale = best_score(directory), list(map(str, stale_parts(directory)))
+    role, right = score or (None, None)
+    size, age = bytes_of(files_below(directory.path)), max(0.0, time.time() - directory.manifest.stat().st_mtime)
+    return RunRow(directory.path.name, directory.path, model, task, keep, role, right, size, age, state, stale)
+
+
+def _show(runs: Sequence[RunRow]) -> None:
     from rich import box
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from toolkit.pipeline.run_status import best_score, stale_parts, state_of
     from toolkit.runtime.formatting import percent, size
-    from toolkit.runtime.run_files import bytes_of, files_below
 
-    if not found:
+    if not runs:
         say("No runs here yet: `pollard run RECIPE` makes one in runs/.")
         return
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
     for column in ("run", "model", "task", "keep", "score", "size", "age", "state"):
         table.add_column(column, justify="right" if column in ("keep", "score", "size", "age") else "left", overflow="fold")
-    notes = []
-    for directory in found:
-        model, task, keep = _facts(directory)
-        state, score = state_of(directory), None
-        if state != "damaged":
-            score, stale = best_score(directory), stale_parts(directory)
-            notes += [f"{directory.path.name}: stale: {parts}" for parts in stale]
-            state += ", parts stale" if stale else ""
-        table.add_row(
-            *map(escape, (directory.path.name, model, task, keep)), f"{percent(score[1])} {score[0]}" if score else "–",
-            size(bytes_of(files_below(directory.path))), _age(directory), state,
-        )  # fmt: skip
+    for row in runs:
+        score = "–" if row.score is None else f"{percent(row.score)} {row.role}"
+        state = f"{row.state}{', parts stale' if row.stale else ''}"
+        facts = map(escape, (row.run, row.model, row.task, row.keep))
+        table.add_row(*facts, score, size(row.bytes), _age(row.age_seconds), state)
     (console if console.is_terminal else Console(width=PIPE_WIDTH, highlight=False)).print(table)
-    for note in notes:
-        console.print(note, markup=False)
+    for row in runs:
+        for parts in row.stale:
+            console.print(f"{row.run}: stale: {parts}", markup=False)
 
 
 def _facts(directory: "RunDirectory") -> tuple[str, str, str]:
@@ -123,16 +147,16 @@ def _kept(pruning: Mapping[str, object]) -> str:
     return ", ".join(["all" if keep is None else str(keep), *others])
 
 
-def _age(directory: "RunDirectory") -> str:
+def _age(seconds: float) -> str:
     """Time since the run wrote its manifest: "3 h", "12 d"."""
-    seconds = max(0.0, time.time() - directory.manifest.stat().st_mtime)
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
 
 
-def _clean(found: Sequence["RunDirectory"], parts: list[str] | None, yes: bool) -> None:
+def _clean(found: Sequence["RunDirectory"], parts: list[str] | None, yes: bool) -> Any:
+    """Returns what can be removed, or was."""
     from toolkit.pipeline.cleaning import AGAIN, COSTLY, removable, remove
     from toolkit.pipeline.run_status import state_of
     from toolkit.runtime.formatting import size
@@ -145,15 +169,17 @@ def _clean(found: Sequence["RunDirectory"], parts: list[str] | None, yes: bool) 
     items = [item for directory in found for item in removable(directory, parts)]
     if not items:
         say("Nothing to remove: what is there cannot be made again, or is not Pollard's.")
-        return
+        return {"parts": [], "bytes": 0, "removed": False}
     width = max(len(str(item.run.path / item.part)) for item in items)
     for item in items:
         remade_by = (AGAIN | COSTLY)[item.part]
         console.print(f"{str(item.run.path / item.part).ljust(width)}  {size(item.bytes):>10}  {remade_by}", markup=False)
-    total = size(sum(item.bytes for item in items))
+    facts = [{"path": item.run.path / item.part, "bytes": item.bytes, "again": (AGAIN | COSTLY)[item.part]} for item in items]
+    number = sum(item.bytes for item in items)
+    total = size(number)
     if not yes:
         say(f"{total} in all. Nothing is removed yet: --yes removes it.")
-        return
+        return {"parts": facts, "bytes": number, "removed": False}
     left = []
     for directory in found:
         directory.lock()
@@ -164,6 +190,7 @@ def _clean(found: Sequence["RunDirectory"], parts: list[str] | None, yes: bool) 
     say(f"{total} removed.")
     if left:
         console.print(f"not Pollard's, left: {', '.join(map(str, left))}", markup=False)
+    return {"parts": facts, "bytes": number, "removed": True, "left": left}
 
 
 RUNS = Verb(

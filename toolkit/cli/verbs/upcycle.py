@@ -1,9 +1,10 @@
 """`pollard upcycle DENSE TARGET`: a stock mixture of experts from a dense model."""
 
 import argparse
+from typing import Any
 
 from toolkit.cli.verbs.verb import Verb
-from toolkit.runtime.distributed import join
+from toolkit.runtime.distributed import is_main, join
 from toolkit.runtime.errors import PollardError
 
 OWN_OPTION = {"shared": "width", "copies": "redraw"}  # by form
@@ -28,7 +29,7 @@ def add_upcycle_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that Pollard wrote to TARGET before")
 
 
-def run_upcycle(arguments: argparse.Namespace) -> None:
+def run_upcycle(arguments: argparse.Namespace) -> Any:
     own = OWN_OPTION[arguments.form]
     for other, option in OWN_OPTION.items():
         if option != own and getattr(arguments, option) is not None:
@@ -45,6 +46,11 @@ def run_upcycle(arguments: argparse.Namespace) -> None:
         experts=arguments.experts, experts_per_token=arguments.experts_per_token, seed=arguments.seed, **settings
     )
     upcycle(arguments.dense, arguments.target, form, arguments.revision, arguments.overwrite)
+    if not (arguments.json and is_main()):
+        return None
+    from toolkit.cuts.model_summary import model_summary
+
+    return {"target": arguments.target, "form": form, "model": model_summary(arguments.target)}
 
 
 UPCYCLE = Verb(

@@ -62,9 +62,37 @@ class Report(Stage):
             write_alternatives(run, self.context)
             return write_report(run.path)
 
-        show(on_main(write))
+        facts = on_main(write)
+        show(facts)
         say(f"Report: {run.path / 'report.html'}")
+        if self.context.recipe.finetuning.trainer.get("report_to", "none") not in ("none", []) and REPORT not in run.done():
+            on_main(lambda: self._send_scores(facts))
         return Facts()
+
+    def _send_scores(self, facts: RunFacts) -> None:
+        """To the trackers; not again where the report is only shown again."""
+        from toolkit.recovery.settings import settings_to_read  # takes seconds; most runs have no tracker
+        from toolkit.recovery.trackers import send_scores  # likewise
+
+        folder = self.context.directory.path
+        send_scores(settings_to_read(self.context.recipe, folder), score_numbers(facts), folder)
+
+
+def score_numbers(facts: RunFacts) -> dict[str, float]:
+    """What a tracker gets: of every model its score with the ends of the interval, n and size; of every pair the difference.
+    Shares are fractions, as in report.json."""
+    numbers: dict[str, float | None] = {}
+    for role, result in facts.models.items():
+        if result is not None:
+            low, high = result.interval
+            numbers |= {f"{role}/score": result.score, f"{role}/score_low": low, f"{role}/score_high": high}
+            numbers |= {f"{role}/flexible_score": result.flexible_score, f"{role}/n": result.n}
+            numbers |= {f"{role}/parameters": result.parameters}
+    for pair in facts.pairs:
+        low, high = pair.interval
+        name = f"{pair.first}-{pair.second}"
+        numbers |= {f"{name}/difference": pair.difference, f"{name}/difference_low": low, f"{name}/difference_high": high}
+    return {key: float(number) for key, number in numbers.items() if number is not None}
 
 
 def alternatives(statistics: ExpertStatistics, plan: Plan) -> dict[str, dict[str, list[int]]]:

@@ -8,6 +8,7 @@ One request is answered at a time, by `generate`. For speed there is vLLM, which
 import json
 import sys
 import threading
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -22,7 +23,7 @@ at_work = threading.Lock()
 
 
 @torch.inference_mode()
-def answer(body: dict[str, Any]) -> dict[str, Any]:
+def answer(body: Mapping[str, Any]) -> Mapping[str, Any]:
     prompt = body["prompt"] if isinstance(body["prompt"], list) else tokenizer(body["prompt"], add_special_tokens=False).input_ids
     drawn = (
         {"do_sample": True, "temperature": body["temperature"], "top_k": 0} if body.get("temperature") else {"do_sample": False}
@@ -53,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
         with at_work:
             self.reply(answer(body))
 
-    def reply(self, content: dict[str, Any]) -> None:
+    def reply(self, content: Mapping[str, Any]) -> None:
         text = json.dumps(content).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
