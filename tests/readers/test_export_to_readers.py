@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import pytest
 from conftest import ROOT, raises
 from reader_pythons import python_of
 from small_run import small_folder, small_recipe
+from transformers import AutoTokenizer
 
 from toolkit.pipeline.export import export, format_of
 from toolkit.pipeline.export.environments import LLAMA_CPP_ENVIRONMENT, LLM_COMPRESSOR_ENVIRONMENT
+from toolkit.pipeline.export.reader_process import serving
 from toolkit.pipeline.run_facts import read_run_facts
 from toolkit.pipeline.runner import run
 
@@ -45,6 +48,19 @@ def test_llama_cpp_answers_the_tasks_questions(small: Path) -> None:
     assert halved.bytes < 0.7 * facts.bytes
     assert {found.name for found in read_run_facts("runs/real").exports} == {"gguf-f32", "gguf-f16"}
     assert export("runs/real", format_of("gguf", "f32"), "pruned") == facts  # nothing is made or asked again
+
+
+def test_llama_cpp_takes_a_text_apart_as_transformers_does(small: Path) -> None:
+    """The converter writes the tokenizer as well: a user asks in words."""
+    python, to = python_of(LLAMA_CPP_ENVIRONMENT), format_of("gguf", "f32")
+    export("runs/real", to, "pruned", evaluate=False)
+    tokenizer = AutoTokenizer.from_pretrained("runs/real/pruned")
+    program, arguments = to.server(Path("runs/real/exports/gguf-f32"), 64)
+    with serving(python, program, arguments, Path("server.log"), "serving") as url:
+        for text in ("It's 12,345.67 €!\n\n  def f(x):\n\treturn x", "<|im_start|>user\nÄpfel, 東京<|im_end|>"):
+            body = json.dumps({"content": text, "parse_special": True}).encode()
+            request = urllib.request.Request(url.removesuffix("/v1") + "/tokenize", body, {"Content-Type": "application/json"})
+            assert json.load(urllib.request.urlopen(request))["tokens"] == tokenizer(text, add_special_tokens=False).input_ids
 
 
 def test_a_tokenizer_that_llama_cpp_does_not_know_is_its_reason(small: Path) -> None:

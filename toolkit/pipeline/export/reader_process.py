@@ -19,6 +19,7 @@ from toolkit.runtime.files import full_disk_words
 PROGRAMS = Path(__file__).parent / "programs"
 SERVING = "serving "  # a server's line on standard output, before its address
 PR_SET_PDEATHSIG = 1
+REFUSED = re.compile(r"error loading model: (.+)")  # llama.cpp's; what is raised afterwards says less
 RAISED = re.compile(r"^([\w.]*(Error|Exception|Interrupt)\b.*)$", re.MULTILINE)
 
 
@@ -83,6 +84,8 @@ def _address(lines: IO[str]) -> str:
 
 def reason_in(text: str) -> str:
     """The last error that a program's output names, else its last line."""
+    if refused := REFUSED.findall(text):
+        return str(refused[-1])
     raised = RAISED.findall(text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return str(raised[-1][0]) if raised else lines[-1] if lines else "it printed nothing"
