@@ -156,6 +156,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(ROOT / "tests").as_posix() in SLOW:
             item.add_marker("slow")
+        if item.path.parent.name == "readers":
+            item.add_marker("readers")
+            item.add_marker("slow")
     launching = {item.path for item in items if item.get_closest_marker("launcher")}
     items.sort(key=lambda item: item.path not in launching)
 

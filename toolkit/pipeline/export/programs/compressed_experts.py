@@ -19,6 +19,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, CompressedTensorsConf
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, revert_weight_conversion
 
+WHOLE = ["lm_head", "re:.*gate$", "re:.*router$"]
+"""Modules that are not quantized, in the words of the model. The configuration names them as the files do."""
 MATRICES = {"gate_up_proj": ["gate_proj", "up_proj"], "up_proj": ["up_proj"], "down_proj": ["down_proj"]}
 """The modules that llm-compressor makes of a fused parameter."""
 
@@ -35,7 +37,7 @@ def load_compressed(folder: str) -> PreTrainedModel:
     Raises RuntimeError where a weight of the folder finds no place in the model, or a place in the model no weight.
     """
     config = AutoConfig.from_pretrained(folder)
-    settings = config.quantization_config
+    settings = config.quantization_config | {"ignore": [*config.quantization_config["ignore"], *WHOLE]}
     del config.quantization_config
     model = _taken_apart(AutoModelForCausalLM.from_config(config, dtype=config.dtype))
     compressor = ModelCompressor.from_compression_config(CompressedTensorsConfig(**settings))

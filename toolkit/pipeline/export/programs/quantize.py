@@ -11,11 +11,13 @@ from llmcompressor import oneshot
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from transformers import AutoTokenizer
 
-WHOLE = ["lm_head", "re:.*gate$", "re:.*router$"]  # modules that stay as they are
-
 source, target, scheme = sys.argv[1:]
 model = compressed_experts.load_source(source)
 tokenizer = AutoTokenizer.from_pretrained(source)
-oneshot(model=model, tokenizer=tokenizer, recipe=QuantizationModifier(targets="Linear", scheme=scheme, ignore=WHOLE))
+oneshot(
+    model=model,
+    tokenizer=tokenizer,
+    recipe=QuantizationModifier(targets="Linear", scheme=scheme, ignore=compressed_experts.WHOLE),
+)
 model.save_pretrained(target)
 tokenizer.save_pretrained(target)

