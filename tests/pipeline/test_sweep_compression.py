@@ -125,7 +125,7 @@ def test_finished_cells_are_never_measured_again_nor_inputs_observed(table: dict
     capsys.readouterr()
     assert swept() == table
     out = capsys.readouterr().out
-    assert "6 cells, 6 of them measured already" in out and "observe" not in out
+    assert "6 cells, 6 of them measured already" in out and "inputs are observed" not in out
     swept("sweep.compression=null,low_rank:0.25")
     assert "4 cells, 2 of them measured already" in capsys.readouterr().out
 

@@ -42,16 +42,14 @@ def test_llama_cpp_writes_the_same_text(made: dict[str, Path], expected: Mapping
         assert result.get("difference", 1) <= 1e-3 and result["greedy"], (family, result)
 
 
-@pytest.mark.parametrize(("scheme", "least"), [("fp8", 0.9), ("w4a16", 0.6)])
-def test_what_llm_compressor_writes_loads_back(
-    made: dict[str, Path], expected: Mapping, tmp_path: Path, scheme: str, least: float
-) -> None:
+@pytest.mark.parametrize("scheme", ["fp8", "w4a16"])
+def test_what_llm_compressor_writes_loads_back(made: dict[str, Path], expected: Mapping, tmp_path: Path, scheme: str) -> None:
     """With every weight in its place: the logits are the checkpoint's, rounded. With experts drawn at random, which is what
-    transformers makes of these files, they are others."""
+    transformers makes of these files, the correlation is 0.6 and 0.5."""
     python_of(LLM_COMPRESSOR_ENVIRONMENT)
     results = reader_families.ask_llm_compressor(scheme)(made, expected, tmp_path / "out")
     for family, result in results.items():
-        assert result.get("correlation", 0) >= least, (family, result)
+        assert result.get("correlation", 0) >= 0.8, (family, result)
 
 
 def test_experts_are_written_under_the_familys_own_names(made: dict[str, Path], tmp_path: Path) -> None:
