@@ -157,6 +157,24 @@ def test_on_a_screen_of_any_width_nothing_is_cut_off_and_every_number_is_there(t
     assert found == {"sideways": 0, "out": [], "hidden": []}
 
 
+REGIONS_PROBE = """<script>onload = () => {
+  const regions = [...document.querySelector("iframe").contentDocument.querySelectorAll(".scroll")];
+  const wide = regions.filter((one) => !one.closest("details:not([open])") && one.scrollWidth > one.clientWidth);
+  document.title = JSON.stringify([regions.length, wide.map((one) => one.getAttribute("aria-label"))]);
+}</script>"""
+
+
+def test_a_phone_shows_whole_tables_of_three_models(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    write_alternatives(run)
+    write_report(run.path)
+    framed = tmp_path / "framed.html"
+    framed.write_text(f'<iframe src="file://{run.path / "report.html"}" style="width:360px;border:0"></iframe>{REGIONS_PROBE}')
+    done = browse(tmp_path, "--allow-file-access-from-files", "--dump-dom", f"file://{framed}")
+    regions, wide = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout)[1]))  # type: ignore[index]
+    assert regions > 5 and wide == []
+
+
 def test_it_prints_and_a_large_model_too(tmp_path: Path) -> None:
     run = make_run(tmp_path, roles=(*ROLES, "control"), control=True)
     make_large(run)
