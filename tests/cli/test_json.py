@@ -39,6 +39,7 @@ ARGUMENTS = {  # of each verb, and keys that its facts have
     "estimate": (["recipe.yaml", "--gpus", "2", "--gpu", "h100"], {"stages", "fits", "seconds"}),
     "inspect": ([MODEL], {"experts", "parameters", "cuts"}),
     "preview": (["recipe.yaml"], {"examples", "lengths"}),
+    "init": (["train.jsonl", "--model", MODEL, "--name", "mine"], {"recipe", "task", "preview"}),
     "upcycle": (["dense", "experts", "--width", "8"], {"target", "model"}),
     "criteria": ([], {"criterion", "width_criterion"}),
     "tasks": ([], {"gsm8k"}),

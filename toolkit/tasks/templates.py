@@ -67,7 +67,7 @@ def text_of(value: Any) -> str:
     if is_null(value):
         raise ValueError("it is null" if value is None else "it is null (NaN)")
     if isinstance(value, dict | list):
-        return _json(value)
+        return json_of(value)
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Integral):
@@ -100,15 +100,15 @@ def _checked(text: str) -> str:
     return text
 
 
-def _json(value: Any) -> str:
+def json_of(value: Any) -> str:
     """JSON as `json.dumps` writes it, but with numbers as `text_of` does and texts as they are."""
     value = _plain(value)
     if value is None:
         return "null"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_quoted(str(key))}: {_json(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{_quoted(str(key))}: {json_of(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_json, value)) + "]"
+        return "[" + ", ".join(map(json_of, value)) + "]"
     return text_of(value) if isinstance(value, bool | Real | Decimal) else _quoted(text_of(value))
 
 

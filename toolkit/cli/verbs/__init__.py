@@ -3,6 +3,7 @@
 from toolkit.cli.verbs.benchmark import BENCHMARK
 from toolkit.cli.verbs.drafting import DRAFTS, GENERATE
 from toolkit.cli.verbs.exporting import EXPORT
+from toolkit.cli.verbs.init import INIT
 from toolkit.cli.verbs.lists import COMPLETION, CRITERIA_VERB, RECIPES, TASKS
 from toolkit.cli.verbs.planning import ESTIMATE, INSPECT, PREVIEW
 from toolkit.cli.verbs.results import CHAT, COMPARE, PUSH
@@ -22,6 +23,7 @@ VERBS: list[Verb] = [
     GENERATE,
     DRAFTS,
     BENCHMARK,
+    INIT,
     ESTIMATE,
     INSPECT,
     PREVIEW,
