@@ -8,7 +8,7 @@ Most messages speak of two things, of which one is settled: the queue is that of
 speaks of: which wording is open and which is settled. The key's hash decides between train and test, so no test message
 has a pair of wordings that training shows, whatever the products, names, greetings and days.
 
-    python data/tickets/generate.py           # writes data/tickets/{train,test}.jsonl
+    python data/tickets/generate_tickets.py           # writes data/tickets/{train,test}.jsonl
 """
 
 import hashlib
