@@ -20,7 +20,10 @@ from typing import NamedTuple
 
 HERE = Path(__file__).parent
 SEED = 0
-SIZES = {"train": 3000, "test": 600}
+SIZES = {"train": 3000, "test": 400}
+PASSED_OVER = {"train": 0, "test": 200}
+"""Tickets that are drawn before a split's own and not written: the settings of recipes/smollm.yaml were chosen when 200 test
+tickets had been seen. The test set holds others, of other keys."""
 TEST_SHARE = 5  # one key in five belongs to the test set
 ALONE = 0.15  # this share of the messages speaks of one thing
 
@@ -156,11 +159,12 @@ def stream(split: str, seed: int = SEED) -> Iterator[Ticket]:
 
 def distinct(split: str, size: int) -> list[Ticket]:
     """No key twice in the test set, no text twice in either."""
+    first = PASSED_OVER[split]
     found: dict[object, Ticket] = {}
     for drawn in stream(split):
         found.setdefault(drawn.key if split == "test" else drawn.text, drawn)
-        if len(found) == size:
-            return list(found.values())
+        if len(found) == first + size:
+            return list(found.values())[first:]
     raise AssertionError("a stream has no end")
 
 
