@@ -32,8 +32,13 @@ CONFIGS = {
     "openai/gpt-oss-20b": "gpt-oss-20b",
     "deepseek-ai/DeepSeek-V2-Lite": "deepseek-v2-lite",
 }
+UPCYCLED = {  # models that their recipes' headers make, by the same sizes
+    "experts/smollm": "smollm2-8x135m",
+    "runs/smollm-mix/recovered": "smollm2-8x135m",
+}
 MACHINES = ({"gpus": 8, "gpu": "h100", "cpu_memory": "1T"}, {"gpus": 1, "gpu": "h100", "cpu_memory": "256G"})
 EMBEDDED = ({"gpus": 0, "cpu_memory": "4G"},)
+WITHOUT_GPU = ({"gpus": 0, "cpu_memory": "24G"},)
 BEGIN, END = "# Needs", "# (written by benchmarks/recipe_needs.py)"
 
 
@@ -45,10 +50,11 @@ def with_needs() -> list[Path]:
 def needs(path: Path, known: dict[str, Estimator]) -> str:
     """The header's lines. `known` is what recipes of the same model have counted already."""
     name = load_recipe(path).model.path
-    folder = ROOT / (f"benchmarks/scaling/{CONFIGS[name]}" if name in CONFIGS else name)
+    config = (CONFIGS | UPCYCLED).get(name)
+    folder = ROOT / (f"benchmarks/scaling/{config}" if config else name)
     recipe = load_recipe(path, [f"model.path={folder}"])
     lines = [f"{BEGIN} (`pollard estimate recipes/{path.name} …`: estimates, not measurements):", "#"]
-    for there in MACHINES if name in CONFIGS else EMBEDDED:
+    for there in MACHINES if name in CONFIGS else WITHOUT_GPU if name in UPCYCLED else EMBEDDED:
         estimator = known.setdefault(str(folder), Estimator(resolve_machine(**EMBEDDED[0]))).on(resolve_machine(**there))
         with contextlib.chdir(ROOT):  # where the embedded data's paths begin
             found = estimator.estimate(recipe)

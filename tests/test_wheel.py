@@ -60,8 +60,8 @@ def programs(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_has_the_toolkit_the_recipes_and_the_playground_and_nothing_else(wheel: Path, tracked: list[str]) -> None:
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if not name.split("/")[0].endswith(".dist-info")}
-    embedded = {name for name in tracked if name.startswith(("recipes/", "data/playground/"))}
-    scripts = {name for name in embedded if name.endswith(".py")}  # which made the playground
+    embedded = {name for name in tracked if name.startswith(("recipes/", "data/playground/", "data/tickets/"))}
+    scripts = {name for name in embedded if name.endswith(".py")}  # which drew the data and made the model
     assert scripts and len(embedded) > 30
     expected = {name for name in tracked if name.startswith("toolkit/")} | {
         f"toolkit/embedded/{name}" for name in embedded - scripts

@@ -21,8 +21,13 @@ from toolkit.recipe.schema import Recipe
 
 UNRUN = {  # all that no test runs: what its mark says that it needs, and how it begins
     "gpu": ("benchmarks/", "python benchmarks/", "vllm serve"),
-    "network": ("pollard push", "pollard export", "pip install", "./launch.sh setup "),
-    "time": ("python benchmarks/",),
+    "network": ("pollard push", "pollard export", "pip install", "pip download", "python -m zipfile", "./launch.sh setup "),
+    "time": (
+        "python benchmarks/",
+        "pollard upcycle smollm2/",
+        "pollard recover recipes/smollm-mix.yaml",
+        "pollard report recipes/smollm.yaml",
+    ),
     "login": ("pollard push",),
 }
 LESS = {

@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import raises
+from safetensors.torch import save_file
 
 from toolkit.runtime import signed_folders as folders
 from toolkit.runtime.signed_folders import (
@@ -252,3 +254,15 @@ def test_a_kill_while_a_folder_is_replaced_loses_neither(tmp_path: Path, moment:
     assert (target / "deep" / "weights").read_text() == ("new" if moment == 2 else "old")
     made(target, "newest")
     assert (target / "deep" / "weights").read_text() == "newest" and os.listdir(tmp_path) == ["pruned"]
+
+
+# safetensors writes files of mode 600, beside configurations of mode 644: a server of another user would find half a model
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_weights_may_be_read_by_whoever_may_read_the_rest(mask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        with whole_folder(tmp_path / "made", FACTS) as partial:
+            save_file({"weight": torch.zeros(2)}, partial / "model.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "made" / "model.safetensors").stat().st_mode & 0o777 == mode

@@ -1,4 +1,5 @@
-"""What comes along with Pollard: `recipes/` and `data/playground/`, beside the package in a checkout, inside an installed one.
+"""What comes along with Pollard: `recipes/`, `data/playground/`, `data/tickets/`. Beside the package in a checkout, inside it
+where it is installed.
 
 A recipe may name them by these paths from any folder: what lies there itself comes first.
 """
@@ -10,7 +11,7 @@ _PACKAGE = Path(__file__).parents[1]
 _INSTALLED = _PACKAGE / "embedded"  # of a wheel: pyproject.toml puts it there
 EMBEDDED = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent
 """The folder that holds them."""
-FOLDERS = ("recipes", "data/playground")
+FOLDERS = ("recipes", "data/playground", "data/tickets")
 
 
 def find_embedded(path: str | Path) -> Path:

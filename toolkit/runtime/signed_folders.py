@@ -47,9 +47,13 @@ def provenance(what: str, source: str, revision: str | None = None) -> JsonObjec
 
 
 def sign(folder: Path, facts: JsonObject) -> None:
-    """Marks a finished folder as Pollard's own, with `facts` (see `provenance`) and the checksums of its files."""
+    """Marks a finished folder as Pollard's own, with `facts` (see `provenance`) and the checksums of its files; weights are
+    for everybody to read whom the umask lets read other files."""
     names = [name for name in _names_in(folder) if name != PROVENANCE]
     _write(folder, {"format": 1, **facts, "files": {name: [_checksum(folder / name)] for name in names}})
+    usual = (folder / PROVENANCE).stat().st_mode  # what the umask leaves a new file
+    for weights in folder.glob("*.safetensors"):  # which safetensors writes for their owner alone: no server could read them
+        weights.chmod(weights.stat().st_mode | usual)
 
 
 def write_own_file(folder: Path, name: str, text: str) -> None:

@@ -37,6 +37,12 @@ def run_recipe(arguments: argparse.Namespace, until: str | None = None) -> Any:
             f"{arguments.recipe} has no refit: say pruning.refit=true, on the command line or in the file.",
             code="refit.not-asked",
         )
+    if until == "recover" and "recovered" not in recipe.evaluation.models:
+        raise PollardError(
+            f"{arguments.recipe} has no recovered model, so nothing is trained: say evaluation.models=[recovered], or leave the "
+            "key out.",
+            code="recover.not-asked",
+        )
     if until == LAST_STAGES["fit"] and recipe.pruning.fit is None:
         raise PollardError(
             f"{arguments.recipe} says which shape the model gets: give limits instead, e.g. pruning.fit.bytes=12G, and no keep, "
