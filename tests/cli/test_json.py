@@ -25,10 +25,11 @@ QUICKLY = ["--batch-sizes", "1", "--prompt-tokens", "8", "--new-tokens", "3", "-
 ARGUMENTS = {  # of each verb, and keys that its facts have
     "run": (["recipe.yaml"], {"models", "pairs", "stages"}),
     "fit": (["fit.yaml"], {"fit", "stages"}),
-    **{
-        verb: (["recipe.yaml"], {"models", "stages"})
-        for verb in ("calibrate", "select", "prune", "recover", "evaluate", "report")
-    },
+    **{verb: (["recipe.yaml"], {"models", "stages"}) for verb in ("calibrate", "select", "prune", "evaluate", "report")},
+    "recover": (
+        ["recipe.yaml", "name=trained", "evaluation.models=[recovered]", "finetuning.trainer.max_steps=1"],
+        {"models", "stages"},
+    ),
     "refit": (["recipe.yaml", "name=refit", "pruning.refit=true", "calibration.examples=48"], {"models", "stages"}),
     "runs": ([], {"run", "state", "bytes"}),
     "sweep": (["recipe.yaml", "pruning.keep=4,2"], {"recommendation"}),

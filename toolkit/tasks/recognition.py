@@ -15,6 +15,7 @@ from typing import Any
 
 from toolkit.recipe.data import label_words
 from toolkit.runtime.errors import PollardError
+from toolkit.runtime.files import JsonObject
 from toolkit.tasks.choices import whole_number
 from toolkit.tasks.conversation import holds_messages
 from toolkit.tasks.multiple_choice import GOLD_COLUMNS
@@ -43,7 +44,7 @@ class Recognition:
     """What was understood, and what was not."""
 
     shape: str
-    task: dict[str, Any]
+    task: JsonObject
     """Keys of the recipe's `task`, without its data."""
     question: tuple[str, ...]
     """The columns that make a question what it is: rows that agree in them ask the same."""
@@ -66,7 +67,7 @@ def recognize(rows: Sequence[Row], prompt: str | None = None, completion: str | 
     unused = tuple(name for name in columns if name not in (*used, *SYSTEM))
     system = _system(columns)
     if completion is not None:
-        task: dict[str, Any] = {"prompt": prompt, "completion": completion, "scorer": "exact"}
+        task: JsonObject = {"prompt": prompt, "completion": completion, "scorer": "exact"}
         notes = [*notes, "Answers are compared as they stand (scorer exact): --scorer names another."]
         return Recognition("questions and answers", system | task, tuple(asked), unused, notes)
     answers = [text_of(row[answered]) for row in rows if not is_null(row.get(answered))]
