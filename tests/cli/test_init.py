@@ -55,7 +55,7 @@ def test_a_csv_file_becomes_a_recipe_whose_halves_share_no_question(pollard: Pol
     halves = [{example.question for example in task.examples(split)} for split in ("train", "dev", "test")]
     assert sum(len(task.examples(split)) for split in ("train", "dev", "test")) == 60
     assert not (halves[0] | halves[1]) & halves[2]
-    assert recipe.finetuning.max_length == 64  # 44 tokens at most, in steps of 64
+    assert (recipe.finetuning.max_length, recipe.evaluation.max_new_tokens) == (64, 16)  # 44 tokens at most, and 6
 
 
 def test_the_same_rows_in_another_format_give_the_same_recipe(pollard: Pollard, tmp_path: Path) -> None:

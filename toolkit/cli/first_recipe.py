@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from toolkit.recipe.file import dump_value
 
-CALIBRATED, STEP = 512, 64
-"""Examples that calibration reads at most; limits of length are multiples of STEP."""
+CALIBRATED, LENGTH_STEP, ANSWER_STEP = 512, 64, 16
+"""Examples that calibration reads at most; of what the limits of a text and of an answer are multiples."""
 
 
 class TokenLimits(NamedTuple):
@@ -22,11 +22,11 @@ UNKNOWN = TokenLimits(1024, 512)
 
 def limits_for(whole: Sequence[int], completions: Sequence[int]) -> TokenLimits:
     """Room for the longest of the examples, given the tokens of each and of its completion; half as much again for an answer."""
-    return TokenLimits(_rounded(max(whole)), _rounded(1.5 * max(completions)))
+    return TokenLimits(_rounded(max(whole), LENGTH_STEP), _rounded(1.5 * max(completions), ANSWER_STEP))
 
 
-def _rounded(tokens: float) -> int:
-    return max(STEP, -int(-tokens // STEP) * STEP)
+def _rounded(tokens: float, step: int) -> int:
+    return -int(-tokens // step) * step
 
 
 def recipe_text(
