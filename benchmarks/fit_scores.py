@@ -115,8 +115,9 @@ def recipe_of(name: str, subject: str, seed: int, overrides: Sequence[str] = ())
 
 
 def asked_of(recipe: Recipe) -> str:
-    """Of what the recipe says, without defaults: keys that the toolkit learns later leave finished tables alone."""
-    return fingerprint_of(recipe.model_dump(mode="json", exclude_unset=True))
+    """Of what the recipe says, without defaults: keys that the toolkit learns later leave finished tables alone. Shapes are
+    measured on the task alone."""
+    return fingerprint_of(recipe.model_dump(mode="json", exclude_unset=True, exclude={"evaluation": {"off_task"}}))
 
 
 def widest_shapes(space: FitSpace, kept_layers: dict[int, list[int]], most: int) -> Iterator[FitShape]:
