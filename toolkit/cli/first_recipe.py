@@ -41,7 +41,7 @@ def recipe_text(
     """The recipe as YAML, for the file `path`. `understood`: lines of comment on the task; without `limits` they are guessed."""
     guess = "" if limits else "# a guess: the model was not at hand"
     length, new = limits or UNKNOWN
-    comments = "".join(f"# {line}\n" for line in understood)
+    comments = "".join(f"# {' '.join(line.split())}\n" for line in understood)  # names of columns may have lines
     keys = "".join(f"  {key}: {dump_value(value)}\n" for key, value in task.items())
     return f"""\
 # {name}: made by `pollard init`

@@ -43,7 +43,6 @@ def run_init(arguments: argparse.Namespace) -> Any:
     keep = _keep_of(arguments.keep or (_ask("a share of the experts to keep, or their number", "0.5") if _can_ask() else "0.5"))
 
     from toolkit.cli.first_recipe import recipe_text
-    from toolkit.runtime.distributed import say
     from toolkit.runtime.files import write_text
     from toolkit.tasks.recognition import recognize
 
@@ -56,20 +55,14 @@ def run_init(arguments: argparse.Namespace) -> Any:
     _check_task(task, data, arguments.test)  # mistakes are told with the places that the user knows
     texts = {} if arguments.test else _halves(lines, found, recipe.with_name(name))
     _check_free([*texts, recipe], [data, arguments.test], arguments.overwrite)
-    train, test = (str(path) for path in texts) if texts else (data, arguments.test)
     for path, text in texts.items():
         write_text(path, text)
-    sources = {"name": task["name"]} if "name" in task else {}
-    task = sources | {"train": train, "test": test} | {key: value for key, value in task.items() if key != "name"}
+    train, test = map(str, texts) if texts else (data, arguments.test)
+    task = {key: task[key] for key in ("name",) if key in task} | {"train": train, "test": test} | task
     understood = _understood(found, len(lines.columns), split=bool(texts))
     write_text(recipe, recipe_text(recipe, name, model, task, keep, understood))
     if not arguments.json:
-        from rich.markup import escape
-
-        say(f"[bold]{escape(str(recipe))}[/]: {escape(understood[0])}")
-        for line in (*understood[1:], *(f"{path} is new" for path in texts)):
-            say(f"  {escape(line)}")
-        say()
+        _say_understood(recipe, understood, list(texts))
     limits = _limits(recipe)  # what stands there until then is a guess: a model that cannot be opened may be named later
     write_text(recipe, recipe_text(recipe, name, model, task, keep, understood, limits))
     facts = _preview(recipe, arguments.json)
@@ -189,6 +182,17 @@ def _understood(found: "Recognition", rows: int, split: bool) -> list[str]:
     if rows < FEW_ROWS:
         lines.append(f"{rows} rows are few: the test will hardly tell two models apart (docs/your-data.md)")
     return lines + found.notes
+
+
+def _say_understood(recipe: Path, understood: Sequence[str], new: Sequence[Path]) -> None:
+    from rich.markup import escape
+
+    from toolkit.runtime.distributed import say
+
+    say(f"[bold]{escape(str(recipe))}[/]: {escape(understood[0])}")
+    for line in (*understood[1:], *(f"{path} is new" for path in new)):
+        say(f"  {escape(line)}")
+    say()
 
 
 def _limits(recipe: Path) -> "TokenLimits":
