@@ -154,6 +154,15 @@ def test_a_mistake_is_told_and_nothing_is_written(pollard: Pollard, name: str) -
     assert "Traceback" not in err and [path.name for path in Path().iterdir()] == ["mine.csv"]
 
 
+def test_bad_rows_are_left_out_when_asked_and_counted(pollard: Pollard) -> None:
+    Path("mine.csv").write_text("question,answer\n" + "".join(f"{n}?,{n} is it\n" for n in range(20)) + "How?,\n" + "one\n")
+    status, _, told = pollard("init", "mine.csv", "--model", MODEL)
+    assert status == 1 and "--on-bad-lines skip" in told
+    status, _, told = pollard("init", "mine.csv", "--model", MODEL, "--on-bad-lines", "skip")
+    assert status == 0 and "cannot be used" in told, told
+    assert sum(len(Task(load_recipe("mine.yaml").task).examples(split)) for split in ("train", "dev", "test")) == 20
+
+
 @pytest.mark.parametrize(("given", "missing"), [((), "DATA"), (("mine.csv",), "--model")])
 def test_without_a_terminal_it_says_what_is_missing(pollard: Pollard, given: tuple[str, ...], missing: str) -> None:
     Path("mine.csv").write_text("question,answer\nWhy?,so\nHow?,thus\n")

@@ -105,6 +105,11 @@ def test_two_columns_without_a_usual_name_are_a_guess_that_is_told() -> None:
     assert any("guess" in note for note in found.notes)
 
 
+def test_objects_where_others_have_texts_are_told() -> None:
+    found = recognize([{"question": {"n": n} if n % 2 else f"{n}?", "answer": "so it is"} for n in TEN])
+    assert any("5 of 10" in note and "question" in note for note in found.notes)
+
+
 def test_of_other_columns_the_user_is_asked_for_templates() -> None:
     rows = [{"a": "1", "b": "2", "c": "3"}]
     with raises("init.columns", "a, b, c"):

@@ -62,6 +62,7 @@ def recognize(rows: Sequence[Row], prompt: str | None = None, completion: str | 
     if prompt is None and completion is None and (found := _conversations(rows, columns) or _multiple_choice(rows, columns)):
         return found
     asked, answered, notes = _question_and_answer(columns, prompt, completion)
+    notes = [*notes, *(note for name in (*asked, answered) if (note := _about_objects(name, rows)))]
     prompt = prompt or "\n\n".join(f"{{{name}}}" for name in asked)
     used = [name for name in columns if f"{{{name}" in f"{prompt}{completion or ''}"] + [answered]
     unused = tuple(name for name in columns if name not in (*used, *SYSTEM))
@@ -165,6 +166,11 @@ def _named(columns: Sequence[str], names: Sequence[str]) -> Iterator[str]:
         yield from (column for column in columns if _bare(column) == name)
     for name in names:
         yield from (column for column in columns if _bare(column).replace(" ", "_").replace("-", "_").endswith(f"_{name}"))
+
+
+def _about_objects(name: str, rows: Sequence[Row]) -> str:
+    number = sum(isinstance(row.get(name), list | dict) for row in rows)
+    return f"{name!r} is a list or an object in {number:,} of {len(rows):,} rows: there it is read as JSON." if number else ""
 
 
 def _labels(answers: Sequence[str]) -> list[str]:

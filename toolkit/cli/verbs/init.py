@@ -31,6 +31,10 @@ def add_init_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", help='template of the question, e.g. "{question}" (default: by the names of the columns)')
     parser.add_argument("--completion", help='template of the answer, e.g. "{answer}"')
     parser.add_argument("--scorer", help="how answers are judged (default: by what the answers are; docs/tasks.md)")
+    parser.add_argument(
+        "--on-bad-lines", choices=("error", "skip"), default="error",
+        help="rows that cannot be used: error (default) lists them and stops; skip leaves them out and says how many",
+    )  # fmt: skip
     parser.add_argument("--name", help="of the recipe and its runs (default: that of the data file)")
     parser.add_argument("--to", help="the recipe to be written (default: NAME.yaml)")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
@@ -38,7 +42,8 @@ def add_init_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_init(arguments: argparse.Namespace) -> Any:
     data = _asked(arguments.data, "a data file (.csv, .jsonl, .parquet, …)", None, "DATA", "init.no-data")
-    lines = _rows_of(data)  # before anything else is asked
+    skip = arguments.on_bad_lines == "skip"
+    lines = _rows_of(data, skip)  # before anything else is asked
     model = _asked(arguments.model, "a model, as its hub id or a folder", SMALL_MODEL, "--model", "init.no-model")
     keep = _keep_of(arguments.keep or (_ask("a share of the experts to keep, or their number", "0.5") if _can_ask() else "0.5"))
 
@@ -47,7 +52,7 @@ def run_init(arguments: argparse.Namespace) -> Any:
     from toolkit.tasks.recognition import recognize
 
     found = recognize(lines.columns, arguments.prompt, arguments.completion)
-    task = found.task | ({"scorer": arguments.scorer} if arguments.scorer else {})
+    task = found.task | ({"scorer": arguments.scorer} if arguments.scorer else {}) | ({"on_bad_lines": "skip"} if skip else {})
     name = arguments.name or _name_of(data)
     recipe = Path(arguments.to or f"{name}.yaml")
     if not recipe.absolute().parent.is_dir():
@@ -106,16 +111,19 @@ def _keep_of(text: str) -> int | float:
     return keep
 
 
-def _rows_of(data: str) -> "Lines":
-    """Of the file. Raises PollardError where it cannot be read, holds nothing, or has lines that are none."""
+def _rows_of(data: str, skip: bool) -> "Lines":
+    """Of the file. Raises PollardError where it cannot be read, holds nothing, or has lines that are none (unless `skip`: they
+    are counted aloud when the task is read)."""
     from toolkit.tasks.sources import read_files
 
     lines = read_files(data)
     if not lines.lines:
         raise PollardError(f"{data} is empty: there is no row in it.", code="data.empty")
-    if faults := [f"{place}: {row}" for place, row in lines.lines if isinstance(row, str)]:
+    faults = [f"{place}: {row}" for place, row in lines.lines if isinstance(row, str)]
+    if faults and not (skip and lines.columns):
         raise PollardError(
-            f"{first_of(faults)}\n{len(faults):,} of {len(lines.lines):,} lines in {data} cannot be read. Mend them.",
+            f"{first_of(faults)}\n{len(faults):,} of {len(lines.lines):,} lines in {data} cannot be read. Mend them, or leave "
+            "them out with --on-bad-lines skip.",
             code="init.bad-lines",
         )
     return lines
@@ -133,7 +141,10 @@ def _check_task(task: Mapping[str, Any], data: str, test: str | None) -> None:
     from toolkit.tasks.task import Task
 
     for file in filter(None, (data, test)):
-        Task(_valid(lambda file=file: TaskRecipe(**task, train=file, test=file))).examples("test")  # type: ignore[misc]
+        try:
+            Task(_valid(lambda file=file: TaskRecipe(**task, train=file, test=file))).examples("test")  # type: ignore[misc]
+        except PollardError as error:  # it names the key of a recipe
+            raise PollardError(str(error).replace("`task.on_bad_lines: skip`", "--on-bad-lines skip"), code=error.code) from None
 
 
 def _valid(make: Callable[[], Any]) -> Any:
