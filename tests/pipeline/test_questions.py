@@ -218,10 +218,10 @@ def test_what_cannot_be_meant_is_refused(source: dict, told: str) -> None:
 # Before the first stage, and not after an hour of calibration.
 def test_a_task_that_cannot_have_new_questions_is_told_in_the_checks(tmp_path: Path) -> None:
     row = {"question": "Why?", "choices": ["a", "b"], "answer": 0}
-    (tmp_path / "data.jsonl").write_text(f"{json.dumps(row)}\n" * 12)
-    choices = {"name": "multiple_choice", "train": str(tmp_path / "data.jsonl"), "test": str(tmp_path / "data.jsonl")}
+    (tmp_path / "quiz.jsonl").write_text(f"{json.dumps(row)}\n" * 12)
+    choices = {"name": "multiple_choice", "train": str(tmp_path / "quiz.jsonl"), "test": str(tmp_path / "quiz.jsonl")}
     wish = recipe(task=choices)
-    with raises("questions.refused", "multiple_choice"):
+    with raises("questions.refused", "quiz"):
         check_training_source(wish, wish.finetuning.data[0], None, DataCache())  # type: ignore[index]
     lines = recipe(task={"name": "playground/code", "chat": False, "prompt": "Now:\n{question}"})
     check_training_source(lines, lines.finetuning.data[0], None, DataCache())  # type: ignore[index]
