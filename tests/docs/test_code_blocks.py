@@ -21,10 +21,12 @@ from toolkit.recipe.schema import Recipe
 
 UNRUN = {  # all that no test runs: what its mark says that it needs, and how it begins
     "gpu": ("benchmarks/", "python benchmarks/", "vllm serve"),
-    "network": ("pollard push", "pollard export", "pip install", "pip download", "python -m zipfile", "./launch.sh setup "),
+    "network": ("pollard push", "pollard export", "pip install", "pip download", "python -m zipfile", "./launch.sh"),
     "time": (
         "python benchmarks/",
         "pollard upcycle smollm2/",
+        "pollard init tickets.csv",
+        "pollard report tickets.yaml",
         "pollard recover recipes/smollm-mix.yaml",
         "pollard report recipes/smollm.yaml",
     ),

@@ -132,7 +132,7 @@ def test_a_path_serves_as_well_as_a_model(tiny_checkpoint, model: PreTrainedMode
 def test_scores_tell_how_they_were_won(model: PreTrainedModel, tokenizer: Any, task: Task) -> None:
     facts = evaluate(model, tokenizer, task, "dev", batch_size=3, max_new_tokens=NEW).facts.to_json()
     assert {
-        "task": "custom",
+        "task": task.name,
         "split": "dev",
         "batch_size": 3,
         "max_new_tokens": NEW,
@@ -146,7 +146,7 @@ def test_a_split_without_examples_is_an_error(model: PreTrainedModel, tokenizer:
     path = tmp_path / "few.jsonl"
     path.write_text(json.dumps({"question": "Why?", "answer": "#### 1"}) + "\n")  # too few for a dev slice
     task = Task(TaskRecipe(train=str(path), test=str(path), prompt="{question}", completion="{answer}"))
-    with raises("evaluation.no-examples", "custom", "dev"):
+    with raises("evaluation.no-examples", "few", "dev"):
         evaluate(model, tokenizer, task, "dev")
 
 
