@@ -122,3 +122,25 @@ def test_of_other_columns_the_user_is_asked_for_templates() -> None:
 def test_rows_without_columns_are_refused() -> None:
     with raises("init.no-columns"):
         recognize([{}])
+
+
+def test_a_column_whose_name_begins_anothers_is_not_the_other() -> None:
+    rows = [{"a": "1", "answer": "2", "answers": "3"}]
+    found = recognize(rows, prompt="{answer}", completion="{answers}")
+    assert (found.question, found.unused) == (("answer",), ("a",))
+    with raises("init.template", "a, answer, answers"):
+        recognize(rows, prompt="{answer")
+
+
+def test_a_value_without_a_text_is_left_to_the_task_which_knows_its_line(tmp_path: Path) -> None:
+    rows = [{"question": f"{n}?", "answer": float("inf") if n == 3 else n} for n in TEN]
+    assert recognize(rows).task["scorer"] == "numeric"
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with raises("data.no-text", "line 4", "infinite"):
+        Task(TaskRecipe(**recognize(rows).task, train=str(file), test=str(file))).examples("test")
+
+
+def test_of_two_system_prompts_the_one_that_is_not_read_is_told() -> None:
+    rows = [{"system": "Be brief.", "system_prompt": "Be long.", "question": f"{n}?", "answer": "yes it is"} for n in TEN]
+    assert recognize(rows).unused == ("system_prompt",)

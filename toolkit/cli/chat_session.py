@@ -3,7 +3,6 @@
 Decoding is greedy, as in the evaluation. Every model sees its own earlier answers.
 """
 
-import string
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from toolkit.runtime.distributed import console, device, say
 from toolkit.runtime.errors import PollardError
 from toolkit.runtime.formatting import size
 from toolkit.tasks import Example, Message, Task, chat_format, encode_prompt
+from toolkit.tasks.templates import fields_of
 
 SIDE_BY_SIDE_WIDTH = 100  # columns of a terminal from which on answers are shown side by side
 HELP = "/new begins a new conversation, /quit (or Ctrl-D) ends; Ctrl-C stops an answer"
@@ -98,20 +98,20 @@ def chat(speakers: Sequence[Speaker], run: FoundRun, raw: bool, max_new_tokens: 
 def question_template(run: FoundRun) -> str | None:
     """The task's prompt template if it has exactly one column, for which the question stands; None if it adds nothing."""
     template = Task(run.recipe.task).preset.prompt or ""
-    columns = {name for _, name, _, _ in string.Formatter().parse(template) if name}
-    return template if len(columns) == 1 and template != f"{{{next(iter(columns))}}}" else None
+    columns = fields_of(template)
+    return template if len(columns) == 1 and template != f"{{{columns[0]}}}" else None
 
 
 def system_prompt(run: FoundRun) -> list[Message]:
     """The task's system message if it is the same for every question."""
     system = Task(run.recipe.task).preset.system
-    if not system or any(name for _, name, _, _ in string.Formatter().parse(system)):
+    if not system or fields_of(system):
         return []
     return [{"role": "system", "content": system.format()}]
 
 
 def _filled(template: str, question: str) -> str:
-    (column,) = {name for _, name, _, _ in string.Formatter().parse(template) if name}
+    (column,) = fields_of(template)
     return template.format(**{column: question})
 
 

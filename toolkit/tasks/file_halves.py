@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from toolkit.runtime.errors import PollardError
 from toolkit.tasks.question_words import words_in
-from toolkit.tasks.templates import Row, is_null, json_of, text_of
+from toolkit.tasks.templates import Row, is_null, json_of, readable_text
 
 TEST_SHARE, MOST_TESTED = 0.2, 1000
 
@@ -13,7 +13,7 @@ TEST_SHARE, MOST_TESTED = 0.2, 1000
 def split_by_question(rows: Sequence[Row], question: Sequence[str], seed: int = 0) -> tuple[list[Row], list[Row]]:
     """(train, test), both in the order of `rows`: a fifth of the different questions, at most 1,000, is tested. Rows whose
     columns `question` have the same words go together. Raises PollardError for fewer than two questions."""
-    keys = [words_in(" ".join(text_of(row[name]) for name in question if not is_null(row.get(name)))) for row in rows]
+    keys = [words_in(" ".join(readable_text(row.get(name)) or "" for name in question)) for row in rows]
     different = sorted(set(keys))
     if len(different) < 2:
         raise PollardError(

@@ -10,7 +10,7 @@ Columns are known by their names and by what is in them. The scorer follows the 
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from toolkit.recipe.data import label_words
@@ -20,7 +20,7 @@ from toolkit.tasks.choices import whole_number
 from toolkit.tasks.conversation import holds_messages
 from toolkit.tasks.multiple_choice import GOLD_COLUMNS
 from toolkit.tasks.scorer import MARK, boxed, gold_number
-from toolkit.tasks.templates import Row, is_null, parsed_json, text_of
+from toolkit.tasks.templates import FIELD, Row, fields_of, parsed_json, readable_text
 
 QUESTIONS = (
     "question", "prompt", "instruction", "query", "problem", "input", "user", "source", "text", "sentence", "review", "comment",
@@ -59,27 +59,32 @@ def recognize(rows: Sequence[Row], prompt: str | None = None, completion: str | 
     columns = list(dict.fromkeys(name for row in rows for name in row))
     if not columns:
         raise PollardError("No row has a column: there is nothing to ask.", code="init.no-columns")
-    if prompt is None and completion is None and (found := _conversations(rows, columns) or _multiple_choice(rows, columns)):
-        return found
+    found = None
+    if prompt is None and completion is None:
+        found = _conversations(rows, columns) or _multiple_choice(rows, columns)
+    found = found or _questions(rows, columns, prompt, completion)
+    task = _system(columns) | found.task
+    used = _columns_of(task, columns)
+    return replace(found, task=task, unused=tuple(name for name in columns if name not in used))
+
+
+def _questions(rows: Sequence[Row], columns: Sequence[str], prompt: str | None, completion: str | None) -> Recognition:
     asked, answered, notes = _question_and_answer(columns, prompt, completion)
     notes = [*notes, *(note for name in (*asked, answered) if (note := _about_objects(name, rows)))]
     prompt = prompt or "\n\n".join(f"{{{name}}}" for name in asked)
-    used = [name for name in columns if f"{{{name}" in f"{prompt}{completion or ''}"] + [answered]
-    unused = tuple(name for name in columns if name not in (*used, *SYSTEM))
-    system = _system(columns)
     if completion is not None:
-        task: JsonObject = {"prompt": prompt, "completion": completion, "scorer": "exact"}
         notes = [*notes, "Answers are compared as they stand (scorer exact): --scorer names another."]
-        return Recognition("questions and answers", system | task, tuple(asked), unused, notes)
-    answers = [text_of(row[answered]) for row in rows if not is_null(row.get(answered))]
+        task: JsonObject = {"prompt": prompt, "completion": completion, "scorer": "exact"}
+        return Recognition("questions and answers", task, tuple(asked), notes=notes)
+    # A value that has no text is told, with its line, when the task is read
+    answers = [text for row in rows if (text := readable_text(row.get(answered))) is not None]
     if labels := _labels(answers):
-        task = {
-            "name": "classification", "prompt": f"{prompt}\nAnswer with one of: {{labels}}.", "label": answered, "labels": labels,
-        }  # fmt: skip
-        return Recognition(f"classification into {len(labels)} labels", system | task, tuple(asked), unused, notes)
+        prompt = f"{prompt}\nAnswer with one of: {{labels}}."
+        task = {"name": "classification", "prompt": prompt, "label": answered, "labels": labels}
+        return Recognition(f"classification into {len(labels)} labels", task, tuple(asked), notes=notes)
     scorer, why = _scorer(answers)
     task = {"prompt": prompt, "completion": f"{{{answered}}}", "scorer": scorer}
-    return Recognition("questions and answers", system | task, tuple(asked), unused, [*notes, *why])
+    return Recognition("questions and answers", task, tuple(asked), notes=[*notes, *why])
 
 
 def _conversations(rows: Sequence[Row], columns: Sequence[str]) -> Recognition | None:
@@ -88,16 +93,14 @@ def _conversations(rows: Sequence[Row], columns: Sequence[str]) -> Recognition |
     if not named:
         return None
     pair = [name for name in held if name.lower() in ("prompt", "completion")]
-    messages: str | list[str] = sorted(pair, reverse=True) if len(pair) == 2 else named[0]  # prompt before completion
-    used = [messages] if isinstance(messages, str) else messages
-    unused = tuple(name for name in columns if name not in (*used, *TOOLS, *SYSTEM))
-    system = _system(columns)
+    messages = sorted(pair, reverse=True) if len(pair) == 2 else named[:1]  # prompt before completion
     note = "The last message of each is learnt and asked for, and has to be the same (scorer exact): --scorer names another."
     shape = "conversations" + (" with tools" if any(name in columns for name in TOOLS) else "")
-    return Recognition(shape, {"messages": messages, "scorer": "exact"} | system, tuple(used), unused, [note])
+    task: JsonObject = {"messages": messages if len(messages) > 1 else messages[0], "scorer": "exact"}
+    return Recognition(shape, task, tuple(messages), notes=[note])
 
 
-def _system(columns: Sequence[str]) -> dict[str, str]:
+def _system(columns: Sequence[str]) -> JsonObject:
     name = next((name for name in SYSTEM if name in columns), None)
     return {"system": f"{{{name}}}"} if name else {}
 
@@ -112,9 +115,16 @@ def _multiple_choice(rows: Sequence[Row], columns: Sequence[str]) -> Recognition
         "name": "multiple_choice", "prompt": f"{{{question}}}\n{{options}}\nAnswer with the letter.", "cloze": f"{{{question}}}",
         "choices": choices, "label": gold,
     }  # fmt: skip
-    return Recognition(
-        "multiple choice", task, (question, choices), tuple(name for name in columns if name not in (question, choices, gold))
-    )
+    return Recognition("multiple choice", task, (question, choices))
+
+
+def _columns_of(task: JsonObject, columns: Sequence[str]) -> set[str]:
+    """Those that a task reads: named by its templates, by its other keys, and beside a conversation its tools."""
+    named = [name for key in ("system", "prompt", "completion", "cloze") for name in _in_template(task.get(key, ""), columns)]
+    for key in ("messages", "choices", "label"):
+        if value := task.get(key):
+            named += value if isinstance(value, list) else [value]
+    return {*named, *(TOOLS if "messages" in task else ())}
 
 
 def _is_list(value: Any) -> bool:
@@ -127,11 +137,11 @@ def _question_and_answer(columns: Sequence[str], prompt: str | None, completion:
     """The columns of the question, that of the answer, and notes."""
     questions, answers = list(_named(columns, QUESTIONS)), list(_named(columns, ANSWERS))
     if prompt is not None:
-        questions = _in_template("--prompt", prompt, columns)
+        questions = _asked_for("--prompt", prompt, columns)
     asked = questions[:1] if prompt is None else questions
     answers = [name for name in answers if name not in asked]
     if completion is not None:
-        answers = _in_template("--completion", completion, columns)
+        answers = _asked_for("--completion", completion, columns)
     if prompt is None and asked and _bare(asked[0]) == "instruction" and (more := [n for n in columns if _bare(n) == CONTEXT]):
         asked = [*asked, *more]
     if asked and answers:
@@ -147,13 +157,23 @@ def _question_and_answer(columns: Sequence[str], prompt: str | None, completion:
     )
 
 
-def _in_template(option: str, template: str, columns: Sequence[str]) -> list[str]:
-    """The columns that it names. Raises PollardError for none."""
-    if not (named := [name for name in columns if f"{{{name}" in template]):
+def _asked_for(option: str, template: str, columns: Sequence[str]) -> list[str]:
+    """The columns of a template that the user gives. Raises PollardError for none."""
+    if not (named := _in_template(template, columns)):
         raise PollardError(
             f"{option} {template!r} names no column: there are {', '.join(columns)}, in braces.", code="init.template"
         )
     return named
+
+
+def _in_template(template: str, columns: Sequence[str]) -> list[str]:
+    """The columns that it names, by themselves or a part of them, in the data's order; none where braces do not close."""
+    try:
+        fields = fields_of(template)
+    except ValueError:
+        return []
+    parts = {match[1] for field in fields if field not in columns and (match := FIELD.fullmatch(field))}
+    return [name for name in columns if name in fields or name in parts]
 
 
 def _bare(name: str) -> str:

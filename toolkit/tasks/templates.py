@@ -81,6 +81,19 @@ def text_of(value: Any) -> str:
     raise ValueError(f"it is of the type {type(value).__name__}, which is no text")
 
 
+def readable_text(value: Any) -> str | None:
+    """`text_of`, and None for a value that has no text."""
+    try:
+        return text_of(value)
+    except ValueError:
+        return None
+
+
+def fields_of(template: str) -> list[str]:
+    """The fields of a template as they are written, each once. Raises ValueError for braces that do not close."""
+    return list(dict.fromkeys(name for _, name, _, _ in Formatter().parse(template) if name))
+
+
 def _plain(value: Any) -> Any:
     """numpy's arrays and truth values, and tuples, as Python's."""
     if hasattr(value, "tolist") and (value.ndim or type(value).__name__ in ("bool", "bool_")):

@@ -13,6 +13,7 @@ from toolkit.runtime.errors import PollardError, first_of
 
 if TYPE_CHECKING:
     from toolkit.cli.first_recipe import TokenLimits
+    from toolkit.pipeline.context import RunContext
     from toolkit.tasks.recognition import Recognition
     from toolkit.tasks.sources import Lines
 
@@ -48,6 +49,9 @@ def run_init(arguments: argparse.Namespace) -> Any:
     keep = _keep_of(arguments.keep or (_ask("a share of the experts to keep, or their number", "0.5") if _can_ask() else "0.5"))
 
     from toolkit.cli.first_recipe import recipe_text
+    from toolkit.cli.verbs.planning import preview
+    from toolkit.pipeline.context import RunContext
+    from toolkit.recipe.file import load_recipe
     from toolkit.runtime.files import write_text
     from toolkit.tasks.recognition import recognize
 
@@ -68,9 +72,10 @@ def run_init(arguments: argparse.Namespace) -> Any:
     write_text(recipe, recipe_text(recipe, name, model, task, keep, understood))
     if not arguments.json:
         _say_understood(recipe, understood, list(texts))
-    limits = _limits(recipe)  # what stands there until then is a guess: a model that cannot be opened may be named later
+    run = RunContext(load_recipe(recipe))
+    limits = _limits(run)  # what stands there until then is a guess: a model that cannot be opened may be named later
     write_text(recipe, recipe_text(recipe, name, model, task, keep, understood, limits))
-    facts = _preview(recipe, arguments.json)
+    facts = preview(run.variant(load_recipe(recipe)), "test", examples=1, show=not arguments.json)
     if not arguments.json:
         _say_next(recipe)
     return {"recipe": recipe, "shape": found.shape, "task": task, "unused": found.unused, "notes": understood, "preview": facts}
@@ -206,24 +211,15 @@ def _say_understood(recipe: Path, understood: Sequence[str], new: Sequence[Path]
     say()
 
 
-def _limits(recipe: Path) -> "TokenLimits":
+def _limits(run: "RunContext") -> "TokenLimits":
     """By the tokenizer of the recipe's model. Raises PollardError where it cannot be had."""
     from toolkit.cli.first_recipe import limits_for
-    from toolkit.pipeline.context import RunContext
-    from toolkit.recipe.file import load_recipe
     from toolkit.tasks.token_checks import lengths_of
 
-    run = RunContext(load_recipe(recipe))
     lengths = [lengths_of(run.tokenizer, run.task.examples(split)) for split in ("train", "dev", "test")]
     whole = [length for each in lengths for length in each.whole]
     prompts = [length for each in lengths for length in each.prompts]
     return limits_for(whole, [all_ - prompt for all_, prompt in zip(whole, prompts, strict=True)])
-
-
-def _preview(recipe: Path, as_json: bool) -> Any:
-    from toolkit.cli.verbs.planning import run_preview
-
-    return run_preview(argparse.Namespace(recipe=str(recipe), overrides=[], examples=1, split="test", json=as_json))
 
 
 def _say_next(recipe: Path) -> None:

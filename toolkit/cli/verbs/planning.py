@@ -3,10 +3,14 @@
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.cli.verbs.verb import Verb, add_recipe_arguments
 from toolkit.recipe.file import load_recipe
+from toolkit.runtime.files import JsonObject
+
+if TYPE_CHECKING:
+    from toolkit.pipeline.context import RunContext
 
 SPLITS = ("train", "dev", "test")
 
@@ -94,53 +98,58 @@ def add_preview_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_preview(arguments: argparse.Namespace) -> Any:
-    """Reads the task, the tokenizer and the configuration, and no weights. Conflicts with the model are reported last."""
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    from toolkit.pipeline.context import RunContext
+
+    return preview(RunContext(recipe), arguments.split, arguments.examples, show=not arguments.json)
+
+
+def preview(run: "RunContext", split: str, examples: int, show: bool) -> JsonObject:
+    """Facts of the run's task, and with `show` the screen: so many examples of the split, and the lengths of all. Reads the task,
+    the tokenizer and the configuration, and no weights. Conflicts with the model are reported last."""
     from rich.markup import escape
 
     from toolkit.moe.tokenizer import context_length
-    from toolkit.pipeline.context import RunContext
     from toolkit.pipeline.data_checks import limit_checks, rendering_checks
     from toolkit.report.inspection import example_facts, length_facts, show_examples, show_lengths
     from toolkit.runtime.distributed import say
     from toolkit.runtime.errors import Mistakes
     from toolkit.tasks.token_checks import lengths_of
 
-    run = RunContext(recipe)
-    task = run.task
-    splits = {split: task.examples(split) for split in SPLITS}  # type: ignore[arg-type]
+    recipe, task = run.recipe, run.task
+    splits = {name: task.examples(name) for name in SPLITS}  # type: ignore[arg-type]
     tokenizer = run.tokenizer
     template = "the model's chat template" if tokenizer.chat_template and task.preset.chat else "plain text"
     number = task.nearest or task.preset.shots
     which = "nearest" if task.nearest else "solved"
     shots = f", {number} {which} example{'s' * (number > 1)} before each question" if number else ""
     stops = f", stops at {', '.join(map(repr, task.stop))}" if task.stop else ""
-    if not arguments.json:
+    if show:
         say(f"[bold]{recipe.task.title}[/]: {template}{shots}; judged by {task.preset.scorer}{stops}\n")
     mistakes = Mistakes()
     notes = [note for check in rendering_checks(run) for note in mistakes.collect(check) or ()]
     mistakes.raise_all()  # what the template refuses cannot be shown
-    shown = splits[arguments.split][: arguments.examples]
-    if not arguments.json:
+    shown = splits[split][:examples]
+    if show:
         show_examples(tokenizer, shown)
     limits = {f"{name}.max_length": getattr(recipe, name).max_length for name in ("calibration", "finetuning")}
     config = mistakes.collect(lambda: run.config)
     context = context_length(config, tokenizer) if config is not None else None
     if context:
         limits[str(context)] = context.tokens
-    lengths = {split: lengths_of(tokenizer, examples) for split, examples in splits.items()}
-    if not arguments.json:
+    lengths = {name: lengths_of(tokenizer, each) for name, each in splits.items()}
+    if show:
         show_lengths(lengths, limits)
     for check in limit_checks(run) if config is not None else ():
         notes += mistakes.collect(check) or []
-    if not arguments.json:
+    if show:
         for note in notes:
             say(f"[bold]note[/] {escape(note)}")
     mistakes.raise_all()
     return {
         "task": recipe.task.title, "text": template, "shots": number, "scorer": task.preset.scorer, "stops": task.stop,
         "examples": [example_facts(tokenizer, example) for example in shown], "limits": limits,
-        "lengths": {split: length_facts(each, limits) for split, each in lengths.items()}, "notes": notes,
+        "lengths": {name: length_facts(each, limits) for name, each in lengths.items()}, "notes": notes,
     }  # fmt: skip
 
 
