@@ -1,9 +1,9 @@
-# Pollard for NVIDIA GPUs. The host needs its driver and the NVIDIA Container Toolkit; the folder with recipe and data is /work:
+# Pollard for NVIDIA GPUs. The host needs its driver and the NVIDIA Container Toolkit; the folder with recipe and data is /workspace:
 #
 #     docker build -t pollard .
-#     docker run --rm --gpus all --ipc=host -v "$PWD:/work" pollard                          the playground, into ./runs
-#     docker run --rm --gpus all --ipc=host -v "$PWD:/work" pollard my-data.yaml [key=value …]    your recipe, on all GPUs
-#     docker run --rm -it --gpus all -v "$PWD:/work" --entrypoint pollard pollard chat runs/playground    any verb
+#     docker run --rm --gpus all --ipc=host -v "$PWD:/workspace" pollard                          the playground, into ./runs
+#     docker run --rm --gpus all --ipc=host -v "$PWD:/workspace" pollard my-data.yaml [key=value …]    your recipe, on all GPUs
+#     docker run --rm -it --gpus all -v "$PWD:/workspace" --entrypoint pollard pollard chat runs/playground    any verb
 #
 # The image with nvcc: DeepSpeed compiles its optimizers for offload (finetuning.zero: 3-offload) where they run.
 ARG CUDA=13.0.1
@@ -27,7 +27,7 @@ COPY data data
 RUN .venv/bin/python -c 'import os, torch; ours, its = os.environ["CUDA_VERSION"], torch.version.cuda; \
     assert its and its.split(".")[0] == ours.split(".")[0], f"torch {torch.__version__} wants --build-arg CUDA={its}.…, not {ours}"'
 
-ENV PATH=/opt/pollard/.venv/bin:$PATH HF_HOME=/work/.cache/huggingface
-WORKDIR /work
+ENV PATH=/opt/pollard/.venv/bin:$PATH HF_HOME=/workspace/.cache/huggingface
+WORKDIR /workspace
 ENTRYPOINT ["/opt/pollard/launch.sh"]
 CMD ["recipes/playground.yaml"]
